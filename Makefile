@@ -1,0 +1,36 @@
+# Both targets need Python 3.10 to 3.13 and make, nothing else.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3.10 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+EXTRA ?= $(if $(filter Linux,$(shell uname -s)),cpu)
+PROJECT := .$(if $(EXTRA),[$(EXTRA)])
+DEMO_PROMPT ?= What is 27 + 35?
+
+.PHONY: demo test lint clean
+
+# The main job: load the packaged model and stream an answer.
+demo: .venv/ready
+	.venv/bin/ring-mlx generate --prompt "$(DEMO_PROMPT)" --max-tokens 256
+
+test: .venv-test/ready lint
+	.venv-test/bin/python -m pytest
+
+lint: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/mypy
+
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 found; install one or set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e "$(PROJECT)"
+	@touch $@
+
+.venv-test/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 found; install one or set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check -e "$(PROJECT)" --group dev
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-test dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

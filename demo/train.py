@@ -1,0 +1,299 @@
+"""Trains Ring-nano: ``python -m demo.train --out DIR --minutes 20``, again with the same DIR to go on.
+
+Every ``--save-every`` seconds weights, optimiser and counters go to DIR/checkpoint, whole or not at all; DIR/log.csv
+grows by a line every ten steps. The learning rate follows the share of ``--minutes`` that has been trained, so a
+resumed run ends where an uninterrupted one would. Needs the packages of the project and a tokenizer folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]
+
+HERE = Path(__file__).parent
+SHORT, LONG = 512, 4352
+LONG_EVERY, LONG_SHARE = 3, 0.6
+PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 3e-5, 200
+BIAS_STEP = 1e-3
+SEPARATOR = "<|endoftext|>"
+
+
+def encode(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Ids of a text and a separator, and 1 where the loss counts: within the spans."""
+    encoding = tokenizer.encode(text + SEPARATOR, add_special_tokens=False)
+    counted, at = [0] * len(encoding.ids), 0
+    for i, (start, end) in enumerate(encoding.offsets):
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        counted[i] = int(at < len(spans) and spans[at][0] <= start and end <= spans[at][1])
+    return encoding.ids, counted
+
+
+def texts(seed: int, width: int, tokenizer: Any) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """An endless mix of rendered conversations: all tasks, and recall up to the width where rows are long."""
+    from demo.data import render, stream
+    from demo.render import render_thinking_from
+    from demo.tasks_recall import make_many_recall, make_recall
+
+    rng, mix = random.Random(seed), stream(seed)
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    while True:
+        if width > SHORT and rng.random() < LONG_SHARE:
+            target = int(math.exp(rng.uniform(math.log(300), math.log(width - 150))))
+            if rng.random() < 0.3:
+                yield render(make_recall(rng, "train", target, count))
+            else:
+                questions = rng.randint(2, 2 + target // 300)
+                yield render_thinking_from(*make_many_recall(rng, "train", target, count, questions))
+        else:
+            yield render(next(mix))
+
+
+def rows(seed: int, width: int, tokenizer_folder: str) -> Iterator[Rows]:
+    """Rows of ``width`` + 1 ids made of whole conversations, each closed by a separator.
+
+    One that does not fit starts the next row.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(tokenizer_folder) / "tokenizer.json"))
+    source, filler = texts(seed, width, tokenizer), texts(seed + 1, SHORT, tokenizer)
+    ids: list[int] = []
+    counted: list[int] = []
+    while True:
+        waiting = encode(tokenizer, *next(source))
+        while len(ids) + len(waiting[0]) <= width + 1:
+            ids, counted = ids + waiting[0], counted + waiting[1]
+            waiting = encode(tokenizer, *next(source))
+        for _ in range(3 if width == SHORT else 40):
+            short = encode(tokenizer, *next(filler))
+            if len(ids) + len(short[0]) <= width + 1:
+                ids, counted = ids + short[0], counted + short[1]
+        row = np.zeros((2, width + 1), np.uint16)
+        n = min(len(ids), width + 1)
+        row[0, :n], row[1, :n] = ids[:n], counted[:n]
+        yield row[0], row[1].astype(np.uint8)
+        ids, counted = waiting
+
+
+def produce(queue: Any, seed: int, width: int, count: int, tokenizer_folder: str) -> None:
+    """A worker: fills the queue with batches of ``count`` rows."""
+    source = rows(seed, width, tokenizer_folder)
+    while True:
+        batch = [next(source) for _ in range(count)]
+        queue.put((np.stack([b[0] for b in batch]), np.stack([b[1] for b in batch])))
+
+
+def start_workers(seed: int, args: argparse.Namespace) -> dict[int, Any]:
+    """Queues of short and long batches, with the processes shared between them."""
+    context = multiprocessing.get_context("spawn")
+    queues = {SHORT: context.Queue(maxsize=64), LONG: context.Queue(maxsize=64)}
+    for i in range(max(2, args.workers)):
+        width = LONG if i % 2 else SHORT
+        work = (queues[width], seed * 1000 + i, width, max(1, args.tokens // width), args.tokenizer)
+        context.Process(target=produce, args=work, daemon=True).start()
+    return queues
+
+
+class Trainer:
+    """Model, optimiser and one compiled step.
+
+    Args:
+        folder: Where checkpoints and the log are; an existing checkpoint is taken up.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import mlx.core as mx
+        import mlx.optimizers as optim
+
+        from ring_mlx.config import RingConfig
+        from ring_mlx.model import Model
+
+        mx.random.seed(0)
+        self.folder, self.step, self.trained_s = folder, 0, 0.0
+        self.model = Model(RingConfig.from_dict(json.loads((HERE / "config.json").read_text())))
+        initialise(self.model)
+        for layer in self.moe_layers():
+            layer.mlp.gate.freeze(keys=["expert_bias"], recurse=False)
+        self.optimizer = optim.AdamW(PEAK_RATE, betas=[0.9, 0.95], weight_decay=0.02)
+        self.optimizer.init(self.model.trainable_parameters())
+        if (folder / "checkpoint").is_dir():
+            self.resume()
+        self.state = [self.model.state, self.optimizer.state]
+        mx.eval(self.state)
+        self.update = mx.compile(self._update, inputs=self.state, outputs=self.state)
+
+    def moe_layers(self) -> list[Any]:
+        """The layers with experts."""
+        return [layer for i, layer in enumerate(self.model.layers) if self.model.config.is_moe(i)]
+
+    def _update(self, ids: Any, counted: Any) -> tuple[Any, Any, Any]:
+        import mlx.core as mx
+        import mlx.nn as nn
+        import mlx.optimizers as optim
+
+        def loss_and_loads(model: Any) -> tuple[Any, list[Any]]:
+            loads: list[Any] = []
+            with_dense_experts(loads)
+            logits = model(ids[:, :-1])
+            losses = nn.losses.cross_entropy(logits, ids[:, 1:]) * counted[:, 1:]
+            return losses.sum() / counted[:, 1:].sum(), loads
+
+        (loss, loads), grads = nn.value_and_grad(self.model, loss_and_loads)(self.model)
+        grads, norm = optim.clip_grad_norm(grads, 1.0)
+        self.optimizer.update(self.model, grads)
+        spread = mx.array(0.0)
+        for layer, load in zip(self.moe_layers(), loads, strict=True):
+            gate = layer.mlp.gate
+            gate.expert_bias = gate.expert_bias + BIAS_STEP * mx.sign(load.mean() - load)
+            spread = mx.maximum(spread, load.max() / load.mean())
+        return loss, norm, spread
+
+    def save(self) -> None:
+        """Write a checkpoint beside the last one, then put it in its place."""
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+
+        new, old = self.folder / "checkpoint.new", self.folder / "checkpoint"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        mx.save_safetensors(str(new / "model.safetensors"), dict(tree_flatten(self.model.parameters())))
+        mx.save_safetensors(str(new / "optimizer.safetensors"), dict(tree_flatten(self.optimizer.state)))
+        (new / "progress.json").write_text(json.dumps({"step": self.step, "trained_s": self.trained_s}))
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(new, old)
+
+    def resume(self) -> None:
+        """Take up the checkpoint."""
+        import mlx.core as mx
+        from mlx.utils import tree_unflatten
+
+        folder = self.folder / "checkpoint"
+        self.model.load_weights(str(folder / "model.safetensors"))
+        self.optimizer.state = tree_unflatten(list(mx.load(str(folder / "optimizer.safetensors")).items()))
+        progress = json.loads((folder / "progress.json").read_text())
+        self.step, self.trained_s = progress["step"], progress["trained_s"]
+
+
+def with_dense_experts(loads: list[Any]) -> None:
+    """Make every `MoE` compute densely and report its loads."""
+    from demo.dense_moe import dense_moe
+    from ring_mlx.moe import MoE
+
+    MoE.__call__ = lambda self, x, dtype=None: dense_moe(self, x, loads)  # type: ignore[method-assign]
+
+
+def initialise(model: Any) -> None:
+    """Normal weights of deviation 0.02, smaller where a layer adds to the residual stream; norms stay at one."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    depth = (2 * len(model.layers)) ** -0.5
+    new = []
+    for name, p in tree_flatten(model.parameters()):
+        if p.ndim > 1:
+            scale = 0.5 * p.shape[-1] ** -0.5
+            if "down_proj" in name or ".dense." in name:
+                scale *= depth
+            new.append((name, mx.random.normal(p.shape) * (0.02 if "word_embeddings" in name else scale)))
+    model.load_weights(new, strict=False)
+
+
+def rate(progress: float, step: int) -> float:
+    """Learning rate: a linear warm-up, then a cosine over the share of the time that has passed."""
+    cosine = LAST_RATE + (PEAK_RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return cosine * min(1.0, (step + 1) / WARMUP_STEPS)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until the minutes of the whole run, or of this call, are over."""
+    import mlx.core as mx
+
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(folder)
+    queues = start_workers(args.seed + trainer.step, args)
+    log = (folder / "log.csv").open("a", newline="")
+    writer = csv.writer(log)
+    if not trainer.step:
+        writer.writerow(["step", "trained_s", "width", "loss", "grad_norm", "max_load_over_mean", "rate"])
+    total_s, call_s = args.minutes * 60, args.minutes_this_call * 60
+    started = last = saved = time.monotonic()
+    smooth = {SHORT: math.nan, LONG: math.nan}
+    while trainer.trained_s < total_s and last - started < call_s:
+        width = LONG if trainer.step % LONG_EVERY == LONG_EVERY - 1 else SHORT
+        ids, counted = queues[width].get(timeout=300)
+        lr = rate(trainer.trained_s / total_s, trainer.step)
+        trainer.optimizer.learning_rate = lr
+        values = trainer.update(mx.array(ids.astype(np.int32)), mx.array(counted.astype(np.float32)))
+        mx.eval(trainer.state, values)
+        loss, norm, spread = (v.item() for v in values)
+        now = time.monotonic()
+        trainer.trained_s, last = trainer.trained_s + now - last, now
+        trainer.step += 1
+        smooth[width] = loss if math.isnan(smooth[width]) else 0.95 * smooth[width] + 0.05 * loss
+        if trainer.step % 10 < 1 or trainer.step < 5:
+            row = [
+                trainer.step,
+                f"{trainer.trained_s:.1f}",
+                width,
+                f"{loss:.4f}",
+                f"{norm:.3f}",
+                f"{spread:.2f}",
+                f"{lr:.2e}",
+            ]
+            writer.writerow(row)
+        if trainer.step % args.print_every == 0:
+            log.flush()
+            waiting = {w: q.qsize() for w, q in queues.items()}
+            print(
+                f"step {trainer.step} {trainer.trained_s:.0f} s short {smooth[SHORT]:.4f} long {smooth[LONG]:.4f} "
+                f"norm {norm:.2f} load {spread:.2f} rate {lr:.1e} queues {list(waiting.values())} "
+                f"peak {mx.get_peak_memory() / 1e9:.1f} GB",
+                flush=True,
+            )
+        if now - saved > args.save_every:
+            trainer.save()
+            saved = now
+    trainer.save()
+    log.close()
+    print(f"stopped at step {trainer.step} after {trainer.trained_s:.0f} s", flush=True)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="folder of checkpoint and log")
+    parser.add_argument("--tokenizer", default=str(HERE.parent / "ring_mlx" / "demo_model"), help="tokenizer folder")
+    parser.add_argument("--minutes", type=float, default=20, help="length of the whole training")
+    parser.add_argument("--minutes-this-call", type=float, default=1e9, help="stop this call earlier, to go on later")
+    parser.add_argument("--tokens", type=int, default=SHORT * 64, help="tokens a step")
+    parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
+    parser.add_argument("--print-every", type=int, default=100, help="steps between lines")
+    parser.add_argument("--workers", type=int, default=max(2, (os.cpu_count() or 2) - 2), help="data processes")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the data")
+    train(parser.parse_args())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Lightning attention token by token in float32: the definition that every other form is held to."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def naive_lightning_attn(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay_rate: mx.array,
+    scale: float,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Linear attention with a fixed decay per head, one token after the other.
+
+    For each head with rate s, over the tokens t of a row::
+
+        S_t = exp(-s) S_{t-1} + k_t v_t^T
+        o_t = scale * q_t S_t
+
+    A masked token leaves the state as it was: it neither adds nor decays, and its output is ``scale * q_t S_{t-1}``.
+
+    Args:
+        q: Queries [B, T, H, K], any float dtype.
+        k: Keys [B, T, H, K].
+        v: Values [B, T, H, V].
+        decay_rate: s, [H], float32, not negative.
+        scale: Factor of the output, K^-0.5 in this model.
+        state: S before the first token, [B, H, K, V] float32; None is zero.
+        mask: True where a token counts, [B, T] bool; None is all of them.
+
+    Returns:
+        o [B, T, H, V] in the dtype of ``q``, and S after the last token, [B, H, K, V] float32.
+
+    Source: arXiv 2510.19338, section 2; the decay is that of lightning attention, arXiv 2401.04658.
+    """
+    B, T, H, K = q.shape
+    dtype = q.dtype
+    q, k, v = (x.astype(mx.float32) for x in (q, k, v))
+    S = mx.zeros((B, H, K, v.shape[-1]), mx.float32) if state is None else state.astype(mx.float32)
+    decay = mx.exp(-decay_rate.astype(mx.float32))[None, :, None, None]
+    out = []
+    for t in range(T):
+        updated = S * decay + k[:, t, :, :, None] * v[:, t, :, None, :]
+        S = updated if mask is None else mx.where(mask[:, t, None, None, None], updated, S)
+        out.append((q[:, t, :, None, :] @ S)[:, :, 0])
+    o = mx.stack(out, axis=1) if T else mx.zeros(v.shape, mx.float32)
+    return (scale * o).astype(dtype), S

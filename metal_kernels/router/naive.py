@@ -1,0 +1,58 @@
+"""Group-limited sigmoid routing in float32 MLX operations."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def naive_route(
+    logits: mx.array,
+    bias: mx.array | None,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    scaling_factor: float,
+    normalize: bool,
+) -> tuple[mx.array, mx.array]:
+    """Choose ``top_k`` experts a token out of its best groups.
+
+    ::
+
+        p = sigmoid(logits),  b = p + bias
+        group score = sum of the two largest b of the group; only the topk_group best groups stay (others: -inf)
+        chosen = the top_k largest b that stay, ties to the lower index
+        w = p[chosen] / (sum p[chosen] + 1e-20) * scaling_factor
+
+    The bias steers the choice and never the weight.
+
+    Args:
+        logits: [..., E], computed in float32 whatever the dtype.
+        bias: ``expert_bias`` [E] float32, or None.
+        top_k: Experts a token.
+        n_group: Number of equal groups of experts.
+        topk_group: Groups that stay.
+        scaling_factor: ``routed_scaling_factor``.
+        normalize: ``norm_topk_prob``; one expert alone is never normalised.
+
+    Returns:
+        Indices [..., top_k] int32 by falling b, and weights [..., top_k] float32.
+
+    Source: arXiv 2510.19338 and the DeepSeek-V3 router, arXiv 2412.19437, section 2.1.2.
+    """
+    scores = mx.sigmoid(logits.astype(mx.float32))
+    biased = scores if bias is None else scores + bias.astype(mx.float32)
+    if n_group > 1:
+        biased = _keep_best_groups(biased, n_group, topk_group)
+    chosen = mx.stop_gradient(mx.argsort(-biased, axis=-1)[..., :top_k])
+    weights = mx.take_along_axis(scores, chosen, axis=-1)
+    if normalize and top_k > 1:
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+    return chosen.astype(mx.int32), weights * scaling_factor
+
+
+def _keep_best_groups(biased: mx.array, n_group: int, topk_group: int) -> mx.array:
+    grouped = mx.unflatten(biased, -1, (n_group, -1))
+    best_two = mx.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)
+    kept = mx.argsort(-best_two, axis=-1)[..., :topk_group]
+    is_kept = (mx.arange(n_group)[:, None] == kept[..., None, :]).any(axis=-1)
+    return mx.where(is_kept[..., None], grouped, -mx.inf).flatten(-2)

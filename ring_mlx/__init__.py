@@ -1,0 +1,58 @@
+"""Ring-linear models on MLX: load, cache and generate; the front ends know only the names listed here.
+
+Names are imported when they are first used, so that ``ring-mlx --help`` does not wait for MLX and transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_lm.sample_utils import make_sampler
+
+    from ring_mlx.cache import HybridCache
+    from ring_mlx.config import RingConfig
+    from ring_mlx.errors import RingError
+    from ring_mlx.generation import GenerationEvent, KVQuantization, generate, stream_generate
+    from ring_mlx.loading import demo_model_path, load, load_model
+    from ring_mlx.model import Model
+    from ring_mlx.tokenizer import render_chat
+
+__all__ = [
+    "GenerationEvent",
+    "HybridCache",
+    "KVQuantization",
+    "Model",
+    "RingConfig",
+    "RingError",
+    "demo_model_path",
+    "generate",
+    "load",
+    "load_model",
+    "make_sampler",
+    "render_chat",
+    "stream_generate",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GenerationEvent": "ring_mlx.generation",
+    "HybridCache": "ring_mlx.cache",
+    "KVQuantization": "ring_mlx.generation",
+    "Model": "ring_mlx.model",
+    "RingConfig": "ring_mlx.config",
+    "RingError": "ring_mlx.errors",
+    "demo_model_path": "ring_mlx.loading",
+    "generate": "ring_mlx.generation",
+    "load": "ring_mlx.loading",
+    "load_model": "ring_mlx.loading",
+    "make_sampler": "mlx_lm.sample_utils",
+    "render_chat": "ring_mlx.tokenizer",
+    "stream_generate": "ring_mlx.generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ring_mlx' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,124 @@
+"""The two kinds of attention layer; knows projections, heads and one layer's cache, not the layers around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import scaled_dot_product_attention
+from mlx_lm.models.rope_utils import initialize_rope
+
+from metal_kernels import lightning_attn, linear_gate
+from ring_mlx.config import RingConfig
+from ring_mlx.decay import decay_rate
+
+
+class _Attention(nn.Module):
+    """What both kinds share: the fused projection, norms of q and k per head, then partial rotary embedding."""
+
+    def __init__(self, config: RingConfig, num_key_value_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_key_value_heads = config.num_attention_heads, num_key_value_heads
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
+        width = self.num_heads * self.head_dim
+        fused = width + 2 * num_key_value_heads * self.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, fused, bias=config.use_qkv_bias)
+        self.dense = nn.Linear(width, config.hidden_size, bias=config.use_bias)
+        if config.use_qk_norm:
+            self.query_layernorm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.key_layernorm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.rope = initialize_rope(
+            config.rope_dims,
+            config.rope_theta,
+            traditional=False,
+            scaling_config=dict(config.rope_scaling) if config.rope_scaling else None,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+
+    def qkv(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Project, normalise and rotate: x [B, T, D] to q [B, H, T, K] and k, v [B, Hkv, T, K]."""
+        B, T, _ = x.shape
+        heads = self.query_key_value(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
+        q, k, v = mx.split(heads, [self.num_heads, self.num_heads + self.num_key_value_heads], axis=1)
+        if "query_layernorm" in self:
+            q, k = self.query_layernorm(q), self.key_layernorm(k)
+        return self.rope(q, offset=offset), self.rope(k, offset=offset), v
+
+
+class SoftmaxAttention(_Attention):
+    """Causal grouped-query softmax attention.
+
+    ::
+
+        o = softmax(q k^T * head_dim^-0.5 + mask) v,  y = dense(o)
+    """
+
+    def __init__(self, config: RingConfig) -> None:
+        super().__init__(config, config.num_key_value_heads)
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any | None, offset: int | mx.array) -> mx.array:
+        """Attend over the cache and x.
+
+        Args:
+            x: The layer's normed input [B, T, hidden].
+            mask: True where a query may look, "causal", or None for one token.
+            cache: A cache with mlx-lm's ``update_and_fetch``, or None.
+            offset: Position of the first token, one for all rows or [B].
+
+        Returns:
+            [B, T, hidden].
+        """
+        B, T, _ = x.shape
+        q, k, v = self.qkv(x, offset)
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        o = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
+        return self.dense(o.transpose(0, 2, 1, 3).reshape(B, T, -1))
+
+
+class LinearAttention(_Attention):
+    """Lightning attention with grouped norm and output gate.
+
+    ::
+
+        S_t = exp(-s) S_{t-1} + k_t v_t^T,  o_t = head_dim^-0.5 q_t S_t
+        y = dense(g_norm(o) * sigmoid(g_proj(x)))
+
+    The state S and the decay are float32 whatever the weights are.
+    """
+
+    def __init__(self, config: RingConfig, layer: int) -> None:
+        super().__init__(config, config.num_attention_heads)
+        width = self.num_heads * self.head_dim
+        self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.g_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
+        self.groups = config.group_norm_size
+        self._decay_rate = decay_rate(self.num_heads, layer, config.num_hidden_layers)
+
+    @property
+    def decay_rate(self) -> mx.array:
+        """s of each head, [H] float32; not a parameter, so no cast of the weights rounds it."""
+        return self._decay_rate
+
+    def __call__(self, x: mx.array, mask: mx.array | None, cache: Any | None, offset: int | mx.array) -> mx.array:
+        """Fold x into the state and read it out.
+
+        Args:
+            x: The layer's normed input [B, T, hidden].
+            mask: True where a token counts [B, T], or None for all.
+            cache: A cache whose item 0 is the state [B, H, K, V] float32 or None, or no cache.
+            offset: Position of the first token, one for all rows or [B].
+
+        Returns:
+            [B, T, hidden].
+        """
+        B, T, _ = x.shape
+        q, k, v = (y.transpose(0, 2, 1, 3) for y in self.qkv(x, offset))
+        state = None if cache is None else cache[0]
+        o, state = lightning_attn(q, k, v, self._decay_rate, self.scale, state, mask)
+        if cache is not None:
+            cache[0] = state
+        gate = self.g_proj(x)
+        return self.dense(linear_gate(o.reshape(B, T, -1), gate, self.g_norm.weight, self.groups, self.g_norm.eps))

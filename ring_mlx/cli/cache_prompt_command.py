@@ -1,0 +1,65 @@
+"""``ring-mlx cache-prompt``: read a long text once and keep what the model knows of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from ring_mlx.cli import options
+from ring_mlx.cli.progress import PrefillBar
+from ring_mlx.errors import PromptError
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "cache-prompt", help="read a prompt once and save the state", description=__doc__, allow_abbrev=False
+    )
+    options.add_model_options(parser)
+    parser.add_argument("--prompt", required=True, help="text to read ('-' for standard input)")
+    parser.add_argument("--prompt-cache-file", required=True, help="file to write")
+    parser.add_argument("--system-prompt", help="system prompt for the chat template")
+    parser.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
+    options.add_prefill_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the prompt and write the file; returns the exit code."""
+    from ring_mlx.generation import generate_step
+    from ring_mlx.tokenizer import render_chat
+
+    text = options.read_prompt(args.prompt)
+    model, tokenizer, name = options.load_named(args)
+    if args.ignore_chat_template or not tokenizer.has_chat_template:
+        ids = [int(i) for i in tokenizer.encode(text)]
+    else:
+        messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+        ids = render_chat(tokenizer, [*messages, {"role": "user", "content": text}], continue_last=True)
+    if not text.strip() or not ids:
+        raise PromptError("the prompt is empty; give some text.")
+    context = model.config.max_position_embeddings
+    if len(ids) >= context:
+        raise PromptError(f"{len(ids)} tokens leave no room in the context of {context}; shorten the prompt.")
+    cache = model.make_cache()
+    kv_quantization = options.make_kv_quantization(args)
+    if kv_quantization is not None:
+        kv_quantization.check(model.config.head_dim)
+    started = time.perf_counter()
+    with PrefillBar(args.prefill_step_size) as bar:
+        for _ in generate_step(
+            ids,
+            model,
+            cache,
+            max_tokens=1,
+            prefill_step_size=args.prefill_step_size,
+            kv_quantization=kv_quantization,
+            progress=bar,
+        ):
+            pass
+    cache.save(args.prompt_cache_file, ids, model.fingerprint, model=name)
+    speed = len(ids) / (time.perf_counter() - started)
+    print(f"Read {len(ids)} tokens at {speed:.3f} tokens-per-sec, saved {args.prompt_cache_file}", file=sys.stderr)
+    return 0

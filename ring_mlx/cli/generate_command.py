@@ -1,0 +1,242 @@
+"""``ring-mlx generate``: one prompt in, text out, with the flags of mlx_lm.generate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ring_mlx.cli import INTERRUPTED, options
+from ring_mlx.cli.progress import PrefillBar
+from ring_mlx.errors import OptionError, PromptError
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from ring_mlx.generation import GenerationEvent
+    from ring_mlx.model import Model
+
+# Flags of mlx_lm.generate that have no meaning here, each with the reason that a person is told.
+REFUSED = {
+    "--max-kv-size": "a rotating cache forgets the prompt, and this model's linear state cannot forget with it; "
+    "leave it out, or use --kv-bits to save memory",
+    "--adapter-path": "adapters are not supported; fuse the adapter into the checkpoint first",
+    "--draft-model": "speculative decoding is not supported; leave it out",
+    "--num-draft-tokens": "speculative decoding is not supported; leave it out",
+    "--image": "the model reads text only; leave it out",
+}
+REFUSED_SWITCHES = {
+    "--trust-remote-code": "code in a checkpoint is never run and never needed; leave it out",
+    "--use-default-chat-template": "there is no default template; the checkpoint's own is used if it has one",
+    "--quantize-activations": "activations are never quantised; leave it out",
+}
+RULE = "=" * 10
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("generate", help="generate text", description=__doc__, allow_abbrev=False)
+    options.add_model_options(parser)
+    parser.add_argument("--prompt", "-p", default="hello", help="the message ('-' for standard input)")
+    parser.add_argument("--system-prompt", help="system prompt for the chat template")
+    parser.add_argument("--prefill-response", help="text that the answer starts with")
+    parser.add_argument("--max-tokens", "-m", type=options.positive_int, default=100, help="at most so many (100)")
+    parser.add_argument("--extra-eos-token", nargs="+", default=(), help="further tokens that stop")
+    parser.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
+    parser.add_argument("--chat-template-config", type=options.json_object, help="JSON object for the template")
+    parser.add_argument("--verbose", type=_str2bool, default=True, help="with statistics, or the text only (True)")
+    parser.add_argument("--prompt-cache-file", help="continue what `ring-mlx cache-prompt` saved")
+    parser.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
+    parser.add_argument("--thinking-budget", type=options.natural_int, help="close the thought after so many tokens")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    options.add_prefill_options(parser)
+    options.add_sampling_options(parser)
+    refused = parser.add_argument_group("not supported", "flags of mlx_lm.generate that are refused with the reason")
+    for flag in REFUSED:
+        refused.add_argument(flag, nargs="+", help=argparse.SUPPRESS)
+    for flag in REFUSED_SWITCHES:
+        refused.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate and print; returns the exit code."""
+    from ring_mlx.generation import stream_generate
+
+    for flag, reason in (REFUSED | REFUSED_SWITCHES).items():
+        if getattr(args, flag[2:].replace("-", "_")):
+            raise OptionError(f"{flag} is not supported: {reason}.")
+    text = options.read_prompt(args.prompt)
+    if not text.strip():
+        raise PromptError("the prompt is empty; give some text.")
+    model, tokenizer, name = options.load_named(args)
+    for token in args.extra_eos_token:
+        _add_eos(tokenizer, token)
+    sampler, processors = options.make_sampling(args, model, tokenizer)
+    cache, prompt = _prompt_and_cache(args, model, tokenizer, text)
+    printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose)
+    code = 0
+    with PrefillBar(args.prefill_step_size) as bar:
+        try:
+            for event in stream_generate(
+                model,
+                tokenizer,
+                prompt,
+                max_tokens=args.max_tokens,
+                cache=cache,
+                thinking_budget=args.thinking_budget,
+                sampler=sampler,
+                logits_processors=processors,
+                prefill_step_size=args.prefill_step_size,
+                kv_quantization=options.make_kv_quantization(args),
+                progress=bar,
+            ):
+                printer.show(event)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+    printer.finish(interrupted=code != 0)
+    if args.json:
+        print(json.dumps(printer.as_json(name), ensure_ascii=False))
+    return code
+
+
+@dataclass
+class Printer:
+    """Writes events to standard output as they come, and the statistics at the end.
+
+    Args:
+        thinking: "show" the thought as it is, "hide" it, or "fold" it to one line.
+        quiet: Collect only, for `as_json`.
+        verbose: Frame the text and print statistics, in the words of mlx_lm.generate.
+    """
+
+    thinking: str
+    quiet: bool = False
+    verbose: bool = True
+    write: Callable[[str], Any] = field(default_factory=lambda: sys.stdout.write)
+    text: str = ""
+    thought: str = ""
+    answer: str = ""
+    thinking_tokens: int = 0
+    last: GenerationEvent | None = None
+    _thought_started: float = 0.0
+    _answering: bool = False
+    _interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verbose and not self.quiet:
+            self.write(f"{RULE}\n")
+
+    def show(self, event: GenerationEvent) -> None:
+        """Take one event."""
+        self.last = event
+        self.text += event.text
+        self.thought += event.thinking_text
+        self.answer += event.answer_text
+        if event.thinking:
+            if not self.thinking_tokens:
+                self._thought_started = time.perf_counter()
+            self.thinking_tokens += 1
+        if not self.quiet:
+            self._out(event.text if self.thinking == "show" else self._answer_part(event))
+
+    def finish(self, interrupted: bool = False) -> None:
+        """Print what belongs after the text."""
+        self._interrupted = interrupted
+        if self.quiet:
+            return
+        if self.thinking == "fold" and self.thinking_tokens and not self._answering:
+            self._out(self._folded())
+        self._out("\n")
+        if not self.verbose:
+            return
+        self._out(f"{RULE}\n")
+        if self.last is None:
+            self._out("No text generated for this prompt\n")
+            return
+        e = self.last
+        reused = f" ({e.cached_tokens} more from the cache)" if e.cached_tokens else ""
+        self._out(
+            f"Prompt: {e.prompt_tokens} tokens, {e.prompt_tps:.3f} tokens-per-sec{reused}\n"
+            f"Generation: {e.generation_tokens} tokens, {e.generation_tps:.3f} tokens-per-sec\n"
+            f"Peak memory: {e.peak_memory:.3f} GB\n"
+        )
+
+    def as_json(self, model: str) -> dict[str, Any]:
+        """Everything of the run as one object."""
+        e = self.last
+        out: dict[str, Any] = {
+            "model": model,
+            "text": self.text,
+            "thinking": self.thought.strip(),
+            "answer": self.answer.strip(),
+            "thinking_tokens": self.thinking_tokens,
+            "finish_reason": "interrupted" if self._interrupted else e.finish_reason if e else None,
+        }
+        if e is not None:
+            out |= {
+                "prompt_tokens": e.prompt_tokens,
+                "cached_tokens": e.cached_tokens,
+                "generation_tokens": e.generation_tokens,
+                "prompt_tps": e.prompt_tps,
+                "generation_tps": e.generation_tps,
+                "time_to_first_token_s": e.time_to_first_token_s,
+                "peak_memory_gb": e.peak_memory,
+            }
+        return out
+
+    def _answer_part(self, event: GenerationEvent) -> str:
+        text = event.answer_text
+        if self._answering:
+            return text
+        text = text.lstrip()
+        if not text:
+            return ""
+        self._answering = True
+        return self._folded() + text if self.thinking == "fold" and self.thinking_tokens else text
+
+    def _folded(self) -> str:
+        return f"[thought {time.perf_counter() - self._thought_started:.1f} s, {self.thinking_tokens} tokens]\n"
+
+    def _out(self, text: str) -> None:
+        self.write(text)
+        sys.stdout.flush()
+
+
+def _prompt_and_cache(
+    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str
+) -> tuple[Any, list[int]]:
+    from ring_mlx.cache import HybridCache
+    from ring_mlx.cli.prompt_cache import text_after_cached
+    from ring_mlx.tokenizer import render_chat
+
+    cache = HybridCache.load(args.prompt_cache_file, model.fingerprint)[0] if args.prompt_cache_file else None
+    if args.ignore_chat_template or not tokenizer.has_chat_template:
+        return cache, [int(i) for i in tokenizer.encode(text, add_special_tokens=cache is None)]
+    messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt is not None else []
+    messages.append({"role": "user", "content": text})
+    continue_last = args.prefill_response is not None
+    if continue_last:
+        messages.append({"role": "assistant", "content": args.prefill_response})
+    extra = args.chat_template_config or {}
+    if cache is not None:
+        after = text_after_cached(tokenizer, messages, extra, continue_last)
+        return cache, [int(i) for i in tokenizer.encode(after, add_special_tokens=False)]
+    tools = extra.pop("tools", None)
+    return None, render_chat(tokenizer, messages, tools, extra, continue_last)
+
+
+def _add_eos(tokenizer: TokenizerWrapper, token: str) -> None:
+    if not token.isdigit() and token not in tokenizer.get_vocab():
+        raise OptionError(f"--extra-eos-token {token!r} is not in the vocabulary; give a token or an id.")
+    tokenizer.add_eos_token(token)
+
+
+def _str2bool(text: str) -> bool:
+    if text.lower() not in ("true", "t", "false", "f"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() in ("true", "t")

@@ -1,0 +1,194 @@
+"""Options that several subcommands share: which model, how to sample, how to prefill; knows flags, not models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ring_mlx.errors import OptionError
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from ring_mlx.generation import KVQuantization, LogitsProcessor, Sampler
+    from ring_mlx.model import Model
+
+TOY_NOTE = (
+    "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "
+    "--model inclusionAI/Ring-mini-linear-2.0 or a folder."
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --revision and --exact."""
+    parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument(
+        "--exact", action="store_true", help="residual stream, norms and head in float32 too (slower, more memory)"
+    )
+
+
+def add_prefill_options(parser: argparse.ArgumentParser) -> None:
+    """Steps of the prefill and quantised keys and values."""
+    parser.add_argument("--prefill-step-size", type=positive_int, default=2048, help="prompt tokens a step (2048)")
+    parser.add_argument("--kv-bits", type=int, help="quantise keys and values of softmax layers to 2, 4 or 8 bits")
+    parser.add_argument("--kv-group-size", type=int, default=64, help="group size of --kv-bits (64)")
+    parser.add_argument(
+        "--quantized-kv-start", type=natural_int, default=5000, help="tokens before --kv-bits begins (5000)"
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The samplers and logits processors of mlx-lm, under its names and with its defaults."""
+    g = parser.add_argument_group("sampling")
+    g.add_argument("--temp", type=in_range(0, 1e6), default=0.0, help="temperature; 0 is greedy (0); 0.6 suits Ring")
+    g.add_argument("--top-p", type=in_range(0, 1), default=1.0, help="nucleus probability (1)")
+    g.add_argument("--min-p", type=in_range(0, 1), default=0.0, help="least probability, relative to the best (0)")
+    g.add_argument("--top-k", type=natural_int, default=0, help="only the k likeliest; 0 is all (0)")
+    g.add_argument("--xtc-probability", type=in_range(0, 1), default=0.0, help="how often XTC applies (0)")
+    g.add_argument("--xtc-threshold", type=in_range(0, 0.5), default=0.1, help="threshold of XTC (0.1)")
+    g.add_argument("--min-tokens-to-keep", type=positive_int, default=1, help="kept by --min-p at least (1)")
+    g.add_argument("--seed", type=natural_int, help="seed of the sampler")
+    g.add_argument("--repetition-penalty", type=in_range(0, 1e6), help="penalty for repeated tokens (1 is none)")
+    g.add_argument("--repetition-context-size", type=positive_int, default=20, help="tokens looked at (20)")
+    g.add_argument("--presence-penalty", type=float, help="subtracted from logits of tokens seen")
+    g.add_argument("--presence-context-size", type=positive_int, default=20, help="tokens looked at (20)")
+    g.add_argument("--frequency-penalty", type=float, help="subtracted for each time a token was seen")
+    g.add_argument("--frequency-context-size", type=positive_int, default=20, help="tokens looked at (20)")
+    g.add_argument("--logit-bias", type=json_object, help='JSON object of token id to bias, such as {"17": -5}')
+
+
+def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
+    """The model and tokenizer that the options name, and what to call them; says so when it is the toy.
+
+    Raises:
+        RingError: As `ring_mlx.load`.
+    """
+    from ring_mlx.loading import demo_model_path, load
+
+    if args.model is None:
+        print(f"ring-mlx: {TOY_NOTE}", file=sys.stderr)
+    name = args.model or str(demo_model_path())
+    model, tokenizer = load(name, revision=args.revision, exact=args.exact)
+    return model, tokenizer, name
+
+
+def make_sampling(
+    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper
+) -> tuple[Sampler, list[LogitsProcessor]]:
+    """mlx-lm's sampler and processors from the options; seeds MLX if a seed is given.
+
+    Raises:
+        OptionError: If a value does not suit the model's vocabulary.
+    """
+    import mlx.core as mx
+    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+    vocabulary = model.config.vocab_size
+    if args.top_k >= vocabulary:
+        raise OptionError(f"--top-k {args.top_k} is not below the vocabulary of {vocabulary}; give 0 for all.")
+    bias = logit_bias(args.logit_bias or {}, vocabulary)
+    if args.seed is not None:
+        mx.random.seed(args.seed)
+    sampler: Sampler = make_sampler(
+        args.temp,
+        args.top_p,
+        args.min_p,
+        args.min_tokens_to_keep,
+        top_k=args.top_k,
+        xtc_probability=args.xtc_probability,
+        xtc_threshold=args.xtc_threshold,
+        xtc_special_tokens=tokenizer.encode("\n", add_special_tokens=False) + sorted(tokenizer.eos_token_ids),
+    )
+    processors: list[LogitsProcessor] = make_logits_processors(
+        bias or None,
+        args.repetition_penalty,
+        args.repetition_context_size,
+        args.presence_penalty,
+        args.presence_context_size,
+        args.frequency_penalty,
+        args.frequency_context_size,
+    )
+    return sampler, processors
+
+
+def make_kv_quantization(args: argparse.Namespace) -> KVQuantization | None:
+    """The settings of --kv-bits, or None without it."""
+    from ring_mlx.generation import KVQuantization
+
+    if args.kv_bits is None:
+        return None
+    return KVQuantization(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
+
+
+def read_prompt(text: str) -> str:
+    r"""A prompt as given: ``-`` is standard input, and ``\n`` and ``\t`` are what they name, as in mlx_lm.
+
+    Raises:
+        OptionError: If standard input is not text.
+    """
+    if text != "-":
+        return text.replace("\\n", "\n").replace("\\t", "\t")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as e:
+        raise OptionError(f"standard input is not UTF-8 text ({e}); pipe a text file.") from None
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: an integer from 1."""
+    return _int_from(text, 1)
+
+
+def natural_int(text: str) -> int:
+    """An argparse type: an integer from 0."""
+    return _int_from(text, 0)
+
+
+def in_range(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number from ``low`` to ``high``."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return number
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An argparse type: a JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({e})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+def logit_bias(given: Mapping[str, Any], vocabulary: int) -> dict[int, float]:
+    """The value of --logit-bias with ids as keys.
+
+    Raises:
+        OptionError: If a key is not the id of a token or a value not a number.
+    """
+    bias = {}
+    for key, value in given.items():
+        if not key.isdigit() or int(key) >= vocabulary:
+            raise OptionError(f"--logit-bias key {key!r} is not a token id below {vocabulary}; give ids.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise OptionError(f"--logit-bias value {value!r} of token {key} is not a number; give a number.")
+        bias[int(key)] = float(value)
+    return bias
+
+
+def _int_from(text: str, low: int) -> int:
+    value = int(text)
+    if value < low:
+        raise argparse.ArgumentTypeError(f"{text} is not {low} or more")
+    return value

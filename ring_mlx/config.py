@@ -1,0 +1,374 @@
+"""config.json as a checked, frozen record; knows the model's vocabulary of keys, not its arrays."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from ring_mlx.errors import ConfigError
+
+LINEAR_TYPES = ("bailing_moe_linear",)
+SOFTMAX_TYPES = ("bailing_moe_v2", "bailing_moe")
+
+# Keys that say nothing about the forward pass of a finished checkpoint.
+HARMLESS = frozenset(
+    [
+        "_name_or_path",
+        "add_cross_attention",
+        "architectures",
+        "attention_dropout",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "embedding_dropout",
+        "eos_token_id",
+        "finetuning_task",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "max_window_layers",
+        "moe_router_topk_scaling_factor",
+        "mtp_loss_scaling_factor",
+        "num_nextn_predict_layers",
+        "output_attentions",
+        "output_dropout",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "quantization",
+        "quantization_config",
+        "return_dict",
+        "rope_parameters",
+        "rotary_dim",
+        "router_aux_loss_coef",
+        "router_dtype",
+        "seq_length",
+        "sliding_window",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+    ]
+)
+
+# Keys that change the forward pass, with the only values this model has.
+ONLY = {
+    "hidden_act": ("silu",),
+    "linear_silu": (False,),
+    "moe_router_enable_routed_scaling": (True,),
+    "moe_router_enable_shared_expert": (True,),
+    "norm_head": (False,),
+    "norm_softmax": (False,),
+    "rope_interleaved": (False,),
+    "rope_traditional": (False,),
+    "score_function": ("sigmoid",),
+    "use_rmsnorm": (True,),
+    "use_sliding_window": (False,),
+}
+
+ROPE_TYPES = ("default", "linear", "yarn")
+ROPE_KEYS = frozenset(
+    [
+        "type",
+        "rope_type",
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+    ]
+)
+
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingConfig:
+    """What the forward pass needs; every field keeps its config.json name.
+
+    Fields without a default must stand in the file. ``layer_group_size`` and ``group_norm_size`` are needed by
+    ``bailing_moe_linear`` only; its softmax siblings have a group size of 1, which makes every layer softmax.
+    ``group_norm_size`` is the number of groups, as in the checkpoints.
+    """
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    max_position_embeddings: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    vocab_size: int
+    partial_rotary_factor: float
+    use_qk_norm: bool
+    score_function: str
+    num_experts: int
+    num_experts_per_tok: int
+    num_shared_experts: int
+    moe_intermediate_size: int
+    moe_router_enable_expert_bias: bool
+    first_k_dense_replace: int
+    n_group: int
+    topk_group: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    layer_group_size: int
+    group_norm_size: int
+    head_dim: int
+    moe_shared_expert_intermediate_size: int
+    rope_scaling: Mapping[str, Any] | None = None
+    tie_word_embeddings: bool = False
+    use_bias: bool = False
+    use_qkv_bias: bool = False
+
+    @property
+    def rope_dims(self) -> int:
+        """How many leading dimensions of a head are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def is_linear(self, layer: int) -> bool:
+        """Whether ``layer`` (0-based) is a lightning attention layer; the last of each group and the tail are not."""
+        whole = self.num_hidden_layers // self.layer_group_size * self.layer_group_size
+        return layer < whole and (layer + 1) % self.layer_group_size != 0
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether ``layer`` (0-based) has experts."""
+        return self.num_experts > 0 and layer >= self.first_k_dense_replace
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RingConfig:
+        """Check the content of a config.json and keep what the model needs.
+
+        Args:
+            raw: The parsed file.
+
+        Returns:
+            The checked configuration.
+
+        Raises:
+            ConfigError: If a needed key is missing (named), a value is unsupported or of the wrong kind (named with
+                the value), or values contradict each other.
+
+        Unknown keys that are not known to be harmless are warned about once a process.
+        """
+        _check_model_type(raw)
+        values = _filled_in(raw)
+        missing = [f.name for f in fields(cls) if values.get(f.name) is None and f.default is MISSING]
+        if missing:
+            raise ConfigError(
+                f"config.json lacks {', '.join(missing)}, which the model needs; take the file from the original "
+                "checkpoint."
+            )
+        for key, allowed in ONLY.items():
+            if raw.get(key) is not None and raw[key] not in allowed:
+                raise ConfigError(
+                    f"{key} {_shown(raw[key])} is not supported, only {_shown(allowed[0])}; "
+                    "this is not a Ring-linear 2.0 checkpoint or sibling."
+                )
+        known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
+        _check_kinds(known)
+        config = cls(**known)
+        _check_values(config)
+        _warn_unknown(raw, {f.name for f in fields(cls)})
+        return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object from ``path``.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not JSON, or is not an object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no {path.name} in {path.parent}; give the folder of a downloaded checkpoint.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ConfigError(f"{path} is not valid JSON ({e}); download the file again.") from None
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read ({e.strerror}); check the folder's permissions.") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a {type(raw).__name__}, not an object; download the file again.")
+    return raw
+
+
+def read_config(folder: str | os.PathLike[str]) -> tuple[RingConfig, dict[str, Any]]:
+    """Read and check ``folder/config.json``.
+
+    Returns:
+        The checked configuration, and the raw file for what is not the model's business (eos ids, quantisation).
+
+    Raises:
+        ConfigError: As `RingConfig.from_dict`, or if the file is missing or not JSON.
+    """
+    raw = read_json(Path(folder) / "config.json")
+    return RingConfig.from_dict(raw), raw
+
+
+def _check_model_type(raw: Mapping[str, Any]) -> None:
+    model_type = raw.get("model_type")
+    if model_type is None:
+        raise ConfigError("config.json lacks model_type, which the model needs; is this a checkpoint's config.json?")
+    if model_type not in LINEAR_TYPES + SOFTMAX_TYPES:
+        raise ConfigError(
+            f"model_type {_shown(model_type)} is not supported, only {', '.join(LINEAR_TYPES + SOFTMAX_TYPES)}; "
+            "use mlx-lm for other models."
+        )
+    if model_type == "bailing_moe" and "n_group" not in raw:
+        raise ConfigError(
+            "model_type 'bailing_moe' without n_group is Ling 1.x, which is not supported; use a 2.0 checkpoint "
+            "or mlx-lm."
+        )
+
+
+def _filled_in(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The raw values, with those that the format defines through others."""
+    values = dict(raw)
+    rope = values.get("rope_parameters")
+    if isinstance(rope, Mapping):
+        for key in ("rope_theta", "partial_rotary_factor"):
+            values.setdefault(key, rope.get(key))
+        if values.get("rope_scaling") is None:
+            values["rope_scaling"] = {k: v for k, v in rope.items() if k in ROPE_KEYS}
+    if values["model_type"] in SOFTMAX_TYPES:
+        values["layer_group_size"] = values["group_norm_size"] = 1
+    heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
+    if values.get("head_dim") is None and _is_count(heads) and _is_count(hidden):
+        values["head_dim"] = hidden // heads
+    if values.get("moe_shared_expert_intermediate_size") is None:
+        values["moe_shared_expert_intermediate_size"] = values.get("moe_intermediate_size")
+    _fill_partial_rotary(values)
+    for key in ("num_experts", "num_shared_experts"):
+        if key in values and values[key] is None:
+            values[key] = 0
+    values["rope_scaling"] = _rope_scaling(values)
+    return values
+
+
+def _fill_partial_rotary(values: dict[str, Any]) -> None:
+    rotary_dim, factor, head_dim = (values.get(k) for k in ("rotary_dim", "partial_rotary_factor", "head_dim"))
+    if rotary_dim is None or not _is_count(head_dim):
+        return
+    if factor is None:
+        values["partial_rotary_factor"] = rotary_dim / head_dim
+    elif int(head_dim * factor) != rotary_dim:
+        raise ConfigError(
+            f"rotary_dim {rotary_dim} contradicts head_dim {head_dim} x partial_rotary_factor {factor}; "
+            "correct config.json from the original checkpoint."
+        )
+
+
+def _rope_scaling(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    scaling = values.get("rope_scaling")
+    if scaling is None:
+        return None
+    if not isinstance(scaling, Mapping):
+        raise ConfigError(f"rope_scaling {_shown(scaling)} is not an object; correct config.json.")
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        raise ConfigError(
+            f"rope_scaling type {_shown(kind)} is not supported, only {', '.join(ROPE_TYPES)}; "
+            "use a checkpoint with one of them."
+        )
+    if kind == "default":
+        return None
+    unknown = sorted(k for k, v in scaling.items() if k not in ROPE_KEYS and v is not None)
+    unknown = [k for k in unknown if k not in ("rope_theta", "partial_rotary_factor")]
+    if unknown:
+        raise ConfigError(f"rope_scaling key {_shown(unknown[0])} is not supported; remove it or use mlx-lm.")
+    factor = scaling.get("factor")
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or factor <= 0:
+        raise ConfigError(f"rope_scaling factor {_shown(factor)} is not a positive number; correct config.json.")
+    kept = {k: v for k, v in scaling.items() if k in ROPE_KEYS and v is not None} | {"type": kind}
+    if kind == "yarn":
+        kept.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
+    return kept
+
+
+def _check_kinds(known: Mapping[str, Any]) -> None:
+    for f in fields(RingConfig):
+        if f.name not in known or f.name == "rope_scaling":
+            continue
+        value, kind = known[f.name], str(f.type)
+        ok = {
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+            "bool": isinstance(value, bool),
+            "str": isinstance(value, str),
+        }[kind]
+        if not ok:
+            raise ConfigError(f"{f.name} {_shown(value)} is not of type {kind}; correct config.json.")
+
+
+def _check_values(c: RingConfig) -> None:
+    positive = [
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "rope_theta",
+        "vocab_size",
+        "head_dim",
+        "layer_group_size",
+        "group_norm_size",
+    ]
+    if c.num_experts:
+        positive += ["num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"]
+    for name in positive:
+        if getattr(c, name) <= 0:
+            raise ConfigError(f"{name} {getattr(c, name)} is not positive; correct config.json.")
+    for name in ("num_experts", "num_shared_experts", "first_k_dense_replace"):
+        if getattr(c, name) < 0:
+            raise ConfigError(f"{name} {getattr(c, name)} is negative; correct config.json.")
+    if not 0 < c.partial_rotary_factor <= 1 or c.rope_dims % 2:
+        raise ConfigError(
+            f"partial_rotary_factor {c.partial_rotary_factor} of head_dim {c.head_dim} does not give an even number "
+            "of rotated dimensions; correct config.json."
+        )
+    _divides(c, "num_key_value_heads", "num_attention_heads", c.num_attention_heads)
+    if any(c.is_linear(i) for i in range(c.num_hidden_layers)):
+        _divides(c, "group_norm_size", "num_attention_heads x head_dim", c.num_attention_heads * c.head_dim)
+    if c.num_experts:
+        _divides(c, "n_group", "num_experts", c.num_experts)
+        available = c.num_experts // c.n_group * min(c.topk_group, c.n_group)
+        if c.topk_group > c.n_group or c.num_experts_per_tok > available:
+            raise ConfigError(
+                f"num_experts_per_tok {c.num_experts_per_tok} cannot be chosen from topk_group {c.topk_group} of "
+                f"n_group {c.n_group} groups over num_experts {c.num_experts}; correct config.json."
+            )
+
+
+def _divides(c: RingConfig, name: str, whole: str, size: int) -> None:
+    if size % getattr(c, name):
+        raise ConfigError(f"{name} {getattr(c, name)} does not divide {whole} {size}; correct config.json.")
+
+
+def _warn_unknown(raw: Mapping[str, Any], used: set[str]) -> None:
+    unknown = sorted(k for k in raw if k not in used and k not in HARMLESS and k not in ONLY and k not in _warned)
+    if unknown:
+        _warned.update(unknown)
+        warnings.warn(f"[config] unknown keys in config.json are ignored: {', '.join(unknown)}.", stacklevel=4)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,54 @@
+"""The fixed decay rates of lightning attention; knows head and layer counts, nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The ALiBi slope of every head.
+
+    ::
+
+        slope_h = r^(h+1),  r = 2^(-2^-(log2 H - 3))
+
+    for H a power of two. Otherwise the slopes of the power of two below, then every second slope of the one above.
+
+    Args:
+        num_heads: H.
+
+    Returns:
+        H slopes, falling within each of the two parts.
+
+    Source: ALiBi, arXiv 2108.12409, and its published interleaving for other head counts.
+    """
+    below = 2 ** int(math.log2(num_heads))
+    return _geometric(below) + _geometric(2 * below)[::2][: num_heads - below]
+
+
+def decay_rate(num_heads: int, layer: int, num_layers: int) -> mx.array:
+    """Rate s of each head of a linear layer, for the decay exp(-s) a token.
+
+    ::
+
+        s_h = slope_h * (1 - i / (N - 1) + 1e-5)
+
+    Args:
+        num_heads: H.
+        layer: i, the 0-based index among all layers.
+        num_layers: N, all layers.
+
+    Returns:
+        [H] float32, computed in float64 and rounded once.
+
+    Source: arXiv 2510.19338; the authors' engines index layers from 0 here (mlx-lm 0.32.2 takes i - 1).
+    """
+    factor = 1 - layer / max(1, num_layers - 1) + 1e-5
+    return mx.array([slope * factor for slope in alibi_slopes(num_heads)], dtype=mx.float32)
+
+
+def _geometric(n: int) -> list[float]:
+    ratio = 2.0 ** -(2.0 ** -(math.log2(n) - 3))
+    return [ratio ** (h + 1) for h in range(n)]

@@ -1,0 +1,76 @@
+"""Errors that a person can cause and mend; knows nothing of the model, MLX or the command line.
+
+    RingError
+    |-- ConfigError       config.json lacks a key or holds a value that the model cannot honour
+    |-- WeightsError      missing, extra, misshapen or damaged tensors
+    |-- HubError          a repository or file that could not be fetched
+    |-- TokenizerError    tokenizer files missing or unreadable, no chat template
+    |-- PromptError       an empty prompt, or one longer than the context
+    |-- CacheFileError    a saved cache that is damaged, foreign or of another model
+    |-- OptionError       an option or combination of options that cannot work
+    `-- NoFitError        a model that this machine's memory cannot hold
+
+Every message starts with its origin in brackets, names the value seen and ends with the remedy, in one line:
+``[config] rope_scaling type 'longrope' is not supported; use a checkpoint with 'yarn', 'linear' or none.``
+"""
+
+
+class RingError(Exception):
+    """A failure whose message is meant for the user: one line, no traceback.
+
+    Args:
+        message: What happened, the value seen, and the remedy.
+    """
+
+    origin = "ring"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"[{self.origin}] {' '.join(message.split())}")
+
+
+class ConfigError(RingError):
+    """config.json lacks what the model needs, or asks for what it cannot do."""
+
+    origin = "config"
+
+
+class WeightsError(RingError):
+    """Tensors are missing, extra, misshapen or damaged."""
+
+    origin = "weights"
+
+
+class HubError(RingError):
+    """A model folder or hub repository could not be had."""
+
+    origin = "hub"
+
+
+class TokenizerError(RingError):
+    """The tokenizer or its chat template is missing or unreadable."""
+
+    origin = "tokenizer"
+
+
+class PromptError(RingError):
+    """The prompt is empty or does not fit the context."""
+
+    origin = "prompt"
+
+
+class CacheFileError(RingError):
+    """A saved cache is damaged, of another format or of another model."""
+
+    origin = "cache"
+
+
+class OptionError(RingError):
+    """An option, or a combination of options, that cannot work."""
+
+    origin = "option"
+
+
+class NoFitError(RingError):
+    """The model does not fit into this machine's memory."""
+
+    origin = "memory"

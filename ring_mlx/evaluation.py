@@ -1,0 +1,144 @@
+"""Accuracy on a suite of questions with one right answer; knows conversations and text, not how a suite was made."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.errors import OptionError
+from ring_mlx.generation import PREFILL_STEP_SIZE
+from ring_mlx.model import Model
+from ring_mlx.tokenizer import render_chat
+
+
+@dataclass(frozen=True)
+class Question:
+    """Messages that end with the user's, and the answer that counts as right.
+
+    ``task`` groups questions in the report.
+    """
+
+    task: str
+    messages: tuple[dict[str, str], ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model said to a question, and whether its final answer is exactly the right one."""
+
+    question: Question
+    text: str
+    given: str
+
+    @property
+    def right(self) -> bool:
+        """Exact match of the final answer."""
+        return self.given == self.question.answer
+
+
+def read_suite(path: Path) -> list[Question]:
+    """Read a suite: gzipped JSON lines with task, messages and answer.
+
+    Raises:
+        OptionError: If the file is missing or not a suite.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as f:
+            raw = [json.loads(line) for line in f]
+        return [Question(r["task"], tuple(r["messages"]), r["answer"]) for r in raw]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
+        raise OptionError(f"suite {path} cannot be read ({e}); give a gzipped JSON-lines suite.") from None
+
+
+def extract_answer(text: str) -> str:
+    """The final answer in a reply: what follows the last colon and space, else the last word.
+
+    The thought, closing punctuation, quotes and backticks are not part of it.
+    """
+    visible = text.rsplit("</think>", 1)[-1].strip()
+    tail = visible.rsplit(": ", 1)[-1] if ": " in visible else visible.rsplit(None, 1)[-1] if visible else ""
+    return tail.rstrip(".!?").strip('"`')
+
+
+def evaluate(
+    model: Model,
+    tokenizer: TokenizerWrapper,
+    questions: Sequence[Question],
+    *,
+    max_tokens: int = 400,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Result]:
+    """Answer every question greedily, in batches of similar length.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, with a chat template.
+        questions: The suite.
+        max_tokens: Of an answer, thought included.
+        batch_size: Questions at a time.
+        progress: Called with (questions done, all).
+
+    Returns:
+        Results in the order of the questions.
+    """
+    prompts = [render_chat(tokenizer, q.messages) for q in questions]
+    order = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
+    texts: dict[int, str] = {}
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        for i, ids in zip(part, complete(model, [prompts[i] for i in part], max_tokens, tokenizer.eos_token_ids)):  # noqa: B905
+            texts[i] = tokenizer.decode(ids)
+        if progress:
+            progress(len(texts), len(order))
+    return [Result(q, texts[i], extract_answer(texts[i])) for i, q in enumerate(questions)]
+
+
+def complete(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Iterable[int]) -> list[list[int]]:
+    """Greedy continuations of several prompts at once, without the stop tokens.
+
+    Rows are padded on the left; the padding enters no state and no attention.
+    """
+    width, stops = max(map(len, prompts)), set(stop)
+    pads = [width - len(p) for p in prompts]
+    cache = model.make_cache(left_padding=pads)
+    batch = mx.array([[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)], dtype=mx.int32)
+    for at in range(0, width, PREFILL_STEP_SIZE):
+        logits = model(batch[:, at : at + PREFILL_STEP_SIZE], cache, last_only=True)
+        mx.eval(logits, cache.state)
+    out: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(len(prompts)))
+    for _ in range(max_tokens):
+        y = mx.argmax(logits[:, -1], axis=-1)
+        for row, token in enumerate(_ids(y)):
+            if row in open_rows:
+                if token in stops:
+                    open_rows.discard(row)
+                else:
+                    out[row].append(token)
+        if not open_rows:
+            break
+        logits = model(y[:, None], cache, last_only=True)
+    return out
+
+
+def accuracy_by_task(results: Iterable[Result]) -> dict[str, tuple[int, int]]:
+    """Right answers and questions of each task, in order of appearance."""
+    counts: dict[str, tuple[int, int]] = {}
+    for r in results:
+        right, asked = counts.get(r.question.task, (0, 0))
+        counts[r.question.task] = (right + r.right, asked + 1)
+    return counts
+
+
+def _ids(y: mx.array) -> list[int]:
+    ids: Any = y.tolist()
+    return list(ids)

@@ -1,0 +1,124 @@
+"""A folder or hub repository to a local folder, through huggingface_hub; knows names and errors, not file contents."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ring_mlx.errors import HubError
+
+# All that a checkpoint needs; weights in other formats, code and pictures are never fetched.
+NEEDED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template*.jinja",
+)
+REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+
+def resolve_model(path_or_repo: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Find a checkpoint: a folder as it is, or a hub repository downloaded with progress.
+
+    Only the files that are needed are fetched, into huggingface_hub's cache; what is there already is not fetched
+    again, and an interrupted download goes on where it stopped. The standard variables (HF_HOME, HF_ENDPOINT,
+    HF_TOKEN, HF_HUB_OFFLINE) hold.
+
+    Args:
+        path_or_repo: A folder, or ``owner/name``.
+        revision: Branch, tag or commit of a repository.
+
+    Returns:
+        The local folder.
+
+    Raises:
+        HubError: If there is no such folder or repository, access is refused, the hub cannot be reached and nothing
+            is cached, or the disk is full; the message names which.
+    """
+    name = os.fspath(path_or_repo)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise HubError(f"revision {revision!r} is for hub repositories, but {name} is a folder; leave it out.")
+        return folder
+    if folder.exists():
+        raise HubError(f"{name} is a file, not a folder; give the folder of a checkpoint.")
+    if not REPO_ID.match(name):
+        raise HubError(f"no such folder {name!r}, and it is not owner/name of a hub repository; check the spelling.")
+    return _download(name, revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo, revision):
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(NEEDED_FILES)))
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise HubError(f"{repo} has no {pattern}, so it is not a checkpoint for MLX; check the name.")
+    return folder
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn whatever huggingface_hub raises while it fetches from ``repo`` into one line.
+
+    Raises:
+        HubError: Naming what was seen and the remedy.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{repo} is gated; accept its licence on the hub's page and log in with `hf auth login`."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"no folder and no hub repository {repo!r}; check the spelling, or log in with `hf auth login` "
+            "if it is private."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise HubError(f"{repo} has no revision {revision!r}; check branches and tags on its page.") from None
+    except errors.LocalEntryNotFoundError as e:
+        raise HubError(_unreachable(repo, e)) from None
+    except (OSError, ValueError, RuntimeError) as e:
+        raise HubError(_failed(repo, e)) from None
+
+
+def _unreachable(repo: str, error: Exception) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return f"{repo} is not complete in the cache and HF_HUB_OFFLINE is set; unset it to download."
+    cause = error.__cause__
+    if isinstance(cause, HfHubHTTPError) and getattr(cause, "response", None) is not None:
+        return f"the hub answered {cause.response.status_code} for {repo}; try again later."
+    seen = type(cause or error).__name__
+    return f"the hub cannot be reached ({seen}) and {repo} is not in the cache; check the network and try again."
+
+
+def _failed(repo: str, error: Exception) -> str:
+    code = getattr(error, "errno", None)
+    if code == errno.ENOSPC:
+        return f"the disk is full while downloading {repo}; free some space and run again, it goes on where it stopped."
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"the download folder of {repo} is not writable ({error}); check HF_HOME and its permissions."
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"the hub answered {status} for {repo}; run again, it goes on where it stopped."
+    return f"downloading {repo} failed ({error}); run again, it goes on where it stopped."

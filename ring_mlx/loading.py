@@ -1,0 +1,111 @@
+"""A checkpoint folder or hub repository to a ready model and tokenizer; knows the order of the steps, not the steps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx import memory, weights
+from ring_mlx.config import read_config
+from ring_mlx.errors import WeightsError
+from ring_mlx.hub import resolve_model
+from ring_mlx.model import Model
+from ring_mlx.tokenizer import load_tokenizer
+
+
+def demo_model_path() -> Path:
+    """The folder of the small model that comes with the package, the default of every command."""
+    return Path(__file__).parent / "demo_model"
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    dtype: mx.Dtype | None = None,
+    exact: bool = False,
+    lazy: bool = False,
+) -> Model:
+    """Load the model of a checkpoint folder, which needs no tokenizer.
+
+    Args:
+        path: A folder with config.json and safetensors, in Hugging Face or mlx-community form.
+        dtype: What floating weights and activations become; by default the file's, but float32 on MLX's CPU backend,
+            where half precision is emulated.
+        exact: Residual stream, norms and head in float32 too; see `Model`.
+        lazy: Leave the weights unread until they are used.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ConfigError: If config.json is missing, broken or asks for something unsupported.
+        WeightsError: If tensors are missing, extra, misshapen or damaged.
+        NoFitError: If the machine's memory cannot hold it; nothing has been read then.
+    """
+    folder = Path(path).expanduser()
+    config, raw = read_config(folder)
+    quantization = raw.get("quantization")
+    method = (raw.get("quantization_config") or {}).get("quant_method")
+    if quantization is None and method is not None:
+        raise WeightsError(
+            f"quantization method {method!r} is not supported; use the bfloat16 or the mlx-community form."
+        )
+    shards = weights.find_shards(folder)
+    tensors = weights.read_headers(shards)
+    target = weights.compute_dtype(raw, tensors, dtype)
+    arrays = weights.load_arrays(weights.canonical(tensors, config), config.num_experts, target)
+    if exact and "lm_head.scales" not in arrays and "lm_head.weight" in arrays:
+        arrays["lm_head.weight"] = arrays["lm_head.weight"].astype(mx.float32)
+    model = Model(config, exact=exact)
+    if quantization is not None:
+        weights.quantize_like(model, quantization, arrays)
+    weights.check(model, arrays, folder)
+    memory.check_fit(config, memory.weight_bytes(model, arrays), folder.name)
+    memory.bound_memory()
+    model.load_weights(list(arrays.items()))
+    model.eval()
+    model.fingerprint = weights.fingerprint(config, shards, target, exact)
+    if not lazy:
+        _read(model)
+    return model
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | None = None,
+    exact: bool = False,
+    lazy: bool = False,
+) -> tuple[Model, TokenizerWrapper]:
+    """Load a model and its tokenizer from a folder or the hub.
+
+    Args:
+        path_or_repo: A local folder, or ``owner/name`` on the Hugging Face hub.
+        revision: Branch, tag or commit of a hub repository.
+        dtype: As for `load_model`.
+        exact: As for `load_model`.
+        lazy: As for `load_model`.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        HubError: If the folder or repository cannot be had.
+        TokenizerError: If the tokenizer is missing or unreadable.
+        ConfigError, WeightsError, NoFitError: As for `load_model`.
+    """
+    folder = resolve_model(path_or_repo, revision)
+    tokenizer = load_tokenizer(folder)
+    return load_model(folder, dtype=dtype, exact=exact, lazy=lazy), tokenizer
+
+
+def _read(model: Model) -> None:
+    """Evaluate layer by layer, so that at most one layer's unstacked experts are held beside the model."""
+    for layer in model.layers:
+        mx.eval(layer.parameters())
+    mx.eval(model.parameters())
+    mx.clear_cache()

@@ -1,0 +1,163 @@
+"""The hybrid model: tokens and a cache in, logits out; knows nothing of files, text or sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import create_attention_mask
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
+
+from ring_mlx.attention import LinearAttention, SoftmaxAttention
+from ring_mlx.cache import HybridCache
+from ring_mlx.config import RingConfig
+from ring_mlx.moe import MLP, MoE
+
+
+class DecoderLayer(nn.Module):
+    """``x + attention(rmsnorm(x))``, then ``x + mlp(rmsnorm(x))``."""
+
+    def __init__(self, config: RingConfig, layer: int) -> None:
+        super().__init__()
+        self.is_linear = config.is_linear(layer)
+        self.attention = LinearAttention(config, layer) if self.is_linear else SoftmaxAttention(config)
+        self.mlp = MoE(config) if config.is_moe(layer) else MLP(config, config.intermediate_size)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, mask: Any, cache: Any | None, offset: int | mx.array) -> mx.array:
+        """Advance the residual stream x [B, T, hidden], in the dtype it comes in."""
+        dtype = self.input_layernorm.weight.dtype
+        r = self.attention(self.input_layernorm(x).astype(dtype), mask, cache, offset)
+        x = x + r.astype(x.dtype)
+        normed = self.post_attention_layernorm(x)
+        r = self.mlp(normed, dtype) if isinstance(self.mlp, MoE) else self.mlp(normed.astype(dtype))
+        return x + r.astype(x.dtype)
+
+
+class LanguageModel(nn.Module):
+    """Embedding, layers and final norm; attribute names are those of the checkpoints."""
+
+    def __init__(self, config: RingConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Sequence[Any] | None = None,
+        hidden_states: list[mx.array] | None = None,
+        exact: bool = False,
+    ) -> mx.array:
+        """Run all layers.
+
+        Args:
+            tokens: [B, T] integer ids.
+            cache: One cache a layer, or None.
+            hidden_states: If given, the residual stream after the embedding and after each layer is appended.
+            exact: Keep the residual stream in float32.
+
+        Returns:
+            The normed residual stream [B, T, hidden].
+        """
+        x = self.word_embeddings(tokens)
+        if exact:
+            x = x.astype(mx.float32)
+        caches = [None] * len(self.layers) if cache is None else list(cache)
+        masks, offset = _masks(self.layers, caches, x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, masks[layer.is_linear], layer_cache, offset)
+            if hidden_states is not None:
+                hidden_states.append(x)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            if layer.is_linear and layer_cache is not None:
+                layer_cache.advance(x.shape[1])
+        return self.norm(x)
+
+
+class Model(nn.Module):
+    """A Ring-linear model, or a softmax sibling, as one callable.
+
+    Args:
+        config: The checked configuration.
+        exact: Residual stream, norms and head in float32 as well (router, state, decay and the sum over experts
+            always are), as section 5.2 of arXiv 2510.19338 asks for training and inference to agree.
+    """
+
+    def __init__(self, config: RingConfig, exact: bool = False) -> None:
+        super().__init__()
+        self.config, self.exact = config, exact
+        self.model_type = config.model_type
+        self.fingerprint = ""
+        self.model = LanguageModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Sequence[Any] | None = None,
+        *,
+        hidden_states: list[mx.array] | None = None,
+        last_only: bool = False,
+    ) -> mx.array:
+        """Logits of the next token after every position.
+
+        Args:
+            tokens: [B, T] integer ids.
+            cache: From `make_cache`, or a list of mlx-lm caches; updated in place. None computes from scratch.
+            hidden_states: If given, the residual stream [B, T, hidden] after the embedding and after each layer is
+                appended.
+            last_only: Only the last position goes through the head.
+
+        Returns:
+            Logits [B, T, vocab], or [B, 1, vocab] with ``last_only``; float32 if ``exact``.
+        """
+        x = self.model(tokens, cache, hidden_states, self.exact)
+        if last_only:
+            x = x[:, -1:]
+        if self.config.tie_word_embeddings:
+            return self.model.word_embeddings.as_linear(x)
+        return self.lm_head(x)
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """The decoder layers, as mlx-lm's tools expect to find them."""
+        return self.model.layers
+
+    def make_cache(self, left_padding: Sequence[int] | None = None) -> HybridCache:
+        """An empty cache for one sequence, or for a batch of rows that may differ in length.
+
+        Args:
+            left_padding: Padding tokens before each row's first token, [B] (zeros where a batch has none); padding
+                neither enters nor decays a state, and no token attends to it. None makes a cache for one sequence.
+        """
+        if left_padding is None:
+            return HybridCache(ArraysCache(size=1) if layer.is_linear else KVCache() for layer in self.layers)
+        pads = list(left_padding)
+        return HybridCache(
+            ArraysCache(size=1, left_padding=pads) if layer.is_linear else BatchKVCache(pads) for layer in self.layers
+        )
+
+
+def _masks(layers: list[DecoderLayer], caches: list[Any], x: mx.array) -> tuple[dict[bool, Any], int | mx.array]:
+    """The masks of softmax (False) and linear (True) layers, and the position of the first token.
+
+    Every model has a softmax layer (the last of a group, or the tail); its cache knows the position.
+    """
+    softmax = next(c for layer, c in zip(layers, caches, strict=True) if not layer.is_linear)
+    linear = next((c for layer, c in zip(layers, caches, strict=True) if layer.is_linear), None)
+    causal = create_attention_mask(x, softmax)
+    if softmax is None:
+        return {False: causal, True: None}, 0
+    if isinstance(causal, mx.array):
+        # A query in the padding may look at itself, so that no row of the softmax is empty.
+        T, L = causal.shape[-2:]
+        causal = causal | mx.eye(T, L, k=L - T, dtype=mx.bool_)
+    return {False: causal, True: None if linear is None else linear.make_mask(x.shape[1])}, softmax.offset

@@ -1,0 +1,109 @@
+"""Feed-forward blocks: dense SwiGLU and the mixture of experts; knows nothing of attention or caches."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.activations import swiglu
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
+
+from metal_kernels import route
+from ring_mlx.config import RingConfig
+
+
+class MLP(nn.Module):
+    """``down_proj(silu(gate_proj(x)) * up_proj(x))``."""
+
+    def __init__(self, config: RingConfig, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.use_bias)
+        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.use_bias)
+        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.use_bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., hidden] to [..., hidden]."""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class Router(nn.Module):
+    """Scores experts with a float32 product, whatever the weight is stored in."""
+
+    def __init__(self, config: RingConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        if config.moe_router_enable_expert_bias:
+            self.expert_bias = mx.zeros((config.num_experts,), mx.float32)
+        self._options = (
+            config.num_experts_per_tok,
+            config.n_group,
+            config.topk_group,
+            config.routed_scaling_factor,
+            config.norm_topk_prob,
+        )
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Indices [..., top_k] int32 and weights [..., top_k] float32 for x [..., hidden]; see `naive_route`."""
+        return route(self._logits(x.astype(mx.float32)), self.get("expert_bias"), *self._options)
+
+    def _logits(self, x: mx.array) -> mx.array:
+        if isinstance(self.gate_proj, nn.Linear):
+            return x @ self.gate_proj.weight.astype(mx.float32).T
+        return self.gate_proj(x)
+
+
+class ExpertLinear(SwitchLinear):
+    """mlx-lm's stacked experts, also in half precision on MLX's CPU backend, which multiplies float32 only."""
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """x [..., 1, in] through the experts of ``indices`` [...], to [..., 1, out]."""
+        if x.dtype == mx.float32 or mx.default_device() != mx.cpu:
+            return super().__call__(x, indices, sorted_indices)
+        weight = self.weight.astype(mx.float32).swapaxes(-1, -2)
+        y = mx.gather_mm(x.astype(mx.float32), weight, rhs_indices=indices, sorted_indices=sorted_indices)
+        if "bias" in self:
+            y = y + self.bias[indices][..., None, :]
+        return y.astype(x.dtype)
+
+
+class Experts(SwitchGLU):
+    """``down_proj(silu(gate_proj(x)) * up_proj(x))`` of the chosen experts, sorted by expert for many tokens."""
+
+    def __init__(self, config: RingConfig) -> None:
+        hidden, inner, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
+        super().__init__(hidden, inner, count, bias=config.use_bias)
+        self.gate_proj = ExpertLinear(hidden, inner, count, bias=config.use_bias)
+        self.up_proj = ExpertLinear(hidden, inner, count, bias=config.use_bias)
+        self.down_proj = ExpertLinear(inner, hidden, count, bias=config.use_bias)
+
+
+class MoE(nn.Module):
+    """Routed experts, weighted and summed in float32, plus the shared expert unscaled.
+
+    ::
+
+        y = sum_i w_i expert_i(x) + shared_experts(x)
+    """
+
+    def __init__(self, config: RingConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.switch_mlp = Experts(config)
+        if config.num_shared_experts:
+            self.shared_experts = MLP(config, config.moe_shared_expert_intermediate_size * config.num_shared_experts)
+
+    def __call__(self, x: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
+        """Mix the experts.
+
+        Args:
+            x: [..., hidden], as exact as there is: the router reads it in float32.
+            dtype: What the experts compute in, that of x by default.
+
+        Returns:
+            [..., hidden] float32, for the caller to round once.
+        """
+        chosen, weights = self.gate(x)
+        x = x if dtype is None else x.astype(dtype)
+        y = (self.switch_mlp(x, chosen).astype(mx.float32) * weights[..., None]).sum(axis=-2)
+        if "shared_experts" in self:
+            y = y + self.shared_experts(x).astype(mx.float32)
+        return y

@@ -1,0 +1,253 @@
+"""Checkpoint files to model parameters: names, stacking, quantisation and checks; the only place that knows both forms.
+
+Two forms are read. The Hugging Face form has one tensor an expert (``mlp.experts.{e}.gate_proj.weight``) and calls the
+router ``mlp.gate.weight``; the mlx-community form stacks experts (``mlp.switch_mlp.gate_proj.weight``) and calls the
+router ``mlp.gate.gate_proj``. Module attributes are named as in the second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import infer_quant_config
+from safetensors import SafetensorError, safe_open
+
+from ring_mlx.config import RingConfig, read_json
+from ring_mlx.errors import WeightsError
+from ring_mlx.model import Model
+
+DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+CONFIG_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+SKIPPED = ("mtp", "slope", "inv_freq")
+INDEX = "model.safetensors.index.json"
+FLOAT32 = (".mlp.gate.expert_bias", ".mlp.gate.gate_proj.weight")
+
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"^(model\.layers\.\d+\.mlp)\.experts\.(\d+)\.(.+)$")
+_ROUTER = re.compile(r"^(model\.layers\.\d+\.mlp\.gate)\.(weight|bias|scales|biases)$")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor of the checkpoint lies and what its header says."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order.
+
+    Raises:
+        WeightsError: If there are none, or the index names files that are missing.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise WeightsError(f"{index} has no weight_map; download the file again.")
+        names = sorted({str(name) for name in weight_map.values()})
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise WeightsError(
+                f"{folder} lacks {_some(missing)} of {len(names)} shards that {INDEX} names; download them."
+            )
+        return [folder / name for name in names]
+    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise WeightsError(f"no .safetensors file in {folder}; give the folder of a downloaded checkpoint.")
+    return found
+
+
+def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
+    """Name, dtype and shape of every tensor, without reading data.
+
+    Raises:
+        WeightsError: If a shard is truncated, damaged or unreadable, naming it.
+    """
+    tensors = {}
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="numpy") as f:
+                for name in f.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
+                    part = f.get_slice(name)
+                    tensors[name] = Tensor(shard, name, part.get_dtype(), tuple(part.get_shape()))
+        except (OSError, SafetensorError) as e:
+            raise WeightsError(
+                f"{shard} is truncated or damaged ({e}); delete the file and download it again."
+            ) from None
+    return tensors
+
+
+def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Tensor | dict[int, Tensor]]:
+    """Tensors under the model's parameter names; the experts of the Hugging Face form as one entry by expert.
+
+    Names with mtp, slope or inv_freq, and layers past the last, are left out; so is the head of a tied model.
+    """
+    out: dict[str, Tensor | dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer = _LAYER.match(name)
+        if any(part in name for part in SKIPPED) or (layer and int(layer[1]) >= config.num_hidden_layers):
+            continue
+        if config.tie_word_embeddings and name.startswith("lm_head."):
+            continue
+        expert = _EXPERT.match(name)
+        if expert:
+            stacked = out.setdefault(f"{expert[1]}.switch_mlp.{expert[3]}", {})
+            if isinstance(stacked, dict):
+                stacked[int(expert[2])] = tensor
+            continue
+        out[_ROUTER.sub(r"\1.gate_proj.\2", name)] = tensor
+    return out
+
+
+def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> None:
+    """Replace modules by quantised ones as config.json and the scales in the files say.
+
+    Args:
+        model: Unquantised; changed in place.
+        quantization: The ``quantization`` object of config.json: bits, group_size, mode, and settings by layer.
+        arrays: The checkpoint under parameter names.
+
+    Raises:
+        WeightsError: If a setting does not fit the tensors.
+    """
+
+    def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        named = quantization.get(path)
+        if isinstance(named, (bool, Mapping)):
+            return dict(named) if isinstance(named, Mapping) else named and f"{path}.scales" in arrays
+        if f"{path}.scales" not in arrays or f"{path}.weight" not in arrays:
+            return False
+        found: dict[str, Any] = infer_quant_config(path, module, arrays)
+        return found
+
+    try:
+        nn.quantize(
+            model,
+            group_size=int(quantization.get("group_size", 64)),
+            bits=int(quantization.get("bits", 4)),
+            mode=str(quantization.get("mode", "affine")),
+            class_predicate=settings,
+        )
+    except (ValueError, TypeError, ZeroDivisionError) as e:
+        raise WeightsError(f"quantization in config.json does not fit the tensors ({e}); convert again.") from None
+
+
+def compute_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted: mx.Dtype | None) -> mx.Dtype:
+    """What floating parameters become: the wanted dtype, else float32 on MLX's CPU backend, else the file's own.
+
+    The CPU backend emulates half precision, at up to 40 times the cost of float32, and is there for correctness.
+    """
+    if wanted is not None:
+        return wanted
+    return mx.float32 if mx.default_device() == mx.cpu else file_dtype(raw, tensors)
+
+
+def file_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> mx.Dtype:
+    """The dtype that config.json names, else the commonest floating one of the tensors."""
+    named = raw.get("torch_dtype") or raw.get("dtype")
+    if named in CONFIG_DTYPES:
+        return CONFIG_DTYPES[named]
+    floats = [t.dtype for t in tensors.values() if t.dtype in ("BF16", "F16", "F32")]
+    return DTYPES[max(set(floats), key=floats.count)] if floats else mx.float32
+
+
+def load_arrays(
+    entries: Mapping[str, Tensor | dict[int, Tensor]], num_experts: int, dtype: mx.Dtype
+) -> dict[str, mx.array]:
+    """Lazy arrays under parameter names: experts stacked, floats cast (router and expert bias to float32).
+
+    Raises:
+        WeightsError: If an expert is missing or the experts of a stack differ in shape or dtype, or a tensor has a
+            dtype that MLX does not take.
+    """
+    opened: dict[Path, dict[str, mx.array]] = {}
+
+    def read(tensor: Tensor) -> mx.array:
+        if tensor.dtype not in DTYPES:
+            raise WeightsError(
+                f"{tensor.name} has dtype {tensor.dtype}, which is not supported; use the bfloat16 or the "
+                "mlx-community form of the checkpoint."
+            )
+        if tensor.file not in opened:
+            loaded = mx.load(str(tensor.file))
+            assert isinstance(loaded, dict)
+            opened[tensor.file] = loaded
+        return opened[tensor.file][tensor.name]
+
+    arrays = {}
+    for name, entry in entries.items():
+        array = _stack(name, entry, num_experts, read) if isinstance(entry, dict) else read(entry)
+        if mx.issubdtype(array.dtype, mx.floating):
+            array = array.astype(mx.float32 if name.endswith(FLOAT32) else dtype)
+        arrays[name] = array
+    return arrays
+
+
+def check(model: Model, arrays: Mapping[str, mx.array], folder: Path) -> None:
+    """Hold the checkpoint against the model's parameters.
+
+    Raises:
+        WeightsError: One message that lists missing, unknown and misshapen tensors.
+    """
+    wanted = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
+    missing = sorted(set(wanted) - set(arrays))
+    extra = sorted(set(arrays) - set(wanted))
+    wrong = [
+        f"{n} {tuple(arrays[n].shape)} instead of {wanted[n]}"
+        for n in sorted(wanted)
+        if n in arrays and tuple(arrays[n].shape) != wanted[n]
+    ]
+    problems = [
+        f"{what} {_some(names)}"
+        for what, names in (("missing", missing), ("unknown", extra), ("misshapen", wrong))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"{folder} does not match its config.json: {'; '.join(problems)}. Download it again.")
+
+
+def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exact: bool) -> str:
+    """A short name for what the model computes: configuration, precision, and size and both ends of every shard."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=str).encode())
+    digest.update(f"{dtype}{exact}".encode())
+    for shard in shards:
+        size = shard.stat().st_size
+        with shard.open("rb") as f:
+            digest.update(size.to_bytes(8, "little") + f.read(1 << 16))
+            f.seek(max(0, size - (1 << 16)))
+            digest.update(f.read())
+    return digest.hexdigest()[:32]
+
+
+def _stack(name: str, experts: dict[int, Tensor], count: int, read: Any) -> mx.array:
+    missing = [str(e) for e in range(count) if e not in experts]
+    if missing or len(experts) > count:
+        extra = [str(e) for e in sorted(experts) if e >= count]
+        raise WeightsError(
+            f"{name} should stack experts 0 to {count - 1}, but "
+            f"{'lacks ' + _some(missing) if missing else 'also has ' + _some(extra)}; download the checkpoint again."
+        )
+    kinds = {(t.shape, t.dtype) for t in experts.values()}
+    if len(kinds) > 1:
+        raise WeightsError(f"the experts of {name} differ in shape or dtype: {_some(sorted(map(str, kinds)))}.")
+    return mx.stack([read(experts[e]) for e in range(count)])
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,36 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from ring_mlx import demo_model_path, load
+from tests.tiny import config, save_hf
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    """Size of the demo tokenizer's vocabulary."""
+    return 1024
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory, vocabulary):
+    """A random checkpoint with the demo tokenizer: any output, real text handling."""
+    folder = tmp_path_factory.mktemp("chat") / "ring-random"
+    raw = config(vocab_size=vocabulary, eos_token_id=1, max_position_embeddings=2048)
+    save_hf(folder, raw)
+    for name in TOKENIZER_FILES:
+        if (demo_model_path() / name).is_file():
+            shutil.copy(demo_model_path() / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat(chat_folder):
+    """The model and tokenizer of `chat_folder`."""
+    return load(chat_folder)

@@ -1,0 +1,314 @@
+"""The command as a person types it: output, statistics, and bad input in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import mlx.core as mx
+import pytest
+
+from ring_mlx import load, stream_generate
+from ring_mlx.cli import main
+from ring_mlx.cli.generate_command import REFUSED, REFUSED_SWITCHES
+from tests.tiny import config, save_hf, write
+
+
+def run(*args, stdin=None, timeout=120):
+    return subprocess.run(
+        [sys.executable, "-m", "ring_mlx", *map(str, args)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs the command in this process; returns exit code, standard output and standard error."""
+
+    def call(*args):
+        try:
+            code = main([str(a) for a in args])
+        except SystemExit as e:
+            code = e.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def generate(cli, folder, *args):
+    return cli("generate", "--model", folder, "--max-tokens", 12, *args)
+
+
+def test_output_reads_like_mlx_lms(cli, chat_folder):
+    code, out, err = generate(cli, chat_folder, "--prompt", "hello")
+    assert code == 0
+    assert err == ""
+    assert re.fullmatch(
+        r"={10}\n.*\n={10}\nPrompt: \d+ tokens, \d+\.\d{3} tokens-per-sec\n"
+        r"Generation: \d+ tokens, \d+\.\d{3} tokens-per-sec\nPeak memory: \d+\.\d{3} GB\n",
+        out,
+        re.DOTALL,
+    )
+
+
+def test_quiet_prints_the_text_only(cli, chat_folder, chat):
+    _, out, _ = generate(cli, chat_folder, "--prompt", "hello", "--verbose", "False", "--ignore-chat-template")
+    model, tokenizer = chat
+    text = "".join(e.text for e in stream_generate(model, tokenizer, "hello", max_tokens=12))
+    assert out == text + "\n"
+
+
+def test_json(cli, chat_folder):
+    code, out, _ = generate(cli, chat_folder, "--prompt", "hello", "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["generation_tokens"] <= 12
+    assert result["finish_reason"] in ("stop", "length")
+    assert {"text", "thinking", "answer", "prompt_tps", "time_to_first_token_s", "peak_memory_gb"} <= set(result)
+
+
+def test_standard_input_is_the_prompt(chat_folder):
+    piped = run("generate", "--model", chat_folder, "--prompt", "-", "--json", "-m", 5, stdin="caf\u00e9 one\n")
+    given = run("generate", "--model", chat_folder, "--prompt", "caf\u00e9 one\\n", "--json", "-m", 5)
+    assert piped.returncode == 0, piped.stderr
+    assert json.loads(piped.stdout)["text"] == json.loads(given.stdout)["text"]
+    assert json.loads(piped.stdout)["prompt_tokens"] == json.loads(given.stdout)["prompt_tokens"]
+
+
+def test_options_reach_the_template(cli, chat_folder):
+    counts = []
+    for extra in (
+        (),
+        ("--system-prompt", "Be brief."),
+        ("--chat-template-config", '{"enable_thinking": false}'),
+        ("--prefill-response", "Well,"),
+    ):
+        _, out, _ = generate(cli, chat_folder, "--prompt", "hello", "--json", *extra)
+        counts.append(json.loads(out)["prompt_tokens"])
+    assert len(set(counts)) == 4
+
+
+def test_a_seed_repeats(cli, chat_folder):
+    texts = [generate(cli, chat_folder, "--temp", "1.0", "--seed", s, "--json", "-m", 30)[1] for s in (3, 3, 4)]
+    texts = [json.loads(t)["text"] for t in texts]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_extra_eos_token_stops(cli, chat_folder):
+    _, out, _ = generate(cli, chat_folder, "--json", "--ignore-chat-template")
+    model, tokenizer = load(chat_folder)
+    first = next(iter(stream_generate(model, tokenizer, "hello", max_tokens=1))).token
+    _, out, _ = generate(cli, chat_folder, "--json", "--ignore-chat-template", "--extra-eos-token", str(first))
+    assert json.loads(out)["finish_reason"] == "stop"
+    assert json.loads(out)["text"] == ""
+
+
+def test_the_toy_says_that_it_is_one(cli):
+    code, _, err = cli("generate", "--max-tokens", 2, "--prompt", "hi")
+    assert code == 0
+    assert err.count("\n") == 1
+    assert "toy" in err
+    assert "--model inclusionAI/Ring-mini-linear-2.0" in err
+
+
+def test_a_cached_prompt_continues(cli, chat_folder, tmp_path):
+    path = tmp_path / "p.cache"
+    code, _, err = cli("cache-prompt", "--model", chat_folder, "--prompt", "A long tale.", "--prompt-cache-file", path)
+    assert code == 0
+    assert re.search(r"Read \d+ tokens", err)
+    _, out, _ = generate(cli, chat_folder, "--prompt-cache-file", path, "--prompt", " What now?", "--json")
+    cached = json.loads(out)
+    _, out, _ = generate(cli, chat_folder, "--prompt", "A long tale. What now?", "--json")
+    whole = json.loads(out)
+    assert cached["cached_tokens"] > 0
+    assert cached["text"] == whole["text"]
+    assert cached["cached_tokens"] + cached["prompt_tokens"] == whole["prompt_tokens"]
+
+
+def test_ctrl_c_keeps_what_was_written(chat_folder):
+    command = [sys.executable, "-m", "ring_mlx", "generate", "--model", str(chat_folder), "-m", "1900"]
+    command += ["--logit-bias", json.dumps({str(i): -1e9 for i in range(3)})]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.read(30).startswith("==========\n")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert re.search(r"Generation: \d+ tokens", out)
+
+
+# Bad input: one line, exit code 2, no traceback
+
+
+def assert_one_line(result, match):
+    code, out, err = result
+    assert code == 2
+    assert "Traceback" not in out + err
+    lines = [line for line in err.splitlines() if "toy" not in line]
+    assert len(lines) == 1, err
+    assert re.search(match, lines[0]), lines[0]
+
+
+@pytest.fixture
+def damaged(chat_folder, tmp_path):
+    """A copy of the checkpoint to damage."""
+    return shutil.copytree(chat_folder, tmp_path / "copy")
+
+
+def test_no_such_folder(cli):
+    assert_one_line(generate(cli, "./nowhere"), r"\[hub\].*nowhere")
+
+
+def test_an_empty_folder(cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_one_line(generate(cli, tmp_path / "empty"), r"\[config\] no config.json|\[tokenizer\]")
+
+
+def test_broken_json(cli, damaged):
+    for name, origin in (
+        ("config.json", "config"),
+        ("tokenizer.json", "tokenizer"),
+        ("tokenizer_config.json", "tokenizer"),
+    ):
+        before = (damaged / name).read_text()
+        (damaged / name).write_text("{")
+        assert_one_line(generate(cli, damaged), rf"\[{origin}\].*copy")
+        (damaged / name).write_text(before)
+
+
+def test_a_broken_generation_config(cli, damaged):
+    (damaged / "generation_config.json").write_text("{")
+    assert_one_line(generate(cli, damaged), r"generation_config.json")
+
+
+def test_a_missing_shard(cli, damaged):
+    tensors = mx.load(str(damaged / "model.safetensors"))
+    write(damaged, json.loads((damaged / "config.json").read_text()), tensors, shards=2)
+    (damaged / "model.safetensors").unlink()
+    (damaged / "model-00002-of-00002.safetensors").unlink()
+    assert_one_line(generate(cli, damaged), r"\[weights\].*lacks model-00002-of-00002")
+
+
+def test_a_truncated_file(cli, damaged):
+    path = damaged / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert_one_line(generate(cli, damaged), r"\[weights\].*truncated or damaged")
+
+
+def test_a_wrong_shape(cli, damaged):
+    tensors = mx.load(str(damaged / "model.safetensors"))
+    tensors["model.norm.weight"] = mx.ones((7,))
+    write(damaged, json.loads((damaged / "config.json").read_text()), tensors)
+    assert_one_line(generate(cli, damaged), r"\[weights\].*model.norm.weight \(7,\) instead of \(48,\)")
+
+
+def test_an_unsupported_value(cli, damaged):
+    (damaged / "config.json").write_text(json.dumps(config(vocab_size=1024, linear_silu=True)))
+    assert_one_line(generate(cli, damaged), r"\[config\] linear_silu true")
+
+
+def test_a_missing_key(cli, damaged):
+    (damaged / "config.json").write_text(json.dumps(config(vocab_size=1024, layer_group_size=...)))
+    assert_one_line(generate(cli, damaged), r"\[config\] config.json lacks layer_group_size")
+
+
+def test_no_tokenizer(cli, tmp_path):
+    save_hf(tmp_path, config())
+    assert_one_line(generate(cli, tmp_path), r"\[tokenizer\] no tokenizer")
+
+
+def test_no_chat_template(cli, damaged):
+    (damaged / "chat_template.jinja").unlink()
+    code, out, _ = generate(cli, damaged, "--prompt", "hello")
+    assert code == 0
+
+
+def test_a_template_that_refuses(cli, damaged):
+    (damaged / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+    assert_one_line(generate(cli, damaged), r"\[tokenizer\] the chat template refused.*no such role")
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (["--prompt", ""], r"\[prompt\] the prompt is empty"),
+        (["--prompt", "  "], r"\[prompt\] the prompt is empty"),
+        (["--prompt", "word " * 2100], r"\[prompt\] \d+ tokens exceed the context of 2048"),
+        (["--max-tokens", "-1"], r"--max-tokens.*-1 is not 1 or more"),
+        (["--max-tokens", "many"], r"--max-tokens.*many"),
+        (["--no-such-flag"], r"--no-such-flag"),
+        (["--temp", "-1"], r"--temp.*-1 is not between"),
+        (["--top-p", "1.5"], r"--top-p.*1.5 is not between"),
+        (["--top-k", "5000"], r"--top-k 5000 is not below the vocabulary"),
+        (["--xtc-threshold", "0.9"], r"--xtc-threshold"),
+        (["--kv-bits", "3"], r"kv bits 3"),
+        (["--kv-bits", "8"], r"kv group size 64 .*head_dim 16"),
+        (["--prefill-step-size", "0"], r"--prefill-step-size"),
+        (["--thinking-budget", "-2"], r"--thinking-budget"),
+        (["--chat-template-config", "{"], r"is not JSON"),
+        (["--logit-bias", '{"99999": 1}'], r"'99999' is not a token id"),
+        (["--logit-bias", '{"5": "x"}'], r"logit-bias"),
+        (["--extra-eos-token", "nosuchtoken"], r"'nosuchtoken' is not in the vocabulary"),
+        (["--prompt-cache-file", "/nowhere/x"], r"\[cache\] no file"),
+        (["--revision", "main"], r"\[hub\].*revision"),
+        (["--thinking", "loud"], r"--thinking"),
+    ],
+    ids=lambda v: " ".join(v)[:30] if isinstance(v, list) else None,
+)
+def test_bad_options(cli, chat_folder, args, match):
+    assert_one_line(generate(cli, chat_folder, *args), match)
+
+
+@pytest.mark.parametrize("flag", [*REFUSED, *REFUSED_SWITCHES])
+def test_flags_of_mlx_lm_that_are_refused_say_why(cli, chat_folder, flag):
+    value = ["1"] if flag in REFUSED else []
+    assert_one_line(generate(cli, chat_folder, flag, *value), rf"{flag} is not supported: .*\.")
+
+
+def test_every_flag_of_mlx_lm_generate_is_known():
+    from mlx_lm.generate import setup_arg_parser
+
+    from ring_mlx.cli import build_parser
+
+    ours = build_parser()._subparsers._group_actions[0].choices["generate"]
+    theirs = {o: a for a in setup_arg_parser()._actions for o in a.option_strings if a.dest != "help"}
+    mine = {o: a for a in ours._actions for o in a.option_strings}
+    assert set(theirs) - set(mine) == {"-qa"}
+    for option, action in theirs.items():
+        if option in mine and option not in (*REFUSED, *REFUSED_SWITCHES, "--model"):
+            assert mine[option].default == action.default, option
+
+
+def test_unknown_command(cli):
+    assert_one_line(cli("fly"), "fly")
+
+
+def test_no_command_prints_help(cli):
+    code, out, _ = cli()
+    assert code == 0
+    for name in ("generate", "cache-prompt", "convert", "chat"):
+        assert name in out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_config(cli, damaged):
+    (damaged / "config.json").chmod(0)
+    assert_one_line(generate(cli, damaged), "cannot be read")
+
+
+def test_a_closed_pipe_is_no_error(chat_folder):
+    command = f"{sys.executable} -m ring_mlx generate --model {chat_folder} -m 300 | head -c 5"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,81 @@
+"""What the wheel holds, which way imports point, and that public names are documented."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import metal_kernels
+import ring_mlx
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {"metal_kernels": set(), "ring_mlx": {"metal_kernels"}, "tui": {"ring_mlx"}}
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT], check=True, capture_output=True)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_top_level_names_of_the_wheel(wheel):
+    names = {n.split("/")[0] for n in zipfile.ZipFile(wheel).namelist()}
+    assert {n for n in names if not n.endswith(".dist-info")} == {"ring_mlx", "metal_kernels", "tui"}
+    assert len(names) == 4
+
+
+def test_the_wheel_carries_the_demo_model_and_stylesheets(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert f"ring_mlx/demo_model/{name}" in names
+    assert any(n.startswith("tui/") and n.endswith(".tcss") for n in names)
+    assert wheel.stat().st_size < 9_000_000
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_point_one_way(package):
+    forbidden = (set(ALLOWED) | {"convert", "tests", "demo", "benchmarks"}) - ALLOWED[package] - {package}
+    if package == "tui":
+        forbidden |= {"mlx", "mlx_lm"}
+    for path in (ROOT / package).rglob("*.py"):
+        assert not set(imports(path)) & forbidden, path
+
+
+def test_all_is_sorted_and_complete():
+    for package in (ring_mlx, metal_kernels):
+        assert package.__all__ == sorted(package.__all__)
+    assert set(ring_mlx._HOMES) == set(ring_mlx.__all__)
+
+
+def test_public_names_have_docstrings():
+    for package in (ring_mlx, metal_kernels):
+        for name in package.__all__:
+            assert (inspect.getdoc(getattr(package, name)) or "").strip(), name
+
+
+def test_modules_have_docstrings():
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, ring_mlx, ring_mlx.cli; print(any(m in sys.modules for m in ('mlx', 'transformers', 'mlx_lm')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
