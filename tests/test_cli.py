@@ -231,7 +231,7 @@ def test_no_tokenizer(cli, tmp_path):
 
 def test_no_chat_template(cli, damaged):
     (damaged / "chat_template.jinja").unlink()
-    code, out, _ = generate(cli, damaged, "--prompt", "hello")
+    code, _, _ = generate(cli, damaged, "--prompt", "hello")
     assert code == 0
 
 
