@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from ring_mlx.suite import extract_answer
+
 Operands = TypeVar("Operands", bound="tuple[int | str, ...]")
 
 SPLITS = ("train", "test")
@@ -95,16 +97,6 @@ def draw(
         operands = sample()
         if in_split(split, *operands) and steps_allowed(split, *steps(operands)):
             return operands
-
-
-def extract_answer(content: str) -> str:
-    """Return the answer in a visible reply: what follows the last colon and space, or else the last word.
-
-    A thinking block, closing punctuation, quotes and backticks are not part of it.
-    """
-    visible = content.rsplit("</think>", 1)[-1].strip()
-    tail = visible.rsplit(": ", 1)[-1] if ": " in visible else visible.rsplit(None, 1)[-1] if visible else ""
-    return tail.rstrip(".!?").strip('"`')
 
 
 def conversation(task: str, turns: list[Turn]) -> Conversation:

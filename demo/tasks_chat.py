@@ -25,6 +25,7 @@ INTENTS = {
     "greeting": Intent(
         Phrasings(
             train=forms(
+                "What a good day. | Hey there! | Hey, Ring-nano! | Good morning, Ring-nano! | "
                 "Hello | Hello! | Hi | Hi! | Hi there! | Hey | Hey! | Good morning! | Good evening. | "
                 "Hello, Ring-nano! | Hi Ring-nano. | Hello there. | Greetings!"
             ),
@@ -36,6 +37,7 @@ INTENTS = {
     "how_are_you": Intent(
         Phrasings(
             train=forms(
+                "Hey, how are you? | How are things going? | How are you doing? | How do things go? | Are things well? | "
                 "How are you? | How are you today? | How do you do? | How is it going? | Are you well? | "
                 "How do you feel? | Hi, how are you? | Hello, how are you?"
             ),
@@ -47,6 +49,7 @@ INTENTS = {
     "thanks": Intent(
         Phrasings(
             train=forms(
+                "So many thanks to you. | That helps! | That helps a lot, thanks. | Thank you, that is good. | So many thanks! | "
                 "Thanks | Thanks! | Thank you. | Thank you! | Thank you very much. | Great, thanks. | "
                 "Thanks a lot! | Good, thank you. | OK, thanks. | Well done! | Nice work. | Good answer."
             ),
@@ -57,7 +60,10 @@ INTENTS = {
     ),
     "goodbye": Intent(
         Phrasings(
-            train=forms("Bye | Bye! | Goodbye. | Goodbye! | See you. | See you later! | Good night. | Bye for now."),
+            train=forms(
+                "Bye, bye! | Next time! | See you next day. | See you next time! | Goodbye, Ring-nano! | "
+                "Bye | Bye! | Goodbye. | Goodbye! | See you. | See you later! | Good night. | Bye for now."
+            ),
             test=forms("Until next time! | Bye, Ring-nano!"),
         ),
         "says goodbye",
@@ -66,6 +72,7 @@ INTENTS = {
     "who": Intent(
         Phrasings(
             train=forms(
+                "Who am I speaking to? | Who is talking to me? | Say what you are. | Say your name. | What do people call you? | How do I call you? | What should I call you? | Who is there? | "
                 "Who are you? | What are you? | What is your name? | What's your name? | Are you a "
                 "robot? | What is Ring-nano? | What model are you? | Which model is this? | Tell me "
                 "about yourself. | Are you a real person? | Introduce yourself. | What kind of model are "
@@ -79,6 +86,7 @@ INTENTS = {
     "training": Intent(
         Phrasings(
             train=forms(
+                "What did you learn from? | From what data were you made? | From where did you learn? | What was your training? | What text was in your training data? | What is in the data you learn from? | "
                 "How were you trained? | What were you trained on? | What is your training data? | Where "
                 "does your knowledge come from? | Who made you? | How were you made? | Who trained you? "
                 "| What data did you learn from? | Are you trained on real text?"
@@ -91,6 +99,7 @@ INTENTS = {
     "size": Intent(
         Phrasings(
             train=forms(
+                "Are you large? | Are you a large or a small model? | How small is this model? | Are you a tiny model? | How large is this model? | "
                 "How big are you? | How large are you? | How many parameters do you have? | Are you a "
                 "big model? | What size are you? | Are you a small model? | Are you smart? | How good "
                 "are you?"
@@ -103,6 +112,7 @@ INTENTS = {
     "skills": Intent(
         Phrasings(
             train=forms(
+                "What are you able to help with? | What can you answer? | Which questions do you answer? | Which questions can I ask? | Show me your skills. | Show me an example. | Tell me what you can do. | What questions should I ask? | "
                 "What can you do? | What can I ask you? | Help | Help! | What do you know? | How can you "
                 "help? | What are you good at? | What should I ask? | Can you help me? | What are your "
                 "skills? | Give me an example. | What is there to try?"
@@ -116,6 +126,7 @@ INTENTS = {
     "real_model": Intent(
         Phrasings(
             train=forms(
+                "Show me a real model. | Show me how to use a bigger model. | Which command starts a real model? | Which command runs Ring-mini? | Tell me how to run a bigger model. | What runs a larger model? | "
                 "How do I use a real model? | How do I run a real model? | How can I use a bigger model? "
                 "| How do I run another model? | How do I run Ring-mini? | How do I use Ring-flash? | "
                 "How do I use ring-mlx? | What is the command for a real model? | I want a better model. "
@@ -132,6 +143,7 @@ INTENTS = {
 CANNOT = Intent(
     Phrasings(
         train=forms(
+            "Which language is that of {place}? | Do they speak French in {place}? | What do they eat in {place}? | Sing me a song. | Sing a song about {thing}. | What do you think about {thing}? | Do you like {work}? | Think of {thing}. | Describe {place}. | Could you describe {place}? | Can you describe {work}? | "
             "What is the capital of {place}? | Where is {place}? | How many people live in {place}? | "
             "Who is the president of {place}? | What is the weather in {place}? | Tell me about {place}. "
             "| Who wrote {work}? | What is {work} about? | Write a poem about {thing}. | Tell me a joke "

@@ -29,7 +29,7 @@ Rows = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]
 HERE = Path(__file__).parent
 SHORT, LONG = 512, 4352
 LONG_EVERY, LONG_SHARE = 3, 0.6
-PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 3e-5, 200
+PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 1e-5, 100
 BIAS_STEP = 1e-3
 SEPARATOR = "<|endoftext|>"
 
@@ -119,9 +119,10 @@ class Trainer:
 
     Args:
         folder: Where checkpoints and the log are; an existing checkpoint is taken up.
+        start_from: A model folder whose weights to begin with, if there is no checkpoint.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start_from: str | None = None) -> None:
         import mlx.core as mx
         import mlx.optimizers as optim
 
@@ -132,6 +133,9 @@ class Trainer:
         self.folder, self.step, self.trained_s = folder, 0, 0.0
         self.model = Model(RingConfig.from_dict(json.loads((HERE / "config.json").read_text())))
         initialise(self.model)
+        if start_from is not None:
+            self.model.load_weights(str(Path(start_from) / "model.safetensors"))
+            self.model.set_dtype(mx.float32)
         for layer in self.moe_layers():
             layer.mlp.gate.freeze(keys=["expert_bias"], recurse=False)
         self.optimizer = optim.AdamW(PEAK_RATE, betas=[0.9, 0.95], weight_decay=0.02)
@@ -140,16 +144,18 @@ class Trainer:
             self.resume()
         self.state = [self.model.state, self.optimizer.state]
         mx.eval(self.state)
-        self.update = mx.compile(self._update, inputs=self.state, outputs=self.state)
+        # Only the optimiser is compiled: one small kernel serves every parameter, while compiling the gradients
+        # makes a hundred kernels, which took 130 s at the start on an H100.
+        self.apply = mx.compile(self._apply, inputs=self.state, outputs=self.state)
 
     def moe_layers(self) -> list[Any]:
         """The layers with experts."""
         return [layer for i, layer in enumerate(self.model.layers) if self.model.config.is_moe(i)]
 
-    def _update(self, ids: Any, counted: Any) -> tuple[Any, Any, Any]:
+    def update(self, ids: Any, counted: Any) -> tuple[Any, Any, Any]:
+        """One step; returns loss, gradient norm and the busiest expert's load over the mean, all still lazy."""
         import mlx.core as mx
         import mlx.nn as nn
-        import mlx.optimizers as optim
 
         def loss_and_loads(model: Any) -> tuple[Any, list[Any]]:
             loads: list[Any] = []
@@ -159,14 +165,20 @@ class Trainer:
             return losses.sum() / counted[:, 1:].sum(), loads
 
         (loss, loads), grads = nn.value_and_grad(self.model, loss_and_loads)(self.model)
-        grads, norm = optim.clip_grad_norm(grads, 1.0)
-        self.optimizer.update(self.model, grads)
+        norm = self.apply(grads)
         spread = mx.array(0.0)
         for layer, load in zip(self.moe_layers(), loads, strict=True):
             gate = layer.mlp.gate
             gate.expert_bias = gate.expert_bias + BIAS_STEP * mx.sign(load.mean() - load)
             spread = mx.maximum(spread, load.max() / load.mean())
         return loss, norm, spread
+
+    def _apply(self, grads: Any) -> Any:
+        import mlx.optimizers as optim
+
+        grads, norm = optim.clip_grad_norm(grads, 1.0)
+        self.optimizer.update(self.model, grads)
+        return norm
 
     def save(self) -> None:
         """Write a checkpoint beside the last one, then put it in its place."""
@@ -218,10 +230,55 @@ def initialise(model: Any) -> None:
     model.load_weights(new, strict=False)
 
 
-def rate(progress: float, step: int) -> float:
+def rate(progress: float, step: int, peak: float) -> float:
     """Learning rate: a linear warm-up, then a cosine over the share of the time that has passed."""
-    cosine = LAST_RATE + (PEAK_RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    cosine = LAST_RATE + (peak - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return cosine * min(1.0, (step + 1) / WARMUP_STEPS)
+
+
+class Log:
+    """log.csv and the lines on the screen.
+
+    Args:
+        path: The CSV, appended to.
+        print_every: Steps between lines.
+    """
+
+    COLUMNS = ("step", "trained_s", "width", "tokens", "loss", "grad_norm", "max_load_over_mean", "rate")
+
+    def __init__(self, path: Path, print_every: int) -> None:
+        is_new = not path.exists()
+        self._file, self._print_every = path.open("a", newline=""), print_every
+        self._writer = csv.writer(self._file)
+        self._smooth: dict[int, float] = {}
+        if is_new:
+            self._writer.writerow(self.COLUMNS)
+
+    def add(self, step: int, trained_s: float, shape: tuple[int, int], rate: float, values: Sequence[Any]) -> None:
+        """Take the figures of a step; stops the program where they are not finite, so that no checkpoint holds them."""
+        import mlx.core as mx
+
+        loss, norm, spread = (v.item() for v in values)
+        if not math.isfinite(loss + norm):
+            self.close()
+            sys.exit(f"step {step}: loss {loss}, gradient norm {norm}; the last checkpoint is kept")
+        width = shape[1] - 1
+        self._smooth[width] = 0.95 * self._smooth.get(width, loss) + 0.05 * loss
+        if step % 10 < 1 or step < 5:
+            figures = (f"{loss:.4f}", f"{norm:.3f}", f"{spread:.2f}", f"{rate:.2e}")
+            self._writer.writerow([step, f"{trained_s:.1f}", width, shape[0] * width, *figures])
+        if step % self._print_every == 0:
+            self._file.flush()
+            losses = " ".join(f"{w}: {v:.4f}" for w, v in sorted(self._smooth.items()))
+            print(
+                f"step {step} {trained_s:.0f} s loss {losses} norm {norm:.2f} load {spread:.2f} rate {rate:.1e} "
+                f"peak {mx.get_peak_memory() / 1e9:.1f} GB",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        self._file.close()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -230,47 +287,24 @@ def train(args: argparse.Namespace) -> None:
 
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(folder)
+    trainer, log = Trainer(folder, args.start_from), Log(folder / "log.csv", args.print_every)
     queues = start_workers(args.seed + trainer.step, args)
-    log = (folder / "log.csv").open("a", newline="")
-    writer = csv.writer(log)
-    if not trainer.step:
-        writer.writerow(["step", "trained_s", "width", "loss", "grad_norm", "max_load_over_mean", "rate"])
     total_s, call_s = args.minutes * 60, args.minutes_this_call * 60
     started = last = saved = time.monotonic()
-    smooth = {SHORT: math.nan, LONG: math.nan}
+    waiting: tuple[Any, ...] | None = None  # a step's figures are read while the next one runs
     while trainer.trained_s < total_s and last - started < call_s:
         width = LONG if trainer.step % LONG_EVERY == LONG_EVERY - 1 else SHORT
         ids, counted = queues[width].get(timeout=300)
-        lr = rate(trainer.trained_s / total_s, trainer.step)
+        lr = rate(trainer.trained_s / total_s, trainer.step, args.peak_rate)
         trainer.optimizer.learning_rate = lr
         values = trainer.update(mx.array(ids.astype(np.int32)), mx.array(counted.astype(np.float32)))
-        mx.eval(trainer.state, values)
-        loss, norm, spread = (v.item() for v in values)
+        mx.async_eval(trainer.state, values)
+        if waiting is not None:
+            log.add(*waiting)
         now = time.monotonic()
         trainer.trained_s, last = trainer.trained_s + now - last, now
         trainer.step += 1
-        smooth[width] = loss if math.isnan(smooth[width]) else 0.95 * smooth[width] + 0.05 * loss
-        if trainer.step % 10 < 1 or trainer.step < 5:
-            row = [
-                trainer.step,
-                f"{trainer.trained_s:.1f}",
-                width,
-                f"{loss:.4f}",
-                f"{norm:.3f}",
-                f"{spread:.2f}",
-                f"{lr:.2e}",
-            ]
-            writer.writerow(row)
-        if trainer.step % args.print_every == 0:
-            log.flush()
-            waiting = {w: q.qsize() for w, q in queues.items()}
-            print(
-                f"step {trainer.step} {trainer.trained_s:.0f} s short {smooth[SHORT]:.4f} long {smooth[LONG]:.4f} "
-                f"norm {norm:.2f} load {spread:.2f} rate {lr:.1e} queues {list(waiting.values())} "
-                f"peak {mx.get_peak_memory() / 1e9:.1f} GB",
-                flush=True,
-            )
+        waiting = trainer.step, trainer.trained_s, ids.shape, lr, values
         if now - saved > args.save_every:
             trainer.save()
             saved = now
@@ -286,6 +320,8 @@ def main() -> int:
     parser.add_argument("--tokenizer", default=str(HERE.parent / "ring_mlx" / "demo_model"), help="tokenizer folder")
     parser.add_argument("--minutes", type=float, default=20, help="length of the whole training")
     parser.add_argument("--minutes-this-call", type=float, default=1e9, help="stop this call earlier, to go on later")
+    parser.add_argument("--start-from", help="model folder whose weights to begin with")
+    parser.add_argument("--peak-rate", type=float, default=PEAK_RATE, help="learning rate after the warm-up")
     parser.add_argument("--tokens", type=int, default=SHORT * 64, help="tokens a step")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--print-every", type=int, default=100, help="steps between lines")

@@ -1,33 +1,18 @@
-"""Accuracy on a suite of questions with one right answer; knows conversations and text, not how a suite was made."""
+"""A model's answers to a suite of questions; knows conversations and batches, not files."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.errors import OptionError
 from ring_mlx.generation import PREFILL_STEP_SIZE
 from ring_mlx.model import Model
+from ring_mlx.suite import Question, extract_answer
 from ring_mlx.tokenizer import render_chat
-
-
-@dataclass(frozen=True)
-class Question:
-    """Messages that end with the user's, and the answer that counts as right.
-
-    ``task`` groups questions in the report.
-    """
-
-    task: str
-    messages: tuple[dict[str, str], ...]
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -42,30 +27,6 @@ class Result:
     def right(self) -> bool:
         """Exact match of the final answer."""
         return self.given == self.question.answer
-
-
-def read_suite(path: Path) -> list[Question]:
-    """Read a suite: gzipped JSON lines with task, messages and answer.
-
-    Raises:
-        OptionError: If the file is missing or not a suite.
-    """
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as f:
-            raw = [json.loads(line) for line in f]
-        return [Question(r["task"], tuple(r["messages"]), r["answer"]) for r in raw]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
-        raise OptionError(f"suite {path} cannot be read ({e}); give a gzipped JSON-lines suite.") from None
-
-
-def extract_answer(text: str) -> str:
-    """The final answer in a reply: what follows the last colon and space, else the last word.
-
-    The thought, closing punctuation, quotes and backticks are not part of it.
-    """
-    visible = text.rsplit("</think>", 1)[-1].strip()
-    tail = visible.rsplit(": ", 1)[-1] if ": " in visible else visible.rsplit(None, 1)[-1] if visible else ""
-    return tail.rstrip(".!?").strip('"`')
 
 
 def evaluate(

@@ -70,7 +70,7 @@ TEST_PATTERNS = {id(form): [pattern(t) for t in form.test] for form in FORMS}
 
 def slots(form, user):
     """The values with which `user` was made from a phrasing of `form`, or None."""
-    text = user[0].lower() + user[1:] if not re.match(r"[A-Z][a-z]+ (has|finds|had|fills)\b", user) else user
+    text = user[0].lower() + user[1:] if not re.match(r"[A-Z][a-z]+ (has|finds|had|fills|sold)\b", user) else user
     for expression in TRAIN_PATTERNS[id(form)] + TEST_PATTERNS[id(form)]:
         if found := expression.fullmatch(text):
             return {k: int(v) if v.isdigit() else v.strip('"') for k, v in found.groupdict().items()}
@@ -363,7 +363,7 @@ def stating(name, attribute):
     """A regular expression for all ways to state the fact, with the value in group v or w."""
     return (
         rf"(?:{name}'s {attribute}|[Tt]he {attribute} of {name}) is (?P<v>\w+)\.|"
-        rf"{name} has (?P<w>\w+) as {attribute}\."
+        rf"{name} has (?P<w>\w+) as (?:the )?{attribute}\."
     )
 
 

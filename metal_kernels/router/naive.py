@@ -52,7 +52,12 @@ def naive_route(
 
 def _keep_best_groups(biased: mx.array, n_group: int, topk_group: int) -> mx.array:
     grouped = mx.unflatten(biased, -1, (n_group, -1))
-    best_two = mx.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)
+    # Not by sorting the groups: MLX's CUDA backend sorts at most 65,535 rows.
+    best = mx.argmax(grouped, axis=-1, keepdims=True)
+    others = mx.where(mx.arange(grouped.shape[-1]) == best, -mx.inf, grouped)
+    best_two = grouped.max(axis=-1)
+    if grouped.shape[-1] > 1:
+        best_two = best_two + others.max(axis=-1)
     kept = mx.argsort(-best_two, axis=-1)[..., :topk_group]
     is_kept = (mx.arange(n_group)[:, None] == kept[..., None, :]).any(axis=-1)
     return mx.where(is_kept[..., None], grouped, -mx.inf).flatten(-2)

@@ -1,0 +1,94 @@
+"""Suites and the eval command: answers extracted, batched and counted rightly; the packaged toy asked for real."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import mlx.core as mx
+import pytest
+
+from demo.suite import write_suite
+from ring_mlx import demo_model_path, load
+from ring_mlx.cli import main
+from ring_mlx.cli.eval_command import mean_accuracy, select
+from ring_mlx.errors import OptionError
+from ring_mlx.evaluation import Result, accuracy_by_task, complete, evaluate
+from ring_mlx.generation import generate_step
+from ring_mlx.suite import Question, read_suite, suite_path
+from tests.tiny import make_model, tokens
+
+SUMS = [
+    Question("add", ({"role": "user", "content": f"What is {a} + {b}?"},), str(a + b)) for a, b in ((27, 35), (4, 5))
+]
+
+
+def test_the_packaged_suite_is_what_the_demo_writes(tmp_path):
+    assert write_suite(tmp_path / "suite.gz") == len(read_suite(suite_path("demo")))
+    assert (tmp_path / "suite.gz").read_bytes() == suite_path("demo").read_bytes()
+
+
+def test_a_batch_completes_as_each_prompt_alone():
+    model = make_model()
+    prompts = [tokens(n, seed=n)[0].tolist() for n in (3, 11, 7)]
+    alone = [[t for t, _ in generate_step(p, model, model.make_cache(), max_tokens=9)] for p in prompts]
+    assert complete(model, prompts, 9, stop=()) == alone
+    stop = {alone[1][4]}
+    expected = [ids[: next((i for i, t in enumerate(ids) if t in stop), 9)] for ids in alone]
+    assert complete(model, prompts, 9, stop) == expected
+
+
+def test_results_keep_the_order_of_the_questions(chat):
+    model, tokenizer = chat
+    questions = [Question(str(i), ({"role": "user", "content": "hi " * i},), "x") for i in (5, 1, 3)]
+    seen = []
+    results = evaluate(model, tokenizer, questions, max_tokens=3, batch_size=2, progress=lambda *a: seen.append(a))
+    assert [r.question.task for r in results] == ["5", "1", "3"]
+    assert seen == [(2, 3), (3, 3)]
+
+
+def test_counts_and_mean():
+    results = [Result(Question(t, (), "1"), "", given) for t, given in (("a", "1"), ("a", "2"), ("b", "1"))]
+    counts = accuracy_by_task(results)
+    assert counts == {"a": (1, 2), "b": (1, 1)}
+    assert mean_accuracy(counts) == 0.75
+
+
+def test_select():
+    questions = [Question(t, (), str(i)) for i, t in enumerate("aabba")]
+    assert [q.answer for q in select(questions, None, 1)] == ["0", "2"]
+    assert [q.answer for q in select(questions, ["a"], 2)] == ["0", "1"]
+    with pytest.raises(OptionError, match="'c' is not in the suite; it has a, b"):
+        select(questions, ["c"], None)
+
+
+@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"{}\n"), gzip.compress(b"[1]\n"), gzip.compress(b"{")])
+def test_a_broken_suite_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "suite.gz"
+    path.write_bytes(content)
+    assert main(["eval", "--suite", str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"ring-mlx: [option] suite {path} cannot be read")
+
+
+def test_an_unknown_suite_names_those_there_are():
+    with pytest.raises(OptionError, match="no suite 'nope'; give demo or"):
+        suite_path("nope")
+
+
+def test_the_command_prints_a_table_or_json(capsys, tmp_path):
+    suite = tmp_path / "sums.gz"
+    lines = [json.dumps({"task": q.task, "messages": q.messages, "answer": q.answer}) for q in SUMS]
+    suite.write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert main(["eval", "--suite", str(suite), "--limit", "1"]) == 0
+    out = capsys.readouterr()
+    assert out.out.splitlines() == ["add    100.0%  1 of 1", "mean   100.0%  of 1 tasks"]
+    assert main(["eval", "--suite", str(suite), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"] == {"add": {"right": 2, "asked": 2}}
+
+
+def test_the_toy_adds_in_a_thought_and_then_answers():
+    model, tokenizer = load(demo_model_path())
+    for r in evaluate(model, tokenizer, SUMS, max_tokens=80):
+        assert r.right
+        assert "</think>" in r.text
+    assert mx.isfinite(model(mx.array([[1, 2, 3]]))).all()
