@@ -63,20 +63,21 @@ TINY = COMMON | {
     "topk_group": 2,
     "vocab_size": 128,
 }
-SHAPES = {"mini": MINI, "flash": FLASH, "tiny": TINY}
+GOLDEN = TINY | {"head_dim": 16}
+SHAPES = {"mini": MINI, "flash": FLASH, "tiny": TINY, "golden": GOLDEN}
 
 
 def random_model(shape: str, bits: int | None = 4, group_size: int = 64, exact: bool = False) -> Model:
-    """A model of a known shape with random weights, bfloat16 where not quantised (float32 for "tiny").
+    """A model of a known shape with random weights, bfloat16 where not quantised (float32 for "tiny" and "golden").
 
     Args:
-        shape: "mini", "flash" or "tiny".
+        shape: "mini", "flash", "tiny" or "golden".
         bits: Of all matrices but the router; None leaves them as they are.
         group_size: Of the quantisation.
         exact: As for `Model`.
     """
     model = Model(RingConfig.from_dict(SHAPES[shape]), exact=exact)
-    dtype = mx.float32 if shape == "tiny" else mx.bfloat16
+    dtype = mx.float32 if shape in ("tiny", "golden") else mx.bfloat16
     for module in [*model.layers, model.model, model]:
         own = module if isinstance(module, nn.Module) else model
         if bits is not None:
