@@ -16,7 +16,7 @@ QUESTIONS_PER_TASK, SEED = 40, 20261124
 
 
 def write_suite(path: Path, questions_per_task: int = QUESTIONS_PER_TASK, seed: int = SEED) -> int:
-    """Write gzipped JSON lines of task, messages and answer, the same bytes each time; returns how many lines."""
+    """Write gzipped JSON lines of task, messages and answer, the same text each time; returns how many lines."""
     tokenizer = Tokenizer.from_file(str(HERE.parent / "ring_mlx" / "demo_model" / "tokenizer.json"))
 
     def count(text: str) -> int:
