@@ -1,0 +1,141 @@
+"""Builds and launches kernels on the backend that runs them; alone calls MLX's kernel constructors, knows no operation.
+
+A backend is a callable with the contract of ``mx.fast.metal_kernel``: Metal itself, the CUDA twin of the same source
+on an NVIDIA GPU, or the simulator of the tests. ``RING_MLX_KERNELS=off`` selects none, and so does a default device
+that is the CPU; the plain forms then do all the work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+Constructor = Callable[..., Any]
+Template = Sequence[tuple[str, "int | bool | mx.Dtype"]]
+BODY = "\n// ---- kernel ----\n"
+SWITCH = "RING_MLX_KERNELS"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Who runs kernels: "metal", "cuda", or "simulator"; ``constructor`` is as ``mx.fast.metal_kernel``."""
+
+    name: str
+    constructor: Constructor
+
+
+_AUTOMATIC = Backend("automatic", mx.fast.metal_kernel)
+_chosen: ContextVar[Backend | None] = ContextVar("backend", default=_AUTOMATIC)
+
+
+def backend() -> Backend | None:
+    """The backend that kernels run on now, or None where only the plain forms run."""
+    chosen = _chosen.get()
+    if chosen is not _AUTOMATIC:
+        return chosen
+    return _detected() if mx.default_device() == mx.gpu else None
+
+
+@contextmanager
+def use(chosen: Backend | None) -> Iterator[None]:
+    """Run kernels on ``chosen`` instead, None for the plain forms, as long as the context lasts."""
+    token = _chosen.set(chosen)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@cache
+def _detected() -> Backend | None:
+    if os.environ.get(SWITCH, "").lower() in ("off", "0"):
+        return None
+    if mx.metal.is_available():
+        return Backend("metal", mx.fast.metal_kernel)
+    if mx.cuda.is_available():
+        from metal_kernels.twin import metal_kernel
+
+        return Backend("cuda", metal_kernel)
+    return None
+
+
+@dataclass
+class Kernel:
+    """One kernel in a ``.metal`` file: functions first, then after a line ``// ---- kernel ----`` the body.
+
+    The body uses the names of inputs, outputs and template arguments, and Metal's attributes such as
+    ``thread_position_in_grid``; MLX writes the signature. Nothing is built before the first call.
+
+    Args:
+        file: The ``.metal`` file.
+        inputs: Names of the input arrays; a 0-d or short array arrives in constant memory.
+        outputs: Names of the output arrays.
+        headers: Further ``.metal`` files of functions, put before this one's.
+    """
+
+    file: Path
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    headers: Sequence[Path] = ()
+    _built: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __call__(
+        self,
+        inputs: Sequence[mx.array],
+        *,
+        template: Template,
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[mx.Dtype],
+    ) -> list[mx.array]:
+        """Launch: ``grid`` counts threads, as in Metal's dispatchThreads; returns the outputs.
+
+        Raises:
+            RuntimeError: If no backend runs kernels here.
+        """
+        where = backend()
+        if where is None:
+            raise RuntimeError(f"[{self.name}] no backend runs kernels here; call the plain form.")
+        built = self._built.get(where.name)
+        if built is None or built[0] is not where.constructor:
+            built = self._built[where.name] = where.constructor, self._build(where.constructor)
+        out: list[mx.array] = built[1](
+            inputs=list(inputs),
+            template=list(template),
+            grid=grid,
+            threadgroup=threadgroup,
+            output_shapes=list(shapes),
+            output_dtypes=list(dtypes),
+        )
+        return out
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, that of its file."""
+        return f"ring_{self.file.stem}"
+
+    def source(self) -> tuple[str, str]:
+        """The functions and the body, as the constructors take them.
+
+        Raises:
+            ValueError: If the file has no body.
+        """
+        functions, found, body = self.file.read_text(encoding="utf-8").partition(BODY)
+        if not found:
+            raise ValueError(f"[{self.name}] {self.file.name} has no line {BODY.strip()!r}.")
+        return "".join(h.read_text(encoding="utf-8") for h in self.headers) + functions + "\n", body
+
+    def _build(self, constructor: Constructor) -> Any:
+        header, body = self.source()
+        return constructor(
+            name=self.name, input_names=list(self.inputs), output_names=list(self.outputs), source=body, header=header
+        )

@@ -1,0 +1,5 @@
+"""The CUDA twin: runs the Metal source of this package on an NVIDIA GPU; knows no kernel."""
+
+from metal_kernels.twin.kernel import TwinKernel, metal_kernel
+
+__all__ = ["TwinKernel", "metal_kernel"]

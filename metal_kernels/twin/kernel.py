@@ -1,0 +1,135 @@
+"""A twin of `mx.fast.metal_kernel` that runs the same Metal source on an NVIDIA GPU.
+
+Knows when a kernel has to be compiled and how MLX launches it; what the CUDA text looks like is `cuda_source`'s matter.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from metal_kernels.twin.cache import cached
+from metal_kernels.twin.cuda_source import (
+    Triple,
+    Variant,
+    cuda_source,
+    cuts_simd_groups,
+    shape_scalars,
+    uses_simd_groups,
+)
+from metal_kernels.twin.nvrtc import compile_cubin, shim_headers
+from metal_kernels.twin.spec import KernelSpec, Template
+
+# Further options of NVRTC, such as -lineinfo for profilers and compute-sanitizer.
+OPTIONS_VARIABLE = "RING_MLX_TWIN_OPTIONS"
+
+
+@functools.cache
+def architecture() -> str:
+    """Architecture of the GPU, such as sm_90; raises RuntimeError if there is no NVIDIA GPU."""
+    if not mx.cuda.is_available():
+        raise RuntimeError("[metal_kernel] The CUDA twin needs an NVIDIA GPU and MLX's CUDA backend.")
+    return str(mx.device_info(mx.gpu)["architecture"])
+
+
+class TwinKernel:
+    """What `metal_kernel` returns."""
+
+    def __init__(self, spec: KernelSpec, options: tuple[str, ...]) -> None:
+        self.spec = spec
+        self.options = options
+        self._compiled: dict[object, tuple[str, bytes]] = {}
+        self._uses_simd_groups = uses_simd_groups(spec)
+        self._uses_shapes = any(use.shape or use.strides for use in spec.shape_uses)
+        # A precompiled kernel gets no strides from MLX: where the body names them they are those of a dense array.
+        self._is_contiguous = spec.ensure_row_contiguous or any(use.strides for use in spec.shape_uses)
+
+    def __call__(
+        self,
+        *,
+        inputs: Sequence[Any],
+        output_shapes: Sequence[tuple[int, ...]],
+        output_dtypes: Sequence[mx.Dtype],
+        grid: Triple,
+        threadgroup: Triple,
+        template: Template | None = None,
+        init_value: float | None = None,
+        verbose: bool = False,
+        stream: Any = None,
+    ) -> list[mx.array]:
+        """Same contract as the callable that `mx.fast.metal_kernel` returns."""
+        inputs = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]
+        gx, gy, gz = grid
+        tx, ty, tz = threadgroup
+        block = (min(gx, tx), min(gy, ty), min(gz, tz))
+        is_ragged = bool(gx % block[0] or gy % block[1] or gz % block[2])
+        key = (
+            tuple([(x.dtype, x.ndim) for x in inputs]),
+            tuple(output_dtypes),
+            tuple(template) if template else (),
+            block,
+            is_ragged,
+        )
+        compiled = self._compiled.get(key)
+        if compiled is None or verbose:
+            self.spec.check_counts(inputs, output_shapes, output_dtypes)
+            compiled = self._compile(Variant(*key), verbose)
+            self._compiled[key] = compiled
+        scalars = shape_scalars(self.spec, inputs) if self._uses_shapes else []
+        if is_ragged:
+            if self._uses_simd_groups and cuts_simd_groups(grid, block):
+                raise NotImplementedError(
+                    f"[metal_kernel] {self.spec.name}: grid {grid} cuts SIMD-groups of threadgroup {threadgroup}."
+                )
+            scalars += grid
+        return mx.fast.precompiled_cuda_kernel(
+            name=compiled[0],
+            compiled_source=compiled[1],
+            inputs=inputs,
+            output_shapes=output_shapes,
+            output_dtypes=output_dtypes,
+            scalars=scalars,
+            grid=grid,
+            threadgroup=block,
+            init_value=init_value,
+            ensure_row_contiguous=self._is_contiguous,
+            stream=stream,
+        )
+
+    def _compile(self, variant: Variant, verbose: bool) -> tuple[str, bytes]:
+        """Name and cubin of a variant, from disk or NVRTC."""
+        options = (*self.options, *shlex.split(os.environ.get(OPTIONS_VARIABLE, "")))
+        source = cuda_source(self.spec, variant, options)
+        if verbose:
+            print(f"Generated source code for `{self.spec.name}`:\n```\n{source.text}\n```")
+        parts = (source.text, tuple(shim_headers().items()), architecture(), options)
+        cubin = cached(parts, lambda: compile_cubin(source.text, self.spec.name, architecture(), options)[0])
+        return source.name, cubin
+
+
+def metal_kernel(
+    name: str,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    source: str,
+    header: str = "",
+    ensure_row_contiguous: bool = True,
+    atomic_outputs: bool = False,
+    compile_options: Mapping[str, Any] | None = None,
+) -> TwinKernel:
+    """Same contract as `mx.fast.metal_kernel`, for an NVIDIA GPU of compute capability 8.0 or newer.
+
+    Limits: inputs are made dense where the body names strides; a grid must not cut a SIMD-group; sizes of inputs whose
+    shape the body names are below 2^31; no textures and no vector swizzles. Of ``compile_options``, the math mode
+    ``fast`` is NVRTC's fast math and the others are its default.
+    """
+    spec = KernelSpec(
+        name, tuple(input_names), tuple(output_names), source, header, ensure_row_contiguous, atomic_outputs
+    )
+    is_fast = (compile_options or {}).get("math_mode") == "fast"
+    return TwinKernel(spec, ("--use_fast_math",) if is_fast else ())

@@ -1,0 +1,234 @@
+"""Runs one dispatch of a built kernel in the C++ runtime and turns what it found into words."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.metal_sim.build import runtime_library
+from tests.metal_sim.symbols import symbolize
+
+REDZONE_BYTES = 4096
+REDZONE = 0xCB
+POISON = 0xFF
+MAX_THREADS = 1024
+MAX_OUTPUTS = 16
+WRITABLE, INITIALIZED = 1, 2
+
+
+class MetalRunError(Exception):
+    """The kernel ran and did something that Metal does not define."""
+
+
+class _BufferRecord(ctypes.Structure):
+    _fields_ = (
+        ("pointer", ctypes.c_void_p),
+        ("size", ctypes.c_ulong),
+        ("flags", ctypes.c_int),
+        ("element_size", ctypes.c_uint),
+        ("name", ctypes.c_char_p),
+    )
+
+
+class _Statistics(ctypes.Structure):
+    _fields_ = (
+        ("accesses", ctypes.c_long),
+        ("switches", ctypes.c_long),
+        ("simd_ops", ctypes.c_long),
+        ("barriers", ctypes.c_long),
+        ("threadgroup_bytes", ctypes.c_uint),
+        ("n_reports", ctypes.c_int),
+        ("unwritten", ctypes.c_long * MAX_OUTPUTS),
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        order: 0 runs threads, SIMD-groups and threadgroups in rising order, 1 in falling order.
+        strict_divergence: Report SIMD operations that not all lanes reach.
+        early_exit: Allow threads to return before others reach a barrier.
+        none_is_execution: Let barriers with `mem_none` order memory.
+        simd_ops_order: Let SIMD operations order memory within their group.
+        allow: Kinds of report that are no error.
+    """
+
+    order: int = 0
+    strict_divergence: bool = True
+    early_exit: bool = False
+    none_is_execution: bool = False
+    simd_ops_order: bool = False
+    allow: tuple[str, ...] = ("same-value write",)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One kind of finding at one place."""
+
+    kind: str
+    message: str
+    place: str
+    count: int
+
+    def __str__(self) -> str:
+        place = f"{self.place}: " if self.place else ""
+        return f"{place}{self.kind}: {self.message} (x{self.count})"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Facts of a dispatch."""
+
+    seconds: float
+    accesses: int
+    switches: int
+    simd_ops: int
+    barriers: int
+    threadgroup_bytes: int
+    reports: tuple[Report, ...] = ()
+    unwritten: dict[str, int] = field(default_factory=dict)
+
+
+class Buffer:
+    """A copy of an array between two red zones."""
+
+    def __init__(
+        self, data: npt.NDArray[np.generic], name: str, is_writable: bool = False, is_initialized: bool = True
+    ) -> None:
+        data = np.ascontiguousarray(data).reshape(data.shape or (1,))
+        self.name, self.shape, self.dtype, self.nbytes = name, data.shape, data.dtype, data.nbytes
+        self.is_writable, self.is_initialized = is_writable, is_initialized
+        self.raw = np.full(self.nbytes + 2 * REDZONE_BYTES + 64, REDZONE, np.uint8)
+        self.start = REDZONE_BYTES + -(self.raw.ctypes.data + REDZONE_BYTES) % 64
+        self.inner = self.raw[self.start : self.start + self.nbytes]
+        self.inner[:] = np.frombuffer(data.tobytes(), np.uint8) if is_initialized else POISON
+
+    def record(self) -> _BufferRecord:
+        """As the runtime wants it."""
+        flags = (WRITABLE if self.is_writable else 0) | (INITIALIZED if self.is_initialized else 0)
+        address = self.raw.ctypes.data + self.start
+        return _BufferRecord(address, self.nbytes, flags, self.dtype.itemsize, self.name.encode())
+
+    def array(self) -> npt.NDArray[np.generic]:
+        """A copy of the contents."""
+        return self.inner.view(self.dtype).reshape(self.shape).copy()
+
+    def is_redzone_intact(self) -> bool:
+        """Whether nothing wrote beside the array."""
+        return bool(
+            (self.raw[: self.start] == REDZONE).all() and (self.raw[self.start + self.nbytes :] == REDZONE).all()
+        )
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL:
+    ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
+
+
+@functools.cache
+def _kernel(library: Path) -> ctypes.CDLL:
+    _runtime()
+    return ctypes.CDLL(str(library))
+
+
+def check_sizes(grid: Sequence[int], threadgroup: Sequence[int]) -> None:
+    """Raises ValueError unless Metal could dispatch this."""
+    if any(n <= 0 for n in (*grid, *threadgroup)):
+        raise ValueError(f"empty grid {tuple(grid)} or threadgroup {tuple(threadgroup)}")
+    threads = int(np.prod([min(t, g) for t, g in zip(threadgroup, grid, strict=True)]))
+    if threads > MAX_THREADS:
+        raise ValueError(f"{threads} threads in a threadgroup, more than {MAX_THREADS}")
+
+
+def dispatch(
+    library: Path,
+    buffers: Sequence[Buffer | None],
+    grid: Sequence[int],
+    threadgroup: Sequence[int],
+    mode: str,
+    options: Options,
+) -> RunInfo:
+    """Run a kernel over a grid of threads; ``buffers`` are changed in place.
+
+    Raises:
+        MetalRunError: If anything was reported whose kind is not allowed.
+    """
+    check_sizes(grid, threadgroup)
+    missing = _BufferRecord(None, 0, 0, 1, b"null")
+    records = (_BufferRecord * max(1, len(buffers)))(*[missing if b is None else b.record() for b in buffers])
+    switches = (
+        options.strict_divergence,
+        options.early_exit,
+        options.none_is_execution,
+        options.simd_ops_order,
+        options.order == 1,
+        mode == "check",
+    )
+    statistics = _Statistics()
+    triple = ctypes.c_int * 3
+    started = time.perf_counter()
+    status = _runtime().msl_dispatch(
+        _kernel(library).msl_entry,
+        records,
+        len(buffers),
+        triple(*grid),
+        triple(*threadgroup),
+        (ctypes.c_int * len(switches))(*switches),
+        ctypes.byref(statistics),
+    )
+    seconds = time.perf_counter() - started
+    if status == 2:
+        raise ValueError("the runtime takes at most 64 buffers and 1024 threads in a threadgroup")
+    reports = _reports(library, statistics.n_reports)
+    for b in buffers:
+        if b is not None and not b.is_redzone_intact():
+            reports.append(Report("out of bounds", f"memory beside buffer {b.name} was written", "", 1))
+    outputs = [b for b in buffers if b is not None and b.is_writable and b.nbytes]
+    unwritten = {b.name: n for b, n in zip(outputs, statistics.unwritten, strict=False) if n}
+    errors = [str(r) for r in reports if r.kind not in options.allow]
+    if errors:
+        raise MetalRunError("\n".join(errors))
+    return RunInfo(
+        seconds,
+        statistics.accesses,
+        statistics.switches,
+        statistics.simd_ops,
+        statistics.barriers,
+        statistics.threadgroup_bytes,
+        tuple(reports),
+        unwritten,
+    )
+
+
+def _reports(library: Path, count: int) -> list[Report]:
+    raw = [_report(i) for i in range(count)]
+    addresses = {pc for _, _, pc, _, _ in raw if pc}
+    addresses |= {int(a, 16) for _, message, *_ in raw for a in re.findall(r"at \+0x([0-9a-f]+)", message)}
+    places = symbolize(library, addresses) if addresses else {}
+
+    def named(found: re.Match[str]) -> str:
+        return f"at {places.get(int(found.group(1), 16), '?')}"
+
+    return [
+        Report(kind, re.sub(r"at \+0x([0-9a-f]+)", named, message), places.get(pc, "?") if pc else place, n)
+        for kind, message, pc, place, n in raw
+    ]
+
+
+def _report(i: int) -> tuple[str, str, int, str, int]:
+    kind, message, file = (ctypes.create_string_buffer(n) for n in (64, 1000, 300))
+    pc, line, count = ctypes.c_ulong(), ctypes.c_uint(), ctypes.c_long()
+    _runtime().msl_report(i, kind, message, ctypes.byref(pc), file, ctypes.byref(line), ctypes.byref(count))
+    place = f"{file.value.decode()}:{line.value}" if line.value else ""
+    return kind.value.decode(), message.value.decode(), pc.value, place, count.value
