@@ -1,7 +1,21 @@
 """Operations of the Ring-linear models, each a folder with its plain form; knows arrays, not checkpoints or models."""
 
-from metal_kernels.lightning_attn import chunk_lightning_attn, lightning_attn, naive_lightning_attn
-from metal_kernels.linear_gate import linear_gate
-from metal_kernels.router import route
+from metal_kernels.dispatch import lightning_attn, linear_gate, moe_kernel, qk_norm_rope, qkv_lightning_attn, route
+from metal_kernels.heads import Heads
+from metal_kernels.lightning_attn import chunk_lightning_attn, naive_lightning_attn
+from metal_kernels.packed import Packed
+from metal_kernels.quantized_moe import Experts
 
-__all__ = ["chunk_lightning_attn", "lightning_attn", "linear_gate", "naive_lightning_attn", "route"]
+__all__ = [
+    "Experts",
+    "Heads",
+    "Packed",
+    "chunk_lightning_attn",
+    "lightning_attn",
+    "linear_gate",
+    "moe_kernel",
+    "naive_lightning_attn",
+    "qk_norm_rope",
+    "qkv_lightning_attn",
+    "route",
+]

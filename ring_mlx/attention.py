@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.rope_utils import initialize_rope
 
-from metal_kernels import lightning_attn, linear_gate
+from metal_kernels import Heads, linear_gate, qk_norm_rope, qkv_lightning_attn
 from ring_mlx.config import RingConfig
 from ring_mlx.decay import decay_rate
 
@@ -36,15 +36,22 @@ class _Attention(nn.Module):
             scaling_config=dict(config.rope_scaling) if config.rope_scaling else None,
             max_position_embeddings=config.max_position_embeddings,
         )
+        self._eps = config.rms_norm_eps
+        self._inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
 
-    def qkv(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Project, normalise and rotate: x [B, T, D] to q [B, H, T, K] and k, v [B, Hkv, T, K]."""
-        B, T, _ = x.shape
-        heads = self.query_key_value(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
-        q, k, v = mx.split(heads, [self.num_heads, self.num_heads + self.num_key_value_heads], axis=1)
-        if "query_layernorm" in self:
-            q, k = self.query_layernorm(q), self.key_layernorm(k)
-        return self.rope(q, offset=offset), self.rope(k, offset=offset), v
+    def heads(self) -> Heads:
+        """How the projection splits into heads, with the norms' present weights."""
+        has_norms = "query_layernorm" in self
+        return Heads(
+            self.num_heads,
+            self.num_key_value_heads,
+            self.query_layernorm.weight if has_norms else None,
+            self.key_layernorm.weight if has_norms else None,
+            self._eps,
+            self._inv_freq,
+            self._rope_scale,
+            self.rope,
+        )
 
 
 class SoftmaxAttention(_Attention):
@@ -71,7 +78,7 @@ class SoftmaxAttention(_Attention):
             [B, T, hidden].
         """
         B, T, _ = x.shape
-        q, k, v = self.qkv(x, offset)
+        q, k, v = qk_norm_rope(self.query_key_value(x), self.heads(), offset)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         o = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
@@ -114,11 +121,17 @@ class LinearAttention(_Attention):
         Returns:
             [B, T, hidden].
         """
-        B, T, _ = x.shape
-        q, k, v = (y.transpose(0, 2, 1, 3) for y in self.qkv(x, offset))
         state = None if cache is None else cache[0]
-        o, state = lightning_attn(q, k, v, self._decay_rate, self.scale, state, mask)
+        qkv = self.query_key_value(x)
+        o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         if cache is not None:
             cache[0] = state
-        gate = self.g_proj(x)
-        return self.dense(linear_gate(o.reshape(B, T, -1), gate, self.g_norm.weight, self.groups, self.g_norm.eps))
+        return self.dense(linear_gate(o, self.g_proj(x), self.g_norm.weight, self.groups, self.g_norm.eps))
+
+
+def _rotation(rope: nn.Module, dims: int) -> tuple[mx.array, float]:
+    """Rotation a position of each pair [dims/2] float32, and the factor of the rotated dims, of mlx-lm's rope."""
+    if isinstance(rope, nn.RoPE):
+        powers = [rope.scale * rope.base ** (-i / dims) for i in range(0, dims, 2)]
+        return mx.array(powers, dtype=mx.float32), 1.0
+    return 1.0 / rope._freqs.astype(mx.float32), float(rope.mscale)

@@ -12,6 +12,7 @@ from ring_mlx import memory, weights
 from ring_mlx.config import read_config
 from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
+from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import Model
 from ring_mlx.tokenizer import load_tokenizer
 
@@ -70,6 +71,7 @@ def load_model(
     model.fingerprint = weights.fingerprint(config, shards, target, exact)
     if not lazy:
         _read(model)
+        check_kernels(model)
     return model
 
 

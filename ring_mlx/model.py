@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
 
+from metal_kernels import launch
 from ring_mlx.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.cache import HybridCache
 from ring_mlx.config import RingConfig
@@ -33,8 +35,9 @@ class DecoderLayer(nn.Module):
         r = self.attention(self.input_layernorm(x).astype(dtype), mask, cache, offset)
         x = x + r.astype(x.dtype)
         normed = self.post_attention_layernorm(x)
-        r = self.mlp(normed, dtype) if isinstance(self.mlp, MoE) else self.mlp(normed.astype(dtype))
-        return x + r.astype(x.dtype)
+        if isinstance(self.mlp, MoE):
+            return self.mlp(normed, dtype, x)
+        return x + self.mlp(normed.astype(dtype)).astype(x.dtype)
 
 
 class LanguageModel(nn.Module):
@@ -71,10 +74,11 @@ class LanguageModel(nn.Module):
         masks, offset = _masks(self.layers, caches, x)
         if hidden_states is not None:
             hidden_states.append(x)
-        for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, masks[layer.is_linear], layer_cache, offset)
-            if hidden_states is not None:
-                hidden_states.append(x)
+        with launch.use(None) if self.training else nullcontext():  # kernels have no gradients
+            for layer, layer_cache in zip(self.layers, caches, strict=True):
+                x = layer(x, masks[layer.is_linear], layer_cache, offset)
+                if hidden_states is not None:
+                    hidden_states.append(x)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             if layer.is_linear and layer_cache is not None:
                 layer_cache.advance(x.shape[1])

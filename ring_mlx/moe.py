@@ -7,7 +7,8 @@ import mlx.nn as nn
 from mlx_lm.models.activations import swiglu
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 
-from metal_kernels import route
+from metal_kernels import Experts as ExpertWeights
+from metal_kernels import Packed, launch, moe_kernel, route
 from ring_mlx.config import RingConfig
 
 
@@ -88,22 +89,59 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(config)
         self.switch_mlp = Experts(config)
+        self._has_bias = config.use_bias
+        self._prepared: tuple[list[mx.array], ExpertWeights] | None = None
         if config.num_shared_experts:
             self.shared_experts = MLP(config, config.moe_shared_expert_intermediate_size * config.num_shared_experts)
 
-    def __call__(self, x: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
+    def __call__(self, x: mx.array, dtype: mx.Dtype | None = None, residual: mx.array | None = None) -> mx.array:
         """Mix the experts.
 
         Args:
             x: [..., hidden], as exact as there is: the router reads it in float32.
             dtype: What the experts compute in, that of x by default.
+            residual: [..., hidden] to add to; None adds nothing.
 
         Returns:
-            [..., hidden] float32, for the caller to round once.
+            [..., hidden] in the dtype of ``residual``, rounded once; float32 without one.
         """
         chosen, weights = self.gate(x)
         x = x if dtype is None else x.astype(dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        kernel = None if launch.backend() is None or self._has_bias else moe_kernel(self._weights(), flat)
+        if kernel is not None:
+            top_k = chosen.shape[-1]
+            added = None if residual is None else residual.reshape(flat.shape)
+            y = kernel(flat, chosen.reshape(-1, top_k), weights.reshape(-1, top_k), self._weights(), added)
+            return y.reshape(x.shape)
         y = (self.switch_mlp(x, chosen).astype(mx.float32) * weights[..., None]).sum(axis=-2)
         if "shared_experts" in self:
             y = y + self.shared_experts(x).astype(mx.float32)
-        return y
+        return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
+
+    def _weights(self) -> ExpertWeights:
+        """The weights as the kernels take them, prepared again when a module's arrays have changed."""
+        modules = [self.switch_mlp.gate_proj, self.switch_mlp.up_proj, self.switch_mlp.down_proj]
+        if "shared_experts" in self:
+            shared = self.shared_experts
+            modules += [shared.gate_proj, shared.up_proj, shared.down_proj]
+        arrays = [m.weight for m in modules]
+        if self._prepared is None or any(a is not b for a, b in zip(arrays, self._prepared[0], strict=True)):
+            packed = [_packed(m) for m in modules]
+            others = (packed[3], packed[4], packed[5]) if len(packed) > 3 else None
+            self._prepared = arrays, ExpertWeights(packed[0], packed[1], packed[2], others)
+        return self._prepared[1]
+
+
+def _packed(module: nn.Module) -> Packed:
+    """A linear layer's weights, quantised or not, as a kernel reads them."""
+    if "scales" not in module:
+        return Packed(module.weight)
+    return Packed(
+        module.weight,
+        module.scales,
+        module.get("biases"),
+        module.bits,
+        module.group_size,
+        getattr(module, "mode", "affine"),
+    )

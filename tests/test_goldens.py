@@ -5,9 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-import ring_mlx.attention as attention
 import ring_mlx.moe as moe
-from metal_kernels import chunk_lightning_attn
+from metal_kernels import chunk_lightning_attn, dispatch
 from ring_mlx import load_model
 from tests.compare import assert_close
 from tests.tiny import GOLDENS
@@ -62,7 +61,7 @@ def test_chosen_experts(golden, monkeypatch):
 @pytest.mark.parametrize("chunk_size", [1, 16, 64, 10_000])
 def test_any_chunk_length(golden, chunk_size, monkeypatch):
     model, expected = golden
-    monkeypatch.setattr(attention, "lightning_attn", lambda *a: chunk_lightning_attn(*a, chunk_size))
+    monkeypatch.setattr(dispatch, "lightning_attn", lambda *a: chunk_lightning_attn(*a, chunk_size))
     assert_close(model(expected["tokens"][None])[0], expected["logits"], TOLERANCE)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import ring_mlx.attention as attention
 import ring_mlx.moe as moe
-from metal_kernels import chunk_lightning_attn, naive_lightning_attn, route
+from metal_kernels import chunk_lightning_attn, dispatch, launch, naive_lightning_attn, route
 from ring_mlx import load_model
 from ring_mlx.decay import alibi_slopes, decay_rate
 from tests import reference
@@ -30,6 +30,13 @@ def golden_check():
         expected = mx.load(str(GOLDENS / name / "golden.safetensors"))
         model = load_model(GOLDENS / name, dtype=mx.float32)
         assert_close(model(expected["tokens"][None])[0], expected["logits"], 1e-4)
+
+
+@pytest.fixture(autouse=True)
+def plain_forms():
+    """The wrong forms are put into the plain path; kernels are held to the right one by tests of their own."""
+    with launch.use(None):
+        yield
 
 
 def fails(check, *args):
@@ -120,8 +127,8 @@ def padding_check():
 
 def test_pitfall_4_padding_neither_adds_nor_decays(monkeypatch):
     padding_check()
-    right = attention.lightning_attn
-    monkeypatch.setattr(attention, "lightning_attn", lambda *a: right(*a[:6], None))
+    right = dispatch.lightning_attn
+    monkeypatch.setattr(dispatch, "lightning_attn", lambda *a: right(*a[:6], None))
     fails(padding_check)
 
 
@@ -140,7 +147,7 @@ def _graph_size(model, T):
 
 def test_pitfall_5_prefill_is_chunked(monkeypatch):
     operations_check()
-    monkeypatch.setattr(attention, "lightning_attn", naive_lightning_attn)
+    monkeypatch.setattr(dispatch, "lightning_attn", naive_lightning_attn)
     fails(operations_check)
 
 

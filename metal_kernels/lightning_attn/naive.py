@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from metal_kernels.qk_norm_rope.naive import naive_qk_norm_rope
+
 
 def naive_lightning_attn(
     q: mx.array,
@@ -49,3 +51,47 @@ def naive_lightning_attn(
         out.append((q[:, t, :, None, :] @ S)[:, :, 0])
     o = mx.stack(out, axis=1) if T else mx.zeros(v.shape, mx.float32)
     return (scale * o).astype(dtype), S
+
+
+def naive_qkv_lightning_attn(
+    qkv: mx.array,
+    q_weight: mx.array | None,
+    k_weight: mx.array | None,
+    inv_freq: mx.array,
+    rope_scale: float,
+    offset: int | mx.array,
+    decay_rate: mx.array,
+    scale: float,
+    eps: float,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Lightning attention straight from the fused projection, nothing rounded before the output.
+
+    ::
+
+        q, k, v = qk_norm_rope(qkv),  o, S = lightning_attn(q, k, v)
+
+    Args:
+        qkv: [B, T, 3 * H * D], rows [Q | K | V], any float dtype.
+        q_weight: Norm weight of q per head [D]; None leaves q and k as they are.
+        k_weight: Norm weight of k [D], or None together with ``q_weight``.
+        inv_freq: Rotation per position of each pair [R/2] float32, R <= D.
+        rope_scale: Factor of the rotated dims; 1 but for scaled contexts.
+        offset: Position of the first token, one for all rows or [B] int32.
+        decay_rate: s, [H], float32, not negative.
+        scale: Factor of the output.
+        eps: Added to the mean square of the norms.
+        state: S before the first token, [B, H, D, D] float32; None is zero.
+        mask: True where a token counts, [B, T] bool; None is all of them.
+
+    Returns:
+        o [B, T, H * D] in the dtype of ``qkv``, and S after the last token, [B, H, D, D] float32.
+
+    Source: see `naive_qk_norm_rope` and `naive_lightning_attn`.
+    """
+    H = decay_rate.shape[0]
+    heads = naive_qk_norm_rope(qkv.astype(mx.float32), q_weight, k_weight, inv_freq, rope_scale, offset, eps, H, H)
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in heads)
+    o, S = naive_lightning_attn(q, k, v, decay_rate, scale, state, mask)
+    return o.flatten(2).astype(qkv.dtype), S

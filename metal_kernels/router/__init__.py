@@ -1,7 +1,6 @@
 """Router: chooses experts for each token; knows nothing of the experts themselves."""
 
+from metal_kernels.router.fused import fused_route
 from metal_kernels.router.naive import naive_route
 
-__all__ = ["naive_route", "route"]
-
-route = naive_route
+__all__ = ["fused_route", "naive_route"]

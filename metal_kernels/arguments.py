@@ -1,0 +1,56 @@
+"""What wrappers of kernels share: small arrays made once for each value, and facts of arrays to cache by.
+
+Decoding calls each wrapper once a layer and token, so checks and launch plans are looked up by the kinds of the
+arguments instead of being worked out again. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+
+Kind = tuple[tuple[int, ...], mx.Dtype]
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+def kind(x: mx.array) -> Kind:
+    """Shape and dtype."""
+    return x.shape, x.dtype
+
+
+def kind_or_none(x: mx.array | None) -> Kind | None:
+    """Shape and dtype, None of None."""
+    return None if x is None else (x.shape, x.dtype)
+
+
+def are_norm_weights(q_weight: Kind | None, k_weight: Kind | None, D: int) -> bool:
+    """Whether these are the weights of q's and k's norms over D dims, of one float dtype, or both are absent."""
+    if q_weight is None or k_weight is None:
+        return q_weight is k_weight
+    return q_weight == k_weight and q_weight[0] == (D,) and q_weight[1] in FLOATS
+
+
+@lru_cache(maxsize=256)
+def floats(*values: float) -> mx.array:
+    """The values as a float32 array; fewer than eight arrive in constant memory."""
+    return mx.array(values, mx.float32)
+
+
+@lru_cache(maxsize=256)
+def ints(*values: int) -> mx.array:
+    """The values as an int32 array."""
+    return mx.array(values, mx.int32)
+
+
+@lru_cache(maxsize=16)
+def absent(dtype: mx.Dtype) -> mx.array:
+    """What stands in for an input that a template argument switches off; long enough to be a device pointer."""
+    return mx.array([0] * 8, dtype)
+
+
+def positions(offset: int | mx.array) -> mx.array:
+    """Positions of the first tokens as a kernel reads them: [1] or [B] int32."""
+    if isinstance(offset, int):
+        return ints(offset)
+    return (offset if offset.ndim else offset.reshape(1)).astype(mx.int32)

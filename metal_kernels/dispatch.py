@@ -1,0 +1,124 @@
+"""The one place that chooses between a kernel and the plain form of an operation; knows both, and no model.
+
+A kernel runs where `launch.backend` names a backend and the kernel's ``supports`` takes the arguments; all else goes
+through plain MLX operations, which give the same results to within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from metal_kernels import launch
+from metal_kernels.heads import Heads
+from metal_kernels.lightning_attn import chunk_lightning_attn, fused_recurrent, naive_lightning_attn, simd_chunk
+from metal_kernels.linear_gate import fused as gate_kernel
+from metal_kernels.linear_gate.naive import naive_linear_gate
+from metal_kernels.qk_norm_rope import fused as qk_kernel
+from metal_kernels.quantized_moe import Experts, decode_moe, prefill_moe, supports_decode, supports_prefill
+from metal_kernels.router import fused as router_kernel
+from metal_kernels.router.naive import naive_route
+
+CHUNK_SIZE = 64
+MoEKernel = Callable[[mx.array, mx.array, mx.array, Experts, "mx.array | None"], mx.array]
+
+# Whether the experts of many tokens go through our grouped product or through MLX's gather_qmm. On an H100 gather_qmm
+# was seen at 4.6 TFLOP/s where a dense product of the same work ran at 194, so ours takes its place there; on Metal
+# MLX's own is tuned for the chip and ours has not been timed, so it stays until somebody measures.
+OURS_FOR_MANY_TOKENS = {"metal": False, "cuda": True, "simulator": True}
+
+
+def lightning_attn(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay_rate: mx.array,
+    scale: float,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> tuple[mx.array, mx.array]:
+    """Same contract as `naive_lightning_attn`: one token goes through the recurrence, more through chunks."""
+    if q.shape[1] == 1:
+        return naive_lightning_attn(q, k, v, decay_rate, scale, state, mask)
+    if launch.backend() is not None and simd_chunk.supports(q, k, v, decay_rate):
+        return simd_chunk.simd_chunk_lightning_attn(q, k, v, decay_rate, scale, state, mask)
+    return chunk_lightning_attn(q, k, v, decay_rate, scale, state, mask, chunk_size)
+
+
+def qkv_lightning_attn(
+    qkv: mx.array,
+    heads: Heads,
+    decay_rate: mx.array,
+    scale: float,
+    offset: int | mx.array,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Lightning attention from the fused projection: norms, rotation and `naive_lightning_attn`.
+
+    Args:
+        qkv: [B, T, 3 H D].
+        heads: Norms and rotation, with as many heads of k and v as of q.
+        decay_rate: s, [H] float32.
+        scale: Factor of the output.
+        offset: Position of the first token, one for all rows or [B].
+        state: [B, H, D, D] float32; None is zero.
+        mask: True where a token counts [B, T], or None for all.
+
+    Returns:
+        o [B, T, H D] in the dtype of ``qkv``, and the state after the last token.
+    """
+    h = heads
+    if launch.backend() is not None and fused_recurrent.supports(qkv, h.q_weight, h.k_weight, h.inv_freq, decay_rate):
+        return fused_recurrent.fused_qkv_lightning_attn(
+            qkv, h.q_weight, h.k_weight, h.inv_freq, h.rope_scale, offset, decay_rate, scale, h.eps, state, mask
+        )
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in qk_norm_rope(qkv, heads, offset))
+    o, state = lightning_attn(q, k, v, decay_rate, scale, state, mask)
+    return o.reshape(*o.shape[:2], -1), state
+
+
+def qk_norm_rope(qkv: mx.array, heads: Heads, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """q [B, num_heads, T, D], k and v [B, num_kv_heads, T, D] of a fused projection, q and k normed and rotated."""
+    h = heads
+    arguments = (qkv, h.q_weight, h.k_weight, h.inv_freq)
+    if launch.backend() is not None and qk_kernel.supports(*arguments, h.num_heads, h.num_kv_heads):
+        return qk_kernel.fused_qk_norm_rope(*arguments, h.rope_scale, offset, h.eps, h.num_heads, h.num_kv_heads)
+    return heads.split(qkv, offset)
+
+
+def linear_gate(x: mx.array, gate: mx.array, weight: mx.array, groups: int, eps: float) -> mx.array:
+    """Same contract as `naive_linear_gate`."""
+    if launch.backend() is not None and gate_kernel.supports(x, gate, weight, groups):
+        return gate_kernel.fused_linear_gate(x, gate, weight, groups, eps)
+    return naive_linear_gate(x, gate, weight, groups, eps)
+
+
+def route(
+    logits: mx.array,
+    bias: mx.array | None,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    scaling_factor: float,
+    normalize: bool,
+) -> tuple[mx.array, mx.array]:
+    """Same contract as `naive_route`."""
+    run = naive_route
+    if launch.backend() is not None and router_kernel.supports(logits, bias, top_k, n_group):
+        run = router_kernel.fused_route
+    return run(logits, bias, top_k, n_group, topk_group, scaling_factor, normalize)
+
+
+def moe_kernel(experts: Experts, x: mx.array) -> MoEKernel | None:
+    """The kernel with the contract of `naive_moe` for tokens x [T, D], or None where MLX's products shall do it."""
+    where = launch.backend()
+    if where is None:
+        return None
+    if supports_decode(experts, x):
+        return decode_moe
+    if OURS_FOR_MANY_TOKENS[where.name] and supports_prefill(experts, x):
+        return prefill_moe
+    return None

@@ -1,0 +1,96 @@
+"""Where the tests of kernels run them: on this machine's GPU, or else in the simulator; knows no kernel."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from metal_kernels import launch
+from metal_kernels.launch import Backend, Kernel
+from tests.compare import to_numpy
+from tests.metal_sim import MetalRunError, metal_kernel, why_unavailable
+
+
+@functools.cache
+def simulated(mode: str = "check", order: int = 0) -> Backend:
+    """The simulator as a backend; every run type-checks, "check" checks each access, "fast" is for larger shapes."""
+    return Backend("simulator", functools.partial(metal_kernel, mode=mode, order=order))
+
+
+def backends(mode: str = "check") -> list[Any]:
+    """Parameters for a test's argument ``backend``: the GPU if there is one, else the simulator (skipped if absent).
+
+    Mode "check" is simulated in two schedules, "fast" in one; a GPU has no modes.
+    """
+    here = launch.backend()
+    if here is not None:
+        return [pytest.param(here, id=here.name)]
+    missing = why_unavailable()
+    if missing:
+        return [pytest.param(None, marks=pytest.mark.skip(reason=missing), id="none")]
+    orders = (0, 1) if mode == "check" else (0,)
+    return [pytest.param(simulated(mode, order), id=f"{mode}{order}") for order in orders]
+
+
+def simulator(mode: str = "check", order: int = 0) -> Any:
+    """A context in which kernels run in the simulator; skips the test where it cannot run."""
+    missing = why_unavailable()
+    if missing:
+        pytest.skip(missing)
+    return launch.use(simulated(mode, order))
+
+
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+
+
+def barriers(kernel: Kernel) -> range:
+    """Numbers of the barriers in a kernel's body, for `mutated`."""
+    return range(kernel.source()[1].count(BARRIER))
+
+
+@contextmanager
+def mutated(kernel: Kernel, *changes: tuple[str, str], occurrence: int = 0) -> Iterator[None]:
+    """Run a kernel with planted faults as long as the context lasts.
+
+    Each change (old, new) replaces one place of ``old``, counted from 0, in the body, else in the functions.
+    """
+    header, body = kernel.source()
+    for old, new in changes:
+        if old in body:
+            body = _replaced(body, old, new, occurrence)
+        else:
+            header = _replaced(header, old, new, occurrence)
+    kept = dict(kernel._built)
+    kernel._built.clear()
+    kernel.__dict__["source"] = lambda: (header, body)
+    try:
+        yield
+    finally:
+        del kernel.__dict__["source"]
+        kernel._built.clear()
+        kernel._built.update(kept)
+
+
+def _replaced(text: str, old: str, new: str, occurrence: int) -> str:
+    parts = text.split(old)
+    assert len(parts) > occurrence + 1, f"{old!r} is not there {occurrence + 1} times"
+    return old.join(parts[: occurrence + 1]) + new + old.join(parts[occurrence + 1 :])
+
+
+def is_caught(run: Callable[[], Sequence[mx.array]], right: Sequence[mx.array]) -> bool:
+    """Whether the fault of `mutated` shows: ``run`` fails in check mode, or its results are far from the right ones."""
+    for order in (0, 1):
+        with simulator("check", order):
+            try:
+                results = [to_numpy(x) for x in run()]
+            except MetalRunError:
+                return True
+        if any(not np.allclose(a, to_numpy(b), rtol=0.05, atol=0.05) for a, b in zip(results, right, strict=True)):
+            return True
+    return False

@@ -1,0 +1,148 @@
+"""The whole model with kernels on: the goldens, splits, padding and decode give what the plain forms give."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from metal_kernels import launch
+from ring_mlx import load_model
+from ring_mlx.kernel_check import check_kernels
+from tests.compare import assert_close
+from tests.kernel_backends import backends
+from tests.tiny import GOLDENS, make_model, tokens
+
+SHAPES = {
+    "head_dim": 32,
+    "hidden_size": 64,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 32,
+    "intermediate_size": 96,
+}
+
+
+@pytest.fixture(scope="module", params=["mini_like", "flash_like"])
+def golden(request):
+    folder = GOLDENS / request.param
+    return load_model(folder, dtype=mx.float32), mx.load(str(folder / "golden.safetensors"))
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+def test_goldens_with_kernels_on(golden, backend):
+    model, expected = golden
+    with launch.use(backend):
+        cache, hidden = model.make_cache(), []
+        logits = model(expected["tokens"][None], cache, hidden_states=hidden)
+        mx.eval(logits, hidden, cache.state)
+    assert_close(logits[0], expected["logits"], 1e-4)
+    for h, e in zip(hidden, expected["hidden"], strict=True):
+        assert_close(h[0], e, 1e-4)
+    for key, e in expected.items():
+        if key.startswith("state."):
+            assert_close(cache[int(key.split(".")[1])][0][0], e, 1e-4)
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+def test_prefill_then_decode_equals_the_whole(golden, backend):
+    model, expected = golden
+    ids = expected["tokens"][None]
+    with launch.use(backend):
+        cache = model.make_cache()
+        parts = [model(ids[:, :29], cache), model(ids[:, 29:31], cache), model(ids[:, 31:39], cache)]
+        parts += [model(ids[:, i : i + 1], cache) for i in range(39, 45)]
+        logits = mx.concatenate(parts, axis=1)
+        mx.eval(logits)
+    assert_close(logits[0], expected["logits"][:45], 1e-4)
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_a_padded_quantised_batch_equals_the_plain_forms(backend, bits):
+    import mlx.nn as nn
+
+    model = make_model(**SHAPES)
+    if bits:
+        nn.quantize(
+            model,
+            32,
+            bits,
+            class_predicate=lambda p, m: hasattr(m, "to_quantized") and not p.endswith("gate.gate_proj"),
+        )
+    batch, step = tokens(33, B=2), tokens(1, B=2, seed=5)
+
+    def run():
+        cache = model.make_cache(left_padding=[9, 0])
+        out = [model(batch, cache)[:, 9:], model(step, cache)]
+        mx.eval(out)
+        return out
+
+    with launch.use(None):
+        plain = run()
+    with launch.use(backend):
+        kernels = run()
+    for k, p in zip(kernels, plain, strict=True):
+        assert_close(k, p, 1e-4)
+
+
+def test_a_changed_weight_reaches_the_kernels():
+    block = make_model(**SHAPES).layers[1].mlp
+    before = block._weights()
+    assert block._weights() is before
+    block.switch_mlp.up_proj.weight = block.switch_mlp.up_proj.weight * 2
+    assert block._weights().up.weight is block.switch_mlp.up_proj.weight
+
+
+def test_training_stays_on_the_plain_forms():
+    model = make_model()
+    model.train()
+    seen = []
+
+    class Refuses:
+        def __init__(self, *args, **kwargs):
+            seen.append(args)
+
+    with launch.use(launch.Backend("simulator", Refuses)):
+        mx.eval(model(tokens(4)))
+    assert not seen
+
+
+class _Wrong:
+    """A backend whose kernels fill their outputs with a number, or raise."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, *args, **kwargs):
+        def run(*, output_shapes, output_dtypes, **_):
+            if self.value is None:
+                raise RuntimeError("no such instruction")
+            kinds = [(s, d, mx.issubdtype(d, mx.floating)) for s, d in zip(output_shapes, output_dtypes, strict=True)]
+            return [mx.full(s, self.value).astype(d) if is_float else mx.zeros(s, d) for s, d, is_float in kinds]
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("value", "match"), [(7.0, "differ by"), (float("nan"), "differ by inf"), (None, "no such instruction")]
+)
+def test_kernels_that_compute_nonsense_are_turned_off_with_a_warning(value, match, monkeypatch):
+    off = []
+    monkeypatch.setattr(launch, "turn_off", lambda: off.append(True))
+    with launch.use(launch.Backend("simulator", _Wrong(value))), pytest.warns(UserWarning, match=match):
+        check_kernels(make_model(**SHAPES))
+    assert off == [True]
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+def test_right_kernels_stay_on(backend, monkeypatch):
+    monkeypatch.setattr(launch, "turn_off", lambda: pytest.fail("turned off"))
+    with launch.use(backend):
+        check_kernels(make_model(**SHAPES))
+
+
+def test_turned_off_means_plain_forms(monkeypatch):
+    monkeypatch.setenv(launch.SWITCH, "auto")
+    launch.turn_off()
+    assert launch._detected() is None
+    monkeypatch.undo()
+    launch._detected.cache_clear()

@@ -1,0 +1,196 @@
+"""Mixture of experts for a few tokens: every format against float64, in check mode and with planted faults."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from metal_kernels import launch
+from metal_kernels.packed import Packed
+from metal_kernels.quantized_moe import Experts, decode, decode_moe, naive_moe, supports_decode
+from tests.compare import assert_close, to_numpy
+from tests.kernel_backends import BARRIER, backends, is_caught, mutated
+from tests.kernel_reference import DTYPES, assert_as_exact
+from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, packed
+
+CHECKED = backends()
+FAST = backends("fast")
+
+
+def run(case):
+    return decode_moe(case.x, case.chosen, case.weights, Experts(*case.routed, case.shared), case.residual)
+
+
+def naive(case):
+    return naive_moe(case.x, case.chosen, case.weights, *case.routed, case.shared, case.residual)
+
+
+def check(backend, case):
+    with launch.use(backend):
+        y = run(case)
+    assert_as_exact(y, naive(case), case.exact())
+    assert y.dtype == case.dtype
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_mlx_packs_a_little_endian_bit_stream(bits):
+    w = packed((3, 96), ("affine", bits, 32), 0, mx.float32)
+    parts = [np.array(a) for a in (w.weight, w.dequantize(), w.scales, w.biases)]
+    for words, row, scales, biases in zip(*parts, strict=True):
+        stream = sum(int(word) << (32 * i) for i, word in enumerate(words))
+        codes = np.array([stream >> (bits * i) & (2**bits - 1) for i in range(96)])
+        np.testing.assert_allclose(row, codes * scales.repeat(32) + biases.repeat(32), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", [("affine", 4, 32), *MICRO, *PLAIN])
+@pytest.mark.parametrize("shared", [None, 40])
+def test_the_naive_form_is_the_definition(form, shared):
+    case = Case(form, 7, shared=None if shared is None else 32, residual=mx.float32, dtype=mx.float32)
+    assert_close(naive(case), case.exact(), 1e-6)
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("form", [*AFFINE, *MICRO, *PLAIN], ids=str)
+def test_every_format(backend, form):
+    group = form[2] or 32
+    check(backend, Case(form, 2, hidden=96 if group == 32 else 3 * group, inner=group, shared=group))
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", [("affine", 4, 32), ("affine", 8, 32), ("mxfp4", 4, 32), ("plain", 16, 0)], ids=str)
+def test_activations_and_scales_of_every_dtype(backend, dtype, form):
+    check(backend, Case(form, 3, dtype=dtype, shared=64, residual=dtype))
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("tokens", range(1, 9))
+def test_one_to_eight_tokens(backend, tokens):
+    check(backend, Case(("affine", 4, 32), tokens, shared=64, residual=mx.bfloat16))
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize(
+    ("residual", "shared"),
+    [(None, 64), (mx.float32, 64), (mx.bfloat16, 64), (mx.float16, None), (None, None), (None, 32), (mx.bfloat16, 32)],
+)
+def test_residual_and_shared_expert(backend, residual, shared):
+    case = Case(("affine", 4, 32), 2, shared=shared, residual=residual)
+    assert Experts(*case.routed, case.shared).rides == (shared == 64)
+    check(backend, case)
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+def test_a_shared_expert_of_another_format_is_added(backend):
+    case, other = (Case(("affine", b, 32), 2, shared=64, residual=mx.float32) for b in (4, 8))
+    case.shared = other.shared
+    assert not Experts(*case.routed, case.shared).rides
+    check(backend, case)
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+def test_down_may_have_another_format(backend):
+    check(backend, Case(("affine", 4, 32), 2, shared=64, down_form=("affine", 6, 64), residual=mx.float32))
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("sizes", [(32, 288), (160, 96), (1056, 32), (96, 1056)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_that_do_not_fill_the_lanes(backend, sizes, bits):
+    hidden, inner = sizes
+    check(backend, Case(("affine", bits, 32), 1, hidden=hidden, inner=inner, shared=inner, experts=3, top_k=2))
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("top_k", [1, 15, 16, 17, 23])
+def test_any_number_of_slots(backend, top_k):
+    check(backend, Case(("affine", 4, 32), 1, experts=23, top_k=top_k, hidden=64, inner=32, shared=32))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_shapes_of_mini(backend, bits):
+    check(backend, Case(("affine", bits, 64), 1, experts=3, top_k=2, hidden=2048, inner=512, shared=512))
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_eight_tokens_of_eight_experts(backend):
+    case = Case(("affine", 4, 64), 8, experts=20, top_k=8, hidden=512, inner=256, shared=256, residual=mx.bfloat16)
+    check(backend, case)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_large_gates_saturate(backend):
+    case = Case(("affine", 8, 32), 2, shared=64, dtype=mx.float32)
+    case.x = case.x * 500
+    check(backend, case)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_runs_are_bit_equal(backend):
+    case = Case(("affine", 4, 64), 3, experts=9, top_k=8, hidden=256, inner=128, shared=128)
+    with launch.use(backend):
+        first, second = run(case), run(case)
+    assert mx.array_equal(first, second)
+
+
+def test_what_the_kernels_take():
+    case = Case(("affine", 4, 32), 8)
+    gate, up, down = case.routed
+    experts = Experts(gate, up, down)
+    assert supports_decode(experts, case.x)
+    assert not supports_decode(experts, mx.zeros((9, 96)))
+    assert not supports_decode(experts, case.x.astype(mx.int32))
+    assert not Experts(gate, Packed(up.dequantize()), down).supported
+    for mode, group in (("nvfp4", 16), ("mxfp4", 32)):
+        q, s = mx.quantize(mx.ones((5, 64, 96)), group_size=group, bits=4, mode=mode)
+        w = Packed(q, s, None, 4, group, mode)
+        assert Experts(w, w, down).supported == (mode == "mxfp4")
+    odd = [Packed(mx.zeros(shape)) for shape in ((3, 16, 40), (3, 16, 40), (3, 40, 16))]
+    assert not Experts(*odd).supported
+
+
+def test_shapes_that_disagree_are_named():
+    case = Case(("affine", 4, 32), 2)
+    with pytest.raises(ValueError, match="up and down disagree"):
+        Experts(case.routed[0], case.routed[2], case.routed[1])
+    experts = Experts(*case.routed)
+    for x, chosen, weights, message in (
+        (case.x[:, :64], case.chosen, case.weights, r"x and residual must be \[T, 96\]"),
+        (case.x, case.chosen[:1], case.weights, r"must be \[2, k\]"),
+        (case.x, case.chosen.astype(mx.uint32), case.weights, "chosen must be int32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            experts.check(x, chosen, weights, None)
+
+
+FAULTS = [
+    (decode.GATE_UP, "row < N", "row <= N"),
+    (decode.GATE_UP, "uint(N - 1)", "uint(N)"),
+    (decode.GATE_UP, "step < K / STEP", "step <= K / STEP"),
+    (decode.GATE_UP, "slot == TOP_K", "slot == TOP_K - 1"),
+    (decode.GATE_UP, "i < NW / 4", "i < NW / 4 - 1"),
+    (decode.GATE_UP, "i < STEP", "i < STEP - 1"),
+    (decode.DOWN, BARRIER, ""),
+    (decode.DOWN, "first + owned < N", "first + owned <= N"),
+    (decode.DOWN, "owned < OWNED &&", "owned < OWNED - 1 &&"),
+    (decode.DOWN, "i < SIMDGROUPS", "i <= SIMDGROUPS"),
+    (decode.DOWN, "slot < SLOTS", "slot + 1 < SLOTS"),
+    (decode.DOWN, "uint(N - 1)", "uint(N)"),
+    (decode.DOWN, "step < K / STEP", "step <= K / STEP"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "old", "new"), FAULTS, ids=lambda v: v if isinstance(v, str) else v.name)
+def test_a_planted_fault_is_caught(kernel, old, new):
+    case = Case(("affine", 4, 32), 2, experts=3, hidden=160, inner=96, shared=96, dtype=mx.float32)
+    with mutated(kernel, (old, new)):
+        assert is_caught(lambda: [run(case)], [naive(case)])
+
+
+def test_the_cases_are_not_trivial():
+    case = Case(("affine", 4, 32), 3, shared=64, residual=mx.float32)
+    parts = [to_numpy(naive(case)), to_numpy(naive_moe(case.x, case.chosen, case.weights, *case.routed))]
+    assert 0.05 < np.std(parts[1]) < 5
+    assert np.std(parts[0] - parts[1]) > 0.05
