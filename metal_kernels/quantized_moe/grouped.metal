@@ -4,6 +4,7 @@
 // A threadgroup of WM x WN simdgroups keeps a slice of both operands, BK values deep, in threadgroup memory as T (float,
 // half or bfloat), rows padded by 16 bytes against bank conflicts. The next slice travels from device memory to registers
 // while the present one is multiplied: one buffer, two barriers a slice. Each simdgroup has BM / WM x BN / WN sums.
+// All tiles start at even elements of rows of even length: MSL_EVEN_PAIRS.
 
 // Two 16-bit values, or 16 bytes of values: what threadgroup memory is written with.
 template <typename T>

@@ -80,6 +80,7 @@ def cuda_source(spec: KernelSpec, variant: Variant, options: Sequence[str] = ())
     x, y, z = variant.threadgroup
     lines = [
         "#define MSL_APPLE_LAYOUT 1" if _needs_apple_layout(spec) else "",
+        "#define MSL_EVEN_PAIRS 1" if "MSL_EVEN_PAIRS" in spec.source + spec.header else "",
         '#include "shim.cuh"',
         "namespace msl {",
         f'#line 1 "{spec.name}.header"',

@@ -82,9 +82,19 @@ template <class T, int C, int R = C> MSL_FN simdgroup_matrix<T, C, R> make_diago
   return simdgroup_matrix<T, C, R>(value);
 }
 
-// Whether the pairs of every lane are aligned: the same answer in all lanes.
+// Whether the pairs of every lane are aligned: the same answer in all lanes. The compiler knows nothing of an address in
+// threadgroup memory, so source whose tiles all start at even elements promises it by naming MSL_EVEN_PAIRS.
 template <class T> MSL_FN bool are_pairs_aligned(const T* base, ulong row_elements, ulong2 origin) {
+#ifdef MSL_EVEN_PAIRS
+  return true;
+#else
   return ((ulong)base % (2 * sizeof(T)) | row_elements % 2 | origin.x % 2) == 0;
+#endif
+}
+// The pair of this lane; within a tile 32 bits are enough.
+template <class T> MSL_FN T* lane_pair(T* base, ulong row_elements, ulong2 origin) {
+  int lane = ptx_lane();
+  return base + (origin.y * row_elements + origin.x) + (matrix_row(lane) * (int)row_elements + matrix_column(lane));
 }
 template <class T>
 MSL_FN void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const T* from, ulong row_elements = 8,
@@ -95,7 +105,7 @@ MSL_FN void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const T* from, ulong ro
     m.e.y = from[(origin.y + column + 1) * row_elements + origin.x + row];
     return;
   }
-  const T* pair = from + (origin.y + row) * row_elements + origin.x + column;
+  const T* pair = lane_pair(from, row_elements, origin);
   if (are_pairs_aligned(from, row_elements, origin)) {
     m.e = *(const vec<T, 2>*)pair;
   } else {
@@ -123,7 +133,7 @@ MSL_FN void simdgroup_store(simdgroup_matrix<T, 8, 8> m, T* to, ulong row_elemen
   if constexpr (turns_tiles<T>()) {
     if (transpose) m.e = as_type<vec<T, 2>>(ptx_transpose(as_type<uint>(m.e)));
   }
-  T* pair = to + (origin.y + row) * row_elements + origin.x + column;
+  T* pair = lane_pair(to, row_elements, origin);
   if (are_pairs_aligned(to, row_elements, origin)) {
     *(vec<T, 2>*)pair = m.e;
   } else {
