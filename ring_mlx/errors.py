@@ -8,6 +8,8 @@
     |-- PromptError       an empty prompt, or one longer than the context
     |-- CacheFileError    a saved cache that is damaged, foreign or of another model
     |-- OptionError       an option or combination of options that cannot work
+    |-- ConvertError      a conversion that could not be written, resumed or verified
+    |-- SessionError      a session that is closed, or whose thread met something unforeseen
     `-- NoFitError        a model that this machine's memory cannot hold
 
 Every message starts with its origin in brackets, names the value seen and ends with the remedy, in one line:
@@ -68,6 +70,18 @@ class OptionError(RingError):
     """An option, or a combination of options, that cannot work."""
 
     origin = "option"
+
+
+class ConvertError(RingError):
+    """A conversion could not be written, resumed or verified."""
+
+    origin = "convert"
+
+
+class SessionError(RingError):
+    """A session is closed, or its thread met something unforeseen."""
+
+    origin = "session"
 
 
 class NoFitError(RingError):

@@ -1,7 +1,8 @@
-"""A local server that speaks as much of the hub's protocol as a download needs, with faults on demand."""
+"""A local server that speaks as much of the hub's protocol as downloads and uploads need, with faults on demand."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -9,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from typing_extensions import Self
@@ -58,6 +60,7 @@ class HubServer:
         self.faults = Faults()
         self.seen: list[Seen] = []
         self.sent: dict[str, int] = {}
+        self.blobs: dict[str, bytes] = {}
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -92,6 +95,64 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self._answer(with_body=True)
+
+        def do_PUT(self) -> None:
+            """The content of a large file, under the address that the batch answer gave."""
+            hub.seen.append(Seen(self.command, self.path, None))
+            hub.blobs[self.path.rpartition("/")[2]] = self._body()
+            self._send_json({}, with_body=True)
+
+        def do_POST(self) -> None:
+            """The steps of an upload: make the repository, ask how each file is sent, commit."""
+            path, body = unquote(urlsplit(self.path).path).strip("/"), self._body()
+            hub.seen.append(Seen(self.command, "/" + path, None))
+            if hub.faults.status is not None:
+                return self._refuse(hub.faults.status, "", True)
+            if path.endswith("/commit/main"):
+                return self._commit("/".join(path.split("/")[2:4]), [json.loads(x) for x in body.splitlines()])
+            asked = json.loads(body)
+            if path == "api/repos/create":
+                name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+                hub.repos.setdefault(name, Repo({}))
+                return self._send_json({"url": f"{hub.url}/{name}", "id": name}, with_body=True)
+            if path == "api/validate-yaml":
+                return self._send_json({"errors": [], "warnings": []}, with_body=True)
+            if path.endswith("/preupload/main"):
+                modes = [
+                    {
+                        "path": f["path"],
+                        "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for f in asked["files"]
+                ]
+                return self._send_json({"files": modes}, with_body=True)
+            if path.endswith("/objects/batch"):
+                objects = [
+                    o | {"actions": {"upload": {"href": f"{hub.url}/blob/{o['oid']}"}}} for o in asked["objects"]
+                ]
+                return self._send_json({"transfer": "basic", "objects": objects}, with_body=True)
+            return self._refuse(404, "", True)
+
+        def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+            repo = hub.repos[name]
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "file":
+                    repo.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    repo.files[value["path"]] = hub.blobs[value["oid"]]
+            self._send_json({"commitUrl": f"{hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT}, with_body=True)
+
+        def _body(self) -> bytes:
+            if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
 
         def _answer(self, with_body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
@@ -143,18 +204,20 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self._send_file(file, repo.files[file], with_body)
 
         def _send_file(self, name: str, content: bytes, with_body: bool) -> None:
-            start = 0
+            start, stop = 0, len(content)
             asked = self.headers.get("Range", "")
             if asked.startswith("bytes=") and asked[6:].split("-")[0]:
-                start = int(asked[6:].split("-")[0])
-            part = content[start:]
-            self.send_response(206 if start else 200)
+                first, _, last = asked[6:].partition("-")
+                start, stop = int(first), min(int(last) + 1, stop) if last else stop
+            part = content[start:stop]
+            is_part = len(part) < len(content)
+            self.send_response(206 if is_part else 200)
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{etag(content)}"')
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(part)))
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            if is_part:
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
             self.end_headers()
             if not with_body:
                 return

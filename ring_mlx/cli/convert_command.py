@@ -1,12 +1,34 @@
-"""``ring-mlx convert``: a checkpoint to the mlx-community form, quantised or not."""
+"""``ring-mlx convert``: a checkpoint to the mlx-community form, quantised or not, checked, measured and uploaded."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from ring_mlx.cli import options
 from ring_mlx.errors import OptionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ring_mlx.convert.job import Options
+
+HELP = {
+    "mlx_path": "folder to make (mlx_model)",
+    "bits": "bits a weight (4; what the mode has)",
+    "group": "weights a scale (64; what the mode has)",
+    "predicate": "mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, or ring-q3, ring-q4, ring-q5, ring-q6",
+    "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be given again",
+    "fit": "search the scales of least squared error, or round to nearest (search)",
+    "dry": "print size, memory and bits per weight per part; fetches no shard and writes nothing",
+    "stream": "fetch the shards of a repository one by one and drop each after use",
+    "report": "compare the result with the source on a packaged text, or on FILE",
+}
 
 
 def add(commands: Any) -> None:
@@ -14,34 +36,130 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "convert", help="convert and quantise a checkpoint", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("--hf-path", "--model", dest="source", required=True, help="folder, or owner/name on the hub")
+    parser.add_argument("--hf-path", "--model", dest="source", help="folder, or owner/name on the hub")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument("--mlx-path", default="mlx_model", help="folder to make (mlx_model)")
-    parser.add_argument("-q", "--quantize", action="store_true", help="quantise")
-    parser.add_argument("--q-bits", type=options.positive_int, default=4, help="bits a weight (4)")
-    parser.add_argument("--q-group-size", type=options.positive_int, default=64, help="weights a scale (64)")
-    parser.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8"), default="affine", help="format (affine)")
-    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantised")
+    parser.add_argument("--mlx-path", default="mlx_model", help=HELP["mlx_path"])
+    q = parser.add_argument_group("what becomes of the weights")
+    q.add_argument("-q", "--quantize", action="store_true", help="quantise")
+    q.add_argument("--q-bits", type=options.positive_int, help=HELP["bits"])
+    q.add_argument("--q-group-size", type=options.positive_int, help=HELP["group"])
+    q.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="format (affine)")
+    q.add_argument("--quant-predicate", metavar="RECIPE", help=HELP["predicate"])
+    q.add_argument("--q-override", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"])
+    q.add_argument("--q-fit", choices=("search", "rtn"), default="search", help=HELP["fit"])
+    q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
+    q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantised")
+    w = parser.add_argument_group("how it is done")
+    w.add_argument("--dry-run", action="store_true", help=HELP["dry"])
+    w.add_argument("--resume", action="store_true", help="go on with an interrupted conversion, or start one")
+    w.add_argument("--stream", action="store_true", help=HELP["stream"])
+    w.add_argument("--verify", action="store_true", help="check the hashes of the result; alone, of one made before")
+    w.add_argument("--report", nargs="?", const="", metavar="FILE", help=HELP["report"])
+    w.add_argument("--upload-repo", metavar="OWNER/NAME", help="repository to upload the result to")
+    w.add_argument("--trust-remote-code", action="store_true", help="refused: code in a checkpoint is never run")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say what was written; returns the exit code."""
+    from pathlib import Path
+
+    from ring_mlx.cli import INTERRUPTED
+    from ring_mlx.convert import describe, remote, report, verify
+
+    if args.trust_remote_code:
+        raise OptionError("--trust-remote-code: code in a checkpoint is never run and never needed; leave it out.")
+    if args.source is None and not args.verify:
+        raise OptionError("--hf-path (or --model) is missing; name a folder, or owner/name on the hub.")
+    if args.source is None and (args.report is not None or args.dry_run):
+        raise OptionError("--report and --dry-run need the source; add --model.")
+    if args.upload_repo:
+        remote.check_repo_name(args.upload_repo)
+    if args.dry_run:
+        return _dry_run(args)
+    folder = Path(args.mlx_path).expanduser()
+    if args.source is not None:
+        try:
+            folder = _convert(args)
+        except KeyboardInterrupt:
+            print("ring-mlx: interrupted; run again with --resume to go on.", file=sys.stderr)
+            return INTERRUPTED
+        print(describe(folder))
+    if args.verify:
+        print(f"{verify(folder)} files are as they were written")
+    if args.report is not None:
+        rows = report.read_text(Path(args.report) if args.report else None)
+        with Bar("layer", "report") as bar:
+            found = report.compare(args.source, folder, rows, revision=args.revision, progress=bar)
+        report.save(found, folder)
+        print(report.table(found))
+    if args.upload_repo:
+        print(remote.upload(folder, args.upload_repo))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from ring_mlx.convert.job import Options
+
+    return Options(
+        args.quantize,
+        args.q_bits,
+        args.q_group_size,
+        args.q_mode,
+        args.dtype,
+        args.dequantize,
+        args.quant_predicate,
+        args.q_override,
+        args.q_fit,
+    )
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    from ring_mlx.convert import convert_plan, sizes
+
+    source, plan = convert_plan(args.source, _options(args), revision=args.revision)
+    print(sizes.table(source, plan))
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> Path:
     import mlx.core as mx
 
-    from ring_mlx.convert import convert, describe
+    from ring_mlx.convert import convert
 
-    if args.q_mode != "affine" and not args.quantize:
-        raise OptionError(f"--q-mode {args.q_mode} needs --quantize; add -q.")
-    folder = convert(
-        args.source,
-        args.mlx_path,
-        revision=args.revision,
-        quantize=args.quantize,
-        bits=args.q_bits,
-        group_size=args.q_group_size,
-        mode=args.q_mode,
-        dtype=getattr(mx, args.dtype) if args.dtype else None,
-    )
-    print(describe(folder))
-    return 0
+    with Bar("B", "convert") as bar:
+        return convert(
+            args.source,
+            args.mlx_path,
+            revision=args.revision,
+            quantize=args.quantize,
+            bits=args.q_bits,
+            group_size=args.q_group_size,
+            mode=args.q_mode,
+            dtype=getattr(mx, args.dtype) if args.dtype else None,
+            dequantize=args.dequantize,
+            recipe=args.quant_predicate,
+            overrides=args.q_override,
+            fit=args.q_fit,
+            resume=args.resume,
+            stream=args.stream,
+            progress=bar,
+        )
+
+
+class Bar(AbstractContextManager["Bar"]):
+    """A bar on standard error with rate, time left and what is being done; silent without a terminal."""
+
+    def __init__(self, unit: str, name: str) -> None:
+        self._bar = tqdm(unit=unit, desc=name, unit_scale=True, leave=False, disable=None, file=sys.stderr)
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Show that ``done`` of ``total`` units are done, and at what it is."""
+        self._bar.total = total
+        self._bar.set_postfix_str(what.removeprefix("model."), refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

@@ -1,0 +1,99 @@
+"""Everything of a converted folder but the shards: index, config, tokenizer and model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ring_mlx import __version__
+from ring_mlx.convert.plan import Plan, by_part
+from ring_mlx.convert.sources import Source
+from ring_mlx.convert.writer import write_whole
+from ring_mlx.weights import INDEX
+
+COPIED = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+)
+DROPPED_KEYS = ("quantization", "quantization_config", "dtype", "_name_or_path")
+
+
+def write_files(folder: Path, source: Source, plan: Plan, options: Mapping[str, Any]) -> set[str]:
+    """Write them and return their names."""
+    texts = {
+        INDEX: _json(_index(plan)),
+        "config.json": _json(config(source, plan)),
+        "README.md": card(source, plan, options),
+    }
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    names = set(texts)
+    for pattern in COPIED:
+        for file in source.folder.glob(pattern):
+            if file.is_file() and not file.name.endswith(".safetensors"):
+                shutil.copyfile(file, folder / file.name)
+                names.add(file.name)
+    return names
+
+
+def config(source: Source, plan: Plan) -> dict[str, Any]:
+    """The source's config.json with our dtype and quantisation, sorted as mlx-lm writes it."""
+    raw = {k: v for k, v in source.raw.items() if k not in DROPPED_KEYS}
+    raw["torch_dtype"] = _dtype(plan)
+    if plan.quantization is not None:
+        raw["quantization"] = raw["quantization_config"] = plan.quantization
+    return dict(sorted(raw.items()))
+
+
+def card(source: Source, plan: Plan, options: Mapping[str, Any]) -> str:
+    """The README.md of the result: how it was made and what is in it."""
+    is_repo = source.repo is not None or source.name.count("/") == 1
+    front = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx", "- ring-linear"]
+    if is_repo:
+        front += [f"base_model: {source.name}"]
+    given = ", ".join(f"{k} {v}" for k, v in options.items() if v not in (None, False, [], ()))
+    rows = [f"| {part} | {n:,} | {8 * size / n:.2f} | {size:,} |" for part, n, size in by_part(plan)]
+    weights = sum(o.count for o in plan.outputs)
+    return "\n".join(
+        [
+            "---",
+            *front,
+            "---",
+            f"# {source.name.rpartition('/')[2]} for MLX",
+            "",
+            f"Converted from {source.name} by ring-mlx {__version__} ({given or 'no options'}).",
+            "",
+            "| part | weights | bits a weight | bytes |",
+            "|---|---:|---:|---:|",
+            *rows,
+            f"| all | {weights:,} | {8 * plan.nbytes / weights:.2f} | {plan.nbytes:,} |",
+            "",
+            "    ring-mlx chat --model FOLDER_OR_REPOSITORY",
+            "",
+            "`conversion.json` holds the SHA-256 of every file: `ring-mlx convert --verify --mlx-path FOLDER`.",
+            "",
+        ]
+    )
+
+
+def _index(plan: Plan) -> dict[str, Any]:
+    names = {t.name: shard for shard, outputs in plan.shards.items() for o in outputs for t in o.stored}
+    total = {"total_size": plan.nbytes, "total_parameters": sum(o.count for o in plan.outputs)}
+    return {"metadata": total, "weight_map": dict(sorted(names.items()))}
+
+
+def _dtype(plan: Plan) -> str:
+    return str(plan.dtype).removeprefix("mlx.core.")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=4, ensure_ascii=False) + "\n"

@@ -1,0 +1,236 @@
+"""What will be written: every stored tensor with its setting, place and size, before anything is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ring_mlx.config import RingConfig
+from ring_mlx.convert.matrices import Matrix
+from ring_mlx.convert.settings import ROUTER, Rule, Setting
+from ring_mlx.convert.source_files import SourceTensor
+from ring_mlx.convert.sources import Source, as_matrix, parameter_shapes
+from ring_mlx.errors import OptionError
+from ring_mlx.model import Model
+
+DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
+SHARD_BYTES = 2 << 30
+FLOAT32 = ("expert_bias",)
+
+# Parts of the model in the order of the table; the first whose pattern matches a parameter's name counts.
+PARTS = (
+    ("embeddings", r"word_embeddings"),
+    ("routed experts", r"\.switch_mlp\."),
+    ("shared experts", r"\.shared_experts\."),
+    ("router", r"\.mlp\.gate\."),
+    ("norms", r"norm"),
+    ("attention", r"\.attention\."),
+    ("dense MLP", r"\.mlp\."),
+    ("head", r"lm_head"),
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """One parameter of the model: its matrix in the source, and how it is stored.
+
+    ``copied`` says that the source's packed form is kept.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    matrix: Matrix
+    setting: Setting | None
+    dtype: mx.Dtype
+    copied: bool = False
+
+    @property
+    def path(self) -> str:
+        """The module."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def stored(self) -> list[Stored]:
+        """The tensors that it becomes."""
+        if self.setting is None:
+            return [_stored(self.name, self.dtype, self.shape)]
+        s, leading, cols = self.setting, self.shape[:-1], self.shape[-1]
+        scales = (*leading, cols // s.group_size)
+        out = [_stored(self.name, mx.uint32, (*leading, cols * s.bits // 32))]
+        if s.mode == "affine":
+            return [*out, *(_stored(f"{self.path}.{n}", self.dtype, scales) for n in ("scales", "biases"))]
+        return [*out, _stored(f"{self.path}.scales", mx.uint8, scales)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(t.nbytes for t in self.stored)
+
+    @property
+    def count(self) -> int:
+        """Weights."""
+        rows, cols = as_matrix(self.shape)
+        return rows * cols
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All outputs by shard file, and the settings for config.json."""
+
+    shards: dict[str, list[Output]]
+    dtype: mx.Dtype
+    quantization: dict[str, Any] | None
+    left_float: list[str] = field(default_factory=list)
+
+    @property
+    def outputs(self) -> list[Output]:
+        """In the order of writing."""
+        return [o for outputs in self.shards.values() for o in outputs]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(o.nbytes for o in self.outputs)
+
+
+def make_plan(
+    source: Source,
+    found: Mapping[str, Matrix],
+    rule: Rule | None,
+    default: Setting | None,
+    dtype: mx.Dtype,
+    dequantize: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Plan:
+    """Decide every output.
+
+    Args:
+        source: The checkpoint.
+        found: From `sources.matrices`.
+        rule: Which setting a module gets; None keeps what the source has.
+        default: The setting that config.json names for all; None takes the commonest.
+        dtype: Of floats, scales and biases.
+        dequantize: Store everything in float.
+        shard_bytes: The most that a shard holds, unless one parameter alone is larger.
+
+    Raises:
+        OptionError: If the source's packed form cannot be kept and neither ``rule`` nor ``dequantize`` is given.
+    """
+    quantisable, outputs, left = quantisable_paths(source.config), [], []
+    for name, shape in _in_order(parameter_shapes(source.config)):
+        matrix, path = found[name], name.rpartition(".")[0]
+        setting, copied = None, False
+        if name.endswith(".weight") and path in quantisable and not dequantize:
+            setting = rule(path) if rule else _kept(matrix, source)
+            if setting is not None and shape[-1] % setting.group_size:
+                left.append(path)
+                setting = None
+            copied = setting is not None and matrix.setting == setting
+        outputs.append(Output(name, shape, matrix, setting, _dtype(name, matrix, dtype), copied))
+    quantization = _quantization(outputs, quantisable, default)
+    return Plan(_cut(outputs, shard_bytes), dtype, quantization, left)
+
+
+def quantisable_paths(config: RingConfig) -> set[str]:
+    """Modules that MLX can quantise: linear layers, stacked experts and the embedding."""
+    leaves = tree_flatten(Model(config).leaf_modules(), is_leaf=nn.Module.is_module)
+    return {path for path, module in leaves if hasattr(module, "to_quantized")}
+
+
+def uses(outputs: Iterable[Output]) -> dict[str, int]:
+    """How many outputs read each source shard."""
+    counts: dict[str, int] = {}
+    for output in outputs:
+        for file in output.matrix.files:
+            counts[file.name] = counts.get(file.name, 0) + 1
+    return counts
+
+
+def by_part(plan: Plan) -> list[tuple[str, int, int]]:
+    """(part, weights, bytes) of every part of the model."""
+    totals = {part: [0, 0] for part, _ in PARTS}
+    for o in plan.outputs:
+        part = next((p for p, pattern in PARTS if re.search(pattern, o.name)), "norms")
+        totals[part][0] += o.count
+        totals[part][1] += o.nbytes
+    return [(part, count, size) for part, (count, size) in totals.items() if count]
+
+
+def source_bytes(tensors: Mapping[str, SourceTensor]) -> int:
+    """Bytes of the source's tensors."""
+    return sum(t.end - t.start for t in tensors.values())
+
+
+def _stored(name: str, dtype: mx.Dtype, shape: tuple[int, ...]) -> Stored:
+    rows, cols = as_matrix(shape)
+    return Stored(name, DTYPE_NAMES[dtype], shape, rows * cols * dtype.size)
+
+
+def _in_order(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Embedding, layers by number, final norm, head: the order in which checkpoints are mostly written."""
+
+    def key(item: tuple[str, tuple[int, ...]]) -> tuple[int, int, str]:
+        name = item[0]
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        if layer:
+            return 1, int(layer[1]), name
+        return (0 if "word_embeddings" in name else 2), 0, name
+
+    return sorted(shapes.items(), key=key)
+
+
+def _dtype(name: str, matrix: Matrix, dtype: mx.Dtype) -> mx.Dtype:
+    if name.endswith(FLOAT32):
+        return mx.float32
+    if name.endswith(f"{ROUTER}.weight") and matrix.dtype is not None:
+        return matrix.dtype
+    return dtype
+
+
+def _kept(matrix: Matrix, source: Source) -> Setting | None:
+    if matrix.setting is None and matrix.is_integer:
+        raise OptionError(
+            f"{source.name} is quantised in a way that MLX cannot hold as it is (desc_act, or groups other than "
+            "32, 64 and 128); add -q to requantise or -d to dequantise."
+        )
+    return matrix.setting
+
+
+def _quantization(outputs: Sequence[Output], quantisable: set[str], default: Setting | None) -> dict[str, Any] | None:
+    chosen = {o.path: o.setting for o in outputs if o.path in quantisable and o.name.endswith(".weight")}
+    settings = [s for s in chosen.values() if s is not None]
+    if not settings:
+        return None
+    default = default or max(dict.fromkeys(settings), key=settings.count)
+    named = {p: s.as_config() if s else False for p, s in chosen.items() if s != default}
+    return default.as_config() | named
+
+
+def _cut(outputs: Sequence[Output], shard_bytes: int) -> dict[str, list[Output]]:
+    groups: list[list[Output]] = [[]]
+    size = 0
+    for output in outputs:
+        if groups[-1] and size + output.nbytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(output)
+        size += output.nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}

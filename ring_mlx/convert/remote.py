@@ -1,0 +1,108 @@
+"""Sources and results on the hub: headers without shards, single shards, uploads; knows no tensor's meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ring_mlx.convert.source_files import SourceTensor, tensors_of
+from ring_mlx.errors import HubError, OptionError
+from ring_mlx.hub import NEEDED_FILES, REPO_ID, hub_errors
+
+SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors"))
+
+
+def is_repo(name: str) -> bool:
+    """Whether this names a repository rather than a folder."""
+    return not Path(name).expanduser().exists() and REPO_ID.match(name) is not None
+
+
+def fetch_small_files(repo: str, revision: str | None) -> Path:
+    """Config, tokenizer and templates of a repository, in huggingface_hub's cache; no shard.
+
+    Raises:
+        HubError: If they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo, revision):
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES)))
+    if not (folder / "config.json").is_file():
+        raise HubError(f"{repo} has no config.json, so it is not a checkpoint for MLX; check the name.")
+    return folder
+
+
+def tensors(repo: str, revision: str | None) -> dict[str, SourceTensor]:
+    """Every tensor of a repository, from the headers of its shards alone.
+
+    Raises:
+        HubError: If they cannot be had.
+    """
+    from huggingface_hub import HfApi, errors
+
+    with hub_errors(repo, revision):
+        try:
+            metadata = HfApi().get_safetensors_metadata(repo, revision=revision)
+        except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as e:
+            raise HubError(f"{repo} has no readable .safetensors ({e}); check the name.") from None
+    found: dict[str, SourceTensor] = {}
+    for file, part in metadata.files_metadata.items():
+        header: dict[str, Any] = {
+            name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
+            for name, t in part.tensors.items()
+        }
+        found |= tensors_of(Path(file), header)
+    return found
+
+
+def fetch_shard(repo: str, revision: str | None, file: str, folder: Path) -> Path:
+    """Download one shard into ``folder``; an interrupted download goes on where it stopped.
+
+    Raises:
+        HubError: If it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(repo, revision):
+        return Path(hf_hub_download(repo, file, revision=revision, local_dir=folder))
+
+
+def fetcher(repo: tuple[str, str | None] | None, folder: Path) -> Callable[[str], Path] | None:
+    """What fetches shards of (owner/name, revision) into a folder; None where there is no repository."""
+    if repo is None:
+        return None
+    name, revision = repo
+    return lambda file: fetch_shard(name, revision, file, folder)
+
+
+def check_repo_name(repo: str) -> None:
+    """Refuse an upload target that cannot be one, before any work.
+
+    Raises:
+        OptionError: If it is not owner/name.
+    """
+    if not REPO_ID.match(repo):
+        raise OptionError(f"--upload-repo {repo!r} is not owner/name of a hub repository; give one.")
+
+
+def upload(folder: Path, repo: str) -> str:
+    """Upload a converted folder to a repository, which is made if it does not exist.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HubError: If the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, exist_ok=True)
+        return str(api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Upload converted model"))
+    except (OSError, ValueError, RuntimeError) as e:
+        status = getattr(getattr(e, "response", None), "status_code", None)
+        seen = f"the hub answered {status}" if status else str(e) or type(e).__name__
+        remedy = "log in with `hf auth login`" if status in (401, 403, 404) else "check the network"
+        raise HubError(f"uploading to {repo} failed ({seen}); {remedy} and run again with --resume.") from None

@@ -1,0 +1,253 @@
+"""How far a conversion's predictions are from its source's, one layer of one model in memory at a time.
+
+Both residual streams advance through a layer before the next is read, so that neither model is held.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.convert import writer
+from ring_mlx.convert.sources import open_source
+from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
+from ring_mlx.errors import OptionError
+from ring_mlx.tokenizer import load_tokenizer, render_chat
+
+TEXT = Path(__file__).parent / "report_text.jsonl"
+BATCH_TOKENS, HEAD_TOKENS = 2048, 128
+REPORT = "report.json"
+HEADING = "## Divergence from the source\n"
+
+Progress = Callable[[int, int, str], None]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What differs over some positions.
+
+    ``kl_*`` is KL(source || result) in nats a token; ``flips`` the part of positions whose likeliest token differs;
+    ``perplexity`` that of the source, and ``perplexity_ratio`` that of the result over it.
+    """
+
+    positions: int
+    kl_mean: float
+    kl_median: float
+    kl_99: float
+    flips: float
+    perplexity: float
+    perplexity_ratio: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Divergence for each kind of text and over all, and sizes in bytes."""
+
+    source_bytes: int
+    result_bytes: int
+    kinds: dict[str, Divergence]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of similar length, padded on the right, and from where to where in each row tokens are predicted."""
+
+    tokens: mx.array
+    spans: list[tuple[int, int]]
+    kinds: list[str]
+
+
+def read_text(path: Path | None = None) -> list[dict[str, Any]]:
+    """Rows of text: a JSON-lines file with ``kind`` and ``messages`` or ``text``, or a plain one in paragraphs.
+
+    Args:
+        path: The file, or None for the packaged text.
+
+    Raises:
+        OptionError: If it cannot be read.
+    """
+    chosen = path or TEXT
+    try:
+        content = chosen.read_text(encoding="utf-8")
+        if chosen.suffix == ".jsonl":
+            return [dict(json.loads(line)) for line in content.splitlines() if line]
+    except (OSError, ValueError, TypeError) as e:
+        raise OptionError(f"--report {chosen} cannot be read ({e}); give a text or JSON-lines file.") from None
+    return [{"kind": "text", "text": part} for part in content.split("\n\n") if part.strip()]
+
+
+def compare(
+    source: str | os.PathLike[str],
+    result: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run both models over the same text.
+
+    Args:
+        source: What was converted: a folder, or owner/name, whose shards are fetched one by one.
+        result: The converted folder; its tokenizer is used.
+        rows: From `read_text`.
+        revision: Of a repository.
+        dtype: In which layers compute, by default float32 on MLX's CPU backend and bfloat16 elsewhere; the residual
+            streams and the divergence are always float32.
+        progress: Called with (layers done, all, layer).
+
+    Raises:
+        RingError: As for `ring_mlx.load`, and if no row has two tokens.
+    """
+    dtype = dtype or (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
+    opened, made = open_source(source, revision, remote_only=True), open_source(result)
+    batches = make_batches(made.folder, rows)
+    count = opened.config.num_hidden_layers
+    with tempfile.TemporaryDirectory() as scratch:
+        streams: list[Stream] = [FloatStream(opened, dtype, Path(scratch)), LoadedStream(made, dtype)]
+        try:
+            measured = _run(streams, batches, count, progress)
+        finally:
+            for stream in streams:
+                stream.close()
+    before, after = (sum(t.end - t.start for t in s.tensors.values()) for s in (opened, made))
+    return Report(before, after, _summaries(measured))
+
+
+def table(report: Report) -> str:
+    """A report as lines of text."""
+    ratio = report.result_bytes / report.source_bytes
+    lines = [
+        f"size {report.result_bytes / 1e9:.3f} GB, {ratio:.3f} of the source's {report.source_bytes / 1e9:.3f} GB",
+        f"{'text':14} {'tokens':>7} {'KL mean':>9} {'median':>9} {'99 %':>9} {'flips':>7} {'ppl':>9} {'ratio':>7}",
+    ]
+    for kind, d in report.kinds.items():
+        lines.append(
+            f"{kind:14} {d.positions:7} {d.kl_mean:9.5f} {d.kl_median:9.5f} {d.kl_99:9.5f} {d.flips:7.2%} "
+            f"{d.perplexity:9.3f} {d.perplexity_ratio:7.4f}"
+        )
+    return "\n".join(lines)
+
+
+def save(report: Report, folder: Path) -> None:
+    """Put a report into a converted folder: report.json, and a section of its README.md; the manifest follows."""
+    readme = (folder / "README.md").read_text(encoding="utf-8").partition(HEADING)[0]
+    text = "".join(f"    {line}\n" for line in table(report).splitlines())
+    writer.write_whole(folder / "README.md", f"{readme}{HEADING}\n{text}")
+    writer.write_whole(folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
+    writer.amend(folder, ("README.md", REPORT))
+
+
+def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Batch]:
+    """Tokens of every row, by the tokenizer and template of ``folder``, in batches of similar length.
+
+    Raises:
+        TokenizerError: If there is no tokenizer or it refuses a row.
+        OptionError: If no row has two tokens.
+    """
+    tokenizer = load_tokenizer(folder)
+    ready = sorted(
+        (r for r in (_tokenise(tokenizer, row) for row in rows) if r[1] < len(r[0])), key=lambda r: len(r[0])
+    )
+    if not ready:
+        raise OptionError("the text of --report has no two tokens together; give a longer one.")
+    groups: list[list[tuple[list[int], int, str]]] = [[]]
+    for row in ready:
+        if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(row)
+    batches = []
+    for group in groups:
+        width = len(group[-1][0])
+        padded = mx.array([ids + [0] * (width - len(ids)) for ids, _, _ in group], dtype=mx.int32)
+        batches.append(Batch(padded, [(start, len(ids)) for ids, start, _ in group], [kind for _, _, kind in group]))
+    return batches
+
+
+def _tokenise(tokenizer: TokenizerWrapper, row: Mapping[str, Any]) -> tuple[list[int], int, str]:
+    """Token ids, the first that is predicted (of a conversation: of its last answer), and the kind."""
+    if "messages" not in row:
+        return list(tokenizer.encode(str(row["text"]))), 1, str(row.get("kind", "text"))
+    whole = render_chat(tokenizer, row["messages"], continue_last=True)
+    prompt = render_chat(tokenizer, row["messages"][:-1])
+    same = next(
+        (i for i, (a, b) in enumerate(zip(whole, prompt, strict=False)) if a != b), min(len(whole), len(prompt))
+    )
+    return whole, max(1, same), str(row.get("kind", "conversations"))
+
+
+def divergence(left: mx.array, right: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """KL(left || right), whether the argmax differs, and both losses of the targets.
+
+    Args:
+        left, right: Logits [n, vocab] float32.
+        targets: The tokens that came [n].
+
+    Returns:
+        Four arrays [n].
+    """
+    p, q = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (left, right))
+    kl = (mx.exp(p) * (p - q)).sum(axis=-1)
+    flips = mx.argmax(left, axis=-1) != mx.argmax(right, axis=-1)
+    losses = [-mx.take_along_axis(x, targets[:, None], axis=-1)[:, 0] for x in (p, q)]
+    return kl, flips.astype(mx.float32), losses[0], losses[1]
+
+
+def _run(
+    streams: Sequence[Stream], batches: Sequence[Batch], count: int, progress: Progress | None
+) -> list[dict[str, list[Floats]]]:
+    """Take both streams through all layers together; what `_measure` finds in every batch."""
+    states = [s.embed([b.tokens for b in batches]) for s in streams]
+    for layer in range(count):
+        for stream, own in zip(streams, states, strict=True):
+            stream.advance(layer, own)
+        if progress:
+            progress(layer + 1, count, f"layer {layer}")
+    return [_measure(b, [(s, own[i]) for s, own in zip(streams, states, strict=True)]) for i, b in enumerate(batches)]
+
+
+def _measure(batch: Batch, streams: Sequence[tuple[Stream, mx.array]]) -> dict[str, list[Floats]]:
+    """By kind: arrays [n, 4] of what `divergence` gives at every position that has a next token."""
+    found: dict[str, list[Floats]] = {}
+    for row, ((first, end), kind) in enumerate(zip(batch.spans, batch.kinds, strict=True)):
+        for start in range(first, end, HEAD_TOKENS):
+            stop = min(start + HEAD_TOKENS, end)
+            logits = [s.logits(x[row, start - 1 : stop - 1]) for s, x in streams]
+            values = mx.stack(list(divergence(logits[0], logits[1], batch.tokens[row, start:stop])), axis=-1)
+            found.setdefault(kind, []).append(np.array(values, dtype=np.float64))
+    return found
+
+
+def _summaries(measured: Sequence[dict[str, list[Floats]]]) -> dict[str, Divergence]:
+    kinds: dict[str, list[Floats]] = {}
+    for part in measured:
+        for kind, arrays in part.items():
+            kinds.setdefault(kind, []).extend(arrays)
+    out = {kind: _summary(np.concatenate(arrays)) for kind, arrays in sorted(kinds.items())}
+    if len(kinds) > 1:
+        out["all"] = _summary(np.concatenate([a for arrays in kinds.values() for a in arrays]))
+    return out
+
+
+def _summary(values: Floats) -> Divergence:
+    kl, flips, ours, theirs = values.T
+    return Divergence(
+        len(kl),
+        float(kl.mean()),
+        float(np.median(kl)),
+        float(np.quantile(kl, 0.99)),
+        float(flips.mean()),
+        float(np.exp(ours.mean())),
+        float(np.exp(theirs.mean() - ours.mean())),
+    )

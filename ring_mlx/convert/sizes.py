@@ -1,0 +1,44 @@
+"""What a conversion will take, as text: bits and bytes of each part, disk, memory; knows plans, reads no weights."""
+
+from __future__ import annotations
+
+from ring_mlx.convert.plan import Plan, by_part, source_bytes
+from ring_mlx.convert.sources import Source
+from ring_mlx.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes
+
+# Float32 weights that are held at one time, times the arrays that the fit of scales keeps of them.
+FIT_ARRAYS = 14
+
+
+def table(source: Source, plan: Plan) -> str:
+    """The answer to ``--dry-run``."""
+    rows = by_part(plan)
+    weights = sum(n for _, n, _ in rows)
+    width = max(len(part) for part, _, _ in rows)
+    lines = [f"{'part':{width}} {'weights':>16} {'bits/weight':>12} {'bytes':>16}"]
+    for part, n, size in [*rows, ("all", weights, plan.nbytes)]:
+        lines.append(f"{part:{width}} {n:16,} {8 * size / n:12.3f} {size:16,}")
+    before = source_bytes(source.tensors)
+    context = min(PLAIN_CONTEXT, source.config.max_position_embeddings)
+    running = plan.nbytes + cache_bytes(source.config, context) + WORKSPACE_BYTES
+    lines += [
+        (
+            f"source {before / GB:.3f} GB in {len({t.file for t in source.tensors.values()})} files, "
+            f"result {plan.nbytes / GB:.3f} GB in {len(plan.shards)} ({plan.nbytes / before:.2f} of the source)"
+        ),
+        (
+            f"memory: about {converting_bytes() / GB:.1f} GB to convert, {running / GB:.1f} GB to run with {context:,} tokens "
+            f"(this machine can give {budget_bytes() / GB:.1f} GB)"
+        ),
+    ]
+    if plan.left_float:
+        names = ", ".join(plan.left_float[:3]) + (" ..." if len(plan.left_float) > 3 else "")
+        lines.append(f"left in float, as their rows do not divide into groups: {len(plan.left_float)} ({names})")
+    return "\n".join(lines)
+
+
+def converting_bytes() -> int:
+    """Working memory of a conversion, the same for every model; the program itself comes on top."""
+    from ring_mlx.convert.job import CACHE_LIMIT_BYTES, CHUNK_WEIGHTS
+
+    return CHUNK_WEIGHTS * 4 * FIT_ARRAYS + CACHE_LIMIT_BYTES

@@ -1,0 +1,163 @@
+"""Shards of a source checkpoint: their headers, and rows of their tensors; knows bytes, not what they mean.
+
+Data is read at its offset into fresh memory: pages of a memory map would count as this process's memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import mlx.core as mx
+import numpy as np
+
+from ring_mlx.errors import WeightsError
+from ring_mlx.weights import Tensor, find_shards, read_headers
+
+NUMPY_DTYPES: dict[str, Any] = {
+    "BF16": np.uint16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F8_E4M3": np.uint8,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "I64": np.int64,
+}
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class SourceTensor(Tensor):
+    """A tensor of the source and where its data begins and ends, counted from the end of the header."""
+
+    start: int
+    end: int
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """All axes but the last as rows; a vector is one row."""
+        cols = self.shape[-1] if self.shape else 1
+        return (self.end - self.start) // max(1, cols * self.element_bytes), cols
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element."""
+        return int(np.dtype(NUMPY_DTYPES[self.dtype]).itemsize)
+
+
+class SourceFiles:
+    """Rows of tensors, from files that are fetched when first read and, if they were fetched, dropped after use.
+
+    Args:
+        fetch: Gives the local path of a shard; None where shards are local files.
+        uses: How many outputs read each shard, by name.
+    """
+
+    def __init__(self, fetch: Callable[[str], Path] | None = None, uses: Mapping[str, int] | None = None) -> None:
+        self._fetch = fetch
+        self._left = Counter(uses or {})
+        self._open: dict[Path, tuple[BinaryIO, int, Path]] = {}
+
+    def read(self, tensor: SourceTensor, start: int = 0, stop: int | None = None) -> mx.array:
+        """Rows ``start`` to ``stop`` of a tensor, [stop - start, cols]; float8 as uint8.
+
+        Raises:
+            WeightsError: If the file is too short, unreadable, or has a dtype that is not known.
+        """
+        rows, cols = tensor.matrix
+        stop = rows if stop is None else stop
+        row_bytes = cols * tensor.element_bytes
+        wanted = (stop - start) * row_bytes
+        try:
+            file, header = self._opened(tensor.file)
+            file.seek(header + tensor.start + start * row_bytes)
+            data = file.read(wanted)
+        except OSError as e:
+            raise WeightsError(f"{tensor.file} cannot be read ({e}); check the disk or download it again.") from None
+        if len(data) != wanted:
+            raise WeightsError(f"{tensor.file} ends within {tensor.name}; delete the file and download it again.")
+        array = mx.array(np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, cols))
+        return array.view(mx.bfloat16) if tensor.dtype == "BF16" else array
+
+    def release(self, shards: Iterable[Path]) -> None:
+        """Say that one output which reads these shards is done; what was fetched and is not needed again is removed."""
+        for shard in shards:
+            self._left[shard.name] -= 1
+            if self._left[shard.name] == 0 and shard in self._open:
+                file, _, path = self._open.pop(shard)
+                file.close()
+                if self._fetch is not None:
+                    path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close all files."""
+        for file, _, _ in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def _opened(self, shard: Path) -> tuple[BinaryIO, int]:
+        if shard not in self._open:
+            path = self._fetch(shard.name) if self._fetch is not None else shard
+            opened = path.open("rb")
+            self._open[shard] = opened, 8 + int.from_bytes(opened.read(8), "little"), path
+        file, header, _ = self._open[shard]
+        return file, header
+
+
+def local_tensors(folder: Path) -> dict[str, SourceTensor]:
+    """Every tensor of a checkpoint folder, from its headers, which are checked against the sizes of the files.
+
+    Raises:
+        WeightsError: If shards are missing, truncated or damaged, or a dtype is unknown.
+    """
+    shards = find_shards(folder)
+    checked = read_headers(shards)
+    tensors: dict[str, SourceTensor] = {}
+    for shard in shards:
+        tensors |= tensors_of(shard, _read_header(shard))
+    return {name: tensors[name] for name in checked}
+
+
+def tensors_of(shard: Path, header: Mapping[str, Mapping[str, Any]]) -> dict[str, SourceTensor]:
+    """The tensors of one parsed header: objects with dtype, shape and data_offsets by name.
+
+    Raises:
+        WeightsError: If a dtype is unknown.
+    """
+    tensors = {}
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        if info["dtype"] not in NUMPY_DTYPES:
+            raise WeightsError(f"{name} has dtype {info['dtype']}, which cannot be converted; use another checkpoint.")
+        start, end = info["data_offsets"]
+        tensors[name] = SourceTensor(shard, name, info["dtype"], tuple(info["shape"]), start, end)
+    return tensors
+
+
+def identity(tensors: Mapping[str, SourceTensor]) -> dict[str, dict[str, Any]]:
+    """What tells one source from another without reading it: data bytes and a hash of the header of every shard."""
+    by_shard: dict[str, list[list[Any]]] = {}
+    for t in tensors.values():
+        by_shard.setdefault(t.file.name, []).append([t.name, t.dtype, list(t.shape), t.start, t.end])
+    return {
+        shard: {
+            "bytes": max(entry[-1] for entry in entries),
+            "header_sha256": hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest(),
+        }
+        for shard, entries in sorted(by_shard.items())
+    }
+
+
+def _read_header(shard: Path) -> dict[str, Any]:
+    with shard.open("rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+        header: dict[str, Any] = json.loads(f.read(min(size, MAX_HEADER_BYTES)))
+    return header

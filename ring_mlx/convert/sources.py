@@ -1,0 +1,230 @@
+"""A source checkpoint, in a folder or on the hub, as one matrix for each parameter of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ring_mlx import weights
+from ring_mlx.config import RingConfig, read_config
+from ring_mlx.convert import remote
+from ring_mlx.convert.matrices import GPTQ, BlockFP8, Compressed, Matrix, MLXPacked, Parts, Plain, Stack
+from ring_mlx.convert.settings import Setting
+from ring_mlx.convert.source_files import SourceTensor, local_tensors
+from ring_mlx.errors import WeightsError
+from ring_mlx.hub import resolve_model
+from ring_mlx.model import Model
+
+# Suffixes of the tensors that together make a parameter called weight.
+WEIGHT_SUFFIXES = frozenset(
+    [
+        "weight",
+        "scales",
+        "biases",
+        "weight_scale_inv",
+        "weight_scale",
+        "qweight",
+        "qzeros",
+        "g_idx",
+        "weight_packed",
+        "weight_zero_point",
+        "weight_g_idx",
+    ]
+)
+IGNORED_SUFFIXES = frozenset(["weight_shape", "input_scale", "k_scale", "v_scale", "global_scale"])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be converted.
+
+    Args:
+        name: For people: owner/name, or the folder's name.
+        folder: Its small files; the shards too, unless ``repo`` is given.
+        config: Checked.
+        raw: config.json.
+        tensors: Every tensor, by name.
+        repo: (owner/name, revision) if the shards are still on the hub.
+    """
+
+    name: str
+    folder: Path
+    config: RingConfig
+    raw: dict[str, Any]
+    tensors: dict[str, SourceTensor]
+    repo: tuple[str, str | None] | None = None
+
+
+def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = None, remote_only: bool = False) -> Source:
+    """Find a source and read its headers.
+
+    Args:
+        path_or_repo: A folder, or owner/name on the hub.
+        revision: Of a repository.
+        remote_only: Leave the shards of a repository on the hub; only config, tokenizer and headers are fetched.
+
+    Raises:
+        HubError, ConfigError, WeightsError: If it cannot be had, read or understood.
+    """
+    name = os.fspath(path_or_repo)
+    if remote_only and remote.is_repo(name):
+        folder = remote.fetch_small_files(name, revision)
+        config, raw = read_config(folder)
+        return Source(name, folder, config, raw, remote.tensors(name, revision), (name, revision))
+    folder = resolve_model(path_or_repo, revision)
+    config, raw = read_config(folder)
+    shown = name if remote.is_repo(name) else folder.resolve().name
+    return Source(shown, folder, config, raw, local_tensors(folder))
+
+
+def matrices(source: Source) -> dict[str, Matrix]:
+    """The source's matrix of every parameter of the model, under the model's names.
+
+    Raises:
+        WeightsError: If parameters are missing, unknown or of another shape, or a format is not supported.
+    """
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, entry in weights.canonical(source.tensors, source.config).items():
+        base, _, suffix = _router_name(name).rpartition(".")
+        if suffix in IGNORED_SUFFIXES:
+            continue
+        parameter = f"{base}.weight" if suffix in WEIGHT_SUFFIXES else f"{base}.{suffix}"
+        grouped.setdefault(parameter, {})[suffix] = entry
+    shapes = parameter_shapes(source.config)
+    found = {}
+    for name, parts in grouped.items():
+        cols = shapes[name][-1] if name in shapes else 0
+        found[name] = _matrix(name, parts, source, cols)
+    _check(found, {name: as_matrix(shape) for name, shape in shapes.items()}, source)
+    return found
+
+
+def parameter_shapes(config: RingConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the model; nothing is allocated."""
+    return {name: tuple(value.shape) for name, value in tree_flatten(Model(config).parameters())}
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a parameter: all axes but the last are rows, a vector is one row."""
+    rows = 1
+    for n in shape[:-1]:
+        rows *= n
+    return rows, shape[-1]
+
+
+def source_dtype(source: Source) -> mx.Dtype:
+    """The dtype that the source names, else the commonest of its float tensors."""
+    return weights.file_dtype(source.raw, source.tensors)
+
+
+def _router_name(name: str) -> str:
+    base, _, suffix = name.rpartition(".")
+    return f"{base}.gate_proj.{suffix}" if base.endswith(".mlp.gate") and suffix in WEIGHT_SUFFIXES else name
+
+
+def _matrix(name: str, parts: Mapping[str, Any], source: Source, cols: int) -> Matrix:
+    if not any(isinstance(entry, dict) for entry in parts.values()):
+        return _one(name, parts, source, cols)
+    count = source.config.num_experts
+    for suffix, experts in parts.items():
+        if not isinstance(experts, dict) or sorted(experts) != list(range(count)):
+            have = sorted(experts) if isinstance(experts, dict) else []
+            lacking = [str(e) for e in range(count) if e not in have][:6]
+            raise WeightsError(
+                f"{name.removesuffix('weight')}{suffix} should stack experts 0 to {count - 1}, but "
+                f"{'lacks ' + ', '.join(lacking) if lacking else 'has others too'}; download the checkpoint again."
+            )
+    each = [{suffix: experts[e] for suffix, experts in parts.items()} for e in range(count)]
+    return Stack([_one(name, p, source, cols) for p in each], name)
+
+
+def _one(name: str, parts: Parts, source: Source, cols: int) -> Matrix:
+    kinds = set(parts)
+    foreign = source.raw.get("quantization_config") or {}
+    if "weight_packed" in kinds:
+        return Compressed(parts, _compressed_bits(foreign))
+    if {"qweight", "qzeros", "scales"} <= kinds:
+        if foreign.get("quant_method") != "gptq":
+            raise WeightsError(
+                f"quantization method {foreign.get('quant_method')!r} is not supported; use GPTQ, compressed-tensors, "
+                "FP8 or float weights."
+            )
+        return GPTQ(parts, foreign)
+    for scale in ("weight_scale_inv", "weight_scale"):
+        if scale in kinds and "weight" in kinds:
+            return BlockFP8(parts, scale, _block(parts, scale, foreign))
+    if {"weight", "scales"} <= kinds:
+        return MLXPacked(parts, _mlx_setting(name.removesuffix(".weight"), parts, source, cols))
+    if len(kinds) == 1 and not kinds & (WEIGHT_SUFFIXES - {"weight"}):
+        return Plain(parts)
+    raise WeightsError(
+        f"{name} comes as {', '.join(sorted(kinds))}, which is no known format; use another form of the checkpoint."
+    )
+
+
+def _compressed_bits(config: Mapping[str, Any]) -> int:
+    if config.get("format") not in (None, "pack-quantized"):
+        raise WeightsError(
+            f"compressed-tensors format {config.get('format')!r} is not supported, only 'pack-quantized'; use another "
+            "form of the checkpoint."
+        )
+    bits = {int((g.get("weights") or {}).get("num_bits", 4)) for g in (config.get("config_groups") or {}).values()}
+    if len(bits) > 1:
+        raise WeightsError(
+            f"compressed-tensors with {' and '.join(map(str, sorted(bits)))} bits in one checkpoint is not supported; "
+            "use another form."
+        )
+    return bits.pop() if bits else 4
+
+
+def _block(parts: Parts, scale: str, config: Mapping[str, Any]) -> tuple[int, int]:
+    (rows, cols), shape = parts["weight"].matrix, parts[scale].shape
+    if scale == "weight_scale_inv":
+        block = config.get("weight_block_size") or (128, 128)
+        return int(block[0]), int(block[1])
+    # One scale for the matrix, or one for each row.
+    return (1, cols) if shape and shape[0] == rows else (rows, cols)
+
+
+def _mlx_setting(path: str, parts: Parts, source: Source, cols: int) -> Setting:
+    named = (source.raw.get("quantization") or {}).get(path)
+    if isinstance(named, Mapping):
+        return Setting(int(named["group_size"]), int(named["bits"]), str(named.get("mode", "affine")))
+    # As the loader does: what config.json says in general may not hold for this module.
+    group, bits = cols // max(1, parts["scales"].matrix[1]), parts["weight"].matrix[1] * 32 // max(1, cols)
+    if "biases" in parts:
+        mode = "affine"
+    else:
+        mode = {(16, 4): "nvfp4", (32, 4): "mxfp4", (32, 8): "mxfp8"}.get((group, bits), "")
+    if not mode or bits == 0:
+        raise WeightsError(f"{parts['weight'].name} has a quantisation that cannot be told; convert the original.")
+    return Setting(group, bits, mode)
+
+
+def _check(found: Mapping[str, Matrix], wanted: Mapping[str, tuple[int, int]], source: Source) -> None:
+    wrong = [
+        f"{n} {found[n].shape} instead of {wanted[n]}" for n in wanted if n in found and found[n].shape != wanted[n]
+    ]
+    problems = [
+        f"{what} {_some(names)}"
+        for what, names in (
+            ("missing", sorted(set(wanted) - set(found))),
+            ("unknown", sorted(set(found) - set(wanted))),
+            ("misshapen", sorted(wrong)),
+        )
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"{source.name} does not match its config.json: {'; '.join(problems)}. Download it again.")
+
+
+def _some(names: Iterable[str], limit: int = 6) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,134 @@
+"""A model run one layer at a time, its weights read, used and dropped; knows layers, not what is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ring_mlx import weights
+from ring_mlx.convert import remote
+from ring_mlx.convert.job import CHUNK_WEIGHTS
+from ring_mlx.convert.source_files import SourceFiles
+from ring_mlx.convert.sources import Source, as_matrix, matrices, parameter_shapes
+from ring_mlx.model import Model
+
+
+class Stream:
+    """A model without weights, and where to get them.
+
+    Args:
+        source: The checkpoint.
+        dtype: In which layers compute; the residual stream is float32.
+    """
+
+    def __init__(self, source: Source, dtype: mx.Dtype) -> None:
+        self.dtype = dtype
+        self._model = Model(source.config)
+        self._head: tuple[nn.Module, Any] | None = None
+
+    def arrays(self, prefix: str) -> dict[str, mx.array]:
+        """Parameters whose names start with ``prefix``, without it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close files."""
+
+    def embed(self, batches: Sequence[mx.array]) -> list[mx.array]:
+        """The residual stream [B, T, hidden] float32 of each batch of tokens [B, T]."""
+        embedding = self._model.model.word_embeddings
+        embedding.load_weights(list(self.arrays("model.word_embeddings.").items()))
+        states = [embedding(tokens).astype(mx.float32) for tokens in batches]
+        mx.eval(states)
+        if not self._model.config.tie_word_embeddings:
+            self._model.model.word_embeddings = None
+        return states
+
+    def advance(self, layer: int, states: list[mx.array]) -> None:
+        """Take every batch through a layer, in place."""
+        layers: list[Any] = self._model.layers
+        module, layers[layer] = layers[layer], None
+        module.load_weights(list(self.arrays(f"model.layers.{layer}.").items()))
+        module.eval()
+        mask = None if module.is_linear else "causal"
+        for i, x in enumerate(states):
+            states[i] = module(x, mask, None, 0)
+            mx.eval(states[i])
+        del module
+        mx.clear_cache()
+
+    def logits(self, x: mx.array) -> mx.array:
+        """Logits [..., vocab] float32 of the last residual stream [..., hidden]; the head stays loaded."""
+        if self._head is None:
+            norm = self._model.model.norm
+            norm.load_weights(list(self.arrays("model.norm.").items()))
+            if self._model.config.tie_word_embeddings:
+                self._head = norm, self._model.model.word_embeddings.as_linear
+            else:
+                self._model.lm_head.load_weights(list(self.arrays("lm_head.").items()))
+                self._head = norm, self._model.lm_head
+        norm, head = self._head
+        return head(norm(x).astype(self.dtype)).astype(mx.float32)
+
+
+class LoadedStream(Stream):
+    """A checkpoint as the loader takes it, quantised or not."""
+
+    def __init__(self, source: Source, dtype: mx.Dtype) -> None:
+        super().__init__(source, dtype)
+        self._entries, self._experts = weights.canonical(source.tensors, source.config), source.config.num_experts
+        if source.raw.get("quantization"):
+            weights.quantize_like(self._model, source.raw["quantization"], self.arrays(""))
+
+    def arrays(self, prefix: str) -> dict[str, mx.array]:
+        """As `Stream.arrays`, unread."""
+        entries = {n: e for n, e in self._entries.items() if n.startswith(prefix)}
+        loaded = weights.load_arrays(entries, self._experts, self.dtype)
+        return {n.removeprefix(prefix): a for n, a in loaded.items()}
+
+
+class FloatStream(Stream):
+    """Any source, in float; shards that are on the hub are fetched into ``scratch`` one by one.
+
+    Args:
+        source: The checkpoint.
+        dtype: As for `Stream`.
+        scratch: A folder for fetched shards.
+    """
+
+    def __init__(self, source: Source, dtype: mx.Dtype, scratch: Path) -> None:
+        super().__init__(source, dtype)
+        self._matrices, self._shapes = matrices(source), parameter_shapes(source.config)
+        uses: dict[str, int] = {}
+        for matrix in self._matrices.values():
+            for file in matrix.files:
+                uses[file.name] = uses.get(file.name, 0) + 1
+        self._files = SourceFiles(remote.fetcher(source.repo, scratch), uses)
+
+    def arrays(self, prefix: str) -> dict[str, mx.array]:
+        """As `Stream.arrays`; each name may be asked for once."""
+        found = {}
+        for name, shape in self._shapes.items():
+            if name.startswith(prefix):
+                found[name.removeprefix(prefix)] = self._read(name).reshape(shape)
+                self._files.release(self._matrices[name].files)
+        return found
+
+    def close(self) -> None:
+        """Close the source's files."""
+        self._files.close()
+
+    def _read(self, name: str) -> mx.array:
+        matrix, (rows, cols) = self._matrices[name], as_matrix(self._shapes[name])
+        dtype = mx.float32 if name.endswith(weights.FLOAT32) else self.dtype
+        step = max(1, CHUNK_WEIGHTS // cols)
+        parts = []
+        for start in range(0, rows, step):
+            parts.append(matrix.read(self._files, start, min(start + step, rows)).astype(dtype))
+            mx.eval(parts[-1])
+        whole = mx.concatenate(parts)
+        mx.eval(whole)
+        return whole

@@ -1,0 +1,275 @@
+"""Shards, manifest and the folder that becomes the target only when it is whole; knows files, not the model.
+
+The work lies in ``.NAME.partial`` beside the target. A shard is written under another name, its tensors at their
+offsets, synced, and renamed; then the manifest says so. The manifest is replaced as a whole, so whatever stops the
+process, it never names a shard that is not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import mlx.core as mx
+
+from ring_mlx.convert.plan import Stored
+from ring_mlx.errors import ConvertError
+
+FORMAT = 1
+MANIFEST = "conversion.json"
+UNFINISHED = ".tmp"
+DTYPE_BYTES = {"F32": 4, "U32": 4, "BF16": 2, "F16": 2, "U8": 1}
+
+
+class Workplace:
+    """The partial folder of one target.
+
+    Args:
+        target: What it becomes.
+        job: Source identity and options; a started conversion is continued only with the same.
+        resume: Whether to go on with one that has finished shards; one without any is begun again in any case.
+
+    Raises:
+        ConvertError: If the target exists, or there is a partial folder that may not be continued.
+    """
+
+    def __init__(self, target: Path, job: Mapping[str, Any], resume: bool) -> None:
+        self.target, self.folder = target, partial_folder(target)
+        if target.exists() or target.is_symlink():
+            raise ConvertError(f"{target} exists already; name a folder that does not, or remove it.")
+        self._job = dict(job)
+        self.done: dict[str, str] = {}
+        if self.folder.exists():
+            self._adopt(resume)
+        else:
+            self.folder.mkdir(parents=True)
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise ConvertError(f"{self.folder} is being written by another process; wait for it.") from None
+        self._save({})
+
+    def has(self, shard: str) -> bool:
+        """Whether this shard is finished."""
+        return shard in self.done and (self.folder / shard).is_file()
+
+    def finish_shard(self, shard: str, unfinished: Path) -> None:
+        """Give a written shard its name and note its hash."""
+        digest = sha256(unfinished)
+        unfinished.rename(self.folder / shard)
+        self.done[shard] = digest
+        self._save({})
+
+    def finish(self, keep: set[str]) -> Path:
+        """Hash the other files, remove what is not named, and turn the folder into the target.
+
+        Raises:
+            ConvertError: If something has taken the target's place.
+        """
+        for path in self.folder.iterdir():
+            if path.name not in keep | set(self.done) | {MANIFEST}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._save({name: sha256(self.folder / name) for name in sorted(keep)})
+        try:
+            self.folder.rename(self.target)
+        except OSError as e:
+            raise ConvertError(f"{self.folder} could not become {self.target} ({e}); rename it by hand.") from None
+        sync_folder(self.target.parent)
+        return self.target
+
+    def close(self) -> None:
+        """Let another process go on."""
+        os.close(self._lock)
+
+    def _adopt(self, resume: bool) -> None:
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            if set(os.listdir(self.folder)) <= {MANIFEST + UNFINISHED} and resume:
+                return
+            raise ConvertError(f"{self.folder} is in the way and not an unfinished conversion; remove it.")
+        manifest = read_manifest(self.folder)
+        if not manifest["shards"]:
+            return  # Ours, and no work would be lost.
+        if not resume:
+            raise ConvertError(
+                f"{self.folder} holds an unfinished conversion; add --resume to go on, or remove it to start again."
+            )
+        changed = [key for key in ("format", *self._job) if manifest.get(key) != {"format": FORMAT, **self._job}[key]]
+        if changed:
+            raise ConvertError(
+                f"{self.folder} was started with another {' and '.join(changed)}; give the same again, or remove it."
+            )
+        self.done = dict(manifest["shards"])
+
+    def _save(self, files: Mapping[str, str]) -> None:
+        whole = {"format": FORMAT, **self._job, "shards": dict(sorted(self.done.items())), "files": dict(files)}
+        write_whole(self.folder / MANIFEST, _text(whole))
+
+
+class ShardFile:
+    """A safetensors file whose tensors are written piece by piece, in any order.
+
+    Args:
+        path: Where; what is there is replaced.
+        tensors: All tensors that it will hold.
+    """
+
+    def __init__(self, path: Path, tensors: Sequence[Stored]) -> None:
+        # Wide types first, so that every tensor is aligned.
+        ordered = sorted(tensors, key=lambda t: (-DTYPE_BYTES[t.dtype], t.name))
+        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        self._starts: dict[str, int] = {}
+        at = 0
+        for t in ordered:
+            header[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
+            self._starts[t.name] = at
+            at += t.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._base, self._file = 8 + len(text), path.open("wb")
+        self._left = dict.fromkeys(self._starts, 0) | {t.name: t.nbytes for t in ordered}
+        self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, at_byte: int, array: mx.array) -> int:
+        """Put an array's bytes into a tensor, ``at_byte`` bytes from its start; returns how many there were."""
+        plain: Any = mx.contiguous(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+        data = memoryview(plain).cast("B")
+        self._file.seek(self._base + self._starts[name] + at_byte)
+        self._file.write(data)
+        self._left[name] -= data.nbytes
+        return data.nbytes
+
+    def close(self) -> None:
+        """Bring the file to the disk."""
+        assert not any(self._left.values()), "a tensor was not written whole"
+        sync(self._file)
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close an unfinished file, whatever state it is in."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def partial_folder(target: Path) -> Path:
+    """Where the conversion to ``target`` is worked on."""
+    return target.parent / f".{target.name}.partial"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a converted or partial folder.
+
+    Raises:
+        ConvertError: If there is none or it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest["shards"], dict) or not isinstance(manifest["files"], dict):
+            raise TypeError("shards or files is not an object")
+    except FileNotFoundError:
+        raise ConvertError(f"no {MANIFEST} in {folder}; it was not written by ring-mlx convert.") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ConvertError(f"{path} is damaged ({e}); remove the folder and convert again.") from None
+    return manifest
+
+
+def verify(folder: Path) -> int:
+    """Hold every file of a converted folder against its manifest.
+
+    Returns:
+        How many files were checked.
+
+    Raises:
+        ConvertError: If a file is missing or was changed, naming it.
+    """
+    manifest = read_manifest(folder)
+    hashes = manifest["shards"] | manifest["files"]
+    missing = [name for name in hashes if not (folder / name).is_file()]
+    if missing:
+        raise ConvertError(f"{folder} lacks {', '.join(missing[:6])}; convert again.")
+    changed = [name for name, digest in hashes.items() if sha256(folder / name) != digest]
+    if changed:
+        raise ConvertError(f"{', '.join(changed[:6])} in {folder} changed since the conversion; convert again.")
+    return len(hashes)
+
+
+def amend(folder: Path, names: Iterable[str]) -> None:
+    """Note the hashes of files that were added to a finished folder, or changed on purpose."""
+    manifest = read_manifest(folder)
+    manifest["files"] = dict(sorted((manifest["files"] | {n: sha256(folder / n) for n in names}).items()))
+    write_whole(folder / MANIFEST, _text(manifest))
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file: the old one or the new one, never half of either."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with unfinished.open("wb") as f:
+        f.write(text.encode())
+        sync(f)
+    unfinished.replace(path)
+    sync_folder(path.parent)
+
+
+def sync(file: BinaryIO) -> None:
+    """Flush to the disk, past its cache where the system offers that."""
+    file.flush()
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    try:
+        if full is not None:
+            fcntl.fcntl(file.fileno(), full)
+            return
+    except OSError:
+        pass
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line.
+
+    Raises:
+        ConvertError: Naming the cause and the remedy.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            seen = "the disk is full"
+        elif e.errno == errno.EFBIG:
+            seen = "a file may not grow that large here"
+        else:
+            seen = str(e)
+        raise ConvertError(f"{target} could not be written ({seen}); mend that and run again with --resume.") from None

@@ -1,0 +1,178 @@
+"""Sources on the hub, fetched or streamed, and results uploaded, against a local server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ring_mlx import demo_model_path
+from ring_mlx.convert import convert, job, remote
+from ring_mlx.convert.writer import partial_folder, verify
+from ring_mlx.errors import OptionError
+from tests.hub_server import HubServer, Repo
+from tests.kill_and_resume import folder_hashes
+from tests.tiny import config, save_hf
+
+NAME = "inclusionAI/Ring-tiny"
+ROOT = Path(__file__).parent.parent
+OPTIONS = ("-q", "--q-group-size", "32", "--q-fit", "rtn")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "Ring-tiny"
+    save_hf(folder, config(hidden_size=64, intermediate_size=96, moe_intermediate_size=64, vocab_size=4000), shards=4)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(demo_model_path() / name, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 1]}')
+    return folder
+
+
+@pytest.fixture
+def hub(source):
+    with HubServer() as server:
+        server.repos[NAME] = Repo({p.name: p.read_bytes() for p in source.iterdir()})
+        yield server
+
+
+@pytest.fixture
+def command(hub, tmp_path):
+    """Runs ring-mlx convert against the server, in a process since huggingface_hub reads its variables once."""
+
+    def call(*args, **environment):
+        variables = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_test",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        return subprocess.run(
+            [sys.executable, str(ROOT / "convert.py"), *map(str, args)],
+            env=os.environ | variables | environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    return call
+
+
+def test_a_dry_run_fetches_headers_only(hub, command, source):
+    shards = {p.name for p in source.glob("*.safetensors")}
+    result = command("--model", NAME, *OPTIONS, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "routed experts" in result.stdout
+    assert "left in float" in result.stdout
+    assert {n for n in hub.sent if n in shards} == shards
+    for shard in shards:
+        assert hub.sent[shard] <= 100_001 < (source / shard).stat().st_size
+    local = command("--model", source, *OPTIONS, "--dry-run")
+    assert local.stdout == result.stdout
+
+
+def test_streamed_it_is_the_same_as_from_a_folder(hub, command, source, tmp_path):
+    args = ("--model", NAME, "--mlx-path", tmp_path / "streamed", *OPTIONS, "--stream")
+    result = command(*args, "--verify")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "files are as they were written" in result.stdout
+    plain = convert(source, tmp_path / "plain", quantize=True, group_size=32, fit="rtn")
+    streamed, plain = folder_hashes(tmp_path / "streamed"), folder_hashes(plain)
+    assert {n: h for n, h in streamed.items() if n not in ("README.md", "conversion.json")} == {
+        n: h for n, h in plain.items() if n not in ("README.md", "conversion.json")
+    }
+    assert f"base_model: {NAME}" in (tmp_path / "streamed" / "README.md").read_text()
+    text = tmp_path / "text.txt"
+    text.write_text("What is 27 + 35?")
+    reported = command(*args, "--resume", "--report", text)
+    assert reported.returncode == 0, reported.stderr
+    assert "KL mean" in reported.stdout
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "plain", "streamed", "text.txt"]
+
+
+def test_shards_are_fetched_once_and_dropped_after_use(source, tmp_path, monkeypatch):
+    fetched, most = [], [0]
+
+    def fetch(repo, revision, file, folder):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(source / file, folder / file)
+        fetched.append(file)
+        most[0] = max(most[0], len(list(folder.iterdir())))
+        return folder / file
+
+    in_order = tmp_path / "in_order"
+    save_in_order(source, in_order)
+    monkeypatch.setattr(remote, "fetch_shard", fetch)
+    opened = job.open_source
+
+    def as_repo(path, revision=None, remote_only=False):
+        from dataclasses import replace
+
+        return replace(opened(path), repo=("a/b", None))
+
+    monkeypatch.setattr(job, "open_source", as_repo)
+    source = in_order
+    out = convert(in_order, tmp_path / "out", quantize=True, group_size=32, fit="rtn", stream=True)
+    assert sorted(fetched) == sorted(p.name for p in in_order.glob("*.safetensors"))
+    assert most[0] <= 2 < len(fetched)
+    assert verify(out) > 1
+    assert not partial_folder(out).exists()
+
+
+def save_in_order(source, folder):
+    """The source again in shards by layer, as real checkpoints are cut."""
+    import mlx.core as mx
+
+    tensors = {}
+    for shard in source.glob("*.safetensors"):
+        tensors |= mx.load(str(shard))
+    folder.mkdir()
+    shutil.copy(source / "config.json", folder)
+    parts = {}
+    for name, value in tensors.items():
+        layer = int(name.split(".")[2]) if ".layers." in name else (-1 if "embed" in name else 9)
+        parts.setdefault(layer, {})[name] = value
+    weight_map = {}
+    for i, part in enumerate(parts[k] for k in sorted(parts)):
+        mx.save_safetensors(str(folder / f"model-{i}.safetensors"), part)
+        weight_map |= dict.fromkeys(part, f"model-{i}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_the_result_is_uploaded_whole(hub, command, source, tmp_path):
+    result = command("--model", source, "--mlx-path", tmp_path / "out", *OPTIONS, "--upload-repo", "someone/Ring-4bit")
+    assert result.returncode == 0, result.stderr
+    assert "someone/Ring-4bit/commit" in result.stdout
+    local = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert hub.repos["someone/Ring-4bit"].files == local
+
+
+def test_what_the_hub_refuses_is_one_line(hub, command, source, tmp_path):
+    def line(result):
+        assert result.returncode == 2, result.stderr
+        (last,) = result.stderr.splitlines()
+        return last
+
+    assert "no hub repository" in line(command("--model", "a/nothing", "--stream"))
+    assert "has no revision 'v9'" in line(command("--model", NAME, "--dry-run", "--revision", "v9"))
+    made = command("--model", source, "--mlx-path", tmp_path / "out", *OPTIONS)
+    assert made.returncode == 0, made.stderr
+    hub.faults.status = 503
+    again = ("--model", source, "--mlx-path", tmp_path / "out", *OPTIONS, "--resume", "--upload-repo", "a/b")
+    assert "uploading to a/b failed (the hub answered 503)" in line(command(*again))
+    hub.faults.status = 401
+    assert "log in with `hf auth login`" in line(command(*again))
+
+
+def test_an_upload_target_that_is_no_name_is_refused_before_any_work():
+    with pytest.raises(OptionError, match="--upload-repo 'nowhere' is not owner/name"):
+        remote.check_repo_name("nowhere")
