@@ -11,19 +11,45 @@ if TYPE_CHECKING:
 
     from ring_mlx.cache import HybridCache
     from ring_mlx.config import RingConfig
+    from ring_mlx.decoding import KVQuantization
     from ring_mlx.errors import RingError
-    from ring_mlx.generation import GenerationEvent, KVQuantization, generate, stream_generate
+    from ring_mlx.generation import GenerationEvent, generate, stream_generate
     from ring_mlx.loading import demo_model_path, load, load_model
     from ring_mlx.model import Model
+    from ring_mlx.session import Reply, Session
+    from ring_mlx.session_events import (
+        AnswerText,
+        Counters,
+        End,
+        Loading,
+        ModelInfo,
+        PrefillProgress,
+        Sampling,
+        Statistics,
+        ThinkingText,
+        ToolCall,
+    )
     from ring_mlx.tokenizer import render_chat
 
 __all__ = [
+    "AnswerText",
+    "Counters",
+    "End",
     "GenerationEvent",
     "HybridCache",
     "KVQuantization",
+    "Loading",
     "Model",
+    "ModelInfo",
+    "PrefillProgress",
+    "Reply",
     "RingConfig",
     "RingError",
+    "Sampling",
+    "Session",
+    "Statistics",
+    "ThinkingText",
+    "ToolCall",
     "demo_model_path",
     "generate",
     "load",
@@ -36,12 +62,24 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AnswerText": "ring_mlx.session_events",
+    "Counters": "ring_mlx.session_events",
+    "End": "ring_mlx.session_events",
     "GenerationEvent": "ring_mlx.generation",
     "HybridCache": "ring_mlx.cache",
-    "KVQuantization": "ring_mlx.generation",
+    "KVQuantization": "ring_mlx.decoding",
+    "Loading": "ring_mlx.session_events",
     "Model": "ring_mlx.model",
+    "ModelInfo": "ring_mlx.session_events",
+    "PrefillProgress": "ring_mlx.session_events",
+    "Reply": "ring_mlx.session",
     "RingConfig": "ring_mlx.config",
     "RingError": "ring_mlx.errors",
+    "Sampling": "ring_mlx.session_events",
+    "Session": "ring_mlx.session",
+    "Statistics": "ring_mlx.session_events",
+    "ThinkingText": "ring_mlx.session_events",
+    "ToolCall": "ring_mlx.session_events",
     "demo_model_path": "ring_mlx.loading",
     "generate": "ring_mlx.generation",
     "load": "ring_mlx.loading",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from mlx_lm.models.cache import ArraysCache, KVCache, QuantizedKVCache
 from safetensors import SafetensorError, safe_open
 
 from ring_mlx.errors import CacheFileError
+from ring_mlx.snapshots.files import array_checksum, write_atomically
 
-FORMAT = "ring-mlx-cache"
-FORMAT_VERSION = 1
+# Version 2 added the checksum; version 1 is read as it was.
+FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "ring-mlx-cache", 2, ("1", "2")
 
 
 class HybridCache(list[Any]):
@@ -92,8 +92,12 @@ class HybridCache(list[Any]):
             "fingerprint": fingerprint,
             "layers": json.dumps(layers),
             "notes": json.dumps(notes),
+            "checksum": array_checksum(arrays),
         }
-        _write_atomically(Path(path), arrays, header)
+        try:
+            write_atomically(Path(path), lambda name: mx.save_safetensors(name, arrays, header))
+        except (OSError, RuntimeError) as e:
+            raise CacheFileError(f"{path} could not be written ({e}); check space and permissions.") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], fingerprint: str) -> tuple[HybridCache, list[int], dict[str, str]]:
@@ -110,7 +114,7 @@ class HybridCache(list[Any]):
             CacheFileError: If the file is missing, damaged, of another format or version, or of another model.
         """
         header = _read_header(Path(path))
-        if header.get("format") != FORMAT or header.get("version") != str(FORMAT_VERSION):
+        if header.get("format") != FORMAT or header.get("version") not in READABLE_VERSIONS:
             raise CacheFileError(
                 f"{path} is not a cache of this version ({header.get('format')} {header.get('version')}, "
                 f"not {FORMAT} {FORMAT_VERSION}); make it again."
@@ -120,6 +124,8 @@ class HybridCache(list[Any]):
         try:
             arrays = mx.load(str(path), format="safetensors")
             assert isinstance(arrays, dict)
+            if header["version"] != "1" and header["checksum"] != array_checksum(arrays):
+                raise ValueError("it does not match its checksum")
             cache = cls(_load_layer(i, spec, arrays) for i, spec in enumerate(json.loads(header["layers"])))
             tokens: list[int] = arrays["tokens"].tolist()  # type: ignore[assignment]
             notes = json.loads(header["notes"])
@@ -175,20 +181,3 @@ def _read_header(path: Path) -> dict[str, str]:
         raise CacheFileError(f"no file {path}; make it with `ring-mlx cache-prompt`.") from None
     except (OSError, SafetensorError) as e:
         raise CacheFileError(f"{path} is damaged or not a cache ({e}); make it again.") from None
-
-
-def _write_atomically(path: Path, arrays: dict[str, mx.array], header: dict[str, str]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".safetensors")
-        os.close(handle)
-        try:
-            mx.save_safetensors(name, arrays, header)
-            with open(name, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except (OSError, RuntimeError) as e:
-        raise CacheFileError(f"{path} could not be written ({e}); check space and permissions.") from None

@@ -45,7 +45,7 @@ class ThoughtSplitter:
                 break
             parts[self.inside] += before
             self.inside, text = not self.inside, after
-        keep = _tag_prefix(text, tag)
+        keep = tag_prefix(text, tag)
         self._held = text[len(text) - keep :]
         parts[self.inside] += text[: len(text) - keep]
         return parts[True], parts[False]
@@ -84,6 +84,6 @@ class ThoughtBudget:
         return self._closing[0]
 
 
-def _tag_prefix(text: str, tag: str) -> int:
+def tag_prefix(text: str, tag: str) -> int:
     """Length of the longest end of ``text`` that starts ``tag``."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-n:])), 0)

@@ -66,11 +66,24 @@ def render_chat(
     Raises:
         TokenizerError: If there is no template, or it refuses the messages.
     """
+    text = render_text(tokenizer, messages, tools, template_options, continue_last)
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def render_text(
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    continue_last: bool = False,
+) -> str:
+    """The text that `render_chat` encodes; same arguments and errors."""
     if not tokenizer.has_chat_template:
         raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
     try:
-        ids = tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             list(messages),
+            tokenize=False,
             tools=list(tools) if tools else None,
             add_generation_prompt=not continue_last,
             continue_final_message=continue_last,
@@ -78,7 +91,7 @@ def render_chat(
         )
     except Exception as e:  # noqa: BLE001 a template is a program of the checkpoint's author
         raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
-    return [int(i) for i in ids]
+    return text
 
 
 def _named_eos(folder: Path) -> set[int]:

@@ -1,0 +1,127 @@
+"""``ring-mlx cache``: what the snapshots on disk are, and how to have fewer; knows folders, no model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ring_mlx.cli import options
+from ring_mlx.errors import CacheFileError, OptionError
+
+if TYPE_CHECKING:
+    from ring_mlx.snapshots import Store
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+DAY_S = 86400.0
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("cache", help="list or prune the snapshots on disk", description=__doc__)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text, run in (
+        ("info", "where the snapshots are and how much room they take", _info),
+        ("list", "every snapshot, the one used last first", _list),
+        ("prune", "remove snapshots, and files that belong to none", _prune),
+    ):
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("--cache-dir", help="folder of the snapshots (default: the system's, or RING_MLX_CACHE)")
+        action.add_argument("--model", help="only the model whose name or fingerprint starts so")
+        action.set_defaults(run=run)
+        if name != "prune":
+            action.add_argument("--json", action="store_true", help="print JSON instead of text")
+            continue
+        action.add_argument("--max-size", type=size, help="keep at most so much for each model, such as 500MB")
+        action.add_argument("--unused-days", type=options.in_range(0, 1e6), help="remove what was not used for so long")
+        action.add_argument("--all", action="store_true", help="remove everything")
+
+
+def size(text: str) -> int:
+    """An argparse type: a number with a unit, such as 2GB."""
+    number = text.rstrip("BKMGTbkmgt")
+    unit = text[len(number) :].upper()
+    try:
+        return int(float(number) * UNITS[unit if unit.endswith("B") else f"{unit}B"])
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB") from None
+
+
+def _info(args: argparse.Namespace) -> int:
+    found = [_summary(s) for s in _stores(args)]
+    if args.json:
+        print(json.dumps({"folder": str(_folder(args)), "models": found}, indent=1))
+        return 0
+    print(f"{_folder(args)}: {_words(sum(m['bytes'] for m in found))} for {len(found)} models")
+    for m in found:
+        print(f"{m['fingerprint'][:12]}  {m['snapshots']:5d} snapshots  {_words(m['bytes']):>9}  {m['model']}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    rows = []
+    for store in _stores(args):
+        for path, manifest in store.manifests():
+            rows.append(
+                {
+                    "model": manifest["model"],
+                    "fingerprint": store.folder.name,
+                    "tokens": manifest["offset"],
+                    "kind": manifest["kind"],
+                    "bytes": sum(manifest["sizes"].values()),
+                    "used": path.stat().st_mtime,
+                }
+            )
+    rows.sort(key=lambda row: -row["used"])
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(f"{'model':12}  {'tokens':>7}  {'kind':8}  {'size':>9}  used (sizes count blocks that others share)")
+    for row in rows:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
+        print(f"{row['fingerprint'][:12]}  {row['tokens']:7d}  {row['kind']:8}  {_words(row['bytes']):>9}  {when}")
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    if args.all and (args.max_size is not None or args.unused_days is not None):
+        raise OptionError("--all leaves nothing that --max-size or --unused-days could keep; give one of them.")
+    budget = 0 if args.all else args.max_size if args.max_size is not None else 1 << 62
+    unused_s = None if args.unused_days is None else args.unused_days * DAY_S
+    try:
+        freed = sum(store.collect(budget, unused_s) for store in _stores(args))
+    except OSError as e:
+        raise CacheFileError(f"{_folder(args)} could not be pruned ({e}); check permissions.") from None
+    print(f"Freed {_words(freed)}")
+    return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    from ring_mlx.snapshots.store import default_folder
+
+    return Path(args.cache_dir).expanduser() if args.cache_dir else default_folder()
+
+
+def _stores(args: argparse.Namespace) -> list[Store]:
+    from ring_mlx.snapshots.store import stores
+
+    found = stores(_folder(args))
+    if args.model is None:
+        return found
+    return [s for s in found if s.folder.name.startswith(args.model) or _summary(s)["model"].startswith(args.model)]
+
+
+def _summary(store: Store) -> dict[str, Any]:
+    manifests = [m for _, m in store.manifests()]
+    return {
+        "model": next((m["model"] for m in manifests), ""),
+        "fingerprint": store.folder.name,
+        "snapshots": len(manifests),
+        "bytes": sum(f.stat().st_size for f in store.folder.rglob("*") if f.is_file()),
+    }
+
+
+def _words(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"

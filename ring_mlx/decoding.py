@@ -1,0 +1,186 @@
+"""Prefill and decode: tokens in, tokens out; knows the model's call and caches, not text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import maybe_quantize_kv_cache
+from mlx_lm.sample_utils import greedy_sampler
+
+from ring_mlx.errors import OptionError
+from ring_mlx.model import Model
+
+PREFILL_STEP_SIZE = 2048
+CLEAR_EVERY_TOKENS = 256
+
+Sampler = Callable[[mx.array], mx.array]
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class KVQuantization:
+    """How keys and values of softmax layers are quantised; linear states never are.
+
+    Args:
+        bits: 2, 4 or 8.
+        group_size: 32, 64 or 128, a divisor of head_dim.
+        start: Tokens before which keys and values stay as they are.
+    """
+
+    bits: int
+    group_size: int = 64
+    start: int = 5000
+
+    def check(self, head_dim: int) -> None:
+        """Raises OptionError where MLX could not hold a head of this size."""
+        if self.bits not in (2, 4, 8):
+            raise OptionError(f"kv bits {self.bits} is not one of 2, 4, 8; choose one of them.")
+        if self.group_size not in (32, 64, 128) or head_dim % self.group_size:
+            raise OptionError(
+                f"kv group size {self.group_size} is not 32, 64 or 128 or does not divide head_dim {head_dim}; "
+                "choose one that does."
+            )
+
+
+def generate_step(
+    prompt: Sequence[int] | mx.array,
+    model: Model,
+    cache: Any,
+    *,
+    max_tokens: int = 256,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    prefill_step_size: int = PREFILL_STEP_SIZE,
+    kv_quantization: KVQuantization | None = None,
+    progress: Progress | None = None,
+    next_forced: Callable[[], int | None] | None = None,
+) -> Iterator[tuple[int, mx.array]]:
+    """Read the prompt in steps, then yield tokens, computing each while the one before is handled.
+
+    A token is fed to the cache before it is yielded, but for the last of ``max_tokens``; ``cache.offset`` says what
+    the cache has seen. Stopping anywhere leaves a cache that holds a prefix of prompt and output.
+
+    Args:
+        prompt: Ids [T], at least one, that continue the cache.
+        model: The model.
+        cache: From ``model.make_cache()``; updated in place.
+        max_tokens: How many.
+        sampler: Log-probabilities [1, vocab] to ids [1]; greedy by default.
+        logits_processors: mlx-lm's kind, applied in order to (ids so far, logits [1, vocab]).
+        prefill_step_size: Prompt tokens a step.
+        kv_quantization: For the softmax layers, or None.
+        progress: Called with (prompt tokens done, all) before the first step and after each.
+        next_forced: Called before each token; an id that it returns takes the place of the sampled one.
+
+    Yields:
+        The id and its distribution, log-probabilities [vocab] float32.
+    """
+    prompt = prompt if isinstance(prompt, mx.array) else mx.array(list(prompt), dtype=mx.int32)
+    total = prompt.size
+    report = progress or (lambda done, total: None)
+    sizes = [prefill_step_size] * ((total - 1) // prefill_step_size)
+    report(0, total)
+    for done, step_logits in prefill(prompt, model, cache, [*sizes, total - sum(sizes)], kv_quantization):
+        logits = step_logits
+        if done < total:
+            report(done, total)
+    tokens = decode(
+        logits,
+        model,
+        cache,
+        prompt,
+        max_tokens=max_tokens,
+        sampler=sampler,
+        logits_processors=logits_processors,
+        kv_quantization=kv_quantization,
+        next_forced=next_forced,
+    )
+    for n, (token, logprobs) in enumerate(tokens):
+        if n == 0:
+            report(total, total)
+        yield token, logprobs
+
+
+def prefill(
+    prompt: mx.array, model: Model, cache: Any, sizes: Sequence[int], kv_quantization: KVQuantization | None = None
+) -> Iterator[tuple[int, mx.array]]:
+    """Read a prompt in steps of the given sizes; leaving after any step leaves a usable cache.
+
+    Args:
+        prompt: Ids [T] that continue the cache.
+        model, cache, kv_quantization: As for `generate_step`.
+        sizes: Tokens of each step, T in all.
+
+    Yields:
+        Tokens done and the logits [1, vocab] float32 of the next token, which are computed if they are used; the
+        cache has been computed.
+    """
+    done = 0
+    for size in sizes:
+        logits = _forward(prompt[done : done + size], model, cache, kv_quantization)
+        done += size
+        if done == prompt.size:
+            mx.async_eval(logits)
+        mx.eval([c.state for c in cache])
+        mx.clear_cache()
+        yield done, logits
+
+
+def decode(
+    logits: mx.array,
+    model: Model,
+    cache: Any,
+    history: mx.array,
+    *,
+    max_tokens: int = 256,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    kv_quantization: KVQuantization | None = None,
+    next_forced: Callable[[], int | None] | None = None,
+) -> Iterator[tuple[int, mx.array]]:
+    """Yield tokens after a prompt that has been read, computing each while the one before is handled.
+
+    Args:
+        logits: Of the first token, [1, vocab] float32.
+        history: The ids read so far [T], for the processors.
+        model, cache, max_tokens, sampler, logits_processors, kv_quantization, next_forced: As for `generate_step`.
+
+    Yields:
+        As `generate_step`.
+    """
+    choose = sampler or greedy_sampler
+
+    def pick(logits: mx.array) -> tuple[mx.array, mx.array]:
+        for process in logits_processors:
+            logits = process(history, logits)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return choose(logprobs), logprobs[0]
+
+    y, logprobs = pick(logits)
+    mx.async_eval(y, logprobs)
+    for n in range(max_tokens):
+        forced = next_forced() if next_forced else None
+        if forced is not None:
+            y = mx.array([forced], dtype=mx.int32)
+        if logits_processors:
+            history = mx.concatenate([history, y.astype(history.dtype)])
+        if n + 1 < max_tokens:
+            following = pick(_forward(y, model, cache, kv_quantization))
+            mx.async_eval(*following)
+        yield int(np.asarray(y)[0]), logprobs
+        if n + 1 < max_tokens:
+            y, logprobs = following
+        if n % CLEAR_EVERY_TOKENS == 0:
+            mx.clear_cache()
+
+
+def _forward(tokens: mx.array, model: Model, cache: Any, kv_quantization: KVQuantization | None) -> mx.array:
+    logits = model(tokens[None], cache, last_only=True)[:, -1].astype(mx.float32)
+    if kv_quantization is not None:
+        maybe_quantize_kv_cache(cache, kv_quantization.start, kv_quantization.group_size, kv_quantization.bits)
+    return logits

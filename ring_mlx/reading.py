@@ -1,0 +1,129 @@
+"""Brings the live cache to the end of a prompt, reading only what no snapshot knows; knows tokens, not text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ring_mlx.cache import HybridCache
+from ring_mlx.decoding import KVQuantization, prefill
+from ring_mlx.errors import CacheFileError
+from ring_mlx.model import Model
+from ring_mlx.snapshots import Live, Snapshot, SnapshotTree, Store
+from ring_mlx.snapshots.blocks import softmax_layers
+from ring_mlx.snapshots.live import of_form
+
+
+class Reader:
+    """The live cache with its snapshots in memory and on disk.
+
+    Args:
+        model: The model.
+        tree: Snapshots in memory.
+        store: Snapshots on disk, or None.
+        step_tokens: Most prompt tokens a step.
+        every_tokens: A snapshot is taken at each multiple of this.
+        kv_quantization: Of the softmax layers, or None.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tree: SnapshotTree,
+        store: Store | None = None,
+        *,
+        step_tokens: int = 2048,
+        every_tokens: int = 4096,
+        kv_quantization: KVQuantization | None = None,
+    ) -> None:
+        self._model, self.tree, self.store = model, tree, store
+        self._step_tokens, self._every_tokens = step_tokens, every_tokens
+        self.kv_quantization = kv_quantization
+        self.live = Live(self._make_cache)
+        self.logits: mx.array | None = None
+        self.read_tokens = 0
+
+    def _make_cache(self) -> HybridCache:
+        """Quantised from the first token on where that is wanted, so that steps of any size give the same."""
+        cache, kv = self._model.make_cache(), self.kv_quantization
+        if kv is None or kv.start > 0:
+            return cache
+        return of_form(cache, ((kv.bits, kv.group_size),) * len(softmax_layers(cache)))
+
+    def start(self, ids: Sequence[int]) -> int:
+        """Go to the deepest snapshot of a prompt, in memory or on disk; returns how many tokens it knows."""
+        found = self.tree.deepest(ids)
+        if self.store is not None:
+            on_disk = self.store.deepest(ids, found.offset if found else 0)
+            found = self.tree.add(on_disk) if on_disk else found
+        self.live.restore(found)
+        if found is not None:
+            self.tree.pin(found)
+        self.logits = found.logits if found else None
+        return len(self.live.tokens)
+
+    def read(
+        self, ids: Sequence[int], points: Mapping[int, str], stopped: Callable[[], bool], step_tokens: int | None = None
+    ) -> Iterator[int]:
+        """Read the rest of a prompt after `start`, taking snapshots; leaving early leaves a usable cache.
+
+        Where ``stopped`` turns true the step at hand is finished, and a snapshot keeps what has been read.
+
+        Args:
+            ids: The whole prompt.
+            points: Where snapshots are wanted, and why; one is taken at the end whatever it says.
+            stopped: Asked between steps.
+            step_tokens: Instead of the usual.
+
+        Yields:
+            Tokens of the prompt that are known, after each step.
+        """
+        tokens, begin = np.asarray(ids, dtype=np.int32), len(self.live.tokens)
+        ends = self._ends(begin, len(ids), points, step_tokens or self._step_tokens)
+        sizes = np.diff([begin, *ends]).tolist()
+        steps = prefill(mx.array(tokens[begin:]), self._model, self.live.cache, sizes, self.kv_quantization)
+        for done, logits in steps:
+            self.read_tokens += begin + done - len(self.live.tokens)
+            self.live.advance(tokens[: begin + done])
+            at_end = begin + done == len(ids)
+            self.logits = logits if at_end else None
+            halted = not at_end and stopped()
+            if at_end or halted or begin + done in points or (begin + done) % self._every_tokens == 0:
+                kind = points.get(begin + done, "prompt" if at_end else "stopped" if halted else "long")
+                self.keep(kind, durable=not at_end or begin + done in points)
+            yield begin + done
+            if halted:
+                return
+
+    def keep(self, kind: str, durable: bool = True) -> Snapshot:
+        """Keep what the live cache knows now."""
+        return self.tree.add(self.live.snapshot(kind, self.logits, durable))
+
+    def save(self) -> int:
+        """Write to disk what is worth it and not there; returns how many snapshots."""
+        if self.store is None:
+            return 0
+        return self.store.save([s for s in self.tree if s.durable and not s.saved])
+
+    def try_to_save(self) -> CacheFileError | None:
+        """As `save`, but gives back a failure, and after it saves no more: reading does not depend on the disk."""
+        try:
+            self.save()
+        except CacheFileError as e:
+            self.store = None
+            return e
+        return None
+
+    def _ends(self, begin: int, end: int, points: Mapping[int, str], step_tokens: int) -> list[int]:
+        every = self._every_tokens
+        forced = {*points, *range((begin // every + 1) * every, end, every), end}
+        ends, at = [], begin
+        for place in sorted(p for p in forced if begin < p <= end):
+            while place - at > step_tokens:
+                at += step_tokens
+                ends.append(at)
+            ends.append(place)
+            at = place
+        return ends

@@ -1,0 +1,209 @@
+"""What a session says and is told, as plain values that need no MLX; knows no model.
+
+An answer is a stream of events::
+
+    Loading*  PrefillProgress*  (ThinkingText | AnswerText | ToolCall)*  Statistics?  End
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ring_mlx.decoding import KVQuantization
+
+Reason = Literal["stop", "length", "stopped", "error"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; the samplers and processors of mlx-lm under its names.
+
+    Args:
+        seed: Repeats an answer; without it one is drawn, and `Statistics` names it.
+    """
+
+    temp: float = 0.6
+    top_p: float = 1.0
+    min_p: float = 0.0
+    top_k: int = 0
+    min_tokens_to_keep: int = 1
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repetition_penalty: float | None = None
+    repetition_context_size: int = 20
+    presence_penalty: float | None = None
+    presence_context_size: int = 20
+    frequency_penalty: float | None = None
+    frequency_context_size: int = 20
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session is made with; `ring_mlx.Session` says what each means."""
+
+    model: str | os.PathLike[str]
+    revision: str | None = None
+    exact: bool = False
+    kv_quantization: KVQuantization | None = None
+    memory_budget_bytes: int | None = None
+    store: str | os.PathLike[str] | bool = True
+    store_budget_bytes: int = 8 << 30
+    store_kv_bits: int | None = None
+    prefill_step_tokens: int = 2048
+    snapshot_every_tokens: int = 4096
+    read_ahead: bool = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to answer; `ring_mlx.Session.send` says what each means."""
+
+    prompt: str | Sequence[Mapping[str, Any]]
+    sampling: Sampling = Sampling()
+    max_tokens: int = 2048
+    thinking_budget: int | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_options: Mapping[str, Any] | None = None
+    continue_last: bool = False
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The model is being loaded; ``done`` of ``total`` parts are in memory, 0 of 0 while files are found."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PrefillProgress:
+    """The prompt is being read.
+
+    Args:
+        done: Tokens that need no more reading, reused ones included.
+        total: Tokens of the prompt.
+        reused: Tokens that a snapshot knew.
+        eta_s: Seconds until the first token, or None before there is a measure.
+    """
+
+    done: int
+    total: int
+    reused: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class ThinkingText:
+    """A piece of the thought, without tags."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerText:
+    """A piece of the answer, without thinking tags and tool calls."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A finished call: ``<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>``."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the answer cost.
+
+    Args:
+        prompt_tokens: Of the whole prompt, ``read_tokens + reused_tokens``.
+        read_tokens: Run through the model for this answer.
+        reused_tokens: Known from snapshots.
+        prompt_tps: Tokens read a second.
+        time_to_first_token_s: From the start of the work, waiting in the queue not included.
+        generated_tokens: Thought, tags and stop token included.
+        thinking_tokens: Of these, the thought.
+        generation_tps: Tokens generated a second.
+        peak_memory_bytes: Of the process on the device, since it started.
+        seed: With which the answer can be had again.
+        quantization: Of the weights, in words.
+        kv_quantization: Of keys and values, in words.
+    """
+
+    prompt_tokens: int
+    read_tokens: int
+    reused_tokens: int
+    prompt_tps: float
+    time_to_first_token_s: float
+    generated_tokens: int
+    thinking_tokens: int
+    generation_tps: float
+    peak_memory_bytes: int
+    seed: int
+    quantization: str
+    kv_quantization: str
+
+
+@dataclass(frozen=True)
+class End:
+    """The last event.
+
+    Args:
+        reason: "stop" (the model ended), "length" (``max_tokens`` or the context), "stopped" (`Session.stop`) or
+            "error" (the iterator raises next).
+        message: The assistant's turn, to append to the conversation: role, content, and where there are any
+            ``reasoning_content`` and ``tool_calls``. Empty if the prompt was not read to its end.
+        error: The failure in one line, or "".
+    """
+
+    reason: Reason
+    message: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | Statistics | End
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that a session holds."""
+
+    name: str
+    context_tokens: int
+    quantization: str
+    kv_quantization: str
+    has_chat_template: bool
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a session has done since it started.
+
+    Args:
+        read_tokens: Prompt tokens run through the model, those read ahead included.
+        ahead_tokens: Of these, read while nobody waited.
+        reused_tokens: Prompt tokens known from snapshots.
+        generated_tokens: Of all answers.
+        snapshots: Held in memory.
+        snapshot_bytes: What they take, shared blocks counted once.
+    """
+
+    read_tokens: int = 0
+    ahead_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    snapshots: int = 0
+    snapshot_bytes: int = 0

@@ -1,0 +1,292 @@
+"""What the session's thread does: loads, answers one request at a time, and uses the time between; owns MLX."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx import memory
+from ring_mlx.branches import Messages, Prompt, Renderer, branch_points, next_turn
+from ring_mlx.decoding import LogitsProcessor, Sampler, decode
+from ring_mlx.generation import GenerationEvent, check_lengths, encode_prompt, events_of, thought_closer
+from ring_mlx.kernel_check import check_kernels
+from ring_mlx.loading import load
+from ring_mlx.model import Model
+from ring_mlx.reading import Reader
+from ring_mlx.sampling import start_sampling
+from ring_mlx.session_events import (
+    Counters,
+    End,
+    Event,
+    Loading,
+    ModelInfo,
+    PrefillProgress,
+    Reason,
+    Request,
+    SessionOptions,
+    Statistics,
+)
+from ring_mlx.snapshots import SnapshotTree, Store
+from ring_mlx.snapshots.store import default_folder
+from ring_mlx.speech import Speech
+from ring_mlx.thinking import ThoughtSplitter, opens_thought
+
+AHEAD_STEP_TOKENS = 256
+Emit = Callable[[Event], None]
+
+
+@dataclass
+class _Turn:
+    """What is known of one request while it is answered."""
+
+    request: Request
+    renderer: Renderer | None
+    prompt: Prompt
+    started: float
+    limit: int
+    sampler: Sampler
+    processors: Sequence[LogitsProcessor]
+    seed: int
+    reused: int = 0
+
+
+class Worker:
+    """A loaded model and all that it remembers; every method must be called on one thread.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        name: What to call it.
+        options: The session's.
+    """
+
+    def __init__(self, model: Model, tokenizer: TokenizerWrapper, name: str, options: SessionOptions) -> None:
+        self._model, self._tokenizer, self._options = model, tokenizer, options
+        kv = options.kv_quantization
+        if kv is not None:
+            kv.check(model.config.head_dim)
+        kv_words = f"{kv.bits} bits, groups of {kv.group_size}" if kv else "none"
+        self.info = ModelInfo(
+            name=name,
+            context_tokens=model.config.max_position_embeddings,
+            quantization=_quantization(model),
+            kv_quantization=kv_words,
+            has_chat_template=bool(tokenizer.has_chat_template),
+            fingerprint=model.fingerprint,
+        )
+        budget = _memory_budget() if options.memory_budget_bytes is None else options.memory_budget_bytes
+        self.reader = Reader(
+            model,
+            SnapshotTree(budget),
+            _open_store(options, model.fingerprint, name),
+            step_tokens=options.prefill_step_tokens,
+            every_tokens=options.snapshot_every_tokens,
+            kv_quantization=kv,
+        )
+        self._tps: float | None = None
+        self._ahead: tuple[Renderer, Messages, Mapping[str, Any]] | None = None
+        self._reused = self._generated = self._ahead_tokens = 0
+
+    @classmethod
+    def load(cls, options: SessionOptions, emit: Emit) -> Worker:
+        """Load the model part by part, telling how far it is.
+
+        Raises:
+            RingError: As `ring_mlx.load`.
+        """
+        name = Path(options.model).name
+        emit(Loading(name, 0, 0))
+        model, tokenizer = load(options.model, revision=options.revision, exact=options.exact, lazy=True)
+        total = len(model.layers) + 1
+        for i, layer in enumerate(model.layers):
+            mx.eval(layer.parameters())
+            emit(Loading(name, i + 1, total))
+        mx.eval(model.parameters())
+        mx.clear_cache()
+        check_kernels(model)
+        emit(Loading(name, total, total))
+        return cls(model, tokenizer, name, options)
+
+    @property
+    def counters(self) -> Counters:
+        """What has been done so far."""
+        tree, read = self.reader.tree, self.reader.read_tokens
+        return Counters(read, self._ahead_tokens, self._reused, self._generated, len(tree), tree.nbytes)
+
+    def answer(self, request: Request, emit: Emit) -> None:
+        """Answer a request in events, `End` the last.
+
+        Raises:
+            RingError: If the request cannot be met; what is remembered stays as it was.
+        """
+        self._ahead = None
+        turn = self._begin(request)
+        try:
+            read = self._read(turn, emit)
+            emit(self._generate(turn, emit) if read else End("stopped"))
+        except BaseException:
+            self.forget_live()
+            raise
+        finally:
+            self.reader.tree.settle(turn.prompt.ids, self.reader.tree.deepest(turn.prompt.ids[:-1]))
+
+    def use_idle_time(self, wanted: Callable[[], bool]) -> None:
+        """Read what every next prompt starts with, then save, unless ``wanted`` turns true."""
+        prompt = next_turn(*self._ahead) if self._ahead and self._options.read_ahead and not wanted() else None
+        self._ahead = None
+        if prompt is not None and len(prompt.ids) < self.info.context_tokens and not wanted():
+            before, tree = self.reader.read_tokens, self.reader.tree
+            if self.reader.start(prompt.ids) < len(prompt.ids):
+                for _ in self.reader.read(prompt.ids, {len(prompt.ids): "user"}, wanted, AHEAD_STEP_TOKENS):
+                    pass
+            self._ahead_tokens += self.reader.read_tokens - before
+            tree.settle(prompt.ids, tree.deepest(prompt.ids))
+        if not wanted():
+            self.save()
+
+    def save(self) -> None:
+        """Write to disk what is worth it; a disk that cannot be written is named once and then left alone."""
+        error = self.reader.try_to_save()
+        if error is not None:
+            warnings.warn(f"{error} Nothing more is saved.", stacklevel=2)
+
+    @staticmethod
+    def free_memory() -> None:
+        """Give back what MLX keeps for reuse, once the worker itself is gone."""
+        gc.collect()
+        mx.clear_cache()
+
+    def forget_live(self) -> None:
+        """Drop the live cache, of which nothing is certain after a failure; snapshots are values and stay."""
+        self.reader.live.restore(None)
+
+    def _begin(self, request: Request) -> _Turn:
+        started, renderer = time.perf_counter(), None
+        if isinstance(request.prompt, str):
+            prompt = Prompt(request.prompt, encode_prompt(self._tokenizer, request.prompt), None)
+        else:
+            renderer = Renderer(self._tokenizer, request.tools, request.template_options, request.continue_last)
+            prompt = renderer.prompt(request.prompt)
+        count = len(prompt.ids)
+        check_lengths(
+            self._model, count, 0, request.max_tokens, self._options.prefill_step_tokens, request.thinking_budget
+        )
+        sampling = start_sampling(request.sampling, self._model.config.vocab_size, self._tokenizer)
+        limit = min(request.max_tokens, self.info.context_tokens - count + 1)
+        return _Turn(request, renderer, prompt, started, limit, *sampling)
+
+    def _read(self, turn: _Turn, emit: Emit) -> bool:
+        """Whether the prompt was read to its end."""
+        ids, stopped = turn.prompt.ids, turn.request.stopped.is_set
+        turn.reused = known = self.reader.start(ids)
+        self._reused += known
+        emit(PrefillProgress(known, len(ids), known, self._eta(len(ids) - known)))
+        if known == len(ids):
+            return True
+        if stopped():
+            return False
+        points: Mapping[int, str] = {}
+        if turn.renderer is not None and not isinstance(turn.request.prompt, str):
+            points = branch_points(turn.renderer, turn.request.prompt, turn.prompt, known)
+        began = time.perf_counter()
+        for done in self.reader.read(ids, points, stopped):
+            self._tps = (done - known) / max(time.perf_counter() - began, 1e-9)
+            emit(PrefillProgress(done, len(ids), known, self._eta(len(ids) - done)))
+        return len(self.reader.live.tokens) == len(ids)
+
+    def _generate(self, turn: _Turn, emit: Emit) -> End:
+        request, reader = turn.request, self.reader
+        talk = None if isinstance(request.prompt, str) else request.prompt
+        speech = Speech(talk[-1] if talk and request.continue_last else None)
+        reason: Reason = "stopped"
+        for e in self._tokens(turn):
+            for event in speech.add(e):
+                emit(event)
+            reason = cast(Reason, e.finish_reason) or reason
+        self._generated += len(speech.tokens)
+        fed = [*turn.prompt.ids, *speech.tokens][: int(reader.live.cache.offset)]
+        reader.live.advance(np.array(fed, dtype=np.int32))
+        reader.logits = None
+        reader.keep("generated", durable=False)
+        emit(self._statistics(turn, speech))
+        message = speech.message()
+        if turn.renderer is not None and talk is not None:
+            self._ahead = turn.renderer, talk, message
+        return End(reason, message)
+
+    def _tokens(self, turn: _Turn) -> Iterator[GenerationEvent]:
+        request, reader, ids = turn.request, self.reader, turn.prompt.ids
+        splitter = ThoughtSplitter(opens_thought(turn.prompt.text))
+        assert reader.logits is not None
+        steps = decode(
+            reader.logits,
+            self._model,
+            reader.live.cache,
+            mx.array(ids, dtype=mx.int32),
+            max_tokens=turn.limit,
+            sampler=turn.sampler,
+            logits_processors=turn.processors,
+            kv_quantization=reader.kv_quantization,
+            next_forced=thought_closer(self._tokenizer, splitter, request.thinking_budget),
+        )
+        return events_of(
+            steps,
+            self._tokenizer,
+            splitter,
+            turn.limit,
+            prompt_tokens=len(ids) - turn.reused,
+            cached_tokens=turn.reused,
+            started=turn.started,
+            stopped=request.stopped.is_set,
+        )
+
+    def _statistics(self, turn: _Turn, speech: Speech) -> Statistics:
+        last = speech.last
+        return Statistics(
+            prompt_tokens=len(turn.prompt.ids),
+            read_tokens=last.prompt_tokens,
+            reused_tokens=last.cached_tokens,
+            prompt_tps=last.prompt_tps,
+            time_to_first_token_s=last.time_to_first_token_s,
+            generated_tokens=last.generation_tokens,
+            thinking_tokens=speech.thinking_tokens,
+            generation_tps=last.generation_tps,
+            peak_memory_bytes=mx.get_peak_memory(),
+            seed=turn.seed,
+            quantization=self.info.quantization,
+            kv_quantization=self.info.kv_quantization,
+        )
+
+    def _eta(self, tokens: int) -> float | None:
+        return 0.0 if tokens == 0 else tokens / self._tps if self._tps else None
+
+
+def _open_store(options: SessionOptions, fingerprint: str, name: str) -> Store | None:
+    if options.store is False or not fingerprint:
+        return None
+    root = default_folder() if options.store is True else Path(options.store).expanduser()
+    kv = options.kv_quantization
+    form = f"-kv{kv.bits}x{kv.group_size}from{kv.start}" if kv else ""
+    form += f"-disk{options.store_kv_bits}" if options.store_kv_bits else ""
+    return Store(root, fingerprint + form, options.store_budget_bytes, options.store_kv_bits, name)
+
+
+def _memory_budget() -> int:
+    """A quarter of what the machine could still give, at most 4 GiB."""
+    return min(4 << 30, max(1 << 26, (memory.budget_bytes() - mx.get_active_memory()) // 4))
+
+
+def _quantization(model: Model) -> str:
+    found = {(m.bits, m.group_size) for m in model.modules() if hasattr(m, "bits")}
+    if not found:
+        return f"none ({str(model.model.norm.weight.dtype).rpartition('.')[2]})"
+    return ", ".join(f"{bits} bits in groups of {group}" for bits, group in sorted(found))
