@@ -1,17 +1,14 @@
-"""Gathers generated tokens into a few updates a second; knows events and messages, no model and no widget."""
+"""Gathers generated tokens into a few updates a second; knows messages, no model and no widget."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from tui.messages import Figures, Piece
 
-if TYPE_CHECKING:
-    from ring_mlx import GenerationEvent
-
-UPDATE_EVERY_S = 0.05
+UPDATE_EVERY_S = 0.06
 
 
 class Batch:
@@ -25,16 +22,27 @@ class Batch:
     def __init__(self, number: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._number, self._clock = number, clock
         self._thinking_text = self._answer_text = ""
+        self._figures = Figures()
         self._thinking_tokens, self._thinking_s, self._thinking_from = 0, 0.0, 0.0
-        self._last: GenerationEvent | None = None
         self._taken_at = float("-inf")
 
-    def add(self, event: GenerationEvent) -> None:
-        """Take one token."""
-        self._last = event
-        self._thinking_text += event.thinking_text
-        self._answer_text += event.answer_text
-        if event.thinking:
+    @property
+    def figures(self) -> Figures:
+        """The last ones, with the thought's size so far."""
+        tokens = self._figures.thinking_tokens or self._thinking_tokens
+        return replace(self._figures, thinking_tokens=tokens, thinking_s=self._thinking_s)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no text waits for the next update."""
+        return not (self._thinking_text or self._answer_text)
+
+    def add(self, thinking_text: str, answer_text: str, is_thinking: bool, figures: Figures | None = None) -> None:
+        """Take one token; ``figures`` replace those so far."""
+        self._figures = figures or self._figures
+        self._thinking_text += thinking_text
+        self._answer_text += answer_text
+        if is_thinking:
             now = self._clock()
             self._thinking_from = self._thinking_from if self._thinking_tokens else now
             self._thinking_s = now - self._thinking_from
@@ -45,12 +53,8 @@ class Batch:
         return self._clock() - self._taken_at >= UPDATE_EVERY_S
 
     def take(self) -> Piece:
-        """The update, at least one token long; the next one starts empty."""
-        e = self._last
-        assert e is not None
-        thinking_text, answer_text = self._thinking_text, self._answer_text
+        """The update; the next one starts empty."""
+        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures)
         self._thinking_text = self._answer_text = ""
         self._taken_at = self._clock()
-        used = e.cached_tokens + e.prompt_tokens + e.generation_tokens
-        figures = Figures(e.prompt_tps, e.generation_tps, e.time_to_first_token_s, used, e.peak_memory)
-        return Piece(self._number, thinking_text, answer_text, self._thinking_tokens, self._thinking_s, figures)
+        return piece

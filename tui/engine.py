@@ -1,4 +1,4 @@
-"""One thread that owns the model: takes conversations, posts messages; knows no widget.
+"""One thread that owns the model: takes questions, posts messages; knows no widget.
 
 The model's package is imported on that thread, so that the screen is there before MLX is. The thread never ends, it
 comes to rest: what MLX keeps for a thread is freed when the thread ends, which needs the interpreter, and a process
@@ -9,61 +9,56 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 from textual.message import Message
 
 from ring_mlx import RingError
-from tui.batch import Batch
-from tui.messages import Ended, Failed, Loaded, Reading
-
-if TYPE_CHECKING:
-    from ring_mlx import GenerationEvent
-
-Conversation = Sequence[dict[str, str]]
-Post = Callable[[Message], object]
-Answer = Callable[..., "Iterator[GenerationEvent]"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user chose on the command line; ``model`` None is the packaged toy."""
-
-    model: str | None = None
-    revision: str | None = None
-    max_tokens: int = 2048
-    temp: float = 0.6
-    top_p: float = 1.0
-    system_prompt: str | None = None
-    thinking_budget: int | None = None
+from tui.messages import Ended, Failed, ModelChoice, Post, Question
 
 
 class StoppedError(Exception):
     """The user stopped the answer while its prompt was being read."""
 
 
+class Source(Protocol):
+    """A loaded model, used on the engine's thread only."""
+
+    def answer(self, question: Question, stopped: threading.Event, post: Post) -> Ended:
+        """Post the answer's messages and return the last; raises StoppedError between steps of the prompt."""
+
+    def stop(self) -> None:
+        """End the running answer; the one method that any thread may call."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+Load = Callable[[ModelChoice, Post], Source]
+
+
 @dataclass
-class _Question:
-    number: int
-    conversation: Conversation
+class _Asked:
+    question: Question
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
 class Engine:
-    """Loads the model and answers questions, one after the other, on a thread of its own.
+    """Loads models and answers questions, one after the other, on a thread of its own.
 
     Args:
-        settings: Model and sampling.
+        choice: The first model.
+        load: Makes a source of a choice and posts `Loading` and `Loaded`; by default `tui.sources.load`.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, choice: ModelChoice | None = None, load: Load | None = None) -> None:
+        self._choice, self._load = choice or ModelChoice(), load
         self._post: Post = lambda message: None
-        self._questions: queue.Queue[_Question | None] = queue.Queue()
-        self._latest: _Question | None = None
+        self._work: queue.Queue[_Asked | ModelChoice | None] = queue.Queue()
+        self._latest: _Asked | None = None
+        self._source: Source | None = None
         self._at_rest = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -72,76 +67,82 @@ class Engine:
         self._post = post
         self._thread.start()
 
-    def ask(self, number: int, conversation: Conversation) -> None:
-        """Answer a conversation that ends with the user's message; may be called before the model is loaded."""
-        self._latest = _Question(number, list(conversation))
-        self._questions.put(self._latest)
+    def ask(self, question: Question) -> None:
+        """Answer a question; may be called before the model is loaded."""
+        self._latest = _Asked(question)
+        self._work.put(self._latest)
+
+    def switch(self, choice: ModelChoice) -> None:
+        """End the answer and load another model; the old one is freed first, and comes back if the new one fails."""
+        self.stop()
+        self._work.put(choice)
 
     def stop(self) -> None:
         """End the latest question's answer after the token or prompt step at hand."""
         if self._latest is not None:
             self._latest.stopped.set()
+        if (source := self._source) is not None:
+            source.stop()
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """End the answer and free the model; returns whether the thread is at rest, so that the process may exit."""
         self.stop()
-        self._questions.put(None)
+        self._work.put(None)
         return not self._thread.is_alive() or self._at_rest.wait(timeout_s)
 
     def _run(self) -> None:
         try:
-            self._serve()
+            self._use(self._choice)
+            while (work := self._work.get()) is not None:
+                if isinstance(work, ModelChoice):
+                    self._replace(work)
+                else:
+                    self._answer(work)
+            self._free()
         except Exception as e:  # noqa: BLE001 whatever happens here is shown, not raised across the screen
-            self._post(Failed(_in_one_line(e)))
+            self._post(Failed(in_one_line(e)))
         self._at_rest.set()
         threading.Event().wait()
 
-    def _serve(self) -> None:
-        answer = self._load()
-        while (question := self._questions.get()) is not None:
-            try:
-                self._post(Ended(question.number, self._write(question, answer)))
-            except StoppedError:
-                self._post(Ended(question.number, "stopped"))
-            except Exception as e:  # noqa: BLE001 as above; the next question may fare better
-                self._post(Failed(_in_one_line(e), question.number))
+    def _use(self, choice: ModelChoice) -> bool:
+        try:
+            if self._load is None:
+                from tui.sources import load
 
-    def _load(self) -> Answer:
-        from ring_mlx import demo_model_path, load, make_sampler, render_chat, stream_generate
+                self._load = load
+            self._source, self._choice = self._load(choice, self._post), choice
+        except Exception as e:  # noqa: BLE001 as above; another choice may fare better
+            self._post(Failed(in_one_line(e)))
+        return self._source is not None
 
-        s = self._settings
-        model, tokenizer = load(s.model or demo_model_path(), revision=s.revision)
-        sampler = make_sampler(temp=s.temp, top_p=s.top_p)
+    def _replace(self, choice: ModelChoice) -> None:
+        had_one = self._source is not None
+        self._free()
+        if not self._use(choice) and had_one:
+            self._use(self._choice)
 
-        def answer(messages: list[dict[str, str]], progress: Callable[[int, int], None]) -> Iterator[GenerationEvent]:
-            prompt = render_chat(tokenizer, messages)
-            options: dict[str, Any] = {"max_tokens": s.max_tokens, "thinking_budget": s.thinking_budget}
-            return stream_generate(model, tokenizer, prompt, sampler=sampler, progress=progress, **options)
+    def _free(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
-        name = Path(s.model).name if s.model else "toy (no --model given)"
-        self._post(Loaded(name, model.config.max_position_embeddings))
-        return answer
-
-    def _write(self, question: _Question, answer: Answer) -> str:
-        def progress(done: int, total: int) -> None:
-            if question.stopped.is_set():
-                raise StoppedError
-            self._post(Reading(question.number, done, total))
-
-        system = self._settings.system_prompt
-        messages = [*([{"role": "system", "content": system}] if system else []), *question.conversation]
-        batch = Batch(question.number)
-        for event in answer(messages, progress):
-            batch.add(event)
-            stopped = question.stopped.is_set()
-            if event.finish_reason or stopped or batch.is_due():
-                self._post(batch.take())
-            if event.finish_reason or stopped:
-                return event.finish_reason or "stopped"
-        return "stop"
+    def _answer(self, asked: _Asked) -> None:
+        number, last = asked.question.number, Ended(asked.question.number, "stopped")
+        said: Message = last
+        try:
+            if self._source is None:
+                said = Failed("[model] no model is loaded; choose one with /model.", number)
+            elif not asked.stopped.is_set():
+                said = self._source.answer(asked.question, asked.stopped, self._post)
+        except StoppedError:
+            said = last
+        except Exception as e:  # noqa: BLE001 as above; the next question may fare better
+            said = Failed(in_one_line(e), number)
+        self._post(said)
 
 
-def _in_one_line(e: Exception) -> str:
+def in_one_line(e: Exception) -> str:
+    """What to show of an exception."""
     if isinstance(e, RingError):
         return str(e)
     return f"[engine] {type(e).__name__}: {' '.join(str(e).split())[:200]}; please report this."

@@ -1,4 +1,4 @@
-"""What the screen asks of an engine, and what the engine tells it as typed messages; knows no widget and no model.
+"""What screens ask of an engine, and what it tells them as typed messages; knows no widget and no model.
 
 ``number`` is the question's, so that what is left over from an abandoned answer can be told apart.
 """
@@ -6,76 +6,147 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from textual.message import Message
+
+Messages = Sequence[dict[str, str]]
+Post = Callable[[Message], object]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Speed and size of an answer so far; memory is the peak in GB (1e9 bytes)."""
+    """Sizes and speeds of an answer so far: counts of tokens, tokens a second, seconds, bytes.
 
-    prompt_tps: float
-    generation_tps: float
-    time_to_first_token_s: float
-    context_tokens: int
-    peak_memory: float
+    ``prompt_tokens`` is the whole prompt, of which ``reused_tokens`` needed no reading; ``cache_bytes`` is what
+    snapshots take, 0 where it is not known; ``seed`` None is one that cannot be told.
+    """
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    thinking_tokens: int = 0
+    thinking_s: float = 0.0
+    prompt_tps: float = 0.0
+    generation_tps: float = 0.0
+    time_to_first_token_s: float = 0.0
+    memory_bytes: int = 0
+    cache_bytes: int = 0
+    seed: int | None = None
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the context in use."""
+        return self.prompt_tokens + self.generated_tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is chosen and when it ends; ``thinking_budget`` None lets the thought run."""
+
+    temp: float = 0.6
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 2048
+    thinking_budget: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be answered: messages with role and content; ``continues`` goes on with the last one."""
+
+    number: int
+    messages: Messages
+    sampling: Sampling = field(default_factory=Sampling)
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model by folder or owner/name; ``path`` None is the packaged toy."""
+
+    path: str | None = None
+    revision: str | None = None
+
+
+@dataclass
+class Loading(Message):
+    """A model is being loaded; ``done`` of ``total`` parts, 0 of 0 where that is not known."""
+
+    name: str
+    done: int = 0
+    total: int = 0
 
 
 @dataclass
 class Loaded(Message):
-    """The model is ready; ``context`` is the most tokens it can hold."""
+    """A model is ready; ``context`` is the most tokens it can hold, ``quantisation`` in words."""
 
     name: str
     context: int
+    quantisation: str = ""
 
 
 @dataclass
 class Reading(Message):
-    """So many tokens of the prompt have been read."""
+    """So many tokens of the prompt are done, ``reused`` ones included; ``eta_s`` None is not known yet."""
 
     number: int
     done: int
     total: int
+    reused: int = 0
+    eta_s: float | None = None
 
 
 @dataclass
 class Piece(Message):
-    """New text of the thought and of the answer; the thought's size and the figures are those so far."""
+    """New text of the thought and of the answer; the figures are those so far."""
 
     number: int
     thinking_text: str
     answer_text: str
-    thinking_tokens: int
-    thinking_s: float
     figures: Figures
 
 
 @dataclass
 class Ended(Message):
-    """The answer is over: "stop", "length" or "stopped" by the user."""
+    """The answer is over: "stop", "length" or "stopped" by the user; figures where they are final."""
 
     number: int
     reason: str
+    figures: Figures | None = None
 
 
 @dataclass
 class Failed(Message):
-    """A question could not be answered, or with ``number`` None the model could not be loaded; one line."""
+    """A question could not be answered, or with ``number`` None a model could not be loaded; one line."""
 
     text: str
     number: int | None = None
 
 
 class Answering(Protocol):
-    """What the screen asks of an engine."""
+    """What screens ask of an engine; every call returns at once."""
 
-    def start(self, post: Callable[[Message], object]) -> None:
-        """Load the model; answers and failures go to ``post``."""
+    def start(self, post: Post) -> None:
+        """Load the model; answers and failures go to ``post``, which must take them from any thread."""
 
-    def ask(self, number: int, conversation: Sequence[dict[str, str]]) -> None:
-        """Answer a conversation."""
+    def ask(self, question: Question) -> None:
+        """Answer a question; may be called before the model is loaded."""
 
     def stop(self) -> None:
         """End the running answer."""
+
+    def switch(self, choice: ModelChoice) -> None:
+        """Load another model in place of this one; `Loaded` or `Failed` says how it went."""
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Free the model; returns whether the process may exit in the ordinary way."""
+
+
+def sampling_as_dict(s: Sampling) -> dict[str, Any]:
+    """For an answer's record."""
+    return {name: value for name, value in vars(s).items() if value is not None}

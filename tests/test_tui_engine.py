@@ -1,0 +1,323 @@
+"""The engine's thread with a made-up source and with a real session; the batch; the command line; who may import what."""
+
+from __future__ import annotations
+
+import ast
+import io
+import queue
+import subprocess
+import sys
+import threading
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+
+import ring_mlx
+import tui
+from ring_mlx import RingError
+from tui import command, commands
+from tui.app import RingChat
+from tui.batch import Batch
+from tui.config import Config
+from tui.engine import Engine, StoppedError
+from tui.keeper import Keeper
+from tui.messages import Ended, Failed, Figures, Loaded, Loading, ModelChoice, Piece, Question, Reading, Sampling
+from tui.plain_commands import PlainCommands
+from tui.screens.chat import ChatScreen
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Nothing of the user's is read or written."""
+    monkeypatch.setenv("RING_MLX_HOME", str(tmp_path))
+
+
+def test_a_batch_gathers_text_and_counts_the_whole_thought():
+    now = [10.0]
+    batch = Batch(7, clock=lambda: now[0])
+    assert batch.is_due()
+    batch.add("a", "", True, Figures(generated_tokens=1))
+    batch.take()
+    for n, (at, thinking, answer) in enumerate([(10.01, "b", ""), (10.04, "c", ""), (11.5, "", "d")]):
+        assert batch.is_due() == (n == 3)
+        now[0] = at
+        batch.add(thinking, answer, bool(thinking), Figures(generated_tokens=n + 2))
+    piece = batch.take()
+    assert (piece.number, piece.thinking_text, piece.answer_text, piece.figures.thinking_tokens) == (7, "bc", "d", 3)
+    assert piece.figures.thinking_s == pytest.approx(0.04)
+    assert piece.figures.generated_tokens == 4
+    assert batch.take().answer_text == ""
+
+
+class Source:
+    """A source that does what the test says."""
+
+    def __init__(self, name, answer):
+        self.name, self._answer, self.is_closed, self.stops = name, answer, False, 0
+
+    def answer(self, question, stopped, post):
+        return self._answer(question, stopped, post)
+
+    def stop(self):
+        self.stops += 1
+
+    def close(self):
+        self.is_closed = True
+
+
+class Running:
+    """An engine whose messages the test reads."""
+
+    def __init__(self, choice=None, load=None):
+        self.posted, self.number = queue.Queue(), 0
+        self.engine = Engine(choice, load)
+
+    def __enter__(self):
+        self.engine.start(self.posted.put)
+        return self
+
+    def __exit__(self, *_):
+        assert self.engine.close(timeout_s=60)
+
+    def next(self):
+        return self.posted.get(timeout=60)
+
+    def until(self, *kinds):
+        found = [self.next()]
+        while not isinstance(found[-1], kinds):
+            found.append(self.next())
+        return found
+
+    def ask(self, *messages, continues=False, **sampling):
+        self.number += 1
+        named = [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(messages)]
+        self.engine.ask(Question(self.number, named, Sampling(**{"max_tokens": 5, **sampling}), continues))
+
+    def read(self):
+        return self.until(Ended, Failed)
+
+
+def loader(answer, made):
+    def load(choice, post):
+        if choice.path == "bad":
+            raise RingError("no such folder")
+        made.append(Source(choice.path, answer))
+        post(Loaded(str(choice.path), 10))
+        return made[-1]
+
+    return load
+
+
+def endless(question, stopped, post):
+    while not stopped.wait(0.001):
+        post(Piece(question.number, "", "x", Figures()))
+    return Ended(question.number, "stopped")
+
+
+def test_the_engine_stops_between_tokens_and_rests():
+    made = []
+    with Running(load=loader(endless, made)) as r:
+        r.ask("hi")
+        r.until(Piece)
+        r.engine.stop()
+        assert r.read()[-1] == Ended(1, "stopped")
+    assert made[0].is_closed
+    assert made[0].stops
+    r.engine._thread.join(timeout=0.3)
+    assert r.engine._thread.is_alive()  # at rest, for the reason that the engine's docstring gives
+
+
+def test_a_question_stopped_while_it_waits_is_never_read():
+    def read(question, stopped, post):
+        raise StoppedError
+
+    gate = threading.Event()
+
+    def load(choice, post):
+        gate.wait(60)
+        return Source("", read)
+
+    with Running(load=load) as r:
+        r.ask("hi")
+        r.engine.stop()
+        gate.set()
+        assert r.next() == Ended(1, "stopped")
+        r.ask("again")
+        assert r.next() == Ended(2, "stopped")
+
+
+def test_switching_frees_the_old_model_and_a_bad_choice_brings_it_back():
+    made = []
+    with Running(ModelChoice("one"), loader(endless, made)) as r:
+        assert r.next().name == "one"
+        r.ask("hi")
+        r.engine.switch(ModelChoice("two"))
+        assert r.until(Loaded)[-1].name == "two"
+        assert made[0].is_closed
+        r.engine.switch(ModelChoice("bad"))
+        assert r.next() == Failed("[ring] no such folder")
+        assert r.next().name == "two"
+        assert made[1].is_closed
+        assert not made[2].is_closed
+
+
+def test_without_a_model_questions_fail_and_a_choice_mends_it():
+    with Running(ModelChoice("bad"), loader(endless, [])) as r:
+        assert r.next() == Failed("[ring] no such folder")
+        r.ask("hi")
+        assert r.next() == Failed("[model] no model is loaded; choose one with /model.", 1)
+        r.engine.switch(ModelChoice("good"))
+        assert r.next().name == "good"
+
+
+def test_the_engine_outlives_an_error_that_nobody_foresaw():
+    with Running(load=loader(lambda *_: 1 / 0, [])) as r:
+        r.until(Loaded)
+        r.ask("hi")
+        assert r.next().text == "[engine] ZeroDivisionError: division by zero; please report this."
+        r.ask("hi")
+        assert r.next().number == 2
+
+
+def test_close_says_that_a_load_is_still_running():
+    gate, loading = threading.Event(), threading.Event()
+
+    def load(choice, post):
+        loading.set()
+        gate.wait(60)
+        return Source("", endless)
+
+    engine = Engine(load=load)
+    engine.start(lambda message: None)
+    assert loading.wait(60)
+    assert not engine.close(timeout_s=0.01)
+    gate.set()
+    assert engine.close(timeout_s=60)
+
+
+def test_a_session_answers_and_reuses_what_it_has_read(chat_folder):
+    with Running(ModelChoice(str(chat_folder))) as r:
+        assert isinstance(r.next(), Loading)
+        (loaded,) = r.until(Loaded)[-1:]
+        assert (loaded.name, loaded.context) == ("ring-random", 2048)
+        r.ask("hi " * 50, temp=0.0)
+        found = r.read()
+        assert isinstance(found[0], Reading)
+        assert any(isinstance(m, Piece) for m in found)
+        assert found[-1].reason in ("stop", "length")
+        assert {m.number for m in found} == {1}
+        first = found[-1].figures
+        assert first.generated_tokens <= 5
+        assert first.seed is not None
+        r.ask("hi " * 50, temp=0.0)
+        again = r.read()[-1].figures
+        assert again.reused_tokens > first.reused_tokens
+        assert again.prompt_tokens == first.prompt_tokens
+        r.ask("hi", "half an answer", continues=True)
+        assert r.read()[-1].reason in ("stop", "length")
+        r.ask("word " * 3000)
+        (failed,) = [m for m in r.read() if isinstance(m, Failed)]
+        assert "exceed the context of 2048" in failed.text
+        r.ask("hi", max_tokens=1500)
+        r.until(Piece)
+        r.engine.stop()
+        assert r.read()[-1].reason in ("stopped", "stop")
+
+
+def test_a_session_reports_what_cannot_be_loaded():
+    with Running(ModelChoice("./nowhere")) as r:
+        (failed,) = r.until(Failed)[-1:]
+        assert failed.number is None
+        assert failed.text.startswith("[hub] no such folder")
+
+
+EXIT = """
+import queue
+from tui.engine import Engine
+from tui.messages import {until}, Question, Sampling
+posted, engine = queue.Queue(), Engine()
+engine.start(posted.put)
+engine.ask(Question(1, [dict(role="user", content="What is 3 + 4?")], Sampling(max_tokens={tokens})))
+while not isinstance(posted.get(timeout=60), {until}):
+    pass
+assert engine.close(60)
+"""
+
+
+@pytest.mark.parametrize(("until", "tokens"), [("Loaded", 5), ("Piece", 5000), ("Ended", 5)])
+def test_the_process_exits_cleanly(until, tokens):
+    code = EXIT.format(until=until, tokens=tokens)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def parse(*argv):
+    parser = ArgumentParser(exit_on_error=False)
+    command.add(parser.add_subparsers())
+    return parser.parse_args(["chat", *argv])
+
+
+def test_the_command_needs_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    args = parse()
+    with pytest.raises(RingError, match=r"^\[option\] chat needs a terminal; use ring-mlx chat --plain or"):
+        args.run(args)
+
+
+def test_options_come_before_the_configuration():
+    config = command.with_options(Config(model="m", system_prompt="s"), parse("--temp=0", "--seed=3", "--model=x"))
+    assert (config.sampling.temp, config.sampling.seed, config.sampling.top_p) == (0.0, 3, 1.0)
+    assert (config.model, config.system_prompt) == ("x", "s")
+
+
+@pytest.mark.parametrize("option", ["--max-tokens=0", "--temp=-1", "--top-p=1.5", "--top-p=nan", "--thinking-budget=x"])
+def test_the_command_refuses_bad_numbers(option, capsys):
+    with pytest.raises(SystemExit):
+        parse(option)
+    assert option.split("=")[0] in capsys.readouterr().err
+
+
+def test_every_command_can_be_carried_out_and_none_is_missing_from_the_table():
+    app = RingChat(Engine(), Keeper(None, print))
+    for c in commands.COMMANDS:
+        assert callable(app.chat.method_of(c)), c.name
+        assert c.help
+    for kind, wanted in ((ChatScreen, commands.COMMANDS), (PlainCommands, [c for c in commands.COMMANDS if c.plain])):
+        assert {m.removeprefix("do_") for m in dir(kind) if m.startswith("do_")} == {c.name for c in wanted}
+    keys = [k for c in commands.COMMANDS for k in c.key.split(",") if k]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "argument"),
+    [
+        ("/new", "new", ""),
+        ("/go 12", "go", "12"),
+        ("/exp md x y.md", "export", "md x y.md"),
+        ("/th", None, ""),
+        ("/", None, ""),
+    ],
+)
+def test_commands_are_split(text, name, argument):
+    found = commands.split(text)
+    assert (found and (found[0].name, found[1])) == (name and (name, argument))
+
+
+def test_only_public_names_of_ring_mlx_and_never_mlx():
+    paths = sorted(Path(tui.__file__).parent.rglob("*.py"))
+    assert len(paths) > 40
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom) and node.module == "ring_mlx":
+                assert set(names) <= set(ring_mlx.__all__), path
+            else:
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else names
+                roots = {m.split(".")[0] for m in modules if m}
+                assert not roots & {"ring_mlx", "mlx", "mlx_lm", "metal_kernels"}, path
+
+
+def test_the_store_and_the_conversation_know_no_screen():
+    for path in [*Path(tui.__file__).parent.glob("store/*.py"), Path(tui.__file__).parent / "conversation.py"]:
+        assert "textual" not in path.read_text(encoding="utf-8"), path

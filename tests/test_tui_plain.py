@@ -1,0 +1,135 @@
+"""``ring-mlx chat --plain``: a fake engine line by line, then the packaged model through a pipe."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from tests.tui_pilot import FIGURES, FakeEngine
+from tui import config, paths
+from tui.config import Config
+from tui.keeper import Keeper
+from tui.messages import Ended, Failed, Piece
+from tui.plain import Plain
+from tui.store import Database, chats, turns
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Nothing of the user's is read or written."""
+    monkeypatch.setenv("RING_MLX_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Answering(FakeEngine):
+    """Answers at once: a thought, then "re: " and the question; "fail" fails."""
+
+    def switch(self, choice):
+        self.start(self.post)
+
+    def ask(self, question):
+        super().ask(question)
+        text = question.messages[-1]["content"]
+        if text == "fail":
+            self.post(Failed("[prompt] too long; shorten it.", question.number))
+            return
+        self.post(Piece(question.number, "hm", "", FIGURES))
+        self.post(Piece(question.number, "", f"\n\nre: {text}" if not question.continues else " and more", FIGURES))
+        self.post(Ended(question.number, "stop", FIGURES))
+
+
+def plain(monkeypatch, capsys, *lines):
+    """The engine, the exit code, standard output and standard error of a session of these lines."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    engine, keeper = Answering(), Keeper(paths.data_file("chats.db"), print)
+    code = Plain(engine, keeper, config.load(paths.config_file())[0], None, ["a note"]).run()
+    assert keeper.close()
+    return engine, code, *capsys.readouterr()
+
+
+def test_answers_go_to_standard_output_and_nothing_else(monkeypatch, capsys):
+    engine, code, out, err = plain(monkeypatch, capsys, "one", "", "two \\", "lines \x1b[2J", "/help")
+    assert engine.asked[-1] == ["one", "re: one", "two \nlines \x1b[2J"]
+    assert (code, out) == (0, "re: one\nre: two \nlines \ufffd[2J\n")
+    assert err.startswith("a note\n/new")
+    assert "Ctrl" not in err
+    db = Database(paths.data_file("chats.db"))
+    (found,) = chats.listed(db)
+    assert [t.content for t in turns.load(db, found.id)][1] == "re: one"
+    assert found.title == "one: re: one"
+    db.close()
+
+
+def test_commands(monkeypatch, capsys, home):
+    (home / "a.txt").write_text("text of a\n")
+    lines = [
+        "one",
+        "/continue",
+        "/regenerate",
+        "/undo",
+        "/title Ten",
+        "/export md x.md",
+        "/export json x.json",
+        "/record",
+    ]
+    lines += ["/new", "/import x.json", "/attach a.txt", "see", "/attach nowhere", "/set temp 0", "/set temp hot"]
+    lines += [
+        "/budget 5",
+        "/system Brief.",
+        "/preset save p",
+        "/preset p",
+        "/preset q",
+        "/model toy",
+        "/model",
+        "/chats",
+    ]
+    lines += ["/chats re", "/chats 1", "/fly", "/settings", "three", "/quit", "never"]
+    engine, code, out, err = plain(monkeypatch, capsys, *lines)
+    assert code == 0
+    assert out.splitlines()[:3] == ["re: one", " and more", "re: one"]
+    assert engine.questions[1].continues
+    assert "never" not in out
+    assert (home / "x.md").read_text().startswith("# Ten\n")
+    assert "a.txt:\n```\ntext of a\n```" in engine.asked[3][-1]
+    for part in (
+        "[attach] nowhere cannot be read",
+        "temp 'hot' is not a number",
+        "seed 7",
+        "There are p.",
+        "no command /fly",
+    ):
+        assert part in err
+    assert "no command /settings in plain mode" in err
+    assert engine.asked[-1][0] == "Brief."
+    assert engine.questions[-1].sampling.thinking_budget == 5
+    assert config.load(paths.config_file())[0].sampling.temp == 0
+
+
+def test_a_failure_is_said_and_remembered_in_the_exit_code(monkeypatch, capsys):
+    _, code, out, err = plain(monkeypatch, capsys, "fail", "fine")
+    assert (code, out) == (2, "re: fine\n")
+    assert "[prompt] too long; shorten it." in err
+
+
+def test_a_model_that_cannot_be_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    engine = FakeEngine(loads=False)
+    engine.start = lambda post: post(Failed("[hub] no such folder"))
+    assert Plain(engine, Keeper(None, print), Config(), None, []).run() == 2
+    assert capsys.readouterr().err == "[hub] no such folder\n"
+
+
+def test_the_packaged_model_through_a_pipe(home):
+    command = [sys.executable, "-m", "ring_mlx", "chat", "--plain", "--temp", "0", "--max-tokens", "200"]
+    asked = "What is 27 + 35?\n/record\n"
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "The sum is 62.\n"
+    assert "end          stop" in done.stderr
+    again = subprocess.run([*command, "--resume"], input="/regenerate\n", capture_output=True, text=True, check=False)
+    assert again.stdout == "The sum is 62.\n"
+    assert (home / "snapshots").is_dir()

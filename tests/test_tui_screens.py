@@ -1,0 +1,140 @@
+"""The main screens as text, at 80 x 24 and 120 x 40, against files; and their contrast in every theme.
+
+``RING_MLX_UPDATE_SCREENS=1 pytest tests/test_tui_screens.py`` writes the files anew.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from textual.color import Color
+
+from tests.tui_pilot import SIZES, chat
+from tui import machine
+from tui.config import Config, Preset
+from tui.messages import Reading
+from tui.store import Attachment
+from tui.themes import CYCLE
+
+FOLDER = Path(__file__).parent / "tui_screens"
+LEAST_CONTRAST = {"textual-dark": 3.0, "textual-light": 3.0, "high-contrast": 7.0}
+MARKDOWN = "A *ring* has:\n\n1. a `state`\n2. a **decay**\n\n```python\ns = decay * s + k * v\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Nothing of the user's is read or written, and every machine has 16 GB and is at the same time."""
+    monkeypatch.setenv("RING_MLX_HOME", "/home/ring")
+    monkeypatch.setattr("tui.config.file._write", lambda path, text: None)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 16_000_000_000)
+    monkeypatch.setattr("tui.screens.chats.age", lambda s: "just now")
+    monkeypatch.setattr("tui.screens.models.found_models", list)
+
+
+async def conversation(d):
+    """A thought, Markdown of all kinds, a branch and a focused turn."""
+    await d.exchange("What is a ring?", "Short.")
+    await d.command("/regenerate")
+    await d.post(d.thought("Let me see.", 340, 12.0), d.text(MARKDOWN), d.end())
+    await d.press("alt+up", "t")
+
+
+async def reading(d):
+    """A prompt being read, with an attachment for the next one and a command being typed."""
+    await d.exchange("First", "An answer that was cut off")
+    await d.say("Read all of it")
+    await d.post(Reading(d.engine.number, 5000, 20_000, 1000, 12.5))
+    d.chat.entry.attachments.add(Attachment("notes.txt", "some notes\n" * 100))
+    await d.press("slash", "e")
+
+
+async def found(d):
+    """A search with hits."""
+    for n in ("one", "two"):
+        await d.exchange(f"Question {n} about rings", f"The answer {n} is about **rings** too.")
+        await d.press("ctrl+n")
+    await d.press("ctrl+o")
+    await d.type("ring")
+
+
+async def settings(d):
+    """The panel."""
+    await d.press("ctrl+s")
+
+
+async def keys(d):
+    """All commands."""
+    await d.press("f1")
+
+
+async def record(d):
+    """An answer's record."""
+    await d.exchange("q", "a")
+    await d.command("/record")
+
+
+SCENES = {f.__name__: f for f in (conversation, reading, found, settings, keys, record)}
+CONFIG = Config(presets={"exact": Preset()}, reduced_motion=True)
+
+
+def played(scene, size, theme, see):
+    """Play a scene and look at it."""
+
+    async def script(d):
+        d.chat.entry.prompt.cursor_blink = False
+        await SCENES[scene](d)
+        await d.pilot.pause(0.2)
+        see(d)
+
+    chat(script, size, config=replace(CONFIG, theme=theme))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_screen_is_as_it_was(scene, size):
+    rows = []
+    played(scene, size, "textual-dark", lambda d: rows.extend(d.screen_text))
+    text = "\n".join(rows) + "\n"
+    file = FOLDER / f"{scene}-{size[0]}x{size[1]}.txt"
+    if os.environ.get("RING_MLX_UPDATE_SCREENS"):
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
+    assert all(len(row) <= size[0] for row in rows)
+
+
+@pytest.mark.parametrize("theme", CYCLE)
+@pytest.mark.parametrize("scene", ["conversation", "settings"])
+def test_everything_can_be_read_in_every_theme(scene, theme):
+    def see(d):
+        dialogs = d.app.screen.query(".dialog")
+        region = dialogs.first().region if dialogs else d.app.screen.region
+        for y, strip in enumerate(d.app.screen._compositor.render_strips()):
+            if not region.y < y < region.bottom - 1:
+                continue
+            for segment in strip.crop(region.x + 1, region.right - 1):
+                word = segment.text.strip()
+                if (
+                    any(c.isalnum() for c in word)
+                    and segment.style
+                    and segment.style.color
+                    and segment.style.bgcolor
+                    and not segment.style.dim
+                ):
+                    front, back = (Color.from_rich_color(c) for c in (segment.style.color, segment.style.bgcolor))
+                    assert contrast(front, back) >= LEAST_CONTRAST[theme], (word, front.hex, back.hex)
+
+    played(scene, SIZES[0], theme, see)
+
+
+def contrast(a, b):
+    """The ratio that accessibility guidelines define."""
+
+    def luminance(c):
+        parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in c.normalized]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)

@@ -1,0 +1,130 @@
+"""The packaged model in a real terminal, through tmux: type, stream, stop, edit, branch, quit, restart, search, resume."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tui.store import Database, chats, turns
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux for a real terminal")
+
+
+class Terminal:
+    """A tmux server of its own with one window of 100 x 30."""
+
+    def __init__(self, folder):
+        self.socket, self.folder = str(folder / "tmux"), folder
+
+    def tmux(self, *args):
+        command = ["tmux", "-S", self.socket, "-f", os.devnull, *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+
+    def start(self, *options):
+        chat = f"RING_MLX_HOME={self.folder} TERM=xterm-256color {sys.executable} -m ring_mlx chat {' '.join(options)}"
+        self.tmux("new-session", "-d", "-x", "100", "-y", "30", f"{chat}; echo code $?; sleep 60")
+
+    @property
+    def screen(self):
+        return self.tmux("capture-pane", "-p")
+
+    def keys(self, *keys):
+        """Press keys as a person does: the focus has moved before the next one."""
+        self.tmux("send-keys", *keys)
+        time.sleep(0.3)
+
+    def type(self, text):
+        self.tmux("send-keys", "-l", text)
+
+    def until(self, *texts, missing=(), timeout_s=25):
+        """The screen once it shows all texts and none of ``missing``."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            found = self.screen
+            if all(t in found for t in texts) and not any(t in found for t in missing):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"{texts} not within {timeout_s} s; the screen:\n{self.screen}")
+
+    def close(self):
+        self.tmux("kill-server")
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    found = Terminal(tmp_path)
+    yield found
+    found.close()
+
+
+def test_a_day_in_the_life(terminal, tmp_path):
+    t = terminal
+    t.start("--temp", "0")
+    t.until("ready", "Ask something")
+    t.type("What is 27 + 35?")
+    t.keys("Enter")
+    t.until("The sum is 62.", "tok/s", "thought")
+    t.type("What is 4756 + 3879?")
+    t.tmux("send-keys", "Enter")
+    t.until("thinking")
+    t.tmux("send-keys", "Escape")
+    t.until("stopped")
+    t.keys("BTab")
+    t.keys("Up")
+    t.keys("e")
+    t.until("Edit the question")
+    t.keys("C-u")
+    t.type("What is 3 + 4?")
+    t.keys("C-s")
+    t.until("The sum is 7.", "branch 2/2")
+    t.keys("BTab")
+    t.keys("Up")
+    t.keys("[")
+    t.until("4756", "branch 1/2", missing=["The sum is 7."])
+    t.keys("]")
+    t.until("The sum is 7.")
+    t.keys("C-q")
+    t.until("code 0")
+    t.tmux("kill-session")
+    t.start()
+    t.until("ready")
+    t.keys("C-o")
+    t.until("What is 27 + 35?", "turns")
+    t.type("4756")
+    t.until("1 found")
+    t.keys("Enter")
+    t.until("What is 4756 + 3879?", "The sum is 62.", missing=["1 found"])
+    t.keys("C-q")
+    t.until("code 0")
+    t.tmux("kill-session")
+    t.start("--resume")
+    t.until("The sum is 62.", "ready")
+    t.type("What is 5 + 4?")
+    t.keys("Enter")
+    t.until("reused")
+    t.keys("C-q")
+    t.until("code 0")
+    db = Database(tmp_path / "chats.db")
+    (found,) = chats.listed(db)
+    contents = [x.content for x in turns.load(db, found.id)]
+    db.close()
+    assert contents[0] == "What is 27 + 35?"
+    assert "What is 3 + 4?" in contents
+
+
+def test_a_killed_terminal_keeps_what_was_on_the_screen(terminal, tmp_path):
+    terminal.start("--temp", "0")
+    terminal.until("ready")
+    terminal.type("What is 27 + 35?")
+    terminal.keys("Enter")
+    terminal.until("The sum is 62.")
+    terminal.close()
+    db = Database(tmp_path / "chats.db")
+    (found,) = chats.listed(db)
+    assert [x.content for x in turns.load(db, found.id)] == ["What is 27 + 35?", "The sum is 62."]
+    db.close()

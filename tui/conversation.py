@@ -1,0 +1,169 @@
+"""A chat as a tree of turns with one branch in view; knows no widget, no engine and no database.
+
+Nothing is ever removed: an edit or a new answer is a sibling, going back moves the leaf, and undo moves it back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tui.store.exchange import fenced
+from tui.store.records import ASSISTANT, USER, Attachment, Chat, Record, Turn
+
+TITLE_LENGTH, SHORT = 48, 12
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What undo goes back to; ``changed`` is a turn that was continued, with what it held."""
+
+    leaf: str | None
+    changed: str | None = None
+    content: str = ""
+    record: Record | None = None
+
+
+class Conversation:
+    """One chat in memory.
+
+    Args:
+        chat: Its title and leaf.
+        turns: Of all branches; those whose parent is missing begin a branch of their own.
+    """
+
+    def __init__(self, chat: Chat | None = None, turns: Iterable[Turn] = ()) -> None:
+        self.chat = chat or Chat()
+        self.turns: dict[str, Turn] = {}
+        self._children: dict[str | None, list[str]] = {}
+        self._steps: list[_Step] = []
+        for turn in turns:
+            self._insert(turn)
+        for turn in list(self.turns.values()):
+            if turn.parent is not None and turn.parent not in self.turns:
+                self._children.setdefault(None, []).append(turn.id)
+                turn.parent = None
+        if self.chat.leaf not in self.turns:
+            self.chat.leaf = next(reversed(self.turns), None)
+
+    @property
+    def leaf(self) -> Turn | None:
+        """The last turn in view."""
+        return self.turns.get(self.chat.leaf or "")
+
+    def path(self, leaf: str | None = None) -> list[Turn]:
+        """The branch in view, the first turn first; or the one that ends in ``leaf``."""
+        found: list[Turn] = []
+        at, seen = leaf or self.chat.leaf, set[str]()
+        while at in self.turns and at not in seen:
+            seen.add(at)
+            found.append(self.turns[at])
+            at = self.turns[at].parent
+        return found[::-1]
+
+    def add(self, role: str, content: str, attachments: Iterable[Attachment] = (), parent: str | None = None) -> Turn:
+        """A new turn below the leaf, or below ``parent``; it becomes the leaf."""
+        turn = Turn(role, content, parent or self.chat.leaf, attachments=tuple(attachments))
+        self._insert(turn)
+        self.chat.leaf = turn.id
+        return turn
+
+    def beside(self, turn: Turn, content: str) -> Turn:
+        """A sibling that says something else; it becomes the leaf."""
+        sibling = Turn(turn.role, content, turn.parent, attachments=turn.attachments)
+        self._insert(sibling)
+        self.chat.leaf = sibling.id
+        return sibling
+
+    def siblings(self, turn: Turn) -> list[Turn]:
+        """The turn and its alternatives, the oldest first."""
+        return [self.turns[i] for i in self._children.get(turn.parent, [])]
+
+    def switch(self, turn: Turn, step: int) -> Turn | None:
+        """Bring the next or the previous alternative into view, to its newest end; None if there is none."""
+        siblings = self.siblings(turn)
+        at = siblings.index(turn) + step
+        if not 0 <= at < len(siblings):
+            return None
+        self.mark()
+        self.show(siblings[at].id)
+        return siblings[at]
+
+    def show(self, turn_id: str) -> None:
+        """Bring the branch that holds a turn into view, to its newest end."""
+        while children := self._children.get(turn_id):
+            turn_id = children[-1]
+        self.chat.leaf = turn_id
+
+    def cut_after(self, turn: Turn | None) -> None:
+        """End the view after a turn, or before the first; what is said next begins a branch."""
+        self.mark()
+        self.chat.leaf = turn.id if turn else None
+
+    def mark(self, changed: Turn | None = None) -> None:
+        """Remember where undo shall go back to; ``changed`` is a turn about to be continued."""
+        held = (changed.id, changed.content, changed.record) if changed else (None, "", None)
+        self._steps.append(_Step(self.chat.leaf, *held))
+
+    def undo(self) -> bool:
+        """Go back before the last change; returns whether there was one."""
+        if not self._steps:
+            return False
+        step = self._steps.pop()
+        self.chat.leaf = step.leaf
+        if step.changed is not None:
+            self.turns[step.changed].content, self.turns[step.changed].record = step.content, step.record
+        return True
+
+    def drop(self, turn: Turn) -> None:
+        """Forget a turn without children that nobody has seen; its parent becomes the leaf."""
+        self._children[turn.parent].remove(turn.id)
+        del self.turns[turn.id]
+        self.chat.leaf = turn.parent
+
+    def has_answers(self, turn: Turn) -> bool:
+        """Whether anything follows a turn, in view or not."""
+        return bool(self._children.get(turn.id))
+
+    def messages(self) -> list[dict[str, str]]:
+        """The branch in view as an engine takes it, attachments written out, thoughts beside the answers."""
+        found = []
+        for t in self.path():
+            if t.role == USER or t.content:
+                thought = {"reasoning_content": t.thinking} if t.thinking else {}
+                found.append({"role": t.role, "content": said(t), **thought})
+        return found
+
+    def entitle(self) -> None:
+        """Make a title from the first exchange, unless there is one."""
+        path = self.path()
+        if not self.chat.title and path:
+            answer = next((t.content for t in path if t.role == ASSISTANT), "")
+            self.chat.title = title_of(path[0].content or path[0].attachments[0].name, answer)
+
+    def _insert(self, turn: Turn) -> None:
+        self.turns[turn.id] = turn
+        self._children.setdefault(turn.parent, []).append(turn.id)
+
+
+def said(turn: Turn) -> str:
+    """A turn's text with its attachments written out."""
+    return "\n\n".join(
+        [*([turn.content] if turn.content else []), *(f"{a.name}:\n{fenced(a.text)}" for a in turn.attachments)]
+    )
+
+
+def title_of(question: str, answer: str) -> str:
+    """The question's first line, with the answer's where the question says little; without Markdown."""
+    first = _first_line(question)
+    if len(first) < SHORT and (more := _first_line(answer)):
+        first = f"{first}: {more}" if first else more
+    if len(first) <= TITLE_LENGTH:
+        return first
+    return first[:TITLE_LENGTH].rsplit(" ", 1)[0].rstrip(" ,.;:") + "…"
+
+
+def _first_line(text: str) -> str:
+    line = next((found for found in text.splitlines() if re.search(r"\w", found)), "")
+    return " ".join(re.sub(r"^[\s#>*\-]+|[`*_]", "", line).split())

@@ -1,0 +1,85 @@
+"""Text files that come with a question: read, found in what was pasted, completed; knows no widget."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ring_mlx import RingError
+from tui.store import Attachment
+
+MOST_BYTES, MOST_COMPLETIONS = 4_000_000, 50
+_MENTION = re.compile(r"(?<!\S)@(\S+)")
+
+
+class AttachError(RingError):
+    """A file cannot be attached."""
+
+    origin = "attach"
+
+
+def read_attachment(path: str) -> Attachment:
+    """The text of a file.
+
+    Raises:
+        AttachError: If it is missing, too large or no text.
+    """
+    file = Path(path).expanduser()
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise AttachError(f"{path} has more than {MOST_BYTES // 1_000_000} MB; attach a part of it.")
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise AttachError(f"{path} is not UTF-8 text; attach a text file.") from None
+    except (OSError, ValueError) as e:
+        raise AttachError(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}); check the path.") from None
+    if "\0" in text:
+        raise AttachError(f"{path} is not text; attach a text file.")
+    return Attachment(file.name, text)
+
+
+def mentioned(text: str) -> list[str]:
+    """The existing files that a text mentions as ``@path``, without doubles; other words with @ are only words."""
+    found = (path.rstrip(".,;:!?)") if not is_file(path) else path for path in _MENTION.findall(text))
+    return list(dict.fromkeys(path for path in found if is_file(path)))
+
+
+def dropped(pasted: str) -> list[str]:
+    """The files that a terminal pasted because they were dropped on it; nothing if it was anything else."""
+    text = pasted.strip()
+    if not text or "\n" in text or len(text) > 4096:
+        return []
+    try:
+        words = [text] if is_file(text) else shlex.split(text)
+    except ValueError:
+        return []
+    paths = [unquote(urlsplit(w).path) if w.startswith("file://") else w for w in words]
+    is_path = all(("/" in p or p.startswith("~")) and is_file(p) for p in paths)
+    return paths if paths and is_path else []
+
+
+def is_file(path: str) -> bool:
+    """Whether there is such a file; names that no system takes are none."""
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def completions(start: str) -> list[str]:
+    """Paths that begin so, folders with a slash; hidden ones only after a dot."""
+    folder, slash, name = start.rpartition("/")
+    try:
+        base = Path(f"{folder}{slash}" or ".").expanduser()
+        entries = sorted(base.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))
+    except (OSError, ValueError, RuntimeError):
+        return []
+    found = []
+    for entry in entries:
+        if entry.name.lower().startswith(name.lower()) and (name.startswith(".") or not entry.name.startswith(".")):
+            found.append(f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}")
+        if len(found) == MOST_COMPLETIONS:
+            break
+    return found

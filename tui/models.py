@@ -1,0 +1,66 @@
+"""The models that are on this machine: folders, the hub's cache, the packaged toy; knows files, not MLX."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+TOY_NAME = "toy"
+FAMILY = "bailing"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that can be chosen; ``path`` None is the packaged toy."""
+
+    name: str
+    path: str | None
+    remark: str
+
+
+def found_models(folders: tuple[str, ...] = (".", "~/models")) -> list[Found]:
+    """The toy, checkpoints in the given folders and in the hub's cache; what is no Ring-linear model is left out."""
+    local = [f for folder in folders for f in _checkpoints(Path(folder).expanduser())]
+    return [Found(TOY_NAME, None, "packaged, for trying things out"), *local, *_cached()]
+
+
+def _checkpoints(folder: Path) -> list[Found]:
+    try:
+        candidates = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
+    except OSError:
+        return []
+    return [Found(p.resolve().name, str(p.resolve()), _remark(p)) for p in candidates if _is_ring(p)]
+
+
+def _cached() -> list[Found]:
+    """Repositories of the hub's cache whose newest snapshot is complete enough to be tried."""
+    from huggingface_hub import constants
+
+    found = []
+    for repo in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        newest = sorted(repo.glob("snapshots/*"), key=lambda p: p.stat().st_mtime)
+        if newest and _is_ring(newest[-1]):
+            name = repo.name.removeprefix("models--").replace("--", "/", 1)
+            found.append(Found(name, name, f"in the hub's cache, {_remark(newest[-1])}"))
+    return found
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _is_ring(folder: Path) -> bool:
+    kind = str(_config(folder).get("model_type", ""))
+    return kind.startswith(FAMILY) and any(folder.glob("*.safetensors"))
+
+
+def _remark(folder: Path) -> str:
+    quantised = _config(folder).get("quantization")
+    bits = f"{quantised['bits']}-bit, " if isinstance(quantised, dict) and "bits" in quantised else ""
+    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9
+    return f"{bits}{size:.1f} GB" if size >= 0.1 else f"{bits}{size * 1e3:.0f} MB"

@@ -1,0 +1,25 @@
+"""Where the chat keeps its files; RING_MLX_HOME puts all of them into one folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+APP, HOME = "ring-mlx", "RING_MLX_HOME"
+
+
+def config_file() -> Path:
+    """The configuration, in the platform's folder for such files."""
+    return (_home() or platformdirs.user_config_path(APP)) / "config.toml"
+
+
+def data_file(name: str) -> Path:
+    """A file of the user's data: the store, the plain mode's history."""
+    return (_home() or platformdirs.user_data_path(APP)) / name
+
+
+def _home() -> Path | None:
+    home = os.environ.get(HOME)
+    return Path(home).expanduser() if home else None

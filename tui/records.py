@@ -1,0 +1,65 @@
+"""An answer's record: made of its figures, and shown in a few words or line by line; knows no screen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tui.gauges import seconds
+from tui.harmless import harmless
+from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
+from tui.store import Record
+
+
+def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before: Record | None = None) -> Record:
+    """The record of an answer that has ended; ``before`` is that of the part that was continued."""
+    before = before or Record()
+    return Record(
+        model=model.name,
+        quantisation=model.quantisation,
+        sampling=sampling_as_dict(sampling if f.seed is None else replace(sampling, seed=f.seed)),
+        prompt_tokens=f.prompt_tokens,
+        reused_tokens=f.reused_tokens,
+        generated_tokens=before.generated_tokens + f.generated_tokens,
+        thinking_tokens=before.thinking_tokens + f.thinking_tokens,
+        thinking_s=before.thinking_s + f.thinking_s,
+        time_to_first_token_s=f.time_to_first_token_s,
+        prompt_tps=f.prompt_tps,
+        generation_tps=f.generation_tps,
+        peak_memory_gb=f.memory_bytes / 1e9,
+        finish_reason=reason,
+    )
+
+
+def thought_size(record: Record) -> str:
+    """Such as "1.2 s, 340 tokens", or nothing without a thought."""
+    return f"{record.thinking_s:.1f} s, {record.thinking_tokens:,} tokens" if record.thinking_tokens else ""
+
+
+def record_text(record: Record) -> str:
+    """An answer's record in a few words; an edited answer has none."""
+    if not record.generated_tokens:
+        return ""
+    reused = f", {record.reused_tokens:,} reused" if record.reused_tokens else ""
+    return (
+        f"{record.generated_tokens:,} tokens at {record.generation_tps:,.0f} tok/s, first after "
+        f"{seconds(record.time_to_first_token_s)}{reused}"
+    )
+
+
+def record_lines(r: Record) -> list[str]:
+    """Name and value, a line each."""
+    rows = [
+        ("model", f"{r.model}{', ' + r.quantisation if r.quantisation else ''}"),
+        ("sampling", ", ".join(f"{name} {value}" for name, value in r.sampling.items())),
+        (
+            "prompt",
+            f"{r.prompt_tokens:,} tokens, {r.reused_tokens:,} of them reused, read at {r.prompt_tps:,.0f} tok/s",
+        ),
+        ("first token", f"after {r.time_to_first_token_s:.2f} s"),
+        ("generated", f"{r.generated_tokens:,} tokens at {r.generation_tps:,.1f} tok/s"),
+        ("thought", f"{r.thinking_tokens:,} tokens in {r.thinking_s:.1f} s"),
+        ("memory", f"{r.peak_memory_gb:.2f} GB at its peak"),
+        ("end", r.finish_reason or "unknown"),
+        ("edited", "yes, by hand" if r.is_edited else "no"),
+    ]
+    return [f"{name:<12} {harmless(value)}" for name, value in rows]

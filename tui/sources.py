@@ -1,0 +1,146 @@
+"""`ring_mlx.Session` as the engine uses it: its events become messages; knows no widget and no MLX.
+
+Importing this module is cheap; making a source imports MLX, on the session's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ring_mlx import (
+    AnswerText,
+    End,
+    PrefillProgress,
+    Sampling,
+    Session,
+    Statistics,
+    ThinkingText,
+)
+from tui import paths
+from tui.batch import Batch
+from tui.engine import Source, StoppedError
+from tui.messages import Ended, Figures, Loaded, Loading, ModelChoice, Post, Question, Reading
+
+TOY = "toy"
+
+
+def load(choice: ModelChoice, post: Post) -> Source:
+    """Load a model and say so.
+
+    Raises:
+        RingError: If it cannot be had or does not fit.
+    """
+    return SessionSource(choice, post)
+
+
+class SessionSource:
+    """A session, which reuses whatever it has read before.
+
+    Args:
+        choice: The model.
+        post: Takes `Loading` and `Loaded`.
+    """
+
+    def __init__(self, choice: ModelChoice, post: Post) -> None:
+        name = Path(choice.path).name if choice.path else TOY
+        post(Loading(name))
+        store: str | bool = str(paths.data_file("snapshots")) if os.environ.get(paths.HOME) else True
+        self._session = Session(choice.path, revision=choice.revision, store=store)
+        try:
+            info = self._session.wait_until_loaded()
+        except BaseException:
+            self._session.close(0)
+            raise
+        quantisation = "" if info.quantization == "none" else info.quantization
+        post(Loaded(name, info.context_tokens, quantisation))
+
+    def stop(self) -> None:
+        """End the running answer; from any thread."""
+        self._session.stop()
+
+    def close(self) -> None:
+        """Save what was read and free the model."""
+        self._session.close()
+
+    def answer(self, question: Question, stopped: threading.Event, post: Post) -> Ended:
+        """Post the answer's messages and return the last.
+
+        Raises:
+            StoppedError: If the prompt was not read to its end.
+            RingError: If the question cannot be answered.
+        """
+        s = question.sampling
+        reply = self._session.send(
+            list(question.messages),
+            sampling=Sampling(temp=s.temp, top_p=s.top_p, min_p=s.min_p, top_k=s.top_k, seed=s.seed),
+            max_tokens=s.max_tokens,
+            thinking_budget=s.thinking_budget,
+            continue_last=question.continues,
+        )
+        if stopped.is_set():
+            reply.stop()
+        heard = _Heard(question.number, self._session)
+        for event in reply:
+            heard.add(event, post)
+        if heard.end is None or (heard.end.reason == "stopped" and not heard.tokens):
+            raise StoppedError
+        return Ended(question.number, heard.end.reason, heard.batch.figures)
+
+
+class _Heard:
+    """One answer's events as messages; figures are measured here until the session gives its own."""
+
+    def __init__(self, number: int, session: Session) -> None:
+        self.number, self.batch, self.tokens = number, Batch(number), 0
+        self.end: End | None = None
+        self._session, self._started, self._first = session, time.monotonic(), 0.0
+        self._figures = Figures(cache_bytes=session.counters.snapshot_bytes)
+
+    def add(self, event: object, post: Post) -> None:
+        """Take one event."""
+        if isinstance(event, PrefillProgress):
+            self._figures = replace(self._figures, prompt_tokens=event.total, reused_tokens=event.reused)
+            post(Reading(self.number, event.done, event.total, event.reused, event.eta_s))
+        elif isinstance(event, ThinkingText):
+            self.batch.add(event.text, "", True, self._measured())
+        elif isinstance(event, AnswerText):
+            self.batch.add("", event.text, False, self._measured())
+        elif isinstance(event, Statistics):
+            self.batch.add("", "", False, self._final(event))
+        elif isinstance(event, End):
+            self.end = event
+        if self.tokens and (self.end is not None or self.batch.is_due()):
+            post(self.batch.take())
+
+    def _measured(self) -> Figures:
+        now = time.monotonic()
+        self._first = self._first or now
+        self.tokens += 1
+        wait_s = self._first - self._started
+        read = self._figures.prompt_tokens - self._figures.reused_tokens
+        self._figures = replace(
+            self._figures,
+            generated_tokens=self.tokens,
+            prompt_tps=read / max(wait_s, 1e-9),
+            generation_tps=(self.tokens - 1) / (now - self._first) if self.tokens > 1 else 0.0,
+            time_to_first_token_s=wait_s,
+        )
+        return self._figures
+
+    def _final(self, s: Statistics) -> Figures:
+        return Figures(
+            prompt_tokens=s.prompt_tokens,
+            reused_tokens=s.reused_tokens,
+            generated_tokens=s.generated_tokens,
+            thinking_tokens=s.thinking_tokens,
+            prompt_tps=s.prompt_tps,
+            generation_tps=s.generation_tps,
+            time_to_first_token_s=s.time_to_first_token_s,
+            memory_bytes=s.peak_memory_bytes,
+            cache_bytes=self._session.counters.snapshot_bytes,
+            seed=s.seed,
+        )

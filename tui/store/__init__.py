@@ -1,0 +1,10 @@
+"""Chats on disk: SQLite with full-text search, one module per concern; knows no screen and no model.
+
+``records`` says what is kept, ``database`` owns the file and its failures, ``migrations`` its versions; ``chats``,
+``turns``, ``drafts``, ``search`` and ``exchange`` are functions of a `Database`.
+"""
+
+from tui.store.database import Database, StoreError
+from tui.store.records import Attachment, Chat, Record, Turn
+
+__all__ = ["Attachment", "Chat", "Database", "Record", "StoreError", "Turn"]

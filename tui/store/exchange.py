@@ -1,0 +1,94 @@
+"""A chat as Markdown to read, or as JSON to keep and take back; knows no database and no file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tui.store.database import StoreError
+from tui.store.records import ASSISTANT, USER, Attachment, Chat, Record, Turn, new_id
+
+FORMAT, VERSION = "ring-mlx chat", 1
+
+
+def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
+    """The turns of one branch; thoughts are left out."""
+    parts = [f"# {chat.title or 'Chat'}"]
+    for turn in path:
+        parts.append(
+            "## You" if turn.role == USER else f"## {turn.record.model or 'Answer'}" if turn.record else "## Answer"
+        )
+        parts += [turn.content.strip()] if turn.content.strip() else []
+        parts += [f"{a.name}:\n\n{fenced(a.text)}" for a in turn.attachments]
+    return "\n\n".join(parts) + "\n"
+
+
+def fenced(text: str) -> str:
+    """A text as a code block, whose fence is longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def to_json(chat: Chat, turns: Sequence[Turn]) -> str:
+    """The whole tree, with thoughts and records."""
+    kept = {"title": chat.title, "leaf": chat.leaf, "pinned": chat.pinned, "created": chat.created}
+    found = [
+        {
+            "id": t.id,
+            "parent": t.parent,
+            "role": t.role,
+            "content": t.content,
+            "thinking": t.thinking,
+            "attachments": [{"name": a.name, "text": a.text} for a in t.attachments],
+            "record": t.record.as_dict() if t.record else None,
+            "created": t.created,
+        }
+        for t in turns
+    ]
+    return json.dumps(
+        {"format": FORMAT, "version": VERSION, "chat": kept, "turns": found}, indent=1, ensure_ascii=False
+    )
+
+
+def from_json(text: str) -> tuple[Chat, list[Turn]]:
+    """A chat from `to_json`, under new ids, so that it never overwrites one that is there.
+
+    Raises:
+        StoreError: If the text is something else, or newer.
+    """
+    try:
+        raw = json.loads(text)
+        if raw["format"] != FORMAT:
+            raise ValueError("another format")
+        if raw["version"] > VERSION:
+            raise StoreError(
+                f"the file is of format {raw['version']}, this ring-mlx reads {VERSION}; upgrade ring-mlx."
+            )
+        ids: dict[str, str] = {}
+        turns = [_turn(t, ids) for t in raw["turns"]]
+        chat = raw["chat"]
+        leaf = ids.get(chat["leaf"]) or (turns[-1].id if turns else None)
+        return Chat(title=str(chat["title"]), leaf=leaf, pinned=bool(chat["pinned"])), turns
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise StoreError(f"the file is no exported chat ({type(e).__name__}: {e}); give one of /export json.") from None
+
+
+def _turn(raw: dict[str, Any], ids: dict[str, str]) -> Turn:
+    """A turn whose parent, if any, came before it: so the tree has no circle."""
+    if raw["role"] not in (USER, ASSISTANT):
+        raise ValueError(f"role {raw['role']!r}")
+    parent = None if raw["parent"] is None else ids[raw["parent"]]
+    ids[raw["id"]] = new_id()
+    return Turn(
+        role=raw["role"],
+        content=str(raw["content"]),
+        parent=parent,
+        thinking=str(raw["thinking"]),
+        attachments=tuple(Attachment(str(a["name"]), str(a["text"])) for a in raw["attachments"]),
+        record=Record.from_dict(raw["record"]) if raw["record"] else None,
+        id=ids[raw["id"]],
+        created=float(raw["created"]),
+    )

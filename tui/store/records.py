@@ -1,0 +1,88 @@
+"""What is kept of a conversation, as plain values; knows no database."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+USER, ASSISTANT = "user", "assistant"
+
+
+def new_id() -> str:
+    """A name that no other chat or turn on any machine has."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A text that came with a question."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """How an answer came to be; tokens as counts, times in seconds, speeds in tokens a second, memory in GB."""
+
+    model: str = ""
+    quantisation: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    thinking_tokens: int = 0
+    thinking_s: float = 0.0
+    time_to_first_token_s: float = 0.0
+    prompt_tps: float = 0.0
+    generation_tps: float = 0.0
+    peak_memory_gb: float = 0.0
+    finish_reason: str = ""
+    is_edited: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Record:
+        """Of JSON; names that this version does not know are left out, values of another type too."""
+        plain = cls()
+        known = {f.name: getattr(plain, f.name) for f in fields(cls)}
+        return cls(**{k: v for k, v in raw.items() if k in known and _is_like(v, known[k])})
+
+
+@dataclass
+class Turn:
+    """One turn of the tree; ``parent`` None is a first question."""
+
+    role: str
+    content: str
+    parent: str | None = None
+    thinking: str = ""
+    attachments: tuple[Attachment, ...] = ()
+    record: Record | None = None
+    id: str = field(default_factory=new_id)
+    created: float = field(default_factory=time.time)
+
+
+@dataclass
+class Chat:
+    """A conversation; ``leaf`` is the last turn in view, ``turns`` their number, ``deleted`` when, if it was."""
+
+    title: str = ""
+    leaf: str | None = None
+    pinned: bool = False
+    deleted: float | None = None
+    turns: int = 0
+    id: str = field(default_factory=new_id)
+    created: float = field(default_factory=time.time)
+    changed: float = field(default_factory=time.time)
+
+
+def _is_like(value: object, plain: object) -> bool:
+    if isinstance(plain, float) and not isinstance(value, bool):
+        return isinstance(value, (int, float))
+    return type(value) is type(plain)

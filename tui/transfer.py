@@ -1,0 +1,41 @@
+"""Chats to files and back; knows the formats' names, not the formats."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tui.conversation import Conversation
+from tui.store import StoreError, exchange
+
+
+def export_talk(talk: Conversation, argument: str) -> str:
+    """Write a chat as "md" or "json" to a path, by default one named after it; says where, or why not."""
+    kind, _, path = argument.partition(" ") if argument.split(" ")[0] in ("md", "json") else ("", "", argument)
+    kind = kind or ("json" if path.endswith(".json") else "md")
+    name = re.sub(r"[^\w]+", "-", talk.chat.title.lower()).strip("-") or "chat"
+    file = Path(path.strip() or f"{name}.{kind}").expanduser()
+    if kind == "md":
+        text = exchange.to_markdown(talk.chat, talk.path())
+    else:
+        text = exchange.to_json(talk.chat, list(talk.turns.values()))
+    try:
+        with file.open("w" if path.strip() else "x", encoding="utf-8") as f:
+            f.write(text)
+    except FileExistsError:
+        return f"{file} is there already; /export {kind} PATH overwrites."
+    except OSError as e:
+        return f"[export] {file} cannot be written ({e.strerror}); give another path."
+    return f"Written to {file}."
+
+
+def import_talk(path: str) -> Conversation:
+    """A chat from an exported file, not yet kept.
+
+    Raises:
+        StoreError: If it cannot be read or is something else.
+    """
+    try:
+        return Conversation(*exchange.from_json(Path(path).expanduser().read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as e:
+        raise StoreError(f"{path} cannot be read ({e}); give a file of /export json.") from None

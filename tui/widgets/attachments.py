@@ -1,0 +1,65 @@
+"""What will come with the next question, as chips; knows texts, not files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual import events
+from textual.containers import Horizontal
+from textual.widgets import Static
+
+from tui.harmless import harmless
+from tui.store import Attachment
+
+
+class Chip(Static):
+    """One attachment; a click takes it away."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(
+            f"▪ {harmless(attachment.name)} {size_text(attachment.text)} \N{MULTIPLICATION SIGN}", markup=False
+        )
+        self.attachment = attachment
+
+    def on_click(self, event: events.Click) -> None:
+        """Take it away."""
+        event.stop()
+        if isinstance(self.parent, Attachments):
+            self.parent.remove_chip(self.attachment)
+
+
+class Attachments(Horizontal):
+    """A row of chips, gone while there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Attachment] = []
+        self.display = False
+
+    def add(self, attachment: Attachment) -> None:
+        """Attach a text; one of the same name gives way."""
+        self.set([*(a for a in self.found if a.name != attachment.name), attachment])
+
+    def set(self, attachments: Sequence[Attachment]) -> None:
+        """Attach these and no others."""
+        self.found = list(attachments)
+        self.display = bool(self.found)
+        self.remove_children()
+        self.mount_all([Chip(a) for a in self.found])
+
+    def take(self) -> list[Attachment]:
+        """The attachments, which are then gone."""
+        found = self.found
+        self.set([])
+        return found
+
+    def remove_chip(self, attachment: Attachment) -> None:
+        """Take one away."""
+        self.set([a for a in self.found if a is not attachment])
+
+
+def size_text(text: str) -> str:
+    """Such as "3.2 KB, 81 lines"."""
+    size = len(text.encode("utf-8", "replace"))
+    shown = f"{size} B" if size < 1000 else f"{size / 1000:.1f} KB" if size < 1_000_000 else f"{size / 1e6:.1f} MB"
+    return f"{shown}, {len(text.splitlines()):,} lines"

@@ -1,0 +1,37 @@
+"""One line with the model and its gauges; knows its width, not where they come from."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from tui.gauges import gauges
+from tui.messages import Figures
+
+GAP = 2
+
+
+class StatusLine(Widget):
+    """The model's name on the left; what it does, or how it did, on the right."""
+
+    model: reactive[str] = reactive("")
+    context: reactive[int] = reactive(0)
+    machine_bytes: reactive[int] = reactive(0)
+    state: reactive[str] = reactive("loading the model")
+    figures: reactive[Figures | None] = reactive(None)
+
+    def show(self, state: str) -> None:
+        """Show what the model does in place of figures."""
+        self.state, self.figures = state, None
+
+    def render(self) -> Content:
+        """The line at the present width; the name gives way first, then the lesser figures."""
+        width = self.size.width
+        right = Content(self.state)
+        if self.figures is not None:
+            right = Content(
+                gauges(self.figures, self.context, self.machine_bytes, width - GAP - min(12, len(self.model)))
+            )
+        left = Content(self.model).truncate(max(width - right.cell_length - GAP, 0), ellipsis=True)
+        return Content(" " * max(width - left.cell_length - right.cell_length, 0)).join([left, right])
