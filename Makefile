@@ -1,15 +1,16 @@
-# Both targets need Python 3.10 to 3.13 and make, nothing else.
-PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3.10 python3; do \
-  $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+# Both targets need Python 3.11 to 3.13 and make, nothing else.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 EXTRA ?= $(if $(filter Linux,$(shell uname -s)),cpu)
 PROJECT := .$(if $(EXTRA),[$(EXTRA)])
 DEMO_PROMPT ?= What is 27 + 35?
 
 .PHONY: demo test lint clean
 
-# The main job: load the packaged model and stream an answer.
+# The main job with the packaged model: the chat at a terminal, else one streamed answer.
 demo: .venv/ready
-	.venv/bin/ring-mlx generate --prompt "$(DEMO_PROMPT)" --max-tokens 256
+	@if [ -t 0 ] && [ -t 1 ]; then set -x; .venv/bin/ring-mlx chat; \
+	else set -x; .venv/bin/ring-mlx generate --prompt "$(DEMO_PROMPT)" --max-tokens 256; fi
 
 test: .venv-test/ready lint
 	.venv-test/bin/python -m pytest
@@ -20,13 +21,13 @@ lint: .venv-test/ready
 	.venv-test/bin/mypy
 
 .venv/ready: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 found; install one or set PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e "$(PROJECT)"
 	@touch $@
 
 .venv-test/ready: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 found; install one or set PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check -e "$(PROJECT)" --group dev

@@ -71,6 +71,7 @@ class Session(AbstractContextManager["Session"]):
         prefill_step_tokens: Prompt tokens a step, and so how long `stop` may take.
         snapshot_every_tokens: A snapshot at each multiple of this within a long prompt.
         read_ahead: While nobody waits, read the start of the next prompt: the answer without its thought.
+        on_loading: Told how far loading is, on the session's thread; the first reply tells it as well.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Session(AbstractContextManager["Session"]):
         prefill_step_tokens: int = 2048,
         snapshot_every_tokens: int = 4096,
         read_ahead: bool = True,
+        on_loading: Callable[[Loading], object] | None = None,
     ) -> None:
         self._options = SessionOptions(
             model=_toy() if model is None else model,
@@ -109,6 +111,7 @@ class Session(AbstractContextManager["Session"]):
         self._loaded = threading.Event()
         self._failure: RingError | None = None
         self._loading: list[Loading] = []
+        self._on_loading = on_loading
         self._listeners: list[Reply] = []
         self._info: ModelInfo | None = None
         self._counters = Counters()
@@ -236,6 +239,8 @@ class Session(AbstractContextManager["Session"]):
             self._loading.append(event)
             for reply in self._listeners:
                 reply._put(event)
+        if self._on_loading is not None:
+            self._on_loading(event)
 
     def _answer(self, worker: Worker | None, request: Request, reply: Reply) -> None:
         try:

@@ -10,10 +10,8 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
-
-from typing_extensions import Self
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

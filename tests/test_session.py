@@ -63,6 +63,14 @@ def test_events_come_in_order(chat_folder):
     assert end.message["reasoning_content"] == text_of(events, ThinkingText).strip("\n")
 
 
+def test_loading_is_told_part_by_part_to_who_asks(chat_folder):
+    told = []
+    with Session(chat_folder, store=False, on_loading=told.append) as session:
+        session.wait_until_loaded()
+    assert [(e.done, e.total) for e in told[:2]] == [(0, 0), (1, 6)]
+    assert (told[-1].done, told[-1].total) == (6, 6)
+
+
 def test_progress_tells_what_is_left(session):
     events = list(session.send(user("A long question. " * 12), **GREEDY))
     progress = [e for e in events if isinstance(e, PrefillProgress)]

@@ -49,7 +49,12 @@ class SessionSource:
         name = Path(choice.path).name if choice.path else TOY
         post(Loading(name))
         store: str | bool = str(paths.data_file("snapshots")) if os.environ.get(paths.HOME) else True
-        self._session = Session(choice.path, revision=choice.revision, store=store)
+        self._session = Session(
+            choice.path,
+            revision=choice.revision,
+            store=store,
+            on_loading=lambda event: post(Loading(name, event.done, event.total)),
+        )
         try:
             info = self._session.wait_until_loaded()
         except BaseException:
