@@ -68,7 +68,7 @@ class Batch:
         sampler: Sampler | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
     ) -> int:
-        """Let a sequence join.
+        """Let a sequence join. Who adds one watches its length and removes it at the end of the context.
 
         Args:
             prompt: Ids, at least one, that continue the cache.
@@ -80,7 +80,7 @@ class Batch:
             The sequence's number.
 
         Raises:
-            PromptError: If the prompt is empty or exceeds the context.
+            PromptError: If the prompt is empty, exceeds the context, or has an id outside the vocabulary.
             OptionError: If keys and values of the cache are quantised, which cannot be padded.
         """
         cache = self._model.make_cache() if cache is None else cache
@@ -91,7 +91,11 @@ class Batch:
             raise PromptError(f"{len(prompt) + int(cache.offset)} tokens exceed the context of {context}; shorten it.")
         if any(isinstance(c, QuantizedKVCache) for c in cache):
             raise OptionError("quantised keys and values cannot join a batch; leave --kv-bits out.")
-        ids = [int(i) for i in prompt]
+        ids, vocabulary = [int(i) for i in prompt], self._model.config.vocab_size
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise PromptError(
+                f"the prompt has an id outside the vocabulary of {vocabulary}; use this model's tokenizer."
+            )
         self._count += 1
         self._joining.append(
             _Row(self._count, ids, sampler or greedy_sampler, logits_processors, unread=list(ids), cache=cache)

@@ -12,6 +12,17 @@ from ring_mlx.decoding import LogitsProcessor, Sampler
 from ring_mlx.errors import OptionError
 from ring_mlx.session_events import Sampling
 
+RANGES = {
+    "temp": (0, 1e6),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "min_tokens_to_keep": (1, 1e9),
+    "xtc_probability": (0, 1),
+    "xtc_threshold": (0, 0.5),
+    "repetition_penalty": (0, 1e6),
+    "seed": (0, 2**64 - 1),
+}
+
 
 def start_sampling(
     s: Sampling, vocabulary: int, tokenizer: TokenizerWrapper
@@ -23,8 +34,10 @@ def start_sampling(
     """
     if s.top_k >= vocabulary or s.top_k < 0:
         raise OptionError(f"top k {s.top_k} is not below the vocabulary of {vocabulary}; give 0 for all.")
-    if s.temp < 0 or not 0 <= s.top_p <= 1 or not 0 <= s.min_p <= 1:
-        raise OptionError(f"temp {s.temp}, top p {s.top_p} or min p {s.min_p} is out of range; give 0 to 1.")
+    for name, (low, high) in RANGES.items():
+        value = getattr(s, name)
+        if value is not None and not low <= value <= high:
+            raise OptionError(f"{name} {value} is not between {low:g} and {high:g}; give a value that is.")
     for token in s.logit_bias or {}:
         if not 0 <= token < vocabulary:
             raise OptionError(f"logit bias for token {token}, which is not below {vocabulary}; give token ids.")

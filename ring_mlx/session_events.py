@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ring_mlx.errors import OptionError
+
 if TYPE_CHECKING:
     from ring_mlx.decoding import KVQuantization
 
@@ -59,6 +61,16 @@ class SessionOptions:
     prefill_step_tokens: int = 2048
     snapshot_every_tokens: int = 4096
     read_ahead: bool = True
+
+    def __post_init__(self) -> None:
+        if self.store_kv_bits not in (None, 4, 8):
+            raise OptionError(f"store_kv_bits {self.store_kv_bits} is not 4 or 8; give one of them or None.")
+        for name in ("prefill_step_tokens", "snapshot_every_tokens"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} {getattr(self, name)} is not positive; give 1 or more.")
+        for name in ("memory_budget_bytes", "store_budget_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise OptionError(f"{name} {getattr(self, name)} is negative; give 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,10 @@ Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | Stati
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model that a session holds."""
+    """The model that a session holds.
+
+    ``memory_limit_bytes`` is what this machine should give a model: on Metal the recommended working set.
+    """
 
     name: str
     context_tokens: int
@@ -186,6 +201,7 @@ class ModelInfo:
     kv_quantization: str
     has_chat_template: bool
     fingerprint: str
+    memory_limit_bytes: int
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class Worker:
             kv_quantization=kv_words,
             has_chat_template=bool(tokenizer.has_chat_template),
             fingerprint=model.fingerprint,
+            memory_limit_bytes=memory.budget_bytes(),
         )
         budget = _memory_budget() if options.memory_budget_bytes is None else options.memory_budget_bytes
         self.reader = Reader(

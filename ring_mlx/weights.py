@@ -46,6 +46,9 @@ class Tensor:
     shape: tuple[int, ...]
 
 
+SAMPLE_BYTES = 4096
+
+
 def find_shards(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in order.
 
@@ -222,16 +225,34 @@ def check(model: Model, arrays: Mapping[str, mx.array], folder: Path) -> None:
 
 
 def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exact: bool) -> str:
-    """A short name for what the model computes: configuration, precision, and size and both ends of every shard."""
+    """A short name for what the model computes: configuration, precision, headers, and samples of every tensor.
+
+    Up to 16 places of 4 KiB, evenly spread from its first byte to its last, are read of each tensor, since a finetune
+    may leave a file's size, ends and most of its tensors as they were.
+    """
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=str).encode())
     digest.update(f"{dtype}{exact}".encode())
     for shard in shards:
-        size = shard.stat().st_size
         with shard.open("rb") as f:
-            digest.update(size.to_bytes(8, "little") + f.read(1 << 16))
-            f.seek(max(0, size - (1 << 16)))
-            digest.update(f.read())
+            length = f.read(8)
+            header = f.read(int.from_bytes(length, "little"))
+            digest.update(length + header)
+            for start, end in _spans(header):
+                for at in _places(start, end):
+                    f.seek(8 + len(header) + at)
+                    digest.update(f.read(min(SAMPLE_BYTES, end - at)))
     return digest.hexdigest()[:32]
+
+
+def _spans(header: bytes) -> list[tuple[int, int]]:
+    return [tuple(t["data_offsets"]) for name, t in sorted(json.loads(header).items()) if name != "__metadata__"]
+
+
+def _places(start: int, end: int) -> list[int]:
+    """Where to sample bytes ``start`` to ``end``: one place for every MiB, at most 16, the last one at the end."""
+    last = max(start, end - SAMPLE_BYTES)
+    count = min(16, 1 + (end - start) // (1 << 20))
+    return sorted({start + (last - start) * i // count for i in range(count + 1)})
 
 
 def _stack(name: str, experts: dict[int, Tensor], count: int, read: Any) -> mx.array:

@@ -134,6 +134,9 @@ def test_a_cached_prompt_continues(cli, chat_folder, tmp_path):
     assert cached["cached_tokens"] > 0
     assert cached["text"] == whole["text"]
     assert cached["cached_tokens"] + cached["prompt_tokens"] == whole["prompt_tokens"]
+    code, _, err = generate(cli, chat_folder, "--prompt-cache-file", path, "--system-prompt", "Be a pirate.")
+    assert code == 2
+    assert "--system-prompt comes before" in err
 
 
 def test_ctrl_c_keeps_what_was_written(chat_folder):

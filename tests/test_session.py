@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 from ring_mlx import RingError, Session
+from ring_mlx.errors import OptionError
 from ring_mlx.session_events import (
     AnswerText,
     End,
@@ -166,6 +167,9 @@ def test_stopping_a_queued_request_leaves_the_others(session):
         (user("x"), {"sampling": Sampling(top_k=5000)}, r"\[option\] top k 5000"),
         (user("x"), {"sampling": Sampling(logit_bias={9999: 1.0})}, r"\[option\] logit bias"),
         (user("x"), {"sampling": Sampling(temp="hot")}, r"\[session\] TypeError"),
+        (user("x"), {"sampling": Sampling(temp=float("nan"))}, r"\[option\] temp nan is not between"),
+        (user("x"), {"sampling": Sampling(seed=-1)}, r"\[option\] seed -1"),
+        (user("x"), {"sampling": Sampling(repetition_penalty=-1.0)}, r"\[option\] repetition_penalty"),
     ],
 )
 def test_errors_are_ring_errors_and_the_session_goes_on(session, prompt, options, match):
@@ -176,6 +180,21 @@ def test_errors_are_ring_errors_and_the_session_goes_on(session, prompt, options
     assert seen[-1].reason == "error"
     assert list(reply) == []
     assert list(session.send(user("Still there?"), **GREEDY))[-1].reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("store_kv_bits", 7),
+        ("snapshot_every_tokens", 0),
+        ("prefill_step_tokens", 0),
+        ("memory_budget_bytes", -1),
+        ("store_budget_bytes", -1),
+    ],
+)
+def test_a_session_is_not_made_with_what_cannot_work(option, value):
+    with pytest.raises(OptionError, match=f"{option} {value} "):
+        Session(**{option: value})
 
 
 def test_a_model_that_is_not_there(tmp_path):

@@ -70,7 +70,8 @@ def test_prune(cli, filled, tmp_path):
     assert [r["model"] for r in json.loads(cli("list", "--json")[1])] == ["mini", "mini"]
     held = json.loads(cli("info", "--json")[1])["models"][0]["bytes"]
     cli("prune", "--max-size", f"{(held - 5000) / 1e6}MB")
-    assert [r["tokens"] for r in json.loads(cli("list", "--json")[1])] == [300]
+    assert [r["tokens"] for r in json.loads(cli("list", "--json")[1])] == [700], "the newest of a conversation stays"
+    next((tmp_path / "v1" / "aaaa" / "snapshots").glob("*")).write_bytes(b"damaged")
     cli("prune", "--all")
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".json", ".safetensors")]
 
@@ -83,7 +84,7 @@ def test_an_empty_folder(cli, tmp_path):
 
 def test_bad_options_take_one_line(cli, capsys):
     assert cli("prune", "--all", "--max-size", "1GB")[2].count("\n") == 1
-    for args in (["prune", "--max-size", "much"], [], ["fly"]):
+    for args in (*(["prune", f"--max-size={s}"] for s in ("much", "inf", "nan", "-1GB")), [], ["fly"]):
         with pytest.raises(SystemExit) as e:
             cli(*args)
         assert e.value.code == 2

@@ -105,6 +105,34 @@ def test_over_the_budget_the_oldest_leaf_goes(tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_a_long_conversation_keeps_its_newest_snapshot_over_the_budget(tmp_path):
+    store, chain = Store(tmp_path, "mark", BIG), []
+    for n in range(1, 7):
+        chain.append(make(0, 100 * n, chain[-1].blocks if chain else ()))
+        store.save(chain[-1:])
+    for n, (path, _) in enumerate(sorted(store.manifests(), key=lambda found: found[1]["offset"])):
+        os.utime(path, (n, n))
+    size = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
+    store.collect(size // 2)
+    left = sorted(m["offset"] for _, m in store.manifests())
+    assert left[-1] == 600
+    assert len(left) < 6
+    assert check(store.deepest(longer(chain[-1])))
+
+
+def test_damage_in_a_store_that_cannot_be_written_is_passed_over(tmp_path, monkeypatch):
+    store = Store(tmp_path, "mark", BIG)
+    store.save([make(1, 300)])
+    next(tmp_path.rglob("*.safetensors")).write_bytes(b"damaged")
+
+    def refuse(*_, **__):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.warns(UserWarning, match="ignored, the prompt is read again"):
+        assert Store(tmp_path, "mark", BIG).deepest(longer(make(1, 300))) is None
+
+
 def damaged(path):
     """The ways in which a file can be bad."""
     whole = path.read_bytes()

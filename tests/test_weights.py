@@ -7,6 +7,7 @@ import shutil
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
@@ -219,3 +220,25 @@ def test_fingerprints_tell_models_apart(tmp_path):
     marks = [load_model(tmp_path / n).fingerprint for n in "abc"]
     assert marks[0] == marks[2] != marks[1]
     assert load_model(tmp_path / "a", exact=True).fingerprint != marks[0]
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_change_within_one_tensor_changes_the_fingerprint(tmp_path, at):
+    save_hf(tmp_path / "a", config())
+    before = load_model(tmp_path / "a").fingerprint
+    path = tmp_path / "a" / "model.safetensors"
+    tensors = mx.load(str(path))
+    name = "model.layers.2.attention.dense.weight"
+    changed = np.array(tensors[name])
+    changed.reshape(-1)[int(at * (changed.size - 1))] += 1
+    mx.save_safetensors(str(path), tensors | {name: mx.array(changed)})
+    assert load_model(tmp_path / "a").fingerprint != before
+
+
+def test_samples_of_a_large_tensor_cover_both_ends():
+    from ring_mlx.weights import SAMPLE_BYTES, _places
+
+    assert _places(100, 100 + SAMPLE_BYTES) == [100]
+    places = _places(0, 1 << 30)
+    assert (places[0], places[-1]) == (0, (1 << 30) - SAMPLE_BYTES)
+    assert len(places) == 17

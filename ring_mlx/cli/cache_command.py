@@ -44,9 +44,12 @@ def size(text: str) -> int:
     number = text.rstrip("BKMGTbkmgt")
     unit = text[len(number) :].upper()
     try:
-        return int(float(number) * UNITS[unit if unit.endswith("B") else f"{unit}B"])
-    except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB") from None
+        value = int(float(number) * UNITS[unit if unit.endswith("B") else f"{unit}B"])
+    except (ValueError, KeyError, OverflowError):
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB")
+    return value
 
 
 def _info(args: argparse.Namespace) -> int:

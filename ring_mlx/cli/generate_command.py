@@ -214,6 +214,10 @@ def _prompt_and_cache(
     from ring_mlx.cli.prompt_cache import text_after_cached
     from ring_mlx.tokenizer import render_chat
 
+    if args.prompt_cache_file and args.system_prompt is not None:
+        raise OptionError(
+            "--system-prompt comes before what --prompt-cache-file has read; give it to `ring-mlx cache-prompt` instead."
+        )
     cache = HybridCache.load(args.prompt_cache_file, model.fingerprint)[0] if args.prompt_cache_file else None
     if args.ignore_chat_template or not tokenizer.has_chat_template:
         return cache, [int(i) for i in tokenizer.encode(text, add_special_tokens=cache is None)]

@@ -195,15 +195,20 @@ class Store:
             for blob in m["sizes"]:
                 named[blob] = named.get(blob, 0) + 1
         total = sum({b: n for _, m, _ in found.values() for b, n in m["sizes"].items()}.values())
+        # What was used last goes last, though it is the one leaf of a single long conversation.
+        newest = max(found, key=lambda s: (found[s][2], found[s][1]["offset"]), default=None)
         while total > budget_bytes and found:
             parents = {m["parent"] for _, m, _ in found.values()}
-            stem = min(found, key=lambda s: (s in parents, found[s][2]))
+            stem = min(found, key=lambda s: (s == newest, s in parents, found[s][2]))
             path, m, _ = found.pop(stem)
             path.unlink(missing_ok=True)
             for blob, size in m["sizes"].items():
                 named[blob] -= 1
                 total -= 0 if named[blob] else size
         freed = 0
+        if not budget_bytes:  # nothing shall stay, not even what cannot be read
+            for path in self._manifests.glob("*.json"):
+                path.unlink(missing_ok=True)
         for path in [*self._blobs.glob("*"), *self._manifests.glob(f"{TEMPORARY}*")]:
             if not named.get(path.stem):
                 freed += path.stat().st_size
@@ -228,7 +233,8 @@ class Store:
                 for name in (*manifest["blocks"], manifest["rest"]):
                     _unlink_if_damaged(self._blobs, name)
         except (OSError, ValueError, KeyError, TypeError):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _unlink_if_damaged(folder: Path, name: str) -> None:
