@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tui.conversation import Conversation, said, title_of
-from tui.store import Attachment, Chat, Database, Record, StoreError, Turn, chats, drafts, exchange, search, turns
+from tui.store import Attachment, Call, Chat, Database, Record, StoreError, Turn, chats, drafts, exchange, search, turns
 from tui.store.migrations import MIGRATIONS, NEWEST, version_of
 
 RECORD = Record(
@@ -33,6 +33,7 @@ def filled(db, title="Sums", question="What is two and two?", answer="It is **fo
     talk.add("user", question, [Attachment("a.txt", "one\n```\ntwo")])
     talk.add("assistant", answer).record = RECORD
     talk.leaf.thinking = "hm"
+    talk.leaf.calls = (Call("add", {"a": [1, "é"]}),)
     db.write(chats.saving(talk.chat), *(turns.saving(talk.chat.id, t) for t in talk.turns.values()))
     return talk
 
@@ -303,6 +304,7 @@ def test_export_and_import(db):
     assert len(again.siblings(again.leaf)) == 2
     assert again.path()[0].id != talk.path()[0].id
     assert [t.record for t in found] == [None, RECORD, None]
+    assert found[1].calls == (Call("add", {"a": [1, "é"]}),)
     db.write(chats.saving(chat), *(turns.saving(chat.id, t) for t in found))
     assert len(chats.listed(db)) == 2
 
@@ -311,6 +313,7 @@ def test_markdown_has_no_thought_and_fences_attachments(db):
     text = exchange.to_markdown(filled(db).chat, filled(db).path())
     assert text == (
         "# Sums\n\n## You\n\nWhat is two and two?\n\na.txt:\n\n````\none\n```\ntwo\n````\n\n## mini\n\nIt is **four**.\n"
+        '\n```json\n{\n  "name": "add",\n  "arguments": {\n    "a": [\n      1,\n      "é"\n    ]\n  }\n}\n```\n'
     )
 
 

@@ -5,26 +5,34 @@ from __future__ import annotations
 import ast
 import io
 import queue
+import shutil
 import subprocess
 import sys
 import threading
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 import ring_mlx
 import tui
-from ring_mlx import RingError
+from ring_mlx import AnswerText, End, PrefillProgress, RingError, Session, ToolCall, load
+from ring_mlx.branches import Renderer
+from ring_mlx.memory import budget_bytes
+from tests.tui_pilot import SIZES
+from tests.tui_pilot import chat as pilot
 from tui import command, commands
 from tui.app import RingChat
 from tui.batch import Batch
 from tui.config import Config
+from tui.conversation import Conversation
 from tui.engine import Engine, StoppedError
 from tui.keeper import Keeper
 from tui.messages import Ended, Failed, Figures, Loaded, Loading, ModelChoice, Piece, Question, Reading, Sampling
 from tui.plain_commands import PlainCommands
 from tui.screens.chat import ChatScreen
+from tui.store import Call
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +209,7 @@ def test_a_session_answers_and_reuses_what_it_has_read(chat_folder):
         assert isinstance(r.next(), Loading)
         (loaded,) = r.until(Loaded)[-1:]
         assert (loaded.name, loaded.context) == ("ring-random", 2048)
+        assert loaded.memory_limit_bytes == budget_bytes() > 0
         r.ask("hi " * 50, temp=0.0)
         found = r.read()
         assert isinstance(found[0], Reading)
@@ -223,6 +232,116 @@ def test_a_session_answers_and_reuses_what_it_has_read(chat_folder):
         r.until(Piece)
         r.engine.stop()
         assert r.read()[-1].reason in ("stopped", "stop")
+
+
+def test_the_same_seed_gives_the_same_answer(chat_folder):
+    def answer(r, seed):
+        r.ask("hi", temp=1.0, max_tokens=12, seed=seed)
+        found = r.read()
+        text = "".join(m.thinking_text + m.answer_text for m in found if isinstance(m, Piece))
+        return text, found[-1].figures.seed
+
+    with Running(ModelChoice(str(chat_folder))) as r:
+        r.until(Loaded)
+        (first, seed), (other, _) = answer(r, None), answer(r, None)
+        assert answer(r, seed) == (first, seed)
+        assert other != first
+
+
+def vanish(folder):
+    """Remove a model; its files are emptied first, so that nothing can be read through a handle still open."""
+    for file in folder.iterdir():
+        file.write_bytes(b"")
+    shutil.rmtree(folder)
+
+
+def test_a_folder_that_vanishes_after_loading_costs_nothing(chat_folder, tmp_path):
+    folder = shutil.copytree(chat_folder, tmp_path / "ring")
+    with Running(ModelChoice(str(folder))) as r:
+        r.until(Loaded)
+        vanish(folder)
+        r.ask("hi", temp=0.0)
+        here = r.read()
+    with Running(ModelChoice(str(chat_folder))) as r:
+        r.until(Loaded)
+        r.ask("hi", temp=0.0)
+        there = r.read()
+    texts = [[m.thinking_text + m.answer_text for m in found if isinstance(m, Piece)] for found in (here, there)]
+    assert "".join(texts[0]) == "".join(texts[1]) != ""
+    assert here[-1].reason == there[-1].reason
+
+
+def test_a_folder_that_vanishes_before_a_switch_is_named_and_the_chat_goes_on(chat_folder, tmp_path):
+    mine, other = (shutil.copytree(chat_folder, tmp_path / name) for name in ("mine", "other"))
+    vanish(other)
+    engine = Engine(ModelChoice(str(mine)))
+
+    async def until(d, true):
+        for _ in range(600):
+            if true():
+                return
+            await d.pilot.pause(0.05)
+        raise AssertionError(d.screen_text)
+
+    async def script(d):
+        await until(d, lambda: d.chat.model.context)
+        await d.say("one")
+        await until(d, lambda: d.chat.answer is None)
+        before = d.said
+        await d.command(f"/model {other}")
+        await until(d, lambda: d.toasts)
+        assert f"[hub] no such folder '{other}'" in d.toasts[0]
+        await until(d, lambda: d.chat.model.name == "mine")
+        assert d.said == before
+        await d.say("two")
+        await until(d, lambda: len(d.said) == 4 and d.chat.answer is None)
+        vanish(mine)
+        await d.command(f"/model {other}")
+        await until(d, lambda: "no model" in d.status)
+        assert f"[hub] no such folder '{mine}'" in d.toasts[-1]
+        assert d.said[:2] == before
+        assert len(d.said) == 4
+        await d.command(f"/model {chat_folder}")
+        await until(d, lambda: d.chat.model.name == chat_folder.name)
+
+    pilot(script, SIZES[1], engine=engine, config=Config(sampling=Sampling(max_tokens=5)))
+    assert engine.close(60)
+
+
+EVENTS = [
+    PrefillProgress(9, 9, 0, 0.0),
+    AnswerText("I call."),
+    ToolCall("add", {"a": 1}),
+    End("stop", {"role": "assistant", "content": "I call."}),
+]
+
+
+def test_a_tool_call_comes_through_and_goes_back_in_the_templates_form(monkeypatch, chat_folder):
+    class Made(Session):
+        """Says what the test wants, and that to the messages that it is sent."""
+
+        sent: ClassVar = []
+
+        def send(self, messages, **options):
+            self.sent.append(messages)
+            return iter(EVENTS) if len(messages) == 1 else super().send(messages, **options)
+
+    monkeypatch.setattr("tui.sources.Session", Made)
+    with Running(ModelChoice(str(chat_folder))) as r:
+        r.until(Loaded)
+        r.ask("add one")
+        found = r.read()
+        calls = [c for m in found if isinstance(m, Piece) for c in m.calls]
+        assert calls == [Call("add", {"a": 1})]
+        assert found[-1].reason == "stop"
+        talk = Conversation()
+        talk.add("user", "add one")
+        talk.add("assistant", "I call.").calls = tuple(calls)
+        talk.add("user", "and?")
+        r.engine.ask(Question(2, talk.messages(), Sampling(max_tokens=3)))
+        assert r.read()[-1].reason in ("stop", "length")
+        text = Renderer(load(chat_folder)[1], None, None, False).text(Made.sent[-1])
+    assert 'I call.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>' in text
 
 
 def test_a_session_reports_what_cannot_be_loaded():

@@ -14,7 +14,7 @@ from tui.config import Config
 from tui.keeper import Keeper
 from tui.messages import Ended, Failed, Piece
 from tui.plain import Plain
-from tui.store import Database, chats, turns
+from tui.store import Call, Database, chats, turns
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,8 @@ class Answering(FakeEngine):
             return
         self.post(Piece(question.number, "hm", "", FIGURES))
         self.post(Piece(question.number, "", f"\n\nre: {text}" if not question.continues else " and more", FIGURES))
+        if text == "call":
+            self.post(Piece(question.number, "", "", FIGURES, (Call("add", {"a": 1}),)))
         self.post(Ended(question.number, "stop", FIGURES))
 
 
@@ -107,6 +109,24 @@ def test_commands(monkeypatch, capsys, home):
     assert engine.asked[-1][0] == "Brief."
     assert engine.questions[-1].sampling.thinking_budget == 5
     assert config.load(paths.config_file())[0].sampling.temp == 0
+
+
+def test_a_tool_call_is_printed_kept_and_sent_back(monkeypatch, capsys):
+    engine, code, out, _ = plain(monkeypatch, capsys, "call", "/continue", "more")
+    assert (code, out[: out.index("```json")]) == (0, "re: call\n")
+    assert '"name": "add"' in out
+    assert engine.questions[-1].messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert len(engine.questions) == 2
+
+
+def test_repeat_and_preset_delete(monkeypatch, capsys):
+    lines = ["/repeat", "/set temp 0.9", "one", "/preset save p", "/set temp 0", "/repeat", "two", "/preset delete p"]
+    engine, _, _, err = plain(monkeypatch, capsys, *lines, "/preset")
+    assert [q.sampling.temp for q in engine.questions] == [0.9, 0.9, 0.0]
+    assert [q.sampling.seed for q in engine.questions] == [None, 7, None]
+    assert engine.asked[:2] == [["one"], ["one"]]
+    assert "names no seed" in err
+    assert "There are no presets." in err
 
 
 def test_a_failure_is_said_and_remembered_in_the_exit_code(monkeypatch, capsys):

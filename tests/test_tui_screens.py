@@ -1,4 +1,7 @@
-"""The main screens as text, at 80 x 24 and 120 x 40, against files; and their contrast in every theme.
+"""The main screens as text and as styles, at 80 x 24 and 120 x 40, dark and light, against files; and their contrast.
+
+The text is the same in every theme. A file of styles has a line a row, such as ``a4 b76`` (four columns in style a),
+and then what each letter is: text colour, background, and attributes.
 
 ``RING_MLX_UPDATE_SCREENS=1 pytest tests/test_tui_screens.py`` writes the files anew.
 """
@@ -6,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import string
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +17,6 @@ import pytest
 from textual.color import Color
 
 from tests.tui_pilot import SIZES, chat
-from tui import machine
 from tui.config import Config, Preset
 from tui.messages import Reading
 from tui.store import Attachment
@@ -26,10 +29,9 @@ MARKDOWN = "A *ring* has:\n\n1. a `state`\n2. a **decay**\n\n```python\ns = deca
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Nothing of the user's is read or written, and every machine has 16 GB and is at the same time."""
+    """Nothing of the user's is read or written, and it is always the same time."""
     monkeypatch.setenv("RING_MLX_HOME", "/home/ring")
     monkeypatch.setattr("tui.config.file._write", lambda path, text: None)
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 16_000_000_000)
     monkeypatch.setattr("tui.screens.chats.age", lambda s: "just now")
     monkeypatch.setattr("tui.screens.models.found_models", list)
 
@@ -76,6 +78,7 @@ async def record(d):
     await d.command("/record")
 
 
+THEMES = {"dark": "textual-dark", "light": "textual-light"}
 SCENES = {f.__name__: f for f in (conversation, reading, found, settings, keys, record)}
 CONFIG = Config(presets={"exact": Preset()}, reduced_motion=True)
 
@@ -92,17 +95,61 @@ def played(scene, size, theme, see):
     chat(script, size, config=replace(CONFIG, theme=theme))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scene", SCENES)
-def test_the_screen_is_as_it_was(scene, size):
-    rows = []
-    played(scene, size, "textual-dark", lambda d: rows.extend(d.screen_text))
-    text = "\n".join(rows) + "\n"
-    file = FOLDER / f"{scene}-{size[0]}x{size[1]}.txt"
+def style_rows(d):
+    """A line a row, each run of one style as a letter and its columns; then the letters' styles."""
+    letters, rows = {}, []
+    for strip in d.app.screen._compositor.render_strips():
+        runs = []
+        for segment in strip:
+            letter = letters.setdefault(style_text(segment), (string.ascii_letters + string.digits)[len(letters)])
+            if runs and runs[-1][0] == letter:
+                runs[-1][1] += segment.cell_length
+            elif segment.cell_length:
+                runs.append([letter, segment.cell_length])
+        rows.append(" ".join(f"{letter}{columns}" for letter, columns in runs))
+    return [*rows, "", *(f"{letter} {style}" for style, letter in letters.items())]
+
+
+def style_text(segment):
+    """Such as "#e0e0e0 on #121212 bold"; a blank has no colour of text."""
+    style = segment.style
+    if style is None:
+        return "none"
+    names = [n for n in ("bold", "dim", "italic", "underline", "reverse", "strike") if getattr(style, n)]
+    is_blank = segment.text.isspace() and not {"underline", "reverse", "strike"} & set(names)
+    front, back = ("-" if c is None else Color.from_rich_color(c).hex.lower() for c in (style.color, style.bgcolor))
+    return f"- on {back}" if is_blank else " ".join([f"{front} on {back}", *names])
+
+
+def assert_kept(name, rows):
+    """The rows are those of the file; written anew where that is wanted."""
+    file, text = FOLDER / name, "\n".join(rows) + "\n"
     if os.environ.get("RING_MLX_UPDATE_SCREENS"):
         file.write_text(text, encoding="utf-8")
-    assert text == file.read_text(encoding="utf-8")
-    assert all(len(row) <= size[0] for row in rows)
+    assert text == file.read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_screen_is_as_it_was(scene, size, theme):
+    seen = {}
+    played(scene, size, THEMES[theme], lambda d: seen.update(text=d.screen_text, styles=style_rows(d)))
+    name = f"{scene}-{size[0]}x{size[1]}"
+    assert_kept(f"{name}.txt", seen["text"])
+    assert_kept(f"{name}-{theme}.styles.txt", seen["styles"])
+    assert all(len(row) <= size[0] for row in seen["text"])
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_dark_and_light_differ(scene):
+    """So that neither theme's file can be a copy of the other's."""
+    dark, light = (
+        (FOLDER / f"{scene}-80x24-{theme}.styles.txt").read_text(encoding="utf-8").partition("\n\n")[2]
+        for theme in THEMES
+    )
+    colours = [{word for word in text.split() if word.startswith("#")} for text in (dark, light)]
+    assert len(colours[0] & colours[1]) < min(map(len, colours)) / 2
 
 
 @pytest.mark.parametrize("theme", CYCLE)

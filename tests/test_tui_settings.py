@@ -159,6 +159,47 @@ def test_settings_by_command_and_presets():
     assert list(config.load(paths.config_file())[0].presets) == ["exact"]
 
 
+def test_a_preset_is_deleted_in_the_panel_and_by_command(home):
+    presets = {name: Preset(Sampling(seed=n)) for n, name in enumerate(("one", "two", "three"))}
+    config.save(home / "config.toml", Config(presets=presets))
+
+    def names():
+        return list(config.load(home / "config.toml")[0].presets)
+
+    async def script(d):
+        await d.press("ctrl+s")
+        await d.press("ctrl+x")
+        assert names() == ["one", "two", "three"]
+        d.app.screen.query_one("#preset").value = "two"
+        await d.settle()
+        await d.pilot.pause(0.3)
+        assert "Delete preset" in "\n".join(d.screen_text)
+        await d.press("ctrl+x")
+        assert names() == ["one", "three"]
+        assert "Deleted two." in "\n".join(d.screen_text)
+        assert d.app.screen.query_one("#seed", Input).value == "1"
+        await d.press("ctrl+x")
+        assert names() == ["one", "three"]
+        d.app.screen.query_one("#preset").value = "one"
+        await d.settle()
+        await d.press("escape")
+        assert d.chat.sampling == Sampling()
+        await d.command("/preset delete one")
+        await d.command("/preset delete one")
+        assert names() == ["three"]
+        await d.press("ctrl+s")
+        d.app.screen.query_one("#preset").value = "three"
+        await d.settle()
+        await d.press("ctrl+x")
+        assert names() == []
+        assert not d.app.screen.query_one("#preset").display
+        assert "Delete preset" not in "\n".join(d.screen_text)
+        await d.press("escape", "ctrl+s")
+        assert not d.app.screen.query("#preset")
+
+    chat(script, config=Config(presets=presets))
+
+
 def checkpoint(folder, **extra):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "bailing_moe_linear", **extra}))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
+from tui.keeper import WRITE_EVERY_S
 from tui.store import Database, chats, turns
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux for a real terminal")
@@ -28,6 +32,13 @@ class Terminal:
     def start(self, *options):
         chat = f"RING_MLX_HOME={self.folder} TERM=xterm-256color {sys.executable} -m ring_mlx chat {' '.join(options)}"
         self.tmux("new-session", "-d", "-x", "100", "-y", "30", f"{chat}; echo code $?; sleep 60")
+
+    def kill(self):
+        """kill -9 the chat, not the shell around it."""
+        (shell,) = self.tmux("list-panes", "-F", "#{pane_pid}").split()
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", shell], capture_output=True, text=True, check=True)
+        (chat,) = children.stdout.split()
+        os.kill(int(chat), signal.SIGKILL)
 
     @property
     def screen(self):
@@ -128,3 +139,60 @@ def test_a_killed_terminal_keeps_what_was_on_the_screen(terminal, tmp_path):
     (found,) = chats.listed(db)
     assert [x.content for x in turns.load(db, found.id)] == ["What is 27 + 35?", "The sum is 62."]
     db.close()
+
+
+def letters(text):
+    return re.sub(r"[^A-Za-z0-9]", "", text)
+
+
+def stored(folder):
+    """Content and thought of each turn of the one chat."""
+    db = Database(folder / "chats.db")
+    (found,) = chats.listed(db)
+    kept = [(t.content, t.thinking) for t in turns.load(db, found.id)]
+    db.close()
+    return kept
+
+
+def watched(t, until_s):
+    """The thought's letters as the screen showed them, each with its time."""
+    seen, end = [], time.monotonic() + until_s
+    while time.monotonic() < end:
+        screen = t.screen
+        shown = screen.partition("▾")[2].partition("\n")[2] if "▾" in screen else screen
+        seen.append((time.monotonic(), letters(shown.partition("▊▔")[0])))
+    return seen
+
+
+def test_killed_while_it_streams_it_keeps_what_was_on_the_screen(terminal, tmp_path):
+    """At this temperature the packaged model thinks in long nonsense, which the open thought shows letter by letter."""
+    t, chance, kept, kills = terminal, random.Random(11), [], 0
+    for n in range(9):
+        t.start("--resume", "--temp", "4", "--seed", str(n))
+        t.until("ready")
+        t.type(f"What is {n} + 35?")
+        t.tmux("send-keys", "Enter")
+        t.until("▸ thinking")
+        t.type("/thought")
+        t.tmux("send-keys", "Enter")
+        t.until("▾ th")
+        seen = watched(t, WRITE_EVERY_S + 0.3 + chance.random())
+        killed = time.monotonic()
+        t.kill()
+        t.until("code 137")
+        t.tmux("kill-session")
+        now = stored(tmp_path)
+        assert now[: len(kept)] == kept, "an earlier turn has changed"
+        assert now[len(kept)] == (f"What is {n} + 35?", "")
+        kept, (content, thinking) = now, now[len(kept) + 1]
+        if not content:  # else the thought was over before the kill
+            shown = [text for at, text in seen if at < killed - WRITE_EVERY_S][-1]
+            assert len(shown) > 20
+            assert shown in letters(thinking)
+            kills += 1
+        if kills == 3:
+            break
+    assert kills == 3
+    t.start("--resume")
+    t.until("ready", f"What is {n} + 35?", "▸ thought")
+    assert stored(tmp_path) == kept

@@ -10,11 +10,14 @@ from textual.widgets import Input, OptionList, TextArea
 
 from tests.tui_pilot import SIZES, chat
 from tui.conversation import Conversation
+from tui.keeper import Keeper
+from tui.messages import Loaded, Sampling
 from tui.screens.chats import ChatsScreen
 from tui.screens.help import HelpScreen
 from tui.screens.record import RecordScreen
 from tui.screens.text import TextScreen
 from tui.store import Attachment, Chat, Database, chats, turns
+from tui.widgets.answer import CodeBlock
 from tui.widgets.turn import TurnView
 
 
@@ -73,6 +76,134 @@ def test_a_regenerated_answer_without_text_gives_way_to_the_old_one():
         await d.post(d.end("stopped"))
         assert d.said == ["q", "one"]
         assert d.chat.entry.prompt.text == ""
+
+    chat(script)
+
+
+def test_repeat_asks_with_the_seed_and_sampling_of_the_record():
+    async def script(d):
+        await d.command("/set temp 0.9")
+        await d.command("/budget 50")
+        await d.exchange("q1", "a1")
+        await d.command("/set temp 0")
+        await d.command("/budget")
+        await d.exchange("q2", "a2")
+        await d.command("/go 2")
+        await d.press("s")
+        asked = d.engine.questions[-1]
+        assert d.engine.asked[-1] == ["q1"]
+        assert asked.sampling == Sampling(temp=0.9, thinking_budget=50, seed=7)
+        await d.command("/set temp 0.1")
+        await answer(d, "a1")
+        assert d.said == ["q1", "a1"]
+        assert "branch 2/2" in "".join(d.screen_text)
+        assert d.chat.talk.leaf.record.sampling == {**vars(asked.sampling)}
+        await d.exchange("q3", "a3")
+        assert d.engine.questions[-1].sampling == Sampling(temp=0.1)
+        assert d.engine.questions[-1].sampling.seed is None
+
+    chat(script)
+
+
+def test_repeat_says_why_it_cannot_or_will_not_be_the_same():
+    async def script(d):
+        await d.command("/repeat")
+        assert "There is no answer yet." in "".join(d.screen_text)
+        await d.exchange("q", "a")
+        d.chat.talk.leaf.record.sampling.pop("seed")
+        await d.command("/repeat")
+        assert "names no seed" in "".join(d.screen_text)
+        assert len(d.engine.questions) == 1
+        d.chat.talk.leaf.record.sampling["seed"] = 7
+        d.chat.post_message(Loaded("other", 10))
+        await d.command("/repeat")
+        assert "That answer was fake's" in "".join(d.screen_text)
+        assert d.engine.questions[-1].sampling.seed == 7
+
+    chat(script, SIZES[1])
+
+
+def test_the_palette_repeats_with_the_same_seed():
+    async def script(d):
+        await d.exchange("q", "a")
+        await d.press("ctrl+p")
+        await d.type("repeat")
+        await d.pilot.pause(0.3)
+        assert "again with the same seed" in "\n".join(d.screen_text)
+        await d.press("enter", "enter")
+        assert [q.sampling.seed for q in d.engine.questions] == [None, 7]
+
+    chat(script)
+
+
+CALL = '{\n  "name": "add",\n  "arguments": {\n    "a": 1\n  }\n}'
+
+
+def test_a_tool_call_is_shown_kept_copied_and_sent_back(path):
+    async def script(d):
+        await d.say("q")
+        await d.post(d.text("I call."), d.call("add", a=1))
+        assert '"name": "add"' in "".join(d.screen_text)
+        await d.post(d.call("sub", text="\x9b<b>"), d.end())
+        assert d.app.query(CodeBlock).first().code.rstrip() == CALL
+        rows = "".join(d.screen_text)
+        assert rows.index("I call.") < rows.index('"add"') < rows.index('"sub"') < rows.index("4 tokens at")
+        assert "\x9b" not in rows
+        await d.command("/code 1")
+        assert d.app.clipboard.rstrip() == CALL
+        await d.command("/copy")
+        assert d.app.clipboard.startswith(f"I call.\n\n```json\n{CALL}\n```")
+        await d.command("/continue")
+        assert any("nothing to go on from" in text for text in d.toasts)
+        await d.exchange("more", "ok")
+        assert d.engine.questions[-1].messages[1] == {
+            "role": "assistant",
+            "content": "I call.",
+            "tool_calls": [
+                {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
+                {"type": "function", "function": {"name": "sub", "arguments": {"text": "\x9b<b>"}}},
+            ],
+        }
+        await d.command("/go 2")
+        await d.press("e")
+        d.app.screen.query_one(TextArea).text = "I rather call."
+        await d.press("ctrl+s")
+        assert [c.name for c in d.chat.talk.leaf.calls] == ["add", "sub"]
+
+    chat(script, SIZES[1], path=path)
+    keeper = Keeper(path, print)
+    talk = keeper.latest()
+    assert [[c.name for c in t.calls] for t in talk.turns.values()] == [[], ["add", "sub"], [], [], ["add", "sub"]]
+
+    async def again(d):
+        assert '"name": "add"' in "".join(d.screen_text)
+
+    chat(again, SIZES[1], talk=talk)
+    keeper.close()
+
+
+def test_an_answer_that_is_only_a_tool_call_is_kept(path):
+    async def script(d):
+        await d.say("q")
+        await d.post(d.call("add", a=1), d.end("stopped"))
+        assert d.said == ["q", ""]
+        assert '"name": "add"' in "".join(d.screen_text)
+        await d.exchange("more", "ok")
+        assert [m["role"] for m in d.engine.questions[-1].messages] == ["user", "assistant", "user"]
+
+    chat(script, path=path)
+
+
+def test_undo_of_a_continuation_takes_its_calls_back():
+    async def script(d):
+        await d.say("q")
+        await d.post(d.text("one"), d.end("length"))
+        await d.press("ctrl+g")
+        await d.post(d.call("add", a=1), d.end())
+        assert len(d.chat.talk.leaf.calls) == 1
+        await d.command("/undo")
+        assert d.chat.talk.leaf.calls == ()
+        assert '"add"' not in "".join(d.screen_text)
 
     chat(script)
 
@@ -469,6 +600,18 @@ def test_slash_commands_complete_and_wrong_ones_are_said():
         assert d.engine.asked == [["/usr/bin is a path"]]
 
     chat(script, SIZES[1])
+
+
+def test_keys_that_are_faster_than_the_list_do_not_run_its_first_command(monkeypatch):
+    async def script(d):
+        await d.press("slash")
+        assert d.chat.entry.completion.chosen == "/stop"
+        monkeypatch.setattr(d.chat.entry.completion, "offer", lambda *_: None)
+        await d.press(*"help", "enter")
+        assert isinstance(d.app.screen, HelpScreen)
+        assert d.engine.stops == 0
+
+    chat(script)
 
 
 def test_a_store_that_fails_keeps_the_chat_in_memory(path):

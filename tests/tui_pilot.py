@@ -9,6 +9,7 @@ from textual import _wait
 from tui.app import RingChat
 from tui.keeper import Keeper
 from tui.messages import Ended, Figures, Loaded, Piece
+from tui.store import Call
 
 _wait.SLEEP_GRANULARITY, _wait.SLEEP_IDLE = 0.008, 0.001  # a pilot waits so long after each key, and again
 
@@ -35,7 +36,7 @@ class FakeEngine:
     def start(self, post):
         self.post = post
         if self.loads:
-            post(Loaded("fake", 4096, "4-bit"))
+            post(Loaded("fake", 4096, "4-bit", 16_000_000_000))
 
     def ask(self, question):
         self.questions.append(question)
@@ -103,6 +104,9 @@ class Driver:
 
     def text(self, text):
         return Piece(self.engine.number, "", text, FIGURES)
+
+    def call(self, name, **arguments):
+        return Piece(self.engine.number, "", "", FIGURES, (Call(name, arguments),))
 
     def end(self, reason="stop"):
         return Ended(self.engine.number, reason)

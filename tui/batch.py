@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tui.messages import Figures, Piece
+from tui.store import Call
 
 UPDATE_EVERY_S = 0.06
 
@@ -22,6 +23,7 @@ class Batch:
     def __init__(self, number: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._number, self._clock = number, clock
         self._thinking_text = self._answer_text = ""
+        self._calls: tuple[Call, ...] = ()
         self._figures = Figures()
         self._thinking_tokens, self._thinking_s, self._thinking_from = 0, 0.0, 0.0
         self._taken_at = float("-inf")
@@ -34,8 +36,8 @@ class Batch:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no text waits for the next update."""
-        return not (self._thinking_text or self._answer_text)
+        """Whether nothing waits for the next update."""
+        return not (self._thinking_text or self._answer_text or self._calls)
 
     def add(self, thinking_text: str, answer_text: str, is_thinking: bool, figures: Figures | None = None) -> None:
         """Take one token; ``figures`` replace those so far."""
@@ -48,13 +50,17 @@ class Batch:
             self._thinking_s = now - self._thinking_from
             self._thinking_tokens += 1
 
+    def add_call(self, call: Call, figures: Figures) -> None:
+        """Take a finished tool call."""
+        self._calls, self._figures = (*self._calls, call), figures
+
     def is_due(self) -> bool:
         """Whether the last update is long enough ago."""
         return self._clock() - self._taken_at >= UPDATE_EVERY_S
 
     def take(self) -> Piece:
         """The update; the next one starts empty."""
-        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures)
-        self._thinking_text = self._answer_text = ""
+        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures, self._calls)
+        self._thinking_text, self._answer_text, self._calls = "", "", ()
         self._taken_at = self._clock()
         return piece

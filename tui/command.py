@@ -42,9 +42,10 @@ def run(args: argparse.Namespace) -> int:
     """Open the chat; returns the exit code.
 
     Raises:
-        NoTerminalError: If standard input or output is not a terminal, which only ``--plain`` can do without.
+        NoTerminalError: If standard input, output or error (on which Textual draws) is not a terminal, which only
+            ``--plain`` can do without.
     """
-    if not args.plain and not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not args.plain and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise NoTerminalError("chat needs a terminal; use ring-mlx chat --plain or ring-mlx generate")
     from tui import config, paths
     from tui.engine import Engine

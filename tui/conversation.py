@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tui.store.exchange import fenced
-from tui.store.records import ASSISTANT, USER, Attachment, Chat, Record, Turn
+from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Record, Turn
 
 TITLE_LENGTH, SHORT = 48, 12
 
@@ -22,6 +23,7 @@ class _Step:
     leaf: str | None
     changed: str | None = None
     content: str = ""
+    calls: tuple[Call, ...] = ()
     record: Record | None = None
 
 
@@ -103,7 +105,7 @@ class Conversation:
 
     def mark(self, changed: Turn | None = None) -> None:
         """Remember where undo shall go back to; ``changed`` is a turn about to be continued."""
-        held = (changed.id, changed.content, changed.record) if changed else (None, "", None)
+        held = (changed.id, changed.content, changed.calls, changed.record) if changed else ()
         self._steps.append(_Step(self.chat.leaf, *held))
 
     def undo(self) -> bool:
@@ -113,7 +115,8 @@ class Conversation:
         step = self._steps.pop()
         self.chat.leaf = step.leaf
         if step.changed is not None:
-            self.turns[step.changed].content, self.turns[step.changed].record = step.content, step.record
+            turn = self.turns[step.changed]
+            turn.content, turn.calls, turn.record = step.content, step.calls, step.record
         return True
 
     def drop(self, turn: Turn) -> None:
@@ -126,13 +129,14 @@ class Conversation:
         """Whether anything follows a turn, in view or not."""
         return bool(self._children.get(turn.id))
 
-    def messages(self) -> list[dict[str, str]]:
-        """The branch in view as an engine takes it, attachments written out, thoughts beside the answers."""
+    def messages(self) -> list[dict[str, Any]]:
+        """The branch in view as an engine takes it, attachments written out, thoughts and calls beside the answers."""
         found = []
         for t in self.path():
-            if t.role == USER or t.content:
+            if t.role == USER or t.content or t.calls:
                 thought = {"reasoning_content": t.thinking} if t.thinking else {}
-                found.append({"role": t.role, "content": said(t), **thought})
+                calls = {"tool_calls": [_as_message(c) for c in t.calls]} if t.calls else {}
+                found.append({"role": t.role, "content": said(t), **thought, **calls})
         return found
 
     def entitle(self) -> None:
@@ -152,6 +156,10 @@ def said(turn: Turn) -> str:
     return "\n\n".join(
         [*([turn.content] if turn.content else []), *(f"{a.name}:\n{fenced(a.text)}" for a in turn.attachments)]
     )
+
+
+def _as_message(call: Call) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def title_of(question: str, answer: str) -> str:

@@ -8,11 +8,11 @@ BAR, WIDE = 12, 96
 FULL, EMPTY = "━", "╌"
 
 
-def gauges(f: Figures, context: int, machine_bytes: int, room: int) -> str:
+def gauges(f: Figures, context: int, memory_limit_bytes: int, room: int) -> str:
     """The figures in at most ``room`` columns: as many as fit, the most wanted first, in a fixed order.
 
     Speeds in tokens a second; the wait for the first token; context used of its maximum; tokens that needed no
-    reading; memory at its peak of the machine's, and what snapshots take of it.
+    reading; memory at its peak of what the machine should give, and what snapshots take of it.
     """
     wide = room >= WIDE
     parts = [
@@ -20,7 +20,7 @@ def gauges(f: Figures, context: int, machine_bytes: int, room: int) -> str:
         (2, f"first {seconds(f.time_to_first_token_s)}"),
         (0, f"{'context ' if wide else ''}{short(f.context_tokens, wide)}/{short(context, wide)}"),
         (4, f"{short(f.reused_tokens, wide)} reused" if f.reused_tokens else ""),
-        (3, _memory(f, machine_bytes) if f.memory_bytes else ""),
+        (3, _memory(f, memory_limit_bytes) if f.memory_bytes else ""),
     ]
     chosen: list[tuple[int, str]] = []
     for index in sorted((i for i, part in enumerate(parts) if part[1]), key=lambda i: parts[i][0]):
@@ -37,9 +37,9 @@ def _speeds(f: Figures, wide: bool) -> str:
     return f"{f'read {f.prompt_tps:.0f} ' if f.prompt_tps else ''}write {f.generation_tps:.0f} tok/s"
 
 
-def _memory(f: Figures, machine_bytes: int) -> str:
+def _memory(f: Figures, limit_bytes: int) -> str:
     cache = f" + {f.cache_bytes / 1e9:.1f}" if f.cache_bytes >= 5e7 else ""
-    of = f"/{machine_bytes / 1e9:.0f}" if machine_bytes else ""
+    of = f"/{limit_bytes / 1e9:.0f}" if limit_bytes else ""
     return f"{(f.memory_bytes - f.cache_bytes if cache else f.memory_bytes) / 1e9:.1f}{cache}{of} GB"
 
 

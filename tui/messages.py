@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from textual.message import Message
 
-Messages = Sequence[dict[str, str]]
+from tui.store.records import Call
+
+Messages = Sequence[dict[str, Any]]
 Post = Callable[[Message], object]
 
 
@@ -56,7 +58,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be answered: messages with role and content; ``continues`` goes on with the last one."""
+    """What is to be answered: messages as chat templates take them; ``continues`` goes on with the last one."""
 
     number: int
     messages: Messages
@@ -83,11 +85,19 @@ class Loading(Message):
 
 @dataclass
 class Loaded(Message):
-    """A model is ready; ``context`` is the most tokens it can hold, ``quantisation`` in words."""
+    """A model is ready.
+
+    Args:
+        name: What to call it.
+        context: The most tokens it can hold.
+        quantisation: In words.
+        memory_limit_bytes: What the machine should give it, 0 where that is not known.
+    """
 
     name: str
     context: int
     quantisation: str = ""
+    memory_limit_bytes: int = 0
 
 
 @dataclass
@@ -103,12 +113,13 @@ class Reading(Message):
 
 @dataclass
 class Piece(Message):
-    """New text of the thought and of the answer; the figures are those so far."""
+    """New text of the thought and of the answer, and new tool calls; the figures are those so far."""
 
     number: int
     thinking_text: str
     answer_text: str
     figures: Figures
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass

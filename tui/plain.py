@@ -19,10 +19,11 @@ from tui.conversation import Conversation
 from tui.gauges import gauges, reading_text
 from tui.harmless import harmless
 from tui.keeper import Keeper
-from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Reading
+from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Reading, Sampling
 from tui.plain_commands import PlainCommands
 from tui.records import record_of
 from tui.store import Record
+from tui.store.exchange import call_text
 
 WIDTH = 100
 
@@ -83,10 +84,11 @@ class Plain(PlainCommands):
         answer = self.talk.leaf if continues else self.talk.add("assistant", "")
         assert answer is not None
         self.before = answer.record if continues else None
+        sampling, self.repeated = self.repeated or self.config.sampling, None
         self.number += 1
         system = [{"role": "system", "content": self.config.system_prompt}] if self.config.system_prompt else []
         messages = [*system, *self.talk.messages()]
-        self.engine.ask(Question(self.number, messages, self.config.sampling, continues))
+        self.engine.ask(Question(self.number, messages, sampling, continues))
         while True:
             try:
                 message = self._heard.get()
@@ -97,22 +99,25 @@ class Plain(PlainCommands):
                 text = message.answer_text if answer.content else message.answer_text.lstrip()
                 answer.thinking += message.thinking_text
                 answer.content += text
+                answer.calls += message.calls
                 self.figures = message.figures
                 print(harmless(text), end="", flush=True)
+                for call in message.calls:
+                    print(harmless(f"\n{call_text(call)}" if answer.content else call_text(call)), flush=True)
                 self.keeper.keep_growing(self.talk, answer)
             elif isinstance(message, Reading) and self._is_terminal and message.done < message.total:
                 self.tell(reading_text(message))
             elif isinstance(message, (Ended, Failed)) and message.number in (None, self.number):
-                return self._finish(message, answer.id)
+                return self._finish(message, answer.id, sampling)
 
-    def _finish(self, message: Ended | Failed, answer_id: str) -> int:
+    def _finish(self, message: Ended | Failed, answer_id: str, sampling: Sampling) -> int:
         answer = self.talk.turns[answer_id]
         if answer.content:
             print(flush=True)
         reason = message.reason if isinstance(message, Ended) else "failed"
         self.figures = (message.figures if isinstance(message, Ended) else None) or self.figures
-        if answer.content or answer.thinking or reason in ("stop", "length"):
-            answer.record = record_of(self.model, self.config.sampling, self.figures, reason, self.before)
+        if not answer.is_empty or reason in ("stop", "length"):
+            answer.record = record_of(self.model, sampling, self.figures, reason, self.before)
             self.talk.entitle()
             self.keeper.keep(self.talk, answer)
         else:
@@ -122,7 +127,7 @@ class Plain(PlainCommands):
             self.tell(message.text)
             return 2
         if self._is_terminal:
-            self.tell(f"[{reason}, {gauges(self.figures, self.model.context, 0, WIDTH)}]")
+            self.tell(f"[{reason}, {gauges(self.figures, self.model.context, self.model.memory_limit_bytes, WIDTH)}]")
         return 0
 
     def _wait_for_model(self) -> bool:

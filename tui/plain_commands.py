@@ -8,12 +8,12 @@ from dataclasses import replace
 from ring_mlx import RingError
 from tui import commands, files, paths
 from tui.config import Config, ConfigError, Preset, save
-from tui.config.schema import with_setting
+from tui.config.schema import with_setting, without_preset
 from tui.conversation import Conversation
 from tui.keeper import Keeper
-from tui.messages import Figures, Loaded, ModelChoice
+from tui.messages import Figures, Loaded, ModelChoice, Sampling
 from tui.models import TOY_NAME
-from tui.records import record_lines
+from tui.records import record_lines, sampling_of
 from tui.store import Attachment, chats, search
 from tui.transfer import export_talk, import_talk
 
@@ -34,6 +34,7 @@ class PlainCommands:
         self.model, self.figures, self.number = Loaded("", 0), Figures(), 0
         self.attachments: list[Attachment] = []
         self.is_over = self.wants_answer = self.continues = False
+        self.repeated: Sampling | None = None
         self._listed: list[str] = []
 
     def tell(self, text: str) -> None:
@@ -102,10 +103,18 @@ class PlainCommands:
             self.talk.cut_after(question)
             self.wants_answer = True
 
+    def do_repeat(self, _: str) -> None:
+        """Answer the last question again as the last answer's record says."""
+        self.repeated = sampling_of(self.talk.leaf.record if self.talk.leaf else None)
+        if self.repeated is None:
+            self.tell("The answer's record names no seed; /regenerate answers with another one.")
+        else:
+            self.do_regenerate("")
+
     def do_continue(self, _: str) -> None:
         """Go on with the last answer."""
         leaf = self.talk.leaf
-        if leaf is not None and leaf.role == "assistant" and leaf.content:
+        if leaf is not None and leaf.role == "assistant" and leaf.content and not leaf.calls:
             self.talk.mark(leaf)
             self.wants_answer = self.continues = True
 
@@ -155,11 +164,13 @@ class PlainCommands:
         self.do_set(f"thinking_budget {argument}")
 
     def do_preset(self, argument: str) -> None:
-        """Use a preset, or save one."""
+        """Use a preset, save one or delete one."""
         word, _, name = argument.partition(" ")
         if word == "save" and name:
             now = Preset(self.config.sampling, self.config.system_prompt)
             self._save(replace(self.config, presets={**self.config.presets, name: now}))
+        elif word == "delete" and name in self.config.presets:
+            self._save(without_preset(self.config, name))
         elif argument in self.config.presets:
             self._use(self.config.presets[argument])
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tui.config.schema import with_setting
 from tui.gauges import seconds
 from tui.harmless import harmless
 from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
@@ -28,6 +29,17 @@ def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before
         peak_memory_gb=f.memory_bytes / 1e9,
         finish_reason=reason,
     )
+
+
+def sampling_of(record: Record | None) -> Sampling | None:
+    """The sampling with which an answer can be had again, or None where its record names no seed or no sense."""
+    sampling = Sampling()
+    try:
+        for name, value in (record.sampling if record else {}).items():
+            sampling = with_setting(sampling, name, value)
+    except ValueError:
+        return None
+    return sampling if sampling.seed is not None else None
 
 
 def thought_size(record: Record) -> str:

@@ -19,11 +19,13 @@ from ring_mlx import (
     Session,
     Statistics,
     ThinkingText,
+    ToolCall,
 )
 from tui import paths
 from tui.batch import Batch
 from tui.engine import Source, StoppedError
 from tui.messages import Ended, Figures, Loaded, Loading, ModelChoice, Post, Question, Reading
+from tui.store import Call
 
 TOY = "toy"
 
@@ -61,7 +63,7 @@ class SessionSource:
             self._session.close(0)
             raise
         quantisation = "" if info.quantization == "none" else info.quantization
-        post(Loaded(name, info.context_tokens, quantisation))
+        post(Loaded(name, info.context_tokens, quantisation, info.memory_limit_bytes))
 
     def stop(self) -> None:
         """End the running answer; from any thread."""
@@ -114,6 +116,8 @@ class _Heard:
             self.batch.add(event.text, "", True, self._measured())
         elif isinstance(event, AnswerText):
             self.batch.add("", event.text, False, self._measured())
+        elif isinstance(event, ToolCall):
+            self.batch.add_call(Call(event.name, dict(event.arguments)), self._measured())
         elif isinstance(event, Statistics):
             self.batch.add("", "", False, self._final(event))
         elif isinstance(event, End):

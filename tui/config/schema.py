@@ -64,6 +64,16 @@ def checked(name: str, value: object) -> int | float | None:
     return number
 
 
+def without_preset(config: Config, name: str) -> Config:
+    """The configuration in which a preset is gone."""
+    return replace(config, presets={n: p for n, p in config.presets.items() if n != name})
+
+
+def prompt_keys(keys: Mapping[str, str]) -> dict[str, str]:
+    """The keys of "send" and "new_line"."""
+    return {name: keys.get(name, plain) for name, plain in PROMPT_KEYS.items()}
+
+
 def with_setting(sampling: Sampling, name: str, value: object) -> Sampling:
     """The sampling with one value changed.
 

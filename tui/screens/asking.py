@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from textual import on
 
-from tui import machine
 from tui.gauges import loading_text, reading_text
-from tui.messages import Ended, Failed, Figures, Loaded, Loading, Piece, Question, Reading
+from tui.messages import Ended, Failed, Figures, Loaded, Loading, Piece, Question, Reading, Sampling
 from tui.records import record_of
 from tui.screens.base import ChatBase
 from tui.store import Record, Turn
@@ -17,6 +16,7 @@ from tui.widgets.entry import Entry
 class Asking(ChatBase):
     """Asks the engine and keeps what it says."""
 
+    _asked: Sampling | None = None
     _continued: Record | None = None
     _figures: Figures | None = None
 
@@ -31,16 +31,20 @@ class Asking(ChatBase):
         self.keeper.keep(self.talk, question)
         await self.ask()
 
-    async def ask(self) -> None:
-        """Answer the branch in view, which ends with a question; the caller has marked the way back."""
-        await self._begin(self.talk.add(ASSISTANT, ""), continues=False)
+    async def ask(self, sampling: Sampling | None = None) -> None:
+        """Answer the branch in view, which ends with a question; the caller has marked the way back.
+
+        Args:
+            sampling: Of this answer, by default the one in force.
+        """
+        await self._begin(self.talk.add(ASSISTANT, ""), sampling or self.sampling)
 
     async def go_on(self, answer: Turn) -> None:
         """Go on with an answer that ends the branch in view."""
-        await self._begin(answer, continues=True)
+        await self._begin(answer, self.sampling, continues=True)
 
-    async def _begin(self, answer: Turn, continues: bool) -> None:
-        self.answer, self.number = answer, self.number + 1
+    async def _begin(self, answer: Turn, sampling: Sampling, continues: bool = False) -> None:
+        self.answer, self.number, self._asked = answer, self.number + 1, sampling
         self._continued, self._figures = answer.record if continues else None, None
         self.refresh_bindings()
         if continues:
@@ -49,7 +53,7 @@ class Asking(ChatBase):
             await self.turns.extend(self.talk.path(), answer.id)
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         messages = [*system, *self.talk.messages()]
-        self.engine.ask(Question(self.number, messages, self.sampling, continues))
+        self.engine.ask(Question(self.number, messages, sampling, continues))
 
     @on(Loading)
     def model_loading(self, message: Loading) -> None:
@@ -63,7 +67,7 @@ class Asking(ChatBase):
         """Say which model it is."""
         self.model = message
         self.status.model, self.status.context = message.name, message.context
-        self.status.machine_bytes = machine.memory_bytes()
+        self.status.memory_limit_bytes = message.memory_limit_bytes
         self.status.show("ready")
 
     @on(Reading)
@@ -82,10 +86,13 @@ class Asking(ChatBase):
         text = message.answer_text if answer.content else message.answer_text.lstrip()
         answer.thinking += message.thinking_text
         answer.content += text
+        answer.calls += message.calls
         self.keeper.keep_growing(self.talk, answer)
         if (view := self.answer_view(answer)) is not None:
             view.think(message.figures.thinking_tokens, message.figures.thinking_s)
             await view.write(text)
+            if message.calls:
+                await view.show_calls()
 
     @on(Ended)
     async def ended(self, message: Ended) -> None:
@@ -129,8 +136,9 @@ class Asking(ChatBase):
 
     def _keep(self, answer: Turn, reason: str) -> bool:
         """Keep an answer with its record; one without any text is taken back with its question."""
-        if answer.content or answer.thinking or reason in ("stop", "length"):
-            answer.record = record_of(self.model, self.sampling, self._figures or Figures(), reason, self._continued)
+        if not answer.is_empty or reason in ("stop", "length"):
+            sampling = self._asked or self.sampling
+            answer.record = record_of(self.model, sampling, self._figures or Figures(), reason, self._continued)
             self.talk.chat.changed = max(self.talk.chat.changed, answer.created)
             self.talk.entitle()
             self.keeper.keep(self.talk, answer)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from textual.screen import Screen
 
-from tui import machine
 from tui.config import Config
+from tui.config.schema import prompt_keys
 from tui.conversation import Conversation
 from tui.harmless import harmless
 from tui.keeper import Keeper
@@ -40,7 +40,7 @@ class ChatBase(Screen[None]):
         self.number = 0
         self.answer: Turn | None = None
         self.turns = Turns(self.branch_of, id="turns")
-        self.entry = Entry(machine.prompt_keys(config.keys), id="entry")
+        self.entry = Entry(prompt_keys(config.keys), id="entry")
         self.status = StatusLine(id="status")
 
     def say(self, text: str, severity: str = "information") -> None:

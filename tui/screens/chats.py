@@ -149,7 +149,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
         found.clear_options()
         found.add_options([Option(line) for line in lines])
         found.highlighted = min(at, len(lines) - 1) if lines else None
-        count = f"{len(lines)} {'found' if words.strip() else 'chats'}"
+        count = f"{len(lines)} {'found' if words.strip() else 'chat' if len(lines) == 1 else 'chats'}"
         self.query_one("#remark", Static).update(harmless(remark or count))
 
     def _list(self) -> list[Content]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tui import paths
 from tui.config import Config, ConfigError, Preset, save
-from tui.config.schema import with_setting
+from tui.config.schema import with_setting, without_preset
 from tui.messages import ModelChoice
 from tui.models import TOY_NAME
 from tui.screens.chat_commands import ChatCommands
@@ -44,7 +44,10 @@ class SettingCommands(ChatCommands):
                 self.say("The settings hold from the next answer on.")
 
         now = Preset(self.sampling, self.system_prompt)
-        self.app.push_screen(SettingsScreen(now, self.config.presets), chosen)
+        self.app.push_screen(SettingsScreen(now, self.config.presets, self._delete_preset), chosen)
+
+    def _delete_preset(self, name: str) -> None:
+        self._save(without_preset(self.config, name))
 
     def use(self, preset: Preset) -> None:
         """Use settings, and keep them for the next start."""
@@ -71,12 +74,15 @@ class SettingCommands(ChatCommands):
         self.do_set(f"thinking_budget {argument}")
 
     def do_preset(self, argument: str) -> None:
-        """Use a preset, or save one."""
+        """Use a preset, save one or delete one."""
         word, _, name = argument.partition(" ")
         if word == "save" and name:
             now = Preset(self.sampling, self.system_prompt)
             self._save(replace(self.config, presets={**self.config.presets, name: now}))
             self.say(f"Saved as {name}.")
+        elif word == "delete" and name in self.config.presets:
+            self._delete_preset(name)
+            self.say(f"Deleted {name}; the settings in force stay.")
         elif argument in self.config.presets:
             self.use(self.config.presets[argument])
             self.say(f"Using {argument}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from textual import on
@@ -34,16 +34,18 @@ class SettingsScreen(ModalScreen[Preset | None]):
     Args:
         now: The settings in force.
         presets: Those that can be taken over.
+        delete: Takes the name of a preset that the user deletes.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Use"),
+        Binding("ctrl+x", "delete", "Delete preset", priority=True, id="settings_delete"),
         Binding("escape", "dismiss(None)", "Back", priority=True),
     ]
 
-    def __init__(self, now: Preset, presets: Mapping[str, Preset]) -> None:
+    def __init__(self, now: Preset, presets: Mapping[str, Preset], delete: Callable[[str], None]) -> None:
         super().__init__()
-        self._now, self._presets = now, presets
+        self._now, self._presets, self._delete = now, dict(presets), delete
 
     def compose(self) -> ComposeResult:
         """A row for each value, the system prompt below."""
@@ -51,8 +53,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
             yield Static("Settings of the answers to come", classes="title")
             with VerticalScroll(can_focus=False):
                 if self._presets:
-                    names = [(harmless(name), name) for name in self._presets]
-                    yield Select(names, prompt="take over a preset", id="preset", compact=True)
+                    yield Select(self._names, prompt="take over a preset", id="preset", compact=True)
                 for name in RANGES:
                     with Horizontal(classes="row"):
                         yield Label(name.replace("_", " "))
@@ -70,11 +71,41 @@ class SettingsScreen(ModalScreen[Preset | None]):
     @on(Select.Changed, "#preset")
     def take_over(self, message: Select.Changed) -> None:
         """Show a preset's values."""
+        self.refresh_bindings()
         preset = self._presets.get(str(message.value))
         if preset is not None:
+            self.query_one("#wrong", Static).update("")
             for name in RANGES:
                 self.query_one(f"#{name}", Input).value = _shown(preset.sampling, name)
             self.query_one("#system", TextArea).text = harmless(preset.system_prompt)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Hide the key that deletes a preset until one is chosen."""
+        return action != "delete" or self._preset is not None
+
+    def action_delete(self) -> None:
+        """Delete the preset chosen; the values that it brought stay."""
+        name = self._preset
+        if name is not None:
+            del self._presets[name]
+            self._delete(name)
+            chooser = self.query_one("#preset", Select)
+            chooser.set_options(self._names)
+            chooser.display = bool(self._presets)
+            self.query_one("#wrong", Static).update(harmless(f"Deleted {name}."))
+            self.query_one("#temp", Input).focus()
+            self.refresh_bindings()
+
+    @property
+    def _names(self) -> list[tuple[str, str]]:
+        return [(harmless(name), name) for name in self._presets]
+
+    @property
+    def _preset(self) -> str | None:
+        """The name of the preset chosen."""
+        chooser = self.query("#preset").results(Select)
+        name = next((str(c.value) for c in chooser), "")
+        return name if name in self._presets else None
 
     @on(Input.Submitted)
     def action_save(self) -> None:

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 from textual import on
 
+from tui.messages import Sampling
+from tui.records import sampling_of
 from tui.screens.asking import Asking
 from tui.screens.record import RecordScreen
 from tui.screens.text import TextScreen
 from tui.store import Record, Turn
+from tui.store.exchange import written
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.answer import CopyCode
 from tui.widgets.turn import TurnView
@@ -24,9 +27,23 @@ class TurnCommands(Asking):
 
     async def do_regenerate(self, _: str) -> None:
         """Answer again beside the present answer."""
-        if self.is_busy:
+        if not self.is_busy:
+            await self._again(self.chosen())
+
+    async def do_repeat(self, _: str) -> None:
+        """Answer again as the record says: with the same seed and sampling."""
+        turn = None if self.is_busy else self.chosen_answer()
+        if turn is None:
             return
-        turn = self.chosen()
+        sampling = sampling_of(turn.record)
+        if sampling is None:
+            self.say("The answer's record names no seed; /regenerate answers with another one.")
+            return
+        if turn.record is not None and turn.record.model != self.model.name:
+            self.say(f"That answer was {turn.record.model}'s; {self.model.name} will say something else.", "warning")
+        await self._again(turn, sampling)
+
+    async def _again(self, turn: Turn | None, sampling: Sampling | None = None) -> None:
         if turn is not None and turn.role == ASSISTANT:
             turn = self.talk.turns.get(turn.parent or "")
         if turn is None:
@@ -35,7 +52,7 @@ class TurnCommands(Asking):
         self.talk.cut_after(turn)
         await self.turns.show(self.talk.path())
         self.entry.prompt.focus()
-        await self.ask()
+        await self.ask(sampling)
 
     def do_edit(self, _: str) -> None:
         """Open a turn for writing."""
@@ -55,7 +72,7 @@ class TurnCommands(Asking):
         self.talk.mark()
         new = self.talk.beside(turn, text)
         if turn.role == ASSISTANT:
-            new.thinking = turn.thinking
+            new.thinking, new.calls = turn.thinking, turn.calls
             new.record = replace(turn.record or Record(), is_edited=True)
         self.keeper.keep(self.talk, new)
         await self.refresh_turns()
@@ -70,6 +87,9 @@ class TurnCommands(Asking):
             return
         if not turn.content.strip():
             self.say("The answer has no text to go on from; /regenerate asks again.")
+            return
+        if turn.calls:
+            self.say("The answer ended with a tool call; there is nothing to go on from.")
             return
         if turn is not self.talk.leaf:
             self.talk.cut_after(turn)
@@ -133,13 +153,13 @@ class TurnCommands(Asking):
         """Copy a turn's text; a thought is never part of it."""
         turn = self.chosen() if self._has_focus else self.chosen_answer()
         if turn is not None:
-            self._copy(turn.content, "the answer" if turn.role == ASSISTANT else "the question")
+            self._copy(written(turn), "the answer" if turn.role == ASSISTANT else "the question")
 
     def do_code(self, argument: str) -> None:
         """Copy a code block of an answer."""
         turn = self.chosen_answer()
         view = self.answer_view(turn) if turn is not None else None
-        codes = view.body.codes() if view is not None else []
+        codes = view.codes() if view is not None else []
         index = int(argument) if argument.isdigit() else len(codes)
         if not 1 <= index <= len(codes):
             self.say(f"The answer has {len(codes)} code blocks.")

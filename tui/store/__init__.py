@@ -5,6 +5,6 @@
 """
 
 from tui.store.database import Database, StoreError
-from tui.store.records import Attachment, Chat, Record, Turn
+from tui.store.records import Attachment, Call, Chat, Record, Turn
 
-__all__ = ["Attachment", "Chat", "Database", "Record", "StoreError", "Turn"]
+__all__ = ["Attachment", "Call", "Chat", "Database", "Record", "StoreError", "Turn"]

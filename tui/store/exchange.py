@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tui.store.database import StoreError
-from tui.store.records import ASSISTANT, USER, Attachment, Chat, Record, Turn, new_id
+from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Record, Turn, new_id
 
 FORMAT, VERSION = "ring-mlx chat", 1
 
@@ -20,16 +20,26 @@ def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
         parts.append(
             "## You" if turn.role == USER else f"## {turn.record.model or 'Answer'}" if turn.record else "## Answer"
         )
-        parts += [turn.content.strip()] if turn.content.strip() else []
+        parts += [answer] if (answer := written(turn).strip()) else []
         parts += [f"{a.name}:\n\n{fenced(a.text)}" for a in turn.attachments]
     return "\n\n".join(parts) + "\n"
 
 
-def fenced(text: str) -> str:
+def written(turn: Turn) -> str:
+    """What a turn says as Markdown, the tools it asks for included, the thought not."""
+    return "\n\n".join([*([turn.content] if turn.content.strip() else []), *map(call_text, turn.calls)])
+
+
+def call_text(call: Call) -> str:
+    """A tool call as a code block with its name and arguments."""
+    return fenced(json.dumps({"name": call.name, "arguments": call.arguments}, indent=2, ensure_ascii=False), "json")
+
+
+def fenced(text: str, language: str = "") -> str:
     """A text as a code block, whose fence is longer than any in it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def to_json(chat: Chat, turns: Sequence[Turn]) -> str:
@@ -43,6 +53,7 @@ def to_json(chat: Chat, turns: Sequence[Turn]) -> str:
             "content": t.content,
             "thinking": t.thinking,
             "attachments": [{"name": a.name, "text": a.text} for a in t.attachments],
+            "calls": [{"name": c.name, "arguments": c.arguments} for c in t.calls],
             "record": t.record.as_dict() if t.record else None,
             "created": t.created,
         }
@@ -88,6 +99,7 @@ def _turn(raw: dict[str, Any], ids: dict[str, str]) -> Turn:
         parent=parent,
         thinking=str(raw["thinking"]),
         attachments=tuple(Attachment(str(a["name"]), str(a["text"])) for a in raw["attachments"]),
+        calls=tuple(Call(str(c["name"]), dict(c["arguments"])) for c in raw.get("calls", [])),
         record=Record.from_dict(raw["record"]) if raw["record"] else None,
         id=ids[raw["id"]],
         created=float(raw["created"]),

@@ -37,6 +37,10 @@ MIGRATIONS = (
     """
     CREATE TABLE drafts (chat TEXT PRIMARY KEY, content TEXT NOT NULL);
     """,
+    # 4: the tools that an answer asked for.
+    """
+    ALTER TABLE turns ADD COLUMN calls TEXT NOT NULL DEFAULT '[]';
+    """,
 )
 NEWEST = len(MIGRATIONS)
 

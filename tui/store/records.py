@@ -24,6 +24,14 @@ class Attachment:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A tool that the model asked for."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Record:
     """How an answer came to be; tokens as counts, times in seconds, speeds in tokens a second, memory in GB."""
 
@@ -63,9 +71,15 @@ class Turn:
     parent: str | None = None
     thinking: str = ""
     attachments: tuple[Attachment, ...] = ()
+    calls: tuple[Call, ...] = ()
     record: Record | None = None
     id: str = field(default_factory=new_id)
     created: float = field(default_factory=time.time)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether an answer says nothing at all."""
+        return not (self.content or self.thinking or self.calls)
 
 
 @dataclass

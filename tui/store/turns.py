@@ -6,21 +6,24 @@ import json
 import sqlite3
 
 from tui.store.database import Database, Statement
-from tui.store.records import Attachment, Record, Turn
+from tui.store.records import Attachment, Call, Record, Turn
 
 
 def saving(chat_id: str, turn: Turn) -> Statement:
     """The statement that saves a turn; saving it again replaces what was written so far."""
     sql = """
-        INSERT INTO turns (id, chat, parent, role, content, thinking, attachments, record, created)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+        INSERT INTO turns (id, chat, parent, role, content, thinking, attachments, calls, record, created)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (id) DO UPDATE SET
           content = excluded.content, thinking = excluded.thinking, attachments = excluded.attachments,
-          record = excluded.record"""
+          calls = excluded.calls, record = excluded.record"""
     attachments = json.dumps([[a.name, a.text] for a in turn.attachments])
+    calls = json.dumps([[c.name, c.arguments] for c in turn.calls])
     record = json.dumps(turn.record.as_dict()) if turn.record else None
-    values = (turn.id, chat_id, turn.parent, turn.role, turn.content, turn.thinking, attachments, record, turn.created)
-    return sql, tuple(v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in values)
+    values = (turn.id, chat_id, turn.parent, turn.role, turn.content, turn.thinking, attachments, calls, record)
+    return sql, tuple(
+        v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in (*values, turn.created)
+    )
 
 
 def save(db: Database, chat_id: str, turn: Turn) -> None:
@@ -46,6 +49,7 @@ def _turn(row: sqlite3.Row) -> Turn:
         parent=row["parent"],
         thinking=row["thinking"],
         attachments=tuple(Attachment(name, text) for name, text in json.loads(row["attachments"])),
+        calls=tuple(Call(name, arguments) for name, arguments in json.loads(row["calls"])),
         record=Record.from_dict(json.loads(row["record"])) if row["record"] else None,
         id=row["id"],
         created=row["created"],

@@ -10,6 +10,7 @@ from textual.widgets.markdown import MarkdownStream
 from tui.harmless import harmless
 from tui.records import record_text, thought_size
 from tui.store import Turn
+from tui.store.exchange import call_text
 from tui.widgets.answer import Answer
 from tui.widgets.turn import TurnView
 
@@ -49,6 +50,7 @@ class AssistantTurn(TurnView):
         self._fold = Fold("", classes="fold", markup=False)
         self._thought = Static("", classes="thought", markup=False)
         self.body = Answer(harmless(turn.content))
+        self._calls = self._answer_of_calls() if turn.calls else None
         self._note = Static("", classes="note", markup=False)
         self._stream: MarkdownStream | None = None
 
@@ -61,6 +63,8 @@ class AssistantTurn(TurnView):
         yield self._fold
         yield self._thought
         yield self.body
+        if self._calls is not None:
+            yield self._calls
         yield self._note
 
     def think(self, tokens: int, seconds: float) -> None:
@@ -78,6 +82,17 @@ class AssistantTurn(TurnView):
             self._refresh_fold()
             self._stream = Answer.get_stream(self.body)
         await self._stream.write(harmless(text))
+
+    async def show_calls(self) -> None:
+        """Show the tools that the turn asks for by now, below its text."""
+        if self._calls is not None:
+            await self._calls.remove()
+        self._calls = self._answer_of_calls()
+        await self.mount(self._calls, before=self._note)
+
+    def codes(self) -> list[str]:
+        """The code of every block, tool calls included, in order."""
+        return [*self.body.codes(), *(self._calls.codes() if self._calls is not None else [])]
 
     async def end(self) -> None:
         """Nothing more will come; what was written stays."""
@@ -100,6 +115,9 @@ class AssistantTurn(TurnView):
         self._thought.display = self.is_open
         self._refresh_fold()
 
+    def _answer_of_calls(self) -> Answer:
+        return Answer(harmless("\n\n".join(map(call_text, self.turn.calls))), classes="calls")
+
     def _refresh_note(self) -> None:
         record = self.turn.record
         parts = [NOTES.get(record.finish_reason, "") if record else "", "edited" if record and record.is_edited else ""]
@@ -108,8 +126,8 @@ class AssistantTurn(TurnView):
         self._note.display = any(parts)
 
     def _refresh_fold(self) -> None:
-        self._fold.display = bool(self._thought_size)
+        self._fold.display = bool(self._thought_size or self.turn.thinking)
         word = "thinking" if self.running and not self.turn.content else "thought"
-        self._fold.update(f"{OPEN if self.is_open else FOLDED} {word} {self._thought_size}")
+        self._fold.update(f"{OPEN if self.is_open else FOLDED} {word} {self._thought_size}".rstrip())
         if self.is_open:
             self._thought.update(harmless(self.turn.thinking.strip()))

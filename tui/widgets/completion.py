@@ -17,10 +17,12 @@ class Completion(OptionList, can_focus=False):
     def __init__(self) -> None:
         super().__init__()
         self.display = False
+        self.typed = ""
         self._texts: list[str] = []
 
-    def offer(self, found: Sequence[tuple[str, str]]) -> None:
-        """Show texts, each with a remark; none hides the list."""
+    def offer(self, found: Sequence[tuple[str, str]], typed: str = "") -> None:
+        """Show texts, each with a remark, for what is ``typed``; none hides the list."""
+        self.typed = typed
         self._texts = [text for text, _ in found]
         self.display = bool(found)
         self.clear_options()

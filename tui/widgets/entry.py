@@ -110,9 +110,9 @@ class Entry(Vertical):
         self.post_message(self.Changed())
         text = self.prompt.text
         if commands.is_command(text) and " " not in text:
-            self.completion.offer([(f"/{c.name}", c.help) for c in commands.completions(text)])
+            self.completion.offer([(f"/{c.name}", c.help) for c in commands.completions(text)], text)
         elif (found := _MENTION_AT_END.search(self._before_cursor)) is not None:
-            self.completion.offer([(path, "") for path in files.completions(found[1])])
+            self.completion.offer([(path, "") for path in files.completions(found[1])], text)
         else:
             self.completion.offer([])
 

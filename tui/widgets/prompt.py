@@ -131,7 +131,7 @@ class Prompt(TextArea):
         return True
 
     def _completing(self, key: str) -> bool:
-        if not self._completion.display:
+        if not self._completion.display or self._completion.typed != self.text:  # keys came faster than the list
             return False
         if key in ("up", "down"):
             self._completion.move(-1 if key == "up" else 1)

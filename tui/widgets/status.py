@@ -17,7 +17,7 @@ class StatusLine(Widget):
 
     model: reactive[str] = reactive("")
     context: reactive[int] = reactive(0)
-    machine_bytes: reactive[int] = reactive(0)
+    memory_limit_bytes: reactive[int] = reactive(0)
     state: reactive[str] = reactive("loading the model")
     figures: reactive[Figures | None] = reactive(None)
 
@@ -30,8 +30,7 @@ class StatusLine(Widget):
         width = self.size.width
         right = Content(self.state)
         if self.figures is not None:
-            right = Content(
-                gauges(self.figures, self.context, self.machine_bytes, width - GAP - min(12, len(self.model)))
-            )
+            room = width - GAP - min(12, len(self.model))
+            right = Content(gauges(self.figures, self.context, self.memory_limit_bytes, room))
         left = Content(self.model).truncate(max(width - right.cell_length - GAP, 0), ellipsis=True)
         return Content(" " * max(width - left.cell_length - right.cell_length, 0)).join([left, right])
