@@ -181,6 +181,9 @@ def test_a_target_that_exists_is_refused(tmp_path):
         ({"quantize": True, "overrides": ["atention=8"]}, "--q-override 'atention=8' matches no module"),
         ({"quantize": True, "overrides": ["gate.gate_proj=4"]}, "would harm the router"),
         ({"quantize": True, "fit": "best"}, "--q-fit 'best' is not one of"),
+        ({"bits": 4}, "--q-bits needs --quantize"),
+        ({"group_size": 32}, "--q-group-size needs --quantize"),
+        ({"quantize": True, "bits": 4, "recipe": "ring-q4"}, "--q-bits 4 has no effect on --quant-predicate ring-q4"),
     ],
 )
 def test_options_that_cannot_work_are_refused_and_leave_nothing(tmp_path, options, match):
@@ -328,9 +331,19 @@ def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         (["--verify", "--mlx-path", "/nowhere"], "no conversion.json in /nowhere"),
         (["--model", str(GOLDEN), "--upload-repo", "x"], "--upload-repo 'x' is not owner/name"),
         (["--model", "./nowhere"], "no such folder"),
+        (["--model", str(GOLDEN), "--q-fit", "rtn"], "--q-fit needs --quantize"),
+        (["--model", str(GOLDEN), "--mlx-path", "/tmp/" + "n" * 256], "cannot be a folder (File name too long)"),
+        (["--model", str(GOLDEN), "--mlx-path", "/tmp/" + "n" * 250], "cannot be a folder (File name too long)"),
     ],
 )
 def test_what_the_command_refuses(args, match, capsys):
     assert main(["convert", *args]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert match in line
+
+
+def test_the_report_is_read_before_anything_is_converted(tmp_path, capsys):
+    args = ["convert", "--model", str(GOLDEN), "--mlx-path", str(tmp_path / "out")]
+    assert main([*args, "--report", str(tmp_path / "none.txt")]) == 2
+    assert "none.txt cannot be read" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

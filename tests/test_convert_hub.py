@@ -15,7 +15,8 @@ from ring_mlx import demo_model_path
 from ring_mlx.convert import convert, job, remote
 from ring_mlx.convert.writer import partial_folder, verify
 from ring_mlx.errors import OptionError
-from tests.hub_server import HubServer, Repo
+from tests import hub_server
+from tests.hub_server import COMMIT, HubServer, Repo
 from tests.kill_and_resume import folder_hashes
 from tests.tiny import config, save_hf
 
@@ -176,3 +177,49 @@ def test_what_the_hub_refuses_is_one_line(hub, command, source, tmp_path):
 def test_an_upload_target_that_is_no_name_is_refused_before_any_work():
     with pytest.raises(OptionError, match="--upload-repo 'nowhere' is not owner/name"):
         remote.check_repo_name("nowhere")
+
+
+def test_one_commit_is_used_throughout_and_a_branch_that_moved_is_refused(hub, command, tmp_path, monkeypatch):
+    args = ("--model", NAME, *OPTIONS)
+    for how in ((), ("--stream",)):
+        hub.seen.clear()
+        target = tmp_path / "-".join(("out", *how))
+        made = command(*args, *how, "--mlx-path", target)
+        assert made.returncode == 0, made.stderr
+        assert json.loads((target / "conversion.json").read_text())["source_commit"] == COMMIT
+        fetched = [r.path for r in hub.seen if "/resolve/" in r.path]
+        assert fetched
+        assert all(f"/resolve/{COMMIT}/" in path for path in fetched)
+    moved = "f" * 40
+    hub.repos[NAME].revisions = ("main", COMMIT, moved)
+    monkeypatch.setattr(hub_server, "COMMIT", moved)
+    text = tmp_path / "text.txt"
+    text.write_text("What is 27 + 35?")
+    resume = (*args, "--stream", "--resume", "--mlx-path", target)
+    refused = command(*resume)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "made otherwise (with another source_commit)" in line
+    hub.seen.clear()
+    pinned = command(*resume, "--revision", COMMIT, "--report", text)
+    assert pinned.returncode == 0, pinned.stderr
+    assert not [r.path for r in hub.seen if moved in r.path or "/main" in r.path]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(command, source, tmp_path):
+    assert command("--model", NAME, "--dry-run").returncode == 0
+    upload = ("--model", source, "--mlx-path", tmp_path / "out", "--upload-repo", "a/b")
+    for args in (("--model", NAME, "--stream"), upload):
+        result = command(*args, HF_ENDPOINT="http://127.0.0.1:9")
+        assert result.returncode == 2
+        assert result.stderr.splitlines()[-1].startswith("ring-mlx: [hub] ")
+        assert "Traceback" not in result.stderr
+
+
+def test_a_gated_repository_is_told_from_a_hub_that_cannot_be_reached(hub, command):
+    assert command("--model", NAME, "--dry-run").returncode == 0
+    hub.repos[NAME].gated = True
+    result = command("--model", NAME, "--dry-run")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "is gated" in line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ring_mlx.config import RingConfig
-from ring_mlx.convert import convert, convert_plan, sizes
+from ring_mlx.convert import convert, convert_plan, describe, sizes
 from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.job import Options
 from ring_mlx.convert.matrices import pack, unpack
@@ -149,3 +151,14 @@ def test_a_recipe_changes_only_what_it_names(tmp_path):
     }
     assert differ
     assert all(".switch_mlp." in n for n in differ)
+
+
+@pytest.mark.parametrize(("recipe", "bits"), [("ring-q6", 8), ("mixed_2_6", 2), ("mixed_3_6", 3)])
+def test_config_names_the_commonest_setting_of_a_recipe(tmp_path, recipe, bits):
+    out = convert(GOLDEN, tmp_path / "out", quantize=True, group_size=32, recipe=recipe, fit="rtn")
+    quantization = json.loads((out / "config.json").read_text())["quantization"]
+    assert quantization["bits"] == bits
+    assert f"{bits}-bit affine" in describe(out)
+    named = [v["bits"] for v in quantization.values() if isinstance(v, dict)]
+    assert named
+    assert bits not in named

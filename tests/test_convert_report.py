@@ -130,7 +130,8 @@ def test_the_divergence_of_two_known_distributions():
 def test_text_of_ones_own(tmp_path):
     (tmp_path / "a.txt").write_text("one two\n\nthree four\n\n \n\n")
     assert [r["text"] for r in report.read_text(tmp_path / "a.txt")] == ["one two", "three four"]
-    for name, content in (("b.jsonl", "{"), ("c.jsonl", "[1]")):
+    odd = ("{", "[1]", '{"kind": "text"}', '{"text": 3}', '{"messages": []}', '{"messages": "Hello"}', "null")
+    for name, content in ((f"{i}.jsonl", line) for i, line in enumerate(odd)):
         (tmp_path / name).write_text(content)
         with pytest.raises(OptionError, match=r"cannot be read"):
             report.read_text(tmp_path / name)
@@ -162,3 +163,16 @@ def test_the_command_reports_and_the_folder_keeps_it(small, tmp_path):
     )
     assert shown.returncode == 0
     assert "files are as they were written" in shown.stdout
+
+
+def test_long_rows_are_cut(monkeypatch):
+    monkeypatch.setattr(report, "BATCH_TOKENS", 50)
+    question = {"role": "user", "content": "What is 27 + 35? " * 30}
+    rows = [
+        {"text": "one two three " * 200},
+        {"text": "one two"},
+        {"messages": [question, {"role": "assistant", "content": "62"}]},
+    ]
+    batches = report.make_batches(demo_model_path(), rows)
+    assert max(b.tokens.shape[1] for b in batches) == 50
+    assert sum(len(b.spans) for b in batches) == 2, "the answer lies beyond"

@@ -201,3 +201,27 @@ def test_verify_finds_what_changed(tmp_path):
         verify(out)
     with pytest.raises(ConvertError, match=r"no conversion\.json"):
         verify(GOLDEN)
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_finished_shard_that_was_damaged_is_made_again(tmp_path):
+    target = started(tmp_path)
+    shards = sorted(partial_folder(target).glob("*.safetensors"))
+    kept = shards[1].stat().st_ino
+    damage(shards[0])
+    convert(GOLDEN, target, resume=True, **OPTIONS)
+    assert (target / shards[1].name).stat().st_ino == kept
+    assert folder_hashes(target) == folder_hashes(convert(GOLDEN, tmp_path / "again", **OPTIONS))
+
+
+def test_resuming_a_finished_folder_that_was_damaged_is_one_line(tmp_path):
+    target = convert(GOLDEN, tmp_path / "out", **OPTIONS)
+    damage(min(target.glob("*.safetensors")))
+    refused("changed since the conversion", GOLDEN, target, resume=True, **OPTIONS)
+    (target / "config.json").unlink()
+    refused(r"lacks config\.json", GOLDEN, target, resume=True, **OPTIONS)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from ring_mlx import load_model
+from ring_mlx import demo_model_path, load_model
+from ring_mlx.cli import main
 from ring_mlx.convert import convert, job
 from ring_mlx.convert.plan import Stored
 from ring_mlx.convert.source_files import SourceFiles, local_tensors
@@ -251,3 +255,136 @@ def test_arrays_are_written_in_order_of_their_rows_whatever_their_layout(tmp_pat
     back = mx.load(str(tmp_path / "a.safetensors"))
     assert back["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert back["y"].tolist() == [1, 2, 3]
+
+
+def test_rows_past_a_tensor_are_not_read_from_the_next(tmp_path):
+    save_hf(tmp_path, config())
+    tensor = min(local_tensors(tmp_path).values(), key=lambda t: t.start)
+    rows, files = tensor.matrix[0], SourceFiles()
+    assert files.read(tensor, rows - 1).shape[0] == 1
+    for start, stop in ((rows - 1, rows + 1), (rows, rows + 1), (-1, 1), (2, 1)):
+        with pytest.raises(WeightsError, match=rf"{tensor.name} .* has {rows} rows, but {start} to {stop} are needed"):
+            files.read(tensor, start, stop)
+    files.close()
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_values_too_large_for_the_dtype_are_refused(tmp_path, quantised):
+    raw = foreign.shape()
+    tensors, name = foreign.float_weights(raw), "model.layers.0.attention.dense.weight"
+    tensors[name] = mx.full(tensors[name].shape, 1e6, dtype=mx.bfloat16)
+    foreign.write(tmp_path / "in", raw, tensors)
+    with pytest.raises(WeightsError, match=rf"{name} holds values that are too large for float16; use --dtype bfloat"):
+        convert(tmp_path / "in", tmp_path / "out", dtype=mx.float16, quantize=quantised)
+
+
+DENSE = "model.layers.0.attention.dense"
+
+
+def with_dense(folder, quantization, parts, **changes):
+    """A checkpoint of which one matrix [128, 128] comes as ``parts`` makes it."""
+    raw = foreign.shape()
+    tensors = foreign.float_weights(raw)
+    made = parts(tensors.pop(f"{DENSE}.weight"))
+    changed = raw | {"quantization_config": quantization} | changes
+    foreign.write(folder, changed, tensors | {f"{DENSE}.{suffix}": a for suffix, a in made.items()})
+
+
+def gptq(**changes):
+    return lambda w: foreign.gptq(w, 64, mixed_order(w.shape[1]))[0] | changes
+
+
+def asymmetric(**changes):
+    return lambda w: foreign.compressed(w, 64, False, mixed_order(w.shape[1]))[0] | changes
+
+
+def fp8(**changes):
+    return lambda w: foreign.fp8(w, 96)[0] | changes
+
+
+def int32(*shape, value=0):
+    return mx.full(shape, value, dtype=mx.int32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "match"),
+    [
+        ("desc_act", gptq(g_idx=int32(128, value=2)), "g_idx names groups 2 to 2, but there are 2"),
+        ("desc_act", gptq(g_idx=int32(128, value=10**9)), "g_idx names groups 1000000000 to"),
+        ("desc_act", gptq(g_idx=int32(128, value=-1)), "g_idx names groups -1 to -1"),
+        ("desc_act", gptq(g_idx=int32(64)), r"g_idx is I32 \(64,\) instead of I32 or I64 or U32 \(1, 128\)"),
+        ("gptq", gptq(g_idx=int32(64)), "g_idx is I32"),
+        ("gptq", gptq(qzeros=int32(2, 8)), r"qzeros is I32 \(2, 8\) instead of I32 or U32 \(2, 16\)"),
+        ("gptq", gptq(scales=mx.ones((2, 64))), r"scales is F32 \(2, 64\) instead of"),
+        ("gptq", gptq(scales=mx.ones((0, 128))), "has 4 bits in 0 groups of 128 columns"),
+        ("gptq", gptq(qweight=mx.ones((16, 128))), "qweight is F32"),
+        ("ordered", asymmetric(weight_g_idx=int32(128, value=2)), "weight_g_idx names groups 2 to 2"),
+        ("ordered", asymmetric(weight_g_idx=int32(64)), "weight_g_idx is I32"),
+        ("asymmetric", asymmetric(weight_zero_point=int32(8, 2)), "weight_zero_point is I32"),
+        ("asymmetric", asymmetric(weight_scale=mx.ones((64, 2))), "weight_scale is F32"),
+        ("asymmetric", asymmetric(weight_scale=mx.ones((384,))), "has 4 bits in 384 groups"),
+        ("fp8", fp8(weight=mx.ones((128, 128), dtype=mx.int8)), r"dense\.weight is I8 with weight_scale_inv in F32"),
+        ("fp8", fp8(weight=mx.ones((128, 128), dtype=mx.bfloat16)), r"dense\.weight is BF16 with weight_scale_inv"),
+        ("fp8", fp8(weight_scale_inv=int32(2, 2)), r"with weight_scale_inv in I32"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_named(tmp_path, kind, parts, match):
+    with_dense(tmp_path / "in", CONFIGS[kind], parts)
+    with pytest.raises(WeightsError, match=match):
+        convert(tmp_path / "in", tmp_path / "out", dequantize=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_integers_with_a_scale_a_row_are_refused(tmp_path):
+    parts = {"weight": mx.ones((128, 128), dtype=mx.int8), "weight_scale": mx.ones((128, 1))}
+    with_dense(tmp_path / "in", {"quant_method": "compressed-tensors", "format": "int-quantized"}, lambda w: parts)
+    with pytest.raises(WeightsError, match=r"dense\.weight is I8 with weight_scale in F32"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "parts"),
+    [
+        *(
+            ("fp8", {"weight_block_size": v}, fp8())
+            for v in ([0, 0], [-96, -96], "abc", [96], 96, {"a": 1}, [None] * 2)
+        ),
+        *(("gptq", {"bits": v}, gptq()) for v in (0, -4, "x", None, [4])),
+        *(("compressed", {"config_groups": v}, asymmetric()) for v in ([1], "x", {"g": 1})),
+        *(("compressed", {"config_groups": {"g": {"weights": {"num_bits": v}}}}, asymmetric()) for v in ("x", 0, [4])),
+    ],
+)
+def test_quantisations_that_cannot_be_understood_are_one_line(tmp_path, capsys, kind, changes, parts):
+    with_dense(tmp_path / "in", CONFIGS[kind] | changes, parts)
+    assert main(["convert", "--model", str(tmp_path / "in"), "--mlx-path", str(tmp_path / "out"), "-d"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ring-mlx: [")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": "x"},
+        {"quantization": [1]},
+        *(
+            {"quantization": {"bits": 8, "group_size": 64, "lm_head": v}}
+            for v in (
+                {"bits": 8},
+                {"bits": 0, "group_size": 0},
+                {"bits": "x", "group_size": 64},
+                {"bits": 4, "group_size": 64, "mode": "odd"},
+                {"bits": 8, "group_size": 32, "mode": "mxfp8"},
+            )
+        ),
+        {"torch_dtype": ["x"]},
+    ],
+)
+def test_settings_of_our_own_form_that_cannot_be_understood_are_one_line(tmp_path, capsys, changes):
+    shutil.copytree(demo_model_path(), tmp_path / "in")
+    raw = json.loads((tmp_path / "in" / "config.json").read_text())
+    (tmp_path / "in" / "config.json").write_text(json.dumps(raw | changes))
+    assert main(["convert", "--model", str(tmp_path / "in"), "--mlx-path", str(tmp_path / "out"), "-d"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ring-mlx: [")
+    assert not (tmp_path / "out").exists()

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     q.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="format (affine)")
     q.add_argument("--quant-predicate", metavar="RECIPE", help=HELP["predicate"])
     q.add_argument("--q-override", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"])
-    q.add_argument("--q-fit", choices=("search", "rtn"), default="search", help=HELP["fit"])
+    q.add_argument("--q-fit", choices=("search", "rtn"), help=HELP["fit"])
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
     q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantised")
     w = parser.add_argument_group("how it is done")
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ring_mlx.cli import INTERRUPTED
     from ring_mlx.convert import describe, remote, report, verify
+    from ring_mlx.convert.writer import read_manifest
 
     if args.trust_remote_code:
         raise OptionError("--trust-remote-code: code in a checkpoint is never run and never needed; leave it out.")
@@ -73,8 +74,11 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError("--hf-path (or --model) is missing; name a folder, or owner/name on the hub.")
     if args.source is None and (args.report is not None or args.dry_run):
         raise OptionError("--report and --dry-run need the source; add --model.")
+    if args.q_fit is not None and not args.quantize:
+        raise OptionError("--q-fit needs --quantize; add -q.")
     if args.upload_repo:
         remote.check_repo_name(args.upload_repo)
+    rows = None if args.report is None else report.read_text(Path(args.report) if args.report else None)
     if args.dry_run:
         return _dry_run(args)
     folder = Path(args.mlx_path).expanduser()
@@ -87,10 +91,11 @@ def run(args: argparse.Namespace) -> int:
         print(describe(folder))
     if args.verify:
         print(f"{verify(folder)} files are as they were written")
-    if args.report is not None:
-        rows = report.read_text(Path(args.report) if args.report else None)
+    if rows is not None:
+        # The branch may have moved since.
+        revision = read_manifest(folder).get("source_commit") or args.revision
         with Bar("layer", "report") as bar:
-            found = report.compare(args.source, folder, rows, revision=args.revision, progress=bar)
+            found = report.compare(args.source, folder, rows, revision=revision, progress=bar)
         report.save(found, folder)
         print(report.table(found))
     if args.upload_repo:
@@ -110,7 +115,7 @@ def _options(args: argparse.Namespace) -> Options:
         args.dequantize,
         args.quant_predicate,
         args.q_override,
-        args.q_fit,
+        args.q_fit or "search",
     )
 
 
@@ -140,7 +145,7 @@ def _convert(args: argparse.Namespace) -> Path:
             dequantize=args.dequantize,
             recipe=args.quant_predicate,
             overrides=args.q_override,
-            fit=args.q_fit,
+            fit=args.q_fit or "search",
             resume=args.resume,
             stream=args.stream,
             progress=bar,

@@ -19,7 +19,16 @@ from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, make_plan, quantisa
 from ring_mlx.convert.settings import make_rule, make_setting, unmatched
 from ring_mlx.convert.source_files import SourceFiles, identity
 from ring_mlx.convert.sources import Source, as_matrix, matrices, open_source, source_dtype
-from ring_mlx.convert.writer import UNFINISHED, ShardFile, Workplace, disk_errors, partial_folder, read_manifest
+from ring_mlx.convert.writer import (
+    MANIFEST,
+    UNFINISHED,
+    ShardFile,
+    Workplace,
+    disk_errors,
+    partial_folder,
+    read_manifest,
+    verify,
+)
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
 
 # Weights that are in float32 at one time; the fit of scales holds about twelve times that.
@@ -82,7 +91,7 @@ def convert(
         recipe: One of ``settings.RECIPES``, or None for the same bits everywhere.
         overrides: "pattern=bits" or "pattern=none", the last that matches a module's path counts.
         fit: "search" for least squared error, "rtn" for rounding to nearest as ``mx.quantize`` does.
-        resume: Go on with an unfinished conversion of the same source and options, or start one.
+        resume: Go on with an unfinished conversion of the same source, commit and options, or start one.
         stream: Fetch the shards of a repository one by one and drop each after use.
         shard_bytes: The most that a shard holds; an interruption loses at most one.
         progress: Called with (bytes written, all bytes, tensor).
@@ -98,11 +107,13 @@ def convert(
     name = str(dtype).removeprefix("mlx.core.") if dtype else None
     options = Options(quantize, bits, group_size, mode, name, dequantize, recipe, list(overrides), fit)
     target = Path(target).expanduser()
+    _check_name(target)
     if target.exists() and not resume:
         raise ConvertError(f"{target} exists already; name a folder that does not, or remove it.")
     opened, plan = convert_plan(source, options, revision=revision, remote_only=stream, shard_bytes=shard_bytes)
     job = {
         "source": identity(opened.tensors),
+        "source_commit": opened.commit,
         "source_config_sha256": hashlib.sha256(json.dumps(opened.raw, sort_keys=True).encode()).hexdigest(),
         "options": asdict(options),
         "shard_bytes": shard_bytes,
@@ -150,7 +161,9 @@ def convert_plan(
         if useless:
             raise OptionError(f"--q-override {useless[0]!r} matches no module; see the names in config.json's form.")
     dtype = getattr(mx, options.dtype) if options.dtype else source_dtype(opened)
-    plan = make_plan(opened, matrices(opened), rule, default, dtype, options.dequantize, shard_bytes)
+    # A recipe's default names no setting that it uses.
+    named = None if options.recipe else default
+    plan = make_plan(opened, matrices(opened), rule, named, dtype, options.dequantize, shard_bytes)
     return opened, plan
 
 
@@ -166,17 +179,39 @@ def describe(folder: Path) -> str:
 def _check_options(o: Options) -> None:
     if o.quantize and o.dequantize:
         raise OptionError("-q and -d contradict each other; give one.")
-    if not o.quantize and (o.recipe or o.overrides or o.mode != "affine"):
-        given = "--quant-predicate" if o.recipe else "--q-override" if o.overrides else f"--q-mode {o.mode}"
-        raise OptionError(f"{given} needs --quantize; add -q.")
+    given = {
+        "--quant-predicate": bool(o.recipe),
+        "--q-override": bool(o.overrides),
+        f"--q-mode {o.mode}": o.mode != "affine",
+        "--q-bits": o.bits is not None,
+        "--q-group-size": o.group_size is not None,
+    }
+    useless = [flag for flag, is_given in given.items() if is_given]
+    if not o.quantize and useless:
+        raise OptionError(f"{useless[0]} needs --quantize; add -q.")
+    if o.recipe and o.bits is not None:
+        raise OptionError(f"--q-bits {o.bits} has no effect on --quant-predicate {o.recipe}; leave one out.")
     if o.fit not in FITS:
         raise OptionError(f"--q-fit {o.fit!r} is not one of {', '.join(FITS)}; choose one.")
 
 
+def _check_name(target: Path) -> None:
+    try:
+        # Of the two names that are used, the longer.
+        (partial_folder(target) / MANIFEST).exists()
+    except OSError as e:
+        raise ConvertError(f"{target} cannot be a folder ({e.strerror}); give another name.") from None
+
+
 def _finished(target: Path, job: dict[str, Any]) -> Path:
     manifest = read_manifest(target)
-    if any(manifest.get(key) != value for key, value in job.items()):
-        raise ConvertError(f"{target} exists already and was made otherwise; name another folder, or remove it.")
+    changed = [key for key, value in job.items() if manifest.get(key) != value]
+    if changed:
+        raise ConvertError(
+            f"{target} exists already and was made otherwise (with another {' and '.join(changed)}); name another "
+            "folder, or remove it."
+        )
+    verify(target)
     return target
 
 
@@ -238,20 +273,23 @@ def encode(output: Output, files: SourceFiles, start: int, stop: int, fit: str) 
     """Some rows of a parameter as they are stored, by suffix.
 
     Raises:
-        WeightsError: If they are not finite.
+        WeightsError: If they are not finite, or would not be in the dtype that is stored.
     """
     if output.copied:
         packed = output.matrix.read_packed(files, start, stop)
         out = {k: v.astype(output.dtype) if mx.issubdtype(v.dtype, mx.floating) else v for k, v in packed.items()}
-        finite = [v for v in out.values() if mx.issubdtype(v.dtype, mx.floating)]
+        read = [v for v in packed.values() if mx.issubdtype(v.dtype, mx.floating)]
     else:
         rows = output.matrix.read(files, start, stop)
-        finite = [rows]
+        read = [rows]
         if output.setting is None:
             out = {"weight": rows.astype(output.dtype)}
         else:
             out = quantize(rows, output.setting, output.dtype, fit)
-    if not all(mx.isfinite(a).all().item() for a in finite):
+    if not all(mx.isfinite(a).all().item() for a in read):
         raise WeightsError(f"{output.name} holds values that are not finite; download the checkpoint again.")
+    if not all(mx.isfinite(v).all().item() for v in out.values() if mx.issubdtype(v.dtype, mx.floating)):
+        name = str(output.dtype).removeprefix("mlx.core.")
+        raise WeightsError(f"{output.name} holds values that are too large for {name}; use --dtype bfloat16.")
     mx.eval(out)
     return out

@@ -10,19 +10,20 @@ Stack       one of these for each expert
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.convert.settings import Setting
+from ring_mlx.convert.settings import AFFINE_BITS, AFFINE_GROUPS, MODES, Setting
 from ring_mlx.convert.source_files import SourceFiles, SourceTensor
 from ring_mlx.errors import WeightsError
 
 Parts = Mapping[str, SourceTensor]
 PLAIN_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+WORDS, INDICES = ("I32", "U32"), ("I32", "I64", "U32")
 
 
 class Matrix:
@@ -53,6 +54,14 @@ class Matrix:
         """Rows as ``weight``, ``scales`` and ``biases`` under ``setting``."""
         raise NotImplementedError
 
+    def _expect(self, suffix: str, shape: tuple[int, int], dtypes: Collection[str]) -> None:
+        t = self.parts[suffix]
+        if t.matrix != shape or t.dtype not in dtypes:
+            raise WeightsError(
+                f"{t.name} is {t.dtype} {t.shape} instead of {' or '.join(dtypes)} {shape}; download the checkpoint "
+                "again."
+            )
+
 
 class Plain(Matrix):
     """Floats as they are."""
@@ -77,7 +86,14 @@ class MLXPacked(Matrix):
 
     def __init__(self, parts: Parts, setting: Setting) -> None:
         super().__init__(parts)
-        rows, words = self.parts["weight"].matrix
+        weight, affine = self.parts["weight"], setting.mode == "affine"
+        exists = setting.bits in AFFINE_BITS and setting.group_size in AFFINE_GROUPS
+        if not (exists if affine else MODES.get(setting.mode) == (setting.group_size, setting.bits)):
+            raise WeightsError(
+                f"{weight.name} has {setting.bits} bits in groups of {setting.group_size} ({setting.mode}), which MLX "
+                "does not have; convert the original."
+            )
+        rows, words = weight.matrix
         self.shape, self.setting = (rows, words * 32 // setting.bits), setting
         groups = self.parts["scales"].matrix
         if groups != (rows, self.shape[1] // setting.group_size):
@@ -85,6 +101,15 @@ class MLXPacked(Matrix):
                 f"{self.parts['scales'].name} {groups} does not fit {setting.bits} bits in groups of "
                 f"{setting.group_size}, which config.json names; download the checkpoint again."
             )
+        self._expect("weight", (rows, words), ("U32",))
+        self._expect("scales", groups, PLAIN_DTYPES if affine else ("U8",))
+        if affine != ("biases" in self.parts):
+            raise WeightsError(
+                f"{weight.name} {'lacks its' if affine else 'should have no'} biases as {setting.mode}; download the "
+                "checkpoint again."
+            )
+        if affine:
+            self._expect("biases", groups, PLAIN_DTYPES)
 
     def read(self, files: SourceFiles, start: int, stop: int) -> mx.array:
         """Rows dequantised in float32."""
@@ -107,6 +132,13 @@ class BlockFP8(Matrix):
         super().__init__(parts)
         self.shape = self.parts["weight"].matrix
         self._scale, self._block = self.parts[scale], (int(block[0]), int(block[1]))
+        if self.parts["weight"].dtype != "F8_E4M3" or self._scale.dtype not in PLAIN_DTYPES:
+            raise WeightsError(
+                f"{self.parts['weight'].name} is {self.parts['weight'].dtype} with {scale} in {self._scale.dtype}, but "
+                "only F8_E4M3 with a float scale is supported; use another form of the checkpoint."
+            )
+        if min(self._block) < 1:
+            raise WeightsError(f"weight_block_size {list(block)} is not two sizes above 0; correct config.json.")
         expected = tuple(-(-n // b) for n, b in zip(self.shape, self._block, strict=True))
         if self._scale.end - self._scale.start != expected[0] * expected[1] * self._scale.element_bytes:
             raise WeightsError(
@@ -149,7 +181,14 @@ class Packed(Matrix):
         g, groups = self.grid(files, start, stop), mx.arange(self.shape[1]) // self.group_size
         if self.by_column is not None:
             # compressed-tensors stores -1 where columns keep their order.
-            order = files.read(self.by_column).reshape(-1)
+            order = files.read(self.by_column).reshape(-1).astype(mx.int64)
+            lowest, highest = -1 if "weight_g_idx" in self.parts else 0, g.scales.shape[1] - 1
+            first, last = int(order.min()), int(order.max())
+            if first < lowest or last > highest:
+                raise WeightsError(
+                    f"{self.by_column.name} names groups {first} to {last}, but there are {highest + 1}; download the "
+                    "checkpoint again."
+                )
             groups = mx.where(order < 0, groups, order)
         return g.scales[:, groups] * (g.codes.astype(mx.float32) - g.zeros[:, groups])
 
@@ -160,8 +199,8 @@ class Packed(Matrix):
         return {"weight": pack(g.codes, self.bits), "scales": g.scales, "biases": -g.scales * g.zeros}
 
     def _set(self, shape: tuple[int, int], bits: int, groups: int) -> None:
-        self.shape, self.bits, self.group_size = shape, bits, shape[1] // groups
-        whole = self.group_size * groups == shape[1]
+        self.shape, self.bits, self.group_size = shape, bits, shape[1] // max(1, groups)
+        whole = 0 < self.group_size * groups == shape[1]
         if bits not in (2, 4, 8) or not whole:
             raise WeightsError(
                 f"{min(t.name for t in self.parts.values())} has {bits} bits in {groups} groups of {shape[1]} columns, "
@@ -194,6 +233,11 @@ class GPTQ(Packed):
         cols = words * 32 // bits
         self.by_column = self.parts.get("g_idx") if config.get("desc_act") else None
         self._set((out, cols), bits, groups)
+        self._expect("qweight", (words, out), WORDS)
+        self._expect("qzeros", (groups, -(-out * bits // 32)), WORDS)
+        self._expect("scales", (groups, out), PLAIN_DTYPES)
+        if "g_idx" in self.parts:
+            self._expect("g_idx", (1, cols), INDICES)
 
     def grid(self, files: SourceFiles, start: int, stop: int) -> Grid:
         """Unpacked and transposed."""
@@ -211,7 +255,14 @@ class Compressed(Packed):
         super().__init__(parts)
         rows, words = self.parts["weight_packed"].matrix
         self.by_column = self.parts.get("weight_g_idx")
-        self._set((rows, words * 32 // bits), bits, self.parts["weight_scale"].matrix[1])
+        groups = self.parts["weight_scale"].matrix[1]
+        self._set((rows, words * 32 // bits), bits, groups)
+        self._expect("weight_packed", (rows, words), WORDS)
+        self._expect("weight_scale", (rows, groups), PLAIN_DTYPES)
+        if "weight_zero_point" in self.parts:
+            self._expect("weight_zero_point", (-(-rows * bits // 32), groups), WORDS)
+        if self.by_column is not None:
+            self._expect("weight_g_idx", (1, self.shape[1]), INDICES)
 
     def grid(self, files: SourceFiles, start: int, stop: int) -> Grid:
         """Unpacked; a symmetric format's zero point is the middle code."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(
 
 def is_repo(name: str) -> bool:
     """Whether this names a repository rather than a folder."""
-    return not Path(name).expanduser().exists() and REPO_ID.match(name) is not None
+    return not os.path.exists(os.path.expanduser(name)) and REPO_ID.match(name) is not None
 
 
 def fetch_small_files(repo: str, revision: str | None) -> Path:
     """Config, tokenizer and templates of a repository, in huggingface_hub's cache; no shard.
+
+    The folder's name is the commit that the revision means now.
 
     Raises:
         HubError: If they cannot be had.
@@ -46,6 +49,12 @@ def tensors(repo: str, revision: str | None) -> dict[str, SourceTensor]:
             metadata = HfApi().get_safetensors_metadata(repo, revision=revision)
         except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as e:
             raise HubError(f"{repo} has no readable .safetensors ({e}); check the name.") from None
+        except errors.HfHubHTTPError:
+            raise
+        except _transport_error() as e:
+            raise HubError(
+                f"the hub cannot be reached ({type(e).__name__}); check the network and try again."
+            ) from None
     found: dict[str, SourceTensor] = {}
     for file, part in metadata.files_metadata.items():
         header: dict[str, Any] = {
@@ -101,8 +110,16 @@ def upload(folder: Path, repo: str) -> str:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Upload converted model"))
-    except (OSError, ValueError, RuntimeError) as e:
+    except (OSError, ValueError, RuntimeError, _transport_error()) as e:
         status = getattr(getattr(e, "response", None), "status_code", None)
         seen = f"the hub answered {status}" if status else str(e) or type(e).__name__
         remedy = "log in with `hf auth login`" if status in (401, 403, 404) else "check the network"
         raise HubError(f"uploading to {repo} failed ({seen}); {remedy} and run again with --resume.") from None
+
+
+def _transport_error() -> type[Exception]:
+    """What the client under huggingface_hub raises without a connection; which client that is depends on its version."""
+    from huggingface_hub import errors
+
+    classes = errors.HfHubHTTPError.__mro__
+    return next(c for c in classes if c.__name__ == "HTTPError" or c is OSError)

@@ -69,7 +69,7 @@ class Batch:
 
 
 def read_text(path: Path | None = None) -> list[dict[str, Any]]:
-    """Rows of text: a JSON-lines file with ``kind`` and ``messages`` or ``text``, or a plain one in paragraphs.
+    """Rows of text: a JSON-lines file with ``messages`` or ``text`` and perhaps ``kind``, or a plain one in paragraphs.
 
     Args:
         path: The file, or None for the packaged text.
@@ -81,10 +81,19 @@ def read_text(path: Path | None = None) -> list[dict[str, Any]]:
     try:
         content = chosen.read_text(encoding="utf-8")
         if chosen.suffix == ".jsonl":
-            return [dict(json.loads(line)) for line in content.splitlines() if line]
+            return [_checked(json.loads(line)) for line in content.splitlines() if line]
     except (OSError, ValueError, TypeError) as e:
         raise OptionError(f"--report {chosen} cannot be read ({e}); give a text or JSON-lines file.") from None
     return [{"kind": "text", "text": part} for part in content.split("\n\n") if part.strip()]
+
+
+def _checked(row: Any) -> dict[str, Any]:
+    if isinstance(row, dict):
+        messages = row.get("messages")
+        is_chat = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
+        if is_chat or ("messages" not in row and isinstance(row.get("text"), str)):
+            return row
+    raise ValueError(f"{json.dumps(row)[:60]} has neither messages nor text")
 
 
 def compare(
@@ -152,16 +161,19 @@ def save(report: Report, folder: Path) -> None:
 def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Batch]:
     """Tokens of every row, by the tokenizer and template of ``folder``, in batches of similar length.
 
+    What is beyond BATCH_TOKENS in a row is left out, and a conversation whose last answer begins there.
+
     Raises:
         TokenizerError: If there is no tokenizer or it refuses a row.
         OptionError: If no row has two tokens.
     """
     tokenizer = load_tokenizer(folder)
-    ready = sorted(
-        (r for r in (_tokenise(tokenizer, row) for row in rows) if r[1] < len(r[0])), key=lambda r: len(r[0])
-    )
+    cut = [(ids[:BATCH_TOKENS], start, kind) for ids, start, kind in (_tokenise(tokenizer, row) for row in rows)]
+    ready = sorted((r for r in cut if r[1] < len(r[0])), key=lambda r: len(r[0]))
     if not ready:
-        raise OptionError("the text of --report has no two tokens together; give a longer one.")
+        raise OptionError(
+            f"the text of --report has no two tokens together, or no answer within {BATCH_TOKENS} tokens; give another."
+        )
     groups: list[list[tuple[list[int], int, str]]] = [[]]
     for row in ready:
         if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > BATCH_TOKENS:

@@ -69,10 +69,15 @@ class SourceFiles:
         """Rows ``start`` to ``stop`` of a tensor, [stop - start, cols]; float8 as uint8.
 
         Raises:
-            WeightsError: If the file is too short, unreadable, or has a dtype that is not known.
+            WeightsError: If the tensor has fewer rows, or the file is too short or unreadable.
         """
         rows, cols = tensor.matrix
         stop = rows if stop is None else stop
+        if not 0 <= start <= stop <= rows:
+            raise WeightsError(
+                f"{tensor.name} {tensor.shape} has {rows} rows, but {start} to {stop} are needed; download the "
+                "checkpoint again."
+            )
         row_bytes = cols * tensor.element_bytes
         wanted = (stop - start) * row_bytes
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class Source:
         config: Checked.
         raw: config.json.
         tensors: Every tensor, by name.
-        repo: (owner/name, revision) if the shards are still on the hub.
+        repo: (owner/name, commit) if the shards are still on the hub.
+        commit: Of a repository, wherever its shards are.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Source:
     raw: dict[str, Any]
     tensors: dict[str, SourceTensor]
     repo: tuple[str, str | None] | None = None
+    commit: str | None = None
 
 
 def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = None, remote_only: bool = False) -> Source:
@@ -67,7 +70,8 @@ def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = Non
     Args:
         path_or_repo: A folder, or owner/name on the hub.
         revision: Of a repository.
-        remote_only: Leave the shards of a repository on the hub; only config, tokenizer and headers are fetched.
+        remote_only: Leave the shards of a repository on the hub; only config, tokenizer and headers are fetched, all
+            of the commit that the revision means now.
 
     Raises:
         HubError, ConfigError, WeightsError: If it cannot be had, read or understood.
@@ -75,20 +79,28 @@ def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = Non
     name = os.fspath(path_or_repo)
     if remote_only and remote.is_repo(name):
         folder = remote.fetch_small_files(name, revision)
+        commit = folder.name
         config, raw = read_config(folder)
-        return Source(name, folder, config, raw, remote.tensors(name, revision), (name, revision))
+        return Source(name, folder, config, raw, remote.tensors(name, commit), (name, commit), commit)
     folder = resolve_model(path_or_repo, revision)
     config, raw = read_config(folder)
-    shown = name if remote.is_repo(name) else folder.resolve().name
-    return Source(shown, folder, config, raw, local_tensors(folder))
+    if remote.is_repo(name):
+        return Source(name, folder, config, raw, local_tensors(folder), commit=folder.name)
+    return Source(folder.resolve().name, folder, config, raw, local_tensors(folder))
 
 
 def matrices(source: Source) -> dict[str, Matrix]:
     """The source's matrix of every parameter of the model, under the model's names.
 
     Raises:
-        WeightsError: If parameters are missing, unknown or of another shape, or a format is not supported.
+        WeightsError: If parameters are missing, unknown or of another shape, or a format is not supported or not
+            understood.
     """
+    with _odd_values(source):
+        return _matrices(source)
+
+
+def _matrices(source: Source) -> dict[str, Matrix]:
     grouped: dict[str, dict[str, Any]] = {}
     for name, entry in weights.canonical(source.tensors, source.config).items():
         base, _, suffix = _router_name(name).rpartition(".")
@@ -119,8 +131,25 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def source_dtype(source: Source) -> mx.Dtype:
-    """The dtype that the source names, else the commonest of its float tensors."""
-    return weights.file_dtype(source.raw, source.tensors)
+    """The dtype that the source names, else the commonest of its float tensors.
+
+    Raises:
+        WeightsError: If config.json names something that is no name.
+    """
+    with _odd_values(source):
+        return weights.file_dtype(source.raw, source.tensors)
+
+
+@contextmanager
+def _odd_values(source: Source) -> Iterator[None]:
+    """Turn what a value of another type than its reader expects leads to into one line."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
+        raise WeightsError(
+            f"the quantisation or dtype in {source.name}'s config.json cannot be understood ({type(e).__name__}: {e}); "
+            "correct it, or download the checkpoint again."
+        ) from None
 
 
 def _router_name(name: str) -> str:

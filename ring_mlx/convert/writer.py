@@ -35,7 +35,8 @@ class Workplace:
     Args:
         target: What it becomes.
         job: Source identity and options; a started conversion is continued only with the same.
-        resume: Whether to go on with one that has finished shards; one without any is begun again in any case.
+        resume: Whether to go on with one that has finished shards; one without any is begun again in any case. A shard
+            that is not what the manifest says is made again.
 
     Raises:
         ConvertError: If the target exists, or there is a partial folder that may not be continued.
@@ -109,7 +110,14 @@ class Workplace:
             raise ConvertError(
                 f"{self.folder} was started with another {' and '.join(changed)}; give the same again, or remove it."
             )
-        self.done = dict(manifest["shards"])
+        self.done = {name: digest for name, digest in manifest["shards"].items() if self._is_whole(name, digest)}
+
+    def _is_whole(self, shard: str, digest: str) -> bool:
+        path = self.folder / shard
+        try:
+            return path.is_file() and sha256(path) == digest
+        except OSError:
+            return False
 
     def _save(self, files: Mapping[str, str]) -> None:
         whole = {"format": FORMAT, **self._job, "shards": dict(sorted(self.done.items())), "files": dict(files)}
@@ -198,7 +206,10 @@ def verify(folder: Path) -> int:
     missing = [name for name in hashes if not (folder / name).is_file()]
     if missing:
         raise ConvertError(f"{folder} lacks {', '.join(missing[:6])}; convert again.")
-    changed = [name for name, digest in hashes.items() if sha256(folder / name) != digest]
+    try:
+        changed = [name for name, digest in hashes.items() if sha256(folder / name) != digest]
+    except OSError as e:
+        raise ConvertError(f"{folder} cannot be checked ({e}); check the disk, or convert again.") from None
     if changed:
         raise ConvertError(f"{', '.join(changed[:6])} in {folder} changed since the conversion; convert again.")
     return len(hashes)
