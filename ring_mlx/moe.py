@@ -108,11 +108,12 @@ class MoE(nn.Module):
         chosen, weights = self.gate(x)
         x = x if dtype is None else x.astype(dtype)
         flat = x.reshape(-1, x.shape[-1])
-        kernel = None if launch.backend() is None or self._has_bias else moe_kernel(self._weights(), flat)
-        if kernel is not None:
+        experts = None if launch.backend() is None or self._has_bias else self._weights()
+        kernel = None if experts is None else moe_kernel(experts, flat)
+        if experts is not None and kernel is not None:
             top_k = chosen.shape[-1]
             added = None if residual is None else residual.reshape(flat.shape)
-            y = kernel(flat, chosen.reshape(-1, top_k), weights.reshape(-1, top_k), self._weights(), added)
+            y = kernel(flat, chosen.reshape(-1, top_k), weights.reshape(-1, top_k), experts, added)
             return y.reshape(x.shape)
         y = (self.switch_mlp(x, chosen).astype(mx.float32) * weights[..., None]).sum(axis=-2)
         if "shared_experts" in self:
