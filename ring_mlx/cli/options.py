@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.errors import OptionError
@@ -79,39 +80,20 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
 def make_sampling(
     args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper
 ) -> tuple[Sampler, list[LogitsProcessor]]:
-    """mlx-lm's sampler and processors from the options; seeds MLX if a seed is given.
+    """mlx-lm's sampler and processors from the options; seeds MLX with the seed given, or with one drawn.
 
     Raises:
         OptionError: If a value does not suit the model's vocabulary.
     """
-    import mlx.core as mx
-    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+    from ring_mlx.sampling import start_sampling
+    from ring_mlx.session_events import Sampling
 
     vocabulary = model.config.vocab_size
     if args.top_k >= vocabulary:
         raise OptionError(f"--top-k {args.top_k} is not below the vocabulary of {vocabulary}; give 0 for all.")
-    bias = logit_bias(args.logit_bias or {}, vocabulary)
-    if args.seed is not None:
-        mx.random.seed(args.seed)
-    sampler: Sampler = make_sampler(
-        args.temp,
-        args.top_p,
-        args.min_p,
-        args.min_tokens_to_keep,
-        top_k=args.top_k,
-        xtc_probability=args.xtc_probability,
-        xtc_threshold=args.xtc_threshold,
-        xtc_special_tokens=tokenizer.encode("\n", add_special_tokens=False) + sorted(tokenizer.eos_token_ids),
-    )
-    processors: list[LogitsProcessor] = make_logits_processors(
-        bias or None,
-        args.repetition_penalty,
-        args.repetition_context_size,
-        args.presence_penalty,
-        args.presence_context_size,
-        args.frequency_penalty,
-        args.frequency_context_size,
-    )
+    names = (f.name for f in fields(Sampling) if f.name != "logit_bias")
+    chosen = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
+    sampler, processors, _ = start_sampling(chosen, vocabulary, tokenizer)
     return sampler, processors
 
 
