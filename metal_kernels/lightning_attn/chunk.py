@@ -68,7 +68,8 @@ def _segment(
     k, v = _to_chunks(k, N, C) * keep, _to_chunks(v, N, C)
     s = decay_rate.astype(mx.float32)[None, :, None, None]
     c = mx.cumsum(counted, axis=-1)[:, None]
-    ends = mx.cumsum(c[..., -1], axis=-1)
+    # Of a dense array: MLX's CUDA backend (0.32.4) reads outside one that is a strided view.
+    ends = mx.cumsum(counted.sum(axis=-1), axis=-1)[:, None]
     starts = mx.concatenate([mx.zeros((*ends.shape[:-1], 1)), ends], axis=-1)
 
     within = _decay(s[..., None], c[..., :, None] - c[..., None, :], mx.tri(C, dtype=mx.float32))
