@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from metal_kernels.twin import cache, kernel, metal_kernel
+from metal_kernels.twin import cache, kernel, metal_kernel, nvrtc
 from metal_kernels.twin.cuda_source import Variant, cuda_source, cuts_simd_groups
 from metal_kernels.twin.nvrtc import CudaCompileError, compile_cubin
 from metal_kernels.twin.spec import KernelSpec
@@ -34,7 +34,7 @@ from tests.metal_sim.kernels import (
 from tests.metal_sim.marks import needs_nvrtc, needs_simulator
 
 DTYPES = pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=["f32", "f16", "bf16"])
-HMMA = 0x23C
+HMMA, MOVM = 0x23C, 0x23A  # a product on a tensor core, and what turns a tile
 
 
 def variant(arguments, threadgroup=None, is_ragged=False):
@@ -160,11 +160,11 @@ def test_text_depends_on_neither_shape_nor_grid():
     )
 
 
-def tensor_core_instructions(cubin):
-    """Number of HMMA instructions: 16 bytes each, opcode in the low 12 bits."""
+def instructions(cubin, opcode):
+    """Number of these instructions: 16 bytes each, opcode in the low 12 bits."""
     sections = ELFFile(io.BytesIO(cubin)).iter_sections()
     code = b"".join(section.data() for section in sections if section.name.startswith(".text."))
-    return sum(word & 0xFFF == HMMA for (word, _) in struct.iter_unpack("<QQ", code))
+    return sum(word & 0xFFF == opcode for (word, _) in struct.iter_unpack("<QQ", code))
 
 
 @needs_nvrtc
@@ -175,7 +175,29 @@ def test_tensor_cores_multiply_half_and_bfloat_and_no_others(dtype, elements):
         tiles(with_elements(elements) if elements else TILE_SOURCE), variant(tile_arguments(dtype, False))
     )
     cubin, _ = compile_cubin(source.text, source.name, "sm_90")
-    assert (tensor_core_instructions(cubin) > 0) == (dtype != mx.float32)
+    assert (instructions(cubin, HMMA) > 0) == (dtype != mx.float32)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("is_transposed", "turns"), [(False, 1), (True, 0)], ids=["nn", "nt"])
+def test_a_right_operand_turns_once_for_all_its_products(is_transposed, turns):
+    body = """
+  simdgroup_matrix<half, 8, 8> a[3], b;
+  simdgroup_matrix<float, 8, 8> d[3];
+  simdgroup_load(b, x, 8, ulong2(0, 0), TB);
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    simdgroup_load(a[i], x + 64 * i, 8);
+    simdgroup_multiply(d[i], a[i], b);
+    simdgroup_store(d[i], out + 64 * i, 8);
+  }
+"""
+    types = ((mx.float16, 1),)
+    chosen = Variant(types, (mx.float32,), (("TB", is_transposed),), (32, 1, 1), False)
+    source = cuda_source(KernelSpec("turns", ("x",), ("out",), body), chosen)
+    cubin, _ = compile_cubin(source.text, source.name, "sm_90")
+    assert instructions(cubin, HMMA) == 3
+    assert instructions(cubin, MOVM) == turns
 
 
 @needs_nvrtc
@@ -189,6 +211,19 @@ def test_nvrtc_compiles_what_the_host_ran(dtype, architecture):
     ):
         source = cuda_source(spec, variant(arguments))
         assert compile_cubin(source.text, source.name, architecture)[0]
+
+
+def test_nvrtc_gets_its_builtins_from_its_own_folder(monkeypatch, tmp_path):
+    """NVRTC 13.0 of pip opens them by name alone, and does not find them there."""
+    for name in ("libnvrtc.so.13", "libnvrtc-builtins.so.13.0", "libnvrtc-builtins.alt.so.13.0"):
+        (tmp_path / name).touch()
+    loaded = []
+    monkeypatch.setattr(nvrtc.ctypes, "CDLL", lambda path: loaded.append(path) or path)
+    monkeypatch.setattr(nvrtc, "_candidates", lambda: iter([str(tmp_path / "libnvrtc.so.13")]))
+    assert nvrtc.find_nvrtc.__wrapped__() == str(tmp_path / "libnvrtc.so.13")
+    assert loaded == [str(tmp_path / "libnvrtc-builtins.so.13.0"), str(tmp_path / "libnvrtc.so.13")]
+    monkeypatch.setattr(nvrtc, "_candidates", lambda: iter(["libnvrtc.so.13"]))
+    assert nvrtc.find_nvrtc.__wrapped__() == "libnvrtc.so.13"
 
 
 @needs_nvrtc

@@ -35,10 +35,17 @@ def find_nvrtc() -> ctypes.CDLL | None:
     """The first NVRTC library that loads, or None."""
     for path in _candidates():
         try:
+            _load_builtins(Path(path))
             return ctypes.CDLL(path)
         except OSError:
             continue
     return None
+
+
+def _load_builtins(library: Path) -> None:
+    """Load what NVRTC asks for by name alone: some of its releases do not look for it beside themselves."""
+    for path in sorted(library.parent.glob("libnvrtc-builtins.so.*")) if library.is_absolute() else ():
+        ctypes.CDLL(str(path))
 
 
 @functools.cache

@@ -42,16 +42,17 @@ template <class T> constexpr bool turns_tiles() {
   return is_16bit_float<T>;
 #endif
 }
-// What a lane holds of a tile. Where tiles turn, a tile that was loaded transposed keeps what it read: that is the form
-// in which the tensor core wants a right operand, and the compiler drops whichever form is not used.
+// What a lane holds of a tile. Where tiles turn, a tile that was loaded transposed keeps what it read, and one that was a
+// right operand what it was turned into: that is the form in which the tensor core wants a right operand. The compiler
+// drops whichever form is not used, but would turn a tile again for each product.
 template <class T, bool TURNS> struct matrix_lane {
   vec<T, 2> e;
   MSL_FN void changed() {}
 };
 template <class T> struct matrix_lane<T, true> {
   vec<T, 2> e;
-  uint turned;
-  bool has_turned = false;
+  mutable uint turned;
+  mutable bool has_turned = false;
   MSL_FN void changed() { has_turned = false; }
 };
 
@@ -159,12 +160,14 @@ template <class T> MSL_FN uint left_operand(const simdgroup_matrix<T, 8, 8>& a) 
 }
 template <class T> MSL_FN uint right_operand(const simdgroup_matrix<T, 8, 8>& b) {
   if constexpr (turns_tiles<T>()) {
-    if (b.has_turned) return b.turned;
+    if (!b.has_turned) b.turned = ptx_transpose(as_type<uint>(b.e));
+    b.has_turned = true;
+    return b.turned;
   }
   return ptx_transpose(to_tensor_core(as_type<uint>(b.e)));
 }
 template <class T>
-MSL_FN float2 multiply_on_tensor_core(simdgroup_matrix<T, 8, 8> a, simdgroup_matrix<T, 8, 8> b, float2 c) {
+MSL_FN float2 multiply_on_tensor_core(const simdgroup_matrix<T, 8, 8>& a, const simdgroup_matrix<T, 8, 8>& b, float2 c) {
   uint left = left_operand(a), right = right_operand(b);
   float c0 = to_tensor_core(c.x), c1 = to_tensor_core(c.y), d0, d1;
   if constexpr (is_same_v<T, half>) {
@@ -176,8 +179,8 @@ MSL_FN float2 multiply_on_tensor_core(simdgroup_matrix<T, 8, 8> a, simdgroup_mat
 }
 
 template <class D, class A, class B, class C>
-MSL_FN void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a,
-                                          simdgroup_matrix<B, 8, 8> b, simdgroup_matrix<C, 8, 8> c) {
+MSL_FN void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
+                                          const simdgroup_matrix<B, 8, 8>& b, const simdgroup_matrix<C, 8, 8>& c) {
   float2 start((float)c.e.x, (float)c.e.y), sum;
   if constexpr (is_same_v<A, B> && is_16bit_float<A>) {
     sum = multiply_on_tensor_core(a, b, start);
@@ -192,8 +195,9 @@ MSL_FN void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgrou
 #define MSL_MULTIPLY_16X8X16(d0, d1, a0, a1, a2, a3, b0, b1) multiply_16x8x16(d0, d1, a0, a1, a2, a3, b0, b1)
 template <class T>
 MSL_FN void multiply_16x8x16(simdgroup_matrix<float, 8, 8>& d0, simdgroup_matrix<float, 8, 8>& d1,
-                             simdgroup_matrix<T, 8, 8> a0, simdgroup_matrix<T, 8, 8> a1, simdgroup_matrix<T, 8, 8> a2,
-                             simdgroup_matrix<T, 8, 8> a3, simdgroup_matrix<T, 8, 8> b0, simdgroup_matrix<T, 8, 8> b1) {
+                             const simdgroup_matrix<T, 8, 8>& a0, const simdgroup_matrix<T, 8, 8>& a1,
+                             const simdgroup_matrix<T, 8, 8>& a2, const simdgroup_matrix<T, 8, 8>& a3,
+                             const simdgroup_matrix<T, 8, 8>& b0, const simdgroup_matrix<T, 8, 8>& b1) {
   static_assert(is_16bit_float<T>, "tensor cores multiply half and bfloat");
   float d[4] = {to_tensor_core(d0.e.x), to_tensor_core(d0.e.y), to_tensor_core(d1.e.x), to_tensor_core(d1.e.y)};
   uint left[4] = {left_operand(a0), left_operand(a1), left_operand(a2), left_operand(a3)};
@@ -206,7 +210,8 @@ MSL_FN void multiply_16x8x16(simdgroup_matrix<float, 8, 8>& d0, simdgroup_matrix
   d1.e = float2(from_tensor_core(d[2]), from_tensor_core(d[3]));
 }
 template <class D, class A, class B>
-MSL_FN void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a, simdgroup_matrix<B, 8, 8> b) {
+MSL_FN void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, const simdgroup_matrix<A, 8, 8>& a,
+                               const simdgroup_matrix<B, 8, 8>& b) {
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<float, 8>(0.0f));
 }
 template <class T>
