@@ -31,7 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
     A front end registers a function ``add(subparsers)`` under the entry point group ``ring_mlx.commands``; this
     package never imports one by name.
     """
-    from ring_mlx.cli import cache_command, cache_prompt_command, convert_command, eval_command, generate_command
+    from ring_mlx.cli import (
+        bench_command,
+        cache_command,
+        cache_prompt_command,
+        convert_command,
+        eval_command,
+        generate_command,
+    )
 
     parser = OneLineParser(prog="ring-mlx", description="Run Ring-linear 2.0 models with MLX.")
     parser.add_argument("--version", action="version", version=f"ring-mlx {__version__}")
@@ -41,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     cache_command.add(commands)
     convert_command.add(commands)
     eval_command.add(commands)
+    bench_command.add(commands)
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda e: e.name):
         entry.load()(commands)
     return parser

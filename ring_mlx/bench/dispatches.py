@@ -1,0 +1,54 @@
+"""How many operations a decode step gives the device: primitives of its graph but those that launch nothing.
+
+The graph is that of the library's own loop, taken from the sampler's place within it, sampling included. What MLX
+compiled into one kernel is one primitive. A view that turns out to need a copy is not seen, nor is a primitive that
+takes several launches, so this is a count of operations rather than of launches.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from typing import Any
+
+import mlx.core as mx
+
+from ring_mlx.bench.engines import Engine
+
+_SHAPES = {"ExpandDims", "Flatten", "NumberOfElements", "Reshape", "Split", "Squeeze", "Transpose", "Unflatten", "View"}
+VIEWS = _SHAPES | {"AsStrided", "Broadcast", "BroadcastAxes", "Copy", "Depends", "Slice", "StopGradient"}
+_NODE = re.compile(r'^\{ \d+ \[label ="([^"]*)"', re.MULTILINE)
+CONTEXT = 16
+
+
+def count_primitives(*outputs: Any) -> Counter[str]:
+    """Primitives by name that computing the arrays launches; views are left out, and so is what has been computed."""
+    dot = io.StringIO()
+    mx.export_to_dot(dot, *_arrays(outputs))
+    return Counter(name for name in _NODE.findall(dot.getvalue()) if name not in VIEWS)
+
+
+def count_decode_step(engine: Engine, vocabulary: int) -> Counter[str]:
+    """Primitives of one decode step of one row, from the token to the next one and the caches' new contents."""
+    cache = engine.make_cache()
+    counts: list[Counter[str]] = []
+
+    def sampler(logprobs: mx.array) -> mx.array:
+        chosen = mx.argmax(logprobs, axis=-1)
+        if cache[-1].offset > CONTEXT:
+            counts.append(count_primitives(chosen, logprobs, [c.state for c in cache]))
+        return chosen
+
+    prompt = mx.arange(CONTEXT, dtype=mx.int32)[None] % vocabulary
+    for n, _ in enumerate(engine.tokens(prompt, cache, 4, CONTEXT, sampler)):
+        if n == 2:
+            break
+    return counts[0]
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    if isinstance(tree, mx.array):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [a for part in parts for a in _arrays(part)]

@@ -1,0 +1,142 @@
+"""Ours and mlx-lm's as one thing that reads a prompt and gives tokens; knows both models' calls, takes no times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
+
+from ring_mlx import decoding
+from ring_mlx.bench.settings import BenchError
+from ring_mlx.config import LINEAR_TYPES
+from ring_mlx.model import Model
+
+OURS, THEIRS = "ring-mlx", "mlx-lm"
+Sampler = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model with the loop that its library drives it by: `ring_mlx.generate_step` or `mlx_lm.generate_step`."""
+
+    name: str
+    model: Any
+
+    def make_cache(self) -> Any:
+        """An empty cache; more than one row of equal length may use it."""
+        return make_prompt_cache(self.model)
+
+    def tokens(
+        self, prompt: mx.array, cache: Any, count: int, step: int, sampler: Sampler | None = None
+    ) -> Iterator[Any]:
+        """Read the prompt in steps, then yield ``count`` times, once a token (of each row).
+
+        One row goes through the library's own loop; several go through one loop for both libraries.
+
+        Args:
+            prompt: Ids [B, T].
+            cache: From `make_cache`; updated in place.
+            count: Tokens, the first one included.
+            step: Prompt tokens a step.
+            sampler: For one row: log-probabilities [1, vocab] to ids [1]; greedy by default.
+        """
+        if prompt.shape[0] > 1:
+            yield from _rows(self.model, prompt, cache, count, step)
+        elif self.name == OURS:
+            yield from decoding.generate_step(
+                prompt[0], self.model, cache, max_tokens=count, sampler=sampler, prefill_step_size=step
+            )
+        else:
+            from mlx_lm.generate import generate_step
+
+            yield from generate_step(
+                prompt[0], self.model, max_tokens=count, sampler=sampler, prompt_cache=cache, prefill_step_size=step
+            )
+
+
+def _rows(model: Any, prompt: mx.array, cache: Any, count: int, step: int) -> Iterator[mx.array]:
+    """Rows of equal length in lock step, each token launched before the one before is read."""
+    last = {"last_only": True} if isinstance(model, Model) else {}
+    until = prompt.shape[1] - (not last)  # mlx-lm's head takes all it is given, so the last token is read apart
+    for at in range(0, until, step):
+        logits = model(prompt[:, at : min(at + step, until)], cache=cache, **last)[:, -1]
+        mx.eval([c.state for c in cache])
+        mx.clear_cache()
+    if not last:
+        logits = model(prompt[:, -1:], cache=cache)[:, -1]
+    y = mx.argmax(logits, axis=-1)
+    mx.async_eval(y)
+    for n in range(count):
+        if n + 1 < count:
+            following = mx.argmax(model(y[:, None], cache=cache, **last)[:, -1], axis=-1)
+            mx.async_eval(following)
+        mx.eval(y)
+        yield y
+        y = following
+
+
+def theirs(model: Model, raw: dict[str, Any]) -> Engine:
+    """Stock mlx-lm's model on the arrays of ours; only its router's weights are copied, into its own precision.
+
+    Args:
+        model: Ours.
+        raw: The config.json.
+
+    Raises:
+        BenchError: If mlx-lm has no such model or cannot hold these weights.
+    """
+    from mlx_lm.models import bailing_moe_linear as stock
+
+    if raw.get("model_type") not in LINEAR_TYPES:
+        raise BenchError(f"--vs runs Ring-linear models, not {raw.get('model_type')!r}; leave it out.")
+    arrays = dict(tree_flatten(model.parameters()))
+    dtype = model.model.norm.weight.dtype
+    for name, array in arrays.items():
+        if ".mlp.gate." in name and not name.endswith("expert_bias") and array.dtype == mx.float32:
+            arrays[name] = array.astype(dtype)
+    modules = dict(model.named_modules())
+
+    def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        mine = modules.get(path)
+        if mine is None or "scales" not in mine or not hasattr(module, "to_quantized"):
+            return False
+        return {"bits": mine.bits, "group_size": mine.group_size, "mode": getattr(mine, "mode", "affine")}
+
+    try:
+        other = stock.Model(stock.ModelArgs.from_dict(raw))
+        nn.quantize(other, class_predicate=settings)
+        other.load_weights(list(arrays.items()))
+    except (ValueError, TypeError, KeyError, AssertionError) as e:
+        raise BenchError(f"mlx-lm cannot hold this model ({_short(e)}); leave --vs out.") from None
+    other.eval()
+    mx.eval(other.parameters())
+    return Engine(THEIRS, other)
+
+
+def seeded_cache(ours: Engine, other: Engine, prompt: mx.array, step: int) -> Any:
+    """What mlx-lm's cache would be after the prompt, read by ours, with its state in mlx-lm's precision."""
+    cache = ours.make_cache()
+    for at in range(0, prompt.shape[1], step):
+        ours.model(prompt[:, at : at + step], cache, last_only=True)
+        mx.eval([c.state for c in cache])
+    found = other.make_cache()
+    dtype = other.model.model.norm.weight.dtype
+    for new, old in zip(found, cache, strict=True):
+        if isinstance(old, ArraysCache):
+            new[0] = old[0].astype(dtype)
+        else:
+            new.keys, new.values, new.offset = old.keys, old.values, old.offset
+    mx.eval([c.state for c in found])
+    del cache
+    mx.clear_cache()
+    return found
+
+
+def _short(error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) < 160 else f"{words[:160]}..."

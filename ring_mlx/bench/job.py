@@ -1,0 +1,176 @@
+"""One benchmark from the model to the files; knows the order of the steps, not the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ring_mlx import memory
+from ring_mlx.bench import dispatches, machine, report
+from ring_mlx.bench.engines import OURS, Engine, theirs
+from ring_mlx.bench.floor import Rates, floor, measure_rates
+from ring_mlx.bench.measure import measure
+from ring_mlx.bench.plot import check_plot, plot
+from ring_mlx.bench.settings import BenchError, Settings
+from ring_mlx.model import Model
+
+HEAD = ("date", "device", "backend", "kernels", "ring_mlx", "mlx", "mlx_lm", "python", "system")
+MODEL = ("model", "layers", "weights_gb", "build_peak_gb", "bandwidth_gbps", "matmul_tflops")
+COLUMNS = [*HEAD, *MODEL, *report.CELL_COLUMNS]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where results go besides the terminal."""
+
+    csv: Path | None = None
+    json: Path | None = None
+    markdown: Path | None = None
+    plot: Path | None = None
+
+    def check(self) -> None:
+        """Raises BenchError where a file could not be written, before anything is measured."""
+        for path in (self.csv, self.json, self.markdown, self.plot):
+            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+                raise BenchError(f"{path} cannot be written; name a file in a folder that exists.")
+        if self.csv is not None:
+            report.check_csv(self.csv, COLUMNS)
+        if self.plot is not None:
+            check_plot()
+
+
+@dataclass
+class Result:
+    """All that was found: what on, one row a cell and engine, and primitives of a decode step by engine."""
+
+    head: dict[str, Any]
+    columns: list[report.Column]
+    rows: list[report.Row] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def bench(
+    make: Callable[[], tuple[Model, dict[str, Any], str]],
+    settings: Settings,
+    files: Files,
+    *,
+    ops: bool = False,
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Build the model, measure every cell, say and append each as it comes, and write the other files at the end.
+
+    Args:
+        make: Gives the model, its config.json and what to call it.
+        settings: The numbers.
+        files: Where results go.
+        ops: Also count the dispatches of a decode step.
+        say: Takes lines for the reader.
+
+    Raises:
+        BenchError: If the settings do not suit the model or the machine, or a file cannot be written.
+        RingError: As ``make``.
+    """
+    files.check()
+    try:
+        rates = measure_rates() if settings.floor else None
+        mx.reset_peak_memory()
+        model, raw, name = make()
+        settings = settings.fitted(model.config.max_position_embeddings)
+        _check_caches(model, settings)
+        result = Result(_head(model, name, rates), report.columns(settings.vs, settings.floor))
+        say(heading(result.head))
+        try:
+            _measure(model, raw, settings, files, result, rates, ops, say)
+        finally:
+            write(result, files)
+    except OSError as e:
+        raise BenchError(f"a file could not be read or written ({e}); check space and permissions.") from None
+    except (RuntimeError, MemoryError, OverflowError) as e:
+        words = " ".join(str(e).split())[:300] or type(e).__name__
+        raise BenchError(f"MLX gave up ({words}); try shorter contexts, fewer rows or a smaller model.") from None
+    return result
+
+
+def _check_caches(model: Model, settings: Settings) -> None:
+    """Raises BenchError where the largest cell's cache alone would not fit beside the weights."""
+    rows, tokens = max(settings.batch_sizes), max(settings.contexts or (0,)) + settings.generate
+    needed = rows * memory.cache_bytes(model.config, tokens) + mx.get_active_memory()
+    limit = memory.budget_bytes()
+    if needed > limit:
+        raise BenchError(
+            f"{rows} rows of {tokens} tokens take {needed / 1e9:.1f} GB with the weights, but this machine can give "
+            f"{limit / 1e9:.1f} GB; give fewer rows or tokens."
+        )
+
+
+def _measure(
+    model: Model,
+    raw: dict[str, Any],
+    settings: Settings,
+    files: Files,
+    result: Result,
+    rates: Rates | None,
+    ops: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Fill the result."""
+    ours = Engine(OURS, model)
+    other = theirs(model, raw) if settings.vs else None
+    vocabulary = model.config.vocab_size
+    if ops:
+        result.counts = {e.name: dict(dispatches.count_decode_step(e, vocabulary)) for e in (ours, other) if e}
+        say(report.counts_table(result.counts))
+    totals = {engine: sum(c.values()) for engine, c in result.counts.items()}
+    say(report.text_lines(result.columns, None))
+    for cells in measure(ours, other, settings, vocabulary):
+        limit = floor(model, rates, cells[0].batch, cells[0].context) if rates else None
+        rows = [result.head | row for row in report.rows_of(cells, limit, totals, settings)]
+        result.rows += rows
+        say(report.text_lines(result.columns, rows))
+        if files.csv is not None:
+            report.append_csv(files.csv, COLUMNS, rows)
+
+
+def heading(head: dict[str, Any]) -> str:
+    """What was measured on what, in two or three lines."""
+    size = f"{head['weights_gb']:.2f} GB (peak while loading {head['build_peak_gb']:.2f} GB)"
+    versions = f"ring-mlx {head['ring_mlx']}, mlx {head['mlx']}, mlx-lm {head['mlx_lm']}, Python {head['python']}"
+    lines = [
+        f"{head['model']}: {size}",
+        f"{head['device']} ({head['backend']}, kernels: {head['kernels']}), {versions}, {head['date']}",
+    ]
+    if head["bandwidth_gbps"] is not None:
+        lines.append(f"measured: {head['bandwidth_gbps']:.1f} GB/s, {head['matmul_tflops']:.3g} TFLOP/s of products")
+    return "\n".join(lines)
+
+
+def write(result: Result, files: Files) -> None:
+    """Write the files that hold a whole run; nothing if no cell was measured."""
+    if not result.rows:
+        return
+    title = heading(result.head)
+    if files.json is not None:
+        files.json.write_text(report.json_text(result.head, result.rows, result.counts), encoding="utf-8")
+    if files.markdown is not None:
+        counted = f"\n\n```\n{report.counts_table(result.counts)}\n```" if result.counts else ""
+        lines = title.replace("\n", "  \n")
+        table = report.markdown_table(result.columns, result.rows)
+        files.markdown.write_text(f"{lines}\n\n{table}{counted}\n", encoding="utf-8")
+    if files.plot is not None:
+        plot(result.rows, title, files.plot)
+
+
+def _head(model: Model, name: str, rates: Rates | None) -> dict[str, Any]:
+    return {
+        **machine.describe(),
+        "model": name,
+        "layers": model.config.num_hidden_layers,
+        "weights_gb": mx.get_active_memory() / 1e9,
+        "build_peak_gb": mx.get_peak_memory() / 1e9,
+        "bandwidth_gbps": rates and rates.bandwidth / 1e9,
+        "matmul_tflops": rates and rates.matmul / 1e12,
+    }

@@ -1,0 +1,146 @@
+"""Measured cells as rows, and rows as text, CSV, JSON and Markdown; knows numbers, not models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ring_mlx.bench.engines import OURS
+from ring_mlx.bench.floor import Floor
+from ring_mlx.bench.measure import Cell, spread
+from ring_mlx.bench.settings import BenchError
+
+Row = dict[str, Any]
+Column = tuple[str, int, Callable[[Row], str]]
+PARTS = ("median", "min", "max")
+MEASURES = ("prefill_tps", "decode_tps", "first_token_s")
+NUMBERS = [f"{m}_{p}" for m in MEASURES for p in PARTS]
+SHARES = ("prefill_floor_tps", "prefill_floor_share", "decode_floor_tps", "decode_floor_share")
+RATIOS = ("prefill_ratio", "decode_ratio")
+FLOOR_PARTS = ("prefill_operations_per_token", "decode_bytes_per_step")
+CELL_COLUMNS = ["engine", "batch", "context", "generated", "prefill_step", "runs", *NUMBERS, "peak_gb"]
+CELL_COLUMNS += [*RATIOS, *SHARES, *FLOOR_PARTS, "dispatches"]
+
+
+def rows_of(cells: Sequence[Cell], floor: Floor | None, dispatches: dict[str, int], settings: Any) -> list[Row]:
+    """One row an engine; the first cell is ours, and its ratios are over the second's medians."""
+    rows = []
+    for cell in cells:
+        row: Row = dict.fromkeys(CELL_COLUMNS)
+        row |= {"engine": cell.engine, "batch": cell.batch, "context": cell.context, "runs": len(cell.runs)}
+        row |= {"generated": settings.generate, "prefill_step": settings.prefill_step_size}
+        for measure in MEASURES:
+            for part, value in zip(PARTS, spread(getattr(cell, measure)()) or (None,) * 3, strict=True):
+                row[f"{measure}_{part}"] = value
+        row["peak_gb"] = cell.peak_bytes() / 1e9
+        row["dispatches"] = dispatches.get(cell.engine) if cell.batch == 1 else None
+        if floor is not None and cell.engine == OURS:
+            row |= {k: v for k, v in asdict(floor).items() if k in FLOOR_PARTS}
+            for name, limit in (("prefill", floor.prefill_tps), ("decode", floor.decode_tps)):
+                row |= {f"{name}_floor_tps": limit, f"{name}_floor_share": row[f"{name}_tps_median"] / limit}
+        rows.append(row)
+    if len(rows) == 2:
+        for name in ("prefill", "decode"):
+            mine, other = (r[f"{name}_tps_median"] for r in rows)
+            rows[0][f"{name}_ratio"] = mine / other if mine and other else None
+    return rows
+
+
+def columns(vs: bool, floor: bool) -> list[Column]:
+    """Headings of the table with the least width of each, and what it shows of a row."""
+    chosen: list[Column] = [
+        ("engine", 8, lambda r: r["engine"]),
+        ("batch", 5, lambda r: str(r["batch"])),
+        ("context", 7, lambda r: f"{r['context']:,}"),
+        ("prefill tok/s (min-max)", 24, lambda r: _spread(r, "prefill_tps")),
+        ("decode tok/s (min-max)", 24, lambda r: _spread(r, "decode_tps")),
+        ("first token s", 13, lambda r: _number(r["first_token_s_median"])),
+        ("peak GB", 7, lambda r: f"{r['peak_gb']:.2f}"),
+    ]
+    for name in ("prefill", "decode") if vs else ():
+        chosen.append((f"{name} / mlx-lm", 15, partial(_optional, f"{name}_ratio", "{:.2f}x")))
+    for name in ("prefill", "decode") if floor else ():
+        chosen.append((f"{name} of floor", 16, partial(_optional, f"{name}_floor_share", "{:.1%}")))
+    return chosen
+
+
+def text_lines(chosen: Sequence[Column], rows: Sequence[Row] | None) -> str:
+    """Lines of an aligned table: of the rows, or of the headings if there are none."""
+    shown = [[h for h, _, _ in chosen]] if rows is None else [[show(r) for _, _, show in chosen] for r in rows]
+    widths = [max(width, len(heading)) for heading, width, _ in chosen]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in shown)
+
+
+def markdown_table(chosen: Sequence[Column], rows: Sequence[Row]) -> str:
+    """The same as a Markdown table."""
+    lines = [[heading for heading, _, _ in chosen], ["---"] * len(chosen)]
+    lines += [[show(r) for _, _, show in chosen] for r in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def counts_table(counts: dict[str, dict[str, int]]) -> str:
+    """Primitives of a decode step, the commonest first, one column an engine."""
+    engines = list(counts)
+    names = sorted(
+        {n for c in counts.values() for n in c}, key=lambda n: (-max(c.get(n, 0) for c in counts.values()), n)
+    )
+    width = max(len(n) for n in (*names, "dispatches a decode step"))
+    lines = [f"{'dispatches a decode step':{width}}" + "".join(f"{e:>10}" for e in engines)]
+    lines += [f"{n:{width}}" + "".join(f"{counts[e].get(n, 0):10d}" for e in engines) for n in names]
+    lines.append(f"{'all':{width}}" + "".join(f"{sum(counts[e].values()):10d}" for e in engines))
+    return "\n".join(lines)
+
+
+def check_csv(path: Path, columns: Sequence[str]) -> None:
+    """Raises BenchError if the file has other columns, so that nothing could be appended."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        with path.open(encoding="utf-8", newline="") as f:
+            header = next(csv.reader(f), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise BenchError(f"{path} cannot be read ({e}); name another file for --csv.") from None
+    if header != list(columns):
+        raise BenchError(f"{path} has other columns than this version writes; name another file for --csv.")
+
+
+def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Append rows, with a header if the file is new: one file can hold all runs of a machine."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if not path.exists() or not path.stat().st_size:
+        writer.writeheader()
+    writer.writerows({c: _rounded(row.get(c)) for c in columns} for row in rows)
+    with path.open("a", encoding="utf-8", newline="") as f:
+        f.write(text.getvalue())
+
+
+def json_text(head: Row, rows: Sequence[Row], counts: dict[str, dict[str, int]]) -> str:
+    """The whole result as one object."""
+    cells = [{k: _rounded(v) for k, v in row.items() if k not in head} for row in rows]
+    return json.dumps(head | {"cells": cells, "primitives": counts}, indent=1) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _spread(row: Row, measure: str) -> str:
+    middle, low, high = (row[f"{measure}_{p}"] for p in PARTS)
+    return "-" if middle is None else f"{_number(middle)} ({_number(low)}-{_number(high)})"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def _optional(key: str, pattern: str, row: Row) -> str:
+    return "-" if row[key] is None else pattern.format(row[key])

@@ -1,0 +1,59 @@
+"""What a benchmark is asked to do; knows numbers and names, imports no MLX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ring_mlx.errors import RingError
+
+CONTEXTS = (512, 2048, 8192)
+
+
+class BenchError(RingError):
+    """A benchmark that cannot be run or reported as asked."""
+
+    origin = "bench"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a run.
+
+    Args:
+        contexts: Prompt tokens of each cell; None is as many of `CONTEXTS` as the model's context holds.
+        generate: Decode steps timed after the first token.
+        repeats: Measured repetitions; one more comes first and is thrown away.
+        batch_sizes: Rows of equal length, each size a cell.
+        prefill_step_size: Prompt tokens a step.
+        vs: Also run mlx-lm, in alternation.
+        vs_repeats: Repetitions of mlx-lm.
+        vs_max_prefill: The longest prompt that mlx-lm reads itself.
+        floor: Measure the machine's rates and say how far from them each cell is.
+        seed: Of prompts and random weights.
+    """
+
+    contexts: tuple[int, ...] | None = None
+    generate: int = 128
+    repeats: int = 5
+    batch_sizes: tuple[int, ...] = (1,)
+    prefill_step_size: int = 2048
+    vs: bool = False
+    vs_repeats: int = 3
+    vs_max_prefill: int = 2048
+    floor: bool = False
+    seed: int = 0
+
+    def fitted(self, max_position_embeddings: int) -> Settings:
+        """The settings with contexts chosen.
+
+        Raises:
+            BenchError: If a cell does not fit the model's context.
+        """
+        room = max_position_embeddings - self.generate - 1
+        contexts = self.contexts or tuple(c for c in CONTEXTS if c <= room) or (CONTEXTS[0],)
+        if max(contexts) > room:
+            raise BenchError(
+                f"-p {max(contexts)} with -g {self.generate} needs {max(contexts) + self.generate + 1} tokens, but this "
+                f"model's context is {max_position_embeddings}; give less."
+            )
+        return replace(self, contexts=contexts)

@@ -1,0 +1,129 @@
+"""``ring-mlx bench``: how fast a model runs here, beside mlx-lm and beside what the machine could do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ring_mlx.bench.settings import BenchError, Settings
+from ring_mlx.cli import options
+
+if TYPE_CHECKING:
+    from ring_mlx.model import Model
+
+SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
+UNQUANTISED = 16
+HELP = {
+    "random": "random weights at the shapes of this model (golden is tiny) instead of a checkpoint",
+    "bits": "bits of --random (4); 16 leaves the weights in bfloat16",
+    "layers": "so many layers instead of the model's own, with --random",
+    "prompt": "prompt tokens, several with commas (512,2048,8192, as far as the context goes)",
+    "csv": "append a row for each cell, with a header if the file is new",
+    "vs_max": "longest prompt that mlx-lm reads itself, a token at a time (2048); longer ones it gets read",
+    "floor": "measure bandwidth and matmul rate, and print our share of what they allow",
+    "ops": "count the dispatches of a decode step by primitive",
+}
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("bench", help="speed and memory", description=__doc__, allow_abbrev=False)
+    options.add_model_options(parser)
+    parser.add_argument("--random", choices=SHAPES, help=HELP["random"])
+    parser.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8, UNQUANTISED), help=HELP["bits"])
+    parser.add_argument("--layers", type=options.positive_int, help=HELP["layers"])
+    m = parser.add_argument_group("what is measured")
+    m.add_argument("-p", "--prompt-tokens", type=counts, metavar="N,N", help=HELP["prompt"])
+    m.add_argument("-g", "--generate", type=options.positive_int, default=128, help="tokens after the first (128)")
+    m.add_argument("-n", "--repeats", type=options.positive_int, default=5, help="after one warm-up (5)")
+    m.add_argument("--batch-size", type=counts, default=(1,), metavar="N,N", help="rows of equal length (1)")
+    m.add_argument("--prefill-step-size", type=options.positive_int, default=2048, help="prompt tokens a step (2048)")
+    m.add_argument("--vs", choices=("mlx-lm",), help="also run stock mlx-lm on the same weights, in alternation")
+    m.add_argument("--vs-max-prefill", type=options.natural_int, default=2048, metavar="T", help=HELP["vs_max"])
+    m.add_argument("--vs-repeats", type=options.positive_int, help="repetitions of mlx-lm (-n, but at most 3)")
+    m.add_argument("--floor", action="store_true", help=HELP["floor"])
+    m.add_argument("--ops", action="store_true", help=HELP["ops"])
+    m.add_argument("--seed", type=options.natural_int, default=0, help="of prompts and random weights (0)")
+    f = parser.add_argument_group("files")
+    f.add_argument("--csv", type=Path, help=HELP["csv"])
+    f.add_argument("--json", type=Path, help="write one JSON object")
+    f.add_argument("--markdown", type=Path, help="write a Markdown table")
+    f.add_argument("--plot", type=Path, help="write a PNG of speed against context (needs matplotlib)")
+    parser.set_defaults(run=run)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """An argparse type: positive integers with commas between them."""
+    try:
+        return tuple(options.positive_int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 512,2048") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write; returns the exit code."""
+    if args.random is not None and (args.model is not None or args.revision is not None):
+        raise BenchError("--random makes its own weights; leave --model and --revision out, or --random.")
+    if args.random is None and (args.bits is not None or args.layers is not None):
+        raise BenchError("--bits and --layers shape random weights; add --random mini or --random flash.")
+    from ring_mlx.bench import job
+
+    def make() -> tuple[Model, dict[str, Any], str]:
+        return _random(args) if args.random is not None else _checkpoint(args)
+
+    files = job.Files(args.csv, args.json, args.markdown, args.plot)
+    job.bench(make, settings_of(args), files, ops=args.ops, say=lambda text: print(text, flush=True))
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The numbers among the options."""
+    return Settings(
+        contexts=args.prompt_tokens,
+        generate=args.generate,
+        repeats=args.repeats,
+        batch_sizes=args.batch_size,
+        prefill_step_size=args.prefill_step_size,
+        vs=args.vs is not None,
+        vs_repeats=min(args.vs_repeats or 3, args.repeats),
+        vs_max_prefill=args.vs_max_prefill,
+        floor=args.floor,
+        seed=args.seed,
+    )
+
+
+def _random(args: argparse.Namespace) -> tuple[Model, dict[str, Any], str]:
+    from ring_mlx.bench import shapes
+    from ring_mlx.bench.random_weights import random_model
+
+    whole = shapes.SHAPES[args.random]
+    if (args.layers or 0) > whole["num_hidden_layers"]:
+        raise BenchError(f"--layers {args.layers} is more than the {whole['num_hidden_layers']} of {args.random}.")
+    bits = args.bits or (UNQUANTISED if args.random == "golden" else 4)
+    if args.random == "golden" and bits != UNQUANTISED:
+        raise BenchError(f"golden is too narrow for --bits {bits}; leave --bits out.")
+    model = random_model(
+        args.random, None if bits == UNQUANTISED else bits, exact=args.exact, layers=args.layers, seed=args.seed
+    )
+    name = f"{args.random}, random {'unquantised' if bits == UNQUANTISED else f'{bits}-bit'} weights"
+    if args.layers is not None:
+        name += f", {args.layers} of {whole['num_hidden_layers']} layers"
+    return model, shapes.cut(whole, args.layers), name + _exact(args)
+
+
+def _checkpoint(args: argparse.Namespace) -> tuple[Model, dict[str, Any], str]:
+    from ring_mlx.config import read_config
+    from ring_mlx.hub import resolve_model
+    from ring_mlx.loading import demo_model_path, load_model
+
+    if args.model is None:
+        print(f"ring-mlx: {options.TOY_NOTE}", file=sys.stderr)
+    folder = resolve_model(args.model or str(demo_model_path()), args.revision)
+    name = args.model or "the packaged toy"
+    return load_model(folder, exact=args.exact), read_config(folder)[1], name + _exact(args)
+
+
+def _exact(args: argparse.Namespace) -> str:
+    return ", exact" if args.exact else ""

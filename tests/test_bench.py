@@ -1,0 +1,305 @@
+"""The benchmark: random weights, both engines, counted dispatches, hand-checked floors, and its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from benchmarks import report as red_or_green
+from ring_mlx import demo_model_path, load_model
+from ring_mlx.bench import plot
+from ring_mlx.bench.dispatches import count_decode_step, count_primitives
+from ring_mlx.bench.engines import OURS, Engine, seeded_cache, theirs
+from ring_mlx.bench.floor import decode_bytes, prefill_operations, weight_bytes_read
+from ring_mlx.bench.job import COLUMNS
+from ring_mlx.bench.measure import Cell, Run, measure
+from ring_mlx.bench.random_weights import random_model, random_model_of, random_words
+from ring_mlx.bench.settings import BenchError, Settings
+from ring_mlx.bench.shapes import GOLDEN, MINI, SHAPES, TINY, cut
+from ring_mlx.cli import main
+from ring_mlx.config import RingConfig, read_config
+
+
+@pytest.fixture
+def cli(capsys):
+    def call(*args):
+        try:
+            code = main(["bench", *map(str, args)])
+        except SystemExit as e:
+            code = e.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return random_model("tiny", 4, 32)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """Ours and mlx-lm's, unquantised; mlx-lm wants head_dim = hidden_size / heads."""
+    model = random_model("golden", None)
+    return Engine(OURS, model), theirs(model, GOLDEN)
+
+
+def test_random_words_are_evenly_distributed():
+    mx.random.seed(3)
+    words = np.asarray(random_words((64, 1000)))
+    assert words.dtype == np.uint32
+    assert len(np.unique(words)) > 0.999 * words.size
+    shares = [((words >> bit) & 1).mean() for bit in range(32)]
+    assert min(shares) > 0.49
+    assert max(shares) < 0.51
+
+
+def test_random_weights_have_the_spread_of_an_initialised_model(tiny):
+    experts = tiny.layers[1].mlp.switch_mlp.up_proj
+    w = mx.dequantize(experts.weight, experts.scales, experts.biases, 32, 4)
+    assert w.shape == (8, 32, 64)
+    assert abs(float(w.mean())) < 0.01
+    assert float(w.std()) == pytest.approx(64**-0.5, rel=0.15)
+    assert tiny.layers[1].mlp.gate.gate_proj.weight.dtype == mx.float32
+    assert not tiny.training
+
+
+def test_random_weights_depend_on_the_seed_alone(tiny):
+    same, other = random_model("tiny", 4, 32), random_model("tiny", 4, 32, seed=1)
+    for (name, a), (_, b) in zip(tree_flatten(tiny.parameters()), tree_flatten(same.parameters()), strict=True):
+        assert mx.array_equal(a, b), name
+    assert not mx.array_equal(tiny.lm_head.weight, other.lm_head.weight)
+    logits = tiny(mx.array([[1, 2, 3]]))
+    assert bool(mx.isfinite(logits).all())
+
+
+def test_building_never_holds_weights_in_full_precision():
+    raw = TINY | {"hidden_size": 256, "moe_intermediate_size": 128, "intermediate_size": 128, "num_experts": 64}
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = random_model_of(raw, "test", 4, 64, False, mx.float32, 0)
+    held = mx.get_active_memory() - before
+    words = model.layers[1].mlp.switch_mlp.up_proj.weight.nbytes
+    assert mx.get_peak_memory() - before < held + 3 * words
+
+
+def test_fewer_layers_keep_both_kinds():
+    config = RingConfig.from_dict(cut(MINI, 2))
+    assert [config.is_linear(i) for i in range(2)] == [True, False]
+    assert cut(MINI, None) is MINI
+    assert RingConfig.from_dict(cut(MINI, 10)).layer_group_size == 5
+
+
+def test_softmax_siblings_have_no_linear_layer():
+    config = RingConfig.from_dict(SHAPES["mini-softmax"])
+    assert config.num_hidden_layers == 20
+    assert not any(config.is_linear(i) for i in range(20))
+
+
+def test_primitives_of_a_small_graph():
+    x, y = mx.ones((2, 3)), mx.ones((3, 2))
+    mx.eval(x, y)
+    out = mx.exp(x) + y.T.reshape(2, 3)  # one exp, one add; transpose and reshape are views
+    assert count_primitives(out) == {"Exp": 1, "Add": 1}
+    assert count_primitives([out, {"a": (out, x)}]) == {"Exp": 1, "Add": 1}
+    mx.eval(out)
+    assert not count_primitives(out)
+    (compiled,) = count_primitives(mx.compile(lambda a: mx.exp(a) + a * a)(x)).items()
+    assert compiled[0].startswith("Compiled")
+    assert compiled[1] == 1
+
+
+def test_primitives_of_mlx_lms_decode_step():
+    model, raw = load_model(demo_model_path()), read_config(demo_model_path())[1]
+    other = theirs(model, raw)
+    counts = count_decode_step(other, 1024)
+    # 6 linear layers x 3 projections, 2 softmax x 2, 1 dense x 3, 7 shared experts x 3, the head
+    assert counts["QuantizedMatmul"] == 6 * 3 + 2 * 2 + 3 + 7 * 3 + 1
+    assert counts["GatherQMM"] == 7 * 3
+    assert counts["LogSumExp"] == 1
+    assert sum(count_decode_step(Engine(OURS, model), 1024).values()) > 0
+
+
+def test_mlx_lms_model_shares_our_arrays(golden):
+    ours, other = golden
+    mine, yours = (dict(tree_flatten(e.model.parameters())) for e in (ours, other))
+    assert mine.keys() == yours.keys()
+    copied = [name for name in mine if mine[name] is not yours[name]]
+    assert all(name.endswith(".mlp.gate.gate_proj.weight") for name in copied)
+
+
+def test_vs_refuses_what_mlx_lm_cannot_hold(tiny):
+    with pytest.raises(BenchError, match=r"\[bench\] mlx-lm cannot hold this model"):
+        theirs(tiny, TINY)  # its linear layers ignore head_dim
+    with pytest.raises(BenchError, match="bailing_moe_v2"):
+        theirs(tiny, SHAPES["mini-softmax"])
+
+
+def test_a_long_prompt_is_read_for_mlx_lm(golden):
+    ours, other = golden
+    prompt = mx.arange(9, dtype=mx.int32)[None]
+    cache = seeded_cache(ours, other, prompt, 4)
+    read = other.make_cache()
+    other.model(prompt, cache=read)
+    assert cache[4].offset == read[4].offset == 9
+    assert all(found[0].shape == wanted[0].shape for found, wanted in zip(cache[:4], read[:4], strict=True))
+    assert mx.allclose(cache[0][0], read[0][0], rtol=1e-3, atol=1e-4)  # mlx-lm decays the first layer rightly
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_both_loops_give_as_many_tokens_as_asked(golden, rows):
+    prompt = mx.random.randint(0, 128, (rows, 5), dtype=mx.int32, key=mx.random.key(0))
+    for engine in golden:
+        cache = engine.make_cache()
+        assert len(list(engine.tokens(prompt, cache, 3, 2))) == 3
+    ours = golden[0]
+    alone = [int(t) for t, _ in ours.tokens(prompt[:1], ours.make_cache(), 3, 2)]
+    if rows > 1:
+        together = [int(t[0]) for t in ours.tokens(prompt, ours.make_cache(), 3, 5)]
+        assert together == alone
+
+
+def test_cells_hold_every_run_but_the_warm_up(golden):
+    settings = Settings((4, 6), generate=2, repeats=3, batch_sizes=(1, 2), vs=True, vs_repeats=2, vs_max_prefill=4)
+    found = [c for cells in measure(*golden, settings, 128) for c in cells]
+    assert [(c.batch, c.context, c.engine) for c in found[:3]] == [(1, 4, OURS), (1, 4, "mlx-lm"), (1, 6, OURS)]
+    assert [len(c.runs) for c in found] == [3, 2] * 4
+    assert [bool(c.prefill_tps()) for c in found] == [True, True, True, False] * 2
+    assert all(c.peak_bytes() > 0 for c in found)
+
+
+def test_speeds_count_all_rows():
+    cell = Cell(OURS, 4, 100, [Run(2.0, 7.0, 5), Run(None, 8.0, 6)])
+    assert cell.prefill_tps() == [200.0]
+    assert cell.decode_tps() == [7.0, 8.0]
+    assert cell.peak_bytes() == 6
+
+
+def test_bytes_of_a_decode_step_by_hand(golden):
+    model = golden[0].model
+    c, total = model.config, 0
+    width = 4 * 16
+    for i in range(10):
+        is_linear = i not in (4, 9)
+        projections = 64 * (4 * width + width if is_linear else 2 * width + 2 * 2 * 16)
+        norms = 2 * 64 + 2 * 16 + (width if is_linear else 0)
+        mlp = 3 * 64 * 96 if i == 0 else 3 * 64 * 32 * (4 + 1) + 64 * 8 + 8
+        total += projections + norms + mlp
+    total += 64 * 128 + 64  # head and last norm, and not the embedding
+    assert c.num_hidden_layers == 10
+    assert weight_bytes_read(model, 1) == 4 * total
+    assert decode_bytes(model, 1, 0) == 4 * total + 2 * 8 * 4 * 16 * 16 * 4
+    assert decode_bytes(model, 1, 10) - decode_bytes(model, 1, 0) == 2 * 2 * 2 * 16 * 10 * 4
+    everything = sum(a.nbytes for name, a in tree_flatten(model.parameters()) if "word_embeddings" not in name)
+    assert weight_bytes_read(model, 10_000) == pytest.approx(everything)
+
+
+def test_operations_of_a_prompt_by_hand():
+    config = RingConfig.from_dict(GOLDEN)
+    width, T = 64, 5
+    linear = 2 * 64 * 5 * width + 4 * width * 16
+    softmax = 2 * 64 * (2 * width + 2 * 2 * 16) + 2 * width * (T + 1)
+    moe = 2 * (3 * 64 * 32 * 5 + 64 * 8)
+    per_token = 8 * linear + 2 * softmax + 9 * moe + 2 * 3 * 64 * 96
+    assert prefill_operations(config, T) == T * per_token + 2 * 64 * 128
+
+
+def test_the_command_prints_and_writes_everything(cli, tmp_path):
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("csv", "json", "markdown")}
+    options = [x for kind, path in files.items() for x in (f"--{kind}", path)]
+    args = ["-p", "6,9", "-g", 2, "-n", 2, "--vs", "mlx-lm", "--vs-max-prefill", 6, "--floor", "--ops", *options]
+    code, out, err = cli(*args)
+    assert code == 0
+    assert "the packaged toy" in err
+    for text in (out, files["markdown"].read_text()):
+        assert "mlx-lm 0.32" in text
+        assert "prefill of floor" in text
+        assert "GatherQMM" in text
+    with files["csv"].open() as f:
+        rows = list(csv.DictReader(f))
+    assert list(rows[0]) == COLUMNS
+    assert [(r["engine"], r["context"], r["runs"]) for r in rows] == [
+        ("ring-mlx", "6", "2"),
+        ("mlx-lm", "6", "2"),
+        ("ring-mlx", "9", "2"),
+        ("mlx-lm", "9", "2"),
+    ]
+    assert float(rows[0]["prefill_ratio"]) == pytest.approx(
+        float(rows[0]["prefill_tps_median"]) / float(rows[1]["prefill_tps_median"]), rel=1e-3
+    )
+    assert rows[3]["prefill_tps_median"] == "" != rows[3]["decode_tps_median"]
+    found = json.loads(files["json"].read_text())
+    assert found["kernels"] == "none" or found["backend"] != "cpu"
+    assert len(found["cells"]) == 4
+    assert sum(found["primitives"]["mlx-lm"].values()) == found["cells"][1]["dispatches"]
+    assert cli("-p", 4, "-g", 1, "-n", 1, "--csv", files["csv"])[0] == 0
+    assert len(files["csv"].read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--random", "mini", "--model", "x"], "makes its own weights"),
+        (["--layers", "2"], "add --random"),
+        (["--random", "mini", "--layers", "21"], "more than the 20 of mini"),
+        (["--random", "golden", "--bits", "4"], "too narrow"),
+        (["--batch-size", "2000000", "-p", "2000"], "fewer rows or tokens"),
+        (["-p", "8190"], "this model's context is 8192"),
+        (["--csv", "no/such/folder.csv"], "folder that exists"),
+        (["--json", "."], "cannot be written"),
+        (["--csv", __file__], "other columns"),
+    ],
+)
+def test_bad_input_is_one_line(cli, args, message):
+    code, out, err = cli(*args)
+    assert code == 2
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert line.startswith("ring-mlx: [bench] ")
+    assert message in line
+
+
+@pytest.mark.parametrize("value", ["", "x", "0", "5,", "-3", "1.5"])
+def test_a_list_of_contexts_is_checked(cli, value):
+    code, _, err = cli(f"-p={value}")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "[option]" in err
+
+
+def test_default_contexts_fit_the_model():
+    assert Settings().fitted(131072).contexts == (512, 2048, 8192)
+    assert Settings().fitted(8192).contexts == (512, 2048)
+    with pytest.raises(BenchError, match="give less"):
+        Settings(generate=100).fitted(200)
+
+
+def test_a_plot_needs_matplotlib(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    code, _, err = cli("--plot", tmp_path / "x.png")
+    assert code == 2
+    assert "pip install matplotlib" in err
+
+
+def test_a_plot_is_a_png(cli, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "x.png"
+    assert cli("-p", "4,8", "-g", 1, "-n", 1, "--plot", path)[0] == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("True", 0), ("False", 1)])
+def test_nothing_is_reported_on_red_tests(capfd, tmp_path, outcome, code):
+    test = tmp_path / "test_it.py"
+    test.write_text(f"def test_it():\n    assert {outcome}\n")
+    assert red_or_green.main(["--tests", str(test), "--", "-p", "4", "-g", "1", "-n", "1"]) == code
+    out = capfd.readouterr().out
+    assert ("decode tok/s" in out) == (code == 0)
+    assert ("nothing is measured" in out) == (code == 1)
