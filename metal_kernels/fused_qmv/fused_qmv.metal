@@ -1,0 +1,148 @@
+// Products of 1 to 8 tokens with one or two packed matrices, with what stands before and after: a norm or the linear
+// gate, and the residual. Every weight is read once for all tokens, and asked for before the norm is known.
+//
+//   PROLOGUE 0: a = x;  1: a = weight * x / sqrt(mean(x^2) + eps);  2: a = linear_gate(x, gate) over GROUPS groups
+//   first = residual + a first_w^T,  second = a second_w^T
+//
+// Layout        x, gate [TOKENS, K]; weight [K]; first_w [N, K], second_w [M, K] packed alike;
+//               residual, first [TOKENS, N]; second [TOKENS, M]
+// Grid          x: rows of first_w, then of second_w; a threadgroup owns OWNED = TEAMS ROWS of them.
+// Threadgroup   TEAMS teams of TEAM simdgroups. A team owns ROWS rows: a lane keeps its blocks of STEP weights of each
+//               in registers, and the same blocks of a. For every token the threadgroup makes `a` once, in threadgroup
+//               memory, from packs of P channels; SPLIT simdgroups share a group of the norm.
+// Requires      K a multiple of 32; SIZE = K / GROUPS of P.
+// Rounds        a to O, by way of T in the norm as MLX does; sums in float; y once, to Y.
+//               Threadgroup memory: sizeof(O) K + 4 (GROUPS SPLIT + TOKENS OWNED TEAM) bytes.
+// ---- kernel ----
+constexpr int SIMDGROUPS = TEAMS * TEAM, THREADS = SIMDGROUPS * 32, OWNED = TEAMS * ROWS;
+constexpr int WORDS = STEP * BITS / 32, BLOCKS = K / STEP, LANES = TEAM * 32, STEPS = (BLOCKS + LANES - 1) / LANES;
+constexpr int SIZE = K / GROUPS, SPLIT = SIMDGROUPS > GROUPS ? SIMDGROUPS / GROUPS : 1, UNITS = GROUPS * SPLIT;
+constexpr int PER = (UNITS + SIMDGROUPS - 1) / SIMDGROUPS, STRIDE = SPLIT * 32 * P;
+constexpr int PACKS = (SIZE + STRIDE - 1) / STRIDE;
+constexpr int FIRST = (N + OWNED - 1) / OWNED;
+const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
+const int team = simd / TEAM, member = simd % TEAM * 32 + lane;
+const int index = threadgroup_position_in_grid.x;
+const bool is_second = M > 0 && index >= FIRST;
+const int rows = is_second ? M : N, first_row = (is_second ? index - FIRST : index) * OWNED;
+const auto w = is_second ? second_w : first_w;
+const auto s = is_second ? second_s : first_s;
+const auto b = is_second ? second_b : first_b;
+const float eps = numbers[0];
+threadgroup O shared[K];
+threadgroup float sums[UNITS];
+threadgroup float partial[TOKENS * OWNED * TEAM];
+
+uint words[ROWS * STEPS * WORDS];
+float scales[ROWS * STEPS], biases[ROWS * STEPS];
+#pragma unroll
+for (int n = 0; n < ROWS; n++) {
+  const uint row = metal::min(first_row + team * ROWS + n, rows - 1);
+#pragma unroll
+  for (int i = 0; i < STEPS; i++) {
+    const int at = n * STEPS + i;
+    const uint block = metal::min(i * LANES + member, BLOCKS - 1);
+    load_words<WORDS>((const device uint*)w + row * (K / 32 * BITS) + block * WORDS, words + at * WORDS);
+    const uint group = row * (K / GROUP) + block * STEP / GROUP;
+    scales[at] = 1.0f;
+    biases[at] = 0.0f;
+    if constexpr (MODE != 0) scales[at] = load_scale<MODE, BITS>(s, group);
+    if constexpr (MODE == 1) biases[at] = float(b[group]);
+  }
+}
+
+// numbers[1] is 0, which no compiler knows: it would else unpack the weights before the loop, into 32 registers a row.
+const uint nothing = as_type<uint>(numbers[1]);
+for (int t = 0; t < TOKENS; t++) {
+  if (TOKENS > 1) {
+#pragma unroll
+    for (int i = 0; i < ROWS * STEPS * WORDS; i++) words[i] ^= nothing;
+  }
+  float values[PER * PACKS * P], factors[PER * PACKS * P], logits[PER * PACKS * P];
+#pragma unroll
+  for (int u = 0; u < PER; u++) {
+    const int unit = u * SIMDGROUPS + simd;
+    if (unit < UNITS) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < PACKS; i++) {
+        const int channel = i * STRIDE + (unit % SPLIT * 32 + lane) * P;
+        const int at = unit / SPLIT * SIZE + channel;
+        thread float* const v = values + (u * PACKS + i) * P;
+        if (channel < SIZE) {
+          load_pack<P>(x + t * K + at, v);
+          if (PROLOGUE > 0) load_pack<P>(weight + at, factors + (u * PACKS + i) * P);
+          if (PROLOGUE == 2) load_pack<P>(gate + t * K + at, logits + (u * PACKS + i) * P);
+#pragma unroll
+          for (int e = 0; e < P; e++) sum += v[e] * v[e];
+        }
+      }
+      if (PROLOGUE > 0) sum = simd_sum(sum);
+      if (lane == 0) sums[unit] = sum;
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
+  for (int u = 0; u < PER; u++) {
+    const int unit = u * SIMDGROUPS + simd;
+    if (unit < UNITS) {
+      float inverse = 0;
+      for (int i = 0; i < SPLIT; i++) inverse += sums[unit / SPLIT * SPLIT + i];
+      inverse = metal::precise::rsqrt(inverse / SIZE + eps);
+#pragma unroll
+      for (int i = 0; i < PACKS; i++) {
+        const int channel = i * STRIDE + (unit % SPLIT * 32 + lane) * P;
+        const int at = unit / SPLIT * SIZE + channel;
+        if (channel < SIZE) {
+          threadgroup Pack<O, P>& out = *(threadgroup Pack<O, P>*)(shared + at);
+#pragma unroll
+          for (int e = 0; e < P; e++) {
+            const int n = (u * PACKS + i) * P + e;
+            float value = values[n];
+            if (PROLOGUE == 1) value = float(T(float(T(value * inverse)) * factors[n]));
+            if (PROLOGUE == 2) {
+              value = factors[n] * (value * inverse) * (1.0f / (1.0f + metal::precise::exp(-logits[n])));
+            }
+            out.e[e] = O(value);
+          }
+        }
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  float dots[ROWS];
+#pragma unroll
+  for (int n = 0; n < ROWS; n++) dots[n] = 0;
+#pragma unroll
+  for (int i = 0; i < STEPS; i++) {
+    const int block = i * LANES + member;
+    const threadgroup uint* const from =
+        (const threadgroup uint*)shared + metal::min(block, BLOCKS - 1) * int(STEP * sizeof(O) / 4);
+    const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, O>(from, block < BLOCKS);
+#pragma unroll
+    for (int n = 0; n < ROWS; n++) {
+      const int at = n * STEPS + i;
+      dots[n] += block_dot<MODE, BITS, STEP, W>(words + at * WORDS, scales[at], biases[at], xs);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < ROWS; n++) {
+    const float dot = simd_sum(dots[n]);
+    if (lane == 0) partial[(t * OWNED + team * ROWS + n) * TEAM + simd % TEAM] = dot;
+  }
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+for (int i = thread_index_in_threadgroup; i < TOKENS * OWNED; i += THREADS) {
+  const int row = first_row + i % OWNED;
+  if (row < rows) {
+    float sum = 0;
+    for (int k = 0; k < TEAM; k++) sum += partial[i * TEAM + k];
+    const ulong at = ulong(i / OWNED) * rows + row;
+    if (HAS_RESIDUAL) sum += float(residual[at]);
+    if (is_second) {
+      second[at] = Y(sum);
+    } else {
+      first[at] = Y(sum);
+    }
+  }
+}

@@ -1,0 +1,79 @@
+"""Products with what stands before and after them, in MLX operations: the definition that the kernel is held to."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from metal_kernels.fused_qmv.matrices import Matrices
+from metal_kernels.linear_gate.naive import naive_linear_gate
+from metal_kernels.packed import Packed
+
+
+def naive_norm_qmv(
+    x: mx.array, weight: mx.array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
+) -> tuple[mx.array, ...]:
+    """Normalise and multiply by one or two matrices.
+
+    ::
+
+        normed = weight * x / sqrt(mean(x^2) + eps)
+        y_i = normed matrix_i^T
+
+    Args:
+        x: [..., K], any float dtype.
+        weight: Of the norm [K].
+        eps: Added to the mean square.
+        matrices: One or two, [N_i, K].
+        dtype: What ``normed`` is rounded to before the products; None leaves it as the norm returns it.
+
+    Returns:
+        y_i [..., N_i] in the dtype of ``normed``: a float32 product of the dequantised weights, rounded once. ``normed``
+        itself rounds as MLX's norm does, to the common dtype of x and weight, before and after the weight.
+
+    Source: arXiv 2510.19338, section 2.
+    """
+    normed = mx.fast.rms_norm(x, weight, eps)
+    normed = normed if dtype is None else normed.astype(dtype)
+    return tuple(_product(normed, w).astype(normed.dtype) for w in matrices.all)
+
+
+def naive_gate_qmv(
+    x: mx.array,
+    gate: mx.array,
+    weight: mx.array,
+    groups: int,
+    eps: float,
+    matrices: Matrices,
+    residual: mx.array | None = None,
+) -> mx.array:
+    """The linear gate, a product, and what it is added to.
+
+    ::
+
+        y = residual + linear_gate(x, gate) matrix^T
+
+    Args:
+        x: Concatenated heads [..., K], any float dtype.
+        gate: Gate logits [..., K]; the gated x is rounded to their dtype.
+        weight: Of the grouped norm [K].
+        groups: Number of groups, a divisor of K.
+        eps: Added to the mean square.
+        matrices: One, [N, K].
+        residual: [..., N]; None is zero.
+
+    Returns:
+        y [..., N] in the dtype of ``residual``, or of ``gate`` without one, rounded once after the addition.
+
+    Source: arXiv 2510.19338, section 2 (group RMSNorm and output gate of the linear layers).
+    """
+    return naive_add_qmv(naive_linear_gate(x, gate, weight, groups, eps), matrices, residual)
+
+
+def naive_add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -> mx.array:
+    """``residual + x matrix^T``, rounded as in `naive_gate_qmv`; without a residual to the dtype of x."""
+    y = _product(x, matrices.first)
+    return y.astype(x.dtype) if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
+
+
+def _product(x: mx.array, w: Packed) -> mx.array:
+    return x.astype(mx.float32) @ w.dequantize().T
