@@ -22,7 +22,8 @@ from benchmarks.shapes import SHAPES
 from metal_kernels import launch, linear_gate, qk_norm_rope, qkv_lightning_attn, route
 from ring_mlx.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.config import RingConfig
-from ring_mlx.moe import MoE
+from ring_mlx.model import DecoderLayer
+from ring_mlx.moe import MoE, Router
 
 Case = tuple[str, Callable[[], Any]]
 COLUMNS = ["device", "mlx", "backend", "shape", "kernel", "tokens", "rows", "plain_us", "kernel_us", "ratio"]
@@ -48,19 +49,23 @@ def cases(config: RingConfig, T: int, B: int, bits: int) -> Iterator[Case]:
     moe = quantised(MoE(c), bits)
     hidden = mx.random.normal((B, T, c.hidden_size)).astype(dtype)
     yield "moe (with router)", lambda: moe(hidden, dtype, hidden)
+    layer = quantised(DecoderLayer(c, 1), bits)
+    yield "linear layer", lambda: layer(hidden, None, None, 7)
 
 
-def quantised(moe: MoE, bits: int) -> MoE:
-    """The block in bfloat16, its experts quantised in groups of 64 unless ``bits`` is 0; the router stays float32."""
-    moe.set_dtype(mx.bfloat16)
+def quantised(block: Any, bits: int) -> Any:
+    """The block in bfloat16, its matrices quantised in groups of 64 unless ``bits`` is 0; the router stays float32."""
+    block.set_dtype(mx.bfloat16)
     if bits:
         nn.quantize(
-            moe, 64, bits, class_predicate=lambda p, m: hasattr(m, "to_quantized") and "gate.gate_proj" not in p
+            block, 64, bits, class_predicate=lambda p, m: hasattr(m, "to_quantized") and "gate.gate_proj" not in p
         )
-    moe.gate.set_dtype(mx.float32)
-    moe.eval()
-    mx.eval(moe.parameters())
-    return moe
+    for module in block.modules():
+        if isinstance(module, Router):
+            module.set_dtype(mx.float32)
+    block.eval()
+    mx.eval(block.parameters())
+    return block
 
 
 def chain_us(call: Callable[[], Any], calls: int) -> float:

@@ -1,6 +1,19 @@
 """Operations of the Ring-linear models, each a folder with its plain form; knows arrays, not checkpoints or models."""
 
-from metal_kernels.dispatch import lightning_attn, linear_gate, moe_kernel, qk_norm_rope, qkv_lightning_attn, route
+from metal_kernels.dispatch import (
+    add_norm,
+    add_qmv,
+    gate_qmv,
+    lightning_attn,
+    linear_gate,
+    moe_kernel,
+    norm_qmv,
+    norm_router,
+    qk_norm_rope,
+    qkv_lightning_attn,
+    route,
+)
+from metal_kernels.fused_qmv import Matrices
 from metal_kernels.heads import Heads
 from metal_kernels.lightning_attn import chunk_lightning_attn, naive_lightning_attn
 from metal_kernels.packed import Packed
@@ -9,12 +22,18 @@ from metal_kernels.quantized_moe import Experts
 __all__ = [
     "Experts",
     "Heads",
+    "Matrices",
     "Packed",
+    "add_norm",
+    "add_qmv",
     "chunk_lightning_attn",
+    "gate_qmv",
     "lightning_attn",
     "linear_gate",
     "moe_kernel",
     "naive_lightning_attn",
+    "norm_qmv",
+    "norm_router",
     "qk_norm_rope",
     "qkv_lightning_attn",
     "route",

@@ -10,11 +10,15 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from metal_kernels import fused_qmv as qmv
 from metal_kernels import launch
+from metal_kernels import norm_router as norms
+from metal_kernels.fused_qmv import Matrices
 from metal_kernels.heads import Heads
 from metal_kernels.lightning_attn import chunk_lightning_attn, fused_recurrent, naive_lightning_attn, simd_chunk
 from metal_kernels.linear_gate import fused as gate_kernel
 from metal_kernels.linear_gate.naive import naive_linear_gate
+from metal_kernels.packed import Packed
 from metal_kernels.qk_norm_rope import fused as qk_kernel
 from metal_kernels.quantized_moe import Experts, decode_moe, prefill_moe, supports_decode, supports_prefill
 from metal_kernels.router import fused as router_kernel
@@ -110,6 +114,55 @@ def route(
     if launch.backend() is not None and router_kernel.supports(logits, bias, top_k, n_group):
         run = router_kernel.fused_route
     return run(logits, bias, top_k, n_group, topk_group, scaling_factor, normalize)
+
+
+def add_norm(
+    x: mx.array, r: mx.array | None, weight: mx.array, eps: float, dtype: mx.Dtype | None = None
+) -> tuple[mx.array, mx.array]:
+    """Same contract as `naive_add_norm`."""
+    if r is not None and launch.backend() is not None and norms.supports_add_norm(x, r, weight, dtype):
+        return norms.fused_add_norm(x, r, weight, eps, dtype)
+    return norms.naive_add_norm(x, r, weight, eps, dtype)
+
+
+def norm_router(
+    x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, eps: float, dtype: mx.Dtype | None = None
+) -> tuple[mx.array, mx.array, mx.array] | None:
+    """What `naive_norm_router` returns, or None where MLX's product shall do it."""
+    if launch.backend() is None or not norms.supports(x, r, weight, router, dtype):
+        return None
+    return norms.fused_norm_router(x, r, weight, router, eps, dtype)
+
+
+def norm_qmv(
+    x: mx.array, weight: mx.array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
+) -> tuple[mx.array, ...] | None:
+    """What `naive_norm_qmv` returns, or None where MLX's products shall do it."""
+    if launch.backend() is None or not qmv.supports_norm_qmv(x, weight, matrices, dtype):
+        return None
+    return qmv.fused_norm_qmv(x, weight, eps, matrices, dtype)
+
+
+def gate_qmv(
+    x: mx.array,
+    gate: mx.array,
+    weight: mx.array,
+    groups: int,
+    eps: float,
+    matrices: Matrices,
+    residual: mx.array | None = None,
+) -> mx.array | None:
+    """What `naive_gate_qmv` returns, or None where MLX's product shall do it."""
+    if launch.backend() is None or not qmv.supports_gate_qmv(x, gate, weight, groups, matrices, residual):
+        return None
+    return qmv.fused_gate_qmv(x, gate, weight, groups, eps, matrices, residual)
+
+
+def add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -> mx.array | None:
+    """What `naive_add_qmv` returns, or None where MLX's product shall do it."""
+    if launch.backend() is None or not qmv.supports_add_qmv(x, matrices, residual):
+        return None
+    return qmv.fused_add_qmv(x, matrices, residual)
 
 
 def moe_kernel(experts: Experts, x: mx.array) -> MoEKernel | None:

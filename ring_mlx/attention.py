@@ -9,9 +9,12 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.rope_utils import initialize_rope
 
-from metal_kernels import Heads, linear_gate, qk_norm_rope, qkv_lightning_attn
+from metal_kernels import Heads, add_qmv, gate_qmv, launch, linear_gate, norm_qmv, qk_norm_rope, qkv_lightning_attn
 from ring_mlx.config import RingConfig
 from ring_mlx.decay import decay_rate
+from ring_mlx.packing import PackedLayers
+
+Result = tuple[mx.array, "mx.array | None"]
 
 
 class _Attention(nn.Module):
@@ -38,6 +41,7 @@ class _Attention(nn.Module):
         )
         self._eps = config.rms_norm_eps
         self._inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
+        self._into, self._out_of = PackedLayers(), PackedLayers()
 
     def heads(self) -> Heads:
         """How the projection splits into heads, with the norms' present weights."""
@@ -53,6 +57,16 @@ class _Attention(nn.Module):
             self.rope,
         )
 
+    def _project(self, x: mx.array, norm: nn.RMSNorm, *layers: nn.Module) -> tuple[mx.array, ...]:
+        """Each layer of the normed x: one dispatch for a few tokens."""
+        dtype = norm.weight.dtype
+        matrices = None if launch.backend() is None else self._into(*layers)
+        found = None if matrices is None else norm_qmv(x, norm.weight, norm.eps, matrices, dtype)
+        if found is not None:
+            return found
+        normed = norm(x).astype(dtype)
+        return tuple(layer(normed) for layer in layers)
+
 
 class SoftmaxAttention(_Attention):
     """Causal grouped-query softmax attention.
@@ -65,24 +79,31 @@ class SoftmaxAttention(_Attention):
     def __init__(self, config: RingConfig) -> None:
         super().__init__(config, config.num_key_value_heads)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any | None, offset: int | mx.array) -> mx.array:
+    def __call__(
+        self, x: mx.array, norm: nn.RMSNorm, mask: mx.array | str | None, cache: Any | None, offset: int | mx.array
+    ) -> Result:
         """Attend over the cache and x.
 
         Args:
-            x: The layer's normed input [B, T, hidden].
+            x: The residual stream [B, T, hidden].
+            norm: The layer's, through which x is read.
             mask: True where a query may look, "causal", or None for one token.
             cache: A cache with mlx-lm's ``update_and_fetch``, or None.
             offset: Position of the first token, one for all rows or [B].
 
         Returns:
-            [B, T, hidden].
+            The residual stream, and y [B, T, hidden], which is still to be added to it; None if it has been.
         """
         B, T, _ = x.shape
-        q, k, v = qk_norm_rope(self.query_key_value(x), self.heads(), offset)
+        (qkv,) = self._project(x, norm, self.query_key_value)
+        q, k, v = qk_norm_rope(qkv, self.heads(), offset)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         o = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
-        return self.dense(o.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        o = o.transpose(0, 2, 1, 3).reshape(B, T, -1)
+        matrices = None if launch.backend() is None else self._out_of(self.dense)
+        added = None if matrices is None else add_qmv(o, matrices, x)
+        return (x, self.dense(o)) if added is None else (added, None)
 
 
 class LinearAttention(_Attention):
@@ -109,24 +130,30 @@ class LinearAttention(_Attention):
         """s of each head, [H] float32; not a parameter, so no cast of the weights rounds it."""
         return self._decay_rate
 
-    def __call__(self, x: mx.array, mask: mx.array | None, cache: Any | None, offset: int | mx.array) -> mx.array:
+    def __call__(
+        self, x: mx.array, norm: nn.RMSNorm, mask: mx.array | None, cache: Any | None, offset: int | mx.array
+    ) -> Result:
         """Fold x into the state and read it out.
 
         Args:
-            x: The layer's normed input [B, T, hidden].
+            x: The residual stream [B, T, hidden].
+            norm: The layer's, through which x is read.
             mask: True where a token counts [B, T], or None for all.
             cache: A cache whose item 0 is the state [B, H, K, V] float32 or None, or no cache.
             offset: Position of the first token, one for all rows or [B].
 
         Returns:
-            [B, T, hidden].
+            The residual stream, and y [B, T, hidden], which is still to be added to it; None if it has been.
         """
         state = None if cache is None else cache[0]
-        qkv = self.query_key_value(x)
+        qkv, gate = self._project(x, norm, self.query_key_value, self.g_proj)
         o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         if cache is not None:
             cache[0] = state
-        return self.dense(linear_gate(o, self.g_proj(x), self.g_norm.weight, self.groups, self.g_norm.eps))
+        gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
+        matrices = None if launch.backend() is None else self._out_of(self.dense)
+        added = None if matrices is None else gate_qmv(*gated, matrices, x)
+        return (x, self.dense(linear_gate(*gated))) if added is None else (added, None)
 
 
 def _rotation(rope: nn.Module, dims: int) -> tuple[mx.array, float]:

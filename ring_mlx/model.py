@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
 
-from metal_kernels import launch
+from metal_kernels import add_norm, launch
 from ring_mlx.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.cache import HybridCache
 from ring_mlx.config import RingConfig
@@ -32,12 +32,13 @@ class DecoderLayer(nn.Module):
     def __call__(self, x: mx.array, mask: Any, cache: Any | None, offset: int | mx.array) -> mx.array:
         """Advance the residual stream x [B, T, hidden], in the dtype it comes in."""
         dtype = self.input_layernorm.weight.dtype
-        r = self.attention(self.input_layernorm(x).astype(dtype), mask, cache, offset)
-        x = x + r.astype(x.dtype)
-        normed = self.post_attention_layernorm(x)
+        x, r = self.attention(x, self.input_layernorm, mask, cache, offset)
+        norm = self.post_attention_layernorm
         if isinstance(self.mlp, MoE):
-            return self.mlp(normed, dtype, x)
-        return x + self.mlp(normed.astype(dtype)).astype(x.dtype)
+            x, normed, logits = self.mlp.gate.score(x, r, norm, dtype)
+            return self.mlp(normed, dtype, x, logits)
+        x, normed = add_norm(x, r, norm.weight, norm.eps, dtype)
+        return x + self.mlp(normed).astype(x.dtype)
 
 
 class LanguageModel(nn.Module):

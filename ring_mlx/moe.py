@@ -8,8 +8,9 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 
 from metal_kernels import Experts as ExpertWeights
-from metal_kernels import Packed, launch, moe_kernel, route
+from metal_kernels import add_norm, launch, moe_kernel, norm_router, route
 from ring_mlx.config import RingConfig
+from ring_mlx.packing import PackedLayers, packed
 
 
 class MLP(nn.Module):
@@ -41,10 +42,27 @@ class Router(nn.Module):
             config.routed_scaling_factor,
             config.norm_topk_prob,
         )
+        self._layers = PackedLayers()
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Indices [..., top_k] int32 and weights [..., top_k] float32 for x [..., hidden]; see `naive_route`."""
-        return route(self._logits(x.astype(mx.float32)), self.get("expert_bias"), *self._options)
+        return self.choose(self._logits(x.astype(mx.float32)))
+
+    def choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """The same for logits [..., num_experts] float32."""
+        return route(logits, self.get("expert_bias"), *self._options)
+
+    def score(
+        self, x: mx.array, r: mx.array | None, norm: nn.RMSNorm, dtype: mx.Dtype
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """``x + r``, its norm, in ``dtype`` at least, and logits [..., num_experts] float32; r may be None."""
+        matrix = None if launch.backend() is None else self._layers(self.gate_proj)
+        if matrix is not None:
+            found = norm_router(x, r, norm.weight, matrix.first, norm.eps, dtype)
+            if found is not None:
+                return found
+        x, normed = add_norm(x, r, norm.weight, norm.eps)
+        return x, normed, self._logits(normed.astype(mx.float32))
 
     def _logits(self, x: mx.array) -> mx.array:
         if isinstance(self.gate_proj, nn.Linear):
@@ -94,18 +112,25 @@ class MoE(nn.Module):
         if config.num_shared_experts:
             self.shared_experts = MLP(config, config.moe_shared_expert_intermediate_size * config.num_shared_experts)
 
-    def __call__(self, x: mx.array, dtype: mx.Dtype | None = None, residual: mx.array | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        dtype: mx.Dtype | None = None,
+        residual: mx.array | None = None,
+        logits: mx.array | None = None,
+    ) -> mx.array:
         """Mix the experts.
 
         Args:
             x: [..., hidden], as exact as there is: the router reads it in float32.
             dtype: What the experts compute in, that of x by default.
             residual: [..., hidden] to add to; None adds nothing.
+            logits: From `Router.score`; None lets the router score x.
 
         Returns:
             [..., hidden] in the dtype of ``residual``, rounded once; float32 without one.
         """
-        chosen, weights = self.gate(x)
+        chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
         x = x if dtype is None else x.astype(dtype)
         flat = x.reshape(-1, x.shape[-1])
         experts = None if launch.backend() is None or self._has_bias else self._weights()
@@ -128,21 +153,7 @@ class MoE(nn.Module):
             modules += [shared.gate_proj, shared.up_proj, shared.down_proj]
         arrays = [m.weight for m in modules]
         if self._prepared is None or any(a is not b for a, b in zip(arrays, self._prepared[0], strict=True)):
-            packed = [_packed(m) for m in modules]
-            others = (packed[3], packed[4], packed[5]) if len(packed) > 3 else None
-            self._prepared = arrays, ExpertWeights(packed[0], packed[1], packed[2], others)
+            w = [packed(m) for m in modules]
+            others = (w[3], w[4], w[5]) if len(w) > 3 else None
+            self._prepared = arrays, ExpertWeights(w[0], w[1], w[2], others)
         return self._prepared[1]
-
-
-def _packed(module: nn.Module) -> Packed:
-    """A linear layer's weights, quantised or not, as a kernel reads them."""
-    if "scales" not in module:
-        return Packed(module.weight)
-    return Packed(
-        module.weight,
-        module.scales,
-        module.get("biases"),
-        module.bits,
-        module.group_size,
-        getattr(module, "mode", "affine"),
-    )

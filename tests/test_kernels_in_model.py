@@ -84,6 +84,22 @@ def test_a_padded_quantised_batch_equals_the_plain_forms(backend, bits):
         assert_close(k, p, 1e-4)
 
 
+@pytest.mark.parametrize("backend", backends("fast"))
+def test_a_linear_layer_decodes_in_seven_dispatches(backend, monkeypatch):
+    layer = make_model(**SHAPES, first_k_dense_replace=0).layers[0]
+    assert layer.is_linear
+    launched, call = [], launch.Kernel.__call__
+    monkeypatch.setattr(
+        launch.Kernel,
+        "__call__",
+        lambda self, *args, **kwargs: launched.append(self.name) or call(self, *args, **kwargs),
+    )
+    with launch.use(backend):
+        mx.eval(layer(mx.random.normal((1, 1, 64)), None, None, 0))
+    expected = ["fused_qmv", "fused_recurrent", "fused_qmv", "norm_router", "router", "decode_gate_up", "decode_down"]
+    assert launched == [f"ring_{name}" for name in expected]
+
+
 def test_a_changed_weight_reaches_the_kernels():
     block = make_model(**SHAPES).layers[1].mlp
     before = block._weights()

@@ -1,0 +1,39 @@
+"""Linear layers as the kernels take them; knows modules and packed matrices, not what is computed with them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from metal_kernels import Matrices, Packed
+
+
+def packed(module: nn.Module) -> Packed:
+    """A linear layer's weights, quantised or not, as a kernel reads them."""
+    if "scales" not in module:
+        return Packed(module.weight)
+    return Packed(
+        module.weight,
+        module.scales,
+        module.get("biases"),
+        module.bits,
+        module.group_size,
+        getattr(module, "mode", "affine"),
+    )
+
+
+class PackedLayers:
+    """One or two linear layers that share an input, prepared again when a module's arrays have changed."""
+
+    def __init__(self) -> None:
+        self._weights: list[mx.array] = []
+        self._matrices: Matrices | None = None
+
+    def __call__(self, *modules: nn.Module) -> Matrices | None:
+        """Their matrices, or None where a layer does more than multiply."""
+        if any(type(m) not in (nn.Linear, nn.QuantizedLinear) or "bias" in m for m in modules):
+            return None
+        weights = [m.weight for m in modules]
+        if self._matrices is None or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
+            self._weights, self._matrices = weights, Matrices(*map(packed, modules))
+        return self._matrices
