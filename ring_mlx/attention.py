@@ -94,13 +94,24 @@ class SoftmaxAttention(_Attention):
         Returns:
             The residual stream, and y [B, T, hidden], which is still to be added to it; None if it has been.
         """
-        B, T, _ = x.shape
+        q, k, v = self.open(x, norm, offset)
+        return self.close(x, self.attend(q, k, v, mask, cache))
+
+    def open(self, x: mx.array, norm: nn.RMSNorm, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """The new q [B, heads, T, D], k and v [B, kv_heads, T, D]."""
         (qkv,) = self._project(x, norm, self.query_key_value)
-        q, k, v = qk_norm_rope(qkv, self.heads(), offset)
+        return qk_norm_rope(qkv, self.heads(), offset)
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cache: Any | None) -> mx.array:
+        """What the heads read, [B, T, heads D]; the cache takes k and v."""
+        B, _, T, _ = q.shape
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         o = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
-        o = o.transpose(0, 2, 1, 3).reshape(B, T, -1)
+        return o.transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+    def close(self, x: mx.array, o: mx.array) -> Result:
+        """Through the output projection; returns what `__call__` does."""
         matrices = None if launch.backend() is None else self._out_of(self.dense)
         added = None if matrices is None else add_qmv(o, matrices, x)
         return (x, self.dense(o)) if added is None else (added, None)
@@ -145,15 +156,21 @@ class LinearAttention(_Attention):
         Returns:
             The residual stream, and y [B, T, hidden], which is still to be added to it; None if it has been.
         """
-        state = None if cache is None else cache[0]
-        qkv, gate = self._project(x, norm, self.query_key_value, self.g_proj)
-        o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
+        result, state = self.recur(x, norm, None if cache is None else cache[0], mask, offset)
         if cache is not None:
             cache[0] = state
+        return result
+
+    def recur(
+        self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
+    ) -> tuple[Result, mx.array]:
+        """The same from one state to the next, which is returned beside it."""
+        qkv, gate = self._project(x, norm, self.query_key_value, self.g_proj)
+        o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
         matrices = None if launch.backend() is None else self._out_of(self.dense)
         added = None if matrices is None else gate_qmv(*gated, matrices, x)
-        return (x, self.dense(linear_gate(*gated))) if added is None else (added, None)
+        return ((x, self.dense(linear_gate(*gated))) if added is None else (added, None)), state
 
 
 def _rotation(rope: nn.Module, dims: int) -> tuple[mx.array, float]:

@@ -15,7 +15,11 @@ from metal_kernels import add_norm, launch
 from ring_mlx.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.cache import HybridCache
 from ring_mlx.config import RingConfig
+from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from ring_mlx.moe import MLP, MoE
+
+# Tokens of a call from which layer groups are computed one after the other.
+LONG_FROM_TOKENS = 512
 
 
 class DecoderLayer(nn.Module):
@@ -29,11 +33,31 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, mask: Any, cache: Any | None, offset: int | mx.array) -> mx.array:
-        """Advance the residual stream x [B, T, hidden], in the dtype it comes in."""
-        dtype = self.input_layernorm.weight.dtype
+    def __call__(
+        self, x: mx.array, mask: Any, cache: Any | None, offset: int | mx.array, last_only: bool = False
+    ) -> mx.array:
+        """Advance the residual stream x [B, T, hidden], in the dtype it comes in; with ``last_only`` to [B, 1, hidden]."""
         x, r = self.attention(x, self.input_layernorm, mask, cache, offset)
-        norm = self.post_attention_layernorm
+        if last_only:
+            x, r = x[:, -1:], None if r is None else r[:, -1:]
+        return self._feed_forward(x, r)
+
+    def recur(self, x: mx.array, state: mx.array, offset: mx.array) -> tuple[mx.array, mx.array]:
+        """A linear layer from one state to the next, both [B, H, K, V], for tokens that all count."""
+        (x, r), state = self.attention.recur(x, self.input_layernorm, state, None, offset)
+        return self._feed_forward(x, r), state
+
+    def open(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """A softmax layer as far as q, k and v."""
+        return self.attention.open(x, self.input_layernorm, offset)
+
+    def close(self, x: mx.array, o: mx.array) -> mx.array:
+        """A softmax layer from what its heads read, o [B, T, heads D], to the end."""
+        return self._feed_forward(*self.attention.close(x, o))
+
+    def _feed_forward(self, x: mx.array, r: mx.array | None) -> mx.array:
+        """x, to which r is still to be added, through the experts or the dense block."""
+        norm, dtype = self.post_attention_layernorm, self.input_layernorm.weight.dtype
         if isinstance(self.mlp, MoE):
             x, normed, logits = self.mlp.gate.score(x, r, norm, dtype)
             return self.mlp(normed, dtype, x, logits)
@@ -49,6 +73,7 @@ class LanguageModel(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._step: DecodeStep | None = None
 
     def __call__(
         self,
@@ -56,6 +81,7 @@ class LanguageModel(nn.Module):
         cache: Sequence[Any] | None = None,
         hidden_states: list[mx.array] | None = None,
         exact: bool = False,
+        last_only: bool = False,
     ) -> mx.array:
         """Run all layers.
 
@@ -64,26 +90,60 @@ class LanguageModel(nn.Module):
             cache: One cache a layer, or None.
             hidden_states: If given, the residual stream after the embedding and after each layer is appended.
             exact: Keep the residual stream in float32.
+            last_only: Only the last position leaves the last layer.
 
         Returns:
-            The normed residual stream [B, T, hidden].
+            The normed residual stream [B, T, hidden], or [B, 1, hidden] with ``last_only``.
         """
         x = self.word_embeddings(tokens)
         if exact:
             x = x.astype(mx.float32)
         caches = [None] * len(self.layers) if cache is None else list(cache)
         masks, offset = _masks(self.layers, caches, x)
-        if hidden_states is not None:
-            hidden_states.append(x)
-        with launch.use(None) if self.training else nullcontext():  # kernels have no gradients
-            for layer, layer_cache in zip(self.layers, caches, strict=True):
-                x = layer(x, masks[layer.is_linear], layer_cache, offset)
-                if hidden_states is not None:
-                    hidden_states.append(x)
+        step = self._decode_step() if hidden_states is None else None
+        if step is not None and step.accepts(x, caches, masks[True]):
+            x = step(x, caches, masks[False], offset)
+        else:
+            with launch.use(None) if self.training else nullcontext():  # kernels have no gradients
+                x = self._advance(x, caches, masks, offset, hidden_states, last_only)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             if layer.is_linear and layer_cache is not None:
-                layer_cache.advance(x.shape[1])
+                layer_cache.advance(tokens.shape[1])
         return self.norm(x)
+
+    def _advance(
+        self,
+        x: mx.array,
+        caches: Sequence[Any],
+        masks: dict[bool, Any],
+        offset: int | mx.array,
+        hidden_states: list[mx.array] | None,
+        last_only: bool,
+    ) -> mx.array:
+        """The layers one by one; a long prompt is computed group by group, lest all groups' temporaries be alive."""
+        is_long = x.shape[0] * x.shape[1] >= LONG_FROM_TOKENS and caches[-1] is not None and not self.training
+        under_way = None
+        if hidden_states is not None:
+            hidden_states.append(x)
+        for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            is_last = i == len(self.layers) - 1
+            x = layer(x, masks[layer.is_linear], cache, offset, last_only and is_last and hidden_states is None)
+            if hidden_states is not None:
+                hidden_states.append(x)
+            elif is_long and not layer.is_linear and not is_last:
+                mx.async_eval(x)
+                if under_way is not None:
+                    mx.eval(under_way)
+                under_way = x
+        return x
+
+    def _decode_step(self) -> DecodeStep | None:
+        """Compiled pieces for one token, made anew when the list of layers is another one; None where none pays."""
+        if self.training or not is_worthwhile():
+            return None
+        if self._step is None or self._step.layers is not self.layers:
+            self._step = DecodeStep(self.layers)
+        return self._step
 
 
 class Model(nn.Module):
@@ -124,7 +184,7 @@ class Model(nn.Module):
         Returns:
             Logits [B, T, vocab], or [B, 1, vocab] with ``last_only``; float32 if ``exact``.
         """
-        x = self.model(tokens, cache, hidden_states, self.exact)
+        x = self.model(tokens, cache, hidden_states, self.exact, last_only)
         if last_only:
             x = x[:, -1:]
         if self.config.tie_word_embeddings:

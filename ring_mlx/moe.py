@@ -10,7 +10,7 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 from metal_kernels import Experts as ExpertWeights
 from metal_kernels import add_norm, launch, moe_kernel, norm_router, route
 from ring_mlx.config import RingConfig
-from ring_mlx.packing import PackedLayers, packed
+from ring_mlx.packing import PackedExperts, PackedLayers
 
 
 class MLP(nn.Module):
@@ -108,7 +108,7 @@ class MoE(nn.Module):
         self.gate = Router(config)
         self.switch_mlp = Experts(config)
         self._has_bias = config.use_bias
-        self._prepared: tuple[list[mx.array], ExpertWeights] | None = None
+        self._packed = PackedExperts()
         if config.num_shared_experts:
             self.shared_experts = MLP(config, config.moe_shared_expert_intermediate_size * config.num_shared_experts)
 
@@ -133,7 +133,7 @@ class MoE(nn.Module):
         chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
         x = x if dtype is None else x.astype(dtype)
         flat = x.reshape(-1, x.shape[-1])
-        experts = None if launch.backend() is None or self._has_bias else self._weights()
+        experts = None if launch.backend() is None or self._has_bias else self.weights()
         kernel = None if experts is None else moe_kernel(experts, flat)
         if experts is not None and kernel is not None:
             top_k = chosen.shape[-1]
@@ -145,15 +145,11 @@ class MoE(nn.Module):
             y = y + self.shared_experts(x).astype(mx.float32)
         return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
-    def _weights(self) -> ExpertWeights:
-        """The weights as the kernels take them, prepared again when a module's arrays have changed."""
-        modules = [self.switch_mlp.gate_proj, self.switch_mlp.up_proj, self.switch_mlp.down_proj]
-        if "shared_experts" in self:
-            shared = self.shared_experts
-            modules += [shared.gate_proj, shared.up_proj, shared.down_proj]
-        arrays = [m.weight for m in modules]
-        if self._prepared is None or any(a is not b for a, b in zip(arrays, self._prepared[0], strict=True)):
-            w = [packed(m) for m in modules]
-            others = (w[3], w[4], w[5]) if len(w) > 3 else None
-            self._prepared = arrays, ExpertWeights(w[0], w[1], w[2], others)
-        return self._prepared[1]
+    def weights(self) -> ExpertWeights:
+        """The weights as the kernels take them."""
+        experts = self.switch_mlp
+        routed = experts.gate_proj, experts.up_proj, experts.down_proj
+        if "shared_experts" not in self:
+            return self._packed(*routed)
+        shared = self.shared_experts
+        return self._packed(*routed, shared.gate_proj, shared.up_proj, shared.down_proj)

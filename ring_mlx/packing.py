@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import Matrices, Packed
+from metal_kernels import Experts, Matrices, Packed
 
 
 def packed(module: nn.Module) -> Packed:
@@ -37,3 +37,20 @@ class PackedLayers:
         if self._matrices is None or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
             self._weights, self._matrices = weights, Matrices(*map(packed, modules))
         return self._matrices
+
+
+class PackedExperts:
+    """The experts of a layer and the shared one, prepared again when a module's arrays have changed."""
+
+    def __init__(self) -> None:
+        self._weights: list[mx.array] = []
+        self._experts: Experts | None = None
+
+    def __call__(self, *modules: nn.Module) -> Experts:
+        """Of gate, up and down of the routed experts, then of the shared expert if there is one."""
+        weights = [m.weight for m in modules]
+        if self._experts is None or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
+            gate, up, down, *shared = map(packed, modules)
+            others = (shared[0], shared[1], shared[2]) if shared else None
+            self._weights, self._experts = weights, Experts(gate, up, down, others)
+        return self._experts

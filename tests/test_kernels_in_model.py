@@ -102,10 +102,10 @@ def test_a_linear_layer_decodes_in_seven_dispatches(backend, monkeypatch):
 
 def test_a_changed_weight_reaches_the_kernels():
     block = make_model(**SHAPES).layers[1].mlp
-    before = block._weights()
-    assert block._weights() is before
+    before = block.weights()
+    assert block.weights() is before
     block.switch_mlp.up_proj.weight = block.switch_mlp.up_proj.weight * 2
-    assert block._weights().up.weight is block.switch_mlp.up_proj.weight
+    assert block.weights().up.weight is block.switch_mlp.up_proj.weight
 
 
 def test_training_stays_on_the_plain_forms():

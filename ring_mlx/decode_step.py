@@ -1,0 +1,98 @@
+"""One decode step as a few compiled pieces, so that Python builds its graph once and not for every token.
+
+A step at Ring-mini shapes is some 160 dispatches; naming each from Python takes longer than running it on a fast GPU.
+What only moves arrays, from one softmax layer's queries to the next one's, is compiled as one piece; keys and values,
+which grow, are handled between the pieces. Weights are inputs of a piece, so a changed weight is seen. Knows layers
+and their caches, not the embedding and the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from metal_kernels import launch
+
+if TYPE_CHECKING:
+    from ring_mlx.model import DecoderLayer
+
+# The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
+COMPILED_ON = ("metal", "cuda")
+
+
+def is_worthwhile() -> bool:
+    """Whether steps are compiled on the backend that runs kernels now."""
+    backend = launch.backend()
+    return backend is not None and backend.name in COMPILED_ON
+
+
+class DecodeStep:
+    """The layers of a model for one new token a row.
+
+    Attributes:
+        layers: All of them, in order.
+    """
+
+    def __init__(self, layers: Sequence[DecoderLayer]) -> None:
+        self.layers = layers
+        self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
+        last: int | None = None
+        linear: list[int] = []
+        for i, layer in enumerate([*layers, None]):
+            if layer is not None and layer.is_linear:
+                linear.append(i)
+                continue
+            softmax = None if layer is None else i
+            self._pieces.append((linear, softmax, _piece(layers, last, linear, softmax)))
+            last, linear = softmax, []
+
+    def accepts(self, x: mx.array, caches: Sequence[Any], mask: mx.array | None) -> bool:
+        """Whether `__call__` takes these: one token a row, none of it padding, after others that the caches hold."""
+        if x.shape[1] != 1 or mask is not None or any(c is None for c in caches):
+            return False
+        return all(c[0] is not None for layer, c in zip(self.layers, caches, strict=True) if layer.is_linear)
+
+    def __call__(self, x: mx.array, caches: Sequence[Any], mask: Any, offset: int | mx.array) -> mx.array:
+        """Run all layers, as they would run one by one.
+
+        Args:
+            x: The residual stream [B, 1, hidden].
+            caches: One a layer; updated in place.
+            mask: Of the softmax layers.
+            offset: Position of the token, one for all rows or [B].
+
+        Returns:
+            The residual stream [B, 1, hidden].
+        """
+        position = mx.array([offset], mx.int32) if isinstance(offset, int) else offset
+        o: mx.array | None = None
+        for linear, softmax, piece in self._pieces:
+            states = [caches[i][0] for i in linear]
+            x, opened, states = piece(x, o, states, position)
+            for i, state in zip(linear, states, strict=True):
+                caches[i][0] = state
+            if softmax is not None:
+                q, k, v = opened
+                o = self.layers[softmax].attention.attend(q, k, v, mask, caches[softmax])
+        return x
+
+
+def _piece(
+    layers: Sequence[DecoderLayer], last: int | None, linear: Sequence[int], softmax: int | None
+) -> Callable[..., Any]:
+    """From the output of softmax layer ``last`` through the linear layers to the queries of layer ``softmax``."""
+
+    def run(x: mx.array, o: mx.array | None, states: list[mx.array], offset: mx.array) -> Any:
+        if last is not None:
+            assert o is not None
+            x = layers[last].close(x, o)
+        after = []
+        for i, state in zip(linear, states, strict=True):
+            x, state = layers[i].recur(x, state, offset)
+            after.append(state)
+        return x, () if softmax is None else layers[softmax].open(x, offset), after
+
+    used = [layers[i] for i in (last, *linear, softmax) if i is not None]
+    return mx.compile(run, inputs=used)

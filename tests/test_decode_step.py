@@ -1,0 +1,125 @@
+"""The compiled decode step and the layer groups of a long prompt give what the layers one by one give."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+import ring_mlx.model as model_module
+from ring_mlx.decode_step import is_worthwhile
+from tests.compare import assert_close
+from tests.tiny import GOLDENS, make_model, tokens
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """Steps go through the pieces as they would on a GPU; not compiled, which takes seconds on a CPU."""
+    monkeypatch.setattr(model_module, "is_worthwhile", lambda: True)
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def steps(model, cache, ids):
+    """Logits of ids fed one token at a time."""
+    out = []
+    for i in range(ids.shape[1]):
+        out.append(model(ids[:, i : i + 1], cache))
+        mx.eval(out[-1], cache.state)
+    return mx.concatenate(out, axis=1)
+
+
+def with_and_without(monkeypatch, run):
+    mine = run()
+    with monkeypatch.context() as m:
+        m.setattr(model_module, "is_worthwhile", lambda: False)
+        plain = run()
+    return mine, plain
+
+
+@pytest.mark.parametrize("name", ["mini_like", "flash_like"])
+def test_goldens_in_single_steps(pieces, name):
+    from ring_mlx import load_model
+
+    expected = mx.load(str(GOLDENS / name / "golden.safetensors"))
+    model, ids = load_model(GOLDENS / name, dtype=mx.float32), expected["tokens"][None]
+    cache = model.make_cache()
+    first = model(ids[:, :5], cache)
+    assert model.model._decode_step().accepts(mx.zeros((1, 1, 1)), cache, None)
+    logits = mx.concatenate([first, steps(model, cache, ids[:, 5:40])], axis=1)
+    assert_close(logits[0], expected["logits"][:40], 1e-4)
+    assert cache.offset == 40
+
+
+def test_rows_of_different_lengths(pieces, monkeypatch):
+    model, batch, more = make_model(), tokens(12, B=3), tokens(4, B=3, seed=5)
+
+    def run():
+        cache = model.make_cache(left_padding=[5, 0, 2])
+        model(batch, cache)
+        return steps(model, cache, more), cache
+
+    (mine, cache), (plain, other) = with_and_without(monkeypatch, run)
+    assert_close(mine, plain, 1e-6)
+    for a, b in zip(cache, other, strict=True):
+        if not hasattr(a, "keys"):
+            assert_close(a[0], b[0], 1e-6)
+    assert mx.array_equal(cache.offset, other.offset)
+
+
+def test_what_is_no_single_step_goes_layer_by_layer(pieces):
+    model = make_model()
+    step, x = model.model._decode_step(), mx.zeros((1, 1, 1))
+    cache = model.make_cache()
+    assert not step.accepts(x, cache, None), "no state yet"
+    model(tokens(3), cache)
+    assert step.accepts(x, cache, None)
+    assert not step.accepts(mx.zeros((1, 2, 1)), cache, None)
+    assert not step.accepts(x, cache, mx.ones((1, 1), mx.bool_))
+    assert not step.accepts(x, [None] * len(cache), None)
+    assert model.model._decode_step() is step
+    model.model.layers = list(model.model.layers)
+    assert model.model._decode_step() is not step
+    model.train()
+    assert model.model._decode_step() is None
+
+
+def test_the_simulator_and_the_cpu_compile_nothing():
+    assert not is_worthwhile()
+
+
+def test_a_compiled_step_sees_a_changed_weight(monkeypatch):
+    monkeypatch.setattr(model_module, "is_worthwhile", lambda: True)
+    model, ids = make_model(num_hidden_layers=3, layer_group_size=3), tokens(6)
+
+    def run():
+        cache = model.make_cache()
+        model(ids[:, :3], cache)
+        return steps(model, cache, ids[:, 3:])
+
+    mine, plain = with_and_without(monkeypatch, run)
+    assert_close(mine, plain, 1e-5)
+    layer = model.layers[1]
+    layer.attention.dense.weight = layer.attention.dense.weight * 2
+    layer.mlp.gate.gate_proj.weight = layer.mlp.gate.gate_proj.weight[::-1]
+    changed, expected = with_and_without(monkeypatch, run)
+    assert_close(changed, expected, 1e-5)
+    assert float(mx.abs(changed - mine).max()) > 1e-3
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+def test_a_long_prompt_is_computed_group_by_group(monkeypatch, last_only):
+    model, ids = make_model(), tokens(33)
+    evaluated = []
+    real = mx.async_eval
+    whole = model(ids)
+    monkeypatch.setattr(model_module, "LONG_FROM_TOKENS", 16)
+    monkeypatch.setattr(mx, "async_eval", lambda *a: evaluated.append(a) or real(*a))
+    logits = model(ids, model.make_cache(), last_only=last_only)
+    assert_close(logits, whole[:, -1:] if last_only else whole, 1e-5)
+    groups = sum(not layer.is_linear for layer in model.layers)
+    assert len(evaluated) == groups - (not model.layers[-1].is_linear)
+    evaluated.clear()
+    model(ids[:, :8], model.make_cache())
+    model(ids)
+    assert not evaluated
