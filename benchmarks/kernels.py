@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--calls", type=int, default=32, help="calls in a chain; fewer for many tokens")
+    parser.add_argument("--compiled", action="store_true", help="both through mx.compile, as a decode step runs")
     parser.add_argument("--check", action="store_true", help="compare the results instead of timing them")
     parser.add_argument("--csv", help="file to append to")
     args = parser.parse_args()
@@ -105,14 +106,15 @@ def main() -> None:
     if where is None:
         parser.exit(2, "no backend runs kernels here\n")
     device = mx.device_info().get("device_name", "?")
-    print(f"{device}, mlx {mx.__version__}, {where.name}, {args.shape}, {args.bits} bits, n={args.repeats}")
+    how = "compiled" if args.compiled else "from Python"
+    print(f"{device}, mlx {mx.__version__}, {where.name}, {args.shape}, {args.bits} bits, {how}, n={args.repeats}")
     lines = []
     for T in map(int, args.tokens.split(",")):
         for name, call in cases(RingConfig.from_dict(SHAPES[args.shape]), T, args.batch, args.bits):
             if args.check:
                 print(f"{name:20} {T:6d} tokens: differs by {difference(call):.2e}")
                 continue
-            plain, fast = measure(call, args.calls if T < 64 else max(2, args.calls // 8), args.repeats)
+            plain, fast = measure(call, args.calls if T < 64 else max(2, args.calls // 8), args.repeats, args.compiled)
             print(f"{name:20} {T:6d} tokens: plain {plain:10.1f} us, kernel {fast:10.1f} us, {plain / fast:6.2f} times")
             numbers = [f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.2f}"]
             lines.append([device, mx.__version__, where.name, args.shape, name, T, args.batch, *numbers])
@@ -120,16 +122,14 @@ def main() -> None:
         write_csv(Path(args.csv), lines)
 
 
-def measure(call: Callable[[], Any], calls: int, repeats: int) -> tuple[float, float]:
+def measure(call: Callable[[], Any], calls: int, repeats: int, is_compiled: bool) -> tuple[float, float]:
     """Medians of plain and kernel."""
     found: dict[bool, list[float]] = {True: [], False: []}
+    forms = {is_plain: mx.compile(lambda: call()) if is_compiled else call for is_plain in found}
     for repeat in range(repeats + 1):
-        for is_plain in (True, False):
-            if is_plain:
-                with launch.use(None):
-                    us = chain_us(call, calls)
-            else:
-                us = chain_us(call, calls)
+        for is_plain, form in forms.items():
+            with launch.use(None if is_plain else launch.backend()):
+                us = chain_us(form, calls)
             if repeat:
                 found[is_plain].append(us)
     return statistics.median(found[True]), statistics.median(found[False])

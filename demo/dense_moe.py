@@ -12,15 +12,23 @@ import mlx.nn as nn
 from ring_mlx.moe import MoE
 
 
-def dense_moe(block: MoE, x: mx.array, loads: list[mx.array] | None = None) -> mx.array:
-    """Same contract as ``MoE.__call__``.
+def dense_moe(
+    block: MoE,
+    x: mx.array,
+    residual: mx.array | None = None,
+    logits: mx.array | None = None,
+    loads: list[mx.array] | None = None,
+) -> mx.array:
+    """Same result as ``MoE.__call__``.
 
     Args:
         block: The module.
         x: [..., hidden] float32.
+        residual: [..., hidden] to add to; None adds nothing.
+        logits: The router's, [..., E]; None lets it score x.
         loads: If given, how many tokens chose each expert, [E], is appended.
     """
-    chosen, weights = block.gate(x)
+    chosen, weights = block.gate(x) if logits is None else block.gate.choose(logits)
     experts = block.switch_mlp
     E, inner, hidden = experts.up_proj.weight.shape
     one_hot = (chosen[..., None] == mx.arange(E)).astype(x.dtype)
@@ -32,4 +40,6 @@ def dense_moe(block: MoE, x: mx.array, loads: list[mx.array] | None = None) -> m
     h = nn.silu(x @ gate.T) * (x @ up.T)
     h = (h.reshape(*x.shape[:-1], E, inner) * share[..., None]).reshape(*x.shape[:-1], E * inner)
     y = h @ down
-    return y + block.shared_experts(x) if "shared_experts" in block else y
+    if "shared_experts" in block:
+        y = y + block.shared_experts(x)
+    return y if residual is None else residual + y

@@ -28,7 +28,7 @@ Rows = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]
 
 HERE = Path(__file__).parent
 SHORT, LONG = 512, 4352
-LONG_EVERY, LONG_SHARE = 3, 0.6
+LONG_SHARE = 0.6
 PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 1e-5, 100
 BIAS_STEP = 1e-3
 SEPARATOR = "<|endoftext|>"
@@ -115,14 +115,15 @@ def start_workers(seed: int, args: argparse.Namespace) -> dict[int, Any]:
 
 
 class Trainer:
-    """Model, optimiser and one compiled step.
+    """Model, optimiser and one step.
 
     Args:
         folder: Where checkpoints and the log are; an existing checkpoint is taken up.
         start_from: A model folder whose weights to begin with, if there is no checkpoint.
+        is_compiled: Compile the gradients too, not only the optimiser.
     """
 
-    def __init__(self, folder: Path, start_from: str | None = None) -> None:
+    def __init__(self, folder: Path, start_from: str | None = None, is_compiled: bool = False) -> None:
         import mlx.core as mx
         import mlx.optimizers as optim
 
@@ -134,8 +135,7 @@ class Trainer:
         self.model = Model(RingConfig.from_dict(json.loads((HERE / "config.json").read_text())))
         initialise(self.model)
         if start_from is not None:
-            self.model.load_weights(str(Path(start_from) / "model.safetensors"))
-            self.model.set_dtype(mx.float32)
+            self.model.load_weights(dense_weights(Path(start_from)))
         for layer in self.moe_layers():
             layer.mlp.gate.freeze(keys=["expert_bias"], recurse=False)
         self.optimizer = optim.AdamW(PEAK_RATE, betas=[0.9, 0.95], weight_decay=0.02)
@@ -144,9 +144,12 @@ class Trainer:
             self.resume()
         self.state = [self.model.state, self.optimizer.state]
         mx.eval(self.state)
-        # Only the optimiser is compiled: one small kernel serves every parameter, while compiling the gradients
-        # makes a hundred kernels, which took 130 s at the start on an H100.
-        self.apply = mx.compile(self._apply, inputs=self.state, outputs=self.state)
+        # One small kernel serves the optimiser for every parameter; the gradients make a hundred kernels, which took
+        # 130 s at the start on an H100.
+        if is_compiled:
+            self.update = mx.compile(self.update, inputs=self.state, outputs=self.state)  # type: ignore[method-assign]
+        else:
+            self.apply = mx.compile(self.apply, inputs=self.state, outputs=self.state)  # type: ignore[method-assign]
 
     def moe_layers(self) -> list[Any]:
         """The layers with experts."""
@@ -173,7 +176,8 @@ class Trainer:
             spread = mx.maximum(spread, load.max() / load.mean())
         return loss, norm, spread
 
-    def _apply(self, grads: Any) -> Any:
+    def apply(self, grads: Any) -> Any:
+        """Take the gradients to the weights; returns their norm."""
         import mlx.optimizers as optim
 
         grads, norm = optim.clip_grad_norm(grads, 1.0)
@@ -206,12 +210,27 @@ class Trainer:
         self.step, self.trained_s = progress["step"], progress["trained_s"]
 
 
+def dense_weights(folder: Path) -> list[tuple[str, Any]]:
+    """The weights of a model folder in float32, whether they are quantised or not."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import dequantize_model
+
+    from ring_mlx import load_model
+
+    model = dequantize_model(load_model(folder))
+    return [(name, w.astype(mx.float32)) for name, w in tree_flatten(model.parameters())]
+
+
 def with_dense_experts(loads: list[Any]) -> None:
     """Make every `MoE` compute densely and report its loads."""
     from demo.dense_moe import dense_moe
     from ring_mlx.moe import MoE
 
-    MoE.__call__ = lambda self, x, dtype=None: dense_moe(self, x, loads)  # type: ignore[method-assign]
+    def call(self: MoE, x: Any, dtype: Any = None, residual: Any = None, logits: Any = None) -> Any:
+        return dense_moe(self, x, residual, logits, loads)
+
+    MoE.__call__ = call  # type: ignore[method-assign]
 
 
 def initialise(model: Any) -> None:
@@ -285,15 +304,18 @@ def train(args: argparse.Namespace) -> None:
     """Train until the minutes of the whole run, or of this call, are over."""
     import mlx.core as mx
 
+    from metal_kernels import launch
+
+    launch.turn_off()  # kernels have no gradients
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, log = Trainer(folder, args.start_from), Log(folder / "log.csv", args.print_every)
+    trainer, log = Trainer(folder, args.start_from, args.compile_gradients), Log(folder / "log.csv", args.print_every)
     queues = start_workers(args.seed + trainer.step, args)
     total_s, call_s = args.minutes * 60, args.minutes_this_call * 60
     started = last = saved = time.monotonic()
     waiting: tuple[Any, ...] | None = None  # a step's figures are read while the next one runs
     while trainer.trained_s < total_s and last - started < call_s:
-        width = LONG if trainer.step % LONG_EVERY == LONG_EVERY - 1 else SHORT
+        width = LONG if trainer.step % args.long_every == args.long_every - 1 else SHORT
         ids, counted = queues[width].get(timeout=300)
         lr = rate(trainer.trained_s / total_s, trainer.step, args.peak_rate)
         trainer.optimizer.learning_rate = lr
@@ -308,6 +330,8 @@ def train(args: argparse.Namespace) -> None:
         if now - saved > args.save_every:
             trainer.save()
             saved = now
+    if waiting is not None:
+        log.add(*waiting)
     trainer.save()
     log.close()
     print(f"stopped at step {trainer.step} after {trainer.trained_s:.0f} s", flush=True)
@@ -321,8 +345,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20, help="length of the whole training")
     parser.add_argument("--minutes-this-call", type=float, default=1e9, help="stop this call earlier, to go on later")
     parser.add_argument("--start-from", help="model folder whose weights to begin with")
+    parser.add_argument("--compile-gradients", action="store_true", help="a slow start for faster steps")
     parser.add_argument("--peak-rate", type=float, default=PEAK_RATE, help="learning rate after the warm-up")
     parser.add_argument("--tokens", type=int, default=SHORT * 64, help="tokens a step")
+    parser.add_argument("--long-every", type=int, default=3, help="one step in so many is of long conversations")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--print-every", type=int, default=100, help="steps between lines")
     parser.add_argument("--workers", type=int, default=max(2, (os.cpu_count() or 2) - 2), help="data processes")

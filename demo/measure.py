@@ -1,0 +1,182 @@
+"""What the toy is held to, measured on held-out questions: ``python -m demo.measure MODEL [MODEL ...]``.
+
+Prints accuracy at sums of two 4-digit numbers, accuracy and perplexity of recall from long conversations, and the
+perplexity of all tasks' thoughts and answers. With ``--decay`` a wrong rate of forgetting is put into the model, as two
+ports have it; the model was not trained with it, so recall suffers. Knows the packaged tokenizer's chat form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+import ring_mlx.attention as attention
+from demo.data import make, render, stream
+from demo.split import Conversation
+from demo.tasks_recall import make_many_recall
+from demo.train import encode
+from ring_mlx import load, render_chat
+from ring_mlx.decay import alibi_slopes, decay_rate
+from ring_mlx.evaluation import evaluate
+from ring_mlx.suite import Question, extract_answer
+
+STEP = 512
+QUESTIONS_OF_A_CONTEXT = 10
+
+
+class Recall(NamedTuple):
+    """Answers from long conversations: how many right, of how many, and nats a token of the right ones."""
+
+    right: int
+    asked: int
+    nats: float
+
+
+def one_based(heads: int, layer: int, layers: int) -> mx.array:
+    """Decay rates as mlx-lm 0.32.2 has them: layers counted from one behind."""
+    factor = 1 - max(0, layer - 1) / max(1, layers - 1) + 1e-5
+    return mx.array([s * factor for s in alibi_slopes(heads)])
+
+
+def rounded(heads: int, layer: int, layers: int) -> mx.array:
+    """Decay rates whose factor exp(-s) went through bfloat16."""
+    return -mx.log(mx.exp(-decay_rate(heads, layer, layers)).astype(mx.bfloat16).astype(mx.float32))
+
+
+DECAYS: dict[str, Callable[[int, int, int], mx.array]] = {
+    "right": decay_rate,
+    "one-based": one_based,
+    "rounded": rounded,
+}
+
+
+@contextmanager
+def decay(name: str) -> Iterator[None]:
+    """Build models with the decay of this name as long as the context lasts."""
+    kept = attention.decay_rate
+    attention.decay_rate = DECAYS[name]
+    try:
+        yield
+    finally:
+        attention.decay_rate = kept
+
+
+def sums(count: int, seed: int = 0) -> list[Question]:
+    """Held-out questions for the sum of two 4-digit numbers."""
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        drawn = make("add", rng, "test")
+        if [len(n) for n in re.findall(r"\d+", drawn.messages[0].content)] == [4, 4]:
+            found.append(Question("add", ({"role": "user", "content": drawn.messages[0].content},), drawn.answer))
+    return found
+
+
+def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question]) -> float:
+    """Share of right final answers."""
+    results = evaluate(model, tokenizer, questions)
+    return sum(r.right for r in results) / len(results)
+
+
+def recall(model: Any, tokenizer: Any, tokens: int, contexts: int, seed: int = 0) -> Recall:
+    """Ask held-out facts, several of each conversation of about ``tokens`` tokens, which is read once."""
+    rng = random.Random(seed)
+    right, asked, nats, answered = 0, 0, 0.0, 0
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    for _ in range(contexts):
+        asking = QUESTIONS_OF_A_CONTEXT
+        drawn, first = make_many_recall(rng, "test", tokens + 60 * asking, count, asking)
+        cache, read = read_shared(model, tokenizer, drawn, first)
+        for at in range(first, len(drawn.messages), 2):
+            question, reply = drawn.messages[at], drawn.messages[at + 1]
+            ids = prompt_ids(tokenizer, drawn, first, question.content)[read:]
+            answer = tokenizer.encode(f"{reply.thinking}\n</think>\n\n{reply.content}<|role_end|>")
+            logits = model(mx.array([ids + answer[:-1]]), cache.copy())[0, len(ids) - 1 :].astype(mx.float32)
+            losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, mx.array(answer)[:, None], -1)[:, 0]
+            nats, answered = nats + losses.sum().item(), answered + len(answer)
+            text = tokenizer.decode(greedy(model, ids, cache.copy(), tokenizer.eos_token_ids))
+            right, asked = right + (extract_answer(text) == extract_answer(reply.content)), asked + 1
+    return Recall(right, asked, nats / answered)
+
+
+def prompt_ids(tokenizer: Any, drawn: Conversation, first: int, question: str) -> list[int]:
+    """What is stated before message ``first``, then the question."""
+    stated = [{"role": m.role, "content": m.content} for m in drawn.messages[:first]]
+    return list(render_chat(tokenizer, [*stated, {"role": "user", "content": question}]))
+
+
+def read_shared(model: Any, tokenizer: Any, drawn: Conversation, first: int) -> tuple[Any, int]:
+    """A cache that has read what all questions share, and how many tokens that is."""
+    one, other = (prompt_ids(tokenizer, drawn, first, text) for text in ("A", "B"))
+    read = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    cache = model.make_cache()
+    for at in range(0, read, STEP):
+        mx.eval(model(mx.array([one[at : min(read, at + STEP)]]), cache, last_only=True), cache.state)
+    return cache, read
+
+
+def greedy(model: Any, ids: list[int], cache: Any, stops: set[int], most: int = 60) -> list[int]:
+    """The likeliest continuation, token by token."""
+    out: list[int] = []
+    logits = model(mx.array([ids]), cache, last_only=True)
+    while len(out) < most and (token := int(mx.argmax(logits[0, -1]).item())) not in stops:
+        out.append(token)
+        logits = model(mx.array([[token]]), cache)
+    return out
+
+
+def perplexity(model: Any, tokenizer: Any, count: int, seed: int = 0) -> float:
+    """Of the thoughts and answers of ``count`` held-out conversations of all tasks."""
+    nats, tokens = 0.0, 0
+    source = stream(seed, "test")
+    for _ in range(count):
+        ids, counted = encode(tokenizer._tokenizer.backend_tokenizer, *render(next(source)))
+        logits = model(mx.array([ids[:-1]]))[0].astype(mx.float32)
+        losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, mx.array(ids[1:])[:, None], -1)[:, 0]
+        nats, tokens = nats + (losses * mx.array(counted[1:])).sum().item(), tokens + sum(counted[1:])
+    return math.exp(nats / tokens)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", help="model folders")
+    parser.add_argument("--decay", choices=tuple(DECAYS), action="append", help="may be given again (right)")
+    parser.add_argument("--sums", type=int, default=200, help="sums to ask (200)")
+    parser.add_argument("--contexts", type=int, default=10, help=f"conversations of {QUESTIONS_OF_A_CONTEXT} questions")
+    parser.add_argument("--recall-tokens", type=int, default=4096, help="length of each (4096)")
+    parser.add_argument("--conversations", type=int, default=400, help="for the perplexity (400)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for folder in args.models:
+        for name in args.decay or ["right"]:
+            with decay(name):
+                model, tokenizer = load(folder)
+            print(f"{folder}, decay {name}:", flush=True)
+            if args.sums:
+                share = accuracy(model, tokenizer, sums(args.sums, args.seed))
+                print(f"  sums of 4-digit numbers: {share:.1%} of {args.sums}", flush=True)
+            if args.contexts:
+                r = recall(model, tokenizer, args.recall_tokens, args.contexts, args.seed)
+                share = r.right / r.asked
+                print(
+                    f"  recall at {args.recall_tokens}: {share:.1%} of {r.asked}, {r.nats:.4f} nats a token", flush=True
+                )
+            if args.conversations:
+                p = perplexity(model, tokenizer, args.conversations, args.seed)
+                print(f"  perplexity of thoughts and answers: {p:.5f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The packaged toy: what it can do, that its decay matters, and that its training runs and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from demo.dense_moe import dense_moe
+from demo.measure import accuracy, decay, recall, sums
+from ring_mlx import demo_model_path, load
+from ring_mlx.cli.eval_command import select
+from ring_mlx.evaluation import accuracy_by_task, evaluate
+from ring_mlx.suite import read_suite, suite_path
+from tests.compare import assert_close
+from tests.tiny import make_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load(demo_model_path())
+
+
+def test_it_is_small_and_of_the_family(toy):
+    model, _ = toy
+    config = model.config
+    count = sum(p.size for name, p in tree_flatten(make_model(**_raw()).parameters()))
+    assert 3e6 < count < 10e6
+    assert sum(f.stat().st_size for f in demo_model_path().iterdir()) < 8e6
+    kinds = [config.is_linear(i) for i in range(config.num_hidden_layers)]
+    assert kinds.count(False) >= 2
+    assert kinds.count(True) > kinds.count(False)
+    assert not config.is_moe(0)
+    assert config.num_experts >= 16
+    assert config.n_group > 1
+    bias = model.layers[1].mlp.gate.expert_bias
+    assert float(mx.abs(bias).max()) > 0, "the expert bias was trained"
+
+
+def _raw():
+    return json.loads((demo_model_path() / "config.json").read_text())
+
+
+def test_it_adds(toy):
+    assert accuracy(*toy, sums(40, seed=1)) >= 0.9
+
+
+def test_it_knows_a_little_of_everything(toy):
+    questions = select(read_suite(suite_path("demo")), None, 3)
+    questions = [q for q in questions if q.task not in ("recall-1024", "recall-2048", "recall-4096")]
+    counts = accuracy_by_task(evaluate(*toy, questions))
+    assert sum(right / asked for right, asked in counts.values()) / len(counts) >= 0.8
+
+
+@pytest.mark.parametrize("name", ["right", "one-based", "rounded"])
+def test_recall_is_measured_with_any_decay(name):
+    with decay(name):
+        model, tokenizer = load(demo_model_path())
+    found = recall(model, tokenizer, 200, 1, seed=1)
+    assert found.asked == 10
+    assert found.right >= 4, "far above a guess among a dozen values"
+    assert 0 < found.nats < 0.5
+
+
+def test_dense_experts_equal_the_chosen_ones():
+    block = make_model().layers[1].mlp
+    x, residual = mx.random.normal((2, 2, 7, block.gate.gate_proj.weight.shape[1]))
+    loads = []
+    assert_close(dense_moe(block, x, residual, None, loads), block(x, None, residual), 1e-5)
+    assert_close(dense_moe(block, x), block(x), 1e-5)
+    assert int(loads[0].sum()) == block.gate(x)[0].size
+
+
+def test_the_training_runs_and_goes_on_from_its_checkpoint(tmp_path):
+    def train(*more):
+        command = [sys.executable, "-m", "demo.train", "--out", str(tmp_path), "--tokens", "512", "--workers", "2"]
+        subprocess.run([*command, "--minutes", "60", *more], cwd=ROOT, check=True, timeout=300)
+        return json.loads((tmp_path / "checkpoint" / "progress.json").read_text())
+
+    first = train("--minutes-this-call", "0.001")
+    weights = mx.load(str(tmp_path / "checkpoint" / "model.safetensors"))
+    second = train("--minutes-this-call", "0.001")
+    assert second["step"] == first["step"] + 1
+    assert second["trained_s"] > first["trained_s"]
+    after = mx.load(str(tmp_path / "checkpoint" / "model.safetensors"))
+    assert all(bool((after[n] != w).any()) for n, w in weights.items() if n.endswith("query_key_value.weight"))
+    with (tmp_path / "log.csv").open() as f:
+        assert [int(line["step"]) for line in csv.DictReader(f)] == list(range(1, second["step"])) or second["step"] < 3
