@@ -34,8 +34,11 @@ class Heads(NamedTuple):
     def split(self, qkv: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """q [B, num_heads, T, D], k and v [B, num_kv_heads, T, D], normed and rotated by MLX operations."""
         heads = mx.unflatten(qkv, -1, (self.num_heads + 2 * self.num_kv_heads, -1)).transpose(0, 2, 1, 3)
-        q, k, v = mx.split(heads, [self.num_heads, self.num_heads + self.num_kv_heads], axis=1)
+        qk, v = mx.split(heads, [self.num_heads + self.num_kv_heads], axis=1)
         if self.q_weight is not None and self.k_weight is not None:
-            q = mx.fast.rms_norm(q, self.q_weight, self.eps)
-            k = mx.fast.rms_norm(k, self.k_weight, self.eps)
-        return self.rope(q, offset=offset), self.rope(k, offset=offset), v
+            D = qkv.shape[-1] // (self.num_heads + 2 * self.num_kv_heads)
+            q_weight = mx.broadcast_to(self.q_weight, (self.num_heads, 1, D))
+            k_weight = mx.broadcast_to(self.k_weight, (self.num_kv_heads, 1, D))
+            qk = mx.fast.rms_norm(qk, None, self.eps) * mx.concatenate([q_weight, k_weight])
+        q, k = mx.split(self.rope(qk, offset=offset), [self.num_heads], axis=1)
+        return q, k, v

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+# MLX's CUDA backend (0.32.4) sorts and partitions no more.
+MOST_ROWS_TO_SORT = 65535
+
 
 def naive_route(
     logits: mx.array,
@@ -52,12 +55,17 @@ def naive_route(
 
 def _keep_best_groups(biased: mx.array, n_group: int, topk_group: int) -> mx.array:
     grouped = mx.unflatten(biased, -1, (n_group, -1))
-    # Not by sorting the groups: MLX's CUDA backend sorts at most 65,535 rows.
+    kept = mx.argsort(-_sum_of_best_two(grouped), axis=-1)[..., :topk_group]
+    dropped = mx.put_along_axis(mx.full(grouped.shape[:-1], -mx.inf), kept, mx.array(0.0), axis=-1)
+    return (grouped + dropped[..., None]).flatten(-2)
+
+
+def _sum_of_best_two(grouped: mx.array) -> mx.array:
+    """Along the last axis."""
+    if grouped.shape[-1] == 1:
+        return grouped[..., 0]
+    if grouped.size // grouped.shape[-1] <= MOST_ROWS_TO_SORT:
+        return mx.topk(grouped, 2, axis=-1).sum(axis=-1)
     best = mx.argmax(grouped, axis=-1, keepdims=True)
     others = mx.where(mx.arange(grouped.shape[-1]) == best, -mx.inf, grouped)
-    best_two = grouped.max(axis=-1)
-    if grouped.shape[-1] > 1:
-        best_two = best_two + others.max(axis=-1)
-    kept = mx.argsort(-best_two, axis=-1)[..., :topk_group]
-    is_kept = (mx.arange(n_group)[:, None] == kept[..., None, :]).any(axis=-1)
-    return mx.where(is_kept[..., None], grouped, -mx.inf).flatten(-2)
+    return grouped.max(axis=-1) + others.max(axis=-1)
