@@ -8,6 +8,7 @@ and their caches, not the embedding and the head.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ class DecodeStep:
 
     def __init__(self, layers: Sequence[DecoderLayer]) -> None:
         self.layers = layers
+        # Experts that are read on demand are chosen in Python, which a compiled piece does not run.
+        self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
         last: int | None = None
         linear: list[int] = []
@@ -48,9 +51,13 @@ class DecodeStep:
             self._pieces.append((linear, softmax, _piece(layers, last, linear, softmax)))
             last, linear = softmax, []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DecodeStep:
+        """Pieces of the copied layers; what is compiled cannot be copied."""
+        return DecodeStep(copy.deepcopy(self.layers, memo))
+
     def accepts(self, x: mx.array, caches: Sequence[Any], mask: mx.array | None) -> bool:
         """Whether `__call__` takes these: one token a row, none of it padding, after others that the caches hold."""
-        if x.shape[1] != 1 or mask is not None or any(c is None for c in caches):
+        if not self._can_compile or x.shape[1] != 1 or mask is not None or any(c is None for c in caches):
             return False
         return all(c[0] is not None for layer, c in zip(self.layers, caches, strict=True) if layer.is_linear)
 

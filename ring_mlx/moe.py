@@ -107,7 +107,6 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(config)
         self.switch_mlp = Experts(config)
-        self._has_bias = config.use_bias
         self._packed = PackedExperts()
         if config.num_shared_experts:
             self.shared_experts = MLP(config, config.moe_shared_expert_intermediate_size * config.num_shared_experts)
@@ -133,7 +132,7 @@ class MoE(nn.Module):
         chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
         x = x if dtype is None else x.astype(dtype)
         flat = x.reshape(-1, x.shape[-1])
-        experts = None if launch.backend() is None or self._has_bias else self.weights()
+        experts = None if launch.backend() is None else self.weights()
         kernel = None if experts is None else moe_kernel(experts, flat)
         if experts is not None and kernel is not None:
             top_k = chosen.shape[-1]
@@ -145,8 +144,8 @@ class MoE(nn.Module):
             y = y + self.shared_experts(x).astype(mx.float32)
         return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
-    def weights(self) -> ExpertWeights:
-        """The weights as the kernels take them."""
+    def weights(self) -> ExpertWeights | None:
+        """The weights as the kernels take them, or None where they cannot."""
         experts = self.switch_mlp
         routed = experts.gate_proj, experts.up_proj, experts.down_proj
         if "shared_experts" not in self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from metal_kernels import launch
@@ -58,8 +59,6 @@ def test_prefill_then_decode_equals_the_whole(golden, backend):
 @pytest.mark.parametrize("backend", backends("fast"))
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_a_padded_quantised_batch_equals_the_plain_forms(backend, bits):
-    import mlx.nn as nn
-
     model = make_model(**SHAPES)
     if bits:
         nn.quantize(
@@ -106,6 +105,11 @@ def test_a_changed_weight_reaches_the_kernels():
     assert block.weights() is before
     block.switch_mlp.up_proj.weight = block.switch_mlp.up_proj.weight * 2
     assert block.weights().up.weight is block.switch_mlp.up_proj.weight
+    nn.quantize(block, 32, 8, class_predicate=lambda p, m: hasattr(m, "to_quantized") and p != "gate.gate_proj")
+    up = block.switch_mlp.up_proj
+    assert block.weights().up.scales is up.scales
+    up.scales = up.scales * 2
+    assert block.weights().up.scales is up.scales
 
 
 def test_training_stays_on_the_plain_forms():
