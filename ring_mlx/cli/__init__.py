@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         convert_command,
         eval_command,
         generate_command,
+        mlx_lm_command,
     )
 
     parser = OneLineParser(prog="ring-mlx", description="Run Ring-linear 2.0 models with MLX.")
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert_command.add(commands)
     eval_command.add(commands)
     bench_command.add(commands)
+    mlx_lm_command.add(commands)
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda e: e.name):
         entry.load()(commands)
     return parser

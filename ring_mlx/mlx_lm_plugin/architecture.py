@@ -1,0 +1,122 @@
+"""Our model as a module of ``mlx_lm.models``: the names and methods that its loader looks for; knows no files.
+
+mlx-lm's own caches serve it, single and batched, so whatever saves, copies, merges, filters, extends or extracts a
+prompt cache there works here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx_lm.models.cache import ArraysCache
+
+import ring_mlx.model
+from metal_kernels import launch
+from ring_mlx import weights
+from ring_mlx.config import RingConfig
+from ring_mlx.errors import WeightsError
+from ring_mlx.kernel_check import check_kernels
+
+# What mlx-lm's commands put into a config on their way to the model.
+ADDED_BY_MLX_LM = ("quantize_activations",)
+
+
+class ModelArgs(RingConfig):
+    """The checked configuration, by the name that mlx-lm calls."""
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RingConfig:
+        """Same contract as `RingConfig.from_dict`.
+
+        Raises:
+            ConfigError: As there.
+            WeightsError: If the checkpoint is in a packed form other than MLX's.
+        """
+        method = (raw.get("quantization_config") or {}).get("quant_method")
+        if raw.get("quantization") is None and method is not None:
+            raise WeightsError(
+                f"quantization method {method!r} cannot be loaded as it is; make a folder that can be with "
+                "ring-mlx convert."
+            )
+        return super().from_dict({k: v for k, v in raw.items() if k not in ADDED_BY_MLX_LM})
+
+
+class Model(ring_mlx.model.Model):
+    """`ring_mlx.model.Model` with what mlx-lm's loader, converter and quantisers ask of a model."""
+
+    def __init__(self, args: RingConfig) -> None:
+        super().__init__(args)
+        self.args = args
+        self._is_checked = False
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Sequence[Any] | None = None,
+        *,
+        hidden_states: list[mx.array] | None = None,
+        last_only: bool = False,
+    ) -> mx.array:
+        """Same contract as `ring_mlx.model.Model`.
+
+        The first call that would run kernels tries them first, as our own loader does when it has read the weights.
+        """
+        if cache is not None:
+            _drop_spent_padding(cache)
+        if not self._is_checked and not self.training and launch.backend() is not None:
+            self._is_checked = True
+            check_kernels(self)
+        return super().__call__(tokens, cache, hidden_states=hidden_states, last_only=last_only)
+
+    def sanitize(self, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Arrays of either form of checkpoint under the model's parameter names.
+
+        Experts are stacked; router and expert bias become float32, and on MLX's CPU backend, where half precision is
+        emulated, everything else does too. Names with mtp, slope or inv_freq, layers past the last and the head of a
+        tied model are left out.
+
+        Raises:
+            WeightsError: If an expert is missing or too many.
+        """
+        entries = weights.canonical(cast(Any, arrays), self.config)
+        widened = weights.FLOAT32 if mx.default_device() == mx.gpu else ("",)
+        found = {}
+        for name, entry in entries.items():
+            array = self._stacked(name, entry) if isinstance(entry, dict) else cast(mx.array, entry)
+            if mx.issubdtype(array.dtype, mx.floating) and name.endswith(widened):
+                array = array.astype(mx.float32)
+            found[name] = array
+        return found
+
+    @property
+    def quant_predicate(self) -> Callable[[str, Any], bool]:
+        """Which modules ``mlx_lm.convert`` and ``mlx_lm.dwq`` quantise: all but the router, as `ring_mlx.convert`."""
+        return lambda path, _: not f"{path}.weight".endswith(weights.FLOAT32)
+
+    @property
+    def cast_predicate(self) -> Callable[[str], bool]:
+        """Which parameters ``mlx_lm.convert`` may cast: all but the router and its bias."""
+        return lambda name: not name.endswith(weights.FLOAT32)
+
+    def _stacked(self, name: str, experts: Mapping[int, Any]) -> mx.array:
+        count = self.config.num_experts
+        if sorted(experts) != list(range(count)):
+            raise WeightsError(
+                f"{name} should stack experts 0 to {count - 1}, but the files hold {len(experts)}, up to number "
+                f"{max(experts)}; download the checkpoint again."
+            )
+        return mx.stack([experts[e] for e in range(count)])
+
+
+def _drop_spent_padding(cache: Sequence[Any]) -> None:
+    """Forget left padding that has been read, or never was any.
+
+    mlx-lm notes a padding of zeros when it merges empty caches and keeps it, and what a mask says of it decides
+    whether a token may take the compiled step. The one read of it waits for the device, once a prompt that joins.
+    """
+    linear = [c for c in cache if isinstance(c, ArraysCache) and c[0] is not None]
+    if linear and linear[0].left_padding is not None and linear[0].left_padding.max().item() <= 0:
+        for c in linear:
+            c.left_padding = None
