@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         eval_command,
         generate_command,
         mlx_lm_command,
+        serve_command,
     )
 
     parser = OneLineParser(prog="ring-mlx", description="Run Ring-linear 2.0 models with MLX.")
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     eval_command.add(commands)
     bench_command.add(commands)
     mlx_lm_command.add(commands)
+    serve_command.add(commands)
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda e: e.name):
         entry.load()(commands)
     return parser

@@ -1,0 +1,126 @@
+"""``ring-mlx serve``: OpenAI's chat and completion routes for editors and agents; several requests at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ring_mlx.cli import options
+from ring_mlx.cli.cache_command import size
+from ring_mlx.errors import OptionError
+
+if TYPE_CHECKING:
+    from ring_mlx.serve.server import Server
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HELP = {
+    "model_name": "what clients call the model (the repository, or the folder's name)",
+    "api_key": "clients must send it as Authorization: Bearer; RING_MLX_API_KEY keeps it out of the list of processes",
+    "max_tokens": "tokens of an answer where the request names no number (2048)",
+    "temp": "temperature where the request names none (0.6)",
+    "top_p": "nucleus probability where the request names none (1)",
+    "batch": "requests that are read or answered at once (8)",
+    "queue": "requests that may wait beyond those; more get 503 (64)",
+    "step": "prompt tokens read between two tokens of the other answers (512)",
+    "body": "longest body of a request (32 MiB)",
+    "cache_dir": "folder for snapshots (the system's for caches, or RING_MLX_CACHE)",
+    "ahead": "do not read the start of the next turn while nobody waits",
+}
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("serve", help="OpenAI's routes over HTTP", description=__doc__, allow_abbrev=False)
+    options.add_model_options(parser)
+    parser.add_argument("--model-name", help=HELP["model_name"])
+    a = parser.add_argument_group("address")
+    a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    a.add_argument("--port", type=options.natural_int, default=8080, help="port; 0 takes a free one (8080)")
+    a.add_argument("--api-key", help=HELP["api_key"])
+    a.add_argument("--log-requests", action="store_true", help="print a line for each request")
+    d = parser.add_argument_group("where a request says nothing else")
+    d.add_argument("--max-tokens", type=options.positive_int, default=2048, help=HELP["max_tokens"])
+    d.add_argument("--temp", type=options.in_range(0, 2), default=0.6, help=HELP["temp"])
+    d.add_argument("--top-p", type=options.in_range(0, 1), default=1.0, help=HELP["top_p"])
+    g = parser.add_argument_group("how much at once")
+    g.add_argument("--max-batch", type=options.positive_int, default=8, help=HELP["batch"])
+    g.add_argument("--max-queue", type=options.positive_int, default=64, help=HELP["queue"])
+    g.add_argument("--max-body", type=size, default=32 << 20, metavar="SIZE", help=HELP["body"])
+    g.add_argument("--prefill-step-size", type=options.positive_int, default=512, help=HELP["step"])
+    s = parser.add_argument_group("snapshots")
+    s.add_argument("--cache-dir", type=Path, help=HELP["cache_dir"])
+    s.add_argument("--no-store", action="store_true", help="keep snapshots in memory only")
+    s.add_argument("--store-size", type=size, default=8 << 30, metavar="SIZE", help="most room on disk (8 GiB)")
+    s.add_argument(
+        "--cache-memory", type=size, metavar="SIZE", help="most memory (a quarter of what is left, at most 4 GiB)"
+    )
+    s.add_argument("--no-read-ahead", action="store_true", help=HELP["ahead"])
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted or terminated; returns the exit code."""
+    key = args.api_key if args.api_key is not None else os.environ.get("RING_MLX_API_KEY")
+    if key is not None and not key.strip():
+        raise OptionError("the API key is empty; give one or leave it out.")
+    if key is None and args.host not in LOOPBACK:
+        print(f"ring-mlx: note: --host {args.host} without --api-key lets anyone there use the model.", file=sys.stderr)
+    if args.model is None:
+        print(f"ring-mlx: {options.TOY_NOTE}", file=sys.stderr)
+    server = make_server(args, key)
+    stop = threading.Event()
+    handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.start()
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"http://{host}:{server.server_port}/v1 loads {server.engine.settings.name}", flush=True)
+        while not stop.is_set() and not server.engine.wait_until_loaded(0.2):
+            pass
+        if not stop.is_set():
+            print("ready; Ctrl-C ends it", flush=True)
+        while not stop.wait(0.5):
+            if server.engine.failure is not None:
+                raise server.engine.failure
+    finally:
+        server.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def make_server(args: argparse.Namespace, key: str | None) -> Server:
+    """The server that the options describe."""
+    from ring_mlx.loading import demo_model_path
+    from ring_mlx.serve.server import Server
+    from ring_mlx.serve.settings import Settings
+    from ring_mlx.session_events import Sampling
+
+    settings = Settings(
+        model=args.model or str(demo_model_path()),
+        name=args.model_name or _name(args.model),
+        revision=args.revision,
+        exact=args.exact,
+        sampling=Sampling(temp=args.temp, top_p=args.top_p),
+        max_tokens=args.max_tokens,
+        max_batch=args.max_batch,
+        max_queue=args.max_queue,
+        prefill_step_tokens=args.prefill_step_size,
+        memory_budget_bytes=args.cache_memory,
+        store=False if args.no_store else args.cache_dir or True,
+        store_budget_bytes=args.store_size,
+        read_ahead=not args.no_read_ahead,
+    )
+    return Server(
+        settings, args.host, args.port, api_key=key, max_body_bytes=args.max_body, log_requests=args.log_requests
+    )
+
+
+def _name(model: str | None) -> str:
+    if model is None:
+        return "ring-nano"
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model

@@ -1,0 +1,52 @@
+"""A failure as OpenAI's clients expect it: a status and a small JSON object; knows neither HTTP nor the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "server_error"}
+
+
+class ApiError(Exception):
+    """What is told to a client instead of an answer.
+
+    Args:
+        status: Of HTTP. 400 is what OpenAI refuses too, 422 what it would do and this server cannot.
+        message: What is wrong, the value seen and the remedy.
+        param: The field of the request, if one is to blame.
+        code: A word for programs, such as ``context_length_exceeded``.
+        headers: To send along.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that is wrong."""
+    return ApiError(400, message, param, code)
+
+
+def cannot(message: str, param: str) -> ApiError:
+    """A request that is right but asks for what this server does not do."""
+    return ApiError(422, message, param, "unsupported_value")
+
+
+def busy(message: str, retry_after_s: int = 1) -> ApiError:
+    """A request that may be sent again later."""
+    return ApiError(503, message, code="unavailable", headers={"Retry-After": str(retry_after_s)})

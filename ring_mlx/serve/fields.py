@@ -1,0 +1,115 @@
+"""Fields of a JSON object with their types and ranges checked; knows no route."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from ring_mlx.serve.failures import ApiError, bad
+
+MOST_INT = 1 << 53  # what every JSON reader keeps exactly
+MOST_LEVELS = 64
+
+
+class Fields:
+    """A JSON object that gives checked values; what is absent or null is the default.
+
+    Args:
+        values: The object.
+        place: What to call it in messages, such as ``messages[2].``.
+    """
+
+    def __init__(self, values: Mapping[str, Any], place: str = "") -> None:
+        self.values, self.place = values, place
+
+    def get(self, name: str) -> Any:
+        """The value as it is, or None."""
+        return self.values.get(name)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, bool):
+            self.refuse(name, "must be true or false")
+        return default if value is None else bool(value)
+
+    def number(self, name: str, low: float, high: float) -> float | None:
+        """A number from ``low`` to ``high``."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            self.refuse(name, f"must be a number from {low:g} to {high:g}")
+        return float(value)
+
+    def integer(self, name: str, low: int, high: int = MOST_INT) -> int | None:
+        """A whole number from ``low`` to ``high``."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if isinstance(value, float) and math.isfinite(value) and value == int(value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self.refuse(name, f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    def text(self, name: str, default: str | None = None) -> str | None:
+        """A string."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, str):
+            self.refuse(name, "must be a string")
+        return default if value is None else str(value)
+
+    def object(self, name: str) -> dict[str, Any]:
+        """An object; empty where it is absent."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, dict):
+            self.refuse(name, "must be an object")
+        return dict(value or {})
+
+    def array(self, name: str) -> list[Any]:
+        """An array; empty where it is absent."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, list):
+            self.refuse(name, "must be an array")
+        return list(value or [])
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        """Raise what a wrong value causes."""
+        seen = json.dumps(self.values.get(name))
+        seen = seen if len(seen) <= 40 else f"{seen[:40]}..."
+        raise bad(f"{self.place}{name} is {seen}; it {why}.", f"{self.place}{name}", "invalid_value")
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A request's body as the JSON object that it must be.
+
+    Raises:
+        ApiError: If it is not UTF-8, not JSON, not an object, nested too deeply, or has half a surrogate pair.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates are JSON, but not text
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as e:
+        raise bad(f"the body is not JSON ({str(e)[:100]}); send one object.", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise bad("the body is not a JSON object; send one.", code="invalid_json")
+    level: list[Any] = [value]
+    for _ in range(MOST_LEVELS):
+        level = [v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [v for v in level if isinstance(v, (dict, list))]
+    if level:
+        raise _too_deep()
+    return value
+
+
+def _too_deep() -> ApiError:
+    return bad(f"the body is nested more than {MOST_LEVELS} levels deep; send plain messages.", code="invalid_json")

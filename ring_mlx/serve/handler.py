@@ -1,0 +1,214 @@
+"""What a client may ask for and how it is told: routes, keys, answers and failures; knows jobs, not the model."""
+
+from __future__ import annotations
+
+import hmac
+import queue
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from ring_mlx.serve.failures import ApiError
+from ring_mlx.serve.fields import read_object
+from ring_mlx.serve.job import Finished, Job, Said
+from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
+from ring_mlx.serve.replies import Reply, model_of
+from ring_mlx.serve.wire import GoneError, Wire
+from ring_mlx.session_events import PrefillProgress
+
+POLL_S, KEEP_ALIVE_S = 0.05, 5.0
+MODELS = "/v1/models"
+METHODS = {
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    MODELS: "GET",
+    "/health": "GET",
+    "/metrics": "GET",
+}
+OPEN = ("/health",)
+
+
+class Handler(Wire):
+    """Answers the requests of one connection, one after the other."""
+
+    def do_GET(self) -> None:
+        """Models, health and metrics."""
+        self._guarded()
+
+    def do_POST(self) -> None:
+        """Chat and completions."""
+        self._guarded()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class says of requests that it cannot read, in OpenAI's form."""
+        self.close_connection, self._started = True, False
+        self.request_version = self.protocol_version  # else the answer would have no head
+        wrong = ApiError(code, message or "the request cannot be read.", code="bad_http")
+        self._refuse(_wrong_method(self._path()) if code == 501 else wrong)
+
+    def _guarded(self) -> None:
+        """Answer; whatever happens, the client is told in JSON or has left, and the connection stays in step."""
+        self._started, self._read_body = False, False
+        if self.command == "GET" and (self.headers.get("Content-Length") or self.headers.get("Transfer-Encoding")):
+            self.close_connection = True  # its body is not read, and must not be taken for the next request
+        try:
+            self._route()
+        except (GoneError, ConnectionError, TimeoutError):
+            self.close_connection = True
+            self.server.metrics.count("http_requests_total", route=self._route_label(), status="gone")
+        except ApiError as e:
+            self._refuse(e)
+        except Exception:  # noqa: BLE001 a traceback is for the server's log
+            traceback.print_exc()
+            self._refuse(ApiError(500, "the server failed; see its log.", code="internal_error"))
+
+    def _route(self) -> None:
+        path = self._path()
+        if path not in OPEN:
+            self._check_key()
+        named = path.removeprefix(MODELS + "/") if path.startswith(MODELS + "/") else None
+        known = MODELS if named is not None else path
+        if known not in METHODS:
+            raise ApiError(404, f"there is no {path[:100]} here; see docs/serve.md.", code="unknown_url")
+        if METHODS[known] != self.command:
+            raise _wrong_method(path)
+        routes: dict[str, Callable[[], None]] = {
+            "/v1/chat/completions": lambda: self._generate(parse_chat),
+            "/v1/completions": lambda: self._generate(parse_completion),
+            MODELS: lambda: self._models(named),
+            "/health": self._health,
+            "/metrics": self._metrics,
+        }
+        routes[known]()
+
+    def _check_key(self) -> None:
+        key = self.server.api_key
+        if key is None:
+            return
+        scheme, _, given = (self.headers.get("Authorization") or "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode())
+        if not same or scheme.lower() != "bearer":
+            raise ApiError(
+                401,
+                "no key, or a wrong one; send Authorization: Bearer KEY.",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _health(self) -> None:
+        state = self.server.engine.state
+        self._send(200 if state == "ok" else 503, {"status": state, "model": self.server.engine.settings.name})
+
+    def _metrics(self) -> None:
+        text = self.server.metrics.text(self.server.engine.gauges())
+        self._send(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _models(self, named: str | None) -> None:
+        name = self.server.engine.settings.name
+        model = model_of(name, self.server.created, self.server.engine.context_tokens)
+        if named is None:
+            self._send(200, {"object": "list", "data": [model]})
+            return
+        self._check_model(named)
+        self._send(200, model)
+
+    def _check_model(self, name: str | None) -> None:
+        known = self.server.engine.settings.name
+        if name not in (None, "", known):
+            raise ApiError(404, f"no model {str(name)[:100]!r} here; this is {known!r}.", "model", "model_not_found")
+
+    # Generation
+
+    def _generate(self, parse: Callable[..., Asked]) -> None:
+        engine = self.server.engine
+        asked = parse(read_object(self._body()), engine.settings.sampling)
+        self._check_model(asked.model)
+        job = engine.prepare(asked)
+        engine.submit(job)
+        reply = Reply(asked, engine.settings.name)
+        try:
+            if asked.stream:
+                self._stream(job, reply)
+            else:
+                self._whole(job, reply)
+        finally:
+            engine.cancel(job)
+
+    def _whole(self, job: Job, reply: Reply) -> None:
+        for event in self._events(job):
+            if isinstance(event, Finished):
+                self._send(200, reply.whole(event))
+            elif event is not None:
+                for _ in reply.add(event):
+                    pass
+
+    def _stream(self, job: Job, reply: Reply) -> None:
+        """Server-sent events; the status is sent with the first, so that what fails before has its own."""
+        quiet_since, progress = time.monotonic(), "waiting"
+        for event in self._events(job):
+            if isinstance(event, PrefillProgress):
+                progress = f"reading {event.done}/{event.total}"
+            silent = event is None or isinstance(event, PrefillProgress)
+            if silent and time.monotonic() - quiet_since < KEEP_ALIVE_S:
+                continue
+            if not self._started:
+                self._begin_stream()
+                self._tell(reply.first())
+            if event is None or isinstance(event, PrefillProgress):
+                self._chunk(f": {progress}\n\n")
+            else:
+                self._tell(reply.last(event) if isinstance(event, Finished) else reply.add(event))
+            quiet_since = time.monotonic()
+        self._chunk("data: [DONE]\n\n")
+        self._end_stream("200")
+
+    def _tell(self, pieces: Iterator[dict[str, Any]]) -> None:
+        for piece in pieces:
+            self._event(piece)
+
+    def _events(self, job: Job) -> Iterator[Said | None]:
+        """The job's events up to the last; None while there are none.
+
+        Raises:
+            GoneError: If the client has left.
+            ApiError: If the job failed.
+        """
+        while True:
+            try:
+                event = job.events.get(timeout=POLL_S)
+            except queue.Empty:
+                event = None
+            if self._gone():
+                raise GoneError
+            if isinstance(event, ApiError):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    def _refuse(self, e: ApiError) -> None:
+        """Tell a failure: with its status, or within the stream that has begun."""
+        self.close_connection = self.close_connection or self._started or not self._read_body
+        try:
+            if self._started:
+                self._event(e.body())
+                self._end_stream("broken")
+            else:
+                self._send(e.status, e.body(), headers=e.headers)
+        except OSError:
+            self.close_connection = True
+
+    def _path(self) -> str:
+        return unquote(getattr(self, "path", "").partition("?")[0]).rstrip("/") or "/"
+
+    def _route_label(self) -> str:
+        """The route for the metrics; whatever is not one of ours is one word, so that clients cannot make up labels."""
+        path = self._path()
+        return path if path in METHODS else MODELS if path.startswith(MODELS) else "other"
+
+
+def _wrong_method(path: str) -> ApiError:
+    allowed = METHODS.get(path, "GET" if path.startswith(MODELS) else "GET, POST")
+    return ApiError(405, f"this route takes {allowed}.", code="method_not_allowed", headers={"Allow": allowed})

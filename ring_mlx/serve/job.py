@@ -1,0 +1,78 @@
+"""What passes between a request's thread and the model's: a job, and the events of its answer; knows no MLX."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+
+from ring_mlx.branches import Prompt, Renderer
+from ring_mlx.serve.failures import ApiError
+from ring_mlx.serve.protocol import Asked
+from ring_mlx.session_events import AnswerText, PrefillProgress, ThinkingText, ToolCall
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token of the answer and how likely it was, with the likeliest alternatives first."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer cost.
+
+    Args:
+        prompt_tokens: Of the whole prompt.
+        cached_tokens: Of these, known from snapshots.
+        completion_tokens: Generated; thought, tags and stop token included.
+        reasoning_tokens: Of these, the thought with its tags.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer: ``stop``, ``length`` or ``tool_calls``."""
+
+    reason: str
+    usage: Usage
+
+
+Said = ThinkingText | AnswerText | ToolCall | TokenLogprob | PrefillProgress | Finished | ApiError
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way.
+
+    Args:
+        asked: What the client wants.
+        prompt: Its text and ids.
+        renderer: Of a chat, else None.
+        limit: Tokens that it may generate.
+        cancelled: Set where nobody wants the answer any more.
+        events: The answer; `Finished` or an `ApiError` is the last.
+        arrived: When it came (``time.perf_counter``).
+    """
+
+    asked: Asked
+    prompt: Prompt
+    renderer: Renderer | None
+    limit: int
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    events: queue.SimpleQueue[Said] = field(default_factory=queue.SimpleQueue)
+    arrived: float = field(default_factory=time.perf_counter)
+
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and answer at their longest."""
+        return len(self.prompt.ids) + self.limit

@@ -1,0 +1,237 @@
+"""What clients of OpenAI's chat and completion routes may ask, checked and put into our words; knows no model.
+
+Fields that change the answer and that we cannot honour are refused; fields that nobody here knows are ignored, because
+clients send many. Beside OpenAI's own there are ``top_k``, ``min_p``, ``repetition_penalty``, ``thinking_budget`` and
+``chat_template_kwargs``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ring_mlx.serve.failures import bad, cannot
+from ring_mlx.serve.fields import Fields
+from ring_mlx.session_events import Sampling
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo")
+MOST_STOPS, MOST_TOP_LOGPROBS, MOST_SEED = 16, 20, 1 << 63
+TEMPLATE_OWN = {
+    *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length"),
+    *("messages", "padding", "processor_kwargs", "return_assistant_tokens_mask", "return_dict", "return_tensors"),
+    *("tokenize", "tokenizer_kwargs", "tools", "truncation"),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request.
+
+    Args:
+        chat: Whether it came to the chat route.
+        prompt: Messages as templates want them, or text, or ids.
+        model: The name that the client gave, or None.
+        sampling: How tokens are chosen.
+        max_tokens: At most so many, or None for the server's default.
+        stop: Texts that end the answer and are not part of it.
+        stream: Whether the answer comes in pieces.
+        include_usage: Whether a stream ends with the usage.
+        top_logprobs: How many alternatives to tell for each token; None tells no log-probabilities at all.
+        thinking_budget: Tokens after which the thought is closed, or None.
+        tools: Descriptions for the template.
+        template_options: Further template arguments.
+    """
+
+    chat: bool
+    prompt: list[dict[str, Any]] | str | list[int]
+    model: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False
+    top_logprobs: int | None = None
+    thinking_budget: int | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    template_options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> Asked:
+    """What came to ``/v1/chat/completions``.
+
+    Raises:
+        ApiError: 400 for a wrong value, 422 for what cannot be done here.
+    """
+    fields = Fields(body)
+    most = fields.integer("max_completion_tokens", 1)
+    logprobs = fields.boolean("logprobs", False)
+    top = fields.integer("top_logprobs", 0, MOST_TOP_LOGPROBS)
+    if top and not logprobs:
+        fields.refuse("top_logprobs", "needs logprobs to be true")
+    if (form := fields.object("response_format").get("type", "text")) != "text":
+        raise cannot(f"response_format {str(form)[:40]!r} is not supported; ask for JSON in words.", "response_format")
+    asked = _common(fields, _messages(fields), defaults)
+    return replace(
+        asked,
+        chat=True,
+        max_tokens=asked.max_tokens if most is None else most,
+        top_logprobs=(top or 0) if logprobs else None,
+        tools=_tools(fields),
+        template_options=_template_options(fields),
+    )
+
+
+def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> Asked:
+    """What came to ``/v1/completions``; errors as `parse_chat`."""
+    fields = Fields(body)
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
+        prompt = prompt[0]
+    elif isinstance(prompt, list) and prompt and all(isinstance(p, (str, list)) for p in prompt):
+        raise cannot(f"{len(prompt)} prompts in one request are not supported; send one each.", "prompt")
+    ids = isinstance(prompt, list) and all(type(i) is int and i >= 0 for i in prompt)
+    if not prompt or not (isinstance(prompt, str) or ids):
+        fields.refuse("prompt", "must be text or token ids, and not empty")
+    return replace(_common(fields, prompt, defaults), top_logprobs=fields.integer("logprobs", 0, MOST_TOP_LOGPROBS))
+
+
+def _common(fields: Fields, prompt: Any, defaults: Sampling) -> Asked:
+    for name in UNSUPPORTED:
+        if fields.get(name):
+            raise cannot(f"{name} is not supported; leave it out.", name)
+    if fields.integer("n", 1, 128) not in (None, 1):
+        raise cannot("n above 1 is not supported; send the request again instead.", "n")
+    stream = fields.boolean("stream", False)
+    usage = Fields(fields.object("stream_options"), "stream_options.").boolean("include_usage", False)
+    return Asked(
+        chat=False,
+        prompt=prompt,
+        model=fields.text("model"),
+        sampling=_sampling(fields, defaults),
+        max_tokens=fields.integer("max_tokens", 1),
+        stop=_stop(fields),
+        stream=stream,
+        include_usage=usage,
+        thinking_budget=fields.integer("thinking_budget", 0),
+    )
+
+
+def _sampling(fields: Fields, defaults: Sampling) -> Sampling:
+    given: dict[str, Any] = {
+        "temp": fields.number("temperature", 0, 2),
+        "top_p": fields.number("top_p", 0, 1),
+        "min_p": fields.number("min_p", 0, 1),
+        "top_k": fields.integer("top_k", 0),
+        "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
+        "presence_penalty": fields.number("presence_penalty", -2, 2) or None,
+        "frequency_penalty": fields.number("frequency_penalty", -2, 2) or None,
+        "seed": fields.integer("seed", -MOST_SEED, MOST_SEED),
+        "logit_bias": _logit_bias(fields),
+    }
+    if given["seed"] is not None:
+        given["seed"] %= MOST_SEED
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def _logit_bias(fields: Fields) -> dict[int, float] | None:
+    given = fields.object("logit_bias")
+    inner = Fields(given, "logit_bias.")
+    if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
+        fields.refuse("logit_bias", "must have token ids as keys")
+    return {int(key): inner.number(key, -100, 100) or 0.0 for key in given} or None
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    given = fields.get("stop")
+    stops = [given] if isinstance(given, str) else [] if given is None else given
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > MOST_STOPS:
+        fields.refuse("stop", f"must be a text or at most {MOST_STOPS} of them, none empty")
+    return tuple(stops)
+
+
+def _messages(fields: Fields) -> list[dict[str, Any]]:
+    given = fields.array("messages")
+    if not given:
+        fields.refuse("messages", "must be an array with at least one message")
+    return [_message(m, f"messages[{i}].") for i, m in enumerate(given)]
+
+
+def _message(given: Any, place: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise bad(f"{place[:-1]} is not an object; give role and content.", place[:-1], "invalid_value")
+    fields = Fields(given, place)
+    role = fields.text("role")
+    if role not in ROLES:
+        fields.refuse("role", f"must be one of {', '.join(ROLES)}")
+    message: dict[str, Any] = {"role": ROLES[role], "content": _content(fields)}
+    if role == "assistant":
+        if thought := fields.text("reasoning_content"):
+            message["reasoning_content"] = thought
+        if calls := fields.array("tool_calls"):
+            message["tool_calls"] = [_call(c, f"{place}tool_calls[{i}].") for i, c in enumerate(calls)]
+    elif given.get("content") is None:
+        fields.refuse("content", "must be text")
+    for name in ("name", "tool_call_id"):
+        if value := fields.text(name):
+            message[name] = value
+    return message
+
+
+def _content(fields: Fields) -> str:
+    content = fields.get("content")
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        fields.refuse("content", "must be text or an array of text parts")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind not in ("text", "refusal"):
+            raise cannot(f"{fields.place}content has a part of type {kind[:40]!r}; only text is read.", "messages")
+        text = part.get(kind) if isinstance(kind, str) else None
+        if not isinstance(text, str):
+            fields.refuse("content", "must be text or an array of text parts")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _call(given: Any, place: str) -> dict[str, Any]:
+    function = Fields(Fields(given if isinstance(given, dict) else {}, place).object("function"), f"{place}function.")
+    name, arguments = function.text("name"), function.get("arguments")
+    if not name:
+        function.refuse("name", "must be the name of a function")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            function.refuse("arguments", "must be JSON")
+    if arguments is not None and not isinstance(arguments, dict):
+        function.refuse("arguments", "must be a JSON object")
+    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments or {}}}
+    if isinstance(given.get("id"), str):
+        call["id"] = given["id"]
+    return call
+
+
+def _tools(fields: Fields) -> list[dict[str, Any]]:
+    tools = fields.array("tools")
+    for i, tool in enumerate(tools):
+        kind = tool.get("type", "function") if isinstance(tool, dict) else None
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if kind != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise bad(f"tools[{i}] is not a function with a name; describe it as one.", f"tools[{i}]", "invalid_value")
+    choice = fields.get("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise cannot("tool_choice may be 'auto' or 'none'; the model cannot be made to call a tool.", "tool_choice")
+    return [] if choice == "none" else tools
+
+
+def _template_options(fields: Fields) -> dict[str, Any]:
+    options = fields.object("chat_template_kwargs")
+    for name, value in options.items():
+        if name in TEMPLATE_OWN or not (value is None or isinstance(value, (bool, int, float, str))):
+            fields.refuse("chat_template_kwargs", "may hold the template's own plain options, such as enable_thinking")
+    return options

@@ -1,0 +1,144 @@
+"""Answers in OpenAI's JSON, whole and in pieces; knows events, not sockets."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from ring_mlx.serve.job import Finished, Said, TokenLogprob, Usage
+from ring_mlx.serve.protocol import Asked
+from ring_mlx.session_events import AnswerText, ThinkingText, ToolCall
+
+
+class Reply:
+    """One answer in the making.
+
+    Args:
+        asked: The request.
+        model: The name of the model.
+    """
+
+    def __init__(self, asked: Asked, model: str) -> None:
+        self._asked, self._model = asked, model
+        self._id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._thought, self._answer = "", ""
+        self._calls: list[dict[str, Any]] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._told = self._offset = 0
+
+    def add(self, event: Said) -> Iterator[dict[str, Any]]:
+        """Take an event; gives the pieces that a stream sends for it, but for the last."""
+        if isinstance(event, ThinkingText):
+            self._thought += event.text
+            yield self._piece({"reasoning_content": event.text})
+        elif isinstance(event, AnswerText):
+            self._answer += event.text
+            yield self._piece({"content": event.text}, self._new_logprobs())
+        elif isinstance(event, ToolCall):
+            call = _call(event)
+            yield self._piece({"tool_calls": [{"index": len(self._calls), **call}]}, self._new_logprobs())
+            self._calls.append(call)
+        elif isinstance(event, TokenLogprob):
+            self._logprobs.append(event)
+
+    def first(self) -> Iterator[dict[str, Any]]:
+        """The pieces with which a stream starts."""
+        if self._asked.chat:
+            yield self._piece({"role": "assistant", "content": ""})
+
+    def last(self, event: Finished) -> Iterator[dict[str, Any]]:
+        """The pieces with which a stream ends."""
+        yield self._piece({}, self._new_logprobs(), event.reason)
+        if self._asked.include_usage:
+            yield {**self._head(streamed=True), "choices": [], "usage": usage_of(event.usage)}
+
+    def whole(self, event: Finished) -> dict[str, Any]:
+        """The answer in one piece."""
+        self._told = self._offset = 0
+        choice: dict[str, Any] = {"index": 0, "finish_reason": event.reason, "logprobs": self._new_logprobs()}
+        if not self._asked.chat:
+            choice["text"] = self._answer
+        else:
+            content = None if self._calls and not self._answer.strip() else self._answer
+            choice["message"] = {"role": "assistant", "content": content}
+            if thought := self._thought.strip("\n"):
+                choice["message"]["reasoning_content"] = thought
+            if self._calls:
+                choice["message"]["tool_calls"] = self._calls
+        return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(event.usage)}
+
+    def _head(self, streamed: bool) -> dict[str, Any]:
+        kind = "text_completion" if not self._asked.chat else "chat.completion"
+        kind += ".chunk" if streamed and self._asked.chat else ""
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def _piece(
+        self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": logprobs}
+        if self._asked.chat:
+            choice["delta"] = delta
+        else:
+            choice["text"] = delta.get("content", "")
+        piece = {**self._head(streamed=True), "choices": [choice]}
+        return piece | {"usage": None} if self._asked.include_usage else piece
+
+    def _new_logprobs(self) -> dict[str, Any] | None:
+        """Of the tokens since the last piece that told any."""
+        if self._asked.top_logprobs is None:
+            return None
+        new, self._told = self._logprobs[self._told :], len(self._logprobs)
+        if self._asked.chat:
+            return {"content": [_chat_logprob(t) for t in new], "refusal": None}
+        offsets = []
+        for t in new:
+            offsets.append(self._offset)
+            self._offset += len(t.token)
+        return {
+            "tokens": [t.token for t in new],
+            "token_logprobs": [t.logprob for t in new],
+            "top_logprobs": [dict(t.top) for t in new] if self._asked.top_logprobs else None,
+            "text_offset": offsets,
+        }
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """OpenAI's form of what an answer cost."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def model_of(name: str, created: int, context_tokens: int | None) -> dict[str, Any]:
+    """OpenAI's form of a model."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "ring-mlx",
+        "context_length": context_tokens,
+    }
+
+
+def _call(event: ToolCall) -> dict[str, Any]:
+    arguments = json.dumps(dict(event.arguments), ensure_ascii=False)
+    return {
+        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": event.name, "arguments": arguments},
+    }
+
+
+def _chat_logprob(t: TokenLogprob) -> dict[str, Any]:
+    def one(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+    return {**one(t.token, t.logprob), "top_logprobs": [one(*pair) for pair in t.top]}

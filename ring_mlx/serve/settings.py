@@ -1,0 +1,48 @@
+"""What a server is made with; knows no flags."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from ring_mlx.errors import OptionError
+from ring_mlx.session_events import Sampling
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the model's side.
+
+    Args:
+        model: Folder of a checkpoint, or ``owner/name`` on the hub.
+        name: What clients call the model.
+        revision, exact: As for `ring_mlx.load`.
+        sampling: Where a request says nothing else.
+        max_tokens: Likewise.
+        max_batch: Requests that are read or generate at once.
+        max_queue: Requests that wait beyond those; more are refused.
+        prefill_step_tokens: Prompt tokens a step, between two tokens of the others.
+        memory_budget_bytes: Most bytes of snapshots in memory, by default a quarter of what is left, at most 4 GiB.
+        store: Folder for snapshots on disk; True is the system's, False none.
+        store_budget_bytes: Most bytes there for this model.
+        read_ahead: While nobody waits, read the start of the next turn.
+    """
+
+    model: str | os.PathLike[str]
+    name: str
+    revision: str | None = None
+    exact: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 2048
+    max_batch: int = 8
+    max_queue: int = 64
+    prefill_step_tokens: int = 512
+    memory_budget_bytes: int | None = None
+    store: str | os.PathLike[str] | bool = True
+    store_budget_bytes: int = 8 << 30
+    read_ahead: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_batch", "max_queue", "prefill_step_tokens"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} {getattr(self, name)} is not positive; give 1 or more.")

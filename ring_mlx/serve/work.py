@@ -1,0 +1,246 @@
+"""What the model's thread does: reads prompts in turns, steps the batch, keeps snapshots; owns MLX, knows no queue."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx import memory
+from ring_mlx.batching import Batch
+from ring_mlx.branches import next_turn
+from ring_mlx.errors import RingError
+from ring_mlx.model import Model
+from ring_mlx.reading import Reader
+from ring_mlx.serve.failures import ApiError, bad
+from ring_mlx.serve.job import Job
+from ring_mlx.serve.metrics import Metrics
+from ring_mlx.serve.reading import Reading
+from ring_mlx.serve.row import Row
+from ring_mlx.serve.settings import Settings
+from ring_mlx.snapshots import SnapshotTree, Store
+from ring_mlx.snapshots.store import default_folder
+
+AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
+
+
+class Work:
+    """A loaded model with the requests in it; every method must be called on one thread.
+
+    Args:
+        model, tokenizer: From `ring_mlx.load`.
+        settings: The server's.
+        metrics: Where to count.
+    """
+
+    def __init__(self, model: Model, tokenizer: TokenizerWrapper, settings: Settings, metrics: Metrics) -> None:
+        self._model, self._tokenizer, self._settings, self._metrics = model, tokenizer, settings, metrics
+        budget = settings.memory_budget_bytes
+        self._tree = SnapshotTree(_snapshot_budget() if budget is None else budget)
+        self._store = _open_store(settings, model.fingerprint)
+        self._idle = self._reader()
+        self._batch = Batch(model, settings.prefill_step_tokens)
+        self._reading: deque[Reading] = deque()
+        self._rows: dict[int, Row] = {}
+        self._ahead: tuple[Job, Mapping[str, Any]] | None = None
+        self._steps, self._owed_s = 0, 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a request."""
+        return bool(self._reading or self._rows)
+
+    def has_room(self, job: Job) -> bool:
+        """Whether a request can come in: a place is free, and all caches at their longest fit into memory."""
+        jobs = [*(r.job for r in self._reading), *(r.job for r in self._rows.values())]
+        if len(jobs) >= self._settings.max_batch:
+            return False
+        longest = max([job.most_tokens, *(j.most_tokens for j in jobs)])
+        needed = (len(jobs) + 1) * memory.cache_bytes(self._model.config, longest)
+        held = mx.get_active_memory() - self._batch.nbytes
+        return not jobs or held + needed <= memory.budget_bytes()
+
+    def admit(self, job: Job) -> None:
+        """Take in a request; a failure is told to it."""
+        self._ahead = None
+        try:
+            reading = Reading(job, self._reader())
+        except Exception as e:  # noqa: BLE001 one request's failure is not another's
+            self._fail(job, e)
+            return
+        self._metrics.count("prompt_tokens_total", len(job.prompt.ids))
+        self._metrics.count("cached_tokens_total", reading.cached)
+        self._reading.append(reading)
+
+    def step(self) -> None:
+        """One step of one prompt, the prompts taking turns, then one token for every request that generates.
+
+        Where there is both, reading gets half of the time: a long prompt slows the others down, and stops nobody.
+        """
+        started = time.perf_counter()
+        if self._reading and (not self._rows or self._owed_s <= 0):
+            self._read(self._reading.popleft())
+            self._owed_s = time.perf_counter() - started
+            started = time.perf_counter()
+        if self._rows:
+            self._generate()
+            self._owed_s -= time.perf_counter() - started
+
+    def drop_cancelled(self) -> None:
+        """Let those go whose answer nobody wants any more; what was read of their prompts is kept."""
+        for reading in [r for r in self._reading if r.job.cancelled.is_set()]:
+            self._reading.remove(reading)
+            reading.settle()
+            self._finished("cancelled")
+        for number in [n for n, row in self._rows.items() if row.job.cancelled.is_set()]:
+            self._leave(number)
+            self._finished("cancelled")
+
+    def fail_all(self, error: ApiError) -> None:
+        """Tell every request that it will not be answered."""
+        for job in [*(r.job for r in self._reading), *(r.job for r in self._rows.values())]:
+            self._fail(job, error)
+        self._reading.clear()
+        self._rows.clear()
+
+    def use_idle_time(self, wanted: Callable[[], bool]) -> None:
+        """Read what the next turn of the latest chat starts with, then save, unless ``wanted`` turns true."""
+        try:
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and self._settings.read_ahead and not wanted():
+                self._read_ahead(*ahead, wanted)
+            if not wanted():
+                self.save()
+        except Exception as e:  # noqa: BLE001 nobody waits for this
+            self._idle = self._reader()
+            warnings.warn(f"[serve] {type(e).__name__}: {str(e)[:200]}; answers are not affected.", stacklevel=2)
+
+    def save(self) -> None:
+        """Write to disk what is worth it; a disk that cannot be written is named once and then left alone."""
+        if self._store is None or all(s.saved or not s.durable for s in self._tree):
+            return
+        error = self._idle.try_to_save()
+        if error is not None:
+            self._store = None
+            warnings.warn(f"{error} Nothing more is saved.", stacklevel=2)
+
+    def gauges(self) -> dict[str, float]:
+        """How much there is."""
+        return {
+            "reading": len(self._reading),
+            "batch_size": len(self._rows),
+            "batch_bytes": self._batch.nbytes,
+            "snapshots": len(self._tree),
+            "snapshot_bytes": self._tree.nbytes,
+        }
+
+    @staticmethod
+    def free_memory() -> None:
+        """Give back what MLX keeps for reuse, once the work itself is gone."""
+        gc.collect()
+        mx.clear_cache()
+
+    def _reader(self) -> Reader:
+        return Reader(self._model, self._tree, self._store, step_tokens=self._settings.prefill_step_tokens)
+
+    def _read(self, reading: Reading) -> None:
+        try:
+            if not reading.done:
+                reading.step()
+            if not reading.done:
+                self._reading.append(reading)
+                return
+            reading.settle()
+            job = reading.job
+            row = Row(job, reading.cached, self._tokenizer, self._model.config.vocab_size)
+            number = self._batch.add(
+                job.prompt.ids[-1:], cache=reading.cache, sampler=row.choose, logits_processors=row.processors
+            )
+            self._rows[number] = row
+        except Exception as e:  # noqa: BLE001 one request's failure is not another's
+            self._fail(reading.job, e)
+
+    def _generate(self) -> None:
+        try:
+            tokens = self._batch.step()
+        except Exception as e:  # noqa: BLE001 of the batch nothing is certain now
+            for row in self._rows.values():
+                self._fail(row.job, e)
+            self._rows, self._batch = {}, Batch(self._model, self._settings.prefill_step_tokens)
+            return
+        for number, token in tokens.items():
+            self._take(number, token)
+        self._steps += 1
+        if self._steps % CLEAR_EVERY_STEPS == 0:
+            mx.clear_cache()
+
+    def _take(self, number: int, token: int) -> None:
+        row = self._rows[number]
+        first = row.generated == 0
+        self._metrics.count("generated_tokens_total")
+        try:
+            last = row.take(token)
+        except Exception as e:  # noqa: BLE001 as above
+            self._leave(number)
+            self._fail(row.job, e)
+            return
+        waited = time.perf_counter() - row.job.arrived
+        if first:
+            self._metrics.observe("time_to_first_token_seconds", waited)
+        if not last:
+            return
+        self._leave(number)
+        self._metrics.observe("request_seconds", waited)
+        self._finished("answered")
+        message = row.message() if row.job.renderer else None
+        self._ahead = (row.job, message) if message is not None else None
+
+    def _leave(self, number: int) -> None:
+        del self._rows[number]
+        self._batch.remove(number)
+
+    def _read_ahead(self, job: Job, message: Mapping[str, Any], wanted: Callable[[], bool]) -> None:
+        assert job.renderer is not None
+        prompt = next_turn(job.renderer, job.asked.prompt, message)  # type: ignore[arg-type]
+        if prompt is None or len(prompt.ids) >= self._model.config.max_position_embeddings or wanted():
+            return
+        if self._idle.start(prompt.ids) < len(prompt.ids):
+            for _ in self._idle.read(prompt.ids, {len(prompt.ids): "user"}, wanted, AHEAD_STEP_TOKENS):
+                pass
+        self._tree.settle(prompt.ids, self._tree.deepest(prompt.ids))
+        self._idle.live.restore(None)
+
+    def _fail(self, job: Job, e: Exception) -> None:
+        self._finished("failed")
+        if isinstance(e, ApiError):
+            job.events.put(e)
+        elif isinstance(e, RingError):
+            job.events.put(bad(str(e)))
+        else:
+            traceback.print_exception(e)
+            text = f"the model failed ({type(e).__name__}); see the server's log."
+            job.events.put(ApiError(500, text, code="internal_error"))
+
+    def _finished(self, reason: str) -> None:
+        self._metrics.count("requests_finished_total", reason=reason)
+
+
+def _snapshot_budget() -> int:
+    """A quarter of what the machine could still give, at most 4 GiB, as a session takes."""
+    return min(4 << 30, max(1 << 26, (memory.budget_bytes() - mx.get_active_memory()) // 4))
+
+
+def _open_store(settings: Settings, fingerprint: str) -> Store | None:
+    """The folder that chats with this model use too."""
+    if settings.store is False or not fingerprint:
+        return None
+    root = default_folder() if settings.store is True else Path(settings.store).expanduser()
+    return Store(root, fingerprint, settings.store_budget_bytes, name=Path(settings.model).name)
