@@ -55,19 +55,19 @@ class DecodeStep:
         """Pieces of the copied layers; what is compiled cannot be copied."""
         return DecodeStep(copy.deepcopy(self.layers, memo))
 
-    def accepts(self, x: mx.array, caches: Sequence[Any], mask: mx.array | None) -> bool:
-        """Whether `__call__` takes these: one token a row, none of it padding, after others that the caches hold."""
-        if not self._can_compile or x.shape[1] != 1 or mask is not None or any(c is None for c in caches):
+    def accepts(self, x: mx.array, caches: Sequence[Any]) -> bool:
+        """Whether `__call__` takes these: one token a row, after others that the caches hold."""
+        if not self._can_compile or x.shape[1] != 1 or any(c is None for c in caches):
             return False
         return all(c[0] is not None for layer, c in zip(self.layers, caches, strict=True) if layer.is_linear)
 
-    def __call__(self, x: mx.array, caches: Sequence[Any], mask: Any, offset: int | mx.array) -> mx.array:
+    def __call__(self, x: mx.array, caches: Sequence[Any], masks: dict[bool, Any], offset: int | mx.array) -> mx.array:
         """Run all layers, as they would run one by one.
 
         Args:
             x: The residual stream [B, 1, hidden].
             caches: One a layer; updated in place.
-            mask: Of the softmax layers.
+            masks: Of softmax (False) and linear (True) layers.
             offset: Position of the token, one for all rows or [B].
 
         Returns:
@@ -77,12 +77,12 @@ class DecodeStep:
         o: mx.array | None = None
         for linear, softmax, piece in self._pieces:
             states = [caches[i][0] for i in linear]
-            x, opened, states = piece(x, o, states, position)
+            x, opened, states = piece(x, o, states, position, masks[True])
             for i, state in zip(linear, states, strict=True):
                 caches[i][0] = state
             if softmax is not None:
                 q, k, v = opened
-                o = self.layers[softmax].attention.attend(q, k, v, mask, caches[softmax])
+                o = self.layers[softmax].attention.attend(q, k, v, masks[False], caches[softmax])
         return x
 
 
@@ -91,13 +91,13 @@ def _piece(
 ) -> Callable[..., Any]:
     """From the output of softmax layer ``last`` through the linear layers to the queries of layer ``softmax``."""
 
-    def run(x: mx.array, o: mx.array | None, states: list[mx.array], offset: mx.array) -> Any:
+    def run(x: mx.array, o: mx.array | None, states: list[mx.array], offset: mx.array, mask: mx.array | None) -> Any:
         if last is not None:
             assert o is not None
             x = layers[last].close(x, o)
         after = []
         for i, state in zip(linear, states, strict=True):
-            x, state = layers[i].recur(x, state, offset)
+            x, state = layers[i].recur(x, state, offset, mask)
             after.append(state)
         return x, () if softmax is None else layers[softmax].open(x, offset), after
 

@@ -42,9 +42,9 @@ class DecoderLayer(nn.Module):
             x, r = x[:, -1:], None if r is None else r[:, -1:]
         return self._feed_forward(x, r)
 
-    def recur(self, x: mx.array, state: mx.array, offset: mx.array) -> tuple[mx.array, mx.array]:
-        """A linear layer from one state to the next, both [B, H, K, V], for tokens that all count."""
-        (x, r), state = self.attention.recur(x, self.input_layernorm, state, None, offset)
+    def recur(self, x: mx.array, state: mx.array, offset: mx.array, mask: mx.array | None) -> tuple[mx.array, mx.array]:
+        """A linear layer from one state to the next, both [B, H, K, V]."""
+        (x, r), state = self.attention.recur(x, self.input_layernorm, state, mask, offset)
         return self._feed_forward(x, r), state
 
     def open(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -101,8 +101,8 @@ class LanguageModel(nn.Module):
         caches = [None] * len(self.layers) if cache is None else list(cache)
         masks, offset = _masks(self.layers, caches, x)
         step = self._decode_step() if hidden_states is None else None
-        if step is not None and step.accepts(x, caches, masks[True]):
-            x = step(x, caches, masks[False], offset)
+        if step is not None and step.accepts(x, caches):
+            x = step(x, caches, masks, offset)
         else:
             with launch.use(None) if self.training else nullcontext():  # kernels have no gradients
                 x = self._advance(x, caches, masks, offset, hidden_states, last_only)

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 import ring_mlx.model as model_module
-from ring_mlx.decode_step import is_worthwhile
+from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from tests.compare import assert_close
 from tests.tiny import GOLDENS, make_model, tokens
 
@@ -45,7 +45,7 @@ def test_goldens_in_single_steps(pieces, name):
     model, ids = load_model(GOLDENS / name, dtype=mx.float32), expected["tokens"][None]
     cache = model.make_cache()
     first = model(ids[:, :5], cache)
-    assert model.model._decode_step().accepts(mx.zeros((1, 1, 1)), cache, None)
+    assert model.model._decode_step().accepts(mx.zeros((1, 1, 1)), cache)
     logits = mx.concatenate([first, steps(model, cache, ids[:, 5:40])], axis=1)
     assert_close(logits[0], expected["logits"][:40], 1e-4)
     assert cache.offset == 40
@@ -59,7 +59,14 @@ def test_rows_of_different_lengths(pieces, monkeypatch):
         model(batch, cache)
         return steps(model, cache, more), cache
 
+    masks = []
+    call = DecodeStep.__call__
+    monkeypatch.setattr(
+        DecodeStep, "__call__", lambda self, x, c, m, o: masks.append(m[True]) or call(self, x, c, m, o)
+    )
     (mine, cache), (plain, other) = with_and_without(monkeypatch, run)
+    assert len(masks) == 4
+    assert masks[0].shape == (3, 1)
     assert_close(mine, plain, 1e-6)
     for a, b in zip(cache, other, strict=True):
         if not hasattr(a, "keys"):
@@ -71,12 +78,11 @@ def test_what_is_no_single_step_goes_layer_by_layer(pieces):
     model = make_model()
     step, x = model.model._decode_step(), mx.zeros((1, 1, 1))
     cache = model.make_cache()
-    assert not step.accepts(x, cache, None), "no state yet"
+    assert not step.accepts(x, cache), "no state yet"
     model(tokens(3), cache)
-    assert step.accepts(x, cache, None)
-    assert not step.accepts(mx.zeros((1, 2, 1)), cache, None)
-    assert not step.accepts(x, cache, mx.ones((1, 1), mx.bool_))
-    assert not step.accepts(x, [None] * len(cache), None)
+    assert step.accepts(x, cache)
+    assert not step.accepts(mx.zeros((1, 2, 1)), cache)
+    assert not step.accepts(x, [None] * len(cache))
     assert model.model._decode_step() is step
     model.model.layers = list(model.model.layers)
     assert model.model._decode_step() is not step
