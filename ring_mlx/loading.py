@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx import memory, weights
+from ring_mlx import experts, memory, weights
 from ring_mlx.config import read_config
 from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
@@ -28,6 +28,8 @@ def load_model(
     dtype: mx.Dtype | None = None,
     exact: bool = False,
     lazy: bool = False,
+    expert_cache_bytes: int | None = None,
+    expert_policy: str | None = None,
 ) -> Model:
     """Load the model of a checkpoint folder, which needs no tokenizer.
 
@@ -37,6 +39,8 @@ def load_model(
             where half precision is emulated.
         exact: Residual stream, norms and head in float32 too; see `Model`.
         lazy: Leave the weights unread until they are used.
+        expert_cache_bytes: Read routed experts on demand, into so much memory; None keeps them all in memory.
+        expert_policy: Which make room, one of `ring_mlx.experts.POLICIES`; None is the default.
 
     Returns:
         The model, in evaluation mode.
@@ -45,6 +49,7 @@ def load_model(
         ConfigError: If config.json is missing, broken or asks for something unsupported.
         WeightsError: If tensors are missing, extra, misshapen or damaged.
         NoFitError: If the machine's memory cannot hold it; nothing has been read then.
+        OptionError: If experts cannot be read on demand so.
     """
     folder = Path(path).expanduser()
     config, raw = read_config(folder)
@@ -64,10 +69,15 @@ def load_model(
     if quantization is not None:
         weights.quantize_like(model, quantization, arrays)
     weights.check(model, arrays, folder)
-    memory.check_fit(config, memory.weight_bytes(model, arrays), folder.name)
+    needed = memory.weight_bytes(model, arrays)
+    if expert_cache_bytes is not None:
+        needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
+    memory.check_fit(config, needed, folder.name)
     memory.bound_memory()
     model.load_weights(list(arrays.items()))
     model.eval()
+    if expert_cache_bytes is not None:
+        experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
     model.fingerprint = weights.fingerprint(config, shards, target, exact)
     if not lazy:
         _read(model)
@@ -82,6 +92,8 @@ def load(
     dtype: mx.Dtype | None = None,
     exact: bool = False,
     lazy: bool = False,
+    expert_cache_bytes: int | None = None,
+    expert_policy: str | None = None,
 ) -> tuple[Model, TokenizerWrapper]:
     """Load a model and its tokenizer from a folder or the hub.
 
@@ -91,6 +103,8 @@ def load(
         dtype: As for `load_model`.
         exact: As for `load_model`.
         lazy: As for `load_model`.
+        expert_cache_bytes: As for `load_model`.
+        expert_policy: As for `load_model`.
 
     Returns:
         The model and the tokenizer.
@@ -98,11 +112,19 @@ def load(
     Raises:
         HubError: If the folder or repository cannot be had.
         TokenizerError: If the tokenizer is missing or unreadable.
-        ConfigError, WeightsError, NoFitError: As for `load_model`.
+        ConfigError, WeightsError, NoFitError, OptionError: As for `load_model`.
     """
     folder = resolve_model(path_or_repo, revision)
     tokenizer = load_tokenizer(folder)
-    return load_model(folder, dtype=dtype, exact=exact, lazy=lazy), tokenizer
+    model = load_model(
+        folder,
+        dtype=dtype,
+        exact=exact,
+        lazy=lazy,
+        expert_cache_bytes=expert_cache_bytes,
+        expert_policy=expert_policy,
+    )
+    return model, tokenizer
 
 
 def _read(model: Model) -> None:

@@ -95,10 +95,16 @@ class LanguageModel(nn.Module):
         Returns:
             The normed residual stream [B, T, hidden], or [B, 1, hidden] with ``last_only``.
         """
-        x = self.word_embeddings(tokens)
-        if exact:
-            x = x.astype(mx.float32)
+        # MLX gives rows of some packed embeddings in bfloat16, whatever the other weights are.
+        x = self.word_embeddings(tokens).astype(mx.float32 if exact else self.norm.weight.dtype)
+        return self.norm(self._through(x, cache, hidden_states, last_only))
+
+    def _through(
+        self, x: mx.array, cache: Sequence[Any] | None, hidden_states: list[mx.array] | None, last_only: bool
+    ) -> mx.array:
+        """The residual stream from before the first layer to after the last; the caches move on."""
         caches = [None] * len(self.layers) if cache is None else list(cache)
+        T = x.shape[1]
         masks, offset = _masks(self.layers, caches, x)
         step = self._decode_step() if hidden_states is None else None
         if step is not None and step.accepts(x, caches):
@@ -108,8 +114,8 @@ class LanguageModel(nn.Module):
                 x = self._advance(x, caches, masks, offset, hidden_states, last_only)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             if layer.is_linear and layer_cache is not None:
-                layer_cache.advance(tokens.shape[1])
-        return self.norm(x)
+                layer_cache.advance(T)
+        return x
 
     def _advance(
         self,

@@ -25,6 +25,7 @@ HELP = {
     "predicate": "mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, or ring-q3, ring-q4, ring-q5, ring-q6",
     "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be given again",
     "fit": "search the scales of least squared error, or round to nearest (search)",
+    "layout": "streamed: each expert's matrices side by side, to be read on demand (stacked)",
     "dry": "print size, memory and bits per weight per part; fetches no shard and writes nothing",
     "stream": "fetch the shards of a repository one by one and drop each after use",
     "report": "compare the result with the source on a packaged text, or on FILE",
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
     q.add_argument("--q-fit", choices=("search", "rtn"), help=HELP["fit"])
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
     q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantised")
+    q.add_argument("--expert-layout", choices=("stacked", "streamed"), default="stacked", help=HELP["layout"])
     w = parser.add_argument_group("how it is done")
     w.add_argument("--dry-run", action="store_true", help=HELP["dry"])
     w.add_argument("--resume", action="store_true", help="go on with an interrupted conversion, or start one")
@@ -116,6 +118,7 @@ def _options(args: argparse.Namespace) -> Options:
         args.quant_predicate,
         args.q_override,
         args.q_fit or "search",
+        args.expert_layout,
     )
 
 
@@ -148,6 +151,7 @@ def _convert(args: argparse.Namespace) -> Path:
             fit=args.q_fit or "search",
             resume=args.resume,
             stream=args.stream,
+            expert_layout=args.expert_layout,
             progress=bar,
         )
 

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import INTERRUPTED, options
 from ring_mlx.cli.progress import PrefillBar
+from ring_mlx.distributed.member import AUTO, CHOICES, joined
 from ring_mlx.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from ring_mlx.distributed.member import Member
+    from ring_mlx.experts import Statistics
     from ring_mlx.generation import GenerationEvent
     from ring_mlx.model import Model
 
@@ -53,6 +56,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
     parser.add_argument("--thinking-budget", type=options.natural_int, help="close the thought after so many tokens")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument(
+        "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"
+    )
+    options.add_expert_options(parser)
     options.add_prefill_options(parser)
     options.add_sampling_options(parser)
     refused = parser.add_argument_group("not supported", "flags of mlx_lm.generate that are refused with the reason")
@@ -64,21 +71,31 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate and print; returns the exit code."""
+    """Generate and print, alone or as one of several processes; returns the exit code."""
+    with joined(args.distributed) as member:
+        return _generate(args, member)
+
+
+def _generate(args: argparse.Namespace, member: Member | None) -> int:
     from ring_mlx.generation import stream_generate
 
+    if member is not None:
+        member.check(args)
     for flag, reason in (REFUSED | REFUSED_SWITCHES).items():
         if getattr(args, flag[2:].replace("-", "_")):
             raise OptionError(f"{flag} is not supported: {reason}.")
     text = options.read_prompt(args.prompt)
     if not text.strip():
         raise PromptError("the prompt is empty; give some text.")
-    model, tokenizer, name = options.load_named(args)
+    model, tokenizer, name = options.load_named(args) if member is None else member.load_named(args)
     for token in args.extra_eos_token:
         _add_eos(tokenizer, token)
     sampler, processors = options.make_sampling(args, model, tokenizer)
+    if member is not None:
+        sampler = member.agreed(sampler)
     cache, prompt = _prompt_and_cache(args, model, tokenizer, text)
-    printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose)
+    experts = getattr(model, "expert_statistics", None)
+    printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts)
     code = 0
     with PrefillBar(args.prefill_step_size) as bar:
         try:
@@ -112,11 +129,13 @@ class Printer:
         thinking: "show" the thought as it is, "hide" it, or "fold" it to one line.
         quiet: Collect only, for `as_json`.
         verbose: Frame the text and print statistics, in the words of mlx_lm.generate.
+        experts: Counts of a model that reads its experts on demand.
     """
 
     thinking: str
     quiet: bool = False
     verbose: bool = True
+    experts: Statistics | None = None
     write: Callable[[str], Any] = field(default_factory=lambda: sys.stdout.write)
     text: str = ""
     thought: str = ""
@@ -165,6 +184,8 @@ class Printer:
             f"Generation: {e.generation_tokens} tokens, {e.generation_tps:.3f} tokens-per-sec\n"
             f"Peak memory: {e.peak_memory:.3f} GB\n"
         )
+        if self.experts is not None:
+            self._out(self.experts.line() + "\n")
 
     def as_json(self, model: str) -> dict[str, Any]:
         """Everything of the run as one object."""
@@ -187,6 +208,8 @@ class Printer:
                 "time_to_first_token_s": e.time_to_first_token_s,
                 "peak_memory_gb": e.peak_memory,
             }
+        if self.experts is not None:
+            out["experts"] = self.experts.as_dict()
         return out
 
     def _answer_part(self, event: GenerationEvent) -> str:

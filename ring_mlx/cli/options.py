@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -29,6 +30,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
         "--exact", action="store_true", help="residual stream, norms and head in float32 too (slower, more memory)"
+    )
+
+
+def add_expert_options(parser: argparse.ArgumentParser) -> None:
+    """Routed experts that are read on demand."""
+    parser.add_argument(
+        "--expert-cache-bytes",
+        type=byte_count,
+        metavar="N",
+        help="read routed experts on demand into so much memory, such as 8GB (default: all in memory)",
+    )
+    parser.add_argument(
+        "--expert-policy", choices=("lru", "lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)"
     )
 
 
@@ -73,7 +87,12 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     if args.model is None:
         print(f"ring-mlx: {TOY_NOTE}", file=sys.stderr)
     name = args.model or str(demo_model_path())
-    model, tokenizer = load(name, revision=args.revision, exact=args.exact)
+    cache_bytes, policy = getattr(args, "expert_cache_bytes", None), getattr(args, "expert_policy", None)
+    if policy is not None and cache_bytes is None:
+        raise OptionError(f"--expert-policy {policy} needs --expert-cache-bytes; add it, or leave the policy out.")
+    model, tokenizer = load(
+        name, revision=args.revision, exact=args.exact, expert_cache_bytes=cache_bytes, expert_policy=policy
+    )
     return model, tokenizer, name
 
 
@@ -128,6 +147,15 @@ def positive_int(text: str) -> int:
 def natural_int(text: str) -> int:
     """An argparse type: an integer from 0."""
     return _int_from(text, 0)
+
+
+def byte_count(text: str) -> int:
+    """An argparse type: bytes, with a suffix KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB if wanted."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 8GB or 512MiB")
+    power = 1 + "KMGT".index(found[2].upper()) if found[2] else 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def in_range(low: float, high: float) -> Callable[[str], float]:

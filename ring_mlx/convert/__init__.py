@@ -6,7 +6,8 @@ Modules, each using those above it:
     matrices       formats of sources as float rows         fit            float rows to packed form
     remote         the hub                                  sources        a checkpoint as matrices
     plan           what is written where                    writer         shards, manifest, resume, verify
-    folder_files   config, index, card                      job            the conversion itself
+    expert_shards  experts side by side                     folder_files   config, index, card
+    job            the conversion itself
     sizes          the table of a dry run                   streams        a model one layer at a time
     report         divergence of a result from its source
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx import __version__
+from ring_mlx.convert.expert_shards import streamed_names
 from ring_mlx.convert.plan import Plan, by_part
 from ring_mlx.convert.sources import Source
 from ring_mlx.convert.writer import write_whole
@@ -86,7 +87,11 @@ def card(source: Source, plan: Plan, options: Mapping[str, Any]) -> str:
 
 
 def _index(plan: Plan) -> dict[str, Any]:
-    names = {t.name: shard for shard, outputs in plan.shards.items() for o in outputs for t in o.stored}
+    names: dict[str, str] = {}
+    for shard, outputs in plan.shards.items():
+        stored = [t for o in outputs for t in o.stored]
+        found = streamed_names(stored) if shard in plan.streamed else [t.name for t in stored]
+        names |= dict.fromkeys(found, shard)
     total = {"total_size": plan.nbytes, "total_parameters": sum(o.count for o in plan.outputs)}
     return {"metadata": total, "weight_map": dict(sorted(names.items()))}
 

@@ -14,8 +14,9 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.convert import folder_files, remote
+from ring_mlx.convert.expert_shards import ExpertShardFile
 from ring_mlx.convert.fit import FITS, quantize
-from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, make_plan, quantisable_paths, uses
+from ring_mlx.convert.plan import LAYOUTS, SHARD_BYTES, Output, Plan, make_plan, quantisable_paths, uses
 from ring_mlx.convert.settings import make_rule, make_setting, unmatched
 from ring_mlx.convert.source_files import SourceFiles, identity
 from ring_mlx.convert.sources import Source, as_matrix, matrices, open_source, source_dtype
@@ -52,6 +53,11 @@ class Options:
     recipe: str | None = None
     overrides: list[str] = field(default_factory=list)
     fit: str = "search"
+    expert_layout: str = "stacked"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For manifest and card; a plain layout is not named, as it was not before there was another."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("expert_layout", "stacked")}
 
 
 def convert(
@@ -71,6 +77,7 @@ def convert(
     resume: bool = False,
     stream: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    expert_layout: str = "stacked",
     progress: Progress | None = None,
 ) -> Path:
     """Write ``source`` to a new folder ``target`` with stacked experts, loadable here and by mlx-lm.
@@ -94,6 +101,8 @@ def convert(
         resume: Go on with an unfinished conversion of the same source, commit and options, or start one.
         stream: Fetch the shards of a repository one by one and drop each after use.
         shard_bytes: The most that a shard holds; an interruption loses at most one.
+        expert_layout: "streamed" puts the three matrices of an expert side by side, in one shard a layer, to be read
+            on demand; see `ring_mlx.experts.layout`.
         progress: Called with (bytes written, all bytes, tensor).
 
     Returns:
@@ -105,7 +114,7 @@ def convert(
         RingError: As for `ring_mlx.load_model`, and if the hub refuses.
     """
     name = str(dtype).removeprefix("mlx.core.") if dtype else None
-    options = Options(quantize, bits, group_size, mode, name, dequantize, recipe, list(overrides), fit)
+    options = Options(quantize, bits, group_size, mode, name, dequantize, recipe, list(overrides), fit, expert_layout)
     target = Path(target).expanduser()
     _check_name(target)
     if target.exists() and not resume:
@@ -115,7 +124,7 @@ def convert(
         "source": identity(opened.tensors),
         "source_commit": opened.commit,
         "source_config_sha256": hashlib.sha256(json.dumps(opened.raw, sort_keys=True).encode()).hexdigest(),
-        "options": asdict(options),
+        "options": options.as_dict(),
         "shard_bytes": shard_bytes,
     }
     if target.exists():
@@ -125,7 +134,7 @@ def convert(
         place = Workplace(target, job, resume)
         try:
             _write_shards(opened, plan, place, options, progress)
-            names = folder_files.write_files(place.folder, opened, plan, asdict(options))
+            names = folder_files.write_files(place.folder, opened, plan, options.as_dict())
             return place.finish(names)
         finally:
             place.close()
@@ -163,7 +172,9 @@ def convert_plan(
     dtype = getattr(mx, options.dtype) if options.dtype else source_dtype(opened)
     # A recipe's default names no setting that it uses.
     named = None if options.recipe else default
-    plan = make_plan(opened, matrices(opened), rule, named, dtype, options.dequantize, shard_bytes)
+    plan = make_plan(
+        opened, matrices(opened), rule, named, dtype, options.dequantize, shard_bytes, options.expert_layout
+    )
     return opened, plan
 
 
@@ -193,6 +204,8 @@ def _check_options(o: Options) -> None:
         raise OptionError(f"--q-bits {o.bits} has no effect on --quant-predicate {o.recipe}; leave one out.")
     if o.fit not in FITS:
         raise OptionError(f"--q-fit {o.fit!r} is not one of {', '.join(FITS)}; choose one.")
+    if o.expert_layout not in LAYOUTS:
+        raise OptionError(f"--expert-layout {o.expert_layout!r} is not one of {', '.join(LAYOUTS)}; choose one.")
 
 
 def _check_name(target: Path) -> None:
@@ -236,7 +249,8 @@ def _write_shards(source: Source, plan: Plan, place: Workplace, options: Options
     try:
         for shard, outputs in left.items():
             unfinished = place.folder / (shard + UNFINISHED)
-            file = ShardFile(unfinished, [t for o in outputs for t in o.stored])
+            kind = ExpertShardFile if shard in plan.streamed else ShardFile
+            file = kind(unfinished, [t for o in outputs for t in o.stored])
             try:
                 for output in outputs:
                     for written in _write_output(output, file, files, options.fit):

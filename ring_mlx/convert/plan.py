@@ -22,6 +22,8 @@ from ring_mlx.model import Model
 DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
 SHARD_BYTES = 2 << 30
 FLOAT32 = ("expert_bias",)
+LAYOUTS = ("stacked", "streamed")
+ROUTED = ".switch_mlp."
 
 # Parts of the model in the order of the table; the first whose pattern matches a parameter's name counts.
 PARTS = (
@@ -91,12 +93,13 @@ class Output:
 
 @dataclass(frozen=True)
 class Plan:
-    """All outputs by shard file, and the settings for config.json."""
+    """All outputs by shard file, and the settings for config.json; each of ``streamed`` holds a layer's experts."""
 
     shards: dict[str, list[Output]]
     dtype: mx.Dtype
     quantization: dict[str, Any] | None
     left_float: list[str] = field(default_factory=list)
+    streamed: frozenset[str] = frozenset()
 
     @property
     def outputs(self) -> list[Output]:
@@ -117,6 +120,7 @@ def make_plan(
     dtype: mx.Dtype,
     dequantize: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    expert_layout: str = "stacked",
 ) -> Plan:
     """Decide every output.
 
@@ -128,6 +132,7 @@ def make_plan(
         dtype: Of floats, scales and biases.
         dequantize: Store everything in float.
         shard_bytes: The most that a shard holds, unless one parameter alone is larger.
+        expert_layout: "stacked", or "streamed" for a shard a layer in which each expert's matrices lie side by side.
 
     Raises:
         OptionError: If the source's packed form cannot be kept and neither ``rule`` nor ``dequantize`` is given.
@@ -144,7 +149,15 @@ def make_plan(
             copied = setting is not None and matrix.setting == setting
         outputs.append(Output(name, shape, matrix, setting, _dtype(name, matrix, dtype), copied))
     quantization = _quantization(outputs, quantisable, default)
-    return Plan(_cut(outputs, shard_bytes), dtype, quantization, left)
+    if expert_layout == "stacked":
+        return Plan(_cut(outputs, shard_bytes), dtype, quantization, left)
+    experts: dict[str, list[Output]] = {}
+    for output in outputs:
+        if ROUTED in output.name:
+            layer = int(output.name.split(".")[2])
+            experts.setdefault(f"model-experts-{layer:05d}.safetensors", []).append(output)
+    rest = _cut([o for o in outputs if ROUTED not in o.name], shard_bytes)
+    return Plan(rest | experts, dtype, quantization, left, frozenset(experts))
 
 
 def quantisable_paths(config: RingConfig) -> set[str]:

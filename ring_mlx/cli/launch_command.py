@@ -1,0 +1,98 @@
+"""``ring-mlx launch``: one command on several machines, or in several processes here, by mlx.launch."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ring_mlx.cli import options
+from ring_mlx.errors import OptionError
+
+# Commands that know what to do with a part of a model.
+COMMANDS = ("generate",)
+# mlx.launch says so of a rank that failed, and itself always exits with 0.
+_FAILED = re.compile(rb"Node with rank \d+ (?:was killed|exited with code (-?\d+))")
+KILLED = 1
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "launch", help="a command on several Macs that share a model", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--hosts", help="names for ssh, each with =IP if it has several addresses: mac1,mac2=10.0.0.2")
+    parser.add_argument("-n", "--repeat-hosts", type=options.positive_int, default=1, help="processes a host (1)")
+    parser.add_argument("--hostfile", help="a host file of mlx.launch or mlx.distributed_config in place of --hosts")
+    parser.add_argument("--write-hostfile", help="where to keep the host file; with no command it is only written")
+    parser.add_argument("--backend", help="of mx.distributed: ring, jaccl, mpi (what the host file says, else ring)")
+    parser.add_argument("--starting-port", type=options.positive_int, default=32323, help="first of the ring (32323)")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter on every host (this one)")
+    parser.add_argument("--no-check", action="store_true", help="do not ask the hosts first what they have")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="what to run: generate with its own options"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the hosts, then run; returns the exit code of the first rank that failed, or 0."""
+    from ring_mlx.distributed import hosts
+
+    command = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
+    if args.hosts and args.hostfile:
+        raise OptionError("--hosts and --hostfile exclude each other; give one.")
+    if command and command[0] not in COMMANDS:
+        raise OptionError(f"{command[0]} does not run in several processes; give {' or '.join(COMMANDS)}.")
+    if not command and not args.write_hostfile:
+        raise OptionError("no command given; put generate and its options last.")
+    if args.hostfile:
+        chosen = hosts.read_host_file(Path(args.hostfile))
+    else:
+        chosen = hosts.parse_hosts(args.hosts or hosts.LOCAL, args.repeat_hosts)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(args.hostfile or args.write_hostfile or Path(scratch) / "hosts.json")
+        if not args.hostfile:
+            hosts.write_host_file(path, chosen)
+        if not command:
+            return 0
+        if not args.no_check:
+            hosts.check_hosts(chosen, args.python, *_model(command))
+        return _launch(
+            [
+                *(sys.executable, str(hosts.launcher()), "--hostfile", str(path), "--python", args.python),
+                *("--starting-port", str(args.starting_port)),
+                *(("--backend", args.backend) if args.backend else ()),
+                *("--", "-m", "ring_mlx", *command),
+            ]
+        )
+
+
+def _model(command: list[str]) -> tuple[str | None, str | None]:
+    """--model and --revision of a command."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model")
+    parser.add_argument("--revision")
+    found, _ = parser.parse_known_args(command[1:])
+    return found.model, found.revision
+
+
+def _launch(command: list[str]) -> int:
+    """Run mlx.launch, pass its messages on, and find in them whether a rank failed."""
+    code, explained = 0, False
+    # A pipe that stays open: mlx.launch reads its input without a pause once that has ended.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            failed = _FAILED.search(line)
+            if failed and not code:
+                code = abs(int(failed[1] or KILLED)) or KILLED
+            explained = explained or line.startswith(b"ring-mlx: [")
+            if not (failed and explained):
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+    return code or process.returncode

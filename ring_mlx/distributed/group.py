@@ -1,0 +1,113 @@
+"""The processes that work together: joining them, and what they tell each other; knows no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.errors import RingError
+
+RECORD_BYTES = 4096
+JOIN_S = 120.0
+FAILED = 3
+
+Sampler = Callable[[mx.array], mx.array]
+
+
+def is_launched() -> bool:
+    """Whether ``mlx.launch``, or somebody by hand, has started this process as one of several."""
+    hosts = os.environ.get("MLX_HOSTFILE")
+    if "MLX_RANK" in os.environ and hosts:
+        try:
+            return len(json.loads(Path(hosts).read_text(encoding="utf-8"))) > 1
+        except (OSError, ValueError):
+            return False
+    names = ("MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+    return "MLX_JACCL_COORDINATOR" in os.environ or any(int(os.environ.get(n) or 1) > 1 for n in names)
+
+
+def join() -> mx.distributed.Group:
+    """The group that the environment describes; ends the process where the others do not come.
+
+    Raises:
+        DistributedError: If MLX cannot make it, or it is this process alone.
+    """
+    timer = threading.Timer(JOIN_S, _give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        group = mx.distributed.init(strict=True)
+    except (RuntimeError, ValueError) as e:
+        raise DistributedError(f"rank {_rank()} could not join the others ({e}); see that all were started.") from None
+    finally:
+        timer.cancel()
+    if group.size() < 2:
+        raise DistributedError("this process is alone; start several with `ring-mlx launch`.")
+    return group
+
+
+def exchange(group: mx.distributed.Group, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every rank says, in order; each at most 4 KiB as JSON."""
+    data = json.dumps(record).encode()[:RECORD_BYTES].ljust(RECORD_BYTES)
+    # On the CPU whatever the default device: it is text, and MLX's backends for it run there.
+    with mx.stream(mx.cpu):
+        everything = mx.distributed.all_gather(mx.array(np.frombuffer(data, np.uint8)), group=group)
+        mx.eval(everything)
+    rows = np.asarray(everything).reshape(group.size(), RECORD_BYTES)
+    return [json.loads(row.tobytes()) for row in rows]
+
+
+@contextmanager
+def together(group: mx.distributed.Group) -> Any:
+    """Work that every rank does and that fails on all if it fails on one; gives a dict to say things in.
+
+    At the end the dict gets ``"all"``: what every rank has said.
+
+    Raises:
+        DistributedError: On every rank, naming the first that failed and why.
+    """
+    said: dict[str, Any] = {}
+    error: RingError | None = None
+    try:
+        yield said
+    except RingError as e:
+        error = e
+    said["all"] = exchange(group, {**said, "host": socket.gethostname(), "error": str(error)[:2000] if error else None})
+    failed = [(rank, r) for rank, r in enumerate(said["all"]) if r["error"]]
+    if not failed:
+        return
+    rank, record = failed[0]
+    if error is not None and len({r["error"] for _, r in failed}) == 1 and len(failed) == group.size():
+        raise error
+    raise DistributedError(f"rank {rank} ({record['host']}) failed: {record['error']}")
+
+
+def agreed(sampler: Sampler, group: mx.distributed.Group) -> Sampler:
+    """A sampler of which every rank returns what it returns on rank 0, whatever chips and seeds the others have."""
+    first = group.rank() == 0
+
+    def choose(logprobs: mx.array) -> mx.array:
+        y = sampler(logprobs).astype(mx.int32)
+        return mx.distributed.all_sum(y if first else mx.zeros_like(y), group=group)
+
+    return choose
+
+
+def _rank() -> str:
+    return os.environ.get("MLX_RANK", "?")
+
+
+def _give_up() -> None:
+    message = f"rank {_rank()} waited {JOIN_S:.0f} s for the others; see that all were started and reach each other."
+    os.write(2, f"ring-mlx: [distributed] {message}\n".encode())
+    os._exit(FAILED)

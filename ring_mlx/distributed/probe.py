@@ -1,0 +1,46 @@
+"""What a host says of itself before it takes part: ``python -m ring_mlx.distributed.probe``; loads no weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from typing import Any
+
+from ring_mlx.errors import RingError
+
+
+def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
+    """Host, versions, and the fingerprint of the model's files or the reason why there is none."""
+    import mlx.core as mx
+
+    from ring_mlx import weights
+    from ring_mlx.config import read_config
+    from ring_mlx.distributed.loading import versions
+    from ring_mlx.hub import resolve_model
+    from ring_mlx.loading import demo_model_path
+
+    said: dict[str, Any] = {"host": socket.gethostname(), "versions": versions(), "weights": "", "error": None}
+    try:
+        folder = resolve_model(model or demo_model_path(), revision)
+        config, _ = read_config(folder)
+        # In one dtype everywhere: what the files hold is compared, not what each host would make of it.
+        said["weights"] = weights.fingerprint(config, weights.find_shards(folder), mx.bfloat16, False)
+    except RingError as e:
+        said["error"] = str(e)
+    return said
+
+
+def main() -> int:
+    """Print the record as one line of JSON."""
+    parser = argparse.ArgumentParser(prog="ring_mlx.distributed.probe")
+    parser.add_argument("--model")
+    parser.add_argument("--revision")
+    args = parser.parse_args()
+    print(json.dumps(probe(args.model, args.revision)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Parts of tensors from disk, a few MiB at a time; knows cuts and files, not models.
+
+Rows are read alone. Columns are not: neighbours lie in the same pages of the disk, so whole rows are read and the rest
+is dropped at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from ring_mlx.convert.source_files import SourceFiles, SourceTensor
+from ring_mlx.distributed.cuts import Cut, Entry
+from ring_mlx.errors import WeightsError
+from ring_mlx.weights import DTYPES, FLOAT32
+
+STEP_BYTES = 16 << 20
+
+
+def read_parts(
+    entries: Mapping[str, Entry], cuts: Mapping[str, Cut], num_experts: int, dtype: mx.Dtype
+) -> dict[str, mx.array]:
+    """Arrays under parameter names, computed: cut, experts stacked, floats cast as `ring_mlx.weights.load_arrays` does.
+
+    Raises:
+        WeightsError: If a tensor is of an unknown dtype, cannot be read or is no `SourceTensor`, or an expert is missing.
+    """
+    files, out = SourceFiles(), {}
+    try:
+        for name, entry in entries.items():
+            cut = cuts.get(name)
+            if isinstance(entry, dict):
+                if sorted(entry) != list(range(num_experts)):
+                    raise WeightsError(
+                        f"{name} has {len(entry)} of {num_experts} experts; download the checkpoint again."
+                    )
+                array = mx.stack([_part(files, entry[e], cut) for e in range(num_experts)])
+            else:
+                array = _part(files, entry, cut)
+            if mx.issubdtype(array.dtype, mx.floating):
+                array = array.astype(mx.float32 if name.endswith(FLOAT32) else dtype)
+            mx.eval(array)
+            out[name] = array
+            del array
+            mx.clear_cache()
+    finally:
+        files.close()
+    return out
+
+
+def _part(files: SourceFiles, tensor: object, cut: Cut | None) -> mx.array:
+    if not isinstance(tensor, SourceTensor) or tensor.dtype not in DTYPES:
+        raise WeightsError(f"{tensor} cannot be read in parts; use the bfloat16 or the mlx-community form.")
+    *outer, cols = tensor.shape
+    if cut is None or cut.axis == -1:
+        part = _chunks(files, tensor, 0, tensor.matrix[0], cut)
+        return part.reshape(*outer, part.shape[-1])
+    rows = outer[-1]
+    starts = range(0, tensor.matrix[0], rows)
+    parts = [_chunks(files, tensor, s + lo, s + hi, None) for s in starts for lo, hi in cut.ranges]
+    return mx.concatenate(parts).reshape(*outer[:-1], -1, cols)
+
+
+def _chunks(files: SourceFiles, tensor: SourceTensor, start: int, stop: int, cut: Cut | None) -> mx.array:
+    """Rows of the matrix, their columns cut, read in steps."""
+    step = max(1, STEP_BYTES // (tensor.matrix[1] * tensor.element_bytes))
+    parts = []
+    for at in range(start, stop, step):
+        part = files.read(tensor, at, min(at + step, stop))
+        if cut is not None:
+            part = _columns(part, cut)
+            mx.eval(part)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def _columns(x: mx.array, cut: Cut) -> mx.array:
+    if cut.repeat > 1:
+        x = mx.repeat(x, cut.repeat, axis=-1)
+    x = mx.concatenate([x[:, lo:hi] for lo, hi in cut.ranges], axis=-1)
+    return mx.zeros_like(x) if cut.is_zero else mx.contiguous(x)

@@ -1,0 +1,182 @@
+"""Where each routed expert lies in the files of a checkpoint; knows names and offsets, reads no weights.
+
+The streamed layout is ordinary safetensors in the Hugging Face form, one tensor an expert and matrix, so whatever reads
+that form reads it too. What is special is the order: the tensors of one expert lie side by side, wide types first, and
+an expert begins at a multiple of 16 KiB, for which a tensor called ``padding`` may follow it. The file's metadata holds
+a hash of each expert, in the order in which they lie.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ring_mlx import weights
+from ring_mlx.config import RingConfig
+from ring_mlx.errors import WeightsError
+
+if TYPE_CHECKING:
+    from ring_mlx.convert.source_files import SourceTensor
+
+ALIGN_BYTES = 16384
+PADDING = "padding"
+DIGEST_CHARACTERS = 16
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+_STACK = re.compile(r"^model\.layers\.(\d+)\.mlp\.switch_mlp\.(.+)$")
+_EXPERT = re.compile(r"^model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of an expert: its name below the expert, its dtype in the file and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring parts of an expert, that one read gets: ``parts`` are indices, in the order of the file."""
+
+    file: Path
+    offset: int
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An expert in the files, and the hash of its parts in the order of its pieces, where a file says one."""
+
+    pieces: tuple[Piece, ...]
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class LayerPlaces:
+    """The experts of one layer, all of the same parts."""
+
+    parts: tuple[Part, ...]
+    experts: tuple[Place, ...]
+
+
+def find_experts(folder: Path, config: RingConfig) -> dict[int, LayerPlaces]:
+    """Every routed expert by layer, stacked, single or streamed.
+
+    Raises:
+        WeightsError: If shards are missing or damaged, or the experts of a layer differ or are not whole.
+    """
+    from ring_mlx.convert.source_files import local_tensors
+
+    tensors = local_tensors(folder)
+    stacks: dict[int, dict[str, list[SourceTensor]]] = {}
+    for name, entry in weights.canonical(tensors, config).items():
+        found = _STACK.match(name)
+        if found is None:
+            continue
+        if isinstance(entry, dict):
+            each = [entry[e] for e in sorted(entry)]
+            if sorted(entry) != list(range(config.num_experts)):
+                raise WeightsError(
+                    f"{folder} does not hold all {config.num_experts} experts of {name}; download again."
+                )
+        else:
+            each = [entry]
+        stacks.setdefault(int(found[1]), {})[found[2]] = each  # type: ignore[assignment]
+    bases = {file: _base(file) for file in {t.file for s in stacks.values() for ts in s.values() for t in ts}}
+    digests: dict[str, str] = {}
+    for file in bases:
+        digests |= _digests(file, [t for t in tensors.values() if t.file == file])
+    return {i: _layer(i, stacks[i], config.num_experts, bases, digests) for i in sorted(stacks)}
+
+
+def in_expert_order(names: Sequence[tuple[str, int]]) -> list[str]:
+    """Names of an expert's tensors, given with their element sizes, in the order of the streamed layout."""
+
+    def key(item: tuple[str, int]) -> tuple[int, int, str]:
+        projection = next((i for i, p in enumerate(PROJECTIONS) if item[0].startswith(p)), len(PROJECTIONS))
+        return -item[1], projection, item[0]
+
+    return [name for name, _ in sorted(names, key=key)]
+
+
+def expert_name(stacked: str, expert: int) -> str:
+    """The name of an expert's own tensor, from that of the stack."""
+    return stacked.replace(".switch_mlp.", f".experts.{expert}.")
+
+
+def _layer(
+    layer: int,
+    stacks: Mapping[str, Sequence[SourceTensor]],
+    count: int,
+    bases: Mapping[Path, int],
+    digests: Mapping[str, str],
+) -> LayerPlaces:
+    parts = []
+    for name, tensors in sorted(stacks.items()):
+        first, stacked = tensors[0], len(tensors) == 1 and count > 1
+        shape = first.shape[1:] if stacked else first.shape
+        parts.append(Part(name, first.dtype, shape, (first.end - first.start) // (count if stacked else 1)))
+        if any((t.shape, t.dtype) != (first.shape, first.dtype) for t in tensors):
+            raise WeightsError(f"the experts of layer {layer} differ in the shape or dtype of {name}; convert again.")
+    places = []
+    for e in range(count):
+        spots = []
+        for i, part in enumerate(parts):
+            tensors = stacks[part.name]
+            tensor = tensors[e] if len(tensors) == count else tensors[0]
+            inside = 0 if len(tensors) == count else e * part.nbytes
+            spots.append((tensor.file, bases[tensor.file] + tensor.start + inside, i))
+        places.append(Place(_merge(spots, parts), digests.get(f"{layer}.{e}")))
+    return LayerPlaces(tuple(parts), tuple(places))
+
+
+def _merge(spots: Sequence[tuple[Path, int, int]], parts: Sequence[Part]) -> tuple[Piece, ...]:
+    """Neighbours as one piece."""
+    pieces: list[Piece] = []
+    end = -1
+    for file, offset, i in sorted(spots):
+        if pieces and pieces[-1].file == file and offset == end:
+            pieces[-1] = Piece(file, pieces[-1].offset, (*pieces[-1].parts, i))
+        else:
+            pieces.append(Piece(file, offset, (i,)))
+        end = offset + parts[i].nbytes
+    return tuple(pieces)
+
+
+def _base(file: Path) -> int:
+    with file.open("rb") as f:
+        return 8 + int.from_bytes(f.read(8), "little")
+
+
+def _digests(file: Path, tensors: Sequence[SourceTensor]) -> dict[str, str]:
+    """Hashes by "layer.expert" from a file's metadata; none if it is not of the streamed layout."""
+    with file.open("rb") as f:
+        header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+    listed = (header.get("__metadata__") or {}).get(weights.EXPERT_DIGESTS)
+    if listed is None:
+        return {}
+    order: dict[str, None] = {}
+    for tensor in sorted(tensors, key=lambda t: t.start):
+        found = _EXPERT.match(tensor.name)
+        if found:
+            order[f"{found[1]}.{found[2]}"] = None
+    digests = listed.split()
+    if len(digests) != len(order) or any(len(d) != DIGEST_CHARACTERS for d in digests):
+        raise WeightsError(f"{file} has {len(digests)} checksums for {len(order)} experts; convert again.")
+    return dict(zip(order, digests, strict=True))
+
+
+def element_bytes(dtype: str) -> int:
+    """Bytes of an element of a safetensors dtype."""
+    from ring_mlx.convert.source_files import NUMPY_DTYPES
+
+    return int(np.dtype(NUMPY_DTYPES[dtype]).itemsize)

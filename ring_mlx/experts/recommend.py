@@ -1,0 +1,52 @@
+"""How much memory to give to experts on disk; knows a configuration and a number of bytes, not the machine."""
+
+from __future__ import annotations
+
+from ring_mlx.config import RingConfig
+from ring_mlx.memory import PLAIN_CONTEXT, WORKSPACE_BYTES, cache_bytes, parameter_count
+
+# 4 bits and, for every 64 weights, a scale and a bias.
+BITS_PER_WEIGHT = 4.5
+# Left to the operating system's page cache, which holds files that were just read.
+PAGE_CACHE_PART = 0.1
+
+
+def recommend_cache_bytes(
+    config: RingConfig, memory_bytes: int, bits_per_weight: float = BITS_PER_WEIGHT
+) -> int | None:
+    """What to give as ``--expert-cache-bytes``.
+
+    ::
+
+        memory - weights other than routed experts - cache of a short conversation - workspace, less a tenth
+
+    Args:
+        config: The model's.
+        memory_bytes: What the machine can give, `ring_mlx.memory.budget_bytes`.
+        bits_per_weight: As stored, scales and biases included.
+
+    Returns:
+        Bytes, at most those of all routed experts; None if they all fit, so that nothing needs to be streamed; 0 if
+        not even the experts of one token fit beside the rest.
+    """
+    routed = routed_count(config)
+    whole = int(routed * bits_per_weight / 8)
+    resident = int((parameter_count(config) - routed) * bits_per_weight / 8)
+    conversation = cache_bytes(config, min(PLAIN_CONTEXT, config.max_position_embeddings))
+    room = memory_bytes - resident - conversation - WORKSPACE_BYTES
+    if room >= whole:
+        return None
+    room = int(room * (1 - PAGE_CACHE_PART))
+    one_token = int(expert_count(config) * bits_per_weight / 8) * config.num_experts_per_tok
+    return room if room >= one_token else 0
+
+
+def expert_count(config: RingConfig) -> int:
+    """Weights of one routed expert."""
+    return 3 * config.hidden_size * config.moe_intermediate_size
+
+
+def routed_count(config: RingConfig) -> int:
+    """Weights of all routed experts."""
+    layers = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
+    return layers * config.num_experts * expert_count(config)

@@ -1,0 +1,100 @@
+"""Memory that files are read into and MLX computes with, without a copy in between; knows arrays, not experts.
+
+A slot is one row of several stacks, an array [slots, ...] for each part of an expert. Files are read right into the
+arrays' memory, which CPU and GPU share; who does so sees to it that nothing is computing with the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ring_mlx.errors import OptionError, WeightsError
+from ring_mlx.experts.layout import Part
+from ring_mlx.weights import DTYPES
+
+
+class Slots:
+    """Stacks of ``count`` rows.
+
+    Args:
+        parts: Of an expert.
+        count: How many experts fit.
+        dtype: What floats become; a file's floats that differ are widened as they are read.
+
+    Raises:
+        WeightsError: If a file's floats would have to be narrowed.
+        OptionError: If arrays here cannot be written from outside.
+    """
+
+    def __init__(self, parts: Sequence[Part], count: int, dtype: mx.Dtype) -> None:
+        self.count, self._parts = count, parts
+        self.arrays: dict[str, mx.array] = {}
+        self._rows: list[Any] = []
+        for part in parts:
+            stored = stored_dtype(part, dtype)
+            width = part.nbytes * stored.size // DTYPES[part.dtype].size
+            raw: Any = mx.zeros((count, width), mx.uint8)
+            whole = raw.view(stored).reshape(count, *part.shape)
+            mx.eval(raw, whole)
+            rows = np.frombuffer(memoryview(raw), np.uint8).reshape(count, width)
+            self._check_shared(rows, whole)
+            self.arrays[part.name] = whole
+            self._rows.append(rows)
+        self._narrow = [stored_dtype(p, dtype) != DTYPES[p.dtype] for p in parts]
+
+    def buffers(self, slot: int) -> list[Any]:
+        """Memory for each part's bytes as they are in the file: a row, or scratch where floats are widened."""
+        return [
+            np.empty(p.nbytes, np.uint8) if narrow else rows[slot]
+            for p, narrow, rows in zip(self._parts, self._narrow, self._rows, strict=True)
+        ]
+
+    def settle(self, slot: int, buffers: Sequence[Any]) -> None:
+        """Widen what was read into scratch."""
+        for part, narrow, rows, read in zip(self._parts, self._narrow, self._rows, buffers, strict=True):
+            if narrow:
+                rows[slot].view(np.float32)[:] = _widened(read, part.dtype)
+
+    @staticmethod
+    def _check_shared(rows: Any, whole: mx.array) -> None:
+        """Whether what is written into the rows is what MLX sees."""
+        rows[-1, :] = 0x3C
+        seen = bool((whole[-1].view(mx.uint8) == 0x3C).all().item())
+        rows[-1, :] = 0
+        if not seen:
+            raise OptionError(
+                f"--expert-cache-bytes cannot work on {mx.default_device()}, whose arrays are not in memory that files "
+                "can be read into; leave it out."
+            )
+
+
+def stored_dtype(part: Part, dtype: mx.Dtype) -> mx.Dtype:
+    """What a part's array holds where floats become ``dtype``.
+
+    Raises:
+        WeightsError: If that would narrow them.
+    """
+    own = DTYPES[part.dtype]
+    if not mx.issubdtype(own, mx.floating) or own == dtype:
+        return own
+    if dtype != mx.float32:
+        wanted = str(dtype).removeprefix("mlx.core.")
+        raise WeightsError(
+            f"experts on disk are {part.dtype} and cannot be read as {wanted}; convert with --dtype {wanted}."
+        )
+    return mx.float32
+
+
+def slot_bytes(parts: Sequence[Part], dtype: mx.Dtype) -> int:
+    """Bytes of one expert in memory."""
+    return sum(p.nbytes * stored_dtype(p, dtype).size // DTYPES[p.dtype].size for p in parts)
+
+
+def _widened(read: Any, dtype: str) -> Any:
+    if dtype == "F16":
+        return read.view(np.float16).astype(np.float32)
+    return (read.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,207 @@
+"""The mixture of experts over a pool of slots, and a loaded model made to use it; knows no file and no policy.
+
+Which experts a layer needs is known only once its router has been computed, so a layer waits once for the GPU, where a
+resident model waits once a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from metal_kernels import launch, moe_kernel
+from ring_mlx.errors import OptionError
+from ring_mlx.experts.layout import LayerPlaces, find_experts
+from ring_mlx.experts.policies import DEFAULT_POLICY, POLICIES
+from ring_mlx.experts.pool import Pool
+from ring_mlx.experts.reader import THREADS, Reader
+from ring_mlx.experts.slots import Slots, slot_bytes
+from ring_mlx.experts.statistics import Statistics
+from ring_mlx.model import Model
+from ring_mlx.moe import MoE
+from ring_mlx.packing import PackedExperts
+
+ROUTED = ".mlp.switch_mlp."
+# From so many pairs of token and expert, mlx-lm's experts sort them.
+SORTED_FROM_PAIRS = 64
+# A pool that keeps nothing needs room for a chunk of a prefill only.
+UNKEPT_SLOTS = 32
+
+
+class StreamedMoE(MoE):
+    """Same contract as `MoE`; the stacks of ``switch_mlp`` are slots, which hold other experts from call to call.
+
+    Args:
+        moe: Whose parts it takes over.
+        layer: Its number.
+        pool: Of its experts.
+        statistics: Where to count.
+        is_first: Whether no layer before it has experts.
+    """
+
+    is_streamed = True
+
+    def __init__(self, moe: MoE, layer: int, pool: Pool, statistics: Statistics, is_first: bool) -> None:
+        super(MoE, self).__init__()
+        self.gate, self.switch_mlp = moe.gate, moe.switch_mlp
+        if "shared_experts" in moe:
+            self.shared_experts = moe.shared_experts
+        self._packed = PackedExperts()
+        self._layer, self._pool, self._statistics, self._is_first = layer, pool, statistics, is_first
+        self._table = np.full(moe.switch_mlp.gate_proj.num_experts, -1, np.int32)
+
+    def __call__(
+        self,
+        x: mx.array,
+        dtype: mx.Dtype | None = None,
+        residual: mx.array | None = None,
+        logits: mx.array | None = None,
+    ) -> mx.array:
+        """As `MoE.__call__`; waits for the router and for what has to be read.
+
+        Raises:
+            WeightsError: If an expert cannot be read.
+        """
+        chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
+        x = x if dtype is None else x.astype(dtype)
+        flat, top_k = x.reshape(-1, x.shape[-1]), chosen.shape[-1]
+        chosen, weights = chosen.reshape(-1, top_k), weights.reshape(-1, top_k)
+        mx.eval(chosen, weights, flat)
+        counts = self._statistics.decode if x.shape[-2] == 1 else self._statistics.prefill
+        if self._is_first:
+            counts.tokens += flat.shape[0]
+            self._pool.policy.advance()
+        experts = np.asarray(chosen)
+        needed = np.unique(experts).tolist()
+        packed = None if launch.backend() is None or len(needed) > self._pool.slots.count else self.weights()
+        kernel = None if packed is None else moe_kernel(packed, flat)
+        if packed is not None and kernel is not None:
+            added = None if residual is None else residual.reshape(flat.shape)
+
+            def run(slots: Mapping[int, int]) -> mx.array:
+                return kernel(flat, mx.array(self._local(experts, slots)), weights, packed, added)
+
+            return self._pool.run(self._layer, needed, run, counts, at_once=True)[0].reshape(x.shape)
+        shared = self.shared_experts(x).astype(mx.float32) if "shared_experts" in self else None
+        if shared is not None:
+            mx.async_eval(shared)
+        y = (self._routed(flat, experts, needed, counts).astype(mx.float32) * weights[..., None]).sum(axis=-2)
+        y = y.reshape(x.shape)
+        if shared is not None:
+            y = y + shared
+        return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
+
+    def _routed(self, x: mx.array, chosen: Any, needed: list[int], counts: Any) -> mx.array:
+        """What each chosen expert makes of its token, [T, k, hidden], for x [T, hidden]."""
+        is_sorted, positions = chosen.size >= SORTED_FROM_PAIRS, []
+        flat = chosen.reshape(-1)
+
+        def part(slots: Mapping[int, int]) -> mx.array:
+            local = self._local(flat, slots)
+            found = np.flatnonzero(local >= 0)
+            if is_sorted:
+                found = found[np.argsort(local[found], kind="stable")]
+            positions.append(found)
+            return self._pairs(x[mx.array(found // chosen.shape[-1])], mx.array(local[found]), is_sorted)
+
+        parts = self._pool.run(self._layer, needed, part, counts, at_once=False)
+        order = np.empty(flat.size, np.int32)
+        order[np.concatenate(positions)] = np.arange(flat.size, dtype=np.int32)
+        y = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return y[mx.array(order)].reshape(*chosen.shape, -1)
+
+    def _pairs(self, x: mx.array, slots: mx.array, is_sorted: bool) -> mx.array:
+        """x [n, hidden], each through its own slot [n]: the operations of mlx-lm's SwitchGLU."""
+        mlp, x = self.switch_mlp, x[:, None]
+        up, gate = mlp.up_proj(x, slots, is_sorted), mlp.gate_proj(x, slots, is_sorted)
+        return mlp.down_proj(mlp.activation(up, gate), slots, is_sorted)[:, 0]
+
+    def _local(self, experts: Any, slots: Mapping[int, int]) -> Any:
+        """Numbers of slots for numbers of experts; -1 where there is none."""
+        table = self._table
+        table[:] = -1
+        table[list(slots)] = list(slots.values())
+        return table[experts]
+
+
+def attach(
+    model: Model,
+    folder: Path,
+    cache_bytes: int,
+    dtype: mx.Dtype,
+    policy: str | None = None,
+    threads: int = THREADS,
+) -> Statistics:
+    """Make a model read its routed experts on demand.
+
+    Args:
+        model: With unread weights; changed in place, its routed experts are dropped.
+        folder: The checkpoint that it was loaded from, which stays open.
+        cache_bytes: The most that slots take.
+        dtype: What floats become.
+        policy: One of `POLICIES`, `DEFAULT_POLICY` if None.
+        threads: How many experts are read at once.
+
+    Returns:
+        The counts of the model, also at ``model.expert_statistics``.
+
+    Raises:
+        OptionError: If the policy is unknown or the memory too small for one token.
+        WeightsError: If the files cannot be read.
+    """
+    policy = policy or DEFAULT_POLICY
+    if policy not in POLICIES:
+        raise OptionError(f"--expert-policy {policy!r} is not one of {', '.join(POLICIES)}; choose one.")
+    layers = find_experts(folder, model.config)
+    kinds: dict[Any, dict[int, LayerPlaces]] = {}
+    for i, places in layers.items():
+        kinds.setdefault(places.parts, {})[i] = places
+    counts = _shares(kinds, cache_bytes, dtype, model.config.num_experts_per_tok, policy)
+    files = {p.file for places in layers.values() for e in places.experts for p in e.pieces}
+    reader = Reader(sorted(files), threads)
+    statistics = Statistics(
+        policy, sum(counts), sum(n * slot_bytes(p, dtype) for n, p in zip(counts, kinds, strict=True))
+    )
+    for (parts, members), count in zip(kinds.items(), counts, strict=True):
+        pool = Pool(members, Slots(parts, count, dtype), reader, POLICIES[policy]())
+        for i in members:
+            moe = model.layers[i].mlp
+            streamed = StreamedMoE(moe, i, pool, statistics, i == min(layers))
+            for name, array in pool.slots.arrays.items():
+                module, _, attribute = name.partition(".")
+                streamed.switch_mlp[module][attribute] = array
+            streamed.eval()
+            model.layers[i].mlp = streamed
+    model.expert_statistics = statistics
+    return statistics
+
+
+def needed_bytes(arrays: Mapping[str, mx.array], cache_bytes: int) -> int:
+    """Bytes of the weights that stay, and of the slots."""
+    return cache_bytes + sum(a.nbytes for name, a in arrays.items() if ROUTED not in name)
+
+
+def _shares(
+    kinds: Mapping[Any, Mapping[int, LayerPlaces]], cache_bytes: int, dtype: mx.Dtype, top_k: int, policy: str
+) -> list[int]:
+    """Slots for each kind of expert: of the memory, what its experts take of all; each holds at least one token's."""
+    sizes = [slot_bytes(parts, dtype) for parts in kinds]
+    totals = [
+        size * sum(len(p.experts) for p in members.values())
+        for size, members in zip(sizes, kinds.values(), strict=True)
+    ]
+    least = sum(size * top_k for size in sizes)
+    if cache_bytes < least:
+        raise OptionError(
+            f"--expert-cache-bytes {cache_bytes} is too little for the {top_k} experts of a token; give at least {least}."
+        )
+    spare = cache_bytes - least
+    counts = []
+    for size, total, members in zip(sizes, totals, kinds.values(), strict=True):
+        most = sum(len(p.experts) for p in members.values())
+        counts.append(min(most, top_k + spare * total // sum(totals) // size))
+    return counts if POLICIES[policy].retains else [min(n, max(UNKEPT_SLOTS, top_k)) for n in counts]

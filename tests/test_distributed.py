@@ -1,0 +1,505 @@
+"""Several processes on loopback give what one gives, hold a part each, and end together; run as a module it is a rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from metal_kernels import launch
+from ring_mlx import demo_model_path, load_model
+from ring_mlx.cli import main
+from ring_mlx.config import RingConfig, read_config
+from ring_mlx.convert.source_files import local_tensors
+from ring_mlx.decoding import generate_step
+from ring_mlx.distributed import hosts, loading, probe
+from ring_mlx.distributed.cuts import plan_cuts
+from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.distributed.plan import local_config, stages
+from ring_mlx.distributed.reading import read_parts
+from ring_mlx.kernel_check import _difference
+from ring_mlx.weights import canonical
+from tests.compare import assert_close
+from tests.kernel_backends import backends
+from tests.tiny import GOLDENS, config, make_model, save_hf, write
+
+ROOT = Path(__file__).parent.parent
+STEPS = 10
+# 8 heads, 4 heads of keys and values and 4 norm groups, so that four ranks can share them; 4 layer groups and a tail.
+FOUR = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "group_norm_size": 4,
+    "num_hidden_layers": 9,
+    "layer_group_size": 2,
+    "moe_shared_expert_intermediate_size": 48,
+}
+PACKED = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "moe_shared_expert_intermediate_size": 128,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "group_norm_size": 2,
+    "head_dim": 32,
+}
+
+
+class Rank:
+    """Stands for a group where only its numbers are asked for."""
+
+    def __init__(self, rank, size):
+        self._numbers = rank, size
+
+    def rank(self):
+        return self._numbers[0]
+
+    def size(self):
+        return self._numbers[1]
+
+
+def save_packed(folder, bits, group_size, mode="affine", **changes):
+    """A quantised checkpoint in the mlx-community form."""
+    raw = config(**PACKED | changes)
+    model = make_model(3, **PACKED | changes)
+    nn.quantize(
+        model,
+        group_size,
+        bits,
+        mode=mode,
+        class_predicate=lambda p, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % group_size == 0,
+    )
+    raw["quantization"] = {"group_size": group_size, "bits": bits, "mode": mode}
+    write(folder, raw, dict(tree_flatten(model.parameters())), shards=2)
+
+
+def prompt_of(model):
+    return [(7 * i + 3) % model.config.vocab_size for i in range(23)]
+
+
+def greedy(model):
+    """Tokens after a prompt read in steps of 8."""
+    steps = generate_step(prompt_of(model), model, model.make_cache(), max_tokens=STEPS, prefill_step_size=8)
+    return [token for token, _ in steps]
+
+
+def padded(model):
+    """Logits of two rows, one padded on the left, in two calls that are computed at once at the end."""
+    cache = model.make_cache(left_padding=[4, 0])
+    ids = mx.array([prompt_of(model)[:12], prompt_of(model)[5:17]])
+    return mx.concatenate([model(ids[:, :7], cache), model(ids[:, 7:], cache)], axis=1)
+
+
+# What a rank does.
+
+
+def rank_main(jobs, out):
+    """Load each (folder, mode), and write what it gives to ``out``/rank.json."""
+    group = mx.distributed.init(strict=True)
+    found = []
+    for folder, mode in jobs:
+        mx.reset_peak_memory()
+        try:
+            model = loading.load_sharded(folder.replace("RANK", str(group.rank())), group, mode)
+        except DistributedError as e:
+            found.append({"refused": str(e)})
+            continue
+        loaded = mx.get_active_memory()
+        found.append(
+            {
+                "tokens": greedy(model),
+                "padded": padded(model).tolist(),
+                "layers": len(model.make_cache()),
+                "parameters": sum(p.nbytes for _, p in tree_flatten(model.parameters())),
+                "active": loaded,
+                "peak": mx.get_peak_memory(),
+            }
+        )
+        del model
+        mx.clear_cache()
+    (Path(out) / f"{group.rank()}.json").write_text(json.dumps(found))
+
+
+def endless_main(folder):
+    """Generate until something ends it; says so on standard error after a few tokens."""
+    from ring_mlx.distributed.member import joined
+    from ring_mlx.errors import RingError
+
+    try:
+        with joined("tensor") as member:
+            model = loading.load_sharded(folder, member.group, "tensor")
+            for n, _ in enumerate(generate_step([1, 2, 3], model, model.make_cache(), max_tokens=10**6)):
+                if n == 3:
+                    print("under way", file=sys.stderr, flush=True)
+    except RingError as e:
+        print(f"ring-mlx: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+# How ranks are started.
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in sockets]
+
+
+@contextlib.contextmanager
+def ranks(tmp_path, size, *arguments):
+    """Processes of this module with a ring between them; killed at the end."""
+    file = tmp_path / f"ring{size}.json"
+    file.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
+    command = [sys.executable, "-m", "tests.test_distributed", *map(str, arguments)]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        yield processes
+    finally:
+        for p in processes:
+            if p.poll() is None:
+                p.send_signal(signal.SIGCONT)
+                p.kill()
+            p.communicate()
+
+
+def results(tmp_path, size, jobs):
+    """What every rank found, by job."""
+    with ranks(tmp_path, size, "jobs", json.dumps([(str(f), m) for f, m in jobs]), tmp_path) as processes:
+        errors = [p.communicate(timeout=300)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0] * size, errors
+    return list(zip(*(json.loads((tmp_path / f"{r}.json").read_text()) for r in range(size)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The jobs of two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    save_packed(folder / "q4", 4, 64)
+    save_packed(folder / "q3", 3, 64)
+    save_packed(folder / "mxfp4", 4, 32, "mxfp4")
+    save_hf(folder / "odd", config(num_attention_heads=9, num_key_value_heads=3, group_norm_size=3))
+    for rank in range(2):
+        save_hf(folder / f"seed{rank}", config(), seed=rank)
+    save_hf(folder / "only0", config())
+    jobs = {
+        "seeds": folder / "seedRANK",
+        "only": folder / "onlyRANK",
+        "demo": demo_model_path(),
+        "mini_like": GOLDENS / "mini_like",
+        "flash_like": GOLDENS / "flash_like",
+        **{n: folder / n for n in ("q4", "q3", "mxfp4", "odd")},
+    }
+    names = [(n, m) for n in jobs for m in ("tensor", "pipeline")]
+    found = results(folder, 2, [(jobs[n], m) for n, m in names])
+    return jobs, dict(zip(names, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """The jobs of four ranks."""
+    folder = tmp_path_factory.mktemp("four")
+    save_hf(folder / "four", config(**FOUR), shards=3)
+    jobs = {"demo": demo_model_path(), "flash_like": GOLDENS / "flash_like", "four": folder / "four"}
+    names = [("demo", "tensor"), ("flash_like", "tensor"), ("flash_like", "pipeline"), ("four", "tensor")]
+    names.append(("four", "pipeline"))
+    found = results(folder, 4, [(jobs[n], m) for n, m in names])
+    return jobs, dict(zip(names, found, strict=True))
+
+
+def assert_equal_to_one(found, folder):
+    """Every rank's tokens are those of one process, and its logits to within rounding."""
+    alone = load_model(folder)
+    tokens, logits = greedy(alone), padded(alone)
+    for rank in found:
+        assert rank["tokens"] == tokens
+        assert_close(mx.array(rank["padded"])[:, 4:], logits[:, 4:], 1e-5)
+    return alone
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *((n, m) for n in ("demo", "mini_like", "q4", "q3", "mxfp4") for m in ("tensor", "pipeline")),
+        ("flash_like", "tensor"),
+        ("odd", "pipeline"),
+    ],
+)
+def test_two_ranks_give_what_one_gives(two, name, mode):
+    jobs, found = two
+    alone = assert_equal_to_one(found[name, mode], jobs[name])
+    layers = alone.config.num_hidden_layers
+    counts = [rank["layers"] for rank in found[name, mode]]
+    assert counts == [layers, layers] if mode == "tensor" else sum(counts) == layers and min(counts) > 0
+
+
+@pytest.mark.parametrize(("name", "mode"), [("flash_like", "tensor"), ("four", "tensor"), ("four", "pipeline")])
+def test_four_ranks_give_what_one_gives(four, name, mode):
+    jobs, found = four
+    assert_equal_to_one(found[name, mode], jobs[name])
+
+
+def test_what_cannot_be_cut_is_refused_on_every_rank(two, four):
+    for jobs, key, why in (
+        (two, ("odd", "tensor"), "num_attention_heads 9 does not divide among 2 ranks"),
+        (two, ("flash_like", "pipeline"), "1 layer group cannot be shared out whole among"),
+        (four, ("demo", "tensor"), "num_attention_heads 6 does not divide among 4 ranks"),
+        (four, ("flash_like", "pipeline"), "1 layer group cannot be shared out whole among"),
+    ):
+        for rank in jobs[1][key]:
+            assert rank["refused"].startswith(f"[distributed] {why}")
+
+
+def test_ranks_that_differ_are_named_on_both(two):
+    for rank in two[1]["seeds", "pipeline"]:
+        assert "rank 1 (" in rank["refused"]
+        assert "has other weights than rank 0" in rank["refused"]
+    for rank in two[1]["only", "pipeline"]:
+        assert rank["refused"].startswith("[distributed] rank 1 (")
+        assert "only1" in rank["refused"]
+
+
+def test_a_rank_holds_its_part_only(two, four):
+    for jobs, key, share in (
+        # Embedding, head and routers are whole on every rank.
+        (two, ("demo", "tensor"), 0.58),
+        (two, ("demo", "pipeline"), 0.58),
+        (two, ("q4", "tensor"), 0.62),
+        (four, ("four", "tensor"), 0.40),
+        (four, ("four", "pipeline"), 0.40),
+    ):
+        folder = jobs[0][key[0]]
+        whole = sum(p.nbytes for _, p in tree_flatten(load_model(folder).parameters()))
+        for rank in jobs[1][key]:
+            assert rank["parameters"] <= share * whole
+            assert rank["active"] <= rank["parameters"] + 64_000
+
+
+# Why a model is refused, and what is read.
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "why"),
+    [
+        ({"num_attention_heads": 7, "num_key_value_heads": 7, "group_norm_size": 7}, 2, "num_attention_heads 7"),
+        ({"group_norm_size": 2, "num_key_value_heads": 3}, 2, "num_key_value_heads 3 neither"),
+        ({"group_norm_size": 3}, 2, "group_norm_size 3"),
+        ({"group_norm_size": 2, "intermediate_size": 81}, 2, "intermediate_size 81"),
+        ({"group_norm_size": 2, "moe_intermediate_size": 33}, 2, "moe_intermediate_size 33"),
+        ({"group_norm_size": 2, "moe_shared_expert_intermediate_size": 41}, 2, "num_shared_experts x"),
+    ],
+)
+def test_what_does_not_divide_is_named(changes, size, why):
+    with pytest.raises(DistributedError, match=rf"\[distributed\] {why}.*pipeline\."):
+        local_config(RingConfig.from_dict(config(**changes)), size)
+
+
+def test_stages_are_whole_groups_with_the_tail():
+    c = RingConfig.from_dict(config(**FOUR))
+    assert stages(c, 2) == [(0, 4), (4, 9)]
+    assert stages(c, 4) == [(0, 2), (2, 4), (4, 6), (6, 9)]
+    assert stages(c, 5)[-1] == (8, 9)
+    with pytest.raises(DistributedError, match=r"5 layer groups cannot .* at most 5 ranks"):
+        stages(c, 6)
+
+
+def test_a_cut_within_a_group_is_refused(tmp_path):
+    save_packed(tmp_path, 4, 32, "mxfp4", moe_intermediate_size=96)
+    raw, tensors = read_config(tmp_path), local_tensors(tmp_path)
+    with pytest.raises(DistributedError, match=r"down_proj has 96 columns in groups of 32.*2 parts of 48"):
+        plan_cuts(canonical(tensors, raw[0]), raw[0], 0, 2)
+
+
+def test_parts_dequantise_to_the_whole(tmp_path):
+    save_packed(tmp_path, 4, 64)
+    c, entries = read_config(tmp_path)[0], canonical(local_tensors(tmp_path), read_config(tmp_path)[0])
+    name = "model.layers.1.attention.dense"
+
+    def values(cuts, group_size):
+        own = {n: e for n, e in entries.items() if n.startswith(name)}
+        a = read_parts(own, cuts, c.num_experts, mx.float32)
+        return mx.dequantize(a[f"{name}.weight"], a[f"{name}.scales"], a[f"{name}.biases"], group_size, 4)
+
+    parts = []
+    for rank in range(2):
+        cuts, regrouped = plan_cuts(entries, c, rank, 2)
+        assert regrouped[name]["group_size"] == 32
+        parts.append(values(cuts, 32))
+    assert mx.array_equal(mx.concatenate(parts, axis=-1), values({}, 64))
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+@pytest.mark.parametrize("mode", ["tensor", "pipeline"])
+def test_kernels_run_in_a_part(tmp_path, mode, backend):
+    save_packed(tmp_path, 4, 32)
+    c, raw = read_config(tmp_path)
+    part = loading.plan_part(raw, c, local_tensors(tmp_path), mode, Rank(0, 2))
+    model = loading._read(part, tmp_path, mx.float32, False)
+    with part.alone(), launch.use(backend):
+        assert 0 < _difference(model) < 1e-4
+
+
+# A rank that goes.
+
+
+@pytest.mark.parametrize(("size", "victim", "how"), [(2, 0, "KILL"), (4, 2, "KILL"), (2, 1, "STOP")])
+def test_a_lost_rank_ends_the_others(tmp_path, size, victim, how):
+    with ranks(tmp_path, size, "endless", GOLDENS / "flash_like") as processes:
+        for p in processes:
+            assert p.stderr.readline() == "under way\n"
+        processes[victim].send_signal(getattr(signal, f"SIG{how}"))
+        started = time.monotonic()
+        others = [p for rank, p in enumerate(processes) if rank != victim]
+        said = [p.communicate(timeout=30)[1] for p in others]
+        assert time.monotonic() - started < 10
+        assert all(p.returncode not in (0, None) for p in others)
+        for text in said:
+            assert f"[distributed] rank {victim} (" in text or "has lost another" in text, said
+        assert any(f"[distributed] rank {victim} (" in text for text in said), said
+        assert not any("Traceback" in text for text in said)
+
+
+def test_launch_ends_with_an_error_when_a_rank_is_killed(tmp_path):
+    (port,) = free_ports(1)
+    mark = f"count {port}"
+    stops = json.dumps(dict.fromkeys(map(str, range(16)), -1000))
+    command = [
+        *(sys.executable, "-m", "ring_mlx", "launch", "-n", "2", "--starting-port", str(port), "--no-check"),
+        *("generate", "--prompt", mark, "--max-tokens", "5000", "--logit-bias", stops, "--verbose", "F"),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        assert p.stdout.read(1)
+        pids = [pid for pid, text in running() if mark in text and " launch " not in text and "mlx.launch" not in text]
+        assert len(pids) == 2
+        os.kill(pids[1], signal.SIGKILL)
+        started = time.monotonic()
+        _, said = p.communicate(timeout=30)
+        assert time.monotonic() - started < 10
+    assert p.returncode != 0
+    assert b"is gone" in said or b"was killed" in said or b"exited with code" in said or b"lost" in said
+
+
+def test_auto_falls_back_to_a_pipeline_and_says_why(chat_folder, capfd):
+    (port,) = free_ports(1)
+    words = ["launch", "-n", "2", "--starting-port", str(port), "generate", "--model", str(chat_folder), "-m", "3"]
+    assert main([*words, "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["generation_tokens"] == 3
+    assert err.count("group_norm_size 3 does not divide among 2 ranks") == 1
+    assert "A pipeline is used instead." in err
+
+
+def refusal(size):
+    with pytest.raises(DistributedError) as e:
+        local_config(read_config(demo_model_path())[0], size)
+    return str(e.value)
+
+
+def running():
+    lines = subprocess.run(["ps", "-axww", "-o", "pid=,command="], capture_output=True, text=True, check=True).stdout
+    return [(int(line.split()[0]), line) for line in lines.splitlines()]
+
+
+# The launcher.
+
+
+def test_launch_refuses_in_one_line_for_all_ranks(capfd):
+    (port,) = free_ports(1)
+    options = ["launch", "-n", "4", "--starting-port", str(port), "--no-check"]
+    assert main([*options, "generate", "--distributed", "tensor"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    (said,) = err.splitlines()
+    assert said == f"ring-mlx: {refusal(4)}"
+
+
+@pytest.fixture
+def ssh(tmp_path, monkeypatch):
+    """An ssh that knows some hosts, and what the first says."""
+    said = probe.probe(None)
+    other = said["versions"] | {"mlx": "0.1.0"}
+    answers = {
+        "good": json.dumps(said),
+        "old": json.dumps(said | {"versions": other}),
+        "finetuned": json.dumps(said | {"weights": "0123456789"}),
+        "empty": json.dumps(said | {"error": "[hub] no folder x; download it."}),
+    }
+    script = ["#!/bin/sh", 'case "$5" in']
+    script += [f"{name}) echo '{answer}';;" for name, answer in answers.items()]
+    script += ["bare) echo 'python: not found' >&2; exit 127;;", "*) echo 'timed out' >&2; exit 255;;", "esac"]
+    file = tmp_path / "bin" / "ssh"
+    file.parent.mkdir()
+    file.write_text("\n".join(script) + "\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{file.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("old", r"rank 1 \(old\) has mlx 0\.1\.0, rank 0 \(good\) 0\.\d+\.\d+; install the same\."),
+        ("finetuned", r"rank 1 \(finetuned\) has other weights than rank 0 \(good\)"),
+        ("empty", r"host empty: \[hub\] no folder x"),
+        ("bare", r"host bare: .* failed there \(python: not found\)"),
+        ("off", r"host off: not reachable \(timed out\); see that `ssh off` works"),
+    ],
+)
+def test_a_host_that_is_unfit_is_named(ssh, name, why, capsys):
+    assert main(["launch", "--hosts", f"good=10.0.0.1,{name}=10.0.0.2", "generate"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(DistributedError, match=why):
+        hosts.check_hosts(hosts.parse_hosts(f"good=10.0.0.1,{name}=10.0.0.2", 1), "python", None, None)
+
+
+def test_hosts_and_their_file(tmp_path, ssh):
+    chosen = hosts.parse_hosts("good=10.0.0.1,good=10.0.0.2", 1)
+    hosts.check_hosts(chosen, "python", None, None)
+    path = tmp_path / "hosts.json"
+    assert main(["launch", "--hosts", "good=10.0.0.1,good=10.0.0.2", "--write-hostfile", str(path)]) == 0
+    assert hosts.read_host_file(path) == chosen
+    for text in ("a=10.0.0.1,localhost", "a=10.0.0.1", "a=10.0.0.1,", "no.such.host.invalid,a=10.0.0.1"):
+        with pytest.raises(DistributedError):
+            hosts.parse_hosts(text, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["launch", "-n", "2", "chat"], "chat does not run in several processes"),
+        (["launch", "-n", "2"], "no command given"),
+        (["launch", "--hostfile", "/nowhere", "generate"], "is not a host file"),
+        (["generate", "--distributed", "tensor"], "needs several processes"),
+    ],
+)
+def test_bad_input_is_one_line(words, why, capsys):
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert why in err
+    assert len(err.splitlines()) == 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "jobs":
+        rank_main(json.loads(sys.argv[2]), sys.argv[3])
+    else:
+        endless_main(sys.argv[2])
