@@ -36,8 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
         cache_command,
         cache_prompt_command,
         convert_command,
+        doctor_command,
         eval_command,
         generate_command,
+        launch_command,
         mlx_lm_command,
         serve_command,
     )
@@ -46,11 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ring-mlx {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     generate_command.add(commands)
+    launch_command.add(commands)
     cache_prompt_command.add(commands)
     cache_command.add(commands)
     convert_command.add(commands)
     eval_command.add(commands)
     bench_command.add(commands)
+    doctor_command.add(commands)
     mlx_lm_command.add(commands)
     serve_command.add(commands)
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda e: e.name):

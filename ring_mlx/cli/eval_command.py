@@ -1,4 +1,4 @@
-"""``ring-mlx eval``: how many questions of a suite a model answers rightly."""
+"""``ring-mlx eval``: a suite's questions, perplexity, divergence from another model, recall from long texts."""
 
 from __future__ import annotations
 
@@ -6,64 +6,236 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from ring_mlx.cli import options
+from ring_mlx.cli.bench_command import counts as numbers
 from ring_mlx.errors import OptionError
 
 if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from ring_mlx.model import Model
     from ring_mlx.suite import Question
+
+# Flags that say something about one measurement only, and the flag that asks for it.
+NEEDS = {
+    "window": "perplexity",
+    "stride": "perplexity",
+    "kl": "perplexity",
+    "depths": "recall",
+    "needles": "recall",
+    "filler": "recall",
+    "seed": "recall",
+    "plot": "recall",
+}
+SUITE_ONLY = ("task", "limit", "batch_size", "show_wrong")
+HELP = {
+    "suite": "demo, or a gzipped JSON-lines file (demo, where nothing else is asked for)",
+    "perplexity": "perplexity of this text file, in sliding windows",
+    "window": "tokens read at a time (4096, or the context or the text where that is less)",
+    "stride": "tokens counted at a time after the first window (half of it)",
+    "kl": "also read the text with this model and say how far ours is from it",
+    "recall": "state facts in texts of these lengths in tokens, and ask for them at the end",
+    "depths": "places of the facts, evenly from start to end (5)",
+    "needles": "facts at each place, each asked for alone (3)",
+    "filler": "text file whose sentences hide the facts (small talk)",
+    "plot": "write the recall as a PNG (needs matplotlib)",
+}
 
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
-        "eval", help="accuracy on a suite of questions", description=__doc__, allow_abbrev=False
-    )
+    parser = commands.add_parser("eval", help="how good a model is", description=__doc__, allow_abbrev=False)
     options.add_model_options(parser)
-    parser.add_argument("--suite", default="demo", help="demo, or a gzipped JSON-lines file (demo)")
-    parser.add_argument("--task", action="append", help="only this task of the suite; may be given again")
-    parser.add_argument("--limit", type=options.positive_int, help="only so many questions of each task")
     parser.add_argument("--max-tokens", "-m", type=options.positive_int, default=400, help="of an answer (400)")
-    parser.add_argument("--batch-size", type=options.positive_int, default=16, help="questions at a time (16)")
-    parser.add_argument("--show-wrong", action="store_true", help="print each wrong answer beside the right one")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    s = parser.add_argument_group("a suite of questions with one right answer")
+    s.add_argument("--suite", help=HELP["suite"])
+    s.add_argument("--task", action="append", help="only this task of the suite; may be given again")
+    s.add_argument("--limit", type=options.positive_int, help="only so many questions of each task")
+    s.add_argument("--batch-size", type=options.positive_int, help="questions at a time (16)")
+    s.add_argument("--show-wrong", action="store_true", help="print each wrong answer beside the right one")
+    p = parser.add_argument_group("perplexity and divergence on a text")
+    p.add_argument("--perplexity", type=Path, metavar="FILE", help=HELP["perplexity"])
+    p.add_argument("--window", type=options.positive_int, metavar="T", help=HELP["window"])
+    p.add_argument("--stride", type=options.positive_int, metavar="T", help=HELP["stride"])
+    p.add_argument("--kl", metavar="REFERENCE_MODEL", help=HELP["kl"])
+    r = parser.add_argument_group("recall at depth")
+    r.add_argument("--recall", type=numbers, metavar="T,T", help=HELP["recall"])
+    r.add_argument("--depths", type=options.positive_int, metavar="N", help=HELP["depths"])
+    r.add_argument("--needles", type=options.positive_int, metavar="N", help=HELP["needles"])
+    r.add_argument("--filler", type=Path, metavar="FILE", help=HELP["filler"])
+    r.add_argument("--seed", type=options.natural_int, help="of facts and small talk (0)")
+    r.add_argument("--plot", type=Path, metavar="PNG", help=HELP["plot"])
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the suite and print the table; returns the exit code."""
-    from ring_mlx.evaluation import accuracy_by_task, evaluate
+    """Measure what is asked for and print it; returns the exit code."""
+    _check(args)
+    measurements = [m for m in (_prepare_suite(args), _prepare_text(args), _prepare_recall(args)) if m]
+    model, tokenizer, name = options.load_named(args)
+    found: dict[str, Any] = {"model": name}
+    for measure in measurements:
+        found |= measure(args, model, tokenizer, name)
+    if args.json:
+        print(json.dumps(found))
+    return 0
+
+
+Measurement = Callable[[argparse.Namespace, "Model", "TokenizerWrapper", str], dict[str, Any]]
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises OptionError where a flag belongs to a measurement that is not asked for."""
+    for flag, needed in NEEDS.items():
+        if getattr(args, flag) is not None and getattr(args, needed) is None:
+            raise OptionError(f"--{flag} is for --{needed}; add --{needed} as well, or leave --{flag} out.")
+    if args.suite is None and args.perplexity is None and args.recall is None:
+        args.suite = "demo"
+    for flag in SUITE_ONLY:
+        if args.suite is None and getattr(args, flag):
+            shown = flag.replace("_", "-")
+            raise OptionError(f"--{shown} is for --suite; add --suite demo as well, or leave --{shown} out.")
+
+
+def _prepare_suite(args: argparse.Namespace) -> Measurement | None:
+    if args.suite is None:
+        return None
     from ring_mlx.suite import read_suite, suite_path
 
     questions = select(read_suite(suite_path(args.suite)), args.task, args.limit)
-    model, tokenizer, name = options.load_named(args)
+    return lambda args, model, tokenizer, _: _measure_suite(args, model, tokenizer, questions)
+
+
+def _measure_suite(
+    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, questions: list[Question]
+) -> dict[str, Any]:
+    from ring_mlx.evaluation import accuracy_by_task, evaluate
+
     started = time.perf_counter()
-    with tqdm(total=len(questions), desc="questions", leave=False, disable=None, file=sys.stderr) as bar:
+    with _bar("questions") as progress:
         results = evaluate(
             model,
             tokenizer,
             questions,
             max_tokens=args.max_tokens,
-            batch_size=args.batch_size,
-            progress=lambda done, _: bar.update(done - bar.n),
+            batch_size=args.batch_size or 16,
+            progress=progress,
         )
-    counts = accuracy_by_task(results)
-    if args.json:
-        tasks = {task: {"right": right, "asked": asked} for task, (right, asked) in counts.items()}
-        print(json.dumps({"model": name, "suite": args.suite, "mean": mean_accuracy(counts), "tasks": tasks}))
-        return 0
-    if args.show_wrong:
-        for r in (r for r in results if not r.right):
-            print(f"{r.question.task}: {r.given!r} instead of {r.question.answer!r}")
-    width = max(len("mean"), *map(len, counts))
-    for task, (right, asked) in counts.items():
-        print(f"{task:{width}}  {right / asked:7.1%}  {right} of {asked}")
-    print(f"{'mean':{width}}  {mean_accuracy(counts):7.1%}  of {len(counts)} tasks")
-    print(f"{len(results)} questions in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    return 0
+    found = accuracy_by_task(results)
+    if not args.json:
+        if args.show_wrong:
+            for r in (r for r in results if not r.right):
+                print(f"{r.question.task}: {r.given!r} instead of {r.question.answer!r}")
+        width = max(len("mean"), *map(len, found))
+        for task, (right, asked) in found.items():
+            print(f"{task:{width}}  {right / asked:7.1%}  {right} of {asked}")
+        print(f"{'mean':{width}}  {mean_accuracy(found):7.1%}  of {len(found)} tasks")
+        print(f"{len(results)} questions in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    tasks = {task: {"right": right, "asked": asked} for task, (right, asked) in found.items()}
+    return {"suite": args.suite, "mean": mean_accuracy(found), "tasks": tasks}
+
+
+def _prepare_text(args: argparse.Namespace) -> Measurement | None:
+    if args.perplexity is None:
+        return None
+    from ring_mlx.evaluation.perplexity import read_text
+
+    text = read_text(args.perplexity, "--perplexity")
+    return lambda args, model, tokenizer, _: _measure_text(args, model, tokenizer, text)
+
+
+def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str) -> dict[str, Any]:
+    from ring_mlx.evaluation import divergence, perplexity
+
+    ids = perplexity.encode(text, tokenizer, f"--perplexity {args.perplexity}")
+    context = model.config.max_position_embeddings
+    reference = None if args.kl is None else _reference(args, model, tokenizer, text)
+    if reference is not None:
+        context = min(context, reference.config.max_position_embeddings)
+    window, stride = perplexity.window_of(context, args.window, args.stride, len(ids))
+    if reference is None:
+        with _bar("tokens") as progress:
+            found = perplexity.perplexity(model, ids, window, stride, progress)
+        if not args.json:
+            print(perplexity.table(found))
+        return {"perplexity": {"file": str(args.perplexity), **asdict(found)}}
+    with _bar("tokens") as progress:
+        both = divergence.diverge(model, reference, ids, window, stride, progress)
+    if not args.json:
+        print(divergence.table(both, args.kl))
+    where = {"file": str(args.perplexity), "reference": args.kl, "window": window, "stride": stride}
+    return {"kl": where | asdict(both)}
+
+
+def _reference(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str) -> Model:
+    """The model of --kl, loaded beside the one that is judged."""
+    from ring_mlx.evaluation.divergence import check_both_fit, check_same_tokens
+    from ring_mlx.hub import resolve_model
+    from ring_mlx.loading import load_model
+    from ring_mlx.tokenizer import load_tokenizer
+
+    folder = resolve_model(args.kl)
+    check_same_tokens(tokenizer, load_tokenizer(folder), text, args.kl)
+    check_both_fit(model, folder)
+    return load_model(folder, exact=args.exact)
+
+
+def _prepare_recall(args: argparse.Namespace) -> Measurement | None:
+    if args.recall is None:
+        return None
+    from ring_mlx.evaluation.heat_map import check_plot
+    from ring_mlx.evaluation.needles import sentences_of
+
+    if args.plot is not None:
+        check_plot(args.plot)
+    filler = None if args.filler is None else sentences_of(args.filler)
+    return lambda args, model, tokenizer, name: _measure_recall(args, model, tokenizer, name, filler)
+
+
+def _measure_recall(
+    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, name: str, filler: Iterator[str] | None
+) -> dict[str, Any]:
+    from ring_mlx.evaluation.heat_map import plot
+    from ring_mlx.evaluation.recall import recall, table
+
+    with _bar("facts") as progress:
+        grid = recall(
+            model,
+            tokenizer,
+            args.recall,
+            args.depths or 5,
+            needles=args.needles or 3,
+            max_tokens=args.max_tokens,
+            filler=filler,
+            seed=args.seed or 0,
+            progress=progress,
+        )
+    if not args.json:
+        print(table(grid))
+    if args.plot is not None:
+        plot(grid, f"{Path(name).name}: facts recalled", args.plot)
+    return {"recall": asdict(grid)}
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, as a function of (done, all)."""
+    with tqdm(desc=unit, leave=False, disable=None, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def select(questions: list[Question], tasks: list[str] | None, limit: int | None) -> list[Question]:

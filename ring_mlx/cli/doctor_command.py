@@ -1,0 +1,81 @@
+"""``ring-mlx doctor``: whether this machine can run Ring models, and which decay a checkpoint was trained with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ring_mlx.cli import options
+from ring_mlx.errors import OptionError
+
+if TYPE_CHECKING:
+    from ring_mlx.doctor.finding import Finding
+
+HAS_PROBLEM = 1
+TOKENS = 16384
+HELP = {
+    "decay": "instead: which formula of the decay this model's weights were trained with",
+    "text": "text file for --check-decay (long conversations of the demo suite)",
+    "tokens": f"tokens of text read under each formula, about ({TOKENS})",
+}
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("doctor", help="what this machine lacks", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    d = parser.add_argument_group("decay")
+    d.add_argument("--check-decay", metavar="MODEL", help=HELP["decay"])
+    d.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    d.add_argument("--text", type=Path, metavar="FILE", help=HELP["text"])
+    d.add_argument("--tokens", type=options.positive_int, metavar="T", help=HELP["tokens"])
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look and print; returns 1 if there is a problem."""
+    from ring_mlx.doctor.finding import PROBLEM, table
+
+    found = _decay(args) if args.check_decay is not None else _machine(args)
+    problems = sum(f.status == PROBLEM for f in found)
+    if args.json:
+        print(json.dumps({"problems": problems, "findings": [asdict(f) for f in found]}))
+    else:
+        print(table(found))
+    return HAS_PROBLEM if problems else 0
+
+
+def _machine(args: argparse.Namespace) -> Sequence[Finding]:
+    for flag in ("revision", "text", "tokens"):
+        if getattr(args, flag) is not None:
+            raise OptionError(f"--{flag} is for --check-decay; add --check-decay MODEL, or leave --{flag} out.")
+    from ring_mlx.doctor.examine import examine
+
+    return examine()
+
+
+def _decay(args: argparse.Namespace) -> Sequence[Finding]:
+    from ring_mlx import load
+    from ring_mlx.doctor.decay_check import compare, findings
+    from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
+
+    model, tokenizer = load(args.check_decay, revision=args.revision)
+    context, most = model.config.max_position_embeddings, args.tokens or TOKENS
+    if args.text is None:
+        parts = packaged_parts(tokenizer, context, most)
+    else:
+        parts = parts_of_file(args.text, tokenizer, context, most)
+    with tqdm(desc="texts", leave=False, disable=None, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return findings(compare(model, parts, progress=progress))

@@ -1,0 +1,113 @@
+"""Text that a model finds less likely the more wrongly it forgets; knows suites and templates, no decay.
+
+A wrong decay hardly shows in what was said last, so the packaged text is long: conversations of the demo suite that
+state many facts, several of which are then asked for, each on its own. The facts' values cannot be guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.errors import OptionError
+from ring_mlx.evaluation.perplexity import encode, read_text
+from ring_mlx.suite import Question, read_suite, suite_path
+from ring_mlx.thinking import THINK_END, THINK_START, opens_thought
+from ring_mlx.tokenizer import render_chat, render_text
+
+PROBES = 24
+PASSAGE_TOKENS = 8192
+TASK = "recall-"
+FACT = re.compile(r"\b([A-Z]\w+)'s ([a-z]+(?: [a-z]+)?) is (\w+)\.")
+
+
+class Probe(NamedTuple):
+    """Tokens that continue a text, and from which on they are counted."""
+
+    ids: list[int]
+    first: int
+
+
+class Part(NamedTuple):
+    """A text to read once, and what is scored after it; a part without probes is scored itself."""
+
+    shared: list[int]
+    probes: list[Probe]
+
+    @property
+    def tokens(self) -> int:
+        """How many are read."""
+        return len(self.shared) + sum(len(p.ids) for p in self.probes)
+
+
+def parts_of_file(path: Path, tokenizer: TokenizerWrapper, context: int, most: int) -> list[Part]:
+    """A text file in parts as long as the context allows, about ``most`` tokens in all.
+
+    Raises:
+        OptionError: As for `read_text` and `encode`.
+    """
+    ids = encode(read_text(path, "--text"), tokenizer, f"--text {path}")[: max(2, most)]
+    size = min(context, PASSAGE_TOKENS)
+    pieces = [ids[at : at + size] for at in range(0, len(ids), size)]
+    return [Part(piece, []) for piece in pieces if len(piece) > 1]
+
+
+def packaged_parts(tokenizer: TokenizerWrapper, context: int, most: int) -> list[Part]:
+    """Conversations of the demo suite, the longest that fit the context, about ``most`` tokens in all, one at least.
+
+    Raises:
+        OptionError: If the context holds none of them.
+        TokenizerError: If there is no chat template.
+    """
+    found: list[Part] = []
+    for question in _longest_first(read_suite(suite_path("demo")), context):
+        part = _part(tokenizer, question)
+        if part is None or len(part.shared) + max(len(p.ids) for p in part.probes) > context:
+            continue
+        if found and sum(p.tokens for p in found) + part.tokens > most:
+            break
+        found.append(part)
+    if not found:
+        raise OptionError(f"the context of {context} holds no conversation of the demo suite; give --text FILE.")
+    return found
+
+
+def _longest_first(questions: Sequence[Question], context: int) -> list[Question]:
+    """Recalls whose name, such as recall-1024, does not promise more tokens of the toy's tokenizer than the context."""
+    sizes = [(int(q.task.removeprefix(TASK)), q) for q in questions if q.task.startswith(TASK)]
+    return [q for size, q in sorted(sizes, key=lambda pair: -pair[0]) if size <= context]
+
+
+def _part(tokenizer: TokenizerWrapper, question: Question) -> Part | None:
+    """The conversation without its question, and facts of its first half asked for; None if it states none plainly."""
+    *before, last = question.messages
+    body = " ".join(re.split(r"(?<=\.)\s+", last["content"])[:-1])
+    said = " ".join(m["content"] for m in (*before, {"content": body}) if m.get("role", "user") == "user")
+    facts = FACT.findall(said)
+    facts = facts[: max(1, len(facts) // 2)]
+    asked = facts[:: max(1, len(facts) // PROBES)][:PROBES]
+    probes = [_probe(tokenizer, before, body, *fact) for fact in asked]
+    if not probes:
+        return None
+    shared = _common([p.ids[: p.first] for p in probes])
+    return Part(probes[0].ids[:shared], [Probe(p.ids[shared:], p.first - shared) for p in probes])
+
+
+def _probe(
+    tokenizer: TokenizerWrapper, before: Sequence[dict[str, str]], body: str, name: str, thing: str, value: str
+) -> Probe:
+    messages = [*before, {"role": "user", "content": f"{body} What is {name}'s {thing}?".strip()}]
+    prompt = render_chat(tokenizer, messages)
+    opening = "" if opens_thought(render_text(tokenizer, messages)) else f"{THINK_START}\n"
+    answer = f"{opening}{name}'s {thing} is {value}.\n{THINK_END}\n\nIt is {value}."
+    return Probe([*prompt, *(int(i) for i in tokenizer.encode(answer, add_special_tokens=False))], len(prompt))
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts start with, but the last of the shortest."""
+    least = min(map(len, prompts)) - 1
+    return next((i for i in range(least) if len({p[i] for p in prompts}) > 1), least)

@@ -1,0 +1,33 @@
+"""All checks in order, each kept apart from the others' failures; knows which there are."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from ring_mlx.doctor.finding import PROBLEM, Finding
+
+# A module of this package and what to call it where it fails.
+CHECKS = {
+    "versions": "versions",
+    "machine": "machine",
+    "kernels": "kernels",
+    "disk": "disk",
+    "models": "hub cache",
+}
+
+
+def examine() -> list[Finding]:
+    """Everything but the decay. A check that fails itself is a problem, and the rest go on."""
+    found: list[Finding] = []
+    for name, section in CHECKS.items():
+        try:
+            found += import_module(f"ring_mlx.doctor.{name}").check()
+        except ImportError as e:
+            said = " ".join(str(e).split())
+            found.append(
+                Finding(section, "import", PROBLEM, said, "install again: pip install --force-reinstall ring-mlx")
+            )
+        except Exception as e:  # noqa: BLE001 a doctor must not die of what it finds
+            said = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+            found.append(Finding(section, "check", PROBLEM, f"failed ({said})", "please report this"))
+    return found

@@ -1,0 +1,132 @@
+"""Ring models in the hub's cache, and which of the known ones this memory holds; reads configs, never weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ring_mlx import memory
+from ring_mlx.bench.shapes import FLASH, MINI
+from ring_mlx.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config, read_json
+from ring_mlx.doctor.finding import NOTE, OK, Finding
+from ring_mlx.errors import NoFitError, RingError
+
+SECTION_CACHE, SECTION_FIT = "hub cache", "what fits"
+KNOWN = {"Ring-mini-linear-2.0": MINI, "Ring-flash-linear-2.0": FLASH}
+BITS = (16, 8, 6, 5, 4, 3)
+INDEX = "model.safetensors.index.json"
+
+
+class Fit(NamedTuple):
+    """A model in so many bits, and how many tokens of one conversation go beside it; 0 is none worth having."""
+
+    bits: int
+    weight_bytes: int
+    tokens: int
+
+
+def check() -> list[Finding]:
+    """Look at the cache, then at what fits."""
+    room = memory.budget_bytes()
+    return [*cached(room), *(fit_finding(name, RingConfig.from_dict(raw), room) for name, raw in KNOWN.items())]
+
+
+def cached(room: int) -> list[Finding]:
+    """The cache's Ring models, each with whether it is whole, can be loaded, and fits into ``room`` bytes."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        info = scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return [Finding(SECTION_CACHE, "models", OK, f"{constants.HF_HUB_CACHE} is not there yet")]
+    found = []
+    for repo in sorted((r for r in info.repos if r.repo_type == "model"), key=lambda r: r.repo_id):
+        newest = max(repo.revisions, key=lambda r: r.last_modified, default=None)
+        if newest is not None and _is_ring(newest.snapshot_path):
+            found.append(_judged(repo.repo_id, newest.snapshot_path, room))
+    found += [
+        Finding(SECTION_CACHE, "damaged", NOTE, " ".join(str(w).split()), "delete that folder") for w in info.warnings
+    ]
+    return found or [Finding(SECTION_CACHE, "models", OK, f"no Ring model in {constants.HF_HUB_CACHE} yet")]
+
+
+def fits(config: RingConfig, room: int) -> list[Fit]:
+    """Every width of `BITS`, by the estimates that refuse to load what does not fit.
+
+    Quantised weights take half a bit more each, for scales and biases of groups of 64.
+    """
+    found = []
+    for bits in BITS:
+        weights = int(memory.parameter_count(config) * (bits if bits == 16 else bits + 0.5) / 8)
+        left = room - weights - memory.WORKSPACE_BYTES - memory.cache_bytes(config, 0)
+        a_token = memory.cache_bytes(config, 1) - memory.cache_bytes(config, 0)
+        tokens = min(max(0, left) // a_token, config.max_position_embeddings)
+        least = min(memory.PLAIN_CONTEXT, config.max_position_embeddings)
+        found.append(Fit(bits, weights, tokens if tokens >= least else 0))
+    return found
+
+
+def fit_finding(name: str, config: RingConfig, room: int) -> Finding:
+    """A known model's widths as one line."""
+    all_fits = fits(config, room)
+    data = [f._asdict() for f in all_fits]
+    good = [f for f in all_fits if f.tokens]
+    if good:
+        seen = "; ".join(f"{f.bits} bits {f.weight_bytes / memory.GB:.1f} GB, {f.tokens:,} tokens" for f in good)
+        return Finding(SECTION_FIT, name, OK, seen, data=data)
+    least = all_fits[-1].weight_bytes + memory.WORKSPACE_BYTES
+    least += memory.cache_bytes(config, min(memory.PLAIN_CONTEXT, config.max_position_embeddings))
+    seen = f"no width fits into {room / memory.GB:.1f} GB; {all_fits[-1].bits} bits want {least / memory.GB:.1f} GB"
+    return Finding(SECTION_FIT, name, NOTE, seen, "a machine with more memory, or a smaller model", data)
+
+
+def _is_ring(folder: Path) -> bool:
+    try:
+        kind = read_json(folder / "config.json").get("model_type")
+    except RingError:
+        return False
+    return kind in LINEAR_TYPES + SOFTMAX_TYPES
+
+
+def _judged(name: str, folder: Path, room: int) -> Finding:
+    """What stands in the way of loading this snapshot, if anything."""
+    shards = [f for f in folder.glob("*.safetensors") if f.is_file()]
+    size = sum(f.stat().st_size for f in shards)
+    seen, data = f"{size / memory.GB:.1f} GB", {"path": str(folder), "bytes": size}
+    try:
+        config, raw = read_config(folder)
+        missing = _missing(folder, {f.name for f in shards})
+        if missing:
+            remedy = f"run any command with --model {name}; the download goes on where it stopped"
+            return Finding(SECTION_CACHE, name, NOTE, f"{seen}, {missing} files of weights missing", remedy, data)
+        method = _foreign_method(raw)
+        if method:
+            remedy = f"ring-mlx convert --model {name} --mlx-path FOLDER"
+            return Finding(SECTION_CACHE, name, NOTE, f"{seen}, in the form {method!r}", remedy, data)
+        memory.check_fit(config, size, name, room)
+    except NoFitError as e:
+        said, _, remedy = str(e).partition("] ")[2].rpartition("; ")
+        return Finding(SECTION_CACHE, name, NOTE, f"{seen}; {said}", remedy, data)
+    except RingError as e:
+        said, _, remedy = str(e).partition("] ")[2].rpartition("; ")
+        return Finding(SECTION_CACHE, name, NOTE, f"{seen}; {said}", remedy, data)
+    return Finding(SECTION_CACHE, name, OK, f"{seen}, fits", data=data)
+
+
+def _missing(folder: Path, present: set[str]) -> int:
+    """How many files of weights the index names that are not there; without an index, whether there is none at all."""
+    if not (folder / INDEX).is_file():
+        return 0 if present else 1
+    try:
+        named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return 0 if present else 1
+    return len(named - present)
+
+
+def _foreign_method(raw: dict[str, Any]) -> str:
+    """The quantisation that must be converted before it loads, if any, as `load_model` sees it."""
+    method = (raw.get("quantization_config") or {}).get("quant_method")
+    return "" if raw.get("quantization") is not None or method is None else str(method)

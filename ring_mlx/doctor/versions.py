@@ -1,0 +1,86 @@
+"""Versions of Python and of the packages against the ranges that the project names; imports none of them."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import ring_mlx
+from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
+
+SECTION, PROJECT = "versions", "ring-mlx"
+# Shown one by one; of the others only what is wrong.
+SHOWN = ("mlx", "mlx-lm")
+
+
+class Ranges(NamedTuple):
+    """What the project asks for: of Python, and of packages by name."""
+
+    python: SpecifierSet
+    packages: dict[str, SpecifierSet]
+
+
+def check() -> list[Finding]:
+    """Look at all of them."""
+    found = ranges()
+    if found is None:
+        return [Finding(SECTION, PROJECT, NOTE, f"{ring_mlx.__version__}, not installed as a package", "pip install .")]
+    out = [Finding(SECTION, PROJECT, OK, ring_mlx.__version__), python(found.python, platform.python_version())]
+    looked_at = {name: package(name, allowed) for name, allowed in found.packages.items()}
+    out += [f for name, f in looked_at.items() if name in SHOWN or f.status != OK]
+    fine = [f"{name} {f.seen.split(',')[0]}" for name, f in looked_at.items() if name not in SHOWN and f.status == OK]
+    return [*out, Finding(SECTION, "others", OK, ", ".join(fine))]
+
+
+def ranges() -> Ranges | None:
+    """From the checkout's pyproject.toml if there is one, else from the installed package; None without either."""
+    file = Path(ring_mlx.__file__).parents[1] / "pyproject.toml"
+    if file.is_file():
+        project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
+        if project.get("name") == PROJECT:
+            lines = list(project["dependencies"])
+            if sys.platform != "darwin":
+                lines += project["optional-dependencies"]["cpu"]
+            return Ranges(SpecifierSet(project["requires-python"]), _packages(lines))
+    try:
+        installed = metadata.metadata(PROJECT)
+        return Ranges(SpecifierSet(installed["Requires-Python"]), _packages(metadata.requires(PROJECT) or []))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def python(allowed: SpecifierSet, version: str) -> Finding:
+    """The interpreter's version."""
+    if allowed.contains(version, prereleases=True):
+        return Finding(SECTION, "Python", OK, f"{version}, {sys.executable}")
+    return Finding(
+        SECTION, "Python", PROBLEM, f"{version}, not {allowed}", f"make an environment with Python {allowed}"
+    )
+
+
+def package(name: str, allowed: SpecifierSet) -> Finding:
+    """A package's version."""
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(SECTION, name, PROBLEM, "not installed", f'pip install "{name}{allowed}"')
+    if allowed.contains(version, prereleases=True):
+        return Finding(SECTION, name, OK, f"{version}, in {allowed}")
+    return Finding(SECTION, name, PROBLEM, f"{version}, not {allowed}", f'pip install "{name}{allowed}"')
+
+
+def _packages(lines: list[str]) -> dict[str, SpecifierSet]:
+    """Requirements that hold on this system, the extra for its CPU included where there is no Metal."""
+    extras = [""] if sys.platform == "darwin" else ["", "cpu"]
+    found = {}
+    for requirement in map(Requirement, lines):
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in extras):
+            found[requirement.name] = requirement.specifier
+    return found

@@ -1,0 +1,13 @@
+"""What a model is worth, measured; knows models and tokenizers, no command line.
+
+Modules, each using those above it:
+
+    answers     a suite's questions answered         scoring     logits of given tokens, in steps and windows
+    perplexity  nats a token of a text               divergence  KL of one model from another on a text
+    needles     facts and filler                     sharing     prompts read with their common starts once
+    recall      facts asked for after long texts     heat_map    the grid as a picture
+"""
+
+from ring_mlx.evaluation.answers import Result, accuracy_by_task, complete, evaluate
+
+__all__ = ["Result", "accuracy_by_task", "complete", "evaluate"]

@@ -1,0 +1,45 @@
+"""Recall over length and depth as a PNG; knows matplotlib, which is optional."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from ring_mlx.errors import OptionError
+from ring_mlx.evaluation.recall import Grid, axes
+
+
+def check_plot(path: Path) -> None:
+    """Raises OptionError, before anything is measured, where matplotlib or the file's folder is missing."""
+    if find_spec("matplotlib") is None:
+        raise OptionError("--plot needs matplotlib; install it with: pip install matplotlib")
+    if not path.parent.is_dir():
+        raise OptionError(f"--plot {path} is in a folder that does not exist; make {path.parent} first.")
+
+
+def plot(grid: Grid, title: str, path: Path) -> None:
+    """Accuracy of every cell, as colour and number.
+
+    Raises:
+        OptionError: If the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    lengths, depths = axes(grid)
+    by_place = {(c.length, c.depth): c.right / c.asked for c in grid.cells}
+    rows = [[by_place[length, d] for length in lengths] for d in depths]
+    figure = Figure(figsize=(2 + 0.9 * len(lengths), 1.8 + 0.5 * len(depths)), layout="constrained")
+    chart = figure.subplots()
+    image = chart.imshow(rows, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.6)
+    for y, row in enumerate(rows):
+        for x, share in enumerate(row):
+            chart.text(x, y, f"{share:.0%}", ha="center", va="center")
+    chart.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+    chart.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths])
+    chart.set(xlabel="length, tokens", ylabel="depth of the fact")
+    chart.set_title(title, fontsize=9)
+    figure.colorbar(image, label="recalled")
+    try:
+        figure.savefig(path, dpi=120, format="png")
+    except OSError as e:
+        raise OptionError(f"--plot {path} cannot be written ({e}); give another file.") from None

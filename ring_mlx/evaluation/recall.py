@@ -1,0 +1,219 @@
+"""Recall at depth: a fact stated somewhere in a long text, asked for at its end; knows prompts and answers."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.cache import HybridCache
+from ring_mlx.decoding import PREFILL_STEP_SIZE, generate_step
+from ring_mlx.errors import OptionError
+from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts, small_talk
+from ring_mlx.evaluation.sharing import SharedReader
+from ring_mlx.model import Model
+from ring_mlx.thinking import ThoughtSplitter, opens_thought
+from ring_mlx.tokenizer import render_chat, render_text
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Answers to facts at one depth of one length.
+
+    Args:
+        length: Tokens asked for.
+        depth: 0 is the start of the text, 1 its end.
+        tokens: Of the longest prompt.
+        right: Answers that hold the value.
+        asked: Questions.
+        cut_off: Answers that did not end within the tokens allowed.
+    """
+
+    length: int
+    depth: float
+    tokens: int
+    right: int
+    asked: int
+    cut_off: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells by length, then depth; tokens of all prompts, and those read, as shared starts are read once."""
+
+    cells: list[Cell]
+    prompt_tokens: int
+    read_tokens: int
+
+
+class Asked(NamedTuple):
+    """One question: where its fact stands, its prompt, and whether the prompt opens a thought."""
+
+    length: int
+    depth: float
+    fact: Fact
+    ids: list[int]
+    opens: bool
+
+
+def depths_of(count: int) -> list[float]:
+    """So many depths, evenly from the start to the end; one alone is the middle."""
+    return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
+
+
+def recall(
+    model: Model,
+    tokenizer: TokenizerWrapper,
+    lengths: Sequence[int],
+    depths: int,
+    *,
+    needles: int = 3,
+    max_tokens: int = 400,
+    filler: Iterator[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Grid:
+    """Ask for facts hidden at every depth of every length, greedily.
+
+    All lengths are beginnings of one text, so what prompts share is read once.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, with a chat template.
+        lengths: Tokens of the prompts, about.
+        depths: How many, as `depths_of`.
+        needles: Facts stated together at each place, each asked for alone.
+        max_tokens: Of an answer, thought included.
+        filler: Sentences; None is small talk.
+        seed: Of facts and small talk.
+        progress: Called with (questions answered, all).
+
+    Raises:
+        OptionError: If a length holds no sentence beside the facts or exceeds the context, or there are more facts
+            than can be drawn.
+        TokenizerError: If there is no chat template.
+    """
+    if needles > MOST_FACTS:
+        raise OptionError(f"--needles {needles} is more than {MOST_FACTS} different facts; give fewer.")
+    context = model.config.max_position_embeddings
+    if max(lengths) + max_tokens > context:
+        raise OptionError(
+            f"--recall {max(lengths)} and {max_tokens} tokens of an answer exceed the context of {context}; give less."
+        )
+    asked = _questions(tokenizer, sorted(set(lengths)), depths_of(depths), needles, filler, seed)
+    reader = SharedReader(model, [a.ids for a in asked], PREFILL_STEP_SIZE)
+    graded: dict[int, tuple[bool, bool]] = {}
+    for i, cache, rest in reader.read():
+        graded[i] = _answer(model, tokenizer, asked[i], cache, rest, max_tokens)
+        if progress:
+            progress(len(graded), len(asked))
+    return Grid(_cells(asked, graded), sum(len(a.ids) for a in asked), reader.read_tokens)
+
+
+def table(grid: Grid) -> str:
+    """As text: a line a length, a column a depth."""
+    lengths, depths = axes(grid)
+    by_place = {(c.length, c.depth): c for c in grid.cells}
+    lines = [f"{'tokens':>9} " + " ".join(f"{f'at {d:.0%}':>8}" for d in depths)]
+    for length in lengths:
+        row = [by_place[length, d] for d in depths]
+        lines.append(f"{length:9,} " + " ".join(f"{c.right / c.asked:8.0%}" for c in row))
+    asked, cut = (sum(getattr(c, name) for c in grid.cells) for name in ("asked", "cut_off"))
+    lines.append(f"{asked} questions of {grid.prompt_tokens:,} tokens, of which {grid.read_tokens:,} were read")
+    if cut:
+        lines.append(f"{cut} answers did not end within --max-tokens; they count as they stand")
+    return "\n".join(lines)
+
+
+def axes(grid: Grid) -> tuple[list[int], list[float]]:
+    """Lengths and depths of the cells, in order."""
+    return sorted({c.length for c in grid.cells}), sorted({c.depth for c in grid.cells})
+
+
+def _questions(
+    tokenizer: TokenizerWrapper,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    needles: int,
+    filler: Iterator[str] | None,
+    seed: int,
+) -> list[Asked]:
+    costs: dict[str, int] = {}
+
+    def cost(sentence: str) -> int:
+        if sentence not in costs:
+            costs[sentence] = len(tokenizer.encode(f" {sentence}", add_special_tokens=False))
+        return costs[sentence]
+
+    facts = {
+        (length, d): draw_facts(random.Random(f"{seed} {length} {d}"), needles) for length in lengths for d in depths
+    }
+    frames = {length: max(_size(tokenizer, facts[length, d]) for d in depths) for length in lengths}
+    text = list(islice(filler or small_talk(random.Random(seed)), max(lengths)))
+    asked = []
+    for length in lengths:
+        room, taken = length - frames[length], 0
+        while taken < len(text) and (room := room - cost(text[taken])) >= 0:
+            taken += 1
+        if not taken:
+            raise OptionError(
+                f"--recall {length} has no room for filler beside {frames[length]} tokens of facts and template; "
+                "give more tokens, or fewer --needles."
+            )
+        for d in depths:
+            at = round(d * taken)
+            stated = [*text[:at], *(f.stated for f in facts[length, d]), *text[at:taken]]
+            for fact in facts[length, d]:
+                messages = [{"role": "user", "content": " ".join([*stated, fact.question])}]
+                opens = opens_thought(render_text(tokenizer, messages))
+                asked.append(Asked(length, d, fact, render_chat(tokenizer, messages), opens))
+    return asked
+
+
+def _size(tokenizer: TokenizerWrapper, facts: Sequence[Fact]) -> int:
+    """Tokens of a prompt without filler."""
+    content = " ".join([*(f.stated for f in facts), facts[0].question])
+    return len(render_chat(tokenizer, [{"role": "user", "content": content}]))
+
+
+def _answer(
+    model: Model, tokenizer: TokenizerWrapper, asked: Asked, cache: HybridCache, rest: Sequence[int], max_tokens: int
+) -> tuple[bool, bool]:
+    """Whether the answer is right, and whether it was cut off."""
+    out: list[int] = []
+    for token, _ in generate_step(rest, model, cache, max_tokens=max_tokens):
+        if token in tokenizer.eos_token_ids:
+            break
+        out.append(token)
+    splitter = ThoughtSplitter(asked.opens)
+    visible = splitter.feed(tokenizer.decode(out))[1] + splitter.flush()[1]
+    return holds(visible, asked.fact.value), len(out) == max_tokens
+
+
+def holds(answer: str, value: str) -> bool:
+    """Whether the answer names the value as a word of its own."""
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+def _cells(asked: Sequence[Asked], graded: dict[int, tuple[bool, bool]]) -> list[Cell]:
+    places: dict[tuple[int, float], list[int]] = {}
+    for i, a in enumerate(asked):
+        places.setdefault((a.length, a.depth), []).append(i)
+    return [
+        Cell(
+            length,
+            depth,
+            max(len(asked[i].ids) for i in members),
+            sum(graded[i][0] for i in members),
+            len(members),
+            sum(graded[i][1] for i in members),
+        )
+        for (length, depth), members in places.items()
+    ]

@@ -1,0 +1,70 @@
+"""Many prompts, each token that they share at the start read once; knows tokens and caches, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
+import mlx.core as mx
+
+from ring_mlx.cache import HybridCache
+from ring_mlx.decoding import prefill
+from ring_mlx.model import Model
+
+
+class SharedReader:
+    """Reads prompts in the order that shares most, holding at most a cache for each place where they part.
+
+    Args:
+        model: The model.
+        prompts: Token ids of each, at least one.
+        step: Tokens read at a time.
+
+    Attributes:
+        read_tokens: What `read` has fed to the model, the rests that it gives out included.
+    """
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], step: int) -> None:
+        self._model, self._prompts, self._step = model, prompts, step
+        self.read_tokens = 0
+
+    def read(self) -> Iterator[tuple[int, HybridCache, Sequence[int]]]:
+        """Yields the index of a prompt, a cache of its own, and its last tokens, at least one, still to be fed."""
+        if self._prompts:
+            yield from self._walk(list(range(len(self._prompts))), self._model.make_cache(), 0)
+
+    def _walk(
+        self, members: list[int], cache: HybridCache, at: int
+    ) -> Iterator[tuple[int, HybridCache, Sequence[int]]]:
+        """Prompts that agree up to ``at``, which the cache has read."""
+        if len(members) == 1:
+            rest = self._prompts[members[0]][at:]
+            self.read_tokens += len(rest)
+            yield members[0], cache, rest
+            return
+        end = self._parting(members, at)
+        self._feed(self._prompts[members[0]][at:end], cache)
+        groups: dict[int, list[int]] = {}
+        for i in members:
+            if len(self._prompts[i]) == end + 1:
+                self.read_tokens += 1
+                yield i, cache.copy(), self._prompts[i][end:]
+            else:
+                groups.setdefault(self._prompts[i][end], []).append(i)
+        # The largest goes last and takes the cache itself, so that few copies live at a time.
+        *small, largest = sorted(groups.values(), key=len) or [[]]
+        for group in small:
+            yield from self._walk(group, cache.copy(), end)
+        if largest:
+            yield from self._walk(largest, cache, end)
+
+    def _parting(self, members: list[int], at: int) -> int:
+        """Where these prompts first differ, but before the last token of each."""
+        columns = zip(*(self._prompts[i][at:-1] for i in members), strict=False)
+        return at + sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+    def _feed(self, ids: Sequence[int], cache: HybridCache) -> None:
+        sizes = [min(self._step, len(ids) - start) for start in range(0, len(ids), self._step)]
+        for _ in prefill(mx.array(list(ids), dtype=mx.int32), self._model, cache, sizes):
+            pass
+        self.read_tokens += len(ids)

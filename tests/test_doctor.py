@@ -1,0 +1,365 @@
+"""The doctor: each check on sound and broken machines, and decays told apart by text written under each of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from packaging.specifiers import SpecifierSet
+
+import ring_mlx
+from metal_kernels import launch
+from metal_kernels.linear_gate import fused as gate_kernel
+from ring_mlx import demo_model_path, load, memory
+from ring_mlx.bench.shapes import FLASH, MINI
+from ring_mlx.cli import main
+from ring_mlx.config import RingConfig
+from ring_mlx.decay import decay_rate
+from ring_mlx.doctor import disk, kernels, machine, models, versions
+from ring_mlx.doctor.decay_check import FORMULAS, OURS, Pieces, compare, conclusion, decays, findings, judge, score
+from ring_mlx.doctor.decay_text import Part, Probe, packaged_parts, parts_of_file
+from ring_mlx.doctor.examine import CHECKS
+from ring_mlx.doctor.finding import Finding, table
+from ring_mlx.errors import NoFitError, OptionError
+from ring_mlx.evaluation.scoring import token_nats
+from tests.kernel_backends import mutated, simulator
+from tests.tiny import config, make_model, save_hf, softmax_config
+
+GB = 10**9
+
+
+def doctor(capsys, *arguments):
+    """Exit code, and what was found by name."""
+    code = main(["doctor", "--json", *map(str, arguments)])
+    found = json.loads(capsys.readouterr().out)
+    assert found["problems"] == sum(f["status"] == "problem" for f in found["findings"])
+    return code, {f["name"]: f for f in found["findings"]}
+
+
+def test_this_machine(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(10**12))
+    code, found = doctor(capsys)
+    assert code == 0
+    expected = {"Python", "mlx", "mlx-lm", "system", "chip", "memory", "backend", "downloads", "Ring-mini-linear-2.0"}
+    assert expected <= set(found)
+    assert found["for models"]["data"]["bytes"] == memory.budget_bytes()
+    assert all(f["remedy"] for f in found.values() if f["status"] != "ok")
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "versions"
+    assert lines[-1].startswith("0 problems, ")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ImportError("no libmlx.so\nhere"), "no libmlx.so here"), (KeyError("x"), "failed (KeyError: 'x')")],
+)
+def test_a_check_that_fails_is_a_problem_and_the_others_go_on(capsys, monkeypatch, error, said):
+    def fail():
+        raise error
+
+    for name in CHECKS:
+        monkeypatch.setattr(f"ring_mlx.doctor.{name}.check", fail if name != "versions" else versions.check)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert out.count(said) == len(CHECKS) - 1
+    assert "mlx-lm" in out
+    assert out.splitlines()[-1] == f"{len(CHECKS) - 1} problems, 0 notes"
+
+
+def test_a_table_has_sections_statuses_and_remedies():
+    found = [Finding("a", "x", "ok", "1"), Finding("a", "long", "problem", "2", "do"), Finding("b", "y", "note", "3")]
+    assert table(found).splitlines() == [
+        "a",
+        "  ok       x     1",
+        "  problem  long  2",
+        "                 -> do",
+        "b",
+        "  note     y     3",
+        "1 problem, 1 note",
+    ]
+
+
+def test_ranges_of_the_checkout_and_of_the_installed_package_agree(monkeypatch, tmp_path):
+    here = versions.ranges()
+    assert {"mlx", "mlx-lm", "numpy", "huggingface-hub"} <= set(here.packages)
+    monkeypatch.setattr(ring_mlx, "__file__", str(tmp_path / "ring_mlx" / "__init__.py"))
+    installed = versions.ranges()
+    assert installed.packages["mlx"] == here.packages["mlx"]
+    monkeypatch.setattr(versions, "PROJECT", "no-such-project")
+    assert versions.ranges() is None
+    assert [f.status for f in versions.check()] == ["note"]
+
+
+def test_versions_out_of_range():
+    assert versions.python(SpecifierSet(">=3.11,<3.14"), "3.12.1").status == "ok"
+    assert versions.python(SpecifierSet(">=3.11,<3.14"), "3.14.0").status == "problem"
+    assert versions.package("mlx", SpecifierSet(">=0.1")).status == "ok"
+    old = versions.package("mlx", SpecifierSet(">=99"))
+    assert (old.status, old.remedy) == ("problem", 'pip install "mlx>=99"')
+    assert versions.package("no-such-package", SpecifierSet(">=1")).seen == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("release", "processor", "translated", "status", "said"),
+    [
+        ("15.2", "arm64", False, "ok", "macOS 15.2"),
+        ("13.6", "arm64", False, "problem", "update macOS"),
+        ("15.2", "x86_64", True, "problem", "Rosetta"),
+        ("15.2", "x86_64", False, "problem", "Apple Silicon"),
+    ],
+)
+def test_macs(monkeypatch, release, processor, translated, status, said):
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    monkeypatch.setattr("platform.mac_ver", lambda: (release, ("", "", ""), ""))
+    monkeypatch.setattr(machine, "_is_translated", lambda: translated)
+    found = machine.system()
+    assert found.status == status
+    assert said in found.seen + found.remedy
+
+
+def test_a_mac_without_metal_is_a_problem(monkeypatch):
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    assert machine.backend().status == "problem"
+
+
+@pytest.mark.parametrize(("free", "status"), [(100e9, "ok"), (5e9, "note"), (0.5e9, "problem")])
+def test_free_space(monkeypatch, tmp_path, free, status):
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or namedtuple("Usage", "free")(free))
+    found = disk.folder("downloads", tmp_path / "not" / "yet", 12e9, "HF_HOME")
+    assert found.status == status
+    assert asked == [tmp_path]
+    assert ("HF_HOME" in found.remedy) == (status != "ok")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    found = disk.folder("snapshots", tmp_path / "file" / "below", 1e9, "RING_MLX_CACHE")
+    assert (found.status, found.seen) == ("problem", f"{tmp_path / 'file'} cannot be written")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Makes a repository of the hub's cache; the cache is this test's own."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def add(name, raw, **changes):
+        repo = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        snapshot = repo / "snapshots" / ("0" * 40)
+        save_hf(snapshot, raw, shards=2)
+        (snapshot / "config.json").write_text(json.dumps(raw | changes))
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text("0" * 40)
+        return snapshot
+
+    return add
+
+
+def test_the_hub_cache(hub, tmp_path):
+    assert [f.seen for f in models.cached(GB)] == [f"{tmp_path / 'hub'} is not there yet"]
+    (tmp_path / "hub").mkdir()
+    assert "no Ring model" in models.cached(GB)[0].seen
+    hub("a/whole", config())
+    (hub("a/half", config()) / "model-00002-of-00002.safetensors").unlink()
+    hub("a/gptq", config(), quantization_config={"quant_method": "gptq"})
+    hub("a/strange", config(), hidden_act="relu")
+    hub("b/other", config(), model_type="llama")
+    hub("a/softmax", softmax_config())
+    found = {f.name: f for f in models.cached(GB)}
+    assert set(found) == {"a/whole", "a/half", "a/gptq", "a/strange", "a/softmax"}
+    assert {n: f.status for n, f in found.items() if f.status == "ok"} == {"a/whole": "ok", "a/softmax": "ok"}
+    assert "1 files of weights missing" in found["a/half"].seen
+    assert found["a/gptq"].remedy == "ring-mlx convert --model a/gptq --mlx-path FOLDER"
+    assert "hidden_act 'relu' is not supported" in found["a/strange"].seen
+    small = {f.name: f for f in models.cached(1)}["a/whole"]
+    assert "this machine can give 0.0 GB" in small.seen
+    assert small.remedy
+
+
+@pytest.mark.parametrize("raw", [MINI, FLASH], ids=["mini", "flash"])
+@pytest.mark.parametrize("room_gb", [6, 10, 16, 24, 48, 64, 96, 128])
+def test_what_fits_is_what_would_load(raw, room_gb):
+    shape, room = RingConfig.from_dict(raw), room_gb * GB
+    for bits, weights, tokens in models.fits(shape, room):
+        try:
+            memory.check_fit(shape, weights, "x", room)
+            assert tokens >= memory.PLAIN_CONTEXT
+        except NoFitError:
+            assert tokens == 0, bits
+        assert memory.cache_bytes(shape, tokens) + weights + memory.WORKSPACE_BYTES <= room or not tokens
+        assert tokens <= shape.max_position_embeddings
+    found = models.fit_finding("x", shape, room)
+    assert found.status == ("ok" if any(f.tokens for f in models.fits(shape, room)) else "note")
+
+
+def test_kernels_agree_on_a_backend_that_runs_them():
+    with simulator("fast"):
+        found = kernels.check()
+    assert [f.name for f in found] == list(kernels.operations())
+    assert {f.status for f in found} == {"ok"}
+    assert all(f.data["launched"] for f in found)
+
+
+def test_a_wrong_kernel_is_a_problem_and_names_itself():
+    with simulator("fast"), mutated(gate_kernel.KERNEL, ("eps", "eps + 9.0f")):
+        found = {f.name: f for f in kernels.check()}
+    assert {n for n, f in found.items() if f.status == "problem"} == {"linear gate"}
+    assert "ring_linear_gate" in found["linear gate"].seen
+    assert "RING_MLX_KERNELS=off" in found["linear gate"].remedy
+
+
+def test_a_kernel_that_does_not_build_is_a_problem():
+    def refuse(**arguments):
+        raise RuntimeError("no such\nfunction")
+
+    with launch.use(launch.Backend("metal", refuse)):
+        found = kernels.check()
+    assert {f.seen for f in found if f.status == "problem"} == {"does not run on metal: no such function"}
+    assert {f.name for f in found if f.status == "ok"} == {"experts, many tokens"}
+
+
+def test_no_kernels(monkeypatch):
+    with launch.use(None):
+        assert [(f.status, f.seen) for f in kernels.check()] == [("ok", "no backend runs them here: plain operations")]
+        monkeypatch.setenv("RING_MLX_KERNELS", "off")
+        assert [f.status for f in kernels.check()] == ["note"]
+
+
+def writer():
+    """A model whose predictions are sharp and hang on what its linear layers remember."""
+    model = make_model(num_hidden_layers=8, layer_group_size=8)
+    model.lm_head.weight = model.lm_head.weight * 3
+    return model
+
+
+def written(model, formula, rows=4, length=200):
+    """Texts that the model writes while it forgets by the formula."""
+    mx.random.seed(0)
+    with decays(model, formula):
+        cache, out = model.make_cache(left_padding=[0] * rows), [mx.random.randint(0, 70, (rows, 1))]
+        for _ in range(length - 1):
+            out.append(mx.random.categorical(model(out[-1], cache)[:, -1])[:, None])
+            mx.eval(out[-1])
+    return [Part(ids, []) for ids in mx.concatenate(out, axis=1).tolist()]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_decay_that_a_text_was_written_with_is_found(name):
+    model = writer()
+    verdict = compare(model, written(model, FORMULAS[name]))
+    assert verdict.best == name
+    assert verdict.possible == [name]
+    assert verdict.tokens == 4 * 199
+    said = conclusion(verdict)
+    assert said.status == ("ok" if name == OURS else "problem")
+    assert repr(name) in said.seen
+    for i, layer in enumerate(model.layers[:7]):
+        assert mx.array_equal(layer.attention.decay_rate, decay_rate(6, i, 8)), "the model is as it was"
+
+
+def test_a_text_that_tells_nothing_gets_no_verdict():
+    model = writer()
+    for layer in model.layers[:7]:
+        layer.attention.dense.weight = mx.zeros_like(layer.attention.dense.weight)
+    verdict = compare(model, written(model, decay_rate, rows=3))
+    assert verdict.possible == list(FORMULAS)
+    said = conclusion(verdict)
+    assert said.status == "note"
+    assert "cannot tell" in said.seen
+    assert "--text" in said.remedy
+    short = compare(writer(), written(writer(), FORMULAS["1-based"], rows=1, length=100))
+    assert short.possible == list(FORMULAS), "two pieces are no evidence"
+
+
+def pieces(*nats):
+    return Pieces(np.array(nats), np.full(len(nats), 2.0))
+
+
+def test_differences_are_taken_piece_by_piece():
+    hard = np.tile([1.0, 100.0], 10)
+    found = judge({OURS: pieces(*hard), "near": pieces(*hard + 0.2 + 0.01 * np.arange(20)), "same": pieces(*hard)})
+    assert (found.best, found.possible, found.tokens, found.pieces) == (OURS, [OURS, "same"], 40, 20)
+    assert found.measured["near"].behind == pytest.approx(0.1475)
+    assert found.measured["near"].error == pytest.approx(np.arange(20).std(ddof=1) * 0.01 / 20**0.5 / 2)
+    lines = findings(judge({OURS: pieces(*hard + 1), "1-based": pieces(*hard)}))
+    assert [f.name for f in lines] == [OURS, "1-based", "verdict"]
+    assert lines[-1].status == "problem"
+
+
+def test_probes_score_answers_after_a_text_that_is_read_once():
+    model, ids = make_model(), (np.arange(200) * 7 % 70).tolist()
+    found = score(model, Part(ids[:40], [Probe(ids[40:50], 7), Probe(ids[40:60], 17)]))
+    assert found.tokens.tolist() == [3, 3]
+    for end, nats in zip((50, 60), found.nats, strict=True):
+        assert nats == pytest.approx(token_nats(model, ids[:end], end - 3).sum(), rel=1e-4)
+    assert score(model, Part(ids[:40], [])).tokens.tolist() == [39]
+    assert score(model, Part(ids, [])).tokens.tolist() == [64, 64, 64, 7]
+
+
+def test_the_packaged_text_asks_for_facts_that_it_states():
+    _, tokenizer = load(demo_model_path())
+    (part,) = packaged_parts(tokenizer, 8192, 1)
+    assert 3500 < len(part.shared) < 4352
+    text = tokenizer.decode(part.shared)
+    assert len(part.probes) > 8
+    for probe in part.probes:
+        answer = tokenizer.decode(probe.ids[probe.first :])
+        fact = answer.partition("\n")[0].strip()
+        assert fact in text
+        assert answer.endswith(f"</think>\n\nIt is {fact.rstrip('.').rpartition(' ')[2]}.")
+    assert len(packaged_parts(tokenizer, 600, 3000)) > 2
+    with pytest.raises(OptionError, match="the context of 50 holds no conversation"):
+        packaged_parts(tokenizer, 50, 3000)
+
+
+def test_a_given_text_comes_in_parts(tmp_path):
+    _, tokenizer = load(demo_model_path())
+    file = tmp_path / "text.txt"
+    file.write_text("The weather is fine. " * 100)
+    whole = parts_of_file(file, tokenizer, 8192, 10**6)
+    assert len(whole) == 1
+    cut = parts_of_file(file, tokenizer, 100, 250)
+    assert [len(p.shared) for p in cut] == [100, 100, 50]
+    assert [i for p in cut for i in p.shared] == whole[0].shared[:250]
+
+
+def test_the_toy_is_not_said_to_have_another_decay_than_it_has(capsys, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("You should know that Vera's locker code is 3231. It was a long day. " * 30)
+    code, found = doctor(capsys, "--check-decay", demo_model_path(), "--text", file, "--tokens", 300)
+    assert set(found) == {*FORMULAS, "verdict"}
+    assert code == 0
+    assert OURS in found["verdict"]["data"]["possible"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--text", "x"], "--text is for --check-decay"),
+        (["--tokens", "5"], "--tokens is for --check-decay"),
+        (["--check-decay", "/nowhere"], "no such folder"),
+        (["--check-decay", "{model}", "--text", "/nowhere"], "--text /nowhere cannot be read"),
+        (["--check-decay", "{model}", "--text", "{empty}"], "has 0 tokens"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, chat_folder, arguments, said):
+    (tmp_path / "empty").write_text("")
+    assert main(["doctor", *(a.format(model=chat_folder, empty=tmp_path / "empty") for a in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def test_a_model_without_linear_layers_has_no_decay():
+    model = make_model(model_type="bailing_moe_v2", layer_group_size=..., group_norm_size=...)
+    with pytest.raises(OptionError, match="'bailing_moe_v2' has none"):
+        compare(model, [Part([1, 2, 3], [])])
