@@ -110,4 +110,4 @@ def _what_fits(config: RingConfig, needed_bytes: int, room: int) -> str:
         if size <= room and size < needed_bytes:
             return f"a {bits}-bit conversion would fit (about {size / GB:.1f} GB)"
     smallest = int(parameter_count(config) * 4.5 / 8)
-    return f"even at 4 bits it takes about {smallest / GB:.1f} GB, so a machine with more memory or a smaller model"
+    return f"even at 4 bits it takes about {smallest / GB:.1f} GB, so use a machine with more memory, or keep experts on disk with --expert-cache-bytes"

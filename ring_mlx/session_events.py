@@ -53,6 +53,7 @@ class SessionOptions:
     model: str | os.PathLike[str]
     revision: str | None = None
     exact: bool = False
+    expert_cache_bytes: int | None = None
     kv_quantization: KVQuantization | None = None
     memory_budget_bytes: int | None = None
     store: str | os.PathLike[str] | bool = True

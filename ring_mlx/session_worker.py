@@ -106,7 +106,13 @@ class Worker:
         """
         name = Path(options.model).name
         emit(Loading(name, 0, 0))
-        model, tokenizer = load(options.model, revision=options.revision, exact=options.exact, lazy=True)
+        model, tokenizer = load(
+            options.model,
+            revision=options.revision,
+            exact=options.exact,
+            lazy=True,
+            expert_cache_bytes=options.expert_cache_bytes,
+        )
         total = len(model.layers) + 1
         for i, layer in enumerate(model.layers):
             mx.eval(layer.parameters())

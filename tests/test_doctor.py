@@ -27,6 +27,7 @@ from ring_mlx.doctor.examine import CHECKS
 from ring_mlx.doctor.finding import Finding, table
 from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation.scoring import token_nats
+from ring_mlx.experts import recommend_cache_bytes
 from tests.kernel_backends import mutated, simulator
 from tests.tiny import config, make_model, save_hf, softmax_config
 
@@ -199,6 +200,8 @@ def test_what_fits_is_what_would_load(raw, room_gb):
         assert tokens <= shape.max_position_embeddings
     found = models.fit_finding("x", shape, room)
     assert found.status == ("ok" if any(f.tokens for f in models.fits(shape, room)) else "note")
+    streamed = recommend_cache_bytes(shape, room)
+    assert ("--expert-cache-bytes" in found.seen + (found.remedy or "")) == bool(streamed)
 
 
 def test_kernels_agree_on_a_backend_that_runs_them():

@@ -17,9 +17,10 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from metal_kernels import launch
-from ring_mlx import demo_model_path, load_model
+from ring_mlx import Session, demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.cli import build_parser, main
+from ring_mlx.cli.serve_command import make_server
 from ring_mlx.config import RingConfig
 from ring_mlx.convert import convert, verify
 from ring_mlx.convert.writer import Workplace, partial_folder
@@ -31,6 +32,7 @@ from ring_mlx.experts.policies import LFU, LRU
 from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.recommend import routed_count
 from ring_mlx.memory import budget_bytes, parameter_count
+from ring_mlx.session_events import AnswerText, Sampling, ThinkingText
 from tests.compare import assert_close
 from tests.kernel_backends import backends
 from tests.kill_and_resume import folder_hashes
@@ -436,3 +438,24 @@ def test_slots_hold_what_the_file_says(forms):
     for name in ("weight", "scales", "biases"):
         ours, theirs = moe.switch_mlp.up_proj[name], resident.layers[2].mlp.switch_mlp.up_proj[name]
         assert all(np.array_equal(np.array(ours[s]), np.array(theirs[e])) for e, s in held.items())
+
+
+def test_a_session_and_a_server_read_experts_on_demand():
+    messages = [{"role": "user", "content": "What is 27 + 35?"}]
+    said = []
+    for room in (None, 2_000_000):
+        with Session(expert_cache_bytes=room, store=False, read_ahead=False) as session:
+            reply = session.send(messages, sampling=Sampling(temp=0.0), max_tokens=60)
+            said.append([e.text for e in reply if isinstance(e, AnswerText | ThinkingText)])
+    assert said[0] == said[1]
+    parser = build_parser()
+    args = parser.parse_args(["serve", "--expert-cache-bytes", "2MB", "--expert-policy", "lru", "--port", "0"])
+    server = make_server(args, None)
+    server.start()
+    try:
+        assert server.engine.wait_until_loaded(60)
+        assert server.engine._model.expert_statistics is not None
+    finally:
+        server.close()
+    with pytest.raises(OptionError, match="needs --expert-cache-bytes"):
+        make_server(parser.parse_args(["serve", "--expert-policy", "lru"]), None)

@@ -175,7 +175,9 @@ def test_a_stop_token_ends_without_text(chat):
     stop = next(i for i, e in enumerate(first) if e.token == first[3].token)
     assert [e.token for e in cut] == [e.token for e in first[: stop + 1]]
     assert cut[-1].finish_reason == "stop"
-    assert "".join(e.text for e in cut) == tokenizer.decode([e.token for e in first[:stop]]).lstrip()
+    # A letter cut in the middle of its bytes is not shown.
+    whole = tokenizer.decode([e.token for e in first[:stop]]).lstrip().rstrip("\ufffd")
+    assert "".join(e.text for e in cut) == whole
 
 
 class Scripted:

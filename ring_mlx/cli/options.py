@@ -87,13 +87,20 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     if args.model is None:
         print(f"ring-mlx: {TOY_NOTE}", file=sys.stderr)
     name = args.model or str(demo_model_path())
+    model, tokenizer = load(name, revision=args.revision, exact=args.exact, **expert_options(args))
+    return model, tokenizer, name
+
+
+def expert_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_expert_options` found, as arguments of `ring_mlx.load`; without these options nothing.
+
+    Raises:
+        OptionError: If only the policy is given.
+    """
     cache_bytes, policy = getattr(args, "expert_cache_bytes", None), getattr(args, "expert_policy", None)
     if policy is not None and cache_bytes is None:
         raise OptionError(f"--expert-policy {policy} needs --expert-cache-bytes; add it, or leave the policy out.")
-    model, tokenizer = load(
-        name, revision=args.revision, exact=args.exact, expert_cache_bytes=cache_bytes, expert_policy=policy
-    )
-    return model, tokenizer, name
+    return {"expert_cache_bytes": cache_bytes, "expert_policy": policy}
 
 
 def make_sampling(

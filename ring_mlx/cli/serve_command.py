@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("serve", help="OpenAI's routes over HTTP", description=__doc__, allow_abbrev=False)
     options.add_model_options(parser)
+    options.add_expert_options(parser)
     parser.add_argument("--model-name", help=HELP["model_name"])
     a = parser.add_argument_group("address")
     a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -105,6 +106,7 @@ def make_server(args: argparse.Namespace, key: str | None) -> Server:
         name=args.model_name or _name(args.model),
         revision=args.revision,
         exact=args.exact,
+        **options.expert_options(args),
         sampling=Sampling(temp=args.temp, top_p=args.top_p),
         max_tokens=args.max_tokens,
         max_batch=args.max_batch,

@@ -74,9 +74,14 @@ class Measured:
     error: float
 
     @property
+    def sigmas(self) -> float:
+        """Standard errors behind the best."""
+        return self.behind / self.error if self.error else math.inf if self.behind > 0 else 0.0
+
+    @property
     def is_ruled_out(self) -> bool:
         """Whether chance does not explain that it is behind."""
-        return self.behind > SIGMAS * self.error and self.behind > 0
+        return self.sigmas > SIGMAS
 
 
 @dataclass(frozen=True)
@@ -194,14 +199,14 @@ def conclusion(verdict: Verdict) -> Finding:
         remedy = "ring-mlx will answer worse the longer the text; please report this checkpoint"
         return Finding(SECTION, "verdict", PROBLEM, seen, remedy, data)
     if rivals:
-        seen = f"this text cannot tell {verdict.best!r} from {', '.join(map(repr, rivals))}, {counted}"
+        leads = ", ".join(f"{name!r} ({verdict.measured[name].sigmas:.1f} standard errors behind)" for name in rivals)
+        seen = f"{verdict.best!r} is likeliest, but this text cannot tell it from {leads}, {counted}"
         remedy = "give more or longer text of the kind that the model knows: --tokens, --text FILE"
         return Finding(SECTION, "verdict", NOTE, seen, remedy, data)
     others = [m for name, m in verdict.measured.items() if name != verdict.best]
     margin = min(others, key=lambda m: m.behind)
-    sigmas = margin.behind / margin.error if margin.error else math.inf
     seen = (
         f"trained with {OURS!r}, as ring-mlx computes; the next is {margin.behind:.5f} nats a token behind, "
-        f"{sigmas:.1f} standard errors, {counted}"
+        f"{margin.sigmas:.1f} standard errors, {counted}"
     )
-    return Finding(SECTION, "verdict", OK, seen, data=data | {"margin_nats": margin.behind, "sigmas": sigmas})
+    return Finding(SECTION, "verdict", OK, seen, data=data | {"margin_nats": margin.behind, "sigmas": margin.sigmas})

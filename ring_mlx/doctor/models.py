@@ -11,6 +11,7 @@ from ring_mlx.bench.shapes import FLASH, MINI
 from ring_mlx.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config, read_json
 from ring_mlx.doctor.finding import NOTE, OK, Finding
 from ring_mlx.errors import NoFitError, RingError
+from ring_mlx.experts import recommend_cache_bytes
 
 SECTION_CACHE, SECTION_FIT = "hub cache", "what fits"
 KNOWN = {"Ring-mini-linear-2.0": MINI, "Ring-flash-linear-2.0": FLASH}
@@ -72,14 +73,19 @@ def fit_finding(name: str, config: RingConfig, room: int) -> Finding:
     """A known model's widths as one line."""
     all_fits = fits(config, room)
     data = [f._asdict() for f in all_fits]
+    streamed = recommend_cache_bytes(config, room)
+    on_disk = f"at 4 bits --expert-cache-bytes {streamed / memory.GB:.1f}GB" if streamed else ""
     good = [f for f in all_fits if f.tokens]
     if good:
         seen = "; ".join(f"{f.bits} bits {f.weight_bytes / memory.GB:.1f} GB, {f.tokens:,} tokens" for f in good)
-        return Finding(SECTION_FIT, name, OK, seen, data=data)
+        return Finding(
+            SECTION_FIT, name, OK, f"{seen}; {on_disk} keeps the rest on disk" if on_disk else seen, data=data
+        )
     least = all_fits[-1].weight_bytes + memory.WORKSPACE_BYTES
     least += memory.cache_bytes(config, min(memory.PLAIN_CONTEXT, config.max_position_embeddings))
     seen = f"no width fits into {room / memory.GB:.1f} GB; {all_fits[-1].bits} bits want {least / memory.GB:.1f} GB"
-    return Finding(SECTION_FIT, name, NOTE, seen, "a machine with more memory, or a smaller model", data)
+    remedy = f"{on_disk}, which keeps experts on disk" if on_disk else "a machine with more memory, or a smaller model"
+    return Finding(SECTION_FIT, name, NOTE, seen, remedy, data)
 
 
 def _is_ring(folder: Path) -> bool:

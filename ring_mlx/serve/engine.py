@@ -151,7 +151,13 @@ class Engine:
         from ring_mlx.serve.work import Work
 
         s = self.settings
-        model, tokenizer = load(s.model, revision=s.revision, exact=s.exact)
+        model, tokenizer = load(
+            s.model,
+            revision=s.revision,
+            exact=s.exact,
+            expert_cache_bytes=s.expert_cache_bytes,
+            expert_policy=s.expert_policy,
+        )
         work = Work(model, tokenizer, s, self.metrics)
         self._gauges = work.gauges()
         self._model, self._tokenizer = model, tokenizer
