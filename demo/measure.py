@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ from demo.tasks_recall import make_many_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
 from ring_mlx.decay import alibi_slopes, decay_rate
+from ring_mlx.decoding import generate_step
 from ring_mlx.evaluation import evaluate
 from ring_mlx.suite import Question, extract_answer
 
@@ -127,12 +129,8 @@ def read_shared(model: Any, tokenizer: Any, drawn: Conversation, first: int) -> 
 
 def greedy(model: Any, ids: list[int], cache: Any, stops: set[int], most: int = 60) -> list[int]:
     """The likeliest continuation, token by token."""
-    out: list[int] = []
-    logits = model(mx.array([ids]), cache, last_only=True)
-    while len(out) < most and (token := int(mx.argmax(logits[0, -1]).item())) not in stops:
-        out.append(token)
-        logits = model(mx.array([[token]]), cache)
-    return out
+    tokens = (token for token, _ in generate_step(ids, model, cache, max_tokens=most))
+    return list(takewhile(lambda token: token not in stops, tokens))
 
 
 def perplexity(model: Any, tokenizer: Any, count: int, seed: int = 0) -> float:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from demo.phrases import MONTHS, NAMES
 from demo.render import ROLE_END, render, role
 from demo.split import Conversation, Phrasings, Turn, conversation, draw, listed
+from ring_mlx.filler import filler
 
 CountTokens = Callable[[str], int]
 
@@ -69,24 +70,6 @@ QUESTION = Phrasings(
 )
 NOTED = "Noted."
 NOTE_THINKING = "facts to remember, no question"
-PLACES = ("market", "harbour", "library", "station", "park", "bakery", "museum", "school", "beach", "old bridge")
-TIMES = ("Today", "Yesterday", "This morning", "Last night", "On Sunday", "After lunch", "Before work", "In the end")
-FILLER = (
-    "{time} I went to the {place}.",
-    "{time} it rained near the {place}.",
-    "{time} the {place} was very quiet.",
-    "{time} we met at the {place} and talked.",
-    "{time} I walked past the {place}.",
-    "{time} there was music at the {place}.",
-    "The {place} was full of people.",
-    "The way to the {place} is long.",
-    "I like the {place} a lot.",
-    "The {place} is closed for now.",
-    "It was a long day.",
-    "The weather is fine.",
-    "I slept well.",
-    "Dinner was good.",
-)
 
 
 class Fact(NamedTuple):
@@ -120,10 +103,6 @@ def _filler_cost(count_tokens: CountTokens, sentence: str) -> int:
     return count_tokens(f" {sentence}")
 
 
-def _filler(rng: random.Random) -> str:
-    return rng.choice(FILLER).format(time=rng.choice(TIMES), place=rng.choice(PLACES))
-
-
 def _sentences(
     rng: random.Random, split: str, budget: int, count_tokens: CountTokens, known: set[tuple[str, str]]
 ) -> list[str]:
@@ -136,7 +115,7 @@ def _sentences(
             sentence = _fact(rng, split, known).stated
             cost = count_tokens(f" {sentence}")
         else:
-            sentence = _filler(rng)
+            sentence = filler(rng)
             cost = _filler_cost(count_tokens, sentence)
         if cost <= budget:
             sentences.append(sentence)
@@ -255,7 +234,7 @@ def note(rng: random.Random, split: str) -> list[Turn]:
     """State facts or small talk without asking."""
     known: set[tuple[str, str]] = set()
     sentences = [_fact(rng, split, known).stated for _ in range(rng.randint(1, 5))]
-    sentences += [_filler(rng) for _ in range(rng.randint(0, 3))]
+    sentences += [filler(rng) for _ in range(rng.randint(0, 3))]
     rng.shuffle(sentences)
     last = Turn(sentences.pop(), NOTE_THINKING, NOTED)
     return _turns(rng, sentences, rng.choice((0, 0, 1)), last) if sentences else [last]

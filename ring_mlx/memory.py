@@ -104,6 +104,11 @@ def bound_memory(limit_bytes: int | None = None) -> None:
         maybe_set_recommended_wired_limit()
 
 
+def snapshot_budget_bytes() -> int:
+    """What snapshots may take by default: a quarter of what the machine could still give, at most 4 GiB."""
+    return min(4 << 30, max(1 << 26, (budget_bytes() - mx.get_active_memory()) // 4))
+
+
 def _what_fits(config: RingConfig, needed_bytes: int, room: int) -> str:
     for bits in (8, 6, 5, 4, 3):
         size = int(parameter_count(config) * (bits + 0.5) / 8)

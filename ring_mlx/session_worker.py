@@ -84,7 +84,7 @@ class Worker:
             fingerprint=model.fingerprint,
             memory_limit_bytes=memory.budget_bytes(),
         )
-        budget = _memory_budget() if options.memory_budget_bytes is None else options.memory_budget_bytes
+        budget = memory.snapshot_budget_bytes() if options.memory_budget_bytes is None else options.memory_budget_bytes
         self.reader = Reader(
             model,
             SnapshotTree(budget),
@@ -285,11 +285,6 @@ def _open_store(options: SessionOptions, fingerprint: str, name: str) -> Store |
     form = f"-kv{kv.bits}x{kv.group_size}from{kv.start}" if kv else ""
     form += f"-disk{options.store_kv_bits}" if options.store_kv_bits else ""
     return Store(root, fingerprint + form, options.store_budget_bytes, options.store_kv_bits, name)
-
-
-def _memory_budget() -> int:
-    """A quarter of what the machine could still give, at most 4 GiB."""
-    return min(4 << 30, max(1 << 26, (memory.budget_bytes() - mx.get_active_memory()) // 4))
 
 
 def _quantization(model: Model) -> str:

@@ -7,18 +7,18 @@ the same order everywhere. A rank waits on the host for what it receives: a GPU 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ring_mlx.config import RingConfig
 from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.distributed.ranks import Ranks
 from ring_mlx.model import LanguageModel
 
 
-class Line:
+class Line(Ranks):
     """The ranks one behind the other.
 
     Args:
@@ -26,9 +26,8 @@ class Line:
     """
 
     def __init__(self, group: mx.distributed.Group) -> None:
-        self.rank, self.size = group.rank(), group.size()
+        super().__init__(group)
         self.is_first, self.is_last = self.rank == 0, self.rank == self.size - 1
-        self._group: mx.distributed.Group | None = group
 
     def receive(self, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
         """What the rank before has sent; noise within `alone`."""
@@ -45,15 +44,6 @@ class Line:
     def of_last(self, x: mx.array) -> mx.array:
         """The last rank's x, which has the same shape [B, ...] everywhere."""
         return x if self._group is None else mx.distributed.all_gather(x, group=self._group)[-x.shape[0] :]
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Without the other ranks, which need not do the same."""
-        group, self._group = self._group, None
-        try:
-            yield
-        finally:
-            self._group = group
 
 
 class Stage(LanguageModel):

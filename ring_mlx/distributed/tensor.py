@@ -7,8 +7,7 @@ sum over ranks inside one has not been tried on Metal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -18,33 +17,21 @@ from metal_kernels import add_qmv, gate_qmv, launch, linear_gate, qkv_lightning_
 from ring_mlx.attention import LinearAttention, Result, SoftmaxAttention
 from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep
+from ring_mlx.distributed.ranks import Ranks
 from ring_mlx.model import DecoderLayer, LanguageModel
 from ring_mlx.moe import MLP, MoE
 
 
-class Sum:
+class Sum(Ranks):
     """The sum of an array over all ranks, in its dtype.
 
     Args:
         group: The ranks.
     """
 
-    def __init__(self, group: mx.distributed.Group) -> None:
-        self._group: mx.distributed.Group | None = group
-        self.rank, self.size = group.rank(), group.size()
-
     def __call__(self, x: mx.array) -> mx.array:
         """x of this rank to the sum of all; x itself within `alone`."""
         return x if self._group is None else mx.distributed.all_sum(x, group=self._group)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Without the other ranks, which need not do the same."""
-        group, self._group = self._group, None
-        try:
-            yield
-        finally:
-            self._group = group
 
 
 class ShardedSoftmaxAttention(SoftmaxAttention):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ring_mlx.errors import OptionError
+from ring_mlx.filler import filler
 
 NAMES = (
     *("Ada", "Boris", "Carla", "David", "Ella", "Felix", "Gina", "Hugo", "Iris", "Jonas", "Karim", "Lena"),
@@ -18,24 +19,6 @@ NAMES = (
 # Codes, which nobody can guess.
 THINGS = ("locker code", "door code")
 MOST_FACTS = len(NAMES) * len(THINGS)
-PLACES = ("market", "harbour", "library", "station", "park", "bakery", "museum", "school", "beach", "old bridge")
-TIMES = ("Today", "Yesterday", "This morning", "Last night", "On Sunday", "After lunch", "Before work", "In the end")
-FILLER = (
-    "{time} I went to the {place}.",
-    "{time} it rained near the {place}.",
-    "{time} the {place} was very quiet.",
-    "{time} we met at the {place} and talked.",
-    "{time} I walked past the {place}.",
-    "{time} there was music at the {place}.",
-    "The {place} was full of people.",
-    "The way to the {place} is long.",
-    "I like the {place} a lot.",
-    "The {place} is closed for now.",
-    "It was a long day.",
-    "The weather is fine.",
-    "I slept well.",
-    "Dinner was good.",
-)
 
 
 class Fact(NamedTuple):
@@ -65,7 +48,7 @@ def draw_facts(rng: random.Random, count: int) -> list[Fact]:
 def small_talk(rng: random.Random) -> Iterator[str]:
     """Sentences that state no fact of a person, without end."""
     while True:
-        yield rng.choice(FILLER).format(time=rng.choice(TIMES), place=rng.choice(PLACES))
+        yield filler(rng)
 
 
 def sentences_of(path: Path) -> Iterator[str]:

@@ -44,7 +44,7 @@ class Work:
     def __init__(self, model: Model, tokenizer: TokenizerWrapper, settings: Settings, metrics: Metrics) -> None:
         self._model, self._tokenizer, self._settings, self._metrics = model, tokenizer, settings, metrics
         budget = settings.memory_budget_bytes
-        self._tree = SnapshotTree(_snapshot_budget() if budget is None else budget)
+        self._tree = SnapshotTree(memory.snapshot_budget_bytes() if budget is None else budget)
         self._store = _open_store(settings, model.fingerprint)
         self._idle = self._reader()
         self._batch = Batch(model, settings.prefill_step_tokens)
@@ -231,11 +231,6 @@ class Work:
 
     def _finished(self, reason: str) -> None:
         self._metrics.count("requests_finished_total", reason=reason)
-
-
-def _snapshot_budget() -> int:
-    """A quarter of what the machine could still give, at most 4 GiB, as a session takes."""
-    return min(4 << 30, max(1 << 26, (memory.budget_bytes() - mx.get_active_memory()) // 4))
 
 
 def _open_store(settings: Settings, fingerprint: str) -> Store | None:
