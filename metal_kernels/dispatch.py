@@ -166,7 +166,7 @@ def add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -
 
 
 def moe_kernel(experts: Experts, x: mx.array) -> MoEKernel | None:
-    """The kernel with the contract of `naive_moe` for tokens x [T, D], or None where MLX's products shall do it."""
+    """The kernel with the contract of `naive_moe` for tokens x [..., D], or None where MLX's products shall do it."""
     where = launch.backend()
     if where is None:
         return None

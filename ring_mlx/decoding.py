@@ -175,7 +175,7 @@ def decode(
         yield int(np.asarray(y)[0]), logprobs
         if n + 1 < max_tokens:
             y, logprobs = following
-        if n % CLEAR_EVERY_TOKENS == 0:
+        if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
             mx.clear_cache()
 
 

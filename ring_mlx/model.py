@@ -61,6 +61,9 @@ class DecoderLayer(nn.Module):
         if isinstance(self.mlp, MoE):
             x, normed, logits = self.mlp.gate.score(x, r, norm, dtype)
             return self.mlp(normed, dtype, x, logits)
+        added = self.mlp.after_norm(x, norm, dtype) if r is None else None
+        if added is not None:
+            return added
         x, normed = add_norm(x, r, norm.weight, norm.eps, dtype)
         return x + self.mlp(normed).astype(x.dtype)
 

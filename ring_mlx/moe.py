@@ -8,7 +8,7 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 
 from metal_kernels import Experts as ExpertWeights
-from metal_kernels import add_norm, launch, moe_kernel, norm_router, route
+from metal_kernels import add_norm, add_qmv, launch, moe_kernel, norm_qmv, norm_router, route
 from ring_mlx.config import RingConfig
 from ring_mlx.packing import PackedExperts, PackedLayers
 
@@ -21,10 +21,21 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.use_bias)
         self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.use_bias)
         self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.use_bias)
+        self._into, self._out_of = PackedLayers(), PackedLayers()
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., hidden] to [..., hidden]."""
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    def after_norm(self, x: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype) -> mx.array | None:
+        """``x + self(norm(x))`` of a few tokens in three dispatches, or None where MLX's products shall do it."""
+        into = None if launch.backend() is None else self._into(self.gate_proj, self.up_proj)
+        read = None if into is None else norm_qmv(x, norm.weight, norm.eps, into, dtype)
+        if read is None:
+            return None
+        inner, out_of = swiglu(*read), self._out_of(self.down_proj)
+        added = None if out_of is None else add_qmv(inner, out_of, x)
+        return x + self.down_proj(inner).astype(x.dtype) if added is None else added
 
 
 class Router(nn.Module):
@@ -131,14 +142,10 @@ class MoE(nn.Module):
         """
         chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
         x = x if dtype is None else x.astype(dtype)
-        flat = x.reshape(-1, x.shape[-1])
         experts = None if launch.backend() is None else self.weights()
-        kernel = None if experts is None else moe_kernel(experts, flat)
+        kernel = None if experts is None else moe_kernel(experts, x)
         if experts is not None and kernel is not None:
-            top_k = chosen.shape[-1]
-            added = None if residual is None else residual.reshape(flat.shape)
-            y = kernel(flat, chosen.reshape(-1, top_k), weights.reshape(-1, top_k), experts, added)
-            return y.reshape(x.shape)
+            return kernel(x, chosen, weights, experts, residual)
         y = (self.switch_mlp(x, chosen).astype(mx.float32) * weights[..., None]).sum(axis=-2)
         if "shared_experts" in self:
             y = y + self.shared_experts(x).astype(mx.float32)

@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 import ring_mlx.model as model_module
+from metal_kernels import launch
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from tests.compare import assert_close
 from tests.tiny import GOLDENS, make_model, tokens
@@ -91,7 +92,9 @@ def test_what_is_no_single_step_goes_layer_by_layer(pieces):
 
 
 def test_the_simulator_and_the_cpu_compile_nothing():
-    assert not is_worthwhile()
+    for backend in (None, launch.Backend("simulator", print)):
+        with launch.use(backend):
+            assert not is_worthwhile()
 
 
 def test_a_compiled_step_sees_a_changed_weight(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.packed import Packed
-from metal_kernels.quantized_moe import Experts, decode, decode_moe, naive_moe, supports_decode
+from metal_kernels.quantized_moe import Experts, decode, decode_moe, naive_moe, prefill_moe, supports_decode
 from tests.compare import assert_close, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated
 from tests.kernel_reference import DTYPES, assert_as_exact
@@ -79,6 +79,21 @@ def test_residual_and_shared_expert(backend, residual, shared):
     case = Case(("affine", 4, 32), 2, shared=shared, residual=residual)
     assert Experts(*case.routed, case.shared).rides == (shared == 64)
     check(backend, case)
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("shared", [64, 32, None])
+def test_leading_axes_are_kept(backend, shared):
+    case = Case(("affine", 4, 32), 6, shared=shared, residual=mx.bfloat16)
+    x, chosen, weights, residual = (a.reshape(2, 3, -1) for a in (case.x, case.chosen, case.weights, case.residual))
+    experts = Experts(*case.routed, case.shared)
+    flat = naive(case).reshape(2, 3, -1)
+    assert mx.array_equal(naive_moe(x, chosen, weights, *case.routed, case.shared, residual), flat)
+    with launch.use(backend):
+        for form in (decode_moe, prefill_moe):
+            y = form(x, chosen, weights, experts, residual)
+            assert y.shape == x.shape and y.dtype == mx.bfloat16
+            assert_close(y, flat, 2e-2, mx.bfloat16)
 
 
 @pytest.mark.parametrize("backend", CHECKED)
@@ -157,8 +172,8 @@ def test_shapes_that_disagree_are_named():
         Experts(case.routed[0], case.routed[2], case.routed[1])
     experts = Experts(*case.routed)
     for x, chosen, weights, message in (
-        (case.x[:, :64], case.chosen, case.weights, r"x and residual must be \[T, 96\]"),
-        (case.x, case.chosen[:1], case.weights, r"must be \[2, k\]"),
+        (case.x[:, :64], case.chosen, case.weights, r"x and residual must be \[..., 96\]"),
+        (case.x, case.chosen[:1], case.weights, r"must be \[2\] \+ \[k\]"),
         (case.x, case.chosen.astype(mx.uint32), case.weights, "chosen must be int32"),
     ):
         with pytest.raises(ValueError, match=message):

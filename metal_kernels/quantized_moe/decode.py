@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ DOWN = Kernel(
 
 
 def supports_decode(experts: Experts, x: mx.array) -> bool:
-    """Whether `decode_moe` takes these tokens [T, D]: 1 to 8 of them, and formats that the kernels read."""
-    return experts.supported and x.dtype in FLOATS and 1 <= x.shape[0] <= MAX_TOKENS
+    """Whether `decode_moe` takes these tokens [..., D]: 1 to 8 of them, and formats that the kernels read."""
+    return experts.supported and x.dtype in FLOATS and 1 <= math.prod(x.shape[:-1]) <= MAX_TOKENS
 
 
 def decode_moe(
@@ -40,14 +41,14 @@ def decode_moe(
     """Same contract as `naive_moe`, for what `supports_decode` accepts; sums of products in another order.
 
     Args:
-        x: [T, D]; starts at a multiple of 16 bytes, as every array that is no odd slice does.
-        chosen: [T, k] int32.
-        weights: [T, k] float32.
+        x: [..., D]; starts at a multiple of 16 bytes, as every array that is no odd slice does.
+        chosen: [..., k] int32.
+        weights: [..., k] float32.
         experts: Built once a layer.
-        residual: [T, D] or None.
+        residual: [..., D] or None.
 
     Returns:
-        y [T, D] in the dtype of ``residual``; float32 without one.
+        y [..., D] in the dtype of ``residual``; float32 without one.
 
     Raises:
         ValueError: If shapes or dtypes disagree.
@@ -57,8 +58,7 @@ def decode_moe(
     if experts.shared is not None and not experts.rides:
         added = shared_product(x, experts.shared)
         residual = added if residual is None else added + residual
-    tokens, top_k = chosen.shape
-    plan = _prepared(experts, tokens, top_k, dtype, residual is not None)
+    plan = _prepared(experts, chosen.shape, dtype, residual is not None)
     (h,) = GATE_UP([x, chosen, *experts.gate_up_arrays], **plan.gate_up)
     (y,) = DOWN([h, chosen, weights, *experts.down_arrays, h if residual is None else residual], **plan.down)
     return y
@@ -71,16 +71,17 @@ class _Plan(NamedTuple):
     down: dict[str, Any]
 
 
-def _prepared(experts: Experts, tokens: int, top_k: int, dtype: mx.Dtype, has_residual: bool) -> _Plan:
+def _prepared(experts: Experts, chosen: tuple[int, ...], dtype: mx.Dtype, has_residual: bool) -> _Plan:
     where = backend()
-    key = ("decode", tokens, top_k, dtype, has_residual, where.name if where else "")
+    key = ("decode", chosen, dtype, has_residual, where.name if where else "")
     found: _Plan | None = experts.prepared.get(key)
     if found is None:
-        found = experts.prepared[key] = _prepare(experts, tokens, top_k, dtype, has_residual, decode_rows(key[-1]))
+        found = experts.prepared[key] = _prepare(experts, chosen, dtype, has_residual, decode_rows(key[-1]))
     return found
 
 
-def _prepare(experts: Experts, tokens: int, top_k: int, dtype: mx.Dtype, has_residual: bool, rows: Rows) -> _Plan:
+def _prepare(experts: Experts, chosen: tuple[int, ...], dtype: mx.Dtype, has_residual: bool, rows: Rows) -> _Plan:
+    (*leading, top_k), tokens = chosen, math.prod(chosen[:-1])
     slots, common = experts.slots(top_k), [("TOP_K", top_k), ("SLOTS", experts.slots(top_k))]
     first, second = dict(format_template(experts.gate)), dict(format_template(experts.down))
     step, lanes = _steps(first["BITS"], first["K"])
@@ -99,7 +100,7 @@ def _prepare(experts: Experts, tokens: int, top_k: int, dtype: mx.Dtype, has_res
         "template": [*template, ("SIMDGROUPS", threads // 32), ("HAS_RESIDUAL", has_residual), ("O", dtype)],
         "grid": (-(-second["N"] // (rows.down * 32 // lanes)) * threads, tokens, 1),
         "threadgroup": (threads, 1, 1),
-        "shapes": [(tokens, second["N"])],
+        "shapes": [(*leading, second["N"])],
         "dtypes": [dtype],
     }
     return _Plan(gate_up, down)

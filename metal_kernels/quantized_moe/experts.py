@@ -121,11 +121,11 @@ class Experts:
     def check(self, x: mx.array, chosen: mx.array, weights: mx.array, residual: mx.array | None) -> None:
         """Raises ValueError unless tokens, choice and residual fit each other and these weights."""
         shape, pairs = x.shape, chosen.shape
-        if len(shape) != 2 or shape[1] != self.hidden or (residual is not None and residual.shape != shape):
+        if len(shape) < 2 or shape[-1] != self.hidden or (residual is not None and residual.shape != shape):
             got = [a.shape for a in (x, residual) if a is not None]
-            raise ValueError(f"[moe] x and residual must be [T, {self.hidden}] but got {got}.")
-        if len(pairs) != 2 or pairs[0] != shape[0] or weights.shape != pairs:
-            raise ValueError(f"[moe] chosen and weights must be [{shape[0]}, k] but got {pairs}, {weights.shape}.")
+            raise ValueError(f"[moe] x and residual must be [..., {self.hidden}] but got {got}.")
+        if pairs[:-1] != shape[:-1] or weights.shape != pairs:
+            raise ValueError(f"[moe] chosen and weights must be {[*shape[:-1]]} + [k] but got {pairs}, {weights.shape}.")
         if chosen.dtype != mx.int32 or weights.dtype != mx.float32:
             raise ValueError(f"[moe] chosen must be int32, weights float32 but got {chosen.dtype}, {weights.dtype}.")
 
@@ -135,7 +135,7 @@ class Experts:
 
 
 def shared_product(x: mx.array, mlp: Shared) -> mx.array:
-    """``down (silu(gate x) * (up x))`` in float32 MLX operations, without dequantising whole matrices: [T, D]."""
+    """``down (silu(gate x) * (up x))`` in float32 MLX operations, without dequantising whole matrices: [..., D]."""
     x = x.astype(mx.float32)
     gate, up = _product(x, mlp[0]), _product(x, mlp[1])
     return _product(gate * mx.sigmoid(gate) * up, mlp[2])

@@ -29,38 +29,38 @@ def naive_moe(
     All products are float32 products of the dequantised weights, and the sum is float32.
 
     Args:
-        x: Tokens [T, D], any float dtype.
-        chosen: Experts of each token [T, k], int32, no expert twice.
-        weights: Their weights [T, k], float32.
+        x: Tokens [..., D], any float dtype.
+        chosen: Experts of each token [..., k], int32, no expert twice.
+        weights: Their weights [..., k], float32.
         gate: Stack [E, I, D].
         up: Stack [E, I, D].
         down: Stack [E, D, I].
         shared: Gate [S, D], up [S, D] and down [D, S] of the shared expert, unscaled; None is none.
-        residual: [T, D], any float dtype; None is zero.
+        residual: [..., D], any float dtype; None is zero.
 
     Returns:
-        y [T, D] in the dtype of ``residual``, rounded once; float32 without one.
+        y [..., D] in the dtype of ``residual``, rounded once; float32 without one.
 
     Source: arXiv 2510.19338, section 2; the SwiGLU experts of DeepSeekMoE, arXiv 2401.06066.
     """
     x = x.astype(mx.float32)
-    g = _expert_products(x[:, None], gate, chosen)
-    u = _expert_products(x[:, None], up, chosen)
-    y = (_expert_products(_swiglu(g, u), down, chosen) * weights.astype(mx.float32)[..., None]).sum(axis=1)
+    g = _expert_products(x[..., None, :], gate, chosen)
+    u = _expert_products(x[..., None, :], up, chosen)
+    y = (_expert_products(_swiglu(g, u), down, chosen) * weights.astype(mx.float32)[..., None]).sum(axis=-2)
     if shared is not None:
         y = y + naive_mlp(x, shared)
     return y if residual is None else (y + residual.astype(mx.float32)).astype(residual.dtype)
 
 
 def naive_mlp(x: mx.array, mlp: Shared) -> mx.array:
-    """``down (silu(gate x) * (up x))`` for x [T, D], float32 throughout."""
+    """``down (silu(gate x) * (up x))`` for x [..., D], float32 throughout."""
     gate, up, down = (w.dequantize().T for w in mlp)
     x = x.astype(mx.float32)
     return _swiglu(x @ gate, x @ up) @ down
 
 
 def _expert_products(x: mx.array, stack: Packed, chosen: mx.array) -> mx.array:
-    """x [T, k or 1, K] through matrix ``chosen[t, j]`` of the stack [E, N, K], to [T, k, N] float32."""
+    """x [..., k or 1, K] through matrix ``chosen[..., j]`` of the stack [E, N, K], to [..., k, N] float32."""
     return mx.gather_mm(x[..., None, :], stack.dequantize().swapaxes(-1, -2), rhs_indices=chosen)[..., 0, :]
 
 

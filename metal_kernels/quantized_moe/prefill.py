@@ -34,8 +34,8 @@ COMBINE_THREADS = 128
 
 
 def supports_prefill(experts: Experts, x: mx.array) -> bool:
-    """Whether `prefill_moe` takes these tokens [T, D]: at least one, and formats that the kernels read."""
-    return experts.supported and x.dtype in FLOATS and x.shape[0] >= 1
+    """Whether `prefill_moe` takes these tokens [..., D]: at least one, and formats that the kernels read."""
+    return experts.supported and x.dtype in FLOATS and x.size >= 1
 
 
 def prefill_moe(
@@ -53,29 +53,31 @@ def prefill_moe(
     quantised product does; all sums are float32.
 
     Args:
-        x: [T, D]; starts at a multiple of 16 bytes, as every array that is no odd slice does.
-        chosen: [T, k] int32.
-        weights: [T, k] float32.
+        x: [..., D]; starts at a multiple of 16 bytes, as every array that is no odd slice does.
+        chosen: [..., k] int32.
+        weights: [..., k] float32.
         experts: Built once a layer.
-        residual: [T, D] or None.
+        residual: [..., D] or None.
         tile: Rows of a threadgroup and their simdgroups; None chooses by the number of tokens.
         operand: What is multiplied, float32 or a 16-bit type; None takes the backend's.
 
     Returns:
-        y [T, D] in the dtype of ``residual``; float32 without one.
+        y [..., D] in the dtype of ``residual``; float32 without one.
 
     Raises:
         ValueError: If shapes or dtypes disagree.
     """
     experts.check(x, chosen, weights, residual)
-    tokens, top_k = chosen.shape
+    top_k, shape = chosen.shape[-1], x.shape
+    x, chosen = x.reshape(-1, shape[-1]), chosen.reshape(-1, top_k)
+    tokens = chosen.shape[0]
     dtype = mx.float32 if residual is None else residual.dtype
     where = backend()
     tile = tile or tiles.prefill_tile(tokens * top_k / experts.count)
     plan = _prepared(experts, top_k, tile, operand or tiles.operand(where.name if where else "", x.dtype))
     if experts.shared is not None and not experts.rides:
         added = shared_product(x, experts.shared)
-        residual = added if residual is None else added + residual
+        residual = added if residual is None else added + residual.reshape(x.shape)
     order = mx.argsort(chosen.reshape(-1))
     parts = _parts(x, chosen, weights, order, experts, plan)
     (y,) = COMBINE(
@@ -83,7 +85,7 @@ def prefill_moe(
         template=[("N", plan.hidden), ("SLOTS", plan.slots), ("HAS_RESIDUAL", residual is not None), ("O", dtype)],
         grid=(plan.hidden // 4, tokens, 1),
         threadgroup=(min(plan.hidden // 4, COMBINE_THREADS), 1, 1),
-        shapes=[(tokens, plan.hidden)],
+        shapes=[shape],
         dtypes=[dtype],
     )
     return y

@@ -78,6 +78,9 @@ class ShardedMLP(MLP):
         """[..., hidden] to [..., hidden]."""
         return self._total(super().__call__(x))
 
+    def after_norm(self, x: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype) -> None:
+        """Nothing: the sum over ranks comes before the residual."""
+
 
 class ShardedMoE(MoE):
     """Part of the inner dimension of every expert; the router is whole. Same contract as `MoE`."""
