@@ -19,38 +19,91 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from benchmarks.shapes import SHAPES
-from metal_kernels import launch, linear_gate, qk_norm_rope, qkv_lightning_attn, route
+from metal_kernels import (
+    add_qmv,
+    gate_qmv,
+    launch,
+    linear_gate,
+    norm_qmv,
+    qk_norm_rope,
+    qkv_lightning_attn,
+    route,
+)
+from metal_kernels.fused_qmv.fused import MAX_TOKENS
 from ring_mlx.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.config import RingConfig
 from ring_mlx.model import DecoderLayer
 from ring_mlx.moe import MoE, Router
+from ring_mlx.packing import PackedLayers
 
-Case = tuple[str, Callable[[], Any]]
+Call = Callable[[mx.array], Any]
+Case = tuple[str, Call, mx.array]
 COLUMNS = ["device", "mlx", "backend", "shape", "kernel", "tokens", "rows", "plain_us", "kernel_us", "ratio"]
 
 
 def cases(config: RingConfig, T: int, B: int, bits: int) -> Iterator[Case]:
-    """Each operation as a call without arguments, on random data of the config's shapes."""
+    """Each operation as a call of one argument, and that argument: random data of the config's shapes."""
     dtype = mx.bfloat16
     c = config
-    linear, softmax = LinearAttention(c, 1), SoftmaxAttention(c)
+    linear, softmax = quantised(LinearAttention(c, 1), bits), quantised(SoftmaxAttention(c), bits)
     width, heads = c.num_attention_heads * c.head_dim, linear.heads()
     state = mx.random.normal((B, c.num_attention_heads, c.head_dim, c.head_dim))
     qkv = mx.random.normal((B, T, 3 * width)).astype(dtype)
-    yield "qkv_lightning_attn", lambda: qkv_lightning_attn(qkv, heads, linear.decay_rate, linear.scale, 7, state)
+    yield "qkv_lightning_attn", lambda a: qkv_lightning_attn(a, heads, linear.decay_rate, linear.scale, 7, state), qkv
     narrow = mx.random.normal((B, T, width + 2 * c.num_key_value_heads * c.head_dim)).astype(dtype)
-    yield "qk_norm_rope", lambda: qk_norm_rope(narrow, softmax.heads(), 7)
+    yield "qk_norm_rope", lambda a: qk_norm_rope(a, softmax.heads(), 7), narrow
     x, gate = (mx.random.normal((B, T, width)).astype(dtype) for _ in range(2))
     weight = mx.random.normal((width,)).astype(dtype)
-    yield "linear_gate", lambda: linear_gate(x, gate, weight, c.group_norm_size, c.rms_norm_eps)
+    yield "linear_gate", lambda a: linear_gate(a, gate, weight, c.group_norm_size, c.rms_norm_eps), x
     logits, bias = mx.random.normal((B, T, c.num_experts)), 0.1 * mx.random.normal((c.num_experts,))
     options = (c.num_experts_per_tok, c.n_group, c.topk_group, c.routed_scaling_factor, c.norm_topk_prob)
-    yield "route", lambda: route(logits, bias, *options)
+    yield "route", lambda a: route(a, bias, *options), logits
     moe = quantised(MoE(c), bits)
     hidden = mx.random.normal((B, T, c.hidden_size)).astype(dtype)
-    yield "moe (with router)", lambda: moe(hidden, dtype, hidden)
+    yield "moe (with router)", lambda a: moe(a, dtype, a), hidden
+    if B * T <= MAX_TOKENS:
+        yield from few_tokens(c, moe.gate, linear, softmax, hidden, x, gate)
     layer = quantised(DecoderLayer(c, 1), bits)
-    yield "linear layer", lambda: layer(hidden, None, None, 7)
+    yield "linear layer", lambda a: layer(a, None, None, 7), hidden
+
+
+def few_tokens(
+    config: RingConfig,
+    router: Router,
+    linear: LinearAttention,
+    softmax: SoftmaxAttention,
+    hidden: mx.array,
+    o: mx.array,
+    gate: mx.array,
+) -> Iterator[Case]:
+    """The operations whose kernels take 1 to 8 tokens only, as the layers call them: hidden [B, T, hidden], o as gate."""
+    dtype = hidden.dtype
+    norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    norm.weight = mx.random.normal(norm.weight.shape).astype(dtype)
+    residual = mx.random.normal(hidden.shape).astype(dtype)
+    yield "norm_router", lambda a: router.score(a, residual, norm, dtype), hidden
+    layers = linear.query_key_value, linear.g_proj
+    into, out_of, softmax_out_of = PackedLayers()(*layers), PackedLayers()(linear.dense), PackedLayers()(softmax.dense)
+
+    def norm_products(a: mx.array) -> tuple[mx.array, ...]:
+        found = None if into is None else norm_qmv(a, norm.weight, norm.eps, into, dtype)
+        if found is not None:
+            return found
+        normed = norm(a).astype(dtype)
+        return tuple(layer(normed) for layer in layers)
+
+    def gated_product(a: mx.array) -> mx.array:
+        gated = a, gate, linear.g_norm.weight, linear.groups, linear.g_norm.eps
+        added = None if out_of is None else gate_qmv(*gated, out_of, hidden)
+        return hidden + linear.dense(linear_gate(*gated)) if added is None else added
+
+    def product(a: mx.array) -> mx.array:
+        added = None if softmax_out_of is None else add_qmv(a, softmax_out_of, hidden)
+        return hidden + softmax.dense(a) if added is None else added
+
+    yield "norm_qmv", norm_products, hidden
+    yield "gate_qmv", gated_product, o
+    yield "add_qmv", product, o
 
 
 def quantised(block: Any, bits: int) -> Any:
@@ -68,20 +121,20 @@ def quantised(block: Any, bits: int) -> Any:
     return block
 
 
-def chain_us(call: Callable[[], Any], calls: int) -> float:
+def chain_us(call: Call, x: mx.array, calls: int) -> float:
     """Microseconds a call, over so many calls that are evaluated together."""
     mx.synchronize()
     started = time.perf_counter()
-    mx.eval([call() for _ in range(calls)])
+    mx.eval([call(x) for _ in range(calls)])
     mx.synchronize()
     return (time.perf_counter() - started) / calls * 1e6
 
 
-def difference(call: Callable[[], Any]) -> float:
+def difference(call: Call, x: mx.array) -> float:
     """The largest relative RMS between kernel and plain outputs of floats."""
-    fast = call()
+    fast = call(x)
     with launch.use(None):
-        plain = call()
+        plain = call(x)
     pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (fast, plain)), strict=True)
     worst = 0.0
     for a, e in ((a.astype(mx.float32), e.astype(mx.float32)) for a, e in pairs if mx.issubdtype(e.dtype, mx.floating)):
@@ -110,11 +163,12 @@ def main() -> None:
     print(f"{device}, mlx {mx.__version__}, {where.name}, {args.shape}, {args.bits} bits, {how}, n={args.repeats}")
     lines = []
     for T in map(int, args.tokens.split(",")):
-        for name, call in cases(RingConfig.from_dict(SHAPES[args.shape]), T, args.batch, args.bits):
+        for name, call, x in cases(RingConfig.from_dict(SHAPES[args.shape]), T, args.batch, args.bits):
             if args.check:
-                print(f"{name:20} {T:6d} tokens: differs by {difference(call):.2e}")
+                print(f"{name:20} {T:6d} tokens: differs by {difference(call, x):.2e}")
                 continue
-            plain, fast = measure(call, args.calls if T < 64 else max(2, args.calls // 8), args.repeats, args.compiled)
+            calls = args.calls if T < 64 else max(2, args.calls // 8)
+            plain, fast = measure(call, x, calls, args.repeats, args.compiled)
             print(f"{name:20} {T:6d} tokens: plain {plain:10.1f} us, kernel {fast:10.1f} us, {plain / fast:6.2f} times")
             numbers = [f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.2f}"]
             lines.append([device, mx.__version__, where.name, args.shape, name, T, args.batch, *numbers])
@@ -122,14 +176,14 @@ def main() -> None:
         write_csv(Path(args.csv), lines)
 
 
-def measure(call: Callable[[], Any], calls: int, repeats: int, is_compiled: bool) -> tuple[float, float]:
-    """Medians of plain and kernel."""
+def measure(call: Call, x: mx.array, calls: int, repeats: int, is_compiled: bool) -> tuple[float, float]:
+    """Medians of plain and kernel; x is an argument of the compiled forms, as it is of a decode step."""
     found: dict[bool, list[float]] = {True: [], False: []}
-    forms = {is_plain: mx.compile(lambda: call()) if is_compiled else call for is_plain in found}
+    forms = {is_plain: mx.compile(lambda a: call(a)) if is_compiled else call for is_plain in found}
     for repeat in range(repeats + 1):
         for is_plain, form in forms.items():
             with launch.use(None if is_plain else launch.backend()):
-                us = chain_us(form, calls)
+                us = chain_us(form, x, calls)
             if repeat:
                 found[is_plain].append(us)
     return statistics.median(found[True]), statistics.median(found[False])
