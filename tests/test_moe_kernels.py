@@ -92,7 +92,7 @@ def test_leading_axes_are_kept(backend, shared):
     with launch.use(backend):
         for form in (decode_moe, prefill_moe):
             y = form(x, chosen, weights, experts, residual)
-            assert y.shape == x.shape and y.dtype == mx.bfloat16
+            assert y.shape == x.shape
             assert_close(y, flat, 2e-2, mx.bfloat16)
 
 
