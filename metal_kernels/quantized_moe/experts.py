@@ -125,7 +125,9 @@ class Experts:
             got = [a.shape for a in (x, residual) if a is not None]
             raise ValueError(f"[moe] x and residual must be [..., {self.hidden}] but got {got}.")
         if pairs[:-1] != shape[:-1] or weights.shape != pairs:
-            raise ValueError(f"[moe] chosen and weights must be {[*shape[:-1]]} + [k] but got {pairs}, {weights.shape}.")
+            raise ValueError(
+                f"[moe] chosen and weights must be {[*shape[:-1]]} + [k] but got {pairs}, {weights.shape}."
+            )
         if chosen.dtype != mx.int32 or weights.dtype != mx.float32:
             raise ValueError(f"[moe] chosen must be int32, weights float32 but got {chosen.dtype}, {weights.dtype}.")
 
