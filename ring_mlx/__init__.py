@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mlx_lm.sample_utils import make_sampler
 
     from ring_mlx.cache import HybridCache
+    from ring_mlx.cli.options import byte_count
     from ring_mlx.config import RingConfig
     from ring_mlx.decoding import KVQuantization
     from ring_mlx.errors import RingError
@@ -50,6 +51,7 @@ __all__ = [
     "Statistics",
     "ThinkingText",
     "ToolCall",
+    "byte_count",
     "demo_model_path",
     "generate",
     "load",
@@ -80,6 +82,7 @@ _HOMES = {
     "Statistics": "ring_mlx.session_events",
     "ThinkingText": "ring_mlx.session_events",
     "ToolCall": "ring_mlx.session_events",
+    "byte_count": "ring_mlx.cli.options",
     "demo_model_path": "ring_mlx.loading",
     "generate": "ring_mlx.generation",
     "load": "ring_mlx.loading",

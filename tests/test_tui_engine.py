@@ -234,6 +234,33 @@ def test_a_session_answers_and_reuses_what_it_has_read(chat_folder):
         assert r.read()[-1].reason in ("stopped", "stop")
 
 
+def test_experts_on_demand_give_the_same_answer_also_after_a_switch(chat_folder, monkeypatch):
+    class Made(Session):
+        info = None
+
+        def __init__(self, *args, **options):
+            Made.info = options["expert_cache_bytes"]
+            super().__init__(*args, **options)
+
+    def answer(r):
+        r.until(Loaded)
+        r.ask("hi", temp=0.0, max_tokens=12)
+        return "".join(m.thinking_text + m.answer_text for m in r.read() if isinstance(m, Piece))
+
+    monkeypatch.setattr("tui.sources.Session", Made)
+    with Running(ModelChoice(str(chat_folder))) as r:
+        whole = answer(r)
+        assert Made.info is None
+    with Running(ModelChoice(str(chat_folder), expert_cache_bytes=200_000)) as r:
+        assert answer(r) == whole != ""
+        r.engine.switch(ModelChoice(str(chat_folder)))
+        assert answer(r) == whole
+        assert Made.info == 200_000
+        r.engine.switch(ModelChoice(str(chat_folder), expert_cache_bytes=1))
+        (failed,) = r.until(Failed)[-1:]
+        assert failed.text.startswith("[option] --expert-cache-bytes 1 is too little")
+
+
 def test_the_same_seed_gives_the_same_answer(chat_folder):
     def answer(r, seed):
         r.ask("hi", temp=1.0, max_tokens=12, seed=seed)
@@ -388,9 +415,14 @@ def test_options_come_before_the_configuration():
     config = command.with_options(Config(model="m", system_prompt="s"), parse("--temp=0", "--seed=3", "--model=x"))
     assert (config.sampling.temp, config.sampling.seed, config.sampling.top_p) == (0.0, 3, 1.0)
     assert (config.model, config.system_prompt) == ("x", "s")
+    assert parse().expert_cache_bytes is None
+    assert parse("--expert-cache-bytes", "1.5GB").expert_cache_bytes == 1_500_000_000
 
 
-@pytest.mark.parametrize("option", ["--max-tokens=0", "--temp=-1", "--top-p=1.5", "--top-p=nan", "--thinking-budget=x"])
+@pytest.mark.parametrize(
+    "option",
+    ["--max-tokens=0", "--temp=-1", "--top-p=1.5", "--top-p=nan", "--thinking-budget=x", "--expert-cache-bytes=lots"],
+)
 def test_the_command_refuses_bad_numbers(option, capsys):
     with pytest.raises(SystemExit):
         parse(option)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ring_mlx import RingError
+from ring_mlx import RingError, byte_count
 
+EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
 SAMPLING = ("temp", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed")
 
 
@@ -25,6 +26,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("chat", help="chat in the terminal", description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=EXPERTS)
     parser.add_argument("--max-tokens", "-m", type=_from(int, 1), help="at most so many an answer (2048)")
     parser.add_argument("--temp", type=_from(float, 0), help="temperature; 0 is greedy (0.6)")
     parser.add_argument("--top-p", type=_from(float, 0, 1), help="nucleus probability (1)")
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     settings, wrong = config.load(paths.config_file())
     settings = with_options(settings, args)
     notes = [wrong] if wrong else []
-    engine = Engine(ModelChoice(settings.model or None, args.revision))
+    engine = Engine(ModelChoice(settings.model or None, args.revision, args.expert_cache_bytes))
     keeper = Keeper(paths.data_file("chats.db"), notes.append)
     talk = keeper.latest() if args.resume else None
     try:

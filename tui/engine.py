@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from textual.message import Message
@@ -73,8 +73,13 @@ class Engine:
         self._work.put(self._latest)
 
     def switch(self, choice: ModelChoice) -> None:
-        """End the answer and load another model; the old one is freed first, and comes back if the new one fails."""
+        """End the answer and load another model; the old one is freed first, and comes back if the new one fails.
+
+        Memory for experts is for whichever model is loaded, unless the choice names its own.
+        """
         self.stop()
+        if choice.expert_cache_bytes is None:
+            choice = replace(choice, expert_cache_bytes=self._choice.expert_cache_bytes)
         self._work.put(choice)
 
     def stop(self) -> None:

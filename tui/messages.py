@@ -68,10 +68,14 @@ class Question:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model by folder or owner/name; ``path`` None is the packaged toy."""
+    """A model by folder or owner/name; ``path`` None is the packaged toy.
+
+    ``expert_cache_bytes`` is the memory that routed experts are read into on demand; None keeps them all in memory.
+    """
 
     path: str | None = None
     revision: str | None = None
+    expert_cache_bytes: int | None = None
 
 
 @dataclass

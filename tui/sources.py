@@ -54,6 +54,7 @@ class SessionSource:
         self._session = Session(
             choice.path,
             revision=choice.revision,
+            expert_cache_bytes=choice.expert_cache_bytes,
             store=store,
             on_loading=lambda event: post(Loading(name, event.done, event.total)),
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ def add_expert_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--expert-policy", choices=("lru", "lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)"
+    )
+
+
+def add_distributed_option(parser: argparse.ArgumentParser) -> None:
+    """How several processes share the model."""
+    parser.add_argument(
+        "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"
     )
 
 
