@@ -113,7 +113,7 @@ class Batch:
         if not self._rows:
             return {}
         assert self._logits is not None
-        chosen = mx.concatenate([self._choose(n, row) for n, row in enumerate(self._rows)])
+        chosen = self._choose_all()
         self._logits = self._model(chosen[:, None], self._cache, last_only=True)[:, -1].astype(mx.float32)
         mx.async_eval(self._logits)
         tokens = np.asarray(chosen).tolist()
@@ -168,6 +168,10 @@ class Batch:
                 mine.extend(new)
             self._logits = mx.concatenate([self._logits, logits])
         self._rows.append(row)
+
+    def _choose_all(self) -> mx.array:
+        """The next token of each row, [rows]."""
+        return mx.concatenate([self._choose(n, row) for n, row in enumerate(self._rows)])
 
     def _choose(self, n: int, row: _Row) -> mx.array:
         assert self._logits is not None

@@ -97,6 +97,10 @@ class Reader:
             if halted:
                 return
 
+    def forget(self) -> None:
+        """Drop the live cache; snapshots are values and stay."""
+        self.live.restore(None)
+
     def keep(self, kind: str, durable: bool = True) -> Snapshot:
         """Keep what the live cache knows now."""
         return self.tree.add(self.live.snapshot(kind, self.logits, durable))

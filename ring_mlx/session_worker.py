@@ -174,7 +174,7 @@ class Worker:
 
     def forget_live(self) -> None:
         """Drop the live cache, of which nothing is certain after a failure; snapshots are values and stay."""
-        self.reader.live.restore(None)
+        self.reader.forget()
 
     def _begin(self, request: Request) -> _Turn:
         started, renderer = time.perf_counter(), None

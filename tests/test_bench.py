@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -16,13 +17,15 @@ from ring_mlx.bench import plot
 from ring_mlx.bench.dispatches import count_decode_step, count_primitives
 from ring_mlx.bench.engines import OURS, Engine, seeded_cache, theirs
 from ring_mlx.bench.floor import decode_bytes, prefill_operations, weight_bytes_read
-from ring_mlx.bench.job import COLUMNS
+from ring_mlx.bench.job import COLUMNS, LATER, Files
 from ring_mlx.bench.measure import Cell, Run, measure
 from ring_mlx.bench.random_weights import random_model, random_model_of, random_words
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.bench.shapes import GOLDEN, MINI, SHAPES, TINY, cut
 from ring_mlx.cli import main
 from ring_mlx.config import RingConfig, read_config
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -243,10 +246,51 @@ def test_the_command_prints_and_writes_everything(cli, tmp_path):
     assert len(files["csv"].read_text().splitlines()) == 6
 
 
+def test_experts_read_on_demand_are_measured_and_said(cli, tmp_path):
+    files = tmp_path / "x.csv", tmp_path / "x.json"
+    args = ["-p", 6, "-g", 2, "-n", 1, "--expert-cache-bytes", "1MB", "--csv", files[0], "--json", files[1]]
+    code, out, _ = cli(*args)
+    assert code == 0
+    assert "the packaged toy, experts in 0.001 GB: " in out
+    assert "% in memory" in out.splitlines()[-1]
+    with files[0].open() as f:
+        (row,) = csv.DictReader(f)
+    assert (row["ranks"], row["distributed"], row["expert_cache_gb"]) == ("1", "", "0.001")
+    found = json.loads(files[1].read_text())
+    assert found["expert_cache_gb"] == 0.001
+    assert found["experts"]["decode"]["lookups"] > 0
+
+
+def test_a_file_of_an_earlier_version_is_appended_to_where_nothing_is_lost(cli, tmp_path):
+    path, earlier = tmp_path / "x.csv", [c for c in COLUMNS if c not in LATER]
+    path.write_text(",".join(earlier) + "\n")
+    assert cli("-p", 4, "-g", 1, "-n", 1, "--csv", path)[0] == 0
+    with path.open() as f:
+        (row,) = csv.DictReader(f)
+    assert list(row) == earlier
+    assert None not in row.values()
+    code, _, err = cli("-p", 4, "-g", 1, "-n", 1, "--csv", path, "--expert-cache-bytes", "1MB")
+    assert code == 2
+    assert "it lacks expert_cache_gb" in err
+    path.write_text(",".join(reversed(COLUMNS)) + "\n")
+    assert "other columns" in cli("-p", 4, "--csv", path)[2]
+
+
+def test_kept_results_can_be_appended_to():
+    files = [p for p in (ROOT / "benchmarks" / "results").glob("*.csv") if not p.stem.endswith("_kernels")]
+    assert files
+    for path in files:
+        Files(path).check()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--random", "mini", "--model", "x"], "makes its own weights"),
+        (["--random", "golden", "--expert-cache-bytes", "1MB"], "random weights have none"),
+        (["--vs", "mlx-lm", "--expert-cache-bytes", "1MB"], "mlx-lm would need all experts"),
+        (["--floor", "--expert-cache-bytes", "1MB"], "rate of the disk"),
+        (["--ops", "--expert-cache-bytes", "1MB"], "no graph of a whole step"),
         (["--layers", "2"], "add --random"),
         (["--random", "mini", "--layers", "21"], "more than the 20 of mini"),
         (["--random", "golden", "--bits", "4"], "too narrow"),

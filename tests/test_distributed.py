@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import itertools
 import json
 import os
 import signal
@@ -19,12 +21,16 @@ from mlx.utils import tree_flatten
 
 from metal_kernels import launch
 from ring_mlx import demo_model_path, load_model
+from ring_mlx.bench.job import COLUMNS
+from ring_mlx.bench.random_weights import random_model_of
+from ring_mlx.bench.shapes import GOLDEN, TINY
 from ring_mlx.cli import main
 from ring_mlx.config import RingConfig, read_config
 from ring_mlx.convert.source_files import local_tensors
 from ring_mlx.decoding import generate_step
 from ring_mlx.distributed import hosts, loading, probe
 from ring_mlx.distributed.cuts import plan_cuts
+from ring_mlx.distributed.drawing import random_sharded
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.plan import local_config, stages
 from ring_mlx.distributed.reading import read_parts
@@ -102,6 +108,12 @@ def padded(model):
     return mx.concatenate([model(ids[:, :7], cache), model(ids[:, 7:], cache)], axis=1)
 
 
+# What is drawn, by name: config.json and bits.
+DRAWN = {
+    "plain": (GOLDEN, None),
+    "packed": (TINY | {"moe_intermediate_size": 64, "intermediate_size": 128, "vocab_size": 96}, 4),
+}
+
 # What a rank does.
 
 
@@ -132,6 +144,17 @@ def rank_main(jobs, out):
     (Path(out) / f"{group.rank()}.json").write_text(json.dumps(found))
 
 
+def random_main(out):
+    """Make parts of each model of `DRAWN`, and write what they give to ``out``/rank.json."""
+    group = mx.distributed.init(strict=True)
+    found = []
+    for (raw, bits), mode in itertools.product(DRAWN.values(), ("tensor", "pipeline")):
+        model = random_sharded(raw, "drawn", bits, group, mode, dtype=mx.float32, group_size=32, seed=5)
+        parameters = sum(p.nbytes for _, p in tree_flatten(model.parameters()))
+        found.append({"tokens": greedy(model), "padded": padded(model).tolist(), "parameters": parameters})
+    (Path(out) / f"{group.rank()}.json").write_text(json.dumps(found))
+
+
 def endless_main(folder):
     """Generate until something ends it; says so on standard error after a few tokens."""
     from ring_mlx.distributed.member import joined
@@ -158,16 +181,17 @@ def free_ports(count):
 
 
 @contextlib.contextmanager
-def ranks(tmp_path, size, *arguments):
-    """Processes of this module with a ring between them; killed at the end."""
+def ranks(tmp_path, size, *arguments, module="tests.test_distributed", stdout=None):
+    """Processes of a module with a ring between them; killed at the end."""
     file = tmp_path / f"ring{size}.json"
     file.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-    command = [sys.executable, "-m", "tests.test_distributed", *map(str, arguments)]
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     processes = [
         subprocess.Popen(
             command,
             cwd=ROOT,
             env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)},
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -295,6 +319,21 @@ def test_a_rank_holds_its_part_only(two, four):
             assert rank["active"] <= rank["parameters"] + 64_000
 
 
+def test_ranks_draw_parts_of_one_random_model(tmp_path):
+    with ranks(tmp_path, 2, "random", tmp_path) as processes:
+        errors = [p.communicate(timeout=120)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    both = zip(*(json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)), strict=True)
+    for ((raw, bits), _), found in zip(itertools.product(DRAWN.values(), range(2)), both, strict=True):
+        alone = random_model_of(raw, "drawn", bits, 32, False, mx.float32, 5)
+        whole = sum(p.nbytes for _, p in tree_flatten(alone.parameters()))
+        tokens, logits = greedy(alone), padded(alone)
+        for rank in found:
+            assert rank["tokens"] == tokens
+            assert_close(mx.array(rank["padded"])[:, 4:], logits[:, 4:], 1e-5)
+            assert rank["parameters"] < 0.8 * whole
+
+
 # Why a model is refused, and what is read.
 
 
@@ -379,6 +418,20 @@ def test_a_lost_rank_ends_the_others(tmp_path, size, victim, how):
         assert not any("Traceback" in text for text in said)
 
 
+def test_a_rank_lost_while_measuring_ends_the_others(tmp_path):
+    words = ("bench", "--random", "golden", "-p", 6, "-g", 2000, "-n", 20)
+    with ranks(tmp_path, 2, *words, module="ring_mlx", stdout=subprocess.PIPE) as processes:
+        assert [processes[0].stdout.readline() for _ in range(3)][-1].startswith("  engine")
+        processes[1].kill()
+        started = time.monotonic()
+        _, said = processes[0].communicate(timeout=30)
+        assert time.monotonic() - started < 10
+        assert processes[0].returncode not in (0, None)
+    assert "[distributed] rank 1 (" in said
+    assert "MLX gave up" not in said
+    assert "Traceback" not in said
+
+
 def test_launch_ends_with_an_error_when_a_rank_is_killed(tmp_path):
     (port,) = free_ports(1)
     mark = f"count {port}"
@@ -407,6 +460,44 @@ def test_auto_falls_back_to_a_pipeline_and_says_why(chat_folder, capfd):
     assert json.loads(out)["generation_tokens"] == 3
     assert err.count("group_norm_size 3 does not divide among 2 ranks") == 1
     assert "A pipeline is used instead." in err
+
+
+def launched(capfd, *words):
+    """Exit code, output and error lines of a command in two processes here, not asked first."""
+    (port,) = free_ports(1)
+    code = main(["launch", "-n", "2", "--starting-port", str(port), "--no-check", *map(str, words)])
+    out, err = capfd.readouterr()
+    return code, out, [line for line in err.splitlines() if " note: " not in line]
+
+
+@pytest.mark.parametrize("mode", ["tensor", "pipeline"])
+def test_a_benchmark_of_two_processes_is_printed_and_written_once(tmp_path, capfd, mode):
+    file, words = tmp_path / "x.csv", ("-p", 6, "-g", 2, "-n", 1, "--batch-size", "1,2")
+    code, out, err = launched(capfd, "bench", "--random", "golden", "--distributed", mode, *words, "--csv", file)
+    assert (code, err) == (0, [])
+    assert out.count("ring-mlx ") == 3  # versions and two cells
+    assert f"golden, random unquantised weights, {mode} over 2 processes: " in out
+    with file.open() as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["ranks"], r["distributed"], r["batch"], r["runs"]) for r in rows] == [
+        ("2", mode, "1", "1"),
+        ("2", mode, "2", "1"),
+    ]
+    assert all(float(r["decode_tps_median"]) > 0 and float(r["peak_gb"]) > 0 for r in rows)
+
+
+def test_a_benchmark_refuses_in_one_line_for_all_ranks(tmp_path, capfd):
+    code, out, err = launched(capfd, "bench", "--vs", "mlx-lm")
+    assert (code, out) == (2, "")
+    assert len(err) == 1
+    assert err[0].startswith("ring-mlx: [option] --vs does not work in several processes: mlx-lm would need the whole")
+    old = tmp_path / "old.csv"
+    old.write_text(",".join(COLUMNS[:-3]) + "\n")
+    code, out, err = launched(capfd, "bench", "-p", 6, "--csv", old)
+    assert (code, out) == (2, "")
+    assert len(err) == 1
+    assert "it lacks ranks, distributed" in err[0]
+    assert old.read_text().count("\n") == 1
 
 
 def refusal(size):
@@ -485,7 +576,9 @@ def test_hosts_and_their_file(tmp_path, ssh):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["launch", "-n", "2", "chat"], "chat does not run in several processes"),
+        (["launch", "-n", "2", "chat"], "chat does not run in several processes; give generate, bench or serve."),
+        (["bench", "--distributed", "tensor"], "needs several processes"),
+        (["serve", "--distributed", "pipeline"], "needs several processes"),
         (["launch", "-n", "2"], "no command given"),
         (["launch", "--hostfile", "/nowhere", "generate"], "is not a host file"),
         (["generate", "--distributed", "tensor"], "needs several processes"),
@@ -501,5 +594,7 @@ def test_bad_input_is_one_line(words, why, capsys):
 if __name__ == "__main__":
     if sys.argv[1] == "jobs":
         rank_main(json.loads(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "random":
+        random_main(sys.argv[2])
     else:
         endless_main(sys.argv[2])

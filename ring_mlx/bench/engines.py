@@ -22,10 +22,17 @@ Sampler = Callable[[mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Engine:
-    """A model with the loop that its library drives it by: `ring_mlx.generate_step` or `mlx_lm.generate_step`."""
+    """A model with the loop that its library drives it by: `ring_mlx.generate_step` or `mlx_lm.generate_step`.
+
+    Args:
+        name: `OURS` or `THEIRS`.
+        model: The model.
+        agree: Of tokens that were chosen here, those that all processes go on with; None where this one is alone.
+    """
 
     name: str
     model: Any
+    agree: Callable[[mx.array], mx.array] | None = None
 
     def make_cache(self) -> Any:
         """An empty cache; more than one row of equal length may use it."""
@@ -46,10 +53,10 @@ class Engine:
             sampler: For one row: log-probabilities [1, vocab] to ids [1]; greedy by default.
         """
         if prompt.shape[0] > 1:
-            yield from _rows(self.model, prompt, cache, count, step)
+            yield from _rows(self.model, prompt, cache, count, step, self._greedy)
         elif self.name == OURS:
             yield from decoding.generate_step(
-                prompt[0], self.model, cache, max_tokens=count, sampler=sampler, prefill_step_size=step
+                prompt[0], self.model, cache, max_tokens=count, sampler=sampler or self._greedy, prefill_step_size=step
             )
         else:
             from mlx_lm.generate import generate_step
@@ -58,8 +65,13 @@ class Engine:
                 prompt[0], self.model, max_tokens=count, sampler=sampler, prompt_cache=cache, prefill_step_size=step
             )
 
+    def _greedy(self, logits: mx.array) -> mx.array:
+        """[B, vocab] to the likeliest ids [B]."""
+        y = mx.argmax(logits, axis=-1)
+        return y if self.agree is None else self.agree(y)
 
-def _rows(model: Any, prompt: mx.array, cache: Any, count: int, step: int) -> Iterator[mx.array]:
+
+def _rows(model: Any, prompt: mx.array, cache: Any, count: int, step: int, choose: Sampler) -> Iterator[mx.array]:
     """Rows of equal length in lock step, each token launched before the one before is read."""
     last = {"last_only": True} if isinstance(model, Model) else {}
     until = prompt.shape[1] - (not last)  # mlx-lm's head takes all it is given, so the last token is read apart
@@ -69,11 +81,11 @@ def _rows(model: Any, prompt: mx.array, cache: Any, count: int, step: int) -> It
         mx.clear_cache()
     if not last:
         logits = model(prompt[:, -1:], cache=cache)[:, -1]
-    y = mx.argmax(logits, axis=-1)
+    y = choose(logits)
     mx.async_eval(y)
     for n in range(count):
         if n + 1 < count:
-            following = mx.argmax(model(y[:, None], cache=cache, **last)[:, -1], axis=-1)
+            following = choose(model(y[:, None], cache=cache, **last)[:, -1])
             mx.async_eval(following)
         mx.eval(y)
         yield y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ring_mlx import memory
 from ring_mlx.bench import dispatches, machine, report
+from ring_mlx.bench.company import ALONE, Company
 from ring_mlx.bench.engines import OURS, Engine, theirs
 from ring_mlx.bench.floor import Rates, floor, measure_rates
 from ring_mlx.bench.measure import measure
@@ -18,9 +19,12 @@ from ring_mlx.bench.plot import check_plot, plot
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.model import Model
 
+Head = dict[str, Any]
 HEAD = ("date", "device", "backend", "kernels", "ring_mlx", "mlx", "mlx_lm", "python", "system")
 MODEL = ("model", "layers", "weights_gb", "build_peak_gb", "bandwidth_gbps", "matmul_tflops")
-COLUMNS = [*HEAD, *MODEL, *report.CELL_COLUMNS]
+# Of later versions: at the end, so that files of earlier ones can be appended to where a run leaves these empty.
+LATER = ("ranks", "distributed", "expert_cache_gb")
+COLUMNS = [*HEAD, *MODEL, *report.CELL_COLUMNS, *LATER]
 
 
 @dataclass(frozen=True)
@@ -32,25 +36,30 @@ class Files:
     markdown: Path | None = None
     plot: Path | None = None
 
-    def check(self) -> None:
-        """Raises BenchError where a file could not be written, before anything is measured."""
+    def check(self, later: Collection[str] = ()) -> None:
+        """Raises BenchError where a file could not be written, before anything is measured.
+
+        Args:
+            later: Which of `LATER` the run fills.
+        """
         for path in (self.csv, self.json, self.markdown, self.plot):
             if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
                 raise BenchError(f"{path} cannot be written; name a file in a folder that exists.")
         if self.csv is not None:
-            report.check_csv(self.csv, COLUMNS)
+            report.check_csv(self.csv, [c for c in COLUMNS if c not in LATER or c in later], COLUMNS)
         if self.plot is not None:
             check_plot()
 
 
 @dataclass
 class Result:
-    """All that was found: what on, one row a cell and engine, and primitives of a decode step by engine."""
+    """What was found: what on, one row a cell and engine, primitives of a decode step by engine, reads of experts."""
 
-    head: dict[str, Any]
+    head: Head
     columns: list[report.Column]
     rows: list[report.Row] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    experts: dict[str, Any] | None = None
 
 
 def bench(
@@ -59,6 +68,8 @@ def bench(
     files: Files,
     *,
     ops: bool = False,
+    expert_cache_bytes: int | None = None,
+    company: Company = ALONE,
     say: Callable[[str], None] = print,
 ) -> Result:
     """Build the model, measure every cell, say and append each as it comes, and write the other files at the end.
@@ -68,28 +79,36 @@ def bench(
         settings: The numbers.
         files: Where results go.
         ops: Also count the dispatches of a decode step.
+        expert_cache_bytes: What the model reads its routed experts into, for the report.
+        company: Other processes that call this with the same settings; one of them has files.
         say: Takes lines for the reader.
 
     Raises:
         BenchError: If the settings do not suit the model or the machine, or a file cannot be written.
         RingError: As ``make``.
     """
-    files.check()
+    with company.together():
+        files.check([*LATER[:2] * (company.ranks > 1), *LATER[2:] * (expert_cache_bytes is not None)])
     try:
         rates = measure_rates() if settings.floor else None
         mx.reset_peak_memory()
         model, raw, name = make()
         settings = settings.fitted(model.config.max_position_embeddings)
-        _check_caches(model, settings)
-        result = Result(_head(model, name, rates), report.columns(settings.vs, settings.floor))
+        with company.together():
+            _check_caches(model, settings)
+        head = _head(model, name + company.words(), rates, company)
+        head["expert_cache_gb"] = expert_cache_bytes / 1e9 if expert_cache_bytes is not None else None
+        result = Result(head, report.columns(settings.vs, settings.floor))
         say(heading(result.head))
         try:
-            _measure(model, raw, settings, files, result, rates, ops, say)
+            _measure(model, raw, settings, files, result, rates, ops, company, say)
         finally:
             write(result, files)
     except OSError as e:
         raise BenchError(f"a file could not be read or written ({e}); check space and permissions.") from None
     except (RuntimeError, MemoryError, OverflowError) as e:
+        if company.ranks > 1 and str(e).startswith("["):
+            raise  # more likely a process that is gone, of which the caller knows more
         words = " ".join(str(e).split())[:300] or type(e).__name__
         raise BenchError(f"MLX gave up ({words}); try shorter contexts, fewer rows or a smaller model.") from None
     return result
@@ -115,10 +134,11 @@ def _measure(
     result: Result,
     rates: Rates | None,
     ops: bool,
+    company: Company,
     say: Callable[[str], None],
 ) -> None:
     """Fill the result."""
-    ours = Engine(OURS, model)
+    ours = Engine(OURS, model, company.agree)
     other = theirs(model, raw) if settings.vs else None
     vocabulary = model.config.vocab_size
     if ops:
@@ -126,13 +146,17 @@ def _measure(
         say(report.counts_table(result.counts))
     totals = {engine: sum(c.values()) for engine, c in result.counts.items()}
     say(report.text_lines(result.columns, None))
-    for cells in measure(ours, other, settings, vocabulary):
+    for cells in measure(ours, other, settings, vocabulary, company):
         limit = floor(model, rates, cells[0].batch, cells[0].context) if rates else None
         rows = [result.head | row for row in report.rows_of(cells, limit, totals, settings)]
         result.rows += rows
         say(report.text_lines(result.columns, rows))
         if files.csv is not None:
             report.append_csv(files.csv, COLUMNS, rows)
+    experts = getattr(model, "expert_statistics", None)
+    if experts is not None:
+        result.experts = experts.as_dict()
+        say(experts.line())
 
 
 def heading(head: dict[str, Any]) -> str:
@@ -154,7 +178,9 @@ def write(result: Result, files: Files) -> None:
         return
     title = heading(result.head)
     if files.json is not None:
-        files.json.write_text(report.json_text(result.head, result.rows, result.counts), encoding="utf-8")
+        files.json.write_text(
+            report.json_text(result.head, result.rows, result.counts, result.experts), encoding="utf-8"
+        )
     if files.markdown is not None:
         counted = f"\n\n```\n{report.counts_table(result.counts)}\n```" if result.counts else ""
         lines = title.replace("\n", "  \n")
@@ -164,13 +190,15 @@ def write(result: Result, files: Files) -> None:
         plot(result.rows, title, files.plot)
 
 
-def _head(model: Model, name: str, rates: Rates | None) -> dict[str, Any]:
+def _head(model: Model, name: str, rates: Rates | None, company: Company) -> Head:
     return {
         **machine.describe(),
         "model": name,
         "layers": model.config.num_hidden_layers,
-        "weights_gb": mx.get_active_memory() / 1e9,
-        "build_peak_gb": mx.get_peak_memory() / 1e9,
+        "weights_gb": company.greatest(mx.get_active_memory()) / 1e9,
+        "build_peak_gb": company.greatest(mx.get_peak_memory()) / 1e9,
         "bandwidth_gbps": rates and rates.bandwidth / 1e9,
         "matmul_tflops": rates and rates.matmul / 1e12,
+        "ranks": company.ranks,
+        "distributed": company.mode() or None,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ring_mlx.bench.company import ALONE, Company
 from ring_mlx.bench.engines import Engine, seeded_cache
 from ring_mlx.bench.settings import Settings
 
@@ -45,11 +46,13 @@ class Cell:
         return [r.decode_tps for r in self.runs]
 
     def peak_bytes(self) -> int:
-        """The highest peak of MLX's memory, weights included."""
+        """The highest peak of MLX's memory, weights included, of the process that took most."""
         return max(r.peak_bytes for r in self.runs)
 
 
-def measure(ours: Engine, other: Engine | None, settings: Settings, vocabulary: int) -> Iterator[list[Cell]]:
+def measure(
+    ours: Engine, other: Engine | None, settings: Settings, vocabulary: int, company: Company = ALONE
+) -> Iterator[list[Cell]]:
     """The cells of every batch size and context: ours, then mlx-lm's if there is one, measured in alternation."""
     for batch in settings.batch_sizes:
         for context in settings.contexts or ():
@@ -58,7 +61,7 @@ def measure(ours: Engine, other: Engine | None, settings: Settings, vocabulary: 
             mx.eval(prompt)
             cells = [Cell(e.name, batch, context) for e in (ours, other) if e is not None]
             for repeat in range(settings.repeats + 1):
-                found = [_run(ours, prompt, settings)]
+                found = [_run(ours, prompt, settings, company=company)]
                 if other is not None and repeat <= settings.vs_repeats:
                     found.append(_run_theirs(ours, other, prompt, settings))
                 if repeat:
@@ -75,7 +78,9 @@ def _run_theirs(ours: Engine, other: Engine, prompt: mx.array, settings: Setting
     return _run(other, prompt[:, -1:], settings, cache)
 
 
-def _run(engine: Engine, prompt: mx.array, settings: Settings, cache: Any | None = None) -> Run:
+def _run(
+    engine: Engine, prompt: mx.array, settings: Settings, cache: Any | None = None, company: Company = ALONE
+) -> Run:
     is_seeded = cache is not None
     mx.synchronize()
     mx.clear_cache()
@@ -88,7 +93,7 @@ def _run(engine: Engine, prompt: mx.array, settings: Settings, cache: Any | None
             first = time.perf_counter()
     decode_s = time.perf_counter() - first
     mx.synchronize()
-    peak = mx.get_peak_memory()
+    peak = company.greatest(mx.get_peak_memory())
     tps = settings.generate * prompt.shape[0] / max(decode_s, 1e-9)
     return Run(None if is_seeded else first - started, tps, peak)
 

@@ -46,16 +46,28 @@ def random_model(
     Raises:
         NoFitError: If this machine's memory cannot hold it; nothing has been made then.
     """
-    if dtype is None:
-        dtype = mx.float32 if shape in ("tiny", "golden") or mx.default_device() == mx.cpu else mx.bfloat16
+    dtype = plain_dtype(shape) if dtype is None else dtype
     return random_model_of(cut(SHAPES[shape], layers), shape, bits, group_size, exact, dtype, seed)
+
+
+def plain_dtype(shape: str) -> mx.Dtype:
+    """Of what is not quantised, as `random_model` has it by default."""
+    return mx.float32 if shape in ("tiny", "golden") or mx.default_device() == mx.cpu else mx.bfloat16
 
 
 def random_model_of(
     raw: dict[str, Any], name: str, bits: int | None, group_size: int, exact: bool, dtype: mx.Dtype, seed: int
 ) -> Model:
     """As `random_model`, for any config.json."""
-    config = RingConfig.from_dict(raw)
+    model = empty_model(RingConfig.from_dict(raw), bits, group_size, exact)
+    arrays = draw(model, dtype, seed)
+    memory.check_fit(model.config, sum(a.nbytes for a in arrays.values()), name)
+    memory.bound_memory()
+    return fill(model, arrays)
+
+
+def empty_model(config: RingConfig, bits: int | None, group_size: int, exact: bool) -> Model:
+    """A model whose arrays have shapes and are not computed."""
     model = Model(config, exact=exact)
     if bits is not None:
         nn.quantize(
@@ -64,46 +76,51 @@ def random_model_of(
             bits,
             class_predicate=lambda path, m: hasattr(m, "to_quantized") and not path.endswith("gate.gate_proj"),
         )
-    targets = {path: _dtype(path, p, dtype) for path, p in tree_flatten(model.parameters())}
-    needed = sum(p.size * targets[path].size for path, p in tree_flatten(model.parameters()))
-    memory.check_fit(config, needed, name)
-    memory.bound_memory()
+    return model
+
+
+def draw(model: Model, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
+    """Random arrays for all parameters by name, the same for a seed whichever of them are computed; none is yet."""
     mx.random.seed(seed)
+    arrays: dict[str, mx.array] = {}
     for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
-        _fill(path, module, dtype)
-    for layer in model.layers:
+        arrays |= {f"{path}.{name}": array for name, array in _drawn(path, module, dtype).items()}
+    for i, layer in enumerate(model.layers):
         if "gate" in layer.mlp and "expert_bias" in layer.mlp.gate:
-            layer.mlp.gate.expert_bias = 0.01 * mx.random.normal((config.num_experts,))
-    mx.eval(model.parameters())
-    mx.clear_cache()
+            name = f"model.layers.{i}.mlp.gate.expert_bias"
+            arrays[name] = 0.01 * mx.random.normal((model.config.num_experts,))
+    return arrays
+
+
+def fill(model: Model, arrays: dict[str, mx.array]) -> Model:
+    """Give a model its arrays and compute them one at a time; it is in evaluation mode then."""
+    model.load_weights(list(arrays.items()))
+    for array in arrays.values():
+        mx.eval(array)
+        mx.clear_cache()
     model.eval()
     return model
 
 
-def _dtype(path: str, parameter: mx.array, dtype: mx.Dtype) -> mx.Dtype:
-    if ".mlp.gate." in path:
-        return mx.float32
-    return dtype if mx.issubdtype(parameter.dtype, mx.floating) else parameter.dtype
+def _dtype(path: str, dtype: mx.Dtype) -> mx.Dtype:
+    return mx.float32 if ".mlp.gate." in path else dtype
 
 
-def _fill(path: str, module: nn.Module, dtype: mx.Dtype) -> None:
-    """Give one leaf module random arrays of its shapes; they are evaluated before the next one's are made."""
+def _drawn(path: str, module: nn.Module, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Random arrays of one leaf module's shapes."""
     if "scales" in module:
         count = (1 << module.bits) - 1
         fan_in = module.scales.shape[-1] * module.group_size
         step = math.sqrt(12 / fan_in) / count  # evenly spread levels have the deviation (count + 1) * step / sqrt(12)
-        module.weight = random_words(module.weight.shape)
-        module.scales = (step * mx.random.uniform(0.75, 1.25, module.scales.shape)).astype(dtype)
-        module.biases = module.scales * (-count / 2)
-    elif "weight" in module:
-        shape = module.weight.shape
-        target = _dtype(f"{path}.weight", module.weight, dtype)
-        if len(shape) == 1:
-            module.weight = (1 + 0.1 * mx.random.normal(shape)).astype(target)
-        else:
-            module.weight = mx.random.normal(shape, dtype=target, scale=shape[-1] ** -0.5)
-    mx.eval(module.parameters())
-    mx.clear_cache()
+        words = random_words(module.weight.shape)
+        scales = (step * mx.random.uniform(0.75, 1.25, module.scales.shape)).astype(dtype)
+        return {"weight": words, "scales": scales, "biases": scales * (-count / 2)}
+    if "weight" not in module:
+        return {}
+    shape, target = module.weight.shape, _dtype(path, dtype)
+    if len(shape) == 1:
+        return {"weight": (1 + 0.1 * mx.random.normal(shape)).astype(target)}
+    return {"weight": mx.random.normal(shape, dtype=target, scale=shape[-1] ** -0.5)}
 
 
 def random_words(shape: tuple[int, ...]) -> mx.array:

@@ -97,34 +97,43 @@ def counts_table(counts: dict[str, dict[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def check_csv(path: Path, columns: Sequence[str]) -> None:
-    """Raises BenchError if the file has other columns, so that nothing could be appended."""
-    if not path.exists() or not path.stat().st_size:
-        return
-    try:
-        with path.open(encoding="utf-8", newline="") as f:
-            header = next(csv.reader(f), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise BenchError(f"{path} cannot be read ({e}); name another file for --csv.") from None
-    if header != list(columns):
-        raise BenchError(f"{path} has other columns than this version writes; name another file for --csv.")
+def check_csv(path: Path, needed: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises BenchError if the file lacks a column that is needed, or has others than ``columns``."""
+    header = _csv_header(path)
+    missing = [c for c in needed if c not in header]
+    if header and (missing or [c for c in columns if c in header] != header):
+        lacks = f" (it lacks {', '.join(missing)})" if 0 < len(missing) < 4 else ""
+        raise BenchError(f"{path} has other columns than this run writes{lacks}; name another file for --csv.")
 
 
 def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Append rows, with a header if the file is new: one file can hold all runs of a machine."""
-    text = io.StringIO()
+    """Append rows, with a header if the file is new, else under its own: one file can hold all runs of a machine."""
+    text, header = io.StringIO(), _csv_header(path)
+    columns = header or columns
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if not path.exists() or not path.stat().st_size:
+    if not header:
         writer.writeheader()
     writer.writerows({c: _rounded(row.get(c)) for c in columns} for row in rows)
     with path.open("a", encoding="utf-8", newline="") as f:
         f.write(text.getvalue())
 
 
-def json_text(head: Row, rows: Sequence[Row], counts: dict[str, dict[str, int]]) -> str:
+def json_text(head: Row, rows: Sequence[Row], counts: dict[str, dict[str, int]], experts: Row | None = None) -> str:
     """The whole result as one object."""
     cells = [{k: _rounded(v) for k, v in row.items() if k not in head} for row in rows]
-    return json.dumps(head | {"cells": cells, "primitives": counts}, indent=1) + "\n"
+    read = {"experts": experts} if experts is not None else {}
+    return json.dumps(head | {"cells": cells, "primitives": counts} | read, indent=1) + "\n"
+
+
+def _csv_header(path: Path) -> list[str]:
+    """The file's columns; none of a new or empty one."""
+    if not path.exists() or not path.stat().st_size:
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as f:
+            return next(csv.reader(f), []) or [""]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise BenchError(f"{path} cannot be read ({e}); name another file for --csv.") from None
 
 
 def _rounded(value: Any) -> Any:

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.cli import options
+from ring_mlx.distributed.member import joined
 
 if TYPE_CHECKING:
+    from ring_mlx.distributed.member import Member
     from ring_mlx.model import Model
 
+# What does not go together with experts on disk, and why.
+NO_STREAMED = {
+    "random": "experts are read from a checkpoint's files, and random weights have none",
+    "vs": "mlx-lm would need all experts in memory",
+    "floor": "the rate of the disk is not measured",
+    "ops": "a layer waits for its experts, so there is no graph of a whole step",
+}
 SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
 UNQUANTISED = 16
 HELP = {
@@ -34,6 +43,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--random", choices=SHAPES, help=HELP["random"])
     parser.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8, UNQUANTISED), help=HELP["bits"])
     parser.add_argument("--layers", type=options.positive_int, help=HELP["layers"])
+    options.add_expert_options(parser)
+    options.add_distributed_option(parser)
     m = parser.add_argument_group("what is measured")
     m.add_argument("-p", "--prompt-tokens", type=counts, metavar="N,N", help=HELP["prompt"])
     m.add_argument("-g", "--generate", type=options.positive_int, default=128, help="tokens after the first (128)")
@@ -68,14 +79,42 @@ def run(args: argparse.Namespace) -> int:
         raise BenchError("--random makes its own weights; leave --model and --revision out, or --random.")
     if args.random is None and (args.bits is not None or args.layers is not None):
         raise BenchError("--bits and --layers shape random weights; add --random mini or --random flash.")
+    if options.expert_options(args)["expert_cache_bytes"] is not None:
+        _check_experts(args)
+    with joined(args.distributed) as member:
+        return _bench(args, member)
+
+
+def _bench(args: argparse.Namespace, member: Member | None) -> int:
     from ring_mlx.bench import job
+    from ring_mlx.bench.company import ALONE
 
     def make() -> tuple[Model, dict[str, Any], str]:
-        return _random(args) if args.random is not None else _checkpoint(args)
+        return _random(args, member) if args.random is not None else _checkpoint(args, member)
 
-    files = job.Files(args.csv, args.json, args.markdown, args.plot)
-    job.bench(make, settings_of(args), files, ops=args.ops, say=lambda text: print(text, flush=True))
+    company = ALONE
+    if member is not None:
+        member.check(args)
+        company = member.company()
+    is_writer = member is None or member.is_first
+    files = job.Files(args.csv, args.json, args.markdown, args.plot) if is_writer else job.Files()
+    job.bench(
+        make,
+        settings_of(args),
+        files,
+        ops=args.ops,
+        expert_cache_bytes=args.expert_cache_bytes,
+        company=company,
+        say=lambda text: print(text, flush=True),
+    )
     return 0
+
+
+def _check_experts(args: argparse.Namespace) -> None:
+    """Raises BenchError where experts on disk do not suit the other options."""
+    for name, reason in NO_STREAMED.items():
+        if getattr(args, name):
+            raise BenchError(f"--{name} does not work with --expert-cache-bytes: {reason}; leave one of them out.")
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -94,9 +133,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
-def _random(args: argparse.Namespace) -> tuple[Model, dict[str, Any], str]:
+def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dict[str, Any], str]:
     from ring_mlx.bench import shapes
-    from ring_mlx.bench.random_weights import random_model
+    from ring_mlx.bench.random_weights import plain_dtype, random_model_of
 
     whole = shapes.SHAPES[args.random]
     if (args.layers or 0) > whole["num_hidden_layers"]:
@@ -104,25 +143,35 @@ def _random(args: argparse.Namespace) -> tuple[Model, dict[str, Any], str]:
     bits = args.bits or (UNQUANTISED if args.random == "golden" else 4)
     if args.random == "golden" and bits != UNQUANTISED:
         raise BenchError(f"golden is too narrow for --bits {bits}; leave --bits out.")
-    model = random_model(
-        args.random, None if bits == UNQUANTISED else bits, exact=args.exact, layers=args.layers, seed=args.seed
-    )
+    raw, packed = shapes.cut(whole, args.layers), None if bits == UNQUANTISED else bits
+    dtype = plain_dtype(args.random)
+    if member is None:
+        model = random_model_of(raw, args.random, packed, 64, args.exact, dtype, args.seed)
+    else:
+        model = member.draw(raw, args.random, packed, dtype, args.exact, args.seed)
     name = f"{args.random}, random {'unquantised' if bits == UNQUANTISED else f'{bits}-bit'} weights"
     if args.layers is not None:
         name += f", {args.layers} of {whole['num_hidden_layers']} layers"
-    return model, shapes.cut(whole, args.layers), name + _exact(args)
+    return model, raw, name + _exact(args)
 
 
-def _checkpoint(args: argparse.Namespace) -> tuple[Model, dict[str, Any], str]:
+def _checkpoint(args: argparse.Namespace, member: Member | None) -> tuple[Model, dict[str, Any], str]:
     from ring_mlx.config import read_config
     from ring_mlx.hub import resolve_model
     from ring_mlx.loading import demo_model_path, load_model
 
-    if args.model is None:
+    if args.model is None and (member is None or member.is_first):
         print(f"ring-mlx: {options.TOY_NOTE}", file=sys.stderr)
-    folder = resolve_model(args.model or str(demo_model_path()), args.revision)
     name = args.model or "the packaged toy"
-    return load_model(folder, exact=args.exact), read_config(folder)[1], name + _exact(args)
+    if member is not None:
+        with member.together():
+            folder = resolve_model(args.model or str(demo_model_path()), args.revision)
+        return member.load_folder(folder, args.exact), read_config(folder)[1], name + _exact(args)
+    folder = resolve_model(args.model or str(demo_model_path()), args.revision)
+    model = load_model(folder, exact=args.exact, **options.expert_options(args))
+    if args.expert_cache_bytes is not None:
+        name += f", experts in {args.expert_cache_bytes / 1e9:.3g} GB"
+    return model, read_config(folder)[1], name + _exact(args)
 
 
 def _exact(args: argparse.Namespace) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import INTERRUPTED, options
 from ring_mlx.cli.progress import PrefillBar
-from ring_mlx.distributed.member import AUTO, CHOICES, joined
+from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
     parser.add_argument("--thinking-budget", type=options.natural_int, help="close the thought after so many tokens")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument(
-        "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"
-    )
+    options.add_distributed_option(parser)
     options.add_expert_options(parser)
     options.add_prefill_options(parser)
     options.add_sampling_options(parser)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.cli import options
+from ring_mlx.cli import INTERRUPTED, options
 from ring_mlx.errors import OptionError
 
 # Commands that know what to do with a part of a model.
-COMMANDS = ("generate",)
+COMMANDS = ("generate", "bench", "serve")
+_ANY = " or ".join((", ".join(COMMANDS[:-1]), COMMANDS[-1]))
 # mlx.launch says so of a rank that failed, and itself always exits with 0.
 _FAILED = re.compile(rb"Node with rank \d+ (?:was killed|exited with code (-?\d+))")
 KILLED = 1
@@ -34,7 +39,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--python", default=sys.executable, help="the interpreter on every host (this one)")
     parser.add_argument("--no-check", action="store_true", help="do not ask the hosts first what they have")
     parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="what to run: generate with its own options"
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help=f"what to run, with its own options: {_ANY}"
     )
     parser.set_defaults(run=run)
 
@@ -47,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.hosts and args.hostfile:
         raise OptionError("--hosts and --hostfile exclude each other; give one.")
     if command and command[0] not in COMMANDS:
-        raise OptionError(f"{command[0]} does not run in several processes; give {' or '.join(COMMANDS)}.")
+        raise OptionError(f"{command[0]} does not run in several processes; give {_ANY}.")
     if not command and not args.write_hostfile:
-        raise OptionError("no command given; put generate and its options last.")
+        raise OptionError(f"no command given; put {_ANY} and its options last.")
     if args.hostfile:
         chosen = hosts.read_host_file(Path(args.hostfile))
     else:
@@ -84,15 +89,50 @@ def _model(command: list[str]) -> tuple[str | None, str | None]:
 def _launch(command: list[str]) -> int:
     """Run mlx.launch, pass its messages on, and find in them whether a rank failed."""
     code, explained = 0, False
-    # A pipe that stays open: mlx.launch reads its input without a pause once that has ended.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    held: list[bytes] = []
+    # A pipe that stays open: mlx.launch reads its input without a pause once that has ended. A session of its own, of
+    # which every process here is told to end: mlx.launch would end itself and leave the ranks.
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True) as process,
+        _signals_to(process) as told,
+    ):
         assert process.stderr is not None
         for line in process.stderr:
+            if told and not line.startswith(b"ring-mlx: "):
+                continue  # how mlx.launch itself takes it
             failed = _FAILED.search(line)
             if failed and not code:
                 code = abs(int(failed[1] or KILLED)) or KILLED
             explained = explained or line.startswith(b"ring-mlx: [")
-            if not (failed and explained):
-                sys.stderr.buffer.write(line)
-                sys.stderr.flush()
-    return code or process.returncode
+            if failed:
+                held.append(line)  # may come before what explains it
+                continue
+            sys.stderr.buffer.write(line)
+            sys.stderr.flush()
+    if not explained and not told:
+        sys.stderr.buffer.writelines(held)
+        sys.stderr.flush()
+    return INTERRUPTED if told else code or process.returncode
+
+
+@contextmanager
+def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Ctrl-C and termination reach all processes of a session, as a terminal would have it; the second time they kill.
+
+    Yields:
+        The signals so far.
+    """
+    told: list[int] = []
+
+    def tell(number: int, _: object) -> None:
+        told.append(number)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL if len(told) > 1 else signal.SIGINT)
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

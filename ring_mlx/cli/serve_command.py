@@ -7,15 +7,22 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
 from ring_mlx.cli.cache_command import size
+from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError
 
 if TYPE_CHECKING:
+    from ring_mlx.distributed.member import Member
+    from ring_mlx.distributed.orders import Orders
+    from ring_mlx.serve.engine import Load
+    from ring_mlx.serve.parts import Parts
     from ring_mlx.serve.server import Server
+    from ring_mlx.serve.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HELP = {
@@ -38,6 +45,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("serve", help="OpenAI's routes over HTTP", description=__doc__, allow_abbrev=False)
     options.add_model_options(parser)
     options.add_expert_options(parser)
+    options.add_distributed_option(parser)
     parser.add_argument("--model-name", help=HELP["model_name"])
     a = parser.add_argument_group("address")
     a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -69,11 +77,26 @@ def run(args: argparse.Namespace) -> int:
     key = args.api_key if args.api_key is not None else os.environ.get("RING_MLX_API_KEY")
     if key is not None and not key.strip():
         raise OptionError("the API key is empty; give one or leave it out.")
+    with joined(args.distributed) as member:
+        if member is None:
+            return _serve(args, key)
+        member.check(args)
+        orders = member.orders()
+        if member.is_first:
+            return _serve(args, key, member, orders)
+        _follow(args, member, orders)
+    return 0
+
+
+def _serve(
+    args: argparse.Namespace, key: str | None, member: Member | None = None, orders: Orders | None = None
+) -> int:
     if key is None and args.host not in LOOPBACK:
         print(f"ring-mlx: note: --host {args.host} without --api-key lets anyone there use the model.", file=sys.stderr)
     if args.model is None:
         print(f"ring-mlx: {options.TOY_NOTE}", file=sys.stderr)
-    server = make_server(args, key)
+    load = partial(_load_part, member, orders) if member is not None and orders is not None else None
+    server = make_server(args, key, load)
     stop = threading.Event()
     handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -88,20 +111,60 @@ def run(args: argparse.Namespace) -> int:
             if server.engine.failure is not None:
                 raise server.engine.failure
     finally:
-        server.close()
+        at_rest = server.close()
+        if orders is not None and at_rest and server.engine.failure is None:
+            orders.tell({"do": "close"})
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return 0
 
 
-def make_server(args: argparse.Namespace, key: str | None) -> Server:
+def _follow(args: argparse.Namespace, member: Member, orders: Orders) -> None:
+    """Serve as a rank that rank 0 leads; Ctrl-C, which a terminal sends to all, is for rank 0 to answer."""
+    from ring_mlx.distributed.follower import Follower
+    from ring_mlx.serve.parts import Parts
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    model, tokenizer, _ = member.load_named(args)
+    try:
+        Follower(Parts(model, tokenizer, make_settings(args)), member.group).run(orders)
+    except OSError as e:
+        raise member.lost(e) from None
+
+
+def _load_part(member: Member, orders: Orders, settings: Settings) -> Parts:
+    """Rank 0's part of the model, and what it is worked with; called on the model's thread."""
+    from ring_mlx.distributed.leader import Leader
+
+    try:
+        model, tokenizer = member.load(str(settings.model), settings.revision, settings.exact)
+        return Leader(model, tokenizer, settings, member, orders)
+    except RuntimeError as e:
+        raise member.lost(e) from None
+
+
+def make_server(args: argparse.Namespace, key: str | None, load: Load | None = None) -> Server:
     """The server that the options describe."""
-    from ring_mlx.loading import demo_model_path
     from ring_mlx.serve.server import Server
+
+    return Server(
+        make_settings(args),
+        args.host,
+        args.port,
+        api_key=key,
+        max_body_bytes=args.max_body,
+        log_requests=args.log_requests,
+        load=load,
+    )
+
+
+def make_settings(args: argparse.Namespace) -> Settings:
+    """The numbers among the options."""
+    from ring_mlx.loading import demo_model_path
     from ring_mlx.serve.settings import Settings
     from ring_mlx.session_events import Sampling
 
-    settings = Settings(
+    return Settings(
         model=args.model or str(demo_model_path()),
         name=args.model_name or _name(args.model),
         revision=args.revision,
@@ -116,9 +179,6 @@ def make_server(args: argparse.Namespace, key: str | None) -> Server:
         store=False if args.no_store else args.cache_dir or True,
         store_budget_bytes=args.store_size,
         read_ahead=not args.no_read_ahead,
-    )
-    return Server(
-        settings, args.host, args.port, api_key=key, max_body_bytes=args.max_body, log_requests=args.log_requests
     )
 
 

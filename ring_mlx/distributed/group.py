@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def exchange(group: mx.distributed.Group, record: dict[str, Any]) -> list[dict[s
 
 
 @contextmanager
-def together(group: mx.distributed.Group) -> Any:
+def together(group: mx.distributed.Group) -> Iterator[dict[str, Any]]:
     """Work that every rank does and that fails on all if it fails on one; gives a dict to say things in.
 
     At the end the dict gets ``"all"``: what every rank has said.
@@ -94,13 +94,19 @@ def together(group: mx.distributed.Group) -> Any:
 
 def agreed(sampler: Sampler, group: mx.distributed.Group) -> Sampler:
     """A sampler of which every rank returns what it returns on rank 0, whatever chips and seeds the others have."""
-    first = group.rank() == 0
+    return lambda logprobs: of_first(sampler(logprobs), group)
 
-    def choose(logprobs: mx.array) -> mx.array:
-        y = sampler(logprobs).astype(mx.int32)
-        return mx.distributed.all_sum(y if first else mx.zeros_like(y), group=group)
 
-    return choose
+def of_first(ids: mx.array, group: mx.distributed.Group) -> mx.array:
+    """On every rank the ids of rank 0, in the shape that they have everywhere; int32."""
+    # Not zeros of their own: what leads to the ids holds sums over ranks, which every rank must compute.
+    own = ids.astype(mx.int32) * (1 if group.rank() == 0 else 0)
+    return mx.distributed.all_sum(own, group=group)
+
+
+def greatest(number: int, group: mx.distributed.Group) -> int:
+    """The greatest of all ranks' numbers; returns once every rank has asked."""
+    return max(int(record["number"]) for record in exchange(group, {"number": number}))
 
 
 def _rank() -> str:

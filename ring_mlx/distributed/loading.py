@@ -89,7 +89,7 @@ def load_sharded(
         said["weights"] = weights.fingerprint(config, weights.find_shards(path), target, exact)
         said["versions"] = versions()
         part = plan_part(raw, config, tensors, mode, group)
-    _compare(said["all"])
+    compare(said["all"])
     with together(group):
         model = _read(part, path, target, exact)
     model.fingerprint = f"{said['weights']}-{mode}-{group.rank()}-{group.size()}"
@@ -140,7 +140,8 @@ def difference(records: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _compare(records: list[dict[str, Any]]) -> None:
+def compare(records: list[dict[str, Any]]) -> None:
+    """Raises DistributedError where there is a `difference`."""
     found = difference(records)
     if found:
         raise DistributedError(found)
@@ -182,17 +183,27 @@ def _pipeline_part(
     return Part(config, own_config, mine, {}, settings, lambda: Stage(config, (first, end), line), line.alone)
 
 
-def _read(part: Part, folder: Path, dtype: mx.Dtype, exact: bool) -> Model:
+def empty_part(part: Part, exact: bool, arrays: Mapping[str, mx.array], source: Path) -> Model:
+    """The part's layers, to be given these arrays.
+
+    Raises:
+        WeightsError: If they are not what the layers need.
+    """
     model = Model(part.own, exact=exact)
     model.model, model.config = part.build(), part.config
+    if part.quantization is not None:
+        weights.quantize_like(model, part.quantization, arrays)
+    weights.check(model, arrays, source)
+    return model
+
+
+def _read(part: Part, folder: Path, dtype: mx.Dtype, exact: bool) -> Model:
     memory.check_fit(part.own, _needed_bytes(part), f"a rank's part of {folder.name}")
     memory.bound_memory()
     arrays = read_parts(part.entries, part.cuts, part.config.num_experts, dtype)
     if exact and "lm_head.scales" not in arrays and "lm_head.weight" in arrays:
         arrays["lm_head.weight"] = arrays["lm_head.weight"].astype(mx.float32)
-    if part.quantization is not None:
-        weights.quantize_like(model, part.quantization, arrays)
-    weights.check(model, arrays, folder)
+    model = empty_part(part, exact, arrays, folder)
     model.load_weights(list(arrays.items()))
     model.eval()
     mx.eval(model.parameters())

@@ -11,32 +11,40 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.distributed.plan import AUTO
 from ring_mlx.errors import OptionError, RingError
 
 if TYPE_CHECKING:
     import mlx.core as mx
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from ring_mlx.bench.company import Company
+    from ring_mlx.config import RingConfig
     from ring_mlx.distributed.group import Sampler
+    from ring_mlx.distributed.orders import Orders
     from ring_mlx.distributed.watch import Watch
     from ring_mlx.model import Model
 
-AUTO = "auto"
-CHOICES = (AUTO, "tensor", "pipeline")
 BAD_INPUT = 2
 REFUSED = {
     "prompt": "standard input goes to one process only; give the text itself",
     "prompt_cache_file": "it holds a whole cache, of which a rank has a part; leave it out",
     "expert_cache_bytes": "each rank holds its part of the experts; leave it out",
+    "vs": "mlx-lm would need the whole model; measure it in one process",
+    "floor": "the limits are those of one machine and a whole model; measure them in one process",
+    "ops": "what passes between ranks would not be counted; count in one process",
+    "cache_dir": "snapshots are kept in memory only; leave it out",
 }
 # How long a rank waits for rank 0 to fail in the same way before it speaks itself.
 ECHO_S = 1.0
+# How long a rank that has lost another waits for the watch, which knows which.
+LOST_S = 8.0
 
 
 @dataclass
@@ -53,23 +61,50 @@ class Member:
         return self.group.rank() == 0
 
     def load(self, name: str, revision: str | None = None, exact: bool = False) -> tuple[Model, TokenizerWrapper]:
-        """This rank's part of a folder or hub repository, and the tokenizer.
+        """This rank's part of a folder or hub repository, and the tokenizer; `mode` is what it is cut by then.
 
         Raises:
             RingError: As `ring_mlx.load` and `load_sharded`.
         """
-        from ring_mlx.distributed.group import together
-        from ring_mlx.distributed.loading import load_sharded
         from ring_mlx.hub import resolve_model
         from ring_mlx.tokenizer import load_tokenizer
 
-        with together(self.group):
+        with self.together():
             folder = resolve_model(name, revision)
             tokenizer = load_tokenizer(folder)
-        return load_sharded(folder, self.group, self._fitting_mode(folder), exact=exact), tokenizer
+        return self.load_folder(folder, exact), tokenizer
+
+    def load_folder(self, folder: Path, exact: bool = False) -> Model:
+        """This rank's part of the model in a folder, without a tokenizer; `mode` is what it is cut by then.
+
+        Raises:
+            RingError: As `load_sharded`.
+        """
+        from ring_mlx.config import read_config
+        from ring_mlx.convert.source_files import local_tensors
+        from ring_mlx.distributed.loading import load_sharded
+
+        if self.mode == AUTO:
+            with self.together():
+                config, raw = read_config(folder)
+                self._settle_mode(raw, config, local_tensors(folder))
+        return load_sharded(folder, self.group, self.mode, exact=exact)
+
+    def draw(self, raw: dict[str, Any], name: str, bits: int | None, dtype: mx.Dtype, exact: bool, seed: int) -> Model:
+        """This rank's part of a model with random weights; `mode` is what it is cut by then.
+
+        Raises:
+            RingError: As `random_sharded`.
+        """
+        from ring_mlx.distributed.drawing import random_sharded, shapes
+
+        if self.mode == AUTO:
+            with self.together():
+                self._settle_mode(*shapes(raw, bits, exact))
+        return random_sharded(raw, name, bits, self.group, self.mode, dtype=dtype, exact=exact, seed=seed)
 
     def check(self, args: argparse.Namespace) -> None:
-        """Raises OptionError where options of ``generate`` do not suit several processes."""
+        """Raises OptionError where options of a command do not suit several processes."""
         for name, reason in REFUSED.items():
             value = getattr(args, name, None)
             if value not in (None, False) and (name != "prompt" or value == "-"):
@@ -88,25 +123,56 @@ class Member:
 
         return agreed(sampler, self.group)
 
-    def _fitting_mode(self, folder: Path) -> str:
-        """The mode that was asked for; with "auto", tensor where the model can be cut so, else pipeline."""
-        from ring_mlx.config import read_config
-        from ring_mlx.convert.source_files import local_tensors
+    def company(self) -> Company:
+        """The other ranks as a benchmark asks for them."""
+        from ring_mlx.bench.company import Company
+        from ring_mlx.distributed import group as groups
+
+        return Company(
+            ranks=self.group.size(),
+            mode=lambda: self.mode,
+            greatest=lambda number: groups.greatest(number, self.group),
+            agree=lambda ids: groups.of_first(ids, self.group),
+            together=self.together,
+        )
+
+    def together(self) -> AbstractContextManager[dict[str, Any]]:
+        """Work that every rank does and that fails on all if it fails on one."""
         from ring_mlx.distributed.group import together
+
+        return together(self.group)
+
+    def orders(self) -> Orders:
+        """A way for rank 0 to tell the others what to do; every rank must ask for it.
+
+        Raises:
+            DistributedError: If one cannot be reached.
+        """
+        from ring_mlx.distributed.orders import Orders
+
+        peers, _ = _connect(self.group)
+        return Orders(peers.values())
+
+    def lost(self, e: Exception) -> DistributedError:
+        """What to say where a step failed; the watch says it first, and ends this process, if it misses a rank."""
+        rank = self.group.rank()
+        if not isinstance(e, OSError) and not (isinstance(e, RuntimeError) and str(e).startswith("[")):
+            words = " ".join(str(e).split())[:300]
+            return DistributedError(f"rank {rank} failed within a step ({type(e).__name__}: {words}); start all again.")
+        self.watch.first_failed.wait(LOST_S)
+        return DistributedError(f"rank {rank} has lost another ({e}); start all again.")
+
+    def _settle_mode(self, raw: dict[str, Any], config: RingConfig, tensors: Any) -> None:
+        """Tensor where the model can be cut so, else pipeline."""
         from ring_mlx.distributed.loading import plan_part
 
-        if self.mode != AUTO:
-            return self.mode
-        mode = "tensor"
-        with together(self.group):
-            config, raw = read_config(folder)
-            try:
-                plan_part(raw, config, local_tensors(folder), mode, self.group)
-            except DistributedError as e:
-                mode = "pipeline"
-                if self.is_first:
-                    print(f"ring-mlx: note: {e} A pipeline is used instead.", file=sys.stderr)
-        return mode
+        self.mode = "tensor"
+        try:
+            plan_part(raw, config, tensors, self.mode, self.group)
+        except DistributedError as e:
+            self.mode = "pipeline"
+            if self.is_first:
+                print(f"ring-mlx: note: {e} A pipeline is used instead.", file=sys.stderr)
 
 
 @contextmanager
@@ -126,9 +192,10 @@ def joined(mode: str) -> Iterator[Member | None]:
     group = groups.join()
     watch = _watch(group)
     is_first = group.rank() == 0
+    member = Member(group, mode, watch)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first else nowhere):
-            yield Member(group, mode, watch)
+            yield member
     except RingError:
         if not is_first and watch.first_failed.wait(ECHO_S):
             raise SystemExit(BAD_INPUT) from None
@@ -138,12 +205,18 @@ def joined(mode: str) -> Iterator[Member | None]:
         if not str(e).startswith("["):
             raise
         # A backend that has lost a peer says so at once; the watch knows which, and ends this process.
-        watch.first_failed.wait(8.0)
-        raise DistributedError(f"rank {group.rank()} has lost another ({e}); start all again.") from None
+        raise member.lost(e) from None
     watch.close()
 
 
 def _watch(group: Any) -> Watch:
+    from ring_mlx.distributed import watch
+
+    return watch.Watch(group.rank(), *_connect(group))
+
+
+def _connect(group: Any) -> tuple[dict[int, socket.socket], list[str]]:
+    """Sockets between rank 0 and each other, and the names of all hosts."""
     from ring_mlx.distributed import watch
     from ring_mlx.distributed.group import exchange
 
@@ -165,7 +238,7 @@ def _watch(group: Any) -> Watch:
             f"rank {rank} cannot reach rank 0 ({first['host']}, {first['address']}:{first['port']}: {e}); allow "
             "connections between them in the firewall."
         ) from None
-    return watch.Watch(rank, peers, [r["host"] for r in records])
+    return peers, [r["host"] for r in records]
 
 
 def _own_address() -> str:

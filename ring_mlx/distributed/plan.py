@@ -9,6 +9,8 @@ from ring_mlx.distributed.failure import DistributedError
 
 TENSOR, PIPELINE = "tensor", "pipeline"
 MODES = (TENSOR, PIPELINE)
+AUTO = "auto"
+CHOICES = (AUTO, *MODES)
 
 
 def local_config(config: RingConfig, size: int) -> RingConfig:

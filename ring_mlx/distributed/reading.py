@@ -69,14 +69,17 @@ def _chunks(files: SourceFiles, tensor: SourceTensor, start: int, stop: int, cut
     for at in range(start, stop, step):
         part = files.read(tensor, at, min(at + step, stop))
         if cut is not None:
-            part = _columns(part, cut)
+            part = cut_array(part, cut)
             mx.eval(part)
         parts.append(part)
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
-def _columns(x: mx.array, cut: Cut) -> mx.array:
+def cut_array(x: mx.array, cut: Cut) -> mx.array:
+    """The part of an array that is in memory, not yet computed."""
+    if cut.axis == -2:
+        return mx.concatenate([x[..., lo:hi, :] for lo, hi in cut.ranges], axis=-2)
     if cut.repeat > 1:
         x = mx.repeat(x, cut.repeat, axis=-1)
-    x = mx.concatenate([x[:, lo:hi] for lo, hi in cut.ranges], axis=-1)
+    x = mx.concatenate([x[..., lo:hi] for lo, hi in cut.ranges], axis=-1)
     return mx.zeros_like(x) if cut.is_zero else mx.contiguous(x)

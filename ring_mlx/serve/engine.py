@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ring_mlx.branches import Prompt, Renderer
 from ring_mlx.errors import PromptError, RingError, TokenizerError
 from ring_mlx.generation import check_lengths, encode_prompt
-from ring_mlx.serve.failures import bad, busy
+from ring_mlx.serve.failures import ModelLostError, bad, busy
 from ring_mlx.serve.job import Job
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.protocol import Asked
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from ring_mlx.model import Model
+    from ring_mlx.serve.parts import Parts
     from ring_mlx.serve.work import Work
+
+    Load = Callable[[Settings], Parts]
 
 
 class Engine:
@@ -29,10 +33,11 @@ class Engine:
     Args:
         settings: What to load and how much at once.
         metrics: Where to count.
+        load: Loads the model and makes what it is worked with; by default as one process does.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
+    def __init__(self, settings: Settings, metrics: Metrics, load: Load | None = None) -> None:
+        self.settings, self.metrics, self._load_parts = settings, metrics, load
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._encoding = threading.Lock()
@@ -135,6 +140,8 @@ class Engine:
         try:
             while work is not None and not self._closed:
                 self._turn(work)
+        except ModelLostError as e:
+            self.failure = e.error
         except Exception as e:  # noqa: BLE001 nothing may end the thread with requests unanswered
             self.failure = RingError(f"the model's thread failed ({type(e).__name__}: {e}); start the server again.")
             traceback.print_exc()
@@ -147,20 +154,13 @@ class Engine:
         threading.Event().wait()
 
     def _load(self) -> Work:
-        from ring_mlx.loading import load
+        from ring_mlx.serve.parts import Parts
         from ring_mlx.serve.work import Work
 
-        s = self.settings
-        model, tokenizer = load(
-            s.model,
-            revision=s.revision,
-            exact=s.exact,
-            expert_cache_bytes=s.expert_cache_bytes,
-            expert_policy=s.expert_policy,
-        )
-        work = Work(model, tokenizer, s, self.metrics)
+        parts = (self._load_parts or Parts.load)(self.settings)
+        work = Work(parts, self.metrics)
         self._gauges = work.gauges()
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer = parts.model, parts.tokenizer
         return work
 
     def _turn(self, work: Work) -> None:

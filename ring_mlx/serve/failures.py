@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ring_mlx.errors import RingError
+
 TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "server_error"}
 
 
@@ -35,6 +37,18 @@ class ApiError(Exception):
         """The JSON object."""
         kind = TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class ModelLostError(BaseException):
+    """The model cannot go on, whoever asks; no exception of one request's, so that nothing takes it for that.
+
+    Args:
+        error: What is told.
+    """
+
+    def __init__(self, error: RingError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from http.server import ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.engine import Engine
@@ -17,6 +17,9 @@ from ring_mlx.serve.failures import busy
 from ring_mlx.serve.handler import Handler
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from ring_mlx.serve.engine import Load
 
 
 class Server(ThreadingHTTPServer):
@@ -29,6 +32,7 @@ class Server(ThreadingHTTPServer):
         max_body_bytes: Longer bodies are refused.
         max_connections: More are refused.
         log_requests: Print a line for each.
+        load: As for `Engine`.
 
     Raises:
         OptionError: If the address cannot be had.
@@ -48,6 +52,7 @@ class Server(ThreadingHTTPServer):
         max_body_bytes: int = 32 << 20,
         max_connections: int = 256,
         log_requests: bool = False,
+        load: Load | None = None,
     ) -> None:
         self.api_key, self.max_body_bytes, self.log_requests = api_key, max_body_bytes, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
@@ -57,7 +62,7 @@ class Server(ThreadingHTTPServer):
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as e:
             raise OptionError(f"{host}:{port} cannot be listened on ({e}); give another --host or --port.") from None
-        self.engine = Engine(settings, self.metrics)
+        self.engine = Engine(settings, self.metrics, load)
 
     def server_bind(self) -> None:
         """Bind, without asking a name server who we are."""

@@ -8,26 +8,20 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import memory
-from ring_mlx.batching import Batch
 from ring_mlx.branches import next_turn
 from ring_mlx.errors import RingError
-from ring_mlx.model import Model
 from ring_mlx.reading import Reader
 from ring_mlx.serve.failures import ApiError, bad
 from ring_mlx.serve.job import Job
 from ring_mlx.serve.metrics import Metrics
+from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.reading import Reading
 from ring_mlx.serve.row import Row
-from ring_mlx.serve.settings import Settings
-from ring_mlx.snapshots import SnapshotTree, Store
-from ring_mlx.snapshots.store import default_folder
 
 AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
 
@@ -36,18 +30,15 @@ class Work:
     """A loaded model with the requests in it; every method must be called on one thread.
 
     Args:
-        model, tokenizer: From `ring_mlx.load`.
-        settings: The server's.
+        parts: What it works with.
         metrics: Where to count.
     """
 
-    def __init__(self, model: Model, tokenizer: TokenizerWrapper, settings: Settings, metrics: Metrics) -> None:
-        self._model, self._tokenizer, self._settings, self._metrics = model, tokenizer, settings, metrics
-        budget = settings.memory_budget_bytes
-        self._tree = SnapshotTree(memory.snapshot_budget_bytes() if budget is None else budget)
-        self._store = _open_store(settings, model.fingerprint)
+    def __init__(self, parts: Parts, metrics: Metrics) -> None:
+        self._parts, self._metrics = parts, metrics
+        self._model, self._tokenizer, self._settings = parts.model, parts.tokenizer, parts.settings
+        self._tree, self._store, self._batch = parts.tree(), parts.store(), parts.batch()
         self._idle = self._reader()
-        self._batch = Batch(model, settings.prefill_step_tokens)
         self._reading: deque[Reading] = deque()
         self._rows: dict[int, Row] = {}
         self._ahead: tuple[Job, Mapping[str, Any]] | None = None
@@ -149,7 +140,7 @@ class Work:
         mx.clear_cache()
 
     def _reader(self) -> Reader:
-        return Reader(self._model, self._tree, self._store, step_tokens=self._settings.prefill_step_tokens)
+        return self._parts.reader(self._tree, self._store)
 
     def _read(self, reading: Reading) -> None:
         try:
@@ -174,7 +165,7 @@ class Work:
         except Exception as e:  # noqa: BLE001 of the batch nothing is certain now
             for row in self._rows.values():
                 self._fail(row.job, e)
-            self._rows, self._batch = {}, Batch(self._model, self._settings.prefill_step_tokens)
+            self._rows, self._batch = {}, self._parts.batch()
             return
         for number, token in tokens.items():
             self._take(number, token)
@@ -216,7 +207,7 @@ class Work:
             for _ in self._idle.read(prompt.ids, {len(prompt.ids): "user"}, wanted, AHEAD_STEP_TOKENS):
                 pass
         self._tree.settle(prompt.ids, self._tree.deepest(prompt.ids))
-        self._idle.live.restore(None)
+        self._idle.forget()
 
     def _fail(self, job: Job, e: Exception) -> None:
         self._finished("failed")
@@ -231,11 +222,3 @@ class Work:
 
     def _finished(self, reason: str) -> None:
         self._metrics.count("requests_finished_total", reason=reason)
-
-
-def _open_store(settings: Settings, fingerprint: str) -> Store | None:
-    """The folder that chats with this model use too."""
-    if settings.store is False or not fingerprint:
-        return None
-    root = default_folder() if settings.store is True else Path(settings.store).expanduser()
-    return Store(root, fingerprint, settings.store_budget_bytes, name=Path(settings.model).name)

@@ -1,0 +1,102 @@
+"""What a rank other than 0 does while rank 0 serves: what it is told, step by step; knows tokens, no requests.
+
+The orders are those of `ring_mlx.distributed.leader`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from ring_mlx.distributed.leader import READER, SharedBatch, common_budget
+from ring_mlx.reading import Reader
+from ring_mlx.serve.parts import Parts
+from ring_mlx.serve.work import CLEAR_EVERY_STEPS
+from ring_mlx.snapshots import Snapshot, SnapshotTree
+
+if TYPE_CHECKING:
+    from ring_mlx.distributed.orders import Orders
+
+
+class Follower:
+    """This rank's part of the model, and of every cache that rank 0 has.
+
+    Args:
+        parts: The part of the model, with the same settings as on rank 0.
+        group: The ranks.
+    """
+
+    def __init__(self, parts: Parts, group: mx.distributed.Group) -> None:
+        self._parts = parts
+        common_budget(parts.budget_bytes(), parts.model, group)
+        self._kept = _Kept()
+        self._readers: dict[int, Reader] = {}
+        self._reading: dict[int, Iterator[int]] = {}
+        self._batch = SharedBatch(parts.model, parts.settings.prefill_step_tokens, group)
+        self._steps = 0
+
+    def run(self, orders: Orders) -> None:
+        """Do what is told until rank 0 closes.
+
+        Raises:
+            OSError: If rank 0 is gone.
+            RuntimeError: If another rank is.
+        """
+        while (order := orders.hear())["do"] != "close":
+            for kind, number in order["gone"]:
+                (self._close if kind == READER else self._kept.drop)(number)
+            self._do(order, orders)
+
+    def _do(self, order: dict[str, Any], orders: Orders) -> None:
+        do, number = order["do"], order.get("reader", -1)
+        if do == "start":
+            self._reader(number).live.restore(self._kept.get(order["snapshot"]))
+        elif do == "read":
+            points = {int(at): kind for at, kind in order["points"]}
+            steps = self._reader(number).read(order["ids"], points, orders.hear, order["step_tokens"])
+            self._reading[number] = steps
+            next(steps, None)
+        elif do == "next":
+            next(self._reading[number], None)
+        elif do == "add":
+            self._batch.add(order["prompt"], cache=self._reader(number).live.cache)
+            self._close(number)
+        elif do == "step":
+            self._batch.step()
+            self._steps += 1
+            if self._steps % CLEAR_EVERY_STEPS == 0:
+                mx.clear_cache()
+        elif do == "remove":
+            self._batch.remove(order["row"])
+
+    def _reader(self, number: int) -> Reader:
+        if number not in self._readers:
+            self._readers[number] = self._parts.reader(self._kept, None)
+        return self._readers[number]
+
+    def _close(self, number: int) -> None:
+        self._readers.pop(number, None)
+        self._reading.pop(number, None)
+
+
+class _Kept(SnapshotTree):
+    """Snapshots by the number in which they were added, until rank 0 drops them."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._count = itertools.count()
+        self._all: dict[int, Snapshot] = {}
+
+    def add(self, snapshot: Snapshot) -> Snapshot:
+        """Keep a snapshot."""
+        self._all[next(self._count)] = snapshot
+        return snapshot
+
+    def get(self, number: int | None) -> Snapshot | None:
+        return None if number is None else self._all[number]
+
+    def drop(self, number: int) -> None:
+        del self._all[number]

@@ -1,0 +1,226 @@
+"""What rank 0 of a server works with: readers, a batch and snapshots that tell the other ranks what they do.
+
+Requests, their text and every decision stay on rank 0; `ring_mlx.distributed.follower` does the same steps to the same
+tokens elsewhere. The orders, each with what needs not be kept any more:
+
+    start    reader N goes to snapshot S, or to nothing
+    read     reader N reads a prompt, its first step; whether it stops after a step follows where that is asked
+    next     reader N, one step more
+    add      the batch takes reader N's cache, and the tokens that continue it
+    step     the batch, one step; rank 0's tokens go to all by way of the group
+    remove   row R leaves the batch
+    close    the end
+
+Readers, rows and snapshots are counted alike on all ranks, and are known by their number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from ring_mlx.batching import Batch
+from ring_mlx.cache import HybridCache
+from ring_mlx.distributed.group import exchange, of_first
+from ring_mlx.reading import Reader
+from ring_mlx.serve.failures import ModelLostError
+from ring_mlx.serve.parts import Parts
+from ring_mlx.snapshots import Snapshot, SnapshotTree, Store
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from ring_mlx.decoding import LogitsProcessor, Sampler
+    from ring_mlx.distributed.member import Member
+    from ring_mlx.distributed.orders import Orders
+    from ring_mlx.model import Model
+    from ring_mlx.serve.settings import Settings
+
+READER, SNAPSHOT = "reader", "snapshot"
+
+
+class Leader(Parts):
+    """`Parts` that tell.
+
+    Args:
+        model, tokenizer, settings: As for `Parts`, the model being this rank's part.
+        member: This rank.
+        orders: To the others.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: TokenizerWrapper, settings: Settings, member: Member, orders: Orders
+    ) -> None:
+        super().__init__(model, tokenizer, settings)
+        self.group, self._member, self._orders = member.group, member, orders
+        self._count, self._readers = itertools.count(), weakref.WeakValueDictionary[int, _Reader]()
+        self._budget_bytes = common_budget(super().budget_bytes(), model, self.group)
+        self.gone: deque[tuple[str, int]] = deque()
+
+    def budget_bytes(self) -> int:
+        """What no rank's snapshots exceed its own budget with."""
+        return self._budget_bytes
+
+    def tree(self) -> SnapshotTree:
+        """Snapshots that tell when they are dropped."""
+        return _Tree(self)
+
+    def store(self) -> Store | None:
+        """None: a rank has a part of a snapshot only, and disks may differ."""
+        return None
+
+    def reader(self, tree: SnapshotTree, store: Store | None) -> Reader:
+        """A reader that tells."""
+        number = next(self._count)
+        assert isinstance(tree, _Tree)
+        reader = self._readers[number] = _Reader(number, self, tree)
+        weakref.finalize(reader, self.gone.append, (READER, number)).atexit = False
+        return reader
+
+    def batch(self) -> Batch:
+        """A batch that tells."""
+        return _Batch(self)
+
+    def number_of(self, cache: HybridCache | None) -> int:
+        """Of the reader whose cache it is."""
+        return next(n for n, reader in self._readers.items() if reader.live.cache is cache)
+
+    def tell(self, do: str, **details: Any) -> None:
+        """Give an order, with what is gone since the last."""
+        gone = [self.gone.popleft() for _ in range(len(self.gone))]
+        with self.in_step():
+            self._orders.tell({"do": do, "gone": gone, **details})
+
+    def same(self, answer: bool) -> bool:
+        """An answer that all ranks go on with."""
+        with self.in_step():
+            self._orders.tell(answer)
+        return answer
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """What must not fail on one rank alone.
+
+        Raises:
+            ModelLostError: If it does.
+        """
+        try:
+            yield
+        except Exception as e:
+            raise ModelLostError(self._member.lost(e)) from e
+
+
+def common_budget(own_bytes: int, model: Model, group: mx.distributed.Group) -> int:
+    """Of this rank: what the one with the least room for each of its layers allows all."""
+    layers = len(model.layers)
+    records = exchange(group, {"bytes": own_bytes, "layers": layers})
+    return min(int(r["bytes"]) * layers // int(r["layers"]) for r in records)
+
+
+class _Tree(SnapshotTree):
+    """Numbers what is added, whether or not it is kept, and says what is not."""
+
+    def __init__(self, leader: Leader) -> None:
+        super().__init__(leader.budget_bytes())
+        self._gone, self._count = leader.gone, itertools.count()
+        self._numbers: dict[Snapshot, int] = {}
+
+    def number(self, snapshot: Snapshot | None) -> int | None:
+        return None if snapshot is None else self._numbers[snapshot]
+
+    def add(self, snapshot: Snapshot) -> Snapshot:
+        """As `SnapshotTree.add`."""
+        self._numbers[snapshot] = next(self._count)
+        kept = super().add(snapshot)
+        if kept is not snapshot:
+            self._drop_number(snapshot)
+        return kept
+
+    def _forget(self, node: Any) -> None:
+        self._drop_number(node.snapshot)
+        super()._forget(node)
+
+    def _drop_number(self, snapshot: Snapshot) -> None:
+        self._gone.append((SNAPSHOT, self._numbers.pop(snapshot)))
+
+
+class _Reader(Reader):
+    def __init__(self, number: int, leader: Leader, tree: _Tree) -> None:
+        self._number, self._leader, self._numbers = number, leader, tree.number
+        super().__init__(leader.model, tree, step_tokens=leader.settings.prefill_step_tokens)
+
+    def start(self, ids: Sequence[int]) -> int:
+        """As `Reader.start`."""
+        self._leader.tell("start", reader=self._number, snapshot=self._numbers(self.tree.deepest(ids)))
+        return super().start(ids)
+
+    def read(
+        self, ids: Sequence[int], points: Mapping[int, str], stopped: Callable[[], bool], step_tokens: int | None = None
+    ) -> Iterator[int]:
+        """As `Reader.read`."""
+        leader, number = self._leader, self._number
+        steps = super().read(ids, points, lambda: leader.same(stopped()), step_tokens)
+        what = {"ids": [int(i) for i in ids], "points": list(points.items()), "step_tokens": step_tokens}
+        leader.tell("read", reader=number, **what)
+        while True:
+            with leader.in_step():
+                known = next(steps, None)
+            if known is None:
+                return
+            yield known
+            leader.tell("next", reader=number)
+
+    def forget(self) -> None:
+        """As `Reader.forget`."""
+        self._leader.tell("start", reader=self._number, snapshot=None)
+        super().forget()
+
+
+class SharedBatch(Batch):
+    """A batch of which every rank has its part, and whose tokens rank 0 chooses."""
+
+    def __init__(self, model: Model, prefill_step_size: int, group: mx.distributed.Group) -> None:
+        super().__init__(model, prefill_step_size)
+        self._group = group
+
+    def _choose_all(self) -> mx.array:
+        chosen = of_first(super()._choose_all(), self._group)
+        mx.async_eval(chosen)  # a rank of a pipeline waits within the model's call for what follows from it
+        return chosen
+
+
+class _Batch(SharedBatch):
+    def __init__(self, leader: Leader) -> None:
+        super().__init__(leader.model, leader.settings.prefill_step_tokens, leader.group)
+        self._leader = leader
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        *,
+        cache: HybridCache | None = None,
+        sampler: Sampler | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+    ) -> int:
+        """As `Batch.add`."""
+        number = super().add(prompt, cache=cache, sampler=sampler, logits_processors=logits_processors)
+        self._leader.tell("add", reader=self._leader.number_of(cache), prompt=[int(i) for i in prompt])
+        return number
+
+    def step(self) -> dict[int, int]:
+        """As `Batch.step`."""
+        self._leader.tell("step")
+        with self._leader.in_step():
+            return super().step()
+
+    def remove(self, number: int) -> HybridCache:
+        """As `Batch.remove`."""
+        self._leader.tell("remove", row=number)
+        with self._leader.in_step():
+            return super().remove(number)

@@ -1,0 +1,72 @@
+"""What the model's thread works with: model, snapshots, readers and the batch; makes them, uses none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ring_mlx import memory
+from ring_mlx.batching import Batch
+from ring_mlx.loading import load
+from ring_mlx.reading import Reader
+from ring_mlx.snapshots import SnapshotTree, Store
+from ring_mlx.snapshots.store import default_folder
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from ring_mlx.model import Model
+    from ring_mlx.serve.settings import Settings
+
+
+class Parts:
+    """Makes what `Work` needs. Whoever wants to know of all that the model is asked to do makes others.
+
+    Args:
+        model, tokenizer: From `ring_mlx.load`.
+        settings: The server's.
+    """
+
+    def __init__(self, model: Model, tokenizer: TokenizerWrapper, settings: Settings) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+
+    @classmethod
+    def load(cls, settings: Settings) -> Parts:
+        """Load the model that the settings name.
+
+        Raises:
+            RingError: As `ring_mlx.load`.
+        """
+        model, tokenizer = load(
+            settings.model,
+            revision=settings.revision,
+            exact=settings.exact,
+            expert_cache_bytes=settings.expert_cache_bytes,
+            expert_policy=settings.expert_policy,
+        )
+        return cls(model, tokenizer, settings)
+
+    def budget_bytes(self) -> int:
+        """Most bytes of snapshots in memory."""
+        given = self.settings.memory_budget_bytes
+        return memory.snapshot_budget_bytes() if given is None else given
+
+    def tree(self) -> SnapshotTree:
+        """Snapshots in memory."""
+        return SnapshotTree(self.budget_bytes())
+
+    def store(self) -> Store | None:
+        """Snapshots on disk, in the folder that chats with this model use too."""
+        s = self.settings
+        if s.store is False or not self.model.fingerprint:
+            return None
+        root = default_folder() if s.store is True else Path(s.store).expanduser()
+        return Store(root, self.model.fingerprint, s.store_budget_bytes, name=Path(s.model).name)
+
+    def reader(self, tree: SnapshotTree, store: Store | None) -> Reader:
+        """A cache of its own for one prompt after the other."""
+        return Reader(self.model, tree, store, step_tokens=self.settings.prefill_step_tokens)
+
+    def batch(self) -> Batch:
+        """An empty batch."""
+        return Batch(self.model, self.settings.prefill_step_tokens)
