@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,8 +19,9 @@ from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from ring_mlx.moe import MLP, MoE
 
-# Tokens of a call from which layer groups are computed one after the other.
+# Tokens of a call from which layers are computed one after the other, and how many may be under way.
 LONG_FROM_TOKENS = 512
+LAYERS_UNDER_WAY = 2
 
 
 class DecoderLayer(nn.Module):
@@ -129,9 +131,9 @@ class LanguageModel(nn.Module):
         hidden_states: list[mx.array] | None,
         last_only: bool,
     ) -> mx.array:
-        """The layers one by one; a long prompt is computed group by group, lest all groups' temporaries be alive."""
+        """The layers one by one; a long prompt is computed as it goes, lest all layers' temporaries be alive."""
         is_long = x.shape[0] * x.shape[1] >= LONG_FROM_TOKENS and caches[-1] is not None and not self.training
-        under_way = None
+        under_way: deque[mx.array] = deque()
         if hidden_states is not None:
             hidden_states.append(x)
         for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
@@ -139,11 +141,11 @@ class LanguageModel(nn.Module):
             x = layer(x, masks[layer.is_linear], cache, offset, last_only and is_last and hidden_states is None)
             if hidden_states is not None:
                 hidden_states.append(x)
-            elif is_long and not layer.is_linear and not is_last:
+            elif is_long and not is_last:
                 mx.async_eval(x)
-                if under_way is not None:
-                    mx.eval(under_way)
-                under_way = x
+                under_way.append(x)
+                if len(under_way) > LAYERS_UNDER_WAY:
+                    mx.eval(under_way.popleft())
         return x
 
     def _decode_step(self) -> DecodeStep | None:
