@@ -1,0 +1,93 @@
+"""Where a decode token's time goes: ``python -m benchmarks.decode_profile --shape mini --context 512``.
+
+Three ways through the same weights: MLX's operations, the kernels called from Python, and the compiled step. Of each, the
+milliseconds in which Python builds the graph, in which MLX hands it to the device, and in which the device is waited for
+afterwards; then the speed of the library's own loop, in which these overlap. On a machine without kernels the ways are one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import mlx.core as mx
+
+from benchmarks.shapes import random_model
+from metal_kernels import launch
+from ring_mlx import decode_step
+from ring_mlx.cache import HybridCache
+from ring_mlx.decoding import decode, prefill
+from ring_mlx.model import Model
+
+WAYS = ("operations", "kernels", "compiled")
+WARM_UP = 15
+
+
+@contextmanager
+def way(name: str) -> Iterator[None]:
+    """Decode in this way as long as the context lasts."""
+    compiled_on = decode_step.COMPILED_ON if name == "compiled" else ()
+    backend = None if name == "operations" else launch.backend()
+    with launch.use(backend), mock.patch.object(decode_step, "COMPILED_ON", compiled_on):
+        yield
+
+
+def parts(model: Model, start: HybridCache, steps: int) -> tuple[float, float, float]:
+    """Median milliseconds of building, handing over and waiting, one step after the other."""
+    cache, found = start.copy(), []
+    for n in range(WARM_UP + steps):
+        mx.synchronize()
+        times = [time.perf_counter()]
+        token = mx.argmax(model(mx.array([[n + 1]]), cache, last_only=True)[:, -1], axis=-1)
+        times.append(time.perf_counter())
+        mx.async_eval(token, [c.state for c in cache])
+        times.append(time.perf_counter())
+        mx.synchronize()
+        times.append(time.perf_counter())
+        found.append([1e3 * (b - a) for a, b in itertools.pairwise(times)])
+    built, handed, waited = (statistics.median(column) for column in zip(*found[WARM_UP:], strict=True))
+    return built, handed, waited
+
+
+def speed(model: Model, start: HybridCache, logits: mx.array, steps: int) -> float:
+    """Tokens a second of `ring_mlx.decoding.decode`."""
+    cache, began = start.copy(), 0.0
+    for n, _ in enumerate(decode(logits, model, cache, mx.array([0]), max_tokens=steps + 1)):
+        if n == 0:
+            began = time.perf_counter()
+    return steps / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="mini", help="as for benchmarks.shapes.random_model (mini)")
+    parser.add_argument("--bits", type=int, default=4, help="0 for none (4)")
+    parser.add_argument("--context", type=int, default=512, help="tokens read before (512)")
+    parser.add_argument("--steps", type=int, default=100, help="tokens of each measurement (100)")
+    parser.add_argument("--repeats", type=int, default=5, help="of the speed, after a warm-up (5)")
+    args = parser.parse_args()
+    model = random_model(args.shape, args.bits or None)
+    prompt = mx.random.randint(0, model.config.vocab_size, (args.context,), key=mx.random.key(0))
+    cache = model.make_cache()
+    for _, logits in prefill(prompt, model, cache, [args.context]):
+        mx.eval(logits)
+    device = mx.device_info().get("device_name", "CPU")
+    print(f"{device}, mlx {mx.__version__}, {args.shape}, {args.bits or 'no'} bits, context {args.context}")
+    for name in WAYS:
+        with way(name):
+            built, handed, waited = parts(model, cache, args.steps)
+            speeds = [speed(model, cache, logits, args.steps) for _ in range(args.repeats + 1)][1:]
+        print(
+            f"{name:10} building {built:6.2f} ms, handing over {handed:6.2f} ms, waiting {waited:6.2f} ms; "
+            f"overlapped {statistics.median(speeds):6.1f} tok/s ({min(speeds):.0f} to {max(speeds):.0f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
