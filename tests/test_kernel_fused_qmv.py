@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from metal_kernels import launch
+from metal_kernels import dispatch, launch
 from metal_kernels.fused_qmv import (
     Matrices,
     fused,
@@ -275,3 +275,17 @@ def test_the_cases_are_not_trivial():
     first, second, gated, added = (to_numpy(y) for y in Case(FOUR).naive())
     assert all(0.05 < np.std(y) < 20 for y in (first, second, gated, added))
     assert np.std(first[:, : gated.shape[1]] - gated) > 0.05
+
+
+def test_each_backend_fuses_as_many_tokens_as_pay():
+    def constructor(*, output_names, **_):
+        return lambda *, output_shapes, output_dtypes, **_: [
+            mx.zeros(s, d) for s, d in zip(output_shapes, output_dtypes, strict=True)
+        ]
+
+    for name, most in dispatch.FUSED_UP_TO_TOKENS.items():
+        with launch.use(launch.Backend(name, constructor)):
+            for tokens in (most, most + 1):
+                case = Case(("affine", 4, 32), (tokens, 96))
+                found = dispatch.norm_qmv(*case.normed), dispatch.gate_qmv(*case.gated), dispatch.add_qmv(*case.added)
+                assert [f is not None for f in found] == 3 * [tokens <= most]
