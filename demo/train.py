@@ -28,7 +28,8 @@ Rows = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]
 
 HERE = Path(__file__).parent
 SHORT, LONG = 512, 4352
-LONG_SHARE = 0.6
+LONG_SHARE = 0.8
+TOKENS_A_QUESTION = 100  # of a long conversation, for as many questions as it may have
 PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 1e-5, 100
 BIAS_STEP = 1e-3
 CACHE_BYTES = 16 << 30  # of freed buffers; without a bound MLX was seen to fill a GPU of 80 GB with them and fail
@@ -63,7 +64,7 @@ def texts(seed: int, width: int, tokenizer: Any) -> Iterator[tuple[str, list[tup
             if rng.random() < 0.3:
                 yield render(make_recall(rng, "train", target, count))
             else:
-                questions = rng.randint(2, 2 + target // 300)
+                questions = rng.randint(2, 2 + target // TOKENS_A_QUESTION)
                 yield render_thinking_from(*make_many_recall(rng, "train", target, count, questions))
         else:
             yield render(next(mix))
