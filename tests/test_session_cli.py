@@ -11,7 +11,7 @@ import pytest
 
 from ring_mlx.cache import FORMAT_VERSION, HybridCache
 from ring_mlx.cli import main
-from ring_mlx.cli.cache_command import size
+from ring_mlx.cli.options import byte_count
 from ring_mlx.errors import CacheFileError
 from ring_mlx.snapshots import Store
 from ring_mlx.snapshots.store import default_folder
@@ -92,7 +92,8 @@ def test_bad_options_take_one_line(cli, capsys):
 
 
 def test_sizes():
-    assert [size(t) for t in ("0", "7B", "1.5kb", "2G", "3TB")] == [0, 7, 1500, 2 * 10**9, 3 * 10**12]
+    read = [byte_count(t) for t in ("0", "7B", "1.5kb", "2G", "3TB", "2GiB", "1 MiB")]
+    assert read == [0, 7, 1500, 2 * 10**9, 3 * 10**12, 2**31, 2**20]
 
 
 def test_the_default_folder_is_the_systems(monkeypatch):

@@ -14,7 +14,6 @@ from ring_mlx.errors import CacheFileError, OptionError
 if TYPE_CHECKING:
     from ring_mlx.snapshots import Store
 
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 DAY_S = 86400.0
 
 
@@ -34,22 +33,11 @@ def add(commands: Any) -> None:
         if name != "prune":
             action.add_argument("--json", action="store_true", help="print JSON instead of text")
             continue
-        action.add_argument("--max-size", type=size, help="keep at most so much for each model, such as 500MB")
+        action.add_argument(
+            "--max-size", type=options.byte_count, help="keep at most so much for each model, such as 500MB"
+        )
         action.add_argument("--unused-days", type=options.in_range(0, 1e6), help="remove what was not used for so long")
         action.add_argument("--all", action="store_true", help="remove everything")
-
-
-def size(text: str) -> int:
-    """An argparse type: a number with a unit, such as 2GB."""
-    number = text.rstrip("BKMGTbkmgt")
-    unit = text[len(number) :].upper()
-    try:
-        value = int(float(number) * UNITS[unit if unit.endswith("B") else f"{unit}B"])
-    except (ValueError, KeyError, OverflowError):
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB")
-    return value
 
 
 def _info(args: argparse.Namespace) -> int:

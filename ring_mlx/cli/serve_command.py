@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
-from ring_mlx.cli.cache_command import size
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError
 
@@ -59,14 +58,19 @@ def add(commands: Any) -> None:
     g = parser.add_argument_group("how much at once")
     g.add_argument("--max-batch", type=options.positive_int, default=8, help=HELP["batch"])
     g.add_argument("--max-queue", type=options.positive_int, default=64, help=HELP["queue"])
-    g.add_argument("--max-body", type=size, default=32 << 20, metavar="SIZE", help=HELP["body"])
+    g.add_argument("--max-body", type=options.byte_count, default=32 << 20, metavar="SIZE", help=HELP["body"])
     g.add_argument("--prefill-step-size", type=options.positive_int, default=512, help=HELP["step"])
     s = parser.add_argument_group("snapshots")
     s.add_argument("--cache-dir", type=Path, help=HELP["cache_dir"])
     s.add_argument("--no-store", action="store_true", help="keep snapshots in memory only")
-    s.add_argument("--store-size", type=size, default=8 << 30, metavar="SIZE", help="most room on disk (8 GiB)")
     s.add_argument(
-        "--cache-memory", type=size, metavar="SIZE", help="most memory (a quarter of what is left, at most 4 GiB)"
+        "--store-size", type=options.byte_count, default=8 << 30, metavar="SIZE", help="most room on disk (8 GiB)"
+    )
+    s.add_argument(
+        "--cache-memory",
+        type=options.byte_count,
+        metavar="SIZE",
+        help="most memory (a quarter of what is left, at most 4 GiB)",
     )
     s.add_argument("--no-read-ahead", action="store_true", help=HELP["ahead"])
     parser.set_defaults(run=run)
