@@ -32,7 +32,8 @@ LONG_SHARE = 0.8
 TOKENS_A_QUESTION = 100  # of a long conversation, for as many questions as it may have
 PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 1e-5, 100
 BIAS_STEP = 1e-3
-CACHE_BYTES = 16 << 30  # of freed buffers; without a bound MLX was seen to fill a GPU of 80 GB with them and fail
+# Of freed buffers, which MLX keeps; a run once died of memory on a GPU of 80 GB, its cause unproven.
+CACHE_BYTES = 16 << 30
 SEPARATOR = "<|endoftext|>"
 
 

@@ -34,8 +34,8 @@ MoEKernel = Callable[[mx.array, mx.array, mx.array, Experts, "mx.array | None"],
 OURS_FOR_MANY_TOKENS = {"metal": False, "cuda": True, "simulator": True}
 
 # Tokens up to which a product is fused with what stands around it. On an H100 eight tokens of the norm's product took 89 us
-# (mini) and 321 us (flash), and MLX's operations 39 and 121: each threadgroup prepares every token again. One token in a
-# compiled layer went twice as fast fused; four were not timed, nor was anything on Metal, where a dispatch costs less.
+# (mini) and 321 us (flash), and MLX's operations 39 and 121: each threadgroup prepares every token again. Four tokens
+# were not timed, nor was anything on Metal.
 FUSED_UP_TO_TOKENS = {"metal": 8, "cuda": 4, "simulator": 8}
 
 
