@@ -24,7 +24,6 @@ from metal_kernels import (
     gate_qmv,
     launch,
     linear_gate,
-    norm_qmv,
     qk_norm_rope,
     qkv_lightning_attn,
     route,
@@ -83,14 +82,8 @@ def few_tokens(
     residual = mx.random.normal(hidden.shape).astype(dtype)
     yield "norm_router", lambda a: router.score(a, residual, norm, dtype), hidden
     layers = linear.query_key_value, linear.g_proj
-    into, out_of, softmax_out_of = PackedLayers()(*layers), PackedLayers()(linear.dense), PackedLayers()(softmax.dense)
-
-    def norm_products(a: mx.array) -> tuple[mx.array, ...]:
-        found = None if into is None else norm_qmv(a, norm.weight, norm.eps, into, dtype)
-        if found is not None:
-            return found
-        normed = norm(a).astype(dtype)
-        return tuple(layer(normed) for layer in layers)
+    yield "norm_qmv", lambda a: linear.project(a, norm, *layers), hidden
+    out_of, softmax_out_of = PackedLayers()(linear.dense), PackedLayers()(softmax.dense)
 
     def gated_product(a: mx.array) -> mx.array:
         gated = a, gate, linear.g_norm.weight, linear.groups, linear.g_norm.eps
@@ -101,7 +94,6 @@ def few_tokens(
         added = None if softmax_out_of is None else add_qmv(a, softmax_out_of, hidden)
         return hidden + softmax.dense(a) if added is None else added
 
-    yield "norm_qmv", norm_products, hidden
     yield "gate_qmv", gated_product, o
     yield "add_qmv", product, o
 

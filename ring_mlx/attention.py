@@ -57,7 +57,7 @@ class _Attention(nn.Module):
             self.rope,
         )
 
-    def _project(self, x: mx.array, norm: nn.RMSNorm, *layers: nn.Module) -> tuple[mx.array, ...]:
+    def project(self, x: mx.array, norm: nn.RMSNorm, *layers: nn.Module) -> tuple[mx.array, ...]:
         """Each layer of the normed x: one dispatch for a few tokens."""
         dtype = norm.weight.dtype
         matrices = None if launch.backend() is None else self._into(*layers)
@@ -99,7 +99,7 @@ class SoftmaxAttention(_Attention):
 
     def open(self, x: mx.array, norm: nn.RMSNorm, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The new q [B, heads, T, D], k and v [B, kv_heads, T, D]."""
-        (qkv,) = self._project(x, norm, self.query_key_value)
+        (qkv,) = self.project(x, norm, self.query_key_value)
         return qk_norm_rope(qkv, self.heads(), offset)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cache: Any | None) -> mx.array:
@@ -165,7 +165,7 @@ class LinearAttention(_Attention):
         self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
     ) -> tuple[Result, mx.array]:
         """The same from one state to the next, which is returned beside it."""
-        qkv, gate = self._project(x, norm, self.query_key_value, self.g_proj)
+        qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
         o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
         matrices = None if launch.backend() is None else self._out_of(self.dense)

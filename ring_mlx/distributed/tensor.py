@@ -59,7 +59,7 @@ class ShardedLinearAttention(LinearAttention):
         self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
     ) -> tuple[Result, mx.array]:
         """From one state of these heads to the next."""
-        qkv, gate = self._project(x, norm, self.query_key_value, self.g_proj)
+        qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
         o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
         matrices = None if launch.backend() is None else self._out_of(self.dense)
