@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from demo.phrases import MONTHS, NAMES
 from demo.render import ROLE_END, render, role
-from demo.split import Conversation, Phrasings, Turn, conversation, draw, listed
+from demo.split import WORDS, Conversation, Phrasings, Turn, conversation, draw, listed, word_held_out
 from ring_mlx.filler import filler
 
 CountTokens = Callable[[str], int]
@@ -26,6 +26,11 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 NUMBERS = {"locker code": 4, "door code": 4, "lucky number": 2, "seat number": 2, "room number": 3, "bus line": 2}
 ATTRIBUTES = (*VALUES, *NUMBERS)
+# Values that are any word. Where a kind of thing has values of its own, a model learns to look for those and to guess
+# among the names; here only name and attribute together lead to the value.
+ANY_WORD = ("code word", "password", "nickname", "secret word", "user name", "team name")
+ANY_WORD_SHARE = 0.5
+TRAIN_WORDS = tuple(word for word in WORDS if not word_held_out(word))
 MOST_FACTS = len(NAMES) * len(ATTRIBUTES) // 2
 
 FACT = Phrasings(
@@ -88,11 +93,16 @@ def _triple(rng: random.Random) -> tuple[str, str, str]:
     return rng.choice(NAMES), attribute, value
 
 
-def _fact(rng: random.Random, split: str, known: set[tuple[str, str]]) -> Fact:
-    """Draw a fact of the split about something not yet known, and add that to `known`."""
-    name, attribute, value = draw(lambda: _triple(rng), split)
+def _any_word(rng: random.Random) -> tuple[str, str, str]:
+    return rng.choice(NAMES), rng.choice(ANY_WORD), rng.choice(TRAIN_WORDS)
+
+
+def _fact(rng: random.Random, split: str, known: set[tuple[str, str]], any_word: float = 0.0) -> Fact:
+    """Draw a fact of the split about something not yet known, a share of them of any word, and add it to `known`."""
+    sample = _any_word if any_word and rng.random() < any_word else _triple
+    name, attribute, value = draw(lambda: sample(rng), split)
     while (name, attribute) in known:
-        name, attribute, value = draw(lambda: _triple(rng), split)
+        name, attribute, value = draw(lambda: sample(rng), split)
     known.add((name, attribute))
     stated = FACT.pick(rng, split).format(name=name, attribute=attribute, value=value)
     return Fact(name, attribute, value, stated if stated.endswith(".") else stated + ".")
@@ -104,7 +114,12 @@ def _filler_cost(count_tokens: CountTokens, sentence: str) -> int:
 
 
 def _sentences(
-    rng: random.Random, split: str, budget: int, count_tokens: CountTokens, known: set[tuple[str, str]]
+    rng: random.Random,
+    split: str,
+    budget: int,
+    count_tokens: CountTokens,
+    known: set[tuple[str, str]],
+    any_word: float = 0.0,
 ) -> list[str]:
     """Draw facts and filler that take about `budget` tokens."""
     share = rng.uniform(0.2, 0.8)
@@ -112,7 +127,7 @@ def _sentences(
     misses = 0
     while misses < 8:
         if misses == 0 and len(known) < MOST_FACTS and rng.random() < share:
-            sentence = _fact(rng, split, known).stated
+            sentence = _fact(rng, split, known, any_word).stated
             cost = count_tokens(f" {sentence}")
         else:
             sentence = filler(rng)
@@ -174,6 +189,8 @@ def make_many_recall(
 ) -> tuple[Conversation, int]:
     """Draw a long conversation that ends with several questions, so that one reading trains many recalls.
 
+    In train half of the facts have any word as their value (`ANY_WORD`).
+
     Args:
         rng: Source of every choice.
         split: ``train`` or ``test``.
@@ -185,15 +202,17 @@ def make_many_recall(
         The conversation, and the index of the first message that asks.
     """
     known: set[tuple[str, str]] = set()
-    asked = [_fact(rng, split, known) for _ in range(questions)]
+    any_word = ANY_WORD_SHARE if split == "train" else 0.0
+    asked = [_fact(rng, split, known, any_word) for _ in range(questions)]
     turns = [_ask(rng, split, fact) for fact in asked]
     fixed = sum(count_tokens(f" {fact.stated}") for fact in asked)
     fixed += sum(count_tokens(render(conversation("recall", [turn]))[0]) for turn in turns)
-    sentences = _sentences(rng, split, target_tokens - fixed, count_tokens, known)
+    sentences = _sentences(rng, split, target_tokens - fixed, count_tokens, known, any_word)
     for fact in asked:
         sentences.insert(rng.randint(0, len(sentences)), fact.stated)
     rng.shuffle(turns)
     stating = _turns(rng, sentences, rng.choice((0, 1, 2, 3)), Turn("", NOTE_THINKING, NOTED))
+    stating = [turn for turn in stating if turn.user]
     return conversation("recall", [*stating, *turns]), 2 * len(stating)
 
 

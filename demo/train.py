@@ -28,8 +28,9 @@ Rows = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]
 
 HERE = Path(__file__).parent
 SHORT, LONG = 512, 4352
-LONG_SHARE = 0.8
-TOKENS_A_QUESTION = 100  # of a long conversation, for as many questions as it may have
+# Of the conversations in long and in short rows, those that end with several questions about what they stated.
+MANY_RECALL_SHARE = {LONG: 0.8, SHORT: 0.12}
+TOKENS_A_QUESTION = {LONG: 100, SHORT: 60}  # of such a conversation, for as many questions as it may have
 PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 1e-5, 100
 BIAS_STEP = 1e-3
 # Of freed buffers, which MLX keeps; a run once died of memory on a GPU of 80 GB, its cause unproven.
@@ -60,12 +61,13 @@ def texts(seed: int, width: int, tokenizer: Any) -> Iterator[tuple[str, list[tup
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     while True:
-        if width > SHORT and rng.random() < LONG_SHARE:
-            target = int(math.exp(rng.uniform(math.log(300), math.log(width - 150))))
-            if rng.random() < 0.3:
+        if rng.random() < MANY_RECALL_SHARE[width]:
+            shortest = 300 if width == LONG else 100
+            target = int(math.exp(rng.uniform(math.log(shortest), math.log(width - 150))))
+            if width == LONG and rng.random() < 0.15:
                 yield render(make_recall(rng, "train", target, count))
             else:
-                questions = rng.randint(2, 2 + target // TOKENS_A_QUESTION)
+                questions = rng.randint(2, 2 + target // TOKENS_A_QUESTION[width])
                 yield render_thinking_from(*make_many_recall(rng, "train", target, count, questions))
         else:
             yield render(next(mix))
