@@ -22,6 +22,7 @@ from metal_kernels.twin.cuda_source import (
     shape_scalars,
     uses_simd_groups,
 )
+from metal_kernels.twin.fatbin import fatbin
 from metal_kernels.twin.nvrtc import compile_cubin, shim_headers
 from metal_kernels.twin.spec import KernelSpec, Template
 
@@ -102,14 +103,17 @@ class TwinKernel:
         )
 
     def _compile(self, variant: Variant, verbose: bool) -> tuple[str, bytes]:
-        """Name and cubin of a variant, from disk or NVRTC."""
+        """Name and machine code of a variant, from disk or NVRTC."""
         options = (*self.options, *shlex.split(os.environ.get(OPTIONS_VARIABLE, "")))
         source = cuda_source(self.spec, variant, options)
         if verbose:
             print(f"Generated source code for `{self.spec.name}`:\n```\n{source.text}\n```")
         parts = (source.text, tuple(shim_headers().items()), architecture(), options)
-        cubin = cached(parts, lambda: compile_cubin(source.text, self.spec.name, architecture(), options)[0])
-        return source.name, cubin
+
+        def make() -> bytes:
+            return fatbin(compile_cubin(source.text, self.spec.name, architecture(), options)[0], architecture())
+
+        return source.name, cached(("fatbin", *parts), make)
 
 
 def metal_kernel(
