@@ -14,10 +14,15 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import ArraysCache, KVCache, QuantizedKVCache
 from safetensors import SafetensorError, safe_open
 
+from metal_kernels import launch
 from ring_mlx.errors import CacheFileError
 from ring_mlx.snapshots.files import array_checksum, write_atomically
 
 # Version 2 added the checksum; version 1 is read as it was.
+# Tokens by which keys and values grow, where mlx-lm's 256 does not do. MLX's CUDA backend gives a decode step to cuDNN if
+# the buffer holds a multiple of 256 tokens; cuDNN plans each such length anew and costs more to call than MLX's kernel.
+GROWTH = {"cuda": 257}
+
 FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "ring-mlx-cache", 2, ("1", "2")
 
 
@@ -134,6 +139,14 @@ class HybridCache(list[Any]):
         return cache, tokens, notes
 
 
+def make_kv_cache() -> KVCache:
+    """An empty cache of one softmax layer's keys and values."""
+    c, backend = KVCache(), launch.backend()
+    if backend is not None and backend.name in GROWTH:
+        c.step = GROWTH[backend.name]
+    return c
+
+
 def _copy_layer(c: Any) -> Any:
     twin = copy.copy(c)
     for name, value in vars(c).items():
@@ -161,7 +174,7 @@ def _load_layer(i: int, spec: dict[str, Any], arrays: dict[str, mx.array]) -> An
         linear[0] = arrays.get(prefix + "state")
         return linear
     if spec["kind"] == "softmax":
-        c = KVCache()
+        c = make_kv_cache()
         if "offset" in spec:
             c.keys, c.values, c.offset = arrays[prefix + "keys"], arrays[prefix + "values"], spec["offset"]
         return c

@@ -2,17 +2,20 @@
 
 A step at Ring-mini shapes is some 160 dispatches; naming each from Python takes longer than running it on a fast GPU.
 What only moves arrays, from one softmax layer's queries to the next one's, is compiled as one piece; keys and values,
-which grow, are handled between the pieces. Weights are inputs of a piece, so a changed weight is seen. Knows layers
-and their caches, not the embedding and the head.
+which grow, are handled between the pieces. Weights are constants of a piece: some 400 inputs would take MLX as long to
+gather as a third of what building a step takes in all. A weight or module that was put in the place of another is seen,
+and the pieces are compiled anew; what is written into an array (``w[0] = 1``) is not. Knows layers and their caches, not
+the embedding and the head.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from metal_kernels import launch
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
 COMPILED_ON = ("metal", "cuda")
+# A container of a layer's weights, where in it, and what was there when the pieces were compiled.
+Place = tuple[Any, Any, Any]
 
 
 def is_worthwhile() -> bool:
@@ -41,19 +46,26 @@ class DecodeStep:
         # Experts that are read on demand are chosen in Python, which a compiled piece does not run.
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
+        self._places: list[Place] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DecodeStep:
+        """A step of the copied layers; what is compiled cannot be copied."""
+        return DecodeStep(copy.deepcopy(self.layers, memo))
+
+    def _compile(self) -> None:
+        """Make the pieces for the weights as they are now, which must be in memory to be constants."""
+        self._places = list(_places(self.layers))
+        mx.eval([found for _, _, found in self._places if isinstance(found, mx.array)])
+        self._pieces = []
         last: int | None = None
         linear: list[int] = []
-        for i, layer in enumerate([*layers, None]):
+        for i, layer in enumerate([*self.layers, None]):
             if layer is not None and layer.is_linear:
                 linear.append(i)
                 continue
             softmax = None if layer is None else i
-            self._pieces.append((linear, softmax, _piece(layers, last, linear, softmax)))
+            self._pieces.append((linear, softmax, _piece(self.layers, last, linear, softmax)))
             last, linear = softmax, []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DecodeStep:
-        """Pieces of the copied layers; what is compiled cannot be copied."""
-        return DecodeStep(copy.deepcopy(self.layers, memo))
 
     def accepts(self, x: mx.array, caches: Sequence[Any]) -> bool:
         """Whether `__call__` takes these: one token a row, after others that the caches hold."""
@@ -73,6 +85,8 @@ class DecodeStep:
         Returns:
             The residual stream [B, 1, hidden].
         """
+        if not self._pieces or any(within[at] is not found for within, at, found in self._places):
+            self._compile()
         position = mx.array([offset], mx.int32) if isinstance(offset, int) else offset
         o: mx.array | None = None
         for linear, softmax, piece in self._pieces:
@@ -101,5 +115,13 @@ def _piece(
             after.append(state)
         return x, () if softmax is None else layers[softmax].open(x, offset), after
 
-    used = [layers[i] for i in (last, *linear, softmax) if i is not None]
-    return mx.compile(run, inputs=used)
+    return mx.compile(run)
+
+
+def _places(within: Any) -> Iterator[Place]:
+    """Where arrays and modules stand in these modules, lists and dicts, at any depth."""
+    for at, found in within.items() if isinstance(within, dict) else enumerate(within):
+        if isinstance(found, mx.array | nn.Module | dict | list | tuple):
+            yield within, at, found
+            if not isinstance(found, mx.array):
+                yield from _places(found)

@@ -10,11 +10,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache
 
 from metal_kernels import add_norm, launch
 from ring_mlx.attention import LinearAttention, SoftmaxAttention
-from ring_mlx.cache import HybridCache
+from ring_mlx.cache import HybridCache, make_kv_cache
 from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from ring_mlx.moe import MLP, MoE
@@ -215,7 +215,7 @@ class Model(nn.Module):
                 neither enters nor decays a state, and no token attends to it. None makes a cache for one sequence.
         """
         if left_padding is None:
-            return HybridCache(ArraysCache(size=1) if layer.is_linear else KVCache() for layer in self.layers)
+            return HybridCache(ArraysCache(size=1) if layer.is_linear else make_kv_cache() for layer in self.layers)
         pads = list(left_padding)
         return HybridCache(
             ArraysCache(size=1, left_padding=pads) if layer.is_linear else BatchKVCache(pads) for layer in self.layers

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
+from mlx.utils import tree_map
+from mlx_lm.models.cache import KVCache
 
 import ring_mlx.model as model_module
 from metal_kernels import launch
+from ring_mlx.cache import make_kv_cache
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from tests.compare import assert_close
 from tests.tiny import GOLDENS, make_model, tokens
@@ -114,6 +118,32 @@ def test_a_compiled_step_sees_a_changed_weight(monkeypatch):
     changed, expected = with_and_without(monkeypatch, run)
     assert_close(changed, expected, 1e-5)
     assert float(mx.abs(changed - mine).max()) > 1e-3
+    layer.attention.g_proj = nn.Linear(*layer.attention.g_proj.weight.shape[::-1], bias=False)
+    replaced, expected = with_and_without(monkeypatch, run)
+    assert_close(replaced, expected, 1e-5)
+    assert float(mx.abs(replaced - changed).max()) > 1e-3
+
+
+def test_weights_that_are_not_computed_yet(monkeypatch):
+    monkeypatch.setattr(model_module, "is_worthwhile", lambda: True)
+    model, ids = make_model(num_hidden_layers=3, layer_group_size=3), tokens(6)
+    model.update(tree_map(lambda w: w * 2, model.parameters()))
+
+    def run():
+        cache = model.make_cache()
+        model(ids[:, :3], cache)
+        return steps(model, cache, ids[:, 3:])
+
+    assert_close(*with_and_without(monkeypatch, run), 1e-5)
+
+
+def test_keys_and_values_never_fill_a_length_that_mlx_gives_to_cudnn():
+    with launch.use(launch.Backend("cuda", mx.fast.metal_kernel)):
+        cache = make_kv_cache()
+    assert make_kv_cache().step == KVCache.step
+    for n in (512, 1, 1, 1, 300, 256, 1):
+        cache.update_and_fetch(mx.zeros((1, 2, n, 4)), mx.zeros((1, 2, n, 4)))
+        assert cache.keys.shape[2] % 256, cache.offset
 
 
 @pytest.mark.parametrize("last_only", [False, True])

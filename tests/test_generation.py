@@ -104,6 +104,7 @@ def test_mlx_lms_processors_work(model):
     assert len(set(greedy(model, PROMPT, 8, logits_processors=make_logits_processors(repetition_penalty=50.0)))) == 8
 
 
+@pytest.mark.skipif(mx.cuda.is_available(), reason="MLX 0.32.4 has no such float32 product on CUDA (1x76x64, 8 bits)")
 def test_quantised_keys_and_values(model):
     big = make_model(head_dim=64)
     plain = greedy(big, PROMPT, 1)
