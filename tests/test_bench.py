@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from benchmarks import report as red_or_green
+from benchmarks import siblings
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench import plot
 from ring_mlx.bench.dispatches import count_decode_step, count_primitives
@@ -274,6 +275,21 @@ def test_a_file_of_an_earlier_version_is_appended_to_where_nothing_is_lost(cli, 
     assert "it lacks expert_cache_gb" in err
     path.write_text(",".join(reversed(COLUMNS)) + "\n")
     assert "other columns" in cli("-p", 4, "--csv", path)[2]
+
+
+def test_siblings_are_compared_at_what_both_have(tmp_path):
+    path = tmp_path / "results.csv"
+    rows = [
+        ("mini", 1, 4096, 30, 9),
+        ("mini", 1, 4096, 40, 8),
+        ("mini-softmax", 1, 4096, 20, 16),
+        ("mini", 1, 8192, 5, 5),
+    ]
+    lines = ["model,engine,batch,context,prefill_tps_median,decode_tps_median"]
+    lines += [f'"{name}, random",ring-mlx,{batch},{at},{p},{d}' for name, batch, at, p, d in rows]
+    path.write_text("\n".join([*lines, '"mini-softmax, random",mlx-lm,1,8192,1,1']) + "\n")
+    assert list(siblings.pairs(path, "prefill", "mini")) == [(1, 4096, 40.0, 20.0)]
+    assert siblings.table(path, "decode", "mini").splitlines()[2] == "| 1, 4,096 | 8 | 16 | 0.50 | 1.05 |"
 
 
 def test_kept_results_can_be_appended_to():
