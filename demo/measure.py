@@ -1,8 +1,8 @@
 """What the toy is held to, measured on held-out questions: ``python -m demo.measure MODEL [MODEL ...]``.
 
-Prints accuracy at sums of two 4-digit numbers, accuracy and perplexity of recall from long conversations, and the
-perplexity of all tasks' thoughts and answers. With ``--decay`` a wrong rate of forgetting is put into the model, as two
-ports have it; the model was not trained with it, so recall suffers. Knows the packaged tokenizer's chat form.
+Prints accuracy at sums of two 4-digit numbers, accuracy and perplexity of recall from long conversations, the
+perplexity of all tasks' thoughts and answers, and how far what each model expects next is from what the first does. With
+``--decay`` a wrong rate of forgetting is put into the model, as two ports have it. Knows the packaged tokenizer's chat form.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import mlx.core as mx
 
 import ring_mlx.attention as attention
 from demo.data import make, render, stream
+from demo.render import render_thinking_from
 from demo.split import Conversation
 from demo.tasks_recall import make_many_recall
 from demo.train import encode
@@ -28,6 +29,7 @@ from ring_mlx import load, render_chat
 from ring_mlx.decay import alibi_slopes, decay_rate
 from ring_mlx.decoding import generate_step
 from ring_mlx.evaluation import evaluate
+from ring_mlx.evaluation.divergence import diverge
 from ring_mlx.suite import Question, extract_answer
 
 STEP = 512
@@ -145,6 +147,20 @@ def perplexity(model: Any, tokenizer: Any, count: int, seed: int = 0) -> float:
     return math.exp(nats / tokens)
 
 
+def difference(model: Any, reference: Any, tokenizer: Any, tokens: int, seed: int = 0) -> float:
+    """Nats by which the model's expectation of every token of one long held-out conversation is off the reference's.
+
+    The mean of KL(reference || model) over a conversation of about ``tokens`` tokens, mostly facts and small talk.
+    """
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    drawn = make_many_recall(random.Random(seed), "test", tokens, count, QUESTIONS_OF_A_CONTEXT)
+    ids = list(tokenizer.encode(render_thinking_from(*drawn)[0]))
+    return diverge(model, reference, ids, len(ids) + 1, len(ids)).kl_mean
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -156,6 +172,7 @@ def main() -> int:
     parser.add_argument("--conversations", type=int, default=400, help="for the perplexity (400)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    reference: Any = None
     for folder in args.models:
         for name in args.decay or ["right"]:
             with decay(name):
@@ -173,6 +190,11 @@ def main() -> int:
             if args.conversations:
                 p = perplexity(model, tokenizer, args.conversations, args.seed)
                 print(f"  perplexity of thoughts and answers: {p:.5f}", flush=True)
+            if reference is None:
+                reference = model
+            else:
+                off = difference(model, reference, tokenizer, args.recall_tokens, args.seed)
+                print(f"  off the first model at {args.recall_tokens} tokens: {off:.4f} nats a token", flush=True)
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from operator import getitem, is_
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -46,7 +47,7 @@ class DecodeStep:
         # Experts that are read on demand are chosen in Python, which a compiled piece does not run.
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
-        self._places: list[Place] = []
+        self._places: list[list[Any]] = [[], [], []]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DecodeStep:
         """A step of the copied layers; what is compiled cannot be copied."""
@@ -54,8 +55,8 @@ class DecodeStep:
 
     def _compile(self) -> None:
         """Make the pieces for the weights as they are now, which must be in memory to be constants."""
-        self._places = list(_places(self.layers))
-        mx.eval([found for _, _, found in self._places if isinstance(found, mx.array)])
+        self._places = [list(column) for column in zip(*_places(self.layers), strict=True)]
+        mx.eval([found for found in self._places[2] if isinstance(found, mx.array)])
         self._pieces = []
         last: int | None = None
         linear: list[int] = []
@@ -85,7 +86,8 @@ class DecodeStep:
         Returns:
             The residual stream [B, 1, hidden].
         """
-        if not self._pieces or any(within[at] is not found for within, at, found in self._places):
+        within, at, found = self._places
+        if not self._pieces or not all(map(is_, map(getitem, within, at), found)):
             self._compile()
         position = mx.array([offset], mx.int32) if isinstance(offset, int) else offset
         o: mx.array | None = None
