@@ -1,7 +1,7 @@
 """The hybrid beside its softmax sibling, from rows of one machine: ``python -m benchmarks.siblings CSV [--plot PNG]``.
 
-Takes what ``ring-mlx bench --random mini`` and ``--random mini-softmax`` appended to the CSV on the same day with the same
-step, and prints speeds and their ratio against context, beside the ratio of the paper's figures 7 and 8. Knows no model.
+Takes what ``ring-mlx bench --random mini`` and ``--random mini-softmax`` appended to the CSV on one day with the same
+step, and prints speeds and their ratio against context, beside the ratio of the paper's figures 7 and 8.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# Mini-linear over Ring-mini-2.0 by context in thousands of 1,024, arXiv 2510.19338, read off figures 7 and 8 to about 2 %:
-# prefill of one row, decode of 64 rows, on an H20.
+# Mini-linear over Ring-mini-2.0 by context in units of 1,024 tokens, arXiv 2510.19338, read off figures 7 and 8 to
+# about 2 %: prefill of one row, decode of 64 rows, on an H20.
 PAPER = {
     "prefill": {4: 3.52 / 5.06, 8: 5.20 / 5.09, 16: 5.84 / 4.50, 32: 6.90 / 3.65, 64: 8.55 / 3.09, 128: 8.46 / 2.65},
     "decode": {4: 2.76 / 2.63, 8: 4.92 / 4.62, 16: 6.84 / 5.70, 32: 12.14 / 6.72, 64: 16.24 / 7.34},
@@ -31,16 +31,21 @@ class Pair(NamedTuple):
 
 
 def pairs(path: Path, part: str, shape: str) -> Iterator[Pair]:
-    """The last measurements of both models of each batch and context that both have."""
-    found: dict[tuple[str, int, int], float] = {}
+    """What both models have measured on the last day that the sibling was, the last of each batch and context."""
+    found: dict[tuple[str, ...], dict[tuple[str, int, int], float]] = {}
+    last: tuple[str, ...] = ()
     with path.open(newline="") as f:
         for row in csv.DictReader(f):
             name = row["model"].partition(",")[0]
             if row["engine"] == "ring-mlx" and row[f"{part}_tps_median"]:
-                found[name, int(row["batch"]), int(row["context"])] = float(row[f"{part}_tps_median"])
-    for (name, batch, context), speed in sorted(found.items()):
-        if name == f"{shape}-softmax" and (shape, batch, context) in found:
-            yield Pair(batch, context, found[shape, batch, context], speed)
+                when = row["date"][:10], row["device"], row["prefill_step"]
+                last = when if name == f"{shape}-softmax" else last
+                at = name, int(row["batch"]), int(row["context"])
+                found.setdefault(when, {})[at] = float(row[f"{part}_tps_median"])
+    speeds = found.get(last, {})
+    for (name, batch, context), speed in sorted(speeds.items()):
+        if name == f"{shape}-softmax" and (shape, batch, context) in speeds:
+            yield Pair(batch, context, speeds[shape, batch, context], speed)
 
 
 def table(path: Path, part: str, shape: str) -> str:

@@ -187,7 +187,7 @@ def make_recall(
 def make_many_recall(
     rng: random.Random, split: str, target_tokens: int, count_tokens: CountTokens, questions: int
 ) -> tuple[Conversation, int]:
-    """Draw a long conversation that ends with several questions, so that one reading trains many recalls.
+    """Draw a conversation that ends with several questions, so that one reading trains many recalls.
 
     In train half of the facts have any word as their value (`ANY_WORD`).
 

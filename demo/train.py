@@ -1,7 +1,7 @@
-"""Trains Ring-nano: ``python -m demo.train --out DIR --minutes 20``, again with the same DIR to go on.
+"""Trains Ring-nano: ``python -m demo.train --out DIR --minutes 23``, again with the same DIR to go on.
 
 Every ``--save-every`` seconds weights, optimiser and counters go to DIR/checkpoint, whole or not at all; DIR/log.csv
-grows by a line every ten steps. The learning rate follows the share of ``--minutes`` that has been trained, so a
+grows by a line every ten steps of each width. The learning rate follows the share of ``--minutes`` that has been trained, so a
 resumed run ends where an uninterrupted one would. Needs the packages of the project and a tokenizer folder.
 """
 
@@ -50,7 +50,7 @@ def encode(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple
 
 
 def texts(seed: int, width: int, tokenizer: Any) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """An endless mix of rendered conversations: all tasks, and recall up to the width where rows are long."""
+    """An endless mix of rendered conversations: all tasks, and several questions about what was stated, up to the width."""
     from demo.data import render, stream
     from demo.render import render_thinking_from
     from demo.tasks_recall import make_many_recall, make_recall
@@ -275,6 +275,7 @@ class Log:
         self._file, self._print_every = path.open("a", newline=""), print_every
         self._writer = csv.writer(self._file)
         self._smooth: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
         if is_new:
             self._writer.writerow(self.COLUMNS)
 
@@ -288,7 +289,8 @@ class Log:
             sys.exit(f"step {step}: loss {loss}, gradient norm {norm}; the last checkpoint is kept")
         width = shape[1] - 1
         self._smooth[width] = 0.95 * self._smooth.get(width, loss) + 0.05 * loss
-        if step % 10 < 1 or step < 5:
+        self._seen[width] = self._seen.get(width, 0) + 1
+        if self._seen[width] % 10 == 1:
             figures = (f"{loss:.4f}", f"{norm:.3f}", f"{spread:.2f}", f"{rate:.2e}")
             self._writer.writerow([step, f"{trained_s:.1f}", width, shape[0] * width, *figures])
         if step % self._print_every == 0:
@@ -348,7 +350,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="folder of checkpoint and log")
     parser.add_argument("--tokenizer", default=str(HERE.parent / "ring_mlx" / "demo_model"), help="tokenizer folder")
-    parser.add_argument("--minutes", type=float, default=20, help="length of the whole training")
+    parser.add_argument("--minutes", type=float, default=23, help="length of the whole training")
     parser.add_argument("--minutes-this-call", type=float, default=1e9, help="stop this call earlier, to go on later")
     parser.add_argument("--start-from", help="model folder whose weights to begin with")
     parser.add_argument("--compile-gradients", action="store_true", help="a slow start for faster steps")

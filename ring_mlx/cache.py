@@ -19,11 +19,12 @@ from ring_mlx.errors import CacheFileError
 from ring_mlx.snapshots.files import array_checksum, write_atomically
 
 # Version 2 added the checksum; version 1 is read as it was.
-# Tokens by which keys and values grow, where mlx-lm's 256 does not do. MLX's CUDA backend gives a decode step to cuDNN if
-# the buffer holds a multiple of 256 tokens; cuDNN plans each such length anew and costs more to call than MLX's kernel.
-GROWTH = {"cuda": 257}
-
 FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "ring-mlx-cache", 2, ("1", "2")
+
+# Tokens by which keys and values of one sequence grow, where mlx-lm's 256 does not do. MLX's CUDA backend gives a decode
+# step to cuDNN if the buffer holds a multiple of 256 tokens; cuDNN plans each such length anew and costs more to call
+# than MLX's kernel. With 257 that is seldom so.
+GROWTH = {"cuda": 257}
 
 
 class HybridCache(list[Any]):

@@ -2,17 +2,17 @@
 
 A step at Ring-mini shapes is some 160 dispatches; naming each from Python takes longer than running it on a fast GPU.
 What only moves arrays, from one softmax layer's queries to the next one's, is compiled as one piece; keys and values,
-which grow, are handled between the pieces. Weights are constants of a piece: some 400 inputs would take MLX as long to
-gather as a third of what building a step takes in all. A weight or module that was put in the place of another is seen,
-and the pieces are compiled anew; what is written into an array (``w[0] = 1``) is not. Knows layers and their caches, not
-the embedding and the head.
+which grow, are handled between the pieces. Weights are constants of a piece, since MLX would gather hundreds of inputs at
+every step. Where a weight or module was put in the place of another, added or taken away, the pieces are compiled anew;
+what changes an array in place (``w[0] = 1``, ``w *= 2``) is not seen. Knows layers and their caches, not the embedding and
+the head.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from operator import getitem, is_
+from collections.abc import Callable, Sequence
+from operator import eq, getitem, is_
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
 COMPILED_ON = ("metal", "cuda")
-# A container of a layer's weights, where in it, and what was there when the pieces were compiled.
-Place = tuple[Any, Any, Any]
 
 
 def is_worthwhile() -> bool:
@@ -47,7 +45,7 @@ class DecodeStep:
         # Experts that are read on demand are chosen in Python, which a compiled piece does not run.
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
-        self._places: list[list[Any]] = [[], [], []]
+        self._weights = _Weights([])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DecodeStep:
         """A step of the copied layers; what is compiled cannot be copied."""
@@ -55,8 +53,8 @@ class DecodeStep:
 
     def _compile(self) -> None:
         """Make the pieces for the weights as they are now, which must be in memory to be constants."""
-        self._places = [list(column) for column in zip(*_places(self.layers), strict=True)]
-        mx.eval([found for found in self._places[2] if isinstance(found, mx.array)])
+        self._weights = _Weights(self.layers)
+        mx.eval(self._weights.arrays())
         self._pieces = []
         last: int | None = None
         linear: list[int] = []
@@ -86,8 +84,7 @@ class DecodeStep:
         Returns:
             The residual stream [B, 1, hidden].
         """
-        within, at, found = self._places
-        if not self._pieces or not all(map(is_, map(getitem, within, at), found)):
+        if not self._pieces or self._weights.have_changed():
             self._compile()
         position = mx.array([offset], mx.int32) if isinstance(offset, int) else offset
         o: mx.array | None = None
@@ -120,10 +117,34 @@ def _piece(
     return mx.compile(run)
 
 
-def _places(within: Any) -> Iterator[Place]:
-    """Where arrays and modules stand in these modules, lists and dicts, at any depth."""
-    for at, found in within.items() if isinstance(within, dict) else enumerate(within):
-        if isinstance(found, mx.array | nn.Module | dict | list | tuple):
-            yield within, at, found
-            if not isinstance(found, mx.array):
-                yield from _places(found)
+class _Weights:
+    """What stands in these modules, lists and dicts at any depth, to tell whether it still does."""
+
+    def __init__(self, root: Any) -> None:
+        self._containers: list[Any] = []
+        self._places: tuple[list[Any], list[Any], list[Any]] = [], [], []  # container, key or index, what is there
+        self._visit(root)
+        self._lengths = [len(c) for c in self._containers]
+
+    def _visit(self, within: Any) -> None:
+        self._containers.append(within)
+        for at, found in within.items() if isinstance(within, dict) else enumerate(within):
+            if isinstance(found, mx.array | nn.Module | dict | list | tuple):
+                for column, value in zip(self._places, (within, at, found), strict=True):
+                    column.append(value)
+                if not isinstance(found, mx.array):
+                    self._visit(found)
+
+    def arrays(self) -> list[mx.array]:
+        """All arrays."""
+        return [found for found in self._places[2] if isinstance(found, mx.array)]
+
+    def have_changed(self) -> bool:
+        """Whether anything was replaced, added or taken away; some 0.04 ms for 800 places."""
+        within, at, found = self._places
+        if not all(map(eq, map(len, self._containers), self._lengths)):
+            return True
+        try:
+            return not all(map(is_, map(getitem, within, at), found))
+        except (KeyError, IndexError):
+            return True

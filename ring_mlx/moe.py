@@ -28,7 +28,7 @@ class MLP(nn.Module):
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
     def after_norm(self, x: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype) -> mx.array | None:
-        """``x + self(norm(x))`` of a few tokens in three dispatches, or None where MLX's products shall do it."""
+        """``x + self(norm(x))`` of a few tokens in three or four dispatches, or None where MLX's products shall do it."""
         into = None if launch.backend() is None else self._into(self.gate_proj, self.up_proj)
         read = None if into is None else norm_qmv(x, norm.weight, norm.eps, into, dtype)
         if read is None:

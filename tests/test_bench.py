@@ -277,17 +277,18 @@ def test_a_file_of_an_earlier_version_is_appended_to_where_nothing_is_lost(cli, 
     assert "other columns" in cli("-p", 4, "--csv", path)[2]
 
 
-def test_siblings_are_compared_at_what_both_have(tmp_path):
+def test_siblings_are_compared_at_what_both_have_of_one_day(tmp_path):
     path = tmp_path / "results.csv"
-    rows = [
-        ("mini", 1, 4096, 30, 9),
-        ("mini", 1, 4096, 40, 8),
-        ("mini-softmax", 1, 4096, 20, 16),
-        ("mini", 1, 8192, 5, 5),
+    rows = [("mini", 4096, 30, 9), ("mini", 4096, 40, 8), ("mini-softmax", 4096, 20, 16), ("mini", 8192, 5, 5)]
+    lines = [
+        f'2026-11-25T0{i}:00,H,"{name}, random",ring-mlx,1,{at},9,{p},{d}' for i, (name, at, p, d) in enumerate(rows)
     ]
-    lines = ["model,engine,batch,context,prefill_tps_median,decode_tps_median"]
-    lines += [f'"{name}, random",ring-mlx,{batch},{at},{p},{d}' for name, batch, at, p, d in rows]
-    path.write_text("\n".join([*lines, '"mini-softmax, random",mlx-lm,1,8192,1,1']) + "\n")
+    others = [
+        '2026-11-25T09:00,H,"mini-softmax, random",mlx-lm,1,8192,9,1,1',
+        '2026-11-26T09:00,H,"mini, random",ring-mlx,1,4096,9,7,7',
+    ]
+    header = "date,device,model,engine,batch,context,prefill_step,prefill_tps_median,decode_tps_median"
+    path.write_text("\n".join([header, *lines, *others]) + "\n")
     assert list(siblings.pairs(path, "prefill", "mini")) == [(1, 4096, 40.0, 20.0)]
     assert siblings.table(path, "decode", "mini").splitlines()[2] == "| 1, 4,096 | 8 | 16 | 0.50 | 1.05 |"
 

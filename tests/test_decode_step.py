@@ -10,6 +10,7 @@ from mlx_lm.models.cache import KVCache
 
 import ring_mlx.model as model_module
 from metal_kernels import launch
+from ring_mlx.bench.dispatches import count_primitives
 from ring_mlx.cache import make_kv_cache
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from tests.compare import assert_close
@@ -124,20 +125,40 @@ def test_a_compiled_step_sees_a_changed_weight(monkeypatch):
     assert float(mx.abs(replaced - changed).max()) > 1e-3
 
 
-def test_weights_that_are_not_computed_yet(monkeypatch):
+def test_weights_that_are_not_computed_yet_are_computed_once(monkeypatch):
+    monkeypatch.setattr(model_module, "is_worthwhile", lambda: True)
+    counts = []
+    for is_lazy in (False, True):
+        model, ids = make_model(num_hidden_layers=3, layer_group_size=3), tokens(6)
+        cache = model.make_cache()
+        mx.eval(model(ids[:, :3], cache), [c.state for c in cache])
+        if is_lazy:
+            model.update(tree_map(lambda w: -w, model.parameters()))
+        steps(model, cache, ids[:, 3:4])
+        counts.append(count_primitives(model(ids[:, 4:5], cache)))
+    assert counts[0] == counts[1]
+
+
+def test_what_is_added_and_taken_away_is_seen(monkeypatch):
     monkeypatch.setattr(model_module, "is_worthwhile", lambda: True)
     model, ids = make_model(num_hidden_layers=3, layer_group_size=3), tokens(6)
-    model.update(tree_map(lambda w: w * 2, model.parameters()))
 
     def run():
         cache = model.make_cache()
         model(ids[:, :3], cache)
         return steps(model, cache, ids[:, 3:])
 
-    assert_close(*with_and_without(monkeypatch, run), 1e-5)
+    plain = run()
+    dense = model.layers[1].attention.dense
+    dense.bias = mx.ones(dense.weight.shape[0])
+    mine, expected = with_and_without(monkeypatch, run)
+    assert_close(mine, expected, 1e-5)
+    assert float(mx.abs(mine - plain).max()) > 1e-3
+    del dense.bias
+    assert_close(run(), plain, 1e-5)
 
 
-def test_keys_and_values_never_fill_a_length_that_mlx_gives_to_cudnn():
+def test_keys_and_values_grow_to_lengths_that_mlx_seldom_gives_to_cudnn():
     with launch.use(launch.Backend("cuda", mx.fast.metal_kernel)):
         cache = make_kv_cache()
     assert make_kv_cache().step == KVCache.step

@@ -69,7 +69,7 @@ def test_it_recalls_what_was_said_4096_tokens_before(toy):
 
 @pytest.mark.parametrize("name", ["one-based", "rounded"])
 def test_a_wrong_decay_shows_at_4096_tokens(toy, name):
-    """Recall stays whole, since the softmax layers carry it; what comes next does not: 8 bits cost 0.004 nats there."""
+    """Recall stays whole, since the softmax layers carry it; what comes next does not: 8 bits cost 0.006 nats there."""
     model, tokenizer = toy
     with decay(name):
         wrong, _ = load(demo_model_path())

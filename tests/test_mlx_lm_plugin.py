@@ -708,7 +708,7 @@ def test_server_answers_several_at_once_as_one_by_one(server):
         t.join()
     for i, text in enumerate(prompts):
         right = until_stop(tokenizer, said_alone(model, tokenizer.encode(text), 10 + 4 * i))
-        assert found[i]["choices"][0]["text"].lstrip() == right.lstrip()
+        assert found[i]["choices"][0]["text"] == right.lstrip(" "), "the server strips spaces from the front only"
 
 
 def test_server_keeps_what_it_has_read(server):

@@ -12,7 +12,7 @@ from collections import defaultdict
 from itertools import takewhile
 
 MAGIC, VERSION, KIND_CUBIN, HEADER_BYTES = 0xBA55ED50, 1, 2, 64
-FLAGS = 0x2011  # 64-bit code, compressed with LZ4
+FLAGS = 0x2011  # 64-bit code, made on Linux, compressed with LZ4
 SHORTEST, FARTHEST = 4, 65535  # of a match
 LAST_LITERALS, LAST_MATCH = 5, 12  # bytes before the end that are literals, and in which no match begins
 CANDIDATES = 256
