@@ -141,7 +141,11 @@ def test_a_cached_prompt_continues(cli, chat_folder, tmp_path):
 def test_ctrl_c_keeps_what_was_written(chat_folder):
     command = [sys.executable, "-m", "ring_mlx", "generate", "--model", str(chat_folder), "-m", "1900"]
     command += ["--logit-bias", json.dumps({str(i): -1e9 for i in range(3)})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert process.stdout.read(30).startswith("==========\n")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
