@@ -23,12 +23,12 @@ import ring_mlx.attention as attention
 from demo.data import make, render, stream
 from demo.render import render_thinking_from
 from demo.split import Conversation
-from demo.tasks_recall import make_many_recall
+from demo.tasks_recall import CountTokens, make_many_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
 from ring_mlx.decay import alibi_slopes, decay_rate
 from ring_mlx.decoding import generate_step
-from ring_mlx.evaluation import evaluate
+from ring_mlx.evaluation import evaluate, scoring
 from ring_mlx.evaluation.divergence import diverge
 from ring_mlx.suite import Question, extract_answer
 
@@ -93,24 +93,24 @@ def recall(model: Any, tokenizer: Any, tokens: int, contexts: int, seed: int = 0
     """Ask held-out facts, several of each conversation of about ``tokens`` tokens, which is read once."""
     rng = random.Random(seed)
     right, asked, nats, answered = 0, 0, 0.0, 0
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
     for _ in range(contexts):
         asking = QUESTIONS_OF_A_CONTEXT
-        drawn, first = make_many_recall(rng, "test", tokens + 60 * asking, count, asking)
+        drawn, first = make_many_recall(rng, "test", tokens + 60 * asking, token_counter(tokenizer), asking)
         cache, read = read_shared(model, tokenizer, drawn, first)
         for at in range(first, len(drawn.messages), 2):
             question, reply = drawn.messages[at], drawn.messages[at + 1]
             ids = prompt_ids(tokenizer, drawn, first, question.content)[read:]
             answer = tokenizer.encode(f"{reply.thinking}\n</think>\n\n{reply.content}<|role_end|>")
             logits = model(mx.array([ids + answer[:-1]]), cache.copy())[0, len(ids) - 1 :].astype(mx.float32)
-            losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, mx.array(answer)[:, None], -1)[:, 0]
-            nats, answered = nats + losses.sum().item(), answered + len(answer)
+            nats, answered = nats + scoring.nats(logits, mx.array(answer)).sum().item(), answered + len(answer)
             text = tokenizer.decode(greedy(model, ids, cache.copy(), tokenizer.eos_token_ids))
             right, asked = right + (extract_answer(text) == extract_answer(reply.content)), asked + 1
     return Recall(right, asked, nats / answered)
+
+
+def token_counter(tokenizer: Any) -> CountTokens:
+    """How many tokens a text is."""
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def prompt_ids(tokenizer: Any, drawn: Conversation, first: int, question: str) -> list[int]:
@@ -142,7 +142,7 @@ def perplexity(model: Any, tokenizer: Any, count: int, seed: int = 0) -> float:
     for _ in range(count):
         ids, counted = encode(tokenizer._tokenizer.backend_tokenizer, *render(next(source)))
         logits = model(mx.array([ids[:-1]]))[0].astype(mx.float32)
-        losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, mx.array(ids[1:])[:, None], -1)[:, 0]
+        losses = scoring.nats(logits, mx.array(ids[1:]))
         nats, tokens = nats + (losses * mx.array(counted[1:])).sum().item(), tokens + sum(counted[1:])
     return math.exp(nats / tokens)
 
@@ -152,10 +152,7 @@ def difference(model: Any, reference: Any, tokenizer: Any, tokens: int, seed: in
 
     The mean of KL(reference || model) over a conversation of about ``tokens`` tokens, mostly facts and small talk.
     """
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
+    count = token_counter(tokenizer)
     drawn = make_many_recall(random.Random(seed), "test", tokens, count, QUESTIONS_OF_A_CONTEXT)
     ids = list(tokenizer.encode(render_thinking_from(*drawn)[0]))
     return diverge(model, reference, ids, len(ids) + 1, len(ids)).kl_mean

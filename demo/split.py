@@ -77,6 +77,10 @@ def word_held_out(word: str) -> bool:
     return held_out(min(word, word[::-1]))
 
 
+TEST_WORDS = tuple(word for word in WORDS if word_held_out(word))
+TRAIN_WORDS = tuple(word for word in WORDS if not word_held_out(word))
+
+
 def in_split(split: str, *operands: int | str) -> bool:
     """Return whether these operands may be asked for in the split."""
     return held_out(*operands) == (split == "test")

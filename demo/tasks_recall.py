@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from demo.phrases import MONTHS, NAMES
 from demo.render import ROLE_END, render, role
-from demo.split import WORDS, Conversation, Phrasings, Turn, conversation, draw, listed, word_held_out
+from demo.split import TRAIN_WORDS, Conversation, Phrasings, Turn, conversation, draw, listed
 from ring_mlx.filler import filler
 
 CountTokens = Callable[[str], int]
@@ -30,7 +30,6 @@ ATTRIBUTES = (*VALUES, *NUMBERS)
 # among the names; here only name and attribute together lead to the value.
 ANY_WORD = ("code word", "password", "nickname", "secret word", "user name", "team name")
 ANY_WORD_SHARE = 0.5
-TRAIN_WORDS = tuple(word for word in WORDS if not word_held_out(word))
 MOST_FACTS = len(NAMES) * len(ATTRIBUTES) // 2
 
 FACT = Phrasings(

@@ -6,12 +6,10 @@ import random
 from itertools import pairwise
 
 from demo import follow_ups, phrases, traces
-from demo.split import WORDS, Turn, word_held_out
+from demo.split import TEST_WORDS, TRAIN_WORDS, Turn, word_held_out
 
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 VOWELS = "aeiouy"
-TEST_WORDS = tuple(word for word in WORDS if word_held_out(word))
-TRAIN_WORDS = tuple(word for word in WORDS if not word_held_out(word))
 
 
 def pseudo_word(rng: random.Random) -> str:

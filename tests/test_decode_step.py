@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -33,6 +35,13 @@ def steps(model, cache, ids):
         out.append(model(ids[:, i : i + 1], cache))
         mx.eval(out[-1], cache.state)
     return mx.concatenate(out, axis=1)
+
+
+def after_three(model, ids):
+    """Logits of what follows the first three tokens, in single steps."""
+    cache = model.make_cache()
+    model(ids[:, :3], cache)
+    return steps(model, cache, ids[:, 3:])
 
 
 def with_and_without(monkeypatch, run):
@@ -106,11 +115,7 @@ def test_a_compiled_step_sees_a_changed_weight(monkeypatch):
     monkeypatch.setattr(model_module, "is_worthwhile", lambda: True)
     model, ids = make_model(num_hidden_layers=3, layer_group_size=3), tokens(6)
 
-    def run():
-        cache = model.make_cache()
-        model(ids[:, :3], cache)
-        return steps(model, cache, ids[:, 3:])
-
+    run = partial(after_three, model, ids)
     mine, plain = with_and_without(monkeypatch, run)
     assert_close(mine, plain, 1e-5)
     layer = model.layers[1]
@@ -143,11 +148,7 @@ def test_what_is_added_and_taken_away_is_seen(monkeypatch):
     monkeypatch.setattr(model_module, "is_worthwhile", lambda: True)
     model, ids = make_model(num_hidden_layers=3, layer_group_size=3), tokens(6)
 
-    def run():
-        cache = model.make_cache()
-        model(ids[:, :3], cache)
-        return steps(model, cache, ids[:, 3:])
-
+    run = partial(after_three, model, ids)
     plain = run()
     dense = model.layers[1].attention.dense
     dense.bias = mx.ones(dense.weight.shape[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 import re
 import shutil
 import socket
@@ -20,12 +21,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm import utils
 from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models import bailing_moe
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
+from mlx_lm.perplexity import load_data
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from metal_kernels import launch
@@ -33,6 +36,7 @@ from ring_mlx import demo_model_path, load, load_model, mlx_lm_plugin
 from ring_mlx.cli import main
 from ring_mlx.decode_step import DecodeStep
 from ring_mlx.errors import ConfigError, OptionError, WeightsError
+from ring_mlx.evaluation.scoring import token_nats
 from ring_mlx.mlx_lm_plugin import architecture
 from ring_mlx.model import DecoderLayer
 from ring_mlx.moe import MoE
@@ -535,7 +539,12 @@ def test_perplexity(command, texts, datasets):
     code, out, _ = command("perplexity", "--model", demo_model_path(), *options)
     assert code == 0
     found = float(out.partition("Perplexity: ")[2].split()[0])
-    assert 1 < found < 1e6, "the toy is sure of itself, and wrong about texts of another kind"
+    model, tokenizer = load(demo_model_path())
+    np.random.seed(123)  # the command's own
+    data = load_data(tokenizer, texts.name, 4, 16)
+    assert data.shape == (4, 16)
+    expected = math.exp(np.mean([token_nats(model, row, 1) for row in data.tolist()]))
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_lora_with_checkpointing_then_generate_and_fuse(command, texts, chat_folder, tmp_path, monkeypatch):
