@@ -162,7 +162,8 @@ def test_what_is_added_and_taken_away_is_seen(monkeypatch):
 def test_keys_and_values_grow_to_lengths_that_mlx_seldom_gives_to_cudnn():
     with launch.use(launch.Backend("cuda", mx.fast.metal_kernel)):
         cache = make_kv_cache()
-    assert make_kv_cache().step == KVCache.step
+    with launch.use(None):
+        assert make_kv_cache().step == KVCache.step
     for n in (512, 1, 1, 1, 300, 256, 1):
         cache.update_and_fetch(mx.zeros((1, 2, n, 4)), mx.zeros((1, 2, n, 4)))
         assert cache.keys.shape[2] % 256, cache.offset
