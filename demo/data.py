@@ -15,6 +15,7 @@ from demo import tasks_chat, tasks_date, tasks_number, tasks_recall, tasks_word
 from demo.render import as_dicts, render
 from demo.split import SPLITS, Conversation, Message, Turn, conversation, extract_answer
 from demo.tasks_recall import CountTokens, approximate_tokens, make_recall
+from demo.tasks_topic import make_topic_recall
 
 __all__ = [
     "SPLITS",
@@ -147,14 +148,16 @@ def eval_suite(
     seed: int,
     count_tokens: CountTokens = approximate_tokens,
     recall_tokens: Sequence[int] = (256, 1024, 2048, 4096),
+    topic_tokens: Sequence[int] = (1024, 4096),
 ) -> list[Conversation]:
-    """Draw held-out conversations of every task; recall at each length, as tasks ``recall-256`` and so on.
+    """Draw held-out conversations of every task; recall at each length, as tasks ``recall-256``, ``topic-1024`` and so on.
 
     Args:
         n_per_task: How many of each.
         seed: The same seed gives the same suite.
         count_tokens: Number of tokens of a text; decides how long the recall conversations are.
         recall_tokens: Their lengths; their facts are placed evenly from first to last.
+        topic_tokens: Lengths of those whose facts are told under headings.
     """
     rng = random.Random(seed)
     suite = [make(task, rng, "test") for task in TASKS if task != "recall" for _ in range(n_per_task)]
@@ -162,4 +165,8 @@ def eval_suite(
         for i in range(n_per_task):
             drawn = make_recall(rng, "test", length, count_tokens, depth=i / max(1, n_per_task - 1))
             suite.append(replace(drawn, task=f"recall-{length}"))
+    for length in topic_tokens:
+        for _ in range(n_per_task):
+            drawn, _ = make_topic_recall(rng, "test", length, count_tokens, 1)
+            suite.append(replace(drawn, task=f"topic-{length}"))
     return suite

@@ -85,15 +85,23 @@ class Fact(NamedTuple):
     stated: str
 
 
+def value_of(rng: random.Random, attribute: str) -> str:
+    """Draw a value that the attribute may have."""
+    if attribute in ANY_WORD:
+        return rng.choice(TRAIN_WORDS)
+    digits = NUMBERS.get(attribute)
+    return str(rng.randrange(10 ** (digits - 1), 10**digits)) if digits else rng.choice(VALUES[attribute])
+
+
 def _triple(rng: random.Random) -> tuple[str, str, str]:
     attribute = rng.choice(ATTRIBUTES)
-    digits = NUMBERS.get(attribute)
-    value = str(rng.randrange(10 ** (digits - 1), 10**digits)) if digits else rng.choice(VALUES[attribute])
+    value = value_of(rng, attribute)
     return rng.choice(NAMES), attribute, value
 
 
 def _any_word(rng: random.Random) -> tuple[str, str, str]:
-    return rng.choice(NAMES), rng.choice(ANY_WORD), rng.choice(TRAIN_WORDS)
+    name, attribute = rng.choice(NAMES), rng.choice(ANY_WORD)
+    return name, attribute, value_of(rng, attribute)
 
 
 def _fact(rng: random.Random, split: str, known: set[tuple[str, str]], any_word: float = 0.0) -> Fact:
@@ -108,7 +116,8 @@ def _fact(rng: random.Random, split: str, known: set[tuple[str, str]], any_word:
 
 
 @lru_cache(maxsize=4096)
-def _filler_cost(count_tokens: CountTokens, sentence: str) -> int:
+def filler_cost(count_tokens: CountTokens, sentence: str) -> int:
+    """Tokens of a sentence of filler within a text."""
     return count_tokens(f" {sentence}")
 
 
@@ -130,7 +139,7 @@ def _sentences(
             cost = count_tokens(f" {sentence}")
         else:
             sentence = filler(rng)
-            cost = _filler_cost(count_tokens, sentence)
+            cost = filler_cost(count_tokens, sentence)
         if cost <= budget:
             sentences.append(sentence)
             budget -= cost
@@ -139,17 +148,18 @@ def _sentences(
     return sentences
 
 
-def _turns(rng: random.Random, sentences: list[str], breaks: int, question: Turn) -> list[Turn]:
+def spread(rng: random.Random, sentences: list[str], breaks: int, question: Turn) -> list[Turn]:
     """Spread the sentences over `breaks` noted turns and the one that ends with the question, at times that alone."""
     cuts = sorted(rng.sample(range(1, len(sentences) + 1), min(breaks, len(sentences))))
     if cuts and rng.random() < 0.4:
         cuts[-1] = len(sentences)
     parts = [sentences[i:j] for i, j in zip([0, *cuts], [*cuts, len(sentences)], strict=True)]
     turns = [Turn(" ".join(part), NOTE_THINKING, NOTED) for part in parts[:-1]]
-    return [*turns, question._replace(user=" ".join([*parts[-1], question.user]))]
+    return [*turns, question._replace(user=" ".join([*parts[-1], question.user]).strip())]
 
 
-def _ask(rng: random.Random, split: str, fact: Fact) -> Turn:
+def ask(rng: random.Random, split: str, fact: Fact) -> Turn:
+    """Ask for the value of a fact."""
     user = QUESTION.pick(rng, split).format(name=fact.name, attribute=fact.attribute)
     return Turn(user, f"{fact.name}'s {fact.attribute} is {fact.value}.", f"It is {fact.value}.")
 
@@ -172,7 +182,7 @@ def make_recall(
     """
     known: set[tuple[str, str]] = set()
     asked = _fact(rng, split, known)
-    question = _ask(rng, split, asked)
+    question = ask(rng, split, asked)
     breaks = rng.choice((0, 0, 1, 2, 3, 5)) if target_tokens > 150 else rng.choice((0, 0, 1))
     frame, _ = render(conversation("recall", [question]))
     turn_break = f"{ROLE_END}{role('ASSISTANT')}{NOTED}{ROLE_END}{role('HUMAN')}"
@@ -180,7 +190,7 @@ def make_recall(
     sentences = _sentences(rng, split, target_tokens - fixed, count_tokens, known)
     place = rng.random() if depth is None else depth
     sentences.insert(round(place * len(sentences)), asked.stated)
-    return conversation("recall", _turns(rng, sentences, breaks, question))
+    return conversation("recall", spread(rng, sentences, breaks, question))
 
 
 def make_many_recall(
@@ -203,14 +213,14 @@ def make_many_recall(
     known: set[tuple[str, str]] = set()
     any_word = ANY_WORD_SHARE if split == "train" else 0.0
     asked = [_fact(rng, split, known, any_word) for _ in range(questions)]
-    turns = [_ask(rng, split, fact) for fact in asked]
+    turns = [ask(rng, split, fact) for fact in asked]
     fixed = sum(count_tokens(f" {fact.stated}") for fact in asked)
     fixed += sum(count_tokens(render(conversation("recall", [turn]))[0]) for turn in turns)
     sentences = _sentences(rng, split, target_tokens - fixed, count_tokens, known, any_word)
     for fact in asked:
         sentences.insert(rng.randint(0, len(sentences)), fact.stated)
     rng.shuffle(turns)
-    stating = _turns(rng, sentences, rng.choice((0, 1, 2, 3)), Turn("", NOTE_THINKING, NOTED))
+    stating = spread(rng, sentences, rng.choice((0, 1, 2, 3)), Turn("", NOTE_THINKING, NOTED))
     stating = [turn for turn in stating if turn.user]
     return conversation("recall", [*stating, *turns]), 2 * len(stating)
 
@@ -230,8 +240,8 @@ def recall_twice(rng: random.Random, split: str) -> list[Turn]:
     known: set[tuple[str, str]] = set()
     facts = [_fact(rng, split, known) for _ in range(rng.randint(2, 8))]
     first, second = rng.sample(facts, 2)
-    turns = _turns(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), _ask(rng, split, first))
-    return [*turns, _ask(rng, split, second)]
+    turns = spread(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), ask(rng, split, first))
+    return [*turns, ask(rng, split, second)]
 
 
 def missing_fact(rng: random.Random, split: str) -> list[Turn]:
@@ -245,7 +255,7 @@ def missing_fact(rng: random.Random, split: str) -> list[Turn]:
     user = QUESTION.pick(rng, split).format(name=name, attribute=attribute)
     reply = "I cannot know that: you did not tell me."
     question = Turn(user, f"{name}'s {attribute} was not told.", reply)
-    return _turns(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), question)
+    return spread(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), question)
 
 
 def note(rng: random.Random, split: str) -> list[Turn]:
@@ -255,4 +265,4 @@ def note(rng: random.Random, split: str) -> list[Turn]:
     sentences += [filler(rng) for _ in range(rng.randint(0, 3))]
     rng.shuffle(sentences)
     last = Turn(sentences.pop(), NOTE_THINKING, NOTED)
-    return _turns(rng, sentences, rng.choice((0, 0, 1)), last) if sentences else [last]
+    return spread(rng, sentences, rng.choice((0, 0, 1)), last) if sentences else [last]

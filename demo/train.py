@@ -31,6 +31,9 @@ SHORT, LONG = 512, 4352
 # Of the conversations in long and in short rows, those that end with several questions about what they stated.
 MANY_RECALL_SHARE = {LONG: 0.8, SHORT: 0.12}
 TOKENS_A_QUESTION = {LONG: 100, SHORT: 60}  # of such a conversation, for as many questions as it may have
+TOPIC_SHARE = 0.5  # of such conversations, those told under headings
+# Softmax attention before the last such layer looks back so far, in most steps: what lies further must be in the states.
+WINDOW = 128
 PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 1e-5, 100
 BIAS_STEP = 1e-3
 # Of freed buffers, which MLX keeps; a run once died of memory on a GPU of 80 GB, its cause unproven.
@@ -54,6 +57,7 @@ def texts(seed: int, width: int, tokenizer: Any) -> Iterator[tuple[str, list[tup
     from demo.data import render, stream
     from demo.render import render_thinking_from
     from demo.tasks_recall import make_many_recall, make_recall
+    from demo.tasks_topic import make_topic_recall
 
     rng, mix = random.Random(seed), stream(seed)
 
@@ -68,7 +72,8 @@ def texts(seed: int, width: int, tokenizer: Any) -> Iterator[tuple[str, list[tup
                 yield render(make_recall(rng, "train", target, count))
             else:
                 questions = rng.randint(2, 2 + target // TOKENS_A_QUESTION[width])
-                yield render_thinking_from(*make_many_recall(rng, "train", target, count, questions))
+                make = make_topic_recall if rng.random() < TOPIC_SHARE else make_many_recall
+                yield render_thinking_from(*make(rng, "train", target, count, questions))
         else:
             yield render(next(mix))
 
@@ -125,10 +130,13 @@ class Trainer:
     Args:
         folder: Where checkpoints and the log are; an existing checkpoint is taken up.
         start_from: A model folder whose weights to begin with, if there is no checkpoint.
+        window_share: Of the steps, those in which all softmax layers but the last look back `WINDOW` tokens only.
         is_compiled: Compile the gradients too, not only the optimiser.
     """
 
-    def __init__(self, folder: Path, start_from: str | None = None, is_compiled: bool = False) -> None:
+    def __init__(
+        self, folder: Path, start_from: str | None = None, window_share: float = 0.0, is_compiled: bool = False
+    ) -> None:
         import mlx.core as mx
         import mlx.optimizers as optim
 
@@ -136,7 +144,7 @@ class Trainer:
         from ring_mlx.model import Model
 
         mx.random.seed(0)
-        self.folder, self.step, self.trained_s = folder, 0, 0.0
+        self.folder, self.step, self.trained_s, self.window_share = folder, 0, 0.0, window_share
         self.model = Model(RingConfig.from_dict(json.loads((HERE / "config.json").read_text())))
         initialise(self.model)
         if start_from is not None:
@@ -160,15 +168,22 @@ class Trainer:
         """The layers with experts."""
         return [layer for i, layer in enumerate(self.model.layers) if self.model.config.is_moe(i)]
 
-    def update(self, ids: Any, counted: Any) -> tuple[Any, Any, Any]:
+    def is_windowed(self) -> bool:
+        """Whether softmax attention looks back `WINDOW` tokens only in this step; the same for the same step."""
+        return random.Random(self.step).random() < self.window_share
+
+    def update(self, ids: Any, counted: Any, is_windowed: int) -> tuple[Any, Any, Any]:
         """One step; returns loss, gradient norm and the busiest expert's load over the mean, all still lazy."""
         import mlx.core as mx
         import mlx.nn as nn
 
+        from demo.window import windowed
+
         def loss_and_loads(model: Any) -> tuple[Any, list[Any]]:
             loads: list[Any] = []
             with_dense_experts(loads)
-            logits = model(ids[:, :-1])
+            with windowed(model, WINDOW if is_windowed else None):
+                logits = model(ids[:, :-1])
             losses = nn.losses.cross_entropy(logits, ids[:, 1:]) * counted[:, 1:]
             return losses.sum() / counted[:, 1:].sum(), loads
 
@@ -317,7 +332,8 @@ def train(args: argparse.Namespace) -> None:
     mx.set_cache_limit(CACHE_BYTES)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, log = Trainer(folder, args.start_from, args.compile_gradients), Log(folder / "log.csv", args.print_every)
+    trainer = Trainer(folder, args.start_from, args.window_share, args.compile_gradients)
+    log = Log(folder / "log.csv", args.print_every)
     queues = start_workers(args.seed + trainer.step, args)
     total_s, call_s = args.minutes * 60, args.minutes_this_call * 60
     started = last = saved = time.monotonic()
@@ -327,7 +343,8 @@ def train(args: argparse.Namespace) -> None:
         ids, counted = queues[width].get(timeout=300)
         lr = rate(trainer.trained_s / total_s, trainer.step, args.peak_rate)
         trainer.optimizer.learning_rate = lr
-        values = trainer.update(mx.array(ids.astype(np.int32)), mx.array(counted.astype(np.float32)))
+        batch = mx.array(ids.astype(np.int32)), mx.array(counted.astype(np.float32))
+        values = trainer.update(*batch, int(trainer.is_windowed()))
         mx.async_eval(trainer.state, values)
         if waiting is not None:
             log.add(*waiting)
@@ -357,6 +374,7 @@ def main() -> int:
     parser.add_argument("--peak-rate", type=float, default=PEAK_RATE, help="learning rate after the warm-up")
     parser.add_argument("--tokens", type=int, default=SHORT * 64, help="tokens a step")
     parser.add_argument("--long-every", type=int, default=3, help="one step in so many is of long conversations")
+    parser.add_argument("--window-share", type=float, default=0.75, help="of the steps, those of a windowed softmax")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--print-every", type=int, default=100, help="steps between lines")
     parser.add_argument("--workers", type=int, default=max(2, (os.cpu_count() or 2) - 2), help="data processes")

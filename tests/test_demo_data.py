@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, load
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from demo import follow_ups, phrases, tasks_chat, tasks_recall, tasks_word
+from demo import follow_ups, phrases, tasks_chat, tasks_recall, tasks_topic, tasks_word
 from demo.data import (
     SPLITS,
     TASK_WEIGHTS,
@@ -35,7 +35,7 @@ from demo.tokenizer import CONTROL_TOKENS, VISIBLE_TOKENS, VOCAB_SIZE, write_tok
 MANY = 20_000
 FORMS = [
     form
-    for module in (phrases, follow_ups, tasks_recall)
+    for module in (phrases, follow_ups, tasks_recall, tasks_topic)
     for form in vars(module).values()
     if isinstance(form, Phrasings)
 ]
@@ -427,9 +427,9 @@ def test_stream_is_deterministic_and_mixes_all(drawn):
 
 
 def test_eval_suite(count_tokens):
-    suite = eval_suite(3, 5, count_tokens, (300, 900))
-    assert suite == eval_suite(3, 5, count_tokens, (300, 900))
-    names = [*(t for t in TASKS if t != "recall"), "recall-300", "recall-900"]
+    suite = eval_suite(3, 5, count_tokens, (300, 900), (700,))
+    assert suite == eval_suite(3, 5, count_tokens, (300, 900), (700,))
+    names = [*(t for t in TASKS if t != "recall"), "recall-300", "recall-900", "topic-700"]
     assert [c.task for c in suite] == [name for name in names for _ in range(3)]
 
 
