@@ -24,6 +24,7 @@ from demo.data import make, render, stream
 from demo.render import render_thinking_from
 from demo.split import Conversation
 from demo.tasks_recall import CountTokens, make_many_recall
+from demo.tasks_topic import make_topic_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
 from ring_mlx.decay import alibi_slopes, decay_rate
@@ -55,10 +56,16 @@ def rounded(heads: int, layer: int, layers: int) -> mx.array:
     return -mx.log(mx.exp(-decay_rate(heads, layer, layers)).astype(mx.bfloat16).astype(mx.float32))
 
 
+def both(heads: int, layer: int, layers: int) -> mx.array:
+    """Decay rates with both faults, as mlx-lm 0.32.2 has them in bfloat16."""
+    return -mx.log(mx.exp(-one_based(heads, layer, layers)).astype(mx.bfloat16).astype(mx.float32))
+
+
 DECAYS: dict[str, Callable[[int, int, int], mx.array]] = {
     "right": decay_rate,
     "one-based": one_based,
     "rounded": rounded,
+    "both": both,
 }
 
 
@@ -89,13 +96,19 @@ def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question]) -> float
     return sum(r.right for r in results) / len(results)
 
 
-def recall(model: Any, tokenizer: Any, tokens: int, contexts: int, seed: int = 0) -> Recall:
-    """Ask held-out facts, several of each conversation of about ``tokens`` tokens, which is read once."""
+def recall(
+    model: Any, tokenizer: Any, tokens: int, contexts: int, seed: int = 0, is_under_headings: bool = False
+) -> Recall:
+    """Ask held-out facts, several of each conversation of about ``tokens`` tokens, which is read once.
+
+    Facts name their person, or are told under headings that do.
+    """
+    make_long = make_topic_recall if is_under_headings else make_many_recall
     rng = random.Random(seed)
     right, asked, nats, answered = 0, 0, 0.0, 0
     for _ in range(contexts):
         asking = QUESTIONS_OF_A_CONTEXT
-        drawn, first = make_many_recall(rng, "test", tokens + 60 * asking, token_counter(tokenizer), asking)
+        drawn, first = make_long(rng, "test", tokens + 60 * asking, token_counter(tokenizer), asking)
         cache, read = read_shared(model, tokenizer, drawn, first)
         for at in range(first, len(drawn.messages), 2):
             question, reply = drawn.messages[at], drawn.messages[at + 1]
@@ -179,11 +192,10 @@ def main() -> int:
                 share = accuracy(model, tokenizer, sums(args.sums, args.seed))
                 print(f"  sums of 4-digit numbers: {share:.1%} of {args.sums}", flush=True)
             if args.contexts:
-                r = recall(model, tokenizer, args.recall_tokens, args.contexts, args.seed)
-                share = r.right / r.asked
-                print(
-                    f"  recall at {args.recall_tokens}: {share:.1%} of {r.asked}, {r.nats:.4f} nats a token", flush=True
-                )
+                for kind, is_under_headings in (("named", False), ("under headings", True)):
+                    r = recall(model, tokenizer, args.recall_tokens, args.contexts, args.seed, is_under_headings)
+                    shown = f"{r.right / r.asked:.1%} of {r.asked}, {r.nats:.4f} nats a token"
+                    print(f"  recall at {args.recall_tokens}, {kind}: {shown}", flush=True)
             if args.conversations:
                 p = perplexity(model, tokenizer, args.conversations, args.seed)
                 print(f"  perplexity of thoughts and answers: {p:.5f}", flush=True)
