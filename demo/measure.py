@@ -1,6 +1,6 @@
 """What the toy is held to, measured on held-out questions: ``python -m demo.measure MODEL [MODEL ...]``.
 
-Prints accuracy at sums of two 4-digit numbers, accuracy and perplexity of recall from long conversations, the
+Prints accuracy at sums of two 4-digit numbers, accuracy and nats of recall from long conversations of both kinds, the
 perplexity of all tasks' thoughts and answers, and how far what each model expects next is from what the first does. With
 ``--decay`` a wrong rate of forgetting is put into the model, as two ports have it. Knows the packaged tokenizer's chat form.
 """
@@ -51,14 +51,19 @@ def one_based(heads: int, layer: int, layers: int) -> mx.array:
     return mx.array([s * factor for s in alibi_slopes(heads)])
 
 
+def _round(rates: mx.array) -> mx.array:
+    """The rates whose factor exp(-s) went through bfloat16."""
+    return -mx.log(mx.exp(-rates).astype(mx.bfloat16).astype(mx.float32))
+
+
 def rounded(heads: int, layer: int, layers: int) -> mx.array:
     """Decay rates whose factor exp(-s) went through bfloat16."""
-    return -mx.log(mx.exp(-decay_rate(heads, layer, layers)).astype(mx.bfloat16).astype(mx.float32))
+    return _round(decay_rate(heads, layer, layers))
 
 
 def both(heads: int, layer: int, layers: int) -> mx.array:
     """Decay rates with both faults, as mlx-lm 0.32.2 has them in bfloat16."""
-    return -mx.log(mx.exp(-one_based(heads, layer, layers)).astype(mx.bfloat16).astype(mx.float32))
+    return _round(one_based(heads, layer, layers))
 
 
 DECAYS: dict[str, Callable[[int, int, int], mx.array]] = {
