@@ -3,8 +3,13 @@
 Names are imported when they are first used, so that ``ring-mlx --help`` does not wait for MLX and transformers.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# On M5 and NVIDIA GPUs MLX rounds the factors of float32 products to 10 bits unless told otherwise before the first one.
+# The router's product is float32 so that the right experts are chosen. (ml-explore/mlx issues 3534 and 3860.)
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 if TYPE_CHECKING:
     from mlx_lm.sample_utils import make_sampler

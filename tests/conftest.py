@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 import pytest
-
-# On a GPU MLX rounds the factors of float32 products to 10 bits unless told otherwise, before it is first used.
-os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from ring_mlx import demo_model_path, load
 from tests.tiny import config, save_hf

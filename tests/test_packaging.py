@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,15 @@ import ring_mlx
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {"metal_kernels": set(), "ring_mlx": {"metal_kernels"}, "tui": {"ring_mlx"}}
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "0"), ("1", "1")])
+def test_float32_products_are_not_rounded_unless_asked_for(asked, expected):
+    environment = {k: v for k, v in os.environ.items() if k != "MLX_ENABLE_TF32"}
+    environment |= {} if asked is None else {"MLX_ENABLE_TF32": asked}
+    code = "import ring_mlx, sys; assert 'mlx' not in sys.modules; import os; print(os.environ['MLX_ENABLE_TF32'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert done.stdout.decode().strip() == expected
 
 
 @pytest.fixture(scope="session")
