@@ -104,6 +104,12 @@ def _any_word(rng: random.Random) -> tuple[str, str, str]:
     return name, attribute, value_of(rng, attribute)
 
 
+def sentence(form: Phrasings, rng: random.Random, split: str, **slots: str) -> str:
+    """Draw a phrasing of the form, filled and closed by a full stop."""
+    text = form.pick(rng, split).format(**slots)
+    return text if text.endswith(".") else f"{text}."
+
+
 def _fact(rng: random.Random, split: str, known: set[tuple[str, str]], any_word: float = 0.0) -> Fact:
     """Draw a fact of the split about something not yet known, a share of them of any word, and add it to `known`."""
     sample = _any_word if any_word and rng.random() < any_word else _triple
@@ -111,8 +117,7 @@ def _fact(rng: random.Random, split: str, known: set[tuple[str, str]], any_word:
     while (name, attribute) in known:
         name, attribute, value = draw(lambda: sample(rng), split)
     known.add((name, attribute))
-    stated = FACT.pick(rng, split).format(name=name, attribute=attribute, value=value)
-    return Fact(name, attribute, value, stated if stated.endswith(".") else stated + ".")
+    return Fact(name, attribute, value, sentence(FACT, rng, split, name=name, attribute=attribute, value=value))
 
 
 @lru_cache(maxsize=4096)
@@ -135,20 +140,20 @@ def _sentences(
     misses = 0
     while misses < 8:
         if misses == 0 and len(known) < MOST_FACTS and rng.random() < share:
-            sentence = _fact(rng, split, known, any_word).stated
-            cost = count_tokens(f" {sentence}")
+            told = _fact(rng, split, known, any_word).stated
+            cost = count_tokens(f" {told}")
         else:
-            sentence = filler(rng)
-            cost = filler_cost(count_tokens, sentence)
+            told = filler(rng)
+            cost = filler_cost(count_tokens, told)
         if cost <= budget:
-            sentences.append(sentence)
+            sentences.append(told)
             budget -= cost
         else:
             misses += 1
     return sentences
 
 
-def spread(rng: random.Random, sentences: list[str], breaks: int, question: Turn) -> list[Turn]:
+def _turns(rng: random.Random, sentences: list[str], breaks: int, question: Turn) -> list[Turn]:
     """Spread the sentences over `breaks` noted turns and the one that ends with the question, at times that alone."""
     cuts = sorted(rng.sample(range(1, len(sentences) + 1), min(breaks, len(sentences))))
     if cuts and rng.random() < 0.4:
@@ -156,6 +161,19 @@ def spread(rng: random.Random, sentences: list[str], breaks: int, question: Turn
     parts = [sentences[i:j] for i, j in zip([0, *cuts], [*cuts, len(sentences)], strict=True)]
     turns = [Turn(" ".join(part), NOTE_THINKING, NOTED) for part in parts[:-1]]
     return [*turns, question._replace(user=" ".join([*parts[-1], question.user]).strip())]
+
+
+def state_then_ask(
+    task: str, rng: random.Random, sentences: list[str], questions: list[Turn]
+) -> tuple[Conversation, int]:
+    """Build the conversation that notes the sentences in up to four turns and then asks.
+
+    Returns:
+        The conversation, and the index of the first message that asks.
+    """
+    stating = _turns(rng, sentences, rng.choice((0, 1, 2, 3)), Turn("", NOTE_THINKING, NOTED))
+    stating = [turn for turn in stating if turn.user]
+    return conversation(task, [*stating, *questions]), 2 * len(stating)
 
 
 def ask(rng: random.Random, split: str, fact: Fact) -> Turn:
@@ -190,7 +208,7 @@ def make_recall(
     sentences = _sentences(rng, split, target_tokens - fixed, count_tokens, known)
     place = rng.random() if depth is None else depth
     sentences.insert(round(place * len(sentences)), asked.stated)
-    return conversation("recall", spread(rng, sentences, breaks, question))
+    return conversation("recall", _turns(rng, sentences, breaks, question))
 
 
 def make_many_recall(
@@ -220,9 +238,7 @@ def make_many_recall(
     for fact in asked:
         sentences.insert(rng.randint(0, len(sentences)), fact.stated)
     rng.shuffle(turns)
-    stating = spread(rng, sentences, rng.choice((0, 1, 2, 3)), Turn("", NOTE_THINKING, NOTED))
-    stating = [turn for turn in stating if turn.user]
-    return conversation("recall", [*stating, *turns]), 2 * len(stating)
+    return state_then_ask("recall", rng, sentences, turns)
 
 
 def approximate_tokens(text: str) -> int:
@@ -240,7 +256,7 @@ def recall_twice(rng: random.Random, split: str) -> list[Turn]:
     known: set[tuple[str, str]] = set()
     facts = [_fact(rng, split, known) for _ in range(rng.randint(2, 8))]
     first, second = rng.sample(facts, 2)
-    turns = spread(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), ask(rng, split, first))
+    turns = _turns(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), ask(rng, split, first))
     return [*turns, ask(rng, split, second)]
 
 
@@ -255,7 +271,7 @@ def missing_fact(rng: random.Random, split: str) -> list[Turn]:
     user = QUESTION.pick(rng, split).format(name=name, attribute=attribute)
     reply = "I cannot know that: you did not tell me."
     question = Turn(user, f"{name}'s {attribute} was not told.", reply)
-    return spread(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), question)
+    return _turns(rng, [fact.stated for fact in facts], rng.choice((0, 0, 1)), question)
 
 
 def note(rng: random.Random, split: str) -> list[Turn]:
@@ -265,4 +281,4 @@ def note(rng: random.Random, split: str) -> list[Turn]:
     sentences += [filler(rng) for _ in range(rng.randint(0, 3))]
     rng.shuffle(sentences)
     last = Turn(sentences.pop(), NOTE_THINKING, NOTED)
-    return spread(rng, sentences, rng.choice((0, 0, 1)), last) if sentences else [last]
+    return _turns(rng, sentences, rng.choice((0, 0, 1)), last) if sentences else [last]

@@ -11,17 +11,16 @@ from collections.abc import Sequence
 
 from demo.phrases import NAMES
 from demo.render import render
-from demo.split import Conversation, Phrasings, Turn, conversation, in_split
+from demo.split import Conversation, Phrasings, conversation, in_split
 from demo.tasks_recall import (
     ANY_WORD,
     ATTRIBUTES,
-    NOTE_THINKING,
-    NOTED,
     CountTokens,
     Fact,
     ask,
     filler_cost,
-    spread,
+    sentence,
+    state_then_ask,
     value_of,
 )
 from ring_mlx.filler import filler
@@ -58,11 +57,6 @@ STATED = Phrasings(
 )
 
 
-def _sentence(form: Phrasings, rng: random.Random, split: str, **slots: str) -> str:
-    text = form.pick(rng, split).format(**slots)
-    return text if text.endswith(".") else f"{text}."
-
-
 def _value(rng: random.Random, split: str, name: str, attribute: str) -> str | None:
     """Draw a value of the split, or None if there seems to be none."""
     for _ in range(TRIES):
@@ -78,14 +72,14 @@ def _section(
     """Draw a heading, then facts of that person anywhere among filler, of about `budget` tokens; at least one fact."""
     attributes = [*ATTRIBUTES, *(ANY_WORD if split == "train" else ())]
     rng.shuffle(attributes)
-    heading = _sentence(HEADING, rng, split, name=name)
+    heading = sentence(HEADING, rng, split, name=name)
     budget -= count_tokens(f" {heading}")
     least_left = round(budget * rng.uniform(0.2, 0.8))
     facts: list[Fact] = []
     for attribute in attributes:
         value = _value(rng, split, name, attribute)
         if value is not None and (budget > least_left or not facts):
-            facts.append(Fact(name, attribute, value, _sentence(STATED, rng, split, attribute=attribute, value=value)))
+            facts.append(Fact(name, attribute, value, sentence(STATED, rng, split, attribute=attribute, value=value)))
             budget -= count_tokens(f" {facts[-1].stated}")
     sentences = [fact.stated for fact in facts]
     while budget > 0:
@@ -124,6 +118,4 @@ def make_topic_recall(
         told, known = _section(rng, split, name, budget, count_tokens)
         sentences, facts = sentences + told, facts + known
     turns = [ask(rng, split, fact) for fact in rng.sample(facts, min(questions, len(facts)))]
-    stating = spread(rng, sentences, rng.choice((0, 1, 2, 3)), Turn("", NOTE_THINKING, NOTED))
-    stating = [turn for turn in stating if turn.user]
-    return conversation("topic", [*stating, *turns]), 2 * len(stating)
+    return state_then_ask("topic", rng, sentences, turns)

@@ -66,14 +66,17 @@ def windowed(model: Any, window: int | None) -> Iterator[None]:
         model: A `ring_mlx.model.Model`.
         window: How far; None changes nothing.
     """
+    if window is None:
+        yield
+        return
     layers = [layer.attention for layer in model.layers if isinstance(layer.attention, SoftmaxAttention)]
-    narrow = [] if window is None else layers[:-1]
+    narrow = layers[:-1]
     attend = SoftmaxAttention.attend
 
     def narrowly(
         self: SoftmaxAttention, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cache: Any | None
     ) -> mx.array:
-        if window is None or not any(self is layer for layer in narrow):
+        if not any(self is layer for layer in narrow):
             return attend(self, q, k, v, mask, cache)
         if cache is not None or isinstance(mask, mx.array):
             raise ValueError("[demo.window] a window is for training, without cache and padding; leave both away")
