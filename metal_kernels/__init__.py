@@ -1,5 +1,6 @@
 """Operations of the Ring-linear models, each a folder with its plain form; knows arrays, not checkpoints or models."""
 
+from metal_kernels.arguments import resident
 from metal_kernels.dispatch import (
     add_norm,
     add_qmv,
@@ -36,5 +37,6 @@ __all__ = [
     "norm_router",
     "qk_norm_rope",
     "qkv_lightning_attn",
+    "resident",
     "route",
 ]

@@ -9,7 +9,17 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.rope_utils import initialize_rope
 
-from metal_kernels import Heads, add_qmv, gate_qmv, launch, linear_gate, norm_qmv, qk_norm_rope, qkv_lightning_attn
+from metal_kernels import (
+    Heads,
+    add_qmv,
+    gate_qmv,
+    launch,
+    linear_gate,
+    norm_qmv,
+    qk_norm_rope,
+    qkv_lightning_attn,
+    resident,
+)
 from ring_mlx.config import RingConfig
 from ring_mlx.decay import decay_rate
 from ring_mlx.packing import PackedLayers
@@ -40,7 +50,8 @@ class _Attention(nn.Module):
             max_position_embeddings=config.max_position_embeddings,
         )
         self._eps = config.rms_norm_eps
-        self._inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
+        inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
+        self._inv_freq = resident(inv_freq)
         self._into, self._out_of = PackedLayers(), PackedLayers()
 
     def heads(self) -> Heads:
@@ -134,7 +145,7 @@ class LinearAttention(_Attention):
         self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.g_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
         self.groups = config.group_norm_size
-        self._decay_rate = decay_rate(self.num_heads, layer, config.num_hidden_layers)
+        self._decay_rate = resident(decay_rate(self.num_heads, layer, config.num_hidden_layers))
 
     @property
     def decay_rate(self) -> mx.array:

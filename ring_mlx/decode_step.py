@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import launch
+from metal_kernels import launch, resident
 
 if TYPE_CHECKING:
     from ring_mlx.model import DecoderLayer
@@ -86,7 +86,7 @@ class DecodeStep:
         """
         if not self._pieces or self._weights.have_changed():
             self._compile()
-        position = mx.array([offset], mx.int32) if isinstance(offset, int) else offset
+        position = resident(mx.array([offset], mx.int32)) if isinstance(offset, int) else offset
         o: mx.array | None = None
         for linear, softmax, piece in self._pieces:
             states = [caches[i][0] for i in linear]

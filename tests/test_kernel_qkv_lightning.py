@@ -137,7 +137,7 @@ def test_the_shapes_of_mini(backend, B, T, H):
 def test_there_are_threadgroups_for_every_core(B):
     qkv, *_, decay_rate, _, _, _, _ = arguments(B=B, T=1, H=16, D=128, has_state=False)
     kinds = [(x.shape, x.dtype) for x in (qkv, rope_frequencies(64), decay_rate)]
-    plan = fused_recurrent._plan(kinds[0], None, None, kinds[1], kinds[2], None, None, 1)
+    plan = fused_recurrent._plan(kinds[0], None, None, kinds[1], kinds[2], None, None, 1, 1.0, 0.0, 1.0)
     assert plan["grid"][0] // plan["threadgroup"][0] >= 64
 
 

@@ -166,3 +166,20 @@ def test_turned_off_means_plain_forms(monkeypatch):
     assert launch._detected() is None
     monkeypatch.undo()
     launch._detected.cache_clear()
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+def test_no_kernel_of_a_step_reads_a_number_that_the_host_keeps(backend, monkeypatch):
+    model = make_model(**SHAPES)
+    cache = model.make_cache()
+    mx.eval(model(tokens(9), cache), cache.state)
+    small, call = set(), launch.Kernel.__call__
+
+    def record(self, inputs, **kwargs):
+        small.update(name for x, name in zip(inputs, self.inputs, strict=True) if x.nbytes <= 8)
+        return call(self, inputs, **kwargs)
+
+    monkeypatch.setattr(launch.Kernel, "__call__", record)
+    with launch.use(backend):
+        mx.eval(model(tokens(1), cache))
+    assert small == {"offset"}  # which a compiled step makes resident

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels.arguments import FLOATS, Kind, absent, floats, kind, kind_or_none
+from metal_kernels.arguments import FLOATS, Kind, absent, bits, kind, kind_or_none
 from metal_kernels.fused_qmv.matrices import Matrices
 from metal_kernels.launch import Kernel
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 MATRICES = [f"{m}_{part}" for m in ("first", "second") for part in "wsb"]
 KERNEL = Kernel(
     HERE / "fused_qmv.metal",
-    ("x", "gate", "weight", *MATRICES, "residual", "numbers"),
+    ("x", "gate", "weight", *MATRICES, "residual"),
     ("first", "second"),
     [HERE.parent / "quantized_moe" / "codes.metal", HERE.parent / "norm_router" / "packs.metal", HERE / "blocks.metal"],
 )
@@ -46,8 +46,8 @@ def fused_norm_qmv(
     Raises:
         ValueError: For anything else.
     """
-    plan = _prepared(matrices, NORM, x, weight, dtype=dtype) or _refuse("norm_qmv", x, matrices)
-    first, second = KERNEL([x, x, weight, *matrices.arrays, x, floats(eps, 0.0)], **plan)
+    plan = _prepared(matrices, NORM, x, weight, dtype=dtype, eps=eps) or _refuse("norm_qmv", x, matrices)
+    first, second = KERNEL([x, x, weight, *matrices.arrays, x], **plan)
     return (first,) if matrices.second is None else (first, second)
 
 
@@ -77,9 +77,9 @@ def fused_gate_qmv(
     Raises:
         ValueError: For anything else.
     """
-    plan = _prepared(matrices, GATE, x, weight, gate, groups, residual) or _refuse("gate_qmv", x, matrices)
+    plan = _prepared(matrices, GATE, x, weight, gate, groups, residual, eps=eps) or _refuse("gate_qmv", x, matrices)
     added = gate if residual is None else residual
-    return KERNEL([x, gate, weight, *matrices.arrays, added, floats(eps, 0.0)], **plan)[0]
+    return KERNEL([x, gate, weight, *matrices.arrays, added], **plan)[0]
 
 
 def supports_add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -> bool:
@@ -95,7 +95,7 @@ def fused_add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = N
     """
     plan = _prepared(matrices, NONE, x, residual=residual) or _refuse("add_qmv", x, matrices)
     added = x if residual is None else residual
-    return KERNEL([x, x, absent(mx.float32), *matrices.arrays, added, floats(0.0, 0.0)], **plan)[0]
+    return KERNEL([x, x, absent(mx.float32), *matrices.arrays, added], **plan)[0]
 
 
 def _refuse(name: str, x: mx.array, matrices: Matrices) -> dict[str, Any]:
@@ -112,9 +112,10 @@ def _prepared(
     groups: int = 1,
     residual: mx.array | None = None,
     dtype: mx.Dtype | None = None,
+    eps: float = 0.0,
 ) -> dict[str, Any] | None:
     """How to launch, worked out once for these kinds of arguments, or None for what the kernel does not run."""
-    key = (prologue, kind(x), kind_or_none(weight), kind_or_none(gate), groups, kind_or_none(residual), dtype)
+    key = (prologue, kind(x), kind_or_none(weight), kind_or_none(gate), groups, kind_or_none(residual), dtype, eps)
     if key not in matrices.prepared:
         matrices.prepared[key] = _plan(matrices, *key)
     found: dict[str, Any] | None = matrices.prepared[key]
@@ -130,6 +131,7 @@ def _plan(
     groups: int,
     residual: Kind | None,
     dtype: mx.Dtype | None,
+    eps: float,
 ) -> dict[str, Any] | None:
     (*leading, K), tokens = x[0], math.prod(x[0][:-1])
     if not matrices.supported or not 1 <= tokens <= MAX_TOKENS or matrices.width != K or K > MAX_WIDTH or K % groups:
@@ -147,9 +149,9 @@ def _plan(
     common = x[1] if weight is None or weight[1] == x[1] else mx.float32
     stored = gate[1] if gate is not None else dtype or common
     y = stored if residual is None else residual[1]
-    bits = matrices.form["BITS"]
+    width = matrices.form["BITS"]
     team = -(-K // (32 * VALUES))
-    teams, rows = max(1, SIMDGROUPS // team), ROWS[bits]
+    teams, rows = max(1, SIMDGROUPS // team), ROWS[width]
     owned = teams * rows
     split = max(1, teams * team // groups)
     if K * stored.size + 4 * (groups * split + tokens * owned * team) > THREADGROUP_BYTES:
@@ -159,9 +161,10 @@ def _plan(
             *matrices.form.items(),
             *(("N", N), ("M", M), ("PROLOGUE", prologue), ("GROUPS", groups)),
             *(("W", matrices.first.weight.dtype), ("T", common), ("O", stored), ("Y", y)),
-            *(("STEP", 128 // bits if bits in (8, 16, 32) else 32), ("P", math.gcd(K // groups, 8))),
+            *(("STEP", 128 // width if width in (8, 16, 32) else 32), ("P", math.gcd(K // groups, 8))),
             *(("TEAM", team), ("TEAMS", teams), ("ROWS", rows), ("TOKENS", tokens)),
             ("HAS_RESIDUAL", residual is not None),
+            ("EPS", bits(eps)),
         ],
         "grid": ((-(-N // owned) + -(-M // owned)) * teams * team * 32, 1, 1),
         "threadgroup": (teams * team * 32, 1, 1),

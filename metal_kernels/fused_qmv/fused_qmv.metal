@@ -28,7 +28,7 @@ const int rows = is_second ? M : N, first_row = (is_second ? index - FIRST : ind
 const auto w = is_second ? second_w : first_w;
 const auto s = is_second ? second_s : first_s;
 const auto b = is_second ? second_b : first_b;
-const float eps = numbers[0];
+const float eps = as_type<float>(EPS);
 threadgroup O shared[K];
 threadgroup float sums[UNITS];
 threadgroup float partial[TOKENS * OWNED * TEAM];
@@ -51,8 +51,9 @@ for (int n = 0; n < ROWS; n++) {
   }
 }
 
-// numbers[1] is 0, which no compiler knows: it would else unpack the weights before the loop, into 32 registers a row.
-const uint nothing = as_type<uint>(numbers[1]);
+// 0, as the grid has one y, which no compiler knows: it would else unpack the weights before the loop, into 32 registers
+// a row.
+const uint nothing = threadgroups_per_grid.y - 1;
 for (int t = 0; t < TOKENS; t++) {
   if (TOKENS > 1) {
 #pragma unroll

@@ -52,7 +52,7 @@ const int b = threadgroup_position_in_grid.x / (SLICES * H);
 const int row = simd * (32 / LANES) + lane / LANES;
 const int column = slice * COLUMNS + lane % LANES * 4;
 const ulong first = (ulong(b * H + h) * D + row) * D + column;
-const float scale = numbers[0], eps = numbers[1], rope_scale = numbers[2];
+const float scale = as_type<float>(SCALE), eps = as_type<float>(EPS), rope_scale = as_type<float>(ROPE_SCALE);
 
 threadgroup float heads[2 * N * D];
 threadgroup float partial[N * SIMDGROUPS * COLUMNS];

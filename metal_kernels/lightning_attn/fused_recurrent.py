@@ -8,12 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, floats, kind, kind_or_none, positions
+from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, bits, kind, kind_or_none, positions
 from metal_kernels.launch import Kernel
 
 KERNEL = Kernel(
     Path(__file__).with_name("fused_recurrent.metal"),
-    ("qkv", "q_weight", "k_weight", "inv_freq", "offset", "decay_rate", "numbers", "state", "mask"),
+    ("qkv", "q_weight", "k_weight", "inv_freq", "offset", "decay_rate", "state", "mask"),
     ("o", "new_state"),
 )
 MAX_TOKENS = 8
@@ -35,7 +35,7 @@ def supports(
     It takes 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of one dtype or neither.
     """
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
-    return _plan(*kinds, None, None, 1) is not None
+    return _plan(*kinds, None, None, 1, 1.0, 0.0, 1.0) is not None
 
 
 def fused_qkv_lightning_attn(
@@ -58,7 +58,7 @@ def fused_qkv_lightning_attn(
     """
     where = positions(offset)
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
-    plan = _plan(*kinds, kind_or_none(state), kind_or_none(mask), where.shape[0])
+    plan = _plan(*kinds, kind_or_none(state), kind_or_none(mask), where.shape[0], scale, eps, rope_scale)
     if plan is None:
         raise ValueError(
             f"[qkv_lightning_attn] no kernel for qkv {qkv.shape} {qkv.dtype} and {decay_rate.shape} heads."
@@ -70,7 +70,6 @@ def fused_qkv_lightning_attn(
         inv_freq,
         where,
         decay_rate,
-        floats(scale, eps, rope_scale),
         absent(mx.float32) if state is None else state,
         absent(mx.bool_) if mask is None else mask,
     ]
@@ -93,6 +92,9 @@ def _plan(
     state: Kind | None,
     mask: Kind | None,
     offsets: int,
+    scale: float,
+    eps: float,
+    rope_scale: float,
 ) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
     (B, T, width), dtype = qkv
@@ -123,6 +125,9 @@ def _plan(
             ("HAS_STATE", state is not None),
             ("HAS_MASK", mask is not None),
             ("PER_ROW", offsets > 1),
+            ("SCALE", bits(scale)),
+            ("EPS", bits(eps)),
+            ("ROPE_SCALE", bits(rope_scale)),
         ],
         "grid": (B * H * (D // columns) * SIMDGROUPS * 32, 1, 1),
         "threadgroup": (SIMDGROUPS * 32, 1, 1),

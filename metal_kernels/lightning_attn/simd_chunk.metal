@@ -36,7 +36,7 @@ const int b = bh / H, h = bh % H;
 const int segment = threadgroup_position_in_grid.y, segments = threadgroups_per_grid.y;
 const int begin = SEGMENTED ? segment * sizes[0] : 0;
 const int end = SEGMENTED ? metal::min(begin + sizes[0], tokens) : tokens;
-const float rate = decay_rate[h], scale = numbers[0];
+const float rate = decay_rate[h], scale = as_type<float>(SCALE);
 
 threadgroup vec<T, 4> query_rows[C * QK_PITCH / 4];
 threadgroup vec<T, 4> key_rows[C * QK_PITCH / 4];

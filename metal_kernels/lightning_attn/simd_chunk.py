@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from metal_kernels import launch
-from metal_kernels.arguments import FLOATS, absent, floats, ints
+from metal_kernels.arguments import FLOATS, absent, bits, ints
 from metal_kernels.launch import Kernel
 
 HERE = Path(__file__).parent
 KERNEL = Kernel(
     HERE / "simd_chunk.metal",
-    ("q", "k", "v", "decay_rate", "numbers", "sizes", "state", "mask", "updates", "update_counts"),
+    ("q", "k", "v", "decay_rate", "sizes", "state", "mask", "updates", "update_counts"),
     ("o", "new_state"),
     (HERE / "chunk_tiles.metal",),
 )
@@ -87,14 +87,14 @@ def simd_chunk_lightning_attn(
         raise ValueError(f"[simd_chunk_lightning_attn] mask must be {(B, T)} bool but got {mask.shape} {mask.dtype}.")
     where = launch.backend()
     name = "metal" if where is None else where.name
-    plan = _plan(name, B, T, H, K, V, q.dtype, state is not None, mask is not None, segments)
+    plan = _plan(name, B, T, H, K, V, q.dtype, scale, state is not None, mask is not None, segments)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     flags, sizes = absent(mx.bool_) if mask is None else mask, ints(plan.segment_tokens)
     updates = [absent(mx.float32), absent(mx.int32)]
     if plan.states is not None:
         updates = SEGMENT_STATES([k, v, decay_rate, sizes, flags], **plan.states)
     start = absent(mx.float32) if state is None else state
-    o, new_state = KERNEL([q, k, v, decay_rate, floats(scale), sizes, start, flags, *updates], **plan.outputs)
+    o, new_state = KERNEL([q, k, v, decay_rate, sizes, start, flags, *updates], **plan.outputs)
     return o, new_state
 
 
@@ -133,6 +133,7 @@ def _plan(
     K: int,
     V: int,
     dtype: mx.Dtype,
+    scale: float,
     has_state: bool,
     has_mask: bool,
     segments: int | None,
@@ -145,7 +146,7 @@ def _plan(
     count = -(-T // segment_tokens)
     shared = _template(K, V, dtype, dtype in tuning.narrow, has_mask)
     outputs = {
-        "template": [*shared, ("HAS_STATE", has_state), ("SEGMENTED", count > 1)],
+        "template": [*shared, ("SCALE", bits(scale)), ("HAS_STATE", has_state), ("SEGMENTED", count > 1)],
         "grid": (threadgroups * simdgroups * 32, count, 1),
         "threadgroup": (simdgroups * 32, 1, 1),
         "shapes": [(B, T, H, V), (B, H, K, V)],

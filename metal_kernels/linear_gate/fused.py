@@ -9,10 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels.arguments import FLOATS, Kind, floats, ints, kind
+from metal_kernels.arguments import FLOATS, Kind, bits, ints, kind
 from metal_kernels.launch import Kernel
 
-KERNEL = Kernel(Path(__file__).with_name("linear_gate.metal"), ("x", "gate", "weight", "numbers", "count"), ("y",))
+KERNEL = Kernel(Path(__file__).with_name("linear_gate.metal"), ("x", "gate", "weight", "count"), ("y",))
 SIMDGROUPS = 8
 # Channels that a lane keeps in registers: 16 where there is work enough, 4 where there is not, so that one token's
 # few groups spread over more lanes.
@@ -22,7 +22,7 @@ MAX_CHANNELS = 8192
 
 def supports(x: mx.array, gate: mx.array, weight: mx.array, groups: int) -> bool:
     """Whether `fused_linear_gate` runs these: equal shapes, groups that divide the width, at most 8,192 channels each."""
-    return _plan(kind(x), kind(gate), kind(weight), groups) is not None
+    return _plan(kind(x), kind(gate), kind(weight), groups, 0.0) is not None
 
 
 def fused_linear_gate(x: mx.array, gate: mx.array, weight: mx.array, groups: int, eps: float) -> mx.array:
@@ -31,14 +31,14 @@ def fused_linear_gate(x: mx.array, gate: mx.array, weight: mx.array, groups: int
     Raises:
         ValueError: For anything else.
     """
-    plan = _plan(kind(x), kind(gate), kind(weight), groups)
+    plan = _plan(kind(x), kind(gate), kind(weight), groups, eps)
     if plan is None:
         raise ValueError(f"[linear_gate] no kernel for x {x.shape} {x.dtype}, gate {gate.shape} and {groups} groups.")
-    return KERNEL([x, gate, weight, floats(eps), ints(x.size // weight.size * groups)], **plan)[0]
+    return KERNEL([x, gate, weight, ints(x.size // weight.size * groups)], **plan)[0]
 
 
 @lru_cache(maxsize=256)
-def _plan(x: Kind, gate: Kind, weight: Kind, groups: int) -> dict[str, Any] | None:
+def _plan(x: Kind, gate: Kind, weight: Kind, groups: int, eps: float) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
     shape, D = x[0], x[0][-1]
     count = math.prod(shape[:-1]) * groups
@@ -58,6 +58,7 @@ def _plan(x: Kind, gate: Kind, weight: Kind, groups: int) -> dict[str, Any] | No
             ("SIZE", size),
             ("P", math.gcd(size, 4)),
             ("SIMDGROUPS", simdgroups),
+            ("EPS", bits(eps)),
         ],
         "grid": (-(-count * simdgroups // SIMDGROUPS) * SIMDGROUPS * 32, 1, 1),
         "threadgroup": (SIMDGROUPS * 32, 1, 1),

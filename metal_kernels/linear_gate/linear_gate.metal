@@ -23,7 +23,7 @@ const bool is_live = unit < count[0];
 const int own = (simd % SIMDGROUPS * 32 + int(thread_index_in_simdgroup)) * P;
 const ulong first = ulong(unit) * SIZE;
 const int channel = unit % GROUPS * SIZE;
-const float eps = numbers[0];
+const float eps = as_type<float>(EPS);
 
 float values[STEPS * P];
 float sum = 0;

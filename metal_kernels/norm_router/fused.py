@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels import launch
-from metal_kernels.arguments import FLOATS, Kind, absent, floats, ints, kind, kind_or_none
+from metal_kernels.arguments import FLOATS, Kind, absent, bits, kind, kind_or_none
 from metal_kernels.launch import Kernel
 from metal_kernels.packed import Packed
 from metal_kernels.quantized_moe.experts import arrays, format_template, is_readable, stored_bits
@@ -18,7 +18,7 @@ from metal_kernels.quantized_moe.experts import arrays, format_template, is_read
 HERE = Path(__file__).parent
 KERNEL = Kernel(
     HERE / "norm_router.metal",
-    ("x", "r", "weight", "router_w", "router_s", "router_b", "numbers", "count"),
+    ("x", "r", "weight", "router_w", "router_s", "router_b"),
     ("x_new", "normed", "logits"),
     [HERE.parent / "quantized_moe" / "codes.metal", HERE / "packs.metal"],
 )
@@ -57,17 +57,17 @@ def fused_norm_router(
     Raises:
         ValueError: For anything else.
     """
-    plan = _router_plan(x, r, weight, router, dtype)
+    plan = _router_plan(x, r, weight, router, dtype, eps)
     if plan is None:
         got = f"x {x.shape} {x.dtype} and a {router.mode} router {router.weight.shape}"
         raise ValueError(f"[norm_router] no kernel for {got}.")
-    x_new, normed, logits = _run(x, r, weight, arrays(router), eps, plan)
+    x_new, normed, logits = _run(x, r, weight, arrays(router), plan)
     return x_new, normed, logits
 
 
 def supports_add_norm(x: mx.array, r: mx.array, weight: mx.array, dtype: mx.Dtype | None = None) -> bool:
     """Whether `fused_add_norm` runs these: any number of tokens of at most 8,192 channels, and something to add."""
-    return _plan(kind(x), kind(r), kind(weight), None, dtype, "") is not None
+    return _plan(kind(x), kind(r), kind(weight), None, dtype, "", 0.0) is not None
 
 
 def fused_add_norm(
@@ -78,23 +78,22 @@ def fused_add_norm(
     Raises:
         ValueError: For anything else.
     """
-    plan = _plan(kind(x), kind(r), kind(weight), None, dtype, "")
+    plan = _plan(kind(x), kind(r), kind(weight), None, dtype, "", eps)
     if plan is None:
         raise ValueError(f"[add_norm] no kernel for x {x.shape} {x.dtype} and weight {weight.shape}.")
-    x_new, normed, _ = _run(x, r, weight, [absent(mx.float32)] * 3, eps, plan)
+    x_new, normed, _ = _run(x, r, weight, [absent(mx.float32)] * 3, plan)
     return x_new, normed
 
 
 def _run(
-    x: mx.array, r: mx.array | None, weight: mx.array, router: list[mx.array], eps: float, plan: dict[str, Any]
+    x: mx.array, r: mx.array | None, weight: mx.array, router: list[mx.array], plan: dict[str, Any]
 ) -> tuple[mx.array, mx.array, mx.array]:
-    tokens = ints(x.size // weight.size)
-    x_new, normed, logits = KERNEL([x, x if r is None else r, weight, *router, floats(eps), tokens], **plan)
+    x_new, normed, logits = KERNEL([x, x if r is None else r, weight, *router], **plan)
     return x if r is None else x_new, normed, logits
 
 
 def _router_plan(
-    x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, dtype: mx.Dtype | None
+    x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, dtype: mx.Dtype | None, eps: float = 0.0
 ) -> dict[str, Any] | None:
     w = router.weight
     is_plain = router.mode == "plain" and w.dtype in FLOATS and w.size >= 8
@@ -102,12 +101,12 @@ def _router_plan(
         return None
     where = launch.backend()
     form = tuple(format_template(router))
-    return _plan(kind(x), kind_or_none(r), kind(weight), form, dtype, where.name if where else "")
+    return _plan(kind(x), kind_or_none(r), kind(weight), form, dtype, where.name if where else "", eps)
 
 
 @lru_cache(maxsize=256)
 def _plan(
-    x: Kind, r: Kind | None, weight: Kind, router: Format | None, dtype: mx.Dtype | None, backend: str
+    x: Kind, r: Kind | None, weight: Kind, router: Format | None, dtype: mx.Dtype | None, backend: str, eps: float
 ) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
     (shape, x_dtype), (*leading, K) = x, x[0]
@@ -140,6 +139,8 @@ def _plan(
             ("EACH", -(-tokens // chunks)),
             ("ROWS", rows),
             ("HAS_RESIDUAL", r is not None),
+            ("TOKENS", tokens if router else 0),
+            ("EPS", bits(eps)),
         ],
         "grid": (chunks * threads, max(1, -(-E // rows)), 1),
         "threadgroup": (threads, 1, 1),

@@ -2,7 +2,8 @@
 //
 //   x_new = x + r,  normed = w * x_new / sqrt(mean(x_new^2) + eps),  logits = normed router^T
 //
-// Layout        x, r, x_new, normed [count, K]; weight [K]; router [E, K] plain or packed; logits [count, E] float32
+// Layout        x, r, x_new, normed [count, K]; weight [K]; router [E, K] plain or packed; logits [count, E] float32;
+//               count is TOKENS, or where that is 0 one a threadgroup.
 // Grid          x: tokens, EACH a threadgroup; y: rows of the router, ROWS a threadgroup. Each threadgroup norms its
 //               tokens itself; those of one x share out which of them is written. E = 0: no router, one y.
 // Threadgroup   THREADS: a thread owns P adjacent channels of every (THREADS P)-th, of all tokens and rows alike, so
@@ -33,7 +34,8 @@ constexpr bool HAS_ROUTER = E > 0;
 const int thread_index = thread_index_in_threadgroup, simd = simdgroup_index_in_threadgroup;
 const int own = thread_index * P;
 const int first_token = threadgroup_position_in_grid.x * EACH, first_row = threadgroup_position_in_grid.y * ROWS;
-const float eps = numbers[0];
+const float eps = as_type<float>(EPS);
+const int count = TOKENS > 0 ? TOKENS : int(threadgroups_per_grid.x);
 threadgroup float sums[EACH * SIMDGROUPS];
 threadgroup float products[EACH * ROWS * SIMDGROUPS];
 
@@ -53,7 +55,7 @@ for (int i = 0; i < STEPS; i++) {
 
 #pragma unroll
 for (int t = 0; t < EACH; t++) {
-  const ulong token = metal::min(first_token + t, count[0] - 1);
+  const ulong token = metal::min(first_token + t, count - 1);
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < STEPS; i++) {
@@ -82,7 +84,7 @@ for (int t = 0; t < EACH; t++) {
   for (int s = 0; s < SIMDGROUPS; s++) sum += sums[t * SIMDGROUPS + s];
   const float inverse = metal::precise::rsqrt(sum / K + eps);
   const ulong token = first_token + t;
-  const bool is_writer = first_token + t < count[0] && t % threadgroups_per_grid.y == threadgroup_position_in_grid.y;
+  const bool is_writer = first_token + t < count && t % threadgroups_per_grid.y == threadgroup_position_in_grid.y;
   float dots[ROWS];
 #pragma unroll
   for (int n = 0; n < ROWS; n++) dots[n] = 0;
@@ -115,7 +117,7 @@ for (int t = 0; t < EACH; t++) {
 if (HAS_ROUTER) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const int token = first_token + thread_index / ROWS, row = first_row + thread_index % ROWS;
-  if (thread_index < EACH * ROWS && token < count[0] && row < E) {
+  if (thread_index < EACH * ROWS && token < count && row < E) {
     float dot = 0;
     for (int s = 0; s < SIMDGROUPS; s++) dot += products[thread_index * SIMDGROUPS + s];
     logits[ulong(token) * E + row] = dot;

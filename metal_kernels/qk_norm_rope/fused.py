@@ -8,12 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, floats, kind, kind_or_none, positions
+from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, bits, kind, kind_or_none, positions
 from metal_kernels.launch import Kernel
 
 KERNEL = Kernel(
     Path(__file__).with_name("qk_norm_rope.metal"),
-    ("qkv", "q_weight", "k_weight", "inv_freq", "offset", "numbers"),
+    ("qkv", "q_weight", "k_weight", "inv_freq", "offset"),
     ("q", "k", "v"),
 )
 SIMDGROUPS = 8
@@ -29,7 +29,7 @@ def supports(
 ) -> bool:
     """Whether `fused_qk_norm_rope` runs these: heads of a multiple of 32, both norm weights of one dtype or neither."""
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq)
-    return _plan(*kinds, num_heads, num_kv_heads, 1) is not None
+    return _plan(*kinds, num_heads, num_kv_heads, 1, 0.0, 1.0) is not None
 
 
 def fused_qk_norm_rope(
@@ -50,17 +50,25 @@ def fused_qk_norm_rope(
     """
     where = positions(offset)
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq)
-    plan = _plan(*kinds, num_heads, num_kv_heads, where.shape[0])
+    plan = _plan(*kinds, num_heads, num_kv_heads, where.shape[0], eps, rope_scale)
     if plan is None:
         raise ValueError(f"[qk_norm_rope] no kernel for qkv {qkv.shape} {qkv.dtype} with {num_heads} heads.")
     weights = (absent(mx.float32),) * 2 if q_weight is None or k_weight is None else (q_weight, k_weight)
-    q, k, v = KERNEL([qkv, *weights, inv_freq, where, floats(eps, rope_scale)], **plan)
+    q, k, v = KERNEL([qkv, *weights, inv_freq, where], **plan)
     return q, k, v
 
 
 @lru_cache(maxsize=256)
 def _plan(
-    qkv: Kind, q_weight: Kind | None, k_weight: Kind | None, inv_freq: Kind, HQ: int, HKV: int, offsets: int
+    qkv: Kind,
+    q_weight: Kind | None,
+    k_weight: Kind | None,
+    inv_freq: Kind,
+    HQ: int,
+    HKV: int,
+    offsets: int,
+    eps: float,
+    rope_scale: float,
 ) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
     (B, T, width), dtype = qkv
@@ -81,6 +89,8 @@ def _plan(
             ("SIMDGROUPS", SIMDGROUPS),
             ("NORM", q_weight is not None),
             ("PER_ROW", offsets > 1),
+            ("EPS", bits(eps)),
+            ("ROPE_SCALE", bits(rope_scale)),
         ],
         "grid": (B * T * SIMDGROUPS * 32, -(-heads // SIMDGROUPS), 1),
         "threadgroup": (SIMDGROUPS * 32, 1, 1),

@@ -40,7 +40,7 @@ const int tokens = qkv_shape[1];
 const int token = threadgroup_position_in_grid.x;
 const int b = token / tokens, t = token % tokens;
 const int head = threadgroup_position_in_grid.y * SIMDGROUPS + simdgroup_index_in_threadgroup;
-const float eps = numbers[0], rope_scale = numbers[1];
+const float eps = as_type<float>(EPS), rope_scale = as_type<float>(ROPE_SCALE);
 
 threadgroup float2 rotation[R / 2];
 const float position = float(offset[PER_ROW ? b : 0] + t);

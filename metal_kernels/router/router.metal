@@ -98,6 +98,6 @@ if (simdgroup_index_in_threadgroup == 0) {
   if (NORMALIZE) weight /= sum + 1e-20f;
   if (int(lane) < TOP_K) {
     chosen[ulong(token) * TOP_K + lane] = int(own_choice);
-    weights[ulong(token) * TOP_K + lane] = weight * numbers[0];
+    weights[ulong(token) * TOP_K + lane] = weight * as_type<float>(SCALING);
   }
 }
