@@ -8,6 +8,8 @@ that is the CPU; the plain forms then do all the work.
 from __future__ import annotations
 
 import os
+import re
+from binascii import crc_hqx
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -78,7 +80,9 @@ class Kernel:
     """One kernel in a ``.metal`` file: functions first, then after a line ``// ---- kernel ----`` the body.
 
     The body uses the names of inputs, outputs and template arguments, and Metal's attributes such as
-    ``thread_position_in_grid``; MLX writes the signature. Nothing is built before the first call.
+    ``thread_position_in_grid``; MLX writes the signature. Nothing is built before the first call. An array that a call
+    passes twice is bound once: the later name becomes another one for the earlier. So a caller fills an input that a
+    template argument switches off with one that is there anyway, and pays nothing for it.
 
     Args:
         file: The ``.metal`` file.
@@ -91,7 +95,7 @@ class Kernel:
     inputs: Sequence[str]
     outputs: Sequence[str]
     headers: Sequence[Path] = ()
-    _built: dict[str, Any] = field(default_factory=dict, repr=False)
+    _built: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict, repr=False)
 
     def __call__(
         self,
@@ -111,12 +115,15 @@ class Kernel:
         where = backend()
         if where is None:
             raise RuntimeError(f"[{self.name}] no backend runs kernels here; call the plain form.")
-        built = self._built.get(where.name)
+        first: dict[int, int] = {}
+        same = tuple([first.setdefault(id(x), i) for i, x in enumerate(inputs)])
+        built = self._built.get((where.name, same))
         if built is None or built[0] is not where.constructor:
-            built = self._built[where.name] = where.constructor, self._build(where.constructor)
+            built = self._built[where.name, same] = where.constructor, self._build(where.constructor, same)
         out: list[mx.array] = built[1](
-            inputs=list(inputs),
-            template=list(template),
+            inputs=[inputs[i] for i in first.values()],
+            # MLX keeps one library a name and template, and compiles anew where another text has the same ones.
+            template=list(template) if len(first) == len(same) else [*template, ("SAME", crc_hqx(bytes(same), 0))],
             grid=grid,
             threadgroup=threadgroup,
             output_shapes=list(shapes),
@@ -140,8 +147,15 @@ class Kernel:
             raise ValueError(f"[{self.name}] {self.file.name} has no line {BODY.strip()!r}.")
         return "".join(h.read_text(encoding="utf-8") for h in self.headers) + functions + "\n", body
 
-    def _build(self, constructor: Constructor) -> Any:
+    def _build(self, constructor: Constructor, same: Sequence[int]) -> Any:
+        """For inputs of which number i is the array of number ``same[i]``."""
         header, body = self.source()
+        names = {name: self.inputs[i] for name, i in zip(self.inputs, same, strict=True)}
+        body = re.sub(r"\b(?:" + "|".join(names) + r")\b", lambda found: names[found[0]], body)
         return constructor(
-            name=self.name, input_names=list(self.inputs), output_names=list(self.outputs), source=body, header=header
+            name=self.name,
+            input_names=list(dict.fromkeys(names.values())),
+            output_names=list(self.outputs),
+            source=body,
+            header=header,
         )

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 
 from metal_kernels import launch
+from metal_kernels.fused_qmv import fused as fused_qmv
 from ring_mlx import load_model
 from ring_mlx.kernel_check import check_kernels
 from tests.compare import assert_close
@@ -176,10 +177,39 @@ def test_no_kernel_of_a_step_reads_a_number_that_the_host_keeps(backend, monkeyp
     small, call = set(), launch.Kernel.__call__
 
     def record(self, inputs, **kwargs):
-        small.update(name for x, name in zip(inputs, self.inputs, strict=True) if x.nbytes <= 8)
+        read = {id(x): name for x, name in reversed(list(zip(inputs, self.inputs, strict=True))) if x.nbytes <= 8}
+        small.update(read.values())
         return call(self, inputs, **kwargs)
 
     monkeypatch.setattr(launch.Kernel, "__call__", record)
     with launch.use(backend):
         mx.eval(model(tokens(1), cache))
     assert small == {"offset"}  # which a compiled step makes resident
+
+
+def test_an_array_that_is_passed_twice_is_bound_once():
+    kernel, seen = (
+        launch.Kernel(fused_qmv.HERE / "fused_qmv.metal", ("x", "gate", "weight", "residual"), ("first",)),
+        [],
+    )
+
+    def constructor(**built):
+        def run(**launched):
+            seen.append((built["input_names"], "residual[at]" in built["source"], launched))
+            return launched["inputs"][:1]
+
+        return run
+
+    a, b = mx.zeros((9,)), mx.ones((9,))
+    shape = {"grid": (32, 1, 1), "threadgroup": (32, 1, 1), "shapes": [(9,)], "dtypes": [mx.float32]}
+    with launch.use(launch.Backend("simulator", constructor)):
+        kernel([a, a, b, b], template=[("N", 3)], **shape)
+        kernel([a, b, a + 1, b + 1], template=[("N", 3)], **shape)
+    (names, named, launched), (all_names, all_named, plain) = seen
+    assert names == ["x", "weight"]
+    assert [x is y for x, y in zip(launched["inputs"], [a, b], strict=True)] == [True, True]
+    assert not named
+    assert [name for name, _ in launched["template"]] == ["N", "SAME"]
+    assert all_names == ["x", "gate", "weight", "residual"]
+    assert all_named
+    assert plain["template"] == [("N", 3)]

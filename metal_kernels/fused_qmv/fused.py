@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels.arguments import FLOATS, Kind, absent, bits, kind, kind_or_none
+from metal_kernels.arguments import FLOATS, Kind, bits, kind, kind_or_none
 from metal_kernels.fused_qmv.matrices import Matrices
 from metal_kernels.launch import Kernel
 
@@ -95,7 +95,7 @@ def fused_add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = N
     """
     plan = _prepared(matrices, NONE, x, residual=residual) or _refuse("add_qmv", x, matrices)
     added = x if residual is None else residual
-    return KERNEL([x, x, absent(mx.float32), *matrices.arrays, added], **plan)[0]
+    return KERNEL([x, x, x, *matrices.arrays, added], **plan)[0]
 
 
 def _refuse(name: str, x: mx.array, matrices: Matrices) -> dict[str, Any]:

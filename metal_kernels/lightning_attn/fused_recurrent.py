@@ -71,7 +71,7 @@ def fused_qkv_lightning_attn(
         where,
         decay_rate,
         absent(mx.float32) if state is None else state,
-        absent(mx.bool_) if mask is None else mask,
+        where if mask is None else mask,
     ]
     o, new_state = KERNEL(inputs, **plan)
     return o, new_state
