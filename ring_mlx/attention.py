@@ -52,6 +52,7 @@ class _Attention(nn.Module):
         self._eps = config.rms_norm_eps
         inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
         self._inv_freq = resident(inv_freq)
+        mx.eval(self._inv_freq)  # by this thread, as weights are
         self._into, self._out_of = PackedLayers(), PackedLayers()
 
     def heads(self) -> Heads:
@@ -146,6 +147,7 @@ class LinearAttention(_Attention):
         self.g_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
         self.groups = config.group_norm_size
         self._decay_rate = resident(decay_rate(self.num_heads, layer, config.num_hidden_layers))
+        mx.eval(self._decay_rate)
 
     @property
     def decay_rate(self) -> mx.array:
