@@ -14,7 +14,9 @@ from mlx_lm.sample_utils import greedy_sampler
 from ring_mlx.errors import OptionError
 from ring_mlx.model import Model
 
-PREFILL_STEP_SIZE = 2048
+# Prompt tokens a step where nobody says. A CPU reads the toy 1.25 and a tiny model 1.5 times as fast in steps of 128 as of
+# 2,048 (two cores of an AMD EPYC): what a step computes stays in its caches. Nothing was timed on Metal.
+GPU_PREFILL_STEP_SIZE, CPU_PREFILL_STEP_SIZE = 2048, 128
 CLEAR_EVERY_TOKENS = 256
 
 Sampler = Callable[[mx.array], mx.array]
@@ -47,6 +49,11 @@ class KVQuantization:
             )
 
 
+def default_prefill_step_size() -> int:
+    """Prompt tokens a step on the present default device: 2,048 on a GPU, 128 on a CPU."""
+    return GPU_PREFILL_STEP_SIZE if mx.default_device() == mx.gpu else CPU_PREFILL_STEP_SIZE
+
+
 def generate_step(
     prompt: Sequence[int] | mx.array,
     model: Model,
@@ -55,7 +62,7 @@ def generate_step(
     max_tokens: int = 256,
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] = (),
-    prefill_step_size: int = PREFILL_STEP_SIZE,
+    prefill_step_size: int | None = None,
     kv_quantization: KVQuantization | None = None,
     progress: Progress | None = None,
     next_forced: Callable[[], int | None] | None = None,
@@ -72,7 +79,7 @@ def generate_step(
         max_tokens: How many.
         sampler: Log-probabilities [1, vocab] to ids [1]; greedy by default.
         logits_processors: mlx-lm's kind, applied in order to (ids so far, logits [1, vocab]).
-        prefill_step_size: Prompt tokens a step.
+        prefill_step_size: Prompt tokens a step, by default `default_prefill_step_size`.
         kv_quantization: For the softmax layers, or None.
         progress: Called with (prompt tokens done, all) before the first step and after each.
         next_forced: Called before each token; an id that it returns takes the place of the sampled one.
@@ -83,7 +90,8 @@ def generate_step(
     prompt = prompt if isinstance(prompt, mx.array) else mx.array(list(prompt), dtype=mx.int32)
     total = prompt.size
     report = progress or (lambda done, total: None)
-    sizes = [prefill_step_size] * ((total - 1) // prefill_step_size)
+    step = default_prefill_step_size() if prefill_step_size is None else prefill_step_size
+    sizes = [step] * ((total - 1) // step)
     report(0, total)
     for done, step_logits in prefill(prompt, model, cache, [*sizes, total - sum(sizes)], kv_quantization):
         logits = step_logits

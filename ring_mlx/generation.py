@@ -12,7 +12,6 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.decoding import (
-    PREFILL_STEP_SIZE,
     KVQuantization,
     LogitsProcessor,
     Progress,
@@ -24,7 +23,6 @@ from ring_mlx.model import Model
 from ring_mlx.thinking import THINK_END, ThoughtBudget, ThoughtSplitter, opens_thought
 
 __all__ = [
-    "PREFILL_STEP_SIZE",
     "GenerationEvent",
     "KVQuantization",
     "LogitsProcessor",
@@ -75,7 +73,7 @@ def stream_generate(
     thinking_budget: int | None = None,
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] = (),
-    prefill_step_size: int = PREFILL_STEP_SIZE,
+    prefill_step_size: int | None = None,
     kv_quantization: KVQuantization | None = None,
     progress: Progress | None = None,
 ) -> Iterator[GenerationEvent]:
@@ -205,7 +203,7 @@ def encode_prompt(tokenizer: TokenizerWrapper, prompt: str | Sequence[int] | mx.
 
 
 def check_lengths(
-    model: Model, prompt: int, cached: int, max_tokens: int, prefill_step_size: int, thinking_budget: int | None
+    model: Model, prompt: int, cached: int, max_tokens: int, prefill_step_size: int | None, thinking_budget: int | None
 ) -> None:
     """Raises PromptError or OptionError where a request cannot be met."""
     context = model.config.max_position_embeddings
@@ -218,7 +216,7 @@ def check_lengths(
         )
     if max_tokens < 1:
         raise OptionError(f"max tokens {max_tokens} is not positive; give 1 or more.")
-    if prefill_step_size < 1:
+    if prefill_step_size is not None and prefill_step_size < 1:
         raise OptionError(f"prefill step size {prefill_step_size} is not positive; give 1 or more.")
     if thinking_budget is not None and thinking_budget < 0:
         raise OptionError(f"thinking budget {thinking_budget} is negative; give 0 or more.")

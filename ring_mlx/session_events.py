@@ -59,7 +59,7 @@ class SessionOptions:
     store: str | os.PathLike[str] | bool = True
     store_budget_bytes: int = 8 << 30
     store_kv_bits: int | None = None
-    prefill_step_tokens: int = 2048
+    prefill_step_tokens: int | None = None
     snapshot_every_tokens: int = 4096
     read_ahead: bool = True
 
@@ -67,7 +67,7 @@ class SessionOptions:
         if self.store_kv_bits not in (None, 4, 8):
             raise OptionError(f"store_kv_bits {self.store_kv_bits} is not 4 or 8; give one of them or None.")
         for name in ("prefill_step_tokens", "snapshot_every_tokens"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{name} {getattr(self, name)} is not positive; give 1 or more.")
         for name in ("memory_budget_bytes", "store_budget_bytes"):
             if (getattr(self, name) or 0) < 0:

@@ -118,7 +118,7 @@ def test_each_row_chooses_in_its_own_way(model, alone):
 
 
 def test_bytes_go_when_rows_go(model):
-    batch = Batch(model)
+    batch = Batch(model, prefill_step_size=256)
     assert batch.nbytes == 0
     numbers = [batch.add(prompt(n)) for n in (200, 7)]
     batch.step()

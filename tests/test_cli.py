@@ -286,14 +286,17 @@ def test_every_flag_of_mlx_lm_generate_is_known():
     from mlx_lm.generate import setup_arg_parser
 
     from ring_mlx.cli import build_parser
+    from ring_mlx.decoding import GPU_PREFILL_STEP_SIZE
 
     ours = build_parser()._subparsers._group_actions[0].choices["generate"]
     theirs = {o: a for a in setup_arg_parser()._actions for o in a.option_strings if a.dest != "help"}
     mine = {o: a for a in ours._actions for o in a.option_strings}
     assert set(theirs) - set(mine) == {"-qa"}
     for option, action in theirs.items():
-        if option in mine and option not in (*REFUSED, *REFUSED_SWITCHES, "--model"):
+        if option in mine and option not in (*REFUSED, *REFUSED_SWITCHES, "--model", "--prefill-step-size"):
             assert mine[option].default == action.default, option
+    assert theirs["--prefill-step-size"].default == GPU_PREFILL_STEP_SIZE  # None is the device's
+    assert mine["--prefill-step-size"].default is None
 
 
 def test_unknown_command(cli):

@@ -8,7 +8,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.generate import stream_generate as mlx_lm_stream
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from ring_mlx import KVQuantization, generate, stream_generate
+from ring_mlx import KVQuantization, decoding, generate, stream_generate
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation import generate_step
 from tests.compare import assert_close
@@ -282,3 +282,17 @@ def test_continuing_a_cache_counts_what_it_held(chat):
     found = list(stream_generate(model, tokenizer, [8, 9], cache=cache, max_tokens=3))
     assert (found[0].cached_tokens, found[0].prompt_tokens) == (3, 2)
     assert [e.token for e in found] == [e.token for e in events(chat, [5, 6, 7, 8, 9], max_tokens=3)]
+
+
+@pytest.mark.parametrize(("device", "step"), [(mx.cpu, 128), (mx.gpu, 2048)])
+def test_the_default_step_is_the_devices(monkeypatch, device, step):
+    monkeypatch.setattr(decoding.mx, "default_device", lambda: device)
+    seen = []
+
+    def model(tokens, cache, last_only):
+        seen.append(tokens.shape[1])
+        return mx.zeros((1, 1, 4))
+
+    list(decoding.generate_step(list(range(4100)), model, [], max_tokens=1))
+    assert seen[:-1] == [step] * (len(seen) - 1)
+    assert sum(seen) == 4100

@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
     m.add_argument("-g", "--generate", type=options.positive_int, default=128, help="tokens after the first (128)")
     m.add_argument("-n", "--repeats", type=options.positive_int, default=5, help="after one warm-up (5)")
     m.add_argument("--batch-size", type=counts, default=(1,), metavar="N,N", help="rows of equal length (1)")
-    m.add_argument("--prefill-step-size", type=options.positive_int, default=2048, help="prompt tokens a step (2048)")
+    m.add_argument("--prefill-step-size", type=options.positive_int, help=options.STEP_HELP)
     m.add_argument("--vs", choices=("mlx-lm",), help="also run stock mlx-lm on the same weights, in alternation")
     m.add_argument("--vs-max-prefill", type=options.natural_int, default=2048, metavar="T", help=HELP["vs_max"])
     m.add_argument("--vs-repeats", type=options.positive_int, help="repetitions of mlx-lm (-n, but at most 3)")
@@ -124,7 +124,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         generate=args.generate,
         repeats=args.repeats,
         batch_sizes=args.batch_size,
-        prefill_step_size=args.prefill_step_size,
+        prefill_step_size=options.prefill_step_size(args),
         vs=args.vs is not None,
         vs_repeats=min(args.vs_repeats or 3, args.repeats),
         vs_max_prefill=args.vs_max_prefill,

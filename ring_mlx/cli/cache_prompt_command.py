@@ -48,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
     if kv_quantization is not None:
         kv_quantization.check(model.config.head_dim)
     started = time.perf_counter()
-    with PrefillBar(args.prefill_step_size) as bar:
+    step = options.prefill_step_size(args)
+    with PrefillBar(step) as bar:
         for _ in generate_step(
             ids,
             model,
             cache,
             max_tokens=1,
-            prefill_step_size=args.prefill_step_size,
+            prefill_step_size=step,
             kv_quantization=kv_quantization,
             progress=bar,
         ):

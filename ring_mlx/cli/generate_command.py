@@ -95,7 +95,8 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
     experts = getattr(model, "expert_statistics", None)
     printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts)
     code = 0
-    with PrefillBar(args.prefill_step_size) as bar:
+    step = options.prefill_step_size(args)
+    with PrefillBar(step) as bar:
         try:
             for event in stream_generate(
                 model,
@@ -106,7 +107,7 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
                 thinking_budget=args.thinking_budget,
                 sampler=sampler,
                 logits_processors=processors,
-                prefill_step_size=args.prefill_step_size,
+                prefill_step_size=step,
                 kv_quantization=options.make_kv_quantization(args),
                 progress=bar,
             ):

@@ -54,14 +54,25 @@ def add_distributed_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+STEP_HELP = "prompt tokens a step (2048 on a GPU, 128 on a CPU)"
+
+
 def add_prefill_options(parser: argparse.ArgumentParser) -> None:
     """Steps of the prefill and quantised keys and values."""
-    parser.add_argument("--prefill-step-size", type=positive_int, default=2048, help="prompt tokens a step (2048)")
+    parser.add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
     parser.add_argument("--kv-bits", type=int, help="quantise keys and values of softmax layers to 2, 4 or 8 bits")
     parser.add_argument("--kv-group-size", type=int, default=64, help="group size of --kv-bits (64)")
     parser.add_argument(
         "--quantized-kv-start", type=natural_int, default=5000, help="tokens before --kv-bits begins (5000)"
     )
+
+
+def prefill_step_size(args: argparse.Namespace) -> int:
+    """Prompt tokens a step, as asked or as the device likes it."""
+    from ring_mlx.decoding import default_prefill_step_size
+
+    asked: int | None = args.prefill_step_size
+    return default_prefill_step_size() if asked is None else asked
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
