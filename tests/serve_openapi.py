@@ -21,11 +21,18 @@ MESSAGE = OBJECT | {
     "properties": {
         "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
         "content": {"oneOf": [TEXT, {"type": "array", "items": PART}]},
+        "name": TEXT | {"nullable": True},
+        "tool_call_id": TEXT | {"nullable": True},
     },
 }
 COMMON = {
     "temperature": number(0, 2),
     "top_p": number(0, 1),
+    "min_p": number(0, 1),
+    "top_k": whole(0, 1023),
+    "repetition_penalty": number(0.01, 100),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
     "seed": whole(-(1 << 63), 1 << 63),
     "stop": {"nullable": True, "oneOf": [{"type": "string", "minLength": 1}, {"type": "array", "maxItems": 16, "items": {"type": "string", "minLength": 1}}]},
     "stream": {"enum": [False, None], "nullable": True},
