@@ -22,10 +22,10 @@ from unittest import mock
 
 import mlx.core as mx
 
+from benchmarks.decode_profile import after_prompt
 from benchmarks.shapes import random_model
 from metal_kernels import launch
 from ring_mlx import decode_step
-from ring_mlx.decoding import prefill
 from ring_mlx.model import Model
 
 BUSY_MS = 30
@@ -106,10 +106,7 @@ def main() -> None:
             "[decode_kernels] needs an NVIDIA GPU, whose clock it reads; see benchmarks.kernels elsewhere."
         )
     gpu, model = Gpu(), random_model(args.shape, args.bits)
-    prompt = mx.random.randint(0, model.config.vocab_size, (args.context,), key=mx.random.key(0))
-    cache = model.make_cache()
-    for _, logits in prefill(prompt, model, cache, [args.context]):
-        mx.eval(logits)
+    cache, _ = after_prompt(model, args.context)
     print(f"{mx.device_info().get('device_name')}, mlx {mx.__version__}, {args.shape}, context {args.context}")
     live = cache.copy()
     step = gpu.milliseconds(lambda: [mx.argmax(model(mx.array([[5]]), live, last_only=True)[:, -1], axis=-1)])

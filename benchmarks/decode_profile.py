@@ -37,6 +37,15 @@ def way(name: str) -> Iterator[None]:
         yield
 
 
+def after_prompt(model: Model, tokens: int) -> tuple[HybridCache, mx.array]:
+    """A cache that has seen so many random tokens, read in one step, and the logits of the next."""
+    prompt = mx.random.randint(0, model.config.vocab_size, (tokens,), key=mx.random.key(0))
+    cache = model.make_cache()
+    ((_, logits),) = prefill(prompt, model, cache, [tokens])
+    mx.eval(logits)
+    return cache, logits
+
+
 def parts(model: Model, start: HybridCache, steps: int) -> tuple[float, float, float]:
     """Median milliseconds of building, handing over and waiting, one step after the other."""
     cache, found = start.copy(), []
@@ -73,10 +82,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of the speed, after a warm-up (5)")
     args = parser.parse_args()
     model = random_model(args.shape, args.bits or None)
-    prompt = mx.random.randint(0, model.config.vocab_size, (args.context,), key=mx.random.key(0))
-    cache = model.make_cache()
-    for _, logits in prefill(prompt, model, cache, [args.context]):
-        mx.eval(logits)
+    cache, logits = after_prompt(model, args.context)
     device = mx.device_info().get("device_name", "CPU")
     print(f"{device}, mlx {mx.__version__}, {args.shape}, {args.bits or 'no'} bits, context {args.context}")
     for name in WAYS:

@@ -119,11 +119,12 @@ class Kernel:
         same = tuple([first.setdefault(id(x), i) for i, x in enumerate(inputs)])
         built = self._built.get((where.name, same))
         if built is None or built[0] is not where.constructor:
-            built = self._built[where.name, same] = where.constructor, self._build(where.constructor, same)
+            # MLX keeps one library a name and template, and compiles anew where another text has the same ones.
+            mark = [] if len(first) == len(same) else [("SAME", crc_hqx(bytes(same), 0))]
+            built = self._built[where.name, same] = where.constructor, self._build(where.constructor, same), mark
         out: list[mx.array] = built[1](
             inputs=[inputs[i] for i in first.values()],
-            # MLX keeps one library a name and template, and compiles anew where another text has the same ones.
-            template=list(template) if len(first) == len(same) else [*template, ("SAME", crc_hqx(bytes(same), 0))],
+            template=[*template, *built[2]],
             grid=grid,
             threadgroup=threadgroup,
             output_shapes=list(shapes),

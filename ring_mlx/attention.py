@@ -51,8 +51,7 @@ class _Attention(nn.Module):
         )
         self._eps = config.rms_norm_eps
         inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
-        self._inv_freq = resident(inv_freq)
-        mx.eval(self._inv_freq)  # by this thread, as weights are
+        self._inv_freq = _constant(inv_freq)
         self._into, self._out_of = PackedLayers(), PackedLayers()
 
     def heads(self) -> Heads:
@@ -146,8 +145,7 @@ class LinearAttention(_Attention):
         self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.g_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
         self.groups = config.group_norm_size
-        self._decay_rate = resident(decay_rate(self.num_heads, layer, config.num_hidden_layers))
-        mx.eval(self._decay_rate)
+        self._decay_rate = _constant(decay_rate(self.num_heads, layer, config.num_hidden_layers))
 
     @property
     def decay_rate(self) -> mx.array:
@@ -184,6 +182,13 @@ class LinearAttention(_Attention):
         matrices = None if launch.backend() is None else self._out_of(self.dense)
         added = None if matrices is None else gate_qmv(*gated, matrices, x)
         return ((x, self.dense(linear_gate(*gated))) if added is None else (added, None)), state
+
+
+def _constant(x: mx.array) -> mx.array:
+    """x resident, and computed by this thread, as weights are."""
+    x = resident(x)
+    mx.eval(x)
+    return x
 
 
 def _rotation(rope: nn.Module, dims: int) -> tuple[mx.array, float]:

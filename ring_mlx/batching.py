@@ -12,7 +12,7 @@ from mlx_lm.models.cache import QuantizedKVCache
 from mlx_lm.sample_utils import greedy_sampler
 
 from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import LogitsProcessor, Sampler, default_prefill_step_size, prefill
+from ring_mlx.decoding import LogitsProcessor, Sampler, prefill, prefill_step_or_default
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.model import Model
 
@@ -38,11 +38,11 @@ class Batch:
 
     Args:
         model: The model.
-        prefill_step_size: Prompt tokens that one `step` may read, by default `default_prefill_step_size`.
+        prefill_step_size: Prompt tokens that one `step` may read, by default `prefill_step_or_default`.
     """
 
     def __init__(self, model: Model, prefill_step_size: int | None = None) -> None:
-        prefill_step_size = default_prefill_step_size() if prefill_step_size is None else prefill_step_size
+        prefill_step_size = prefill_step_or_default(prefill_step_size)
         if prefill_step_size < 1:
             raise OptionError(f"prefill step size {prefill_step_size} is not positive; give 1 or more.")
         self._model, self._step_size = model, prefill_step_size

@@ -49,8 +49,10 @@ class KVQuantization:
             )
 
 
-def default_prefill_step_size() -> int:
-    """Prompt tokens a step on the present default device: 2,048 on a GPU, 128 on a CPU."""
+def prefill_step_or_default(asked: int | None = None) -> int:
+    """Prompt tokens a step: as asked, or by the present default device 2,048 on a GPU and 128 on a CPU."""
+    if asked is not None:
+        return asked
     return GPU_PREFILL_STEP_SIZE if mx.default_device() == mx.gpu else CPU_PREFILL_STEP_SIZE
 
 
@@ -79,7 +81,7 @@ def generate_step(
         max_tokens: How many.
         sampler: Log-probabilities [1, vocab] to ids [1]; greedy by default.
         logits_processors: mlx-lm's kind, applied in order to (ids so far, logits [1, vocab]).
-        prefill_step_size: Prompt tokens a step, by default `default_prefill_step_size`.
+        prefill_step_size: Prompt tokens a step, by default `prefill_step_or_default`.
         kv_quantization: For the softmax layers, or None.
         progress: Called with (prompt tokens done, all) before the first step and after each.
         next_forced: Called before each token; an id that it returns takes the place of the sampled one.
@@ -90,7 +92,7 @@ def generate_step(
     prompt = prompt if isinstance(prompt, mx.array) else mx.array(list(prompt), dtype=mx.int32)
     total = prompt.size
     report = progress or (lambda done, total: None)
-    step = default_prefill_step_size() if prefill_step_size is None else prefill_step_size
+    step = prefill_step_or_default(prefill_step_size)
     sizes = [step] * ((total - 1) // step)
     report(0, total)
     for done, step_logits in prefill(prompt, model, cache, [*sizes, total - sum(sizes)], kv_quantization):

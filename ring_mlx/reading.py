@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import KVQuantization, default_prefill_step_size, prefill
+from ring_mlx.decoding import KVQuantization, prefill, prefill_step_or_default
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model import Model
 from ring_mlx.snapshots import Live, Snapshot, SnapshotTree, Store
@@ -23,7 +23,7 @@ class Reader:
         model: The model.
         tree: Snapshots in memory.
         store: Snapshots on disk, or None.
-        step_tokens: Most prompt tokens a step, by default `default_prefill_step_size`.
+        step_tokens: Most prompt tokens a step, by default `prefill_step_or_default`.
         every_tokens: A snapshot is taken at each multiple of this.
         kv_quantization: Of the softmax layers, or None.
     """
@@ -39,8 +39,7 @@ class Reader:
         kv_quantization: KVQuantization | None = None,
     ) -> None:
         self._model, self.tree, self.store = model, tree, store
-        self._step_tokens = default_prefill_step_size() if step_tokens is None else step_tokens
-        self._every_tokens = every_tokens
+        self._step_tokens, self._every_tokens = prefill_step_or_default(step_tokens), every_tokens
         self.kv_quantization = kv_quantization
         self.live = Live(self._make_cache)
         self.logits: mx.array | None = None

@@ -69,10 +69,9 @@ def add_prefill_options(parser: argparse.ArgumentParser) -> None:
 
 def prefill_step_size(args: argparse.Namespace) -> int:
     """Prompt tokens a step, as asked or as the device likes it."""
-    from ring_mlx.decoding import default_prefill_step_size
+    from ring_mlx.decoding import prefill_step_or_default
 
-    asked: int | None = args.prefill_step_size
-    return default_prefill_step_size() if asked is None else asked
+    return prefill_step_or_default(args.prefill_step_size)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

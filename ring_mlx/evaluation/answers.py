@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.decoding import default_prefill_step_size
+from ring_mlx.decoding import prefill_step_or_default
 from ring_mlx.model import Model
 from ring_mlx.suite import Question, extract_answer
 from ring_mlx.tokenizer import render_chat
@@ -72,7 +72,7 @@ def complete(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int, st
     pads = [width - len(p) for p in prompts]
     cache = model.make_cache(left_padding=pads)
     batch = mx.array([[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)], dtype=mx.int32)
-    step = default_prefill_step_size()
+    step = prefill_step_or_default()
     for at in range(0, width, step):
         logits = model(batch[:, at : at + step], cache, last_only=True)
         mx.eval(logits, cache.state)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import default_prefill_step_size, generate_step
+from ring_mlx.decoding import generate_step, prefill_step_or_default
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts, small_talk
 from ring_mlx.evaluation.sharing import SharedReader
@@ -108,7 +108,7 @@ def recall(
             f"--recall {max(lengths)} and {max_tokens} tokens of an answer exceed the context of {context}; give less."
         )
     asked = _questions(tokenizer, sorted(set(lengths)), depths_of(depths), needles, filler, seed)
-    reader = SharedReader(model, [a.ids for a in asked], default_prefill_step_size())
+    reader = SharedReader(model, [a.ids for a in asked], prefill_step_or_default())
     graded: dict[int, tuple[bool, bool]] = {}
     for i, cache, rest in reader.read():
         graded[i] = _answer(model, tokenizer, asked[i], cache, rest, max_tokens)
