@@ -147,7 +147,7 @@ def test_a_lost_rank_ends_the_others(tmp_path, victim, how):
 
 
 def test_ending_the_launcher_ends_all():
-    port, first = free_ports(2)
+    port, first, _ = free_ports(3)
     launch = ("launch", "-n", "2", "--starting-port", str(first), "--no-check")
     command = [sys.executable, "-m", "ring_mlx", *launch, "serve", "--port", str(port)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:

@@ -22,6 +22,8 @@ COMMANDS = ("generate", "bench", "serve")
 _ANY = " or ".join((", ".join(COMMANDS[:-1]), COMMANDS[-1]))
 # mlx.launch says so of a rank that failed, and itself always exits with 0.
 _FAILED = re.compile(rb"Node with rank \d+ (?:was killed|exited with code (-?\d+))")
+# Its threads print a word at a time, so that what ends one such line may come after another.
+_REST = re.compile(rb"(?:\x1b\[\d+m|\[WARN\]|\s)*")
 KILLED = 1
 
 
@@ -105,7 +107,7 @@ def _launch(command: list[str]) -> int:
             if failed and not code:
                 code = abs(int(failed[1] or KILLED)) or KILLED
             explained = explained or line.startswith(b"ring-mlx: [")
-            if failed:
+            if failed or (held and _REST.fullmatch(line)):
                 held.append(line)  # may come before what explains it
                 continue
             sys.stderr.buffer.write(line)

@@ -87,9 +87,10 @@ def together(group: mx.distributed.Group) -> Iterator[dict[str, Any]]:
     if not failed:
         return
     rank, record = failed[0]
-    if error is not None and len({r["error"] for _, r in failed}) == 1 and len(failed) == group.size():
-        raise error
-    raise DistributedError(f"rank {rank} ({record['host']}) failed: {record['error']}")
+    if error is None or len({r["error"] for _, r in failed}) > 1 or len(failed) < group.size():
+        error = DistributedError(f"rank {rank} ({record['host']}) failed: {record['error']}")
+    error.on_every_rank = True
+    raise error
 
 
 def agreed(sampler: Sampler, group: mx.distributed.Group) -> Sampler:

@@ -41,8 +41,9 @@ REFUSED = {
     "ops": "what passes between ranks would not be counted; count in one process",
     "cache_dir": "snapshots are kept in memory only; leave it out",
 }
-# How long a rank waits for rank 0 to fail in the same way before it speaks itself.
-ECHO_S = 1.0
+# How long a rank waits for rank 0 to fail in the same way before it speaks itself: where it is not known whether
+# rank 0 will, and where it is.
+ECHO_S, AGREED_S = 3.0, 60.0
 # How long a rank that has lost another waits for the watch, which knows which.
 LOST_S = 8.0
 
@@ -105,10 +106,11 @@ class Member:
 
     def check(self, args: argparse.Namespace) -> None:
         """Raises OptionError where options of a command do not suit several processes."""
-        for name, reason in REFUSED.items():
-            value = getattr(args, name, None)
-            if value not in (None, False) and (name != "prompt" or value == "-"):
-                raise OptionError(f"--{name.replace('_', '-')} does not work in several processes: {reason}.")
+        with self.together():
+            for name, reason in REFUSED.items():
+                value = getattr(args, name, None)
+                if value not in (None, False) and (name != "prompt" or value == "-"):
+                    raise OptionError(f"--{name.replace('_', '-')} does not work in several processes: {reason}.")
 
     def load_named(self, args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
         """As `ring_mlx.cli.options.load_named`."""
@@ -196,10 +198,10 @@ def joined(mode: str) -> Iterator[Member | None]:
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first else nowhere):
             yield member
-    except RingError:
-        if not is_first and watch.first_failed.wait(ECHO_S):
+    except RingError as e:
+        if not is_first and watch.first_has_spoken(AGREED_S if e.on_every_rank else ECHO_S):
             raise SystemExit(BAD_INPUT) from None
-        watch.close(b"f")
+        watch.fail()
         raise
     except RuntimeError as e:
         if not str(e).startswith("["):

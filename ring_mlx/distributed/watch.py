@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 BEAT_S, SILENT_S, GRACE_S = 1.0, 6.0, 2.0
 LOST = 3
@@ -68,6 +69,7 @@ class Watch:
     def __init__(self, rank: int, peers: dict[int, socket.socket], names: Sequence[str]) -> None:
         self.rank, self._peers, self._names = rank, dict(peers), names
         self.first_failed = threading.Event()
+        self._first = peers.get(0)
         self._failed: set[int] = set()
         self._due = dict.fromkeys(peers, time.monotonic() + SILENT_S)
         self._closing = threading.Event()
@@ -76,13 +78,30 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="ring-mlx watch", daemon=True)
         self._thread.start()
 
-    def close(self, last_word: bytes = BYE) -> None:
-        """Stop watching, with a last word to the others: BYE, or FAILED where an error ends this rank."""
+    def close(self) -> None:
+        """Stop watching, and tell the others that this rank is done."""
+        self._stop(BYE)
+        for peer in self._peers.values():
+            peer.close()
+
+    def fail(self) -> None:
+        """Stop watching, and tell the others that an error ends this rank; its end closes the sockets."""
+        self._stop(FAILED)
+
+    def first_has_spoken(self, timeout_s: float) -> bool:
+        """Whether rank 0 fails within a time; if so, stops watching and returns once it has ended, thus has spoken."""
+        if self._first is None or not self.first_failed.wait(timeout_s):
+            return False
+        self._closing.set()
+        with suppress(OSError):
+            while self._first.recv(256):
+                pass
+        return True
+
+    def _stop(self, last_word: bytes) -> None:
         self._closing.set()
         self._thread.join(2 * BEAT_S)
         self._tell(last_word)
-        for peer in self._peers.values():
-            peer.close()
 
     def _run(self) -> None:
         beat = 0.0
