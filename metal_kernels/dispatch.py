@@ -25,7 +25,7 @@ from metal_kernels.quantized_moe import Experts, decode_moe, prefill_moe, suppor
 from metal_kernels.router import fused as router_kernel
 from metal_kernels.router.naive import naive_route
 
-CHUNK_SIZE = 64
+LONGEST_CHUNK = 64
 MoEKernel = Callable[[mx.array, mx.array, mx.array, Experts, "mx.array | None"], mx.array]
 
 # Whether the experts of many tokens go through our grouped product or through MLX's gather_qmm. On an H100 gather_qmm
@@ -54,13 +54,17 @@ def lightning_attn(
     scale: float,
     state: mx.array | None = None,
     mask: mx.array | None = None,
-    chunk_size: int = CHUNK_SIZE,
 ) -> tuple[mx.array, mx.array]:
-    """Same contract as `naive_lightning_attn`: one token goes through the recurrence, more through chunks."""
+    """Same contract as `naive_lightning_attn`: one token goes through the recurrence, more through chunks.
+
+    A token takes 4 C D operations within its chunk of C tokens and 4 D^2 between chunks: longer chunks than D cost
+    more, much shorter ones save little.
+    """
     if q.shape[1] == 1:
         return naive_lightning_attn(q, k, v, decay_rate, scale, state, mask)
     if launch.backend() is not None and simd_chunk.supports(q, k, v, decay_rate):
         return simd_chunk.simd_chunk_lightning_attn(q, k, v, decay_rate, scale, state, mask)
+    chunk_size = max(16, min(LONGEST_CHUNK, q.shape[-1]))
     return chunk_lightning_attn(q, k, v, decay_rate, scale, state, mask, chunk_size)
 
 

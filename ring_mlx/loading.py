@@ -74,6 +74,7 @@ def load_model(
         needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
     memory.check_fit(config, needed, folder.name)
     memory.bound_memory()
+    weights.lay_out(arrays)
     model.load_weights(list(arrays.items()))
     model.eval()
     if expert_cache_bytes is not None:

@@ -25,6 +25,7 @@ from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.bench.shapes import GOLDEN, MINI, SHAPES, TINY, cut
 from ring_mlx.cli import main
 from ring_mlx.config import RingConfig, read_config
+from ring_mlx.weights import lies_by_columns
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,11 +133,18 @@ def test_primitives_of_mlx_lms_decode_step():
 
 
 def test_mlx_lms_model_shares_our_arrays(golden):
-    ours, other = golden
-    mine, yours = (dict(tree_flatten(e.model.parameters())) for e in (ours, other))
-    assert mine.keys() == yours.keys()
-    copied = [name for name in mine if mine[name] is not yours[name]]
-    assert all(name.endswith(".mlp.gate.gate_proj.weight") for name in copied)
+    model, raw = load_model(demo_model_path()), read_config(demo_model_path())[1]
+    for ours, other in (golden, (Engine(OURS, model), theirs(model, raw))):
+        mine, yours = (dict(tree_flatten(e.model.parameters())) for e in (ours, other))
+        assert mine.keys() == yours.keys()
+        copied = {name for name in mine if mine[name] is not yours[name]}
+        router = {name for name in mine if name.endswith(".mlp.gate.gate_proj.weight")}
+        assert copied <= router | {name for name in mine if lies_by_columns(name, mine[name])}
+        for name in copied - router:
+            assert mx.array_equal(mine[name], yours[name])
+            assert memoryview(mine[name]).strides[-2:] == (4, 4 * mine[name].shape[-2])
+            assert memoryview(yours[name]).strides[-1] == 4
+    assert len(copied) < len(mine) / 10  # of the quantised model
 
 
 def test_vs_refuses_what_mlx_lm_cannot_hold(tiny):

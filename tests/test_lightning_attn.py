@@ -84,8 +84,8 @@ def test_any_split_equals_the_whole(T, at, chunk_size, seed):
     at = min(at, T - 1)
     q, k, v, rate, scale, state = inputs(B=1, T=T, seed=seed)
     whole_o, whole_S = chunk_lightning_attn(q, k, v, rate, scale, state, None, chunk_size)
-    a, S = lightning_attn(q[:, :at], k[:, :at], v[:, :at], rate, scale, state, None, chunk_size)
-    b, S = lightning_attn(q[:, at:], k[:, at:], v[:, at:], rate, scale, S, None, chunk_size)
+    a, S = lightning_attn(q[:, :at], k[:, :at], v[:, :at], rate, scale, state)
+    b, S = lightning_attn(q[:, at:], k[:, at:], v[:, at:], rate, scale, S)
     assert_close(mx.concatenate([a, b], axis=1), whole_o, 1e-5)
     assert_close(S, whole_S, 1e-5)
 

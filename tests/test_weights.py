@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from ring_mlx import load_model
 from ring_mlx.errors import ConfigError, NoFitError, WeightsError
+from ring_mlx.weights import lies_by_columns
 from tests.compare import assert_close
 from tests.tiny import config, save_hf, softmax_config, tokens, write
 
@@ -82,6 +83,19 @@ def test_dtype_follows_the_wish_the_backend_and_the_file(tmp_path):
         assert {p.dtype for n, p in parameters.items() if ".mlp.gate." in n} == {mx.float32}
     expected = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
     assert kinds == {"default": {expected}, "half": {mx.bfloat16}}
+
+
+def test_matrices_lie_by_columns_for_the_products_of_a_cpu(tmp_path):
+    model = save_hf(tmp_path, config())
+    rows = dict(tree_flatten(model.parameters()))
+    parameters = dict(tree_flatten(load_model(tmp_path).parameters()))
+    by_columns = {n for n, p in parameters.items() if p.ndim > 1 and memoryview(p).strides[-2:] == (4, 4 * p.shape[-2])}
+    matrices = {n for n, p in parameters.items() if p.ndim > 1 and n != "model.word_embeddings.weight"}
+    assert "model.layers.1.mlp.switch_mlp.down_proj.weight" in matrices
+    assert by_columns == (matrices if mx.default_device() == mx.cpu else set())
+    assert all(mx.array_equal(parameters[n], rows[n]) for n in rows)
+    halves = dict(tree_flatten(load_model(tmp_path, dtype=mx.float16).parameters()))
+    assert not lies_by_columns("lm_head.weight", halves["lm_head.weight"])
 
 
 def test_names_that_are_skipped(tmp_path):

@@ -15,6 +15,7 @@ from ring_mlx import decoding
 from ring_mlx.bench.settings import BenchError
 from ring_mlx.config import LINEAR_TYPES
 from ring_mlx.model import Model
+from ring_mlx.weights import lies_by_columns
 
 OURS, THEIRS = "ring-mlx", "mlx-lm"
 Sampler = Callable[[mx.array], mx.array]
@@ -93,7 +94,10 @@ def _rows(model: Any, prompt: mx.array, cache: Any, count: int, step: int, choos
 
 
 def theirs(model: Model, raw: dict[str, Any]) -> Engine:
-    """Stock mlx-lm's model on the arrays of ours; only its router's weights are copied, into its own precision.
+    """Stock mlx-lm's model on the arrays of ours.
+
+    Copied are its router's weights, into its own precision, and on a CPU the matrices that lie by columns, into rows,
+    as mlx-lm itself would load them.
 
     Args:
         model: Ours.
@@ -109,6 +113,8 @@ def theirs(model: Model, raw: dict[str, Any]) -> Engine:
     arrays = dict(tree_flatten(model.parameters()))
     dtype = model.model.norm.weight.dtype
     for name, array in arrays.items():
+        if lies_by_columns(name, array):
+            arrays[name] = mx.contiguous(array)
         if ".mlp.gate." in name and not name.endswith("expert_bias") and array.dtype == mx.float32:
             arrays[name] = array.astype(dtype)
     modules = dict(model.named_modules())

@@ -17,6 +17,7 @@ from ring_mlx import memory
 from ring_mlx.bench.shapes import SHAPES, cut
 from ring_mlx.config import RingConfig
 from ring_mlx.model import Model
+from ring_mlx.weights import lay_out
 
 
 def random_model(
@@ -93,7 +94,8 @@ def draw(model: Model, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
 
 
 def fill(model: Model, arrays: dict[str, mx.array]) -> Model:
-    """Give a model its arrays and compute them one at a time; it is in evaluation mode then."""
+    """Give a model its arrays, laid out, and compute them one at a time; it is in evaluation mode then."""
+    lay_out(arrays)
     model.load_weights(list(arrays.items()))
     for array in arrays.values():
         mx.eval(array)
