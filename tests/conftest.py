@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from ring_mlx import demo_model_path, load
+from ring_mlx import demo_model_path, load, mlx_lm_plugin
 from tests.tiny import config, save_hf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -34,3 +34,11 @@ def chat_folder(tmp_path_factory, vocabulary):
 def chat(chat_folder):
     """The model and tokenizer of `chat_folder`."""
     return load(chat_folder)
+
+
+@pytest.fixture
+def registered():
+    """mlx-lm knows our models meanwhile."""
+    mlx_lm_plugin.register()
+    yield
+    mlx_lm_plugin.unregister()
