@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from tokenizers import Tokenizer
 
+from demo.tokenizer import write_tokenizer
 from ring_mlx import demo_model_path, load, mlx_lm_plugin
 from tests.tiny import config, save_hf
 
@@ -42,3 +44,21 @@ def registered():
     mlx_lm_plugin.register()
     yield
     mlx_lm_plugin.unregister()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """The demo's tokenizer, freshly trained."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    return Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def count_tokens(tokenizer):
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -14,6 +14,7 @@ from demo.tasks_recall import ANY_WORD, ATTRIBUTES, approximate_tokens
 from demo.tasks_topic import HEADING, STATED, make_topic_recall
 from demo.window import window_attention, windowed
 from tests.compare import assert_close
+from tests.demo_phrases import pattern
 from tests.tiny import make_model
 
 QUESTIONS = 6
@@ -24,27 +25,19 @@ def conversations(split, tokens=1500, count=40):
     return [make_topic_recall(rng, split, tokens, approximate_tokens, QUESTIONS) for _ in range(count)]
 
 
-def expressions(forms, **slots):
-    """The forms as regular expressions, the first letter's case and the end mark free."""
-    bodies = (re.escape(f[0].lower() + f[1:].rstrip(".")) for f in (*forms.train, *forms.test))
-    for body in bodies:
-        for name, expression in slots.items():
-            body = body.replace(rf"\{{{name}\}}", expression)
-        yield re.compile(body)
-
-
 def told(conversation, first):
     """(name, attribute, value) of every fact, read off the text with the heading above it."""
     text = " ".join(m.content for m in conversation.messages[:first] if m.role == "user")
-    headings = list(expressions(HEADING, name=r"(\w+)"))
-    statements = list(expressions(STATED, attribute=f"({'|'.join((*ATTRIBUTES, *ANY_WORD))})", value=r"(\w+)"))
+    attributes = {"attribute": "|".join((*ATTRIBUTES, *ANY_WORD)), "value": r"\w+"}
+    headings = [pattern(t, {"name": r"\w+"}) for t in (*HEADING.train, *HEADING.test)]
+    statements = [pattern(t, attributes) for t in (*STATED.train, *STATED.test)]
     name, found = None, []
     for sentence in re.split(r"(?<=[.]) ", text):
         plain = sentence[:1].lower() + sentence[1:].rstrip(".")
         for heading in headings:
-            name = m[1] if (m := heading.fullmatch(plain)) else name
+            name = m["name"] if (m := heading.fullmatch(plain)) else name
         for m in filter(None, (e.fullmatch(plain) for e in statements)):
-            found.append((name, m[1], m[2]))
+            found.append((name, m["attribute"], m["value"]))
             break
     return found
 
