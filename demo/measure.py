@@ -28,12 +28,11 @@ from demo.tasks_topic import make_topic_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
 from ring_mlx.decay import alibi_slopes, decay_rate
-from ring_mlx.decoding import generate_step
+from ring_mlx.decoding import generate_step, prefill_step_or_default
 from ring_mlx.evaluation import evaluate, scoring
 from ring_mlx.evaluation.divergence import diverge
 from ring_mlx.suite import Question, extract_answer
 
-STEP = 512
 QUESTIONS_OF_A_CONTEXT = 10
 
 
@@ -142,8 +141,9 @@ def read_shared(model: Any, tokenizer: Any, drawn: Conversation, first: int) -> 
     one, other = (prompt_ids(tokenizer, drawn, first, text) for text in ("A", "B"))
     read = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     cache = model.make_cache()
-    for at in range(0, read, STEP):
-        mx.eval(model(mx.array([one[at : min(read, at + STEP)]]), cache, last_only=True), cache.state)
+    step = prefill_step_or_default(None)
+    for at in range(0, read, step):
+        mx.eval(model(mx.array([one[at : min(read, at + step)]]), cache, last_only=True), cache.state)
     return cache, read
 
 
