@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 
 from demo.tokenizer import write_tokenizer
 from ring_mlx import demo_model_path, load, mlx_lm_plugin
+from ring_mlx.serve.server import Server
+from ring_mlx.serve.settings import Settings
 from tests.tiny import config, save_hf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -62,3 +64,33 @@ def tokenizer(tokenizer_folder):
 @pytest.fixture(scope="session")
 def count_tokens(tokenizer):
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """The packaged model and its tokenizer."""
+    return load(demo_model_path())
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Starts servers on free ports."""
+    made = []
+
+    def start(api_key=None, max_body_bytes=100_000, **settings):
+        options = {"model": demo_model_path(), "name": "toy", "store": tmp_path / "store", "read_ahead": False}
+        server = Server(Settings(**(options | settings)), port=0, api_key=api_key, max_body_bytes=max_body_bytes)
+        server.start()
+        made.append(server)
+        assert server.engine.wait_until_loaded(30)
+        return server
+
+    yield start
+    for server in made:
+        assert server.close()
+
+
+@pytest.fixture
+def server(serve):
+    """One with default settings."""
+    return serve()

@@ -26,11 +26,6 @@ from tests.tiny import make_model
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def toy():
-    return load(demo_model_path())
-
-
 def test_it_is_small_and_of_the_family(toy):
     model, _ = toy
     config = model.config

@@ -23,16 +23,13 @@ from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
 from tests.conftest import TOKENIZER_FILES
+from tests.serving import user
 from tests.test_distributed import FOUR, ROOT, free_ports, ranks, running
 from tests.tiny import config, save_hf
 
 SUMS = ("What is 27 + 35?", "What is 8 + 9?", "Which is larger, 41 or 17?")
 # Less than a tenth of what the questions leave behind, so that snapshots are dropped on the way.
 FEW_BYTES = 300_000
-
-
-def user(text, *before):
-    return [*before, {"role": "user", "content": text}]
 
 
 def open_answer(port, **body):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ring_mlx import demo_model_path, load, memory
+from ring_mlx import memory
 from ring_mlx.cli import main
 from ring_mlx.decoding import generate_step
 from ring_mlx.errors import NoFitError, OptionError
@@ -27,11 +27,6 @@ from tests.compare import to_numpy
 from tests.tiny import make_model, tokens
 
 TEXT = "\n".join(f"What is {a} + {a + 3}? The weather is fine at the {p}." for a, p in enumerate(["park", "beach"] * 4))
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return load(demo_model_path())
 
 
 @pytest.fixture
