@@ -79,7 +79,7 @@ def generate_step(
         model: The model.
         cache: From ``model.make_cache()``; updated in place.
         max_tokens: How many.
-        sampler: Log-probabilities [1, vocab] to ids [1]; greedy by default.
+        sampler: Log-probabilities [1, vocab] to ids [1]; by default, and with mlx-lm's ``greedy_sampler``, the likeliest.
         logits_processors: mlx-lm's kind, applied in order to (ids so far, logits [1, vocab]).
         prefill_step_size: Prompt tokens a step, by default `prefill_step_or_default`.
         kv_quantization: For the softmax layers, or None.
@@ -87,7 +87,7 @@ def generate_step(
         next_forced: Called before each token; an id that it returns takes the place of the sampled one.
 
     Yields:
-        The id and its distribution, log-probabilities [vocab] float32.
+        The id and its distribution, log-probabilities [vocab] float32, which are computed only where they are used.
     """
     prompt = prompt if isinstance(prompt, mx.array) else mx.array(list(prompt), dtype=mx.int32)
     total = prompt.size
@@ -133,6 +133,7 @@ def prefill(
     done = 0
     for size in sizes:
         logits = _forward(prompt[done : done + size], model, cache, kv_quantization)
+        logits = logits.astype(mx.float32)
         done += size
         if done == prompt.size:
             mx.async_eval(logits)
@@ -163,16 +164,18 @@ def decode(
     Yields:
         As `generate_step`.
     """
-    choose = sampler or greedy_sampler
+    choose = None if sampler is greedy_sampler else sampler
 
     def pick(logits: mx.array) -> tuple[mx.array, mx.array]:
+        """The next id [1] and the distribution [vocab] that it is from; the likeliest needs no distribution."""
+        exact = logits.astype(mx.float32)
         for process in logits_processors:
-            logits = process(history, logits)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return choose(logprobs), logprobs[0]
+            logits = exact = process(history, exact)
+        logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
+        return choose(logprobs) if choose else mx.argmax(logits, axis=-1), logprobs[0]
 
     y, logprobs = pick(logits)
-    mx.async_eval(y, logprobs)
+    mx.async_eval(y)
     for n in range(max_tokens):
         forced = next_forced() if next_forced else None
         if forced is not None:
@@ -181,7 +184,7 @@ def decode(
             history = mx.concatenate([history, y.astype(history.dtype)])
         if n + 1 < max_tokens:
             following = pick(_forward(y, model, cache, kv_quantization))
-            mx.async_eval(*following)
+            mx.async_eval(following[0])
         yield int(np.asarray(y)[0]), logprobs
         if n + 1 < max_tokens:
             y, logprobs = following
@@ -190,7 +193,8 @@ def decode(
 
 
 def _forward(tokens: mx.array, model: Model, cache: Any, kv_quantization: KVQuantization | None) -> mx.array:
-    logits = model(tokens[None], cache, last_only=True)[:, -1].astype(mx.float32)
+    """Logits [1, vocab] after the tokens, in the model's dtype."""
+    logits = model(tokens[None], cache, last_only=True)[:, -1]
     if kv_quantization is not None:
         maybe_quantize_kv_cache(cache, kv_quantization.start, kv_quantization.group_size, kv_quantization.bits)
     return logits

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,8 +15,11 @@ from mlx_lm.models.cache import KVCache
 import ring_mlx.model as model_module
 from metal_kernels import launch
 from ring_mlx.bench.dispatches import count_primitives
+from ring_mlx.bench.random_weights import random_model_of
+from ring_mlx.bench.shapes import MINI
 from ring_mlx.cache import make_kv_cache
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
+from ring_mlx.decoding import decode
 from tests.compare import assert_close
 from tests.tiny import GOLDENS, make_model, tokens
 
@@ -184,3 +189,49 @@ def test_a_long_prompt_is_computed_layer_by_layer(monkeypatch, last_only):
     model(ids[:, :8], model.make_cache())
     model(ids)
     assert not evaluated
+
+
+def test_how_many_dispatches_minis_layers_take():
+    """Counted in the graph, kernels by a stand-in that computes nothing; MLX spells out its fast operations on a CPU."""
+    small = {"hidden_size": 512, "intermediate_size": 512, "moe_intermediate_size": 128, "num_experts": 64}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 256}
+    model = random_model_of(MINI | small | heads, "mini", 4, 64, False, mx.bfloat16, 0)
+    kernels, counts = Counter(), []
+
+    def construct(name, **_):
+        def call(inputs, output_shapes, output_dtypes, **_):
+            kernels[name.removeprefix("ring_")] += 1
+            outputs = [mx.zeros(*o) for o in zip(output_shapes, output_dtypes, strict=True)]
+            mx.eval(outputs)
+            return mx.depends(outputs, inputs)
+
+        return call
+
+    cache, evaluate = model.make_cache(), mx.async_eval
+
+    def count(*arrays):
+        counts.append(count_primitives(arrays, [c.state for c in cache]))
+        evaluate(*arrays)
+
+    for layer, c in zip(model.layers, cache, strict=True):
+        if layer.is_linear:
+            c[0] = mx.zeros((1, 8, 128, 128))
+        else:
+            c.update_and_fetch(*mx.zeros((2, 1, 2, 17, 128), mx.bfloat16))
+    with launch.use(launch.Backend("metal", construct)), mx.stream(mx.cpu):
+        logits = model(mx.array([[3]]), cache, last_only=True)[:, -1]
+        assert model.model._step is not None
+        steps = decode(logits, model, cache, mx.array([3]), max_tokens=2)
+        mx.eval(logits, cache.state)
+        with patch.object(mx, "async_eval", count):
+            next(steps)
+    # Called as the step is compiled: a layer's norm with its projections, its output product with the residual; the dense
+    # block's gate and up, and its down.
+    assert kernels == {"fused_qmv": 2 * 20 + 2, "fused_recurrent": 16, "qk_norm_rope": 4} | dict.fromkeys(
+        ("norm_router", "router", "decode_gate_up", "decode_down"), 19
+    )
+    found = counts[-1]
+    assert found["SliceUpdate"] == 2 * 4
+    assert (found["Softmax"], found["Gather"], found["Square"]) == (4, 3, 1)  # attention, embedding, last norm
+    assert (found["QuantizedMatmul"], found["ArgReduce"], found["LogSumExp"]) == (1, 1, 0)
+    assert sum(n for name, n in found.items() if name.startswith("Compiled")) == 1  # the dense block's silu

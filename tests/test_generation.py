@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.generate import stream_generate as mlx_lm_stream
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from mlx_lm.sample_utils import greedy_sampler, make_logits_processors, make_sampler
 
 from ring_mlx import KVQuantization, decoding, generate, stream_generate
+from ring_mlx.bench.dispatches import count_primitives
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation import generate_step
 from tests.compare import assert_close
@@ -68,6 +71,33 @@ def test_logprobs_are_normalised(model):
         assert logprobs.dtype == mx.float32
         assert abs(float(mx.exp(logprobs).sum()) - 1) < 1e-5
         assert token == int(mx.argmax(logprobs))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_distributions_that_are_read_late_are_those_of_their_tokens(dtype):
+    model = make_model()
+    model.set_dtype(dtype)
+    steps = list(generate_step(PROMPT, model, model.make_cache(), max_tokens=7, sampler=greedy_sampler))
+    found = mx.stack([logprobs for _, logprobs in steps])
+    assert found.dtype == mx.float32
+    assert mx.argmax(found, axis=-1).tolist() == [token for token, _ in steps] == greedy(model, PROMPT, 7)
+    sampled = list(generate_step(PROMPT, model, model.make_cache(), max_tokens=7, sampler=lambda p: mx.argmax(p, -1)))
+    assert mx.array_equal(found, mx.stack([logprobs for _, logprobs in sampled]))
+
+
+def test_a_greedy_choice_waits_for_no_distribution(model):
+    """Nor does what a processor asks for: it sees logits in float32."""
+    counts, launch = [], mx.async_eval
+    with patch.object(mx, "async_eval", lambda *a: (counts.append(count_primitives(a)), launch(*a))):
+        greedy(model, PROMPT, 4)
+        assert all("LogSumExp" not in c for c in counts)
+        assert sum("ArgReduce" in c for c in counts) == 4
+        greedy(model, PROMPT, 2, sampler=make_sampler(0.7, top_p=0.9))
+    assert sum("LogSumExp" in c for c in counts) == 2
+    dtypes, half = [], make_model()
+    half.set_dtype(mx.bfloat16)
+    greedy(half, PROMPT, 3, logits_processors=[lambda ids, logits: dtypes.append(logits.dtype) or logits])
+    assert dtypes == [mx.float32] * 3
 
 
 def test_progress_counts_up_to_the_whole_prompt(model):

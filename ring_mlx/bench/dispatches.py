@@ -1,6 +1,6 @@
 """How many operations a decode step gives the device: primitives of its graph but those that launch nothing.
 
-The graph is that of the library's own loop, taken from the sampler's place within it, sampling included. What MLX
+The graph is that of the library's own loop, taken where the loop launches it, choice of the token included. What MLX
 compiled into one kernel is one primitive. A view that turns out to need a copy is not seen, nor is a primitive that
 takes several launches, so this is a count of operations rather than of launches.
 """
@@ -11,6 +11,7 @@ import io
 import re
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 
@@ -33,17 +34,18 @@ def count_decode_step(engine: Engine, vocabulary: int) -> Counter[str]:
     """Primitives of one decode step of one row, from the token to the next one and the caches' new contents."""
     cache = engine.make_cache()
     counts: list[Counter[str]] = []
+    launch = mx.async_eval
 
-    def sampler(logprobs: mx.array) -> mx.array:
-        chosen = mx.argmax(logprobs, axis=-1)
+    def count(*arrays: Any) -> None:
         if cache[-1].offset > CONTEXT:
-            counts.append(count_primitives(chosen, logprobs, [c.state for c in cache]))
-        return chosen
+            counts.append(count_primitives(arrays, [c.state for c in cache]))
+        launch(*arrays)
 
     prompt = mx.arange(CONTEXT, dtype=mx.int32)[None] % vocabulary
-    for n, _ in enumerate(engine.tokens(prompt, cache, 4, CONTEXT, sampler)):
-        if n == 2:
-            break
+    with patch.object(mx, "async_eval", count):
+        for n, _ in enumerate(engine.tokens(prompt, cache, 4, CONTEXT)):
+            if n == 2:
+                break
     return counts[0]
 
 

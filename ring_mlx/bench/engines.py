@@ -18,7 +18,6 @@ from ring_mlx.model import Model
 from ring_mlx.weights import lies_by_columns
 
 OURS, THEIRS = "ring-mlx", "mlx-lm"
-Sampler = Callable[[mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,8 @@ class Engine:
         """An empty cache; more than one row of equal length may use it."""
         return make_prompt_cache(self.model)
 
-    def tokens(
-        self, prompt: mx.array, cache: Any, count: int, step: int, sampler: Sampler | None = None
-    ) -> Iterator[Any]:
-        """Read the prompt in steps, then yield ``count`` times, once a token (of each row).
+    def tokens(self, prompt: mx.array, cache: Any, count: int, step: int) -> Iterator[Any]:
+        """Read the prompt in steps, then yield ``count`` times, once a token (of each row), the likeliest.
 
         One row goes through the library's own loop; several go through one loop for both libraries.
 
@@ -51,19 +48,19 @@ class Engine:
             cache: From `make_cache`; updated in place.
             count: Tokens, the first one included.
             step: Prompt tokens a step.
-            sampler: For one row: log-probabilities [1, vocab] to ids [1]; greedy by default.
         """
         if prompt.shape[0] > 1:
             yield from _rows(self.model, prompt, cache, count, step, self._greedy)
         elif self.name == OURS:
+            agreed = None if self.agree is None else self._greedy
             yield from decoding.generate_step(
-                prompt[0], self.model, cache, max_tokens=count, sampler=sampler or self._greedy, prefill_step_size=step
+                prompt[0], self.model, cache, max_tokens=count, sampler=agreed, prefill_step_size=step
             )
         else:
             from mlx_lm.generate import generate_step
 
             yield from generate_step(
-                prompt[0], self.model, max_tokens=count, sampler=sampler, prompt_cache=cache, prefill_step_size=step
+                prompt[0], self.model, max_tokens=count, prompt_cache=cache, prefill_step_size=step
             )
 
     def _greedy(self, logits: mx.array) -> mx.array:
@@ -72,7 +69,9 @@ class Engine:
         return y if self.agree is None else self.agree(y)
 
 
-def _rows(model: Any, prompt: mx.array, cache: Any, count: int, step: int, choose: Sampler) -> Iterator[mx.array]:
+def _rows(
+    model: Any, prompt: mx.array, cache: Any, count: int, step: int, choose: decoding.Sampler
+) -> Iterator[mx.array]:
     """Rows of equal length in lock step, each token launched before the one before is read."""
     last = {"last_only": True} if isinstance(model, Model) else {}
     until = prompt.shape[1] - (not last)  # mlx-lm's head takes all it is given, so the last token is read apart
