@@ -252,6 +252,7 @@ def test_the_command_prints_and_writes_everything(cli, tmp_path):
     assert found["kernels"] == "none" or found["backend"] != "cpu"
     assert len(found["cells"]) == 4
     assert sum(found["primitives"]["mlx-lm"].values()) == found["cells"][1]["dispatches"]
+    assert [("LogSumExp" in found["primitives"][name]) for name in ("ring-mlx", "mlx-lm")] == [False, True]
     assert cli("-p", 4, "-g", 1, "-n", 1, "--csv", files["csv"])[0] == 0
     assert len(files["csv"].read_text().splitlines()) == 6
 

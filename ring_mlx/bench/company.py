@@ -16,14 +16,14 @@ class Company:
         ranks: How many.
         mode: How they share it, which is settled when the model is made; empty where one is alone.
         greatest: The greatest of a number over all; returns once all have come as far.
-        agree: Tokens of the first, on all.
+        agree: Tokens of the first, on all; None where one is alone.
         together: Work that fails on all if it fails on one.
     """
 
     ranks: int = 1
     mode: Callable[[], str] = str
     greatest: Callable[[int], int] = int
-    agree: Callable[[Any], Any] = lambda tokens: tokens
+    agree: Callable[[Any], Any] | None = None
     together: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def words(self) -> str:
