@@ -28,7 +28,7 @@ from demo.tasks_topic import make_topic_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
 from ring_mlx.decay import alibi_slopes, decay_rate
-from ring_mlx.decoding import generate_step, prefill_step_or_default
+from ring_mlx.decoding import generate_step, prefill, prefill_step_or_default, step_sizes
 from ring_mlx.evaluation import evaluate, scoring
 from ring_mlx.evaluation.divergence import diverge
 from ring_mlx.suite import Question, extract_answer
@@ -141,9 +141,8 @@ def read_shared(model: Any, tokenizer: Any, drawn: Conversation, first: int) -> 
     one, other = (prompt_ids(tokenizer, drawn, first, text) for text in ("A", "B"))
     read = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     cache = model.make_cache()
-    step = prefill_step_or_default(None)
-    for at in range(0, read, step):
-        mx.eval(model(mx.array([one[at : min(read, at + step)]]), cache, last_only=True), cache.state)
+    for _ in prefill(mx.array(one[:read]), model, cache, step_sizes(read, prefill_step_or_default())):
+        pass
     return cache, read
 
 

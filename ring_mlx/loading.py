@@ -74,9 +74,7 @@ def load_model(
         needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
     memory.check_fit(config, needed, folder.name)
     memory.bound_memory()
-    weights.lay_out(arrays)
-    model.load_weights(list(arrays.items()))
-    model.eval()
+    weights.give(model, arrays)
     if expert_cache_bytes is not None:
         experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
     model.fingerprint = weights.fingerprint(config, shards, target, exact)

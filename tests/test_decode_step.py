@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +13,7 @@ from mlx_lm.models.cache import KVCache
 
 import ring_mlx.model as model_module
 from metal_kernels import launch
-from ring_mlx.bench.dispatches import count_primitives
+from ring_mlx.bench.dispatches import count_launches, count_primitives
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import MINI
 from ring_mlx.cache import make_kv_cache
@@ -196,7 +195,7 @@ def test_how_many_dispatches_minis_layers_take():
     small = {"hidden_size": 512, "intermediate_size": 512, "moe_intermediate_size": 128, "num_experts": 64}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 256}
     model = random_model_of(MINI | small | heads, "mini", 4, 64, False, mx.bfloat16, 0)
-    kernels, counts = Counter(), []
+    kernels = Counter()
 
     def construct(name, **_):
         def call(inputs, output_shapes, output_dtypes, **_):
@@ -207,12 +206,7 @@ def test_how_many_dispatches_minis_layers_take():
 
         return call
 
-    cache, evaluate = model.make_cache(), mx.async_eval
-
-    def count(*arrays):
-        counts.append(count_primitives(arrays, [c.state for c in cache]))
-        evaluate(*arrays)
-
+    cache = model.make_cache()
     for layer, c in zip(model.layers, cache, strict=True):
         if layer.is_linear:
             c[0] = mx.zeros((1, 8, 128, 128))
@@ -223,7 +217,7 @@ def test_how_many_dispatches_minis_layers_take():
         assert model.model._step is not None
         steps = decode(logits, model, cache, mx.array([3]), max_tokens=2)
         mx.eval(logits, cache.state)
-        with patch.object(mx, "async_eval", count):
+        with count_launches(cache) as counts:
             next(steps)
     # Called as the step is compiled: a layer's norm with its projections, its output product with the residual; the dense
     # block's gate and up, and its down.

@@ -19,7 +19,7 @@ from ring_mlx import demo_model_path, load
 from ring_mlx.cli.eval_command import select
 from ring_mlx.evaluation import accuracy_by_task, evaluate
 from ring_mlx.suite import read_suite, suite_path
-from ring_mlx.weights import lay_out
+from ring_mlx.weights import give
 from tests.compare import assert_close
 from tests.tiny import make_model
 
@@ -69,8 +69,7 @@ def plain(toy):
     model, tokenizer = toy
     model = dequantize_model(model)
     arrays = dict(tree_flatten(model.parameters()))
-    lay_out(arrays)
-    model.load_weights(list(arrays.items()))
+    give(model, arrays)
     mx.eval(model.parameters())
     return model, tokenizer
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unittest.mock import patch
-
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import BatchGenerator
@@ -11,7 +9,7 @@ from mlx_lm.generate import stream_generate as mlx_lm_stream
 from mlx_lm.sample_utils import greedy_sampler, make_logits_processors, make_sampler
 
 from ring_mlx import KVQuantization, decoding, generate, stream_generate
-from ring_mlx.bench.dispatches import count_primitives
+from ring_mlx.bench.dispatches import count_launches
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation import generate_step
 from tests.compare import assert_close
@@ -45,6 +43,11 @@ def test_any_prefill_step_gives_the_same_tokens(model, step):
 
 def test_a_prompt_of_one_token(model):
     assert greedy(model, [5], 6) == plain_greedy(model, [5], 6)
+
+
+def test_a_prompt_of_none(model):
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        greedy(model, [], 6)
 
 
 def test_the_cache_holds_what_was_fed(model):
@@ -87,8 +90,7 @@ def test_distributions_that_are_read_late_are_those_of_their_tokens(dtype):
 
 def test_a_greedy_choice_waits_for_no_distribution(model):
     """Nor does what a processor asks for: it sees logits in float32."""
-    counts, launch = [], mx.async_eval
-    with patch.object(mx, "async_eval", lambda *a: (counts.append(count_primitives(a)), launch(*a))):
+    with count_launches() as counts:
         greedy(model, PROMPT, 4)
         assert all("LogSumExp" not in c for c in counts)
         assert sum("ArgReduce" in c for c in counts) == 4

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -30,23 +32,29 @@ def count_primitives(*outputs: Any) -> Counter[str]:
     return Counter(name for name in _NODE.findall(dot.getvalue()) if name not in VIEWS)
 
 
-def count_decode_step(engine: Engine, vocabulary: int) -> Counter[str]:
-    """Primitives of one decode step of one row, from the token to the next one and the caches' new contents."""
-    cache = engine.make_cache()
+@contextmanager
+def count_launches(cache: Sequence[Any] = ()) -> Iterator[list[Counter[str]]]:
+    """Lists the primitives of each graph that a loop launches meanwhile, by ``mx.async_eval``, the caches' state included."""
     counts: list[Counter[str]] = []
     launch = mx.async_eval
 
     def count(*arrays: Any) -> None:
-        if cache[-1].offset > CONTEXT:
-            counts.append(count_primitives(arrays, [c.state for c in cache]))
+        counts.append(count_primitives(arrays, [c.state for c in cache]))
         launch(*arrays)
 
-    prompt = mx.arange(CONTEXT, dtype=mx.int32)[None] % vocabulary
     with patch.object(mx, "async_eval", count):
+        yield counts
+
+
+def count_decode_step(engine: Engine, vocabulary: int) -> Counter[str]:
+    """Primitives of one decode step of one row, from the token to the next one and the caches' new contents."""
+    cache = engine.make_cache()
+    prompt = mx.arange(CONTEXT, dtype=mx.int32)[None] % vocabulary
+    with count_launches(cache) as counts:
         for n, _ in enumerate(engine.tokens(prompt, cache, 4, CONTEXT)):
             if n == 2:
                 break
-    return counts[0]
+    return counts[-1]
 
 
 def _arrays(tree: Any) -> list[mx.array]:

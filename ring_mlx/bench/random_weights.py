@@ -17,7 +17,7 @@ from ring_mlx import memory
 from ring_mlx.bench.shapes import SHAPES, cut
 from ring_mlx.config import RingConfig
 from ring_mlx.model import Model
-from ring_mlx.weights import lay_out
+from ring_mlx.weights import give
 
 
 def random_model(
@@ -94,13 +94,11 @@ def draw(model: Model, dtype: mx.Dtype, seed: int) -> dict[str, mx.array]:
 
 
 def fill(model: Model, arrays: dict[str, mx.array]) -> Model:
-    """Give a model its arrays, laid out, and compute them one at a time; it is in evaluation mode then."""
-    lay_out(arrays)
-    model.load_weights(list(arrays.items()))
+    """Give a model its arrays and compute them one at a time; it is in evaluation mode then."""
+    give(model, arrays)
     for array in arrays.values():
         mx.eval(array)
         mx.clear_cache()
-    model.eval()
     return model
 
 

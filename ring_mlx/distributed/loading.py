@@ -204,9 +204,7 @@ def _read(part: Part, folder: Path, dtype: mx.Dtype, exact: bool) -> Model:
     if exact and "lm_head.scales" not in arrays and "lm_head.weight" in arrays:
         arrays["lm_head.weight"] = arrays["lm_head.weight"].astype(mx.float32)
     model = empty_part(part, exact, arrays, folder)
-    weights.lay_out(arrays)
-    model.load_weights(list(arrays.items()))
-    model.eval()
+    weights.give(model, arrays)
     mx.eval(model.parameters())
     mx.clear_cache()
     return model

@@ -8,7 +8,7 @@ from itertools import takewhile
 import mlx.core as mx
 
 from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import prefill
+from ring_mlx.decoding import prefill, step_sizes
 from ring_mlx.model import Model
 
 
@@ -64,7 +64,6 @@ class SharedReader:
         return at + sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
     def _feed(self, ids: Sequence[int], cache: HybridCache) -> None:
-        sizes = [min(self._step, len(ids) - start) for start in range(0, len(ids), self._step)]
-        for _ in prefill(mx.array(list(ids), dtype=mx.int32), self._model, cache, sizes):
+        for _ in prefill(mx.array(list(ids), dtype=mx.int32), self._model, cache, step_sizes(len(ids), self._step)):
             pass
         self.read_tokens += len(ids)
