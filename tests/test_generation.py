@@ -45,6 +45,10 @@ def test_a_prompt_of_one_token(model):
     assert greedy(model, [5], 6) == plain_greedy(model, [5], 6)
 
 
+def test_the_last_step_is_as_short_as_what_is_left():
+    assert [decoding.step_sizes(total, 3) for total in (0, 2, 3, 7)] == [[], [2], [3], [3, 3, 1]]
+
+
 def test_a_prompt_of_none(model):
     with pytest.raises(PromptError, match="the prompt is empty"):
         greedy(model, [], 6)
