@@ -74,12 +74,12 @@ class Metallib:
     def build(self, name: str, constants: Mapping[int, int]) -> Path:
         """The kernel as a shared library for the runtime."""
         text = _x86(self.text(name), constants)
-        library = cache_folder() / f"air-{digest(text, toolchain().version)}.so"
+        library = cache_folder() / f"air-{digest(text, toolchain().identity)}.so"
         if not library.exists():
             with staged(library) as path:
                 unit, compiled = path.with_suffix(".ll"), path.with_suffix(".o")
                 unit.write_text(text, encoding="utf-8")
-                flags = ["-x", "ir", "-O2", "-march=native", "-fPIC", "-Wno-override-module", "-c"]
+                flags = ["-x", "ir", "-O2", "-fPIC", "-Wno-override-module", "-c"]
                 toolchain().compile(flags, unit, compiled)
                 toolchain().link([compiled], path)
         return library

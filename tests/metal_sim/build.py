@@ -39,14 +39,14 @@ def _shim_digest() -> str:
     """Identifies everything outside of a kernel that shapes its code."""
     files = [*sorted((HERE / "shim").iterdir()), HERE / "runtime" / "interface.h", HERE / "entry.py"]
     files += [TWIN / f"{module}.py" for module in ("attributes", "declarations", "overloads", "rewrite", "tokens")]
-    return digest([f.read_bytes() for f in files if f.is_file()], toolchain().version, str(HERE))
+    return digest([f.read_bytes() for f in files if f.is_file()], toolchain().identity, str(HERE))
 
 
 @functools.cache
 def runtime_library() -> Path:
     """The runtime as a shared library."""
     sources = sorted((HERE / "runtime").iterdir())
-    library = cache_folder() / f"runtime-{digest([s.read_bytes() for s in sources], toolchain().version)}.so"
+    library = cache_folder() / f"runtime-{digest([s.read_bytes() for s in sources], RUNTIME, toolchain().identity)}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory() as folder:
             objects = []

@@ -31,7 +31,7 @@ HOST = Path(__file__).parent / "cuda_host"
 def _build(text: str, name: str) -> Path:
     headers = {p.name: p.read_text(encoding="utf-8") for p in (*SHIM.glob("*.cuh"), *HOST.iterdir())}
     text += f'\nextern "C" void msl_entry() {{ msl_cuda_call(&msl::{name}); }}\n'
-    library = cache_folder() / f"cuda-{digest(text, sorted(headers.items()), CUDA_HOST, toolchain().version)}.so"
+    library = cache_folder() / f"cuda-{digest(text, sorted(headers.items()), CUDA_HOST, toolchain().identity)}.so"
     if not library.exists():
         with staged(library) as path:
             unit, compiled = path.with_suffix(".cpp"), path.with_suffix(".o")

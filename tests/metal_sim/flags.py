@@ -1,10 +1,10 @@
-"""Flags of clang: what makes it a compiler of Metal, and what each mode adds."""
+"""Flags of clang: what makes it a compiler of Metal, and what each mode adds; toolchain.py names the processor."""
 
 from shlex import split
 
 BASE = split(
     "-std=c++17 -Xclang -cl-single-precision-constant -Xclang -ffloat16-excess-precision=none"
-    " -Xclang -fbfloat16-excess-precision=none -march=native -ffp-contract=on -fno-math-errno -fno-exceptions -fPIC"
+    " -Xclang -fbfloat16-excess-precision=none -ffp-contract=on -fno-math-errno -fno-exceptions -fPIC"
     " -Wno-unknown-attributes -Wno-unknown-pragmas -Wno-c++11-narrowing -Wno-unused -Wno-vla-extension"
     " -Wno-pass-failed -Wno-duplicate-decl-specifier -Wno-undefined-inline -Wno-psabi -Wimplicit-float-conversion"
 )
@@ -22,8 +22,8 @@ MODES = {
 LOCAL_BOUNDS_VERSION = 20
 OLD_CHECK = split("-fno-sanitize=local-bounds")
 
-RUNTIME = split("-std=c++17 -O2 -fPIC -march=native -fno-exceptions -fno-rtti")
+RUNTIME = split("-std=c++17 -O2 -fPIC -fno-exceptions -fno-rtti")
 CUDA_HOST = split(
-    "-std=c++17 -O1 -march=native -fno-math-errno -fno-exceptions -fPIC -ffp-contract=on -Wno-unknown-pragmas"
+    "-std=c++17 -O1 -fno-math-errno -fno-exceptions -fPIC -ffp-contract=on -Wno-unknown-pragmas"
     " -Wno-return-type-c-linkage"
 )

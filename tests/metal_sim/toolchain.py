@@ -21,8 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIN_CLANG = 19
+CPUINFO = Path("/proc/cpuinfo")
 CLANGS = ("clang++-19", "clang++-20", "clang++-21", "clang++")
-TARGET = ("-target", "x86_64-unknown-linux-gnu", "-nostdinc", "-nostdinc++")
+# One processor for every machine: a newer one has half arithmetic of its own, which rounds otherwise.
+PROCESSOR = "x86-64-v3"
+PROCESSOR_FEATURES = frozenset({"abm", "avx2", "bmi2", "f16c", "fma", "movbe"})
+TARGET = ("-target", "x86_64-unknown-linux-gnu", f"-march={PROCESSOR}", "-nostdinc", "-nostdinc++")
 
 
 class MetalCompileError(Exception):
@@ -42,6 +46,11 @@ class Toolchain:
         """Version of clang."""
         found = re.search(r"clang version (\d+)", self.version)
         return int(found.group(1)) if found else 0
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What a compiled file depends on beside its text and flags."""
+        return (self.version, *TARGET)
 
     def compile(self, flags: Sequence[str], source: Path, output: Path | None) -> str:
         """Compile to ``output``, or only check if there is none; returns the warnings."""
@@ -63,7 +72,7 @@ class Toolchain:
 @functools.cache
 def find_toolchain() -> Toolchain | None:
     """The first toolchain that works here, or None."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if _why_not_here() is not None:
         return None
     found = importlib.util.find_spec("ziglang")
     if found is not None and found.origin is not None and "RING_MLX_SIM_CLANG" not in os.environ:
@@ -83,10 +92,19 @@ def _working(compiler: tuple[str, ...], linker: tuple[str, ...]) -> Toolchain | 
     return found if done.returncode == 0 and found.major >= MIN_CLANG else None
 
 
-def why_unavailable() -> str | None:
-    """Why the simulator cannot run here, or None if it can."""
+def _why_not_here() -> str | None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "the Metal simulator runs on x86-64 Linux only"
+    listed = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
+    lacking = PROCESSOR_FEATURES - set(listed[1].split() if listed else ())
+    return f"the Metal simulator needs a processor with {', '.join(sorted(lacking))}" if lacking else None
+
+
+def why_unavailable() -> str | None:
+    """Why the simulator cannot run here, or None if it can."""
+    reason = _why_not_here()
+    if reason is not None:
+        return reason
     if find_toolchain() is None:
         return f"the Metal simulator needs pip's ziglang or a clang of version {MIN_CLANG} or newer"
     return None
