@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ring_mlx.config import RingConfig
     from ring_mlx.decoding import KVQuantization
     from ring_mlx.errors import RingError
+    from ring_mlx.files import write_text
     from ring_mlx.generation import GenerationEvent, generate, stream_generate
     from ring_mlx.loading import demo_model_path, load, load_model
     from ring_mlx.model import Model
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         ThinkingText,
         ToolCall,
     )
+    from ring_mlx.snapshots.stores import free_disk
     from ring_mlx.tokenizer import render_chat
 
 __all__ = [
@@ -58,12 +60,14 @@ __all__ = [
     "ToolCall",
     "byte_count",
     "demo_model_path",
+    "free_disk",
     "generate",
     "load",
     "load_model",
     "make_sampler",
     "render_chat",
     "stream_generate",
+    "write_text",
 ]
 
 __version__ = "0.1.0"
@@ -89,12 +93,14 @@ _HOMES = {
     "ToolCall": "ring_mlx.session_events",
     "byte_count": "ring_mlx.cli.options",
     "demo_model_path": "ring_mlx.loading",
+    "free_disk": "ring_mlx.snapshots.stores",
     "generate": "ring_mlx.generation",
     "load": "ring_mlx.loading",
     "load_model": "ring_mlx.loading",
     "make_sampler": "mlx_lm.sample_utils",
     "render_chat": "ring_mlx.tokenizer",
     "stream_generate": "ring_mlx.generation",
+    "write_text": "ring_mlx.files",
 }
 
 

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from metal_kernels import launch
 from ring_mlx.errors import CacheFileError
-from ring_mlx.snapshots.files import array_checksum, write_atomically
+from ring_mlx.files import write_atomically
+from ring_mlx.snapshots.files import array_checksum
 
 # Version 2 added the checksum; version 1 is read as it was.
 FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "ring-mlx-cache", 2, ("1", "2")

@@ -53,9 +53,9 @@ def killed_before(step: int, work: Callable[[], object]) -> None:
         return wrapper
 
     writer.ShardFile.write = counted(writer.ShardFile.write)
-    writer.sync = counted(writer.sync)
-    for name in ("rename", "replace", "mkdir"):
-        setattr(Path, name, counted(getattr(Path, name)))
+    Path.mkdir = counted(Path.mkdir)
+    for name in ("replace", "fsync"):
+        setattr(os, name, counted(getattr(os, name)))
     work()
     print(step - left[0])
 

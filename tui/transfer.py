@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ring_mlx import write_text
 from tui.conversation import Conversation
 from tui.store import StoreError, exchange
 
@@ -20,10 +21,9 @@ def export_talk(talk: Conversation, argument: str) -> str:
     else:
         text = exchange.to_json(talk.chat, list(talk.turns.values()))
     try:
-        with file.open("w" if path.strip() else "x", encoding="utf-8") as f:
-            f.write(text)
-    except FileExistsError:
-        return f"{file} is there already; /export {kind} PATH overwrites."
+        if not path.strip() and file.exists():
+            return f"{file} is there already; /export {kind} PATH overwrites."
+        write_text(file.resolve(), text)
     except OSError as e:
         return f"[export] {file} cannot be written ({e.strerror}); give another path."
     return f"Written to {file}."

@@ -29,6 +29,8 @@ def cached(parts: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(made)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave a kernel that is cut
         os.replace(file.name, path)
     except OSError:
         pass

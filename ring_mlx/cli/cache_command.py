@@ -96,7 +96,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _stores(args: argparse.Namespace) -> list[Store]:
-    from ring_mlx.snapshots.store import stores
+    from ring_mlx.snapshots.stores import stores
 
     found = stores(_folder(args))
     if args.model is None:

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.convert.plan import Stored
-from ring_mlx.convert.writer import DTYPE_BYTES, ShardFile, sync
+from ring_mlx.convert.writer import DTYPE_BYTES, ShardFile
 from ring_mlx.experts.layout import (
     ALIGN_BYTES,
     DIGEST_CHARACTERS,
@@ -68,12 +68,11 @@ class ExpertShardFile(ShardFile):
         return data.nbytes
 
     def close(self) -> None:
-        """Note the checksums and bring the file to the disk."""
+        """Note the checksums and end the file."""
         assert not any(self._left.values()), "a tensor was not written whole"
         self._file.flush()
         digests = [self._digest(e) for e in range(self._experts)]
         self._write_header(digests)
-        sync(self._file)
         self._file.close()
 
     def _header_of(self, ordered: Sequence[Stored]) -> dict[str, Any]:

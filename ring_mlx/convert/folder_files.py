@@ -12,7 +12,7 @@ from ring_mlx import __version__
 from ring_mlx.convert.expert_shards import streamed_names
 from ring_mlx.convert.plan import Plan, by_part
 from ring_mlx.convert.sources import Source
-from ring_mlx.convert.writer import write_whole
+from ring_mlx.files import write_text
 from ring_mlx.weights import INDEX
 
 COPIED = (
@@ -36,7 +36,7 @@ def write_files(folder: Path, source: Source, plan: Plan, options: Mapping[str, 
         "README.md": card(source, plan, options),
     }
     for name, text in texts.items():
-        write_whole(folder / name, text)
+        write_text(folder / name, text)
     names = set(texts)
     for pattern in COPIED:
         for file in source.folder.glob(pattern):

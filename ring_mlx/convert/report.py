@@ -22,6 +22,7 @@ from ring_mlx.convert import writer
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
+from ring_mlx.files import write_text
 from ring_mlx.tokenizer import load_tokenizer, render_chat
 
 TEXT = Path(__file__).parent / "report_text.jsonl"
@@ -153,8 +154,8 @@ def save(report: Report, folder: Path) -> None:
     """Put a report into a converted folder: report.json, and a section of its README.md; the manifest follows."""
     readme = (folder / "README.md").read_text(encoding="utf-8").partition(HEADING)[0]
     text = "".join(f"    {line}\n" for line in table(report).splitlines())
-    writer.write_whole(folder / "README.md", f"{readme}{HEADING}\n{text}")
-    writer.write_whole(folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
+    write_text(folder / "README.md", f"{readme}{HEADING}\n{text}")
+    write_text(folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
     writer.amend(folder, ("README.md", REPORT))
 
 

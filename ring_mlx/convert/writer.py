@@ -16,12 +16,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import mlx.core as mx
 
 from ring_mlx.convert.plan import Stored
 from ring_mlx.errors import ConvertError
+from ring_mlx.files import TEMPORARY, place, sync_path, write_text
 
 FORMAT = 1
 MANIFEST = "conversion.json"
@@ -67,7 +68,7 @@ class Workplace:
     def finish_shard(self, shard: str, unfinished: Path) -> None:
         """Give a written shard its name and note its hash."""
         digest = sha256(unfinished)
-        unfinished.rename(self.folder / shard)
+        place(unfinished, self.folder / shard)
         self.done[shard] = digest
         self._save({})
 
@@ -80,12 +81,13 @@ class Workplace:
         for path in self.folder.iterdir():
             if path.name not in keep | set(self.done) | {MANIFEST}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in keep:
+            sync_path(self.folder / name)
         self._save({name: sha256(self.folder / name) for name in sorted(keep)})
         try:
-            self.folder.rename(self.target)
+            place(self.folder, self.target)
         except OSError as e:
             raise ConvertError(f"{self.folder} could not become {self.target} ({e}); rename it by hand.") from None
-        sync_folder(self.target.parent)
         return self.target
 
     def close(self) -> None:
@@ -95,7 +97,7 @@ class Workplace:
     def _adopt(self, resume: bool) -> None:
         path = self.folder / MANIFEST
         if not path.is_file():
-            if set(os.listdir(self.folder)) <= {MANIFEST + UNFINISHED} and resume:
+            if all(name.startswith(TEMPORARY) for name in os.listdir(self.folder)) and resume:
                 return
             raise ConvertError(f"{self.folder} is in the way and not an unfinished conversion; remove it.")
         manifest = read_manifest(self.folder)
@@ -121,7 +123,7 @@ class Workplace:
 
     def _save(self, files: Mapping[str, str]) -> None:
         whole = {"format": FORMAT, **self._job, "shards": dict(sorted(self.done.items())), "files": dict(files)}
-        write_whole(self.folder / MANIFEST, _text(whole))
+        write_text(self.folder / MANIFEST, _text(whole))
 
 
 class ShardFile:
@@ -158,9 +160,8 @@ class ShardFile:
         return data.nbytes
 
     def close(self) -> None:
-        """Bring the file to the disk."""
+        """End a file that is written whole; `Workplace.finish_shard` brings it to the disk."""
         assert not any(self._left.values()), "a tensor was not written whole"
-        sync(self._file)
         self._file.close()
 
     def abandon(self) -> None:
@@ -219,7 +220,7 @@ def amend(folder: Path, names: Iterable[str]) -> None:
     """Note the hashes of files that were added to a finished folder, or changed on purpose."""
     manifest = read_manifest(folder)
     manifest["files"] = dict(sorted((manifest["files"] | {n: sha256(folder / n) for n in names}).items()))
-    write_whole(folder / MANIFEST, _text(manifest))
+    write_text(folder / MANIFEST, _text(manifest))
 
 
 def sha256(path: Path) -> str:
@@ -229,38 +230,6 @@ def sha256(path: Path) -> str:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file: the old one or the new one, never half of either."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    with unfinished.open("wb") as f:
-        f.write(text.encode())
-        sync(f)
-    unfinished.replace(path)
-    sync_folder(path.parent)
-
-
-def sync(file: BinaryIO) -> None:
-    """Flush to the disk, past its cache where the system offers that."""
-    file.flush()
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    try:
-        if full is not None:
-            fcntl.fcntl(file.fileno(), full)
-            return
-    except OSError:
-        pass
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _text(manifest: Mapping[str, Any]) -> str:

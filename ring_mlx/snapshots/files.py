@@ -1,63 +1,34 @@
-"""Files that are whole or absent: atomic writes, names that are checksums, one lock a folder; knows no snapshot."""
+"""Arrays in files whose names are their checksums; knows no snapshot."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-TEMPORARY = ".writing-"
-
-
-def write_atomically(path: Path, write: Callable[[str], None]) -> None:
-    """Let ``write`` fill a new file, then put it in the place of ``path``; a reader sees the old or the new one.
-
-    Raises:
-        OSError: If there is no space or no permission; nothing is left behind then.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=".safetensors")
-    os.close(handle)
-    try:
-        write(name)
-        _sync(name)
-        os.replace(name, path)
-        _sync(path.parent)
-    except BaseException:
-        if os.path.exists(name):
-            os.unlink(name)
-        raise
+from ring_mlx.files import is_plain, open_plain, sync_path, unfinished
 
 
 def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str]) -> tuple[str, int]:
     """Write arrays to a safetensors file whose name is its SHA-256; the same content is written once.
 
+    Many are written at a time: `sync_path` of the folder must follow before anything on the disk names them.
+
     Returns:
         The name and the size in bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=TEMPORARY, suffix=".safetensors")
-    os.close(handle)
-    try:
-        mx.save_safetensors(temporary, dict(arrays), dict(header))
-        name, size = checksum(Path(temporary)), os.path.getsize(temporary)
+    with unfinished(folder) as new:
+        mx.save_safetensors(str(new), dict(arrays), dict(header))
+        name, size = checksum(new), new.stat().st_size
         path = blob_path(folder, name)
-        if path.exists() and path.stat().st_size == size:
-            os.unlink(temporary)
-        else:
-            _sync(temporary)
-            os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+        if not is_plain(path) or path.stat().st_size != size:
+            sync_path(new)
+            os.replace(new, path)
     return name, size
 
 
@@ -69,19 +40,30 @@ def read_blob(folder: Path, name: str) -> tuple[dict[str, mx.array], dict[str, s
         OSError: If the file is missing or unreadable.
     """
     path = blob_path(folder, name)
-    found = checksum(path)
-    if found != name:
+    if checksum(path) != name:
         raise ValueError(f"{path.name} does not hold what its name says")
+    arrays, header = read_arrays(path)
+    mx.eval(arrays)
+    return arrays, header
+
+
+def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays, still unread, and the metadata of a safetensors file, whose header is held against its size.
+
+    Raises:
+        ValueError: If it is not a safetensors file.
+        OSError: If the file is missing or unreadable.
+    """
     try:
-        arrays, header = mx.load(str(path), format="safetensors", return_metadata=True)
-    except RuntimeError:
+        with safe_open(path, framework="numpy") as f:  # MLX believes a header; this checks it.
+            header = dict(f.metadata() or {})
+        arrays = mx.load(str(path), format="safetensors")
+    except (SafetensorError, RuntimeError) as e:
         if path.exists():
-            raise
+            raise ValueError(str(e)) from None
         raise FileNotFoundError(path) from None
     assert isinstance(arrays, dict)
-    assert isinstance(header, dict)
-    mx.eval(arrays)
-    return arrays, {name: str(text) for name, text in header.items()}
+    return arrays, header
 
 
 def blob_path(folder: Path, name: str) -> Path:
@@ -100,27 +82,9 @@ def array_checksum(arrays: Mapping[str, mx.array]) -> str:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file that is no link, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as f:
+    with open_plain(path) as f:
         while chunk := f.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees even where the process is killed; makes the folder, for its
-    owner only."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(path: str | Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,42 +1,86 @@
-"""The small JSON file that makes blobs a snapshot; it carries its own checksum."""
+"""The small JSON file that makes blobs a snapshot; it carries its own checksum, and every name in it is a checksum."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.snapshots.files import write_atomically
+from ring_mlx.files import read_bounded, write_text
+from ring_mlx.snapshots.blocks import BLOCK_TOKENS
 
 FORMAT, VERSION = "ring-mlx-snapshot", 1
+MOST_BYTES, MOST_LAYERS, MOST_TOKENS, MOST_FILE_BYTES = 8 << 20, 10_000, 1 << 31, 1 << 50
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STEM = re.compile(r"[0-9]{7,10}-[0-9a-f]{64}")
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest, whole or not at all."""
-    named = {"format": FORMAT, "version": VERSION} | manifest
-    text = json.dumps(named | {"checksum": _checksum(named)}, indent=1)
-    write_atomically(path, lambda name: _write_text(name, text))
+    write_text(path, _text({"format": FORMAT, "version": VERSION} | manifest), private=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read what `write_manifest` wrote.
+    """Read what `write_manifest` wrote, to the byte, and hold every entry against what it may be.
 
     Raises:
         ValueError: If it is not that.
         OSError: If it cannot be read.
     """
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise ValueError("not a manifest of this version")
-    if manifest.pop("checksum", None) != _checksum(manifest):
-        raise ValueError("the manifest does not match its checksum")
+    data = read_bounded(path, MOST_BYTES)
+    try:
+        manifest = json.loads(data.decode())
+        if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+            raise ValueError("not a manifest of this version")
+        manifest.pop("checksum", None)
+        if _text(manifest).encode() != data:
+            raise ValueError("the manifest does not match its checksum")
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    wrong = [name for name, holds in _CHECKS.items() if name not in manifest or not holds(manifest[name])]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} cannot be")
+    if path.stem != f"{manifest['offset']:07d}-{manifest['tokens']}":
+        raise ValueError("it is of other tokens")
+    if set(manifest["sizes"]) != {*manifest["blocks"], manifest["rest"]}:
+        raise ValueError("its sizes are of other files")
+    if len(manifest["blocks"]) != manifest["offset"] // BLOCK_TOKENS:
+        raise ValueError("it has not as many blocks as its tokens need")
     return manifest
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _text(manifest: dict[str, Any]) -> str:
+    checksum = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps(manifest | {"checksum": checksum}, indent=1)
 
 
-def _write_text(name: str, text: str) -> None:
-    Path(name).write_text(text, encoding="utf-8")
+def _is_digest(x: object) -> bool:
+    return isinstance(x, str) and _DIGEST.fullmatch(x) is not None
+
+
+def _is_count(x: object, least: int, most: int) -> bool:
+    return type(x) is int and least <= x <= most
+
+
+def _is_layer(x: object) -> bool:
+    return x is None or (isinstance(x, list) and len(x) == 2 and all(_is_count(n, 1, 1024) for n in x))
+
+
+_CHECKS = {
+    "fingerprint": lambda x: isinstance(x, str),
+    "model": lambda x: isinstance(x, str),
+    "kind": lambda x: isinstance(x, str),
+    "offset": lambda x: _is_count(x, 1, MOST_TOKENS),
+    "tokens": _is_digest,
+    "form": lambda x: isinstance(x, list) and len(x) <= MOST_LAYERS and all(map(_is_layer, x)),
+    "states": lambda x: _is_count(x, 0, MOST_LAYERS),
+    "parent": lambda x: x is None or (isinstance(x, str) and _STEM.fullmatch(x) is not None),
+    "blocks": lambda x: isinstance(x, list) and all(map(_is_digest, x)),
+    "rest": _is_digest,
+    "sizes": lambda x: (
+        isinstance(x, dict) and all(_is_digest(k) and _is_count(v, 0, MOST_FILE_BYTES) for k, v in x.items())
+    ),
+}

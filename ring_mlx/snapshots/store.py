@@ -12,6 +12,7 @@ A manifest is written last, so a process that is killed leaves at worst blobs th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import time
@@ -24,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from ring_mlx.errors import CacheFileError
+from ring_mlx.files import is_plain, sync_path
 from ring_mlx.snapshots.blocks import Block, Form, Snapshot, Tokens
-from ring_mlx.snapshots.files import TEMPORARY, blob_path, checksum, locked, read_blob, write_blob
-from ring_mlx.snapshots.manifest import VERSION, read_manifest, write_manifest
+from ring_mlx.snapshots.files import blob_path, checksum, read_blob, write_blob
+from ring_mlx.snapshots.folder import ModelFolder, remove, room_bytes
+from ring_mlx.snapshots.manifest import read_manifest, write_manifest
 from ring_mlx.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
 
 
@@ -36,11 +39,6 @@ def default_folder() -> Path:
 
     named = os.environ.get("RING_MLX_CACHE")
     return Path(named).expanduser() if named else user_cache_path("ring-mlx", appauthor=False)
-
-
-def stores(root: Path) -> list[Store]:
-    """Every model's snapshots in a folder."""
-    return [Store(root, f.name, 1 << 62) for f in sorted((root / f"v{VERSION}").glob("*")) if f.is_dir()]
 
 
 class Store:
@@ -59,9 +57,9 @@ class Store:
         self, root: Path, fingerprint: str, budget_bytes: int, kv_bits: int | None = None, name: str = ""
     ) -> None:
         self.budget_bytes, self._kv_bits, self._name = budget_bytes, kv_bits, name
-        self.folder = root / f"v{VERSION}" / fingerprint
+        self._files = ModelFolder(root, fingerprint)
+        self.folder, self._blobs = self._files.path, self._files.blobs
         self._fingerprint = fingerprint
-        self._manifests, self._blobs = self.folder / "snapshots", self.folder / "blobs"
         self._loaded: dict[str, weakref.ref[Block]] = {}
         self._warned = False
 
@@ -72,7 +70,16 @@ class Store:
         over.
         """
         ids = np.asarray(tokens, dtype=np.int32)
-        for path in self._candidates(ids, longer_than):
+        try:
+            self._files.check()
+            candidates = self._candidates(ids, longer_than)
+            self.name_strangers()
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            self._warn(f"{self.folder} is not used ({e}); mend or remove it.")
+            return None
+        for path in candidates:
             try:
                 snapshot = self._load(path, ids)
             except FileNotFoundError:
@@ -97,14 +104,36 @@ class Store:
         """
         written = 0
         try:
-            with locked(self.folder / ".lock"):
+            with self._files.locked():
                 for s in sorted(snapshots, key=lambda s: s.offset):
-                    written += self._save(s)
+                    written += self._save_in_room(s)
                     s.saved = True
                 self._collect(self.budget_bytes)
         except (OSError, RuntimeError) as e:
             raise CacheFileError(f"{self.folder} could not be written ({e}); check space and permissions.") from None
         return written
+
+    def check(self) -> None:
+        """As `ModelFolder.check`."""
+        self._files.check()
+
+    def name_strangers(self) -> None:
+        """Warn of files that are none of ours."""
+        for path in self._files.strangers()[:1]:
+            self._warn(f"{path} is no file of a snapshot; ignored.")
+
+    def last_used(self) -> float:
+        """When a snapshot was used last."""
+        return max((path.lstat().st_mtime for path in self._paths()), default=0.0)
+
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return self._files.nbytes()
+
+    def give_way(self, nbytes: int) -> int:
+        """Remove what was used longest ago, so many bytes of it or all; returns the bytes freed."""
+        with self._files.locked(make=False):
+            return self._give_way(nbytes)
 
     def collect(self, budget_bytes: int | None = None, unused_for_s: float | None = None) -> int:
         """Remove what exceeds the budget, what was not used for so long, and what nothing names.
@@ -112,38 +141,40 @@ class Store:
         Returns:
             The bytes freed.
         """
-        with locked(self.folder / ".lock"):
+        with self._files.locked(make=False):
             if unused_for_s is not None:
-                for path in list(self._manifests.glob("*.json")):
-                    if time.time() - path.stat().st_mtime > unused_for_s:
-                        path.unlink(missing_ok=True)
+                for path in self._paths():
+                    if time.time() - path.lstat().st_mtime > unused_for_s:
+                        remove(path)
             return self._collect(self.budget_bytes if budget_bytes is None else budget_bytes)
 
-    def manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every readable manifest."""
-        for path in sorted(self._manifests.glob("*.json")):
+    def manifests(self, warn: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every good manifest; the first that is not is named if ``warn``."""
+        for path in self._paths():
             try:
                 yield path, read_manifest(path)
-            except (OSError, ValueError, KeyError, TypeError):
+            except FileNotFoundError:
                 continue
+            except (OSError, ValueError) as e:
+                if warn:
+                    self._warn(_damage(path, e))
+
+    def _paths(self) -> list[Path]:
+        return [self._files.manifest(*found) for found in sorted(self._files.snapshots())]
 
     def _candidates(self, ids: Tokens, longer_than: int) -> list[Path]:
         """Manifests whose name says that they are a prefix, the deepest first; nothing is read."""
         names: dict[int, set[str]] = {}
-        for path in self._manifests.glob("*.json"):
-            number, _, digest = path.stem.partition("-")
-            if number.isdigit() and longer_than < int(number) <= len(ids):
-                names.setdefault(int(number), set()).add(digest)
+        for offset, digest in self._files.snapshots():
+            if longer_than < offset <= len(ids):
+                names.setdefault(offset, set()).add(digest)
         found, running, at = [], hashlib.sha256(), 0
         for offset in sorted(names):
             running.update(ids[at:offset].tobytes())
             at = offset
             if running.hexdigest() in names[offset]:
-                found.append(self._manifest_path(offset, running.hexdigest()))
+                found.append(self._files.manifest(offset, running.hexdigest()))
         return found[::-1]
-
-    def _manifest_path(self, offset: int, digest: str) -> Path:
-        return self._manifests / f"{offset:07d}-{digest}.json"
 
     def _load(self, path: Path, ids: Tokens) -> Snapshot:
         manifest = read_manifest(path)
@@ -160,15 +191,41 @@ class Store:
             self._loaded[name] = weakref.ref(block)
         return block
 
+    def _save_in_room(self, s: Snapshot) -> bool:
+        """Write a snapshot if the disk then still has its reserve; older ones give way to it."""
+        needed = s.own_bytes + sum(b.nbytes for b in s.blocks if not self._has(b))
+        missing = needed - room_bytes(self._blobs)
+        if missing > 0 and not self._make_room(missing):
+            raise OSError(errno.ENOSPC, "the disk is nearly full, and the rest is left for chats")
+        try:
+            return self._save(s)
+        except (OSError, RuntimeError) as e:  # MLX says the latter, without a number.
+            # A quota does not show in what a disk has left.
+            is_full = not isinstance(e, OSError) or e.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not is_full or not self._make_room(needed):
+                raise
+        return self._save(s)
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Remove so many bytes if that can be; otherwise nothing."""
+        return nbytes <= self._files.blob_bytes() and self._give_way(nbytes) >= nbytes
+
+    def _give_way(self, nbytes: int) -> int:
+        return self._collect(max(0, self._files.blob_bytes() - nbytes))
+
+    def _has(self, block: Block) -> bool:
+        return block.blob is not None and self._files.has_blob(block.blob)
+
     def _save(self, s: Snapshot) -> bool:
         digest = hashlib.sha256(s.tokens.tobytes()).hexdigest()
-        path = self._manifest_path(s.offset, digest)
-        if path.exists():
+        path = self._files.manifest(s.offset, digest)
+        if is_plain(path):
             return False
         sizes: dict[str, int] = {}
         for block in s.blocks:
-            if block.blob is None or not blob_path(self._blobs, block.blob).exists():
+            if not self._has(block):
                 block.blob, _ = write_blob(self._blobs, *pack_block(block, s.form, self._kv_bits))
+            assert block.blob is not None
             sizes[block.blob] = blob_path(self._blobs, block.blob).stat().st_size
         rest, size = write_blob(self._blobs, *pack_rest(s, self._kv_bits))
         parent = next(iter(self._candidates(s.tokens[:-1], -1)), None)
@@ -185,6 +242,7 @@ class Store:
             "rest": rest,
             "sizes": sizes | {rest: size},
         }
+        sync_path(self._blobs)
         write_manifest(path, manifest)
         return True
 
@@ -201,46 +259,41 @@ class Store:
             parents = {m["parent"] for _, m, _ in found.values()}
             stem = min(found, key=lambda s: (s == newest, s in parents, found[s][2]))
             path, m, _ = found.pop(stem)
-            path.unlink(missing_ok=True)
+            remove(path)
             for blob, size in m["sizes"].items():
                 named[blob] -= 1
                 total -= 0 if named[blob] else size
-        freed = 0
         if not budget_bytes:  # nothing shall stay, not even what cannot be read
-            for path in self._manifests.glob("*.json"):
-                path.unlink(missing_ok=True)
-        for path in [*self._blobs.glob("*"), *self._manifests.glob(f"{TEMPORARY}*")]:
-            if not named.get(path.stem):
-                freed += path.stat().st_size
-                path.unlink(missing_ok=True)
-        return freed
+            for path in self._paths():
+                remove(path)
+        return self._files.sweep({blob for blob, count in named.items() if count})
 
     def _discard_incomplete(self, path: Path) -> None:
         """Remove a manifest whose blobs are gone for good, and not only from under this reader."""
-        with contextlib.suppress(OSError, ValueError, KeyError), locked(self.folder / ".lock"):
-            if not all(blob_path(self._blobs, name).exists() for name in read_manifest(path)["sizes"]):
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, ValueError), self._files.locked(make=False):
+            if not all(self._files.has_blob(name) for name in read_manifest(path)["sizes"]):
+                remove(path)
 
     def _discard(self, path: Path, reason: Exception) -> None:
+        self._warn(_damage(path, reason))
+        with contextlib.suppress(OSError), self._files.locked(make=False):
+            try:
+                names = list(read_manifest(path)["sizes"])
+            except (OSError, ValueError):
+                names = []
+            remove(path)
+            for name in names:
+                if self._files.has_blob(name) and checksum(blob_path(self._blobs, name)) != name:
+                    self._files.remove_blob(name)
+
+    def _warn(self, text: str) -> None:
         if not self._warned:
             self._warned = True
-            text = f"[cache] {path} is damaged or foreign ({reason}); ignored, the prompt is read again."
-            warnings.warn(text, stacklevel=2)
-        try:
-            with locked(self.folder / ".lock"):
-                manifest = read_manifest(path)
-                path.unlink(missing_ok=True)
-                for name in (*manifest["blocks"], manifest["rest"]):
-                    _unlink_if_damaged(self._blobs, name)
-        except (OSError, ValueError, KeyError, TypeError):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            warnings.warn(f"[cache] {text}", stacklevel=2)
 
 
-def _unlink_if_damaged(folder: Path, name: str) -> None:
-    path = blob_path(folder, name)
-    if path.exists() and checksum(path) != name:
-        path.unlink(missing_ok=True)
+def _damage(path: Path, reason: Exception) -> str:
+    return f"{path} is damaged or foreign ({reason}); ignored, the prompt is read again."
 
 
 def _touch(path: Path) -> None:

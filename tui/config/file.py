@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from ring_mlx import RingError
+from ring_mlx import RingError, write_text
 from tui.config.schema import Config, Preset, parse
 from tui.messages import Sampling, sampling_as_dict
 
@@ -83,7 +81,7 @@ def save(path: Path, config: Config, before: Config | None = None) -> None:
         document = tomlkit.parse(text)
         kept = parse(document.unwrap())[0]
         _update(document, _changed(kept, before or kept, config), kept)
-        _write(path, tomlkit.dumps(document))
+        write_text(path.resolve(), tomlkit.dumps(document))
     except (OSError, ValueError, TOMLKitError) as e:
         raise ConfigError(f"{path} cannot be written ({e}); the settings hold until you quit.") from None
 
@@ -114,17 +112,3 @@ def _sampling(s: Sampling) -> dict[str, object]:
 
 def _preset(p: Preset) -> dict[str, object]:
     return {**_sampling(p.sampling), **({"system_prompt": p.system_prompt} if p.system_prompt else {})}
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".config-", suffix=".toml")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

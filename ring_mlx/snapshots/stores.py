@@ -1,0 +1,57 @@
+"""All models' snapshots on disk together; knows folders and stores, not what is in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+from ring_mlx.snapshots.folder import MODEL_NAME
+from ring_mlx.snapshots.manifest import VERSION
+from ring_mlx.snapshots.store import Store, default_folder
+
+
+def stores(root: Path) -> list[Store]:
+    """Every model's snapshots in a folder; a folder that is a link or another user's is named and left alone."""
+    if not (root / f"v{VERSION}").is_dir():
+        return []
+    found = []
+    for path in sorted((root / f"v{VERSION}").iterdir()):
+        store = Store(root, path.name, 1 << 62)
+        try:
+            if not MODEL_NAME.fullmatch(path.name):
+                raise ValueError("it is no folder of snapshots")
+            store.check()
+            found.append(store)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as e:
+            if not path.name.startswith("."):
+                warnings.warn(f"[cache] {path} is ignored ({e}); remove it.", stacklevel=2)
+    return found
+
+
+def free_disk(nbytes: int, near: str | os.PathLike[str], store: str | os.PathLike[str] | bool = True) -> int:
+    """Remove snapshots, those used longest ago first, until a disk has so much free: what can be read again gives way.
+
+    Args:
+        nbytes: Bytes that shall be free.
+        near: A file or folder on the disk; snapshots on another one stay.
+        store: As for `Session`.
+
+    Returns:
+        The bytes freed.
+    """
+    root = default_folder() if store is True else Path(store) if store else None
+    freed = 0
+    with suppress(OSError, ValueError):
+        if root is None or os.stat(root).st_dev != os.stat(near).st_dev:
+            return 0
+        for one in sorted(stores(root), key=Store.last_used):
+            missing = nbytes - shutil.disk_usage(near).free
+            if missing <= 0:
+                break
+            freed += one.give_way(missing)
+    return freed
