@@ -1,20 +1,31 @@
-"""The checkpoint's tokenizer through mlx-lm's wrapper, with every stop token that its files name; knows no model."""
+"""The checkpoint's tokenizer through mlx-lm's wrapper, with every stop token that its files name; knows no model.
+
+Everything that makes a tokenizer goes through `make_tokenizer`, which runs no code of a checkpoint.
+"""
 
 from __future__ import annotations
 
+import pkgutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from mlx_lm import chat_templates, tool_parsers
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
-from transformers import PreTrainedConfig
 
 from ring_mlx.config import read_json
 from ring_mlx.errors import TokenizerError
 
 ROLE_END = "<|role_end|>"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# transformers gives this type its plain class, which is what tokenizer.json says. Without a type it would look for a
+# class or a program that the checkpoint names, and ask at a terminal whether to run it.
+PLAIN = {"tokenizer_type": "olmo2", "trust_remote_code": False, "local_files_only": True}
+# What mlx-lm imports by a name in tokenizer_config.json, and where from.
+NAMED_MODULES = {"tool_parser_type": tool_parsers, "chat_template_type": chat_templates}
 
 
 def load_tokenizer(folder: Path) -> TokenizerWrapper:
@@ -33,12 +44,30 @@ def load_tokenizer(folder: Path) -> TokenizerWrapper:
         TokenizerError: If the files are missing or unreadable.
         ConfigError: If config.json or generation_config.json is not JSON.
     """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise TokenizerError(f"no tokenizer in {folder} ({', '.join(TOKENIZER_FILES)}); download it as well.")
-    eos = sorted(_named_eos(folder))
-    # A config of our own keeps transformers from building one from config.json, whose model type it does not know.
+    return make_tokenizer(folder, eos_token_ids=sorted(_named_eos(folder)))
+
+
+def make_tokenizer(
+    folder: Path,
+    options: Mapping[str, Any] | None = None,
+    eos_token_ids: list[int] | int | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> TokenizerWrapper:
+    """mlx-lm's wrapper around what tokenizer.json (or tokenizer.model) says; code of the checkpoint is never run.
+
+    Same contract as `mlx_lm.tokenizer_utils.load`, and it also stops on ``<|role_end|>``.
+
+    Raises:
+        TokenizerError: If the files are missing or unreadable, or the tokenizer exists as code only.
+        ConfigError: If tokenizer_config.json is not JSON.
+    """
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.is_file() else {}
+    _check_files(folder, _named_code(settings))
+    for key, package in NAMED_MODULES.items():
+        _check_named_module(folder, key, settings.get(key), package)
     try:
-        tokenizer = load_wrapper(folder, {"config": PreTrainedConfig()}, eos_token_ids=eos)
+        tokenizer = load_wrapper(folder, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
     except Exception as e:  # noqa: BLE001 transformers raises whatever its parsers raise
         raise TokenizerError(f"the tokenizer in {folder} cannot be read ({e}); download it again.") from None
     vocabulary = tokenizer.get_vocab()
@@ -92,6 +121,41 @@ def render_text(
     except Exception as e:  # noqa: BLE001 a template is a program of the checkpoint's author
         raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
     return text
+
+
+def _named_code(settings: Mapping[str, Any]) -> str:
+    """The classes that a tokenizer_config.json wants run, such as ``evil.Tokenizer``; empty if it wants none."""
+    named = settings.get("auto_map")
+    if isinstance(named, Mapping):
+        named = named.get("AutoTokenizer")
+    named = named if isinstance(named, list) else [named]
+    return ", ".join(dict.fromkeys(str(n) for n in named if n is not None))
+
+
+def _check_files(folder: Path, code: str) -> None:
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        if code:
+            warnings.warn(
+                f"[tokenizer] tokenizer_config.json in {folder} names code of its own ({code}), which is never run; "
+                "the tokenizer file is read as it stands.",
+                stacklevel=4,
+            )
+        return
+    if code:
+        raise TokenizerError(
+            f"tokenizer_config.json in {folder} asks to run code of its own ({code}), which is never done, and there "
+            f"is no tokenizer.json to read instead; use a checkpoint that has one."
+        )
+    raise TokenizerError(f"no tokenizer in {folder} ({' or '.join(TOKENIZER_FILES)}); download it as well.")
+
+
+def _check_named_module(folder: Path, key: str, value: object, package: ModuleType) -> None:
+    known = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    if value is not None and value not in known:
+        raise TokenizerError(
+            f"{key} {value!r} in {folder / 'tokenizer_config.json'} is none that mlx-lm has ({', '.join(known)}); "
+            "remove it there."
+        )
 
 
 def _named_eos(folder: Path) -> set[int]:

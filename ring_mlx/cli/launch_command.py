@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
                 *(sys.executable, str(hosts.launcher()), "--hostfile", str(path), "--python", args.python),
                 *("--starting-port", str(args.starting_port)),
                 *(("--backend", args.backend) if args.backend else ()),
-                *("--", "-m", "ring_mlx", *command),
+                *("--", "-P", "-m", "ring_mlx", *command),
             ]
         )
 

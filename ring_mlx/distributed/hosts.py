@@ -123,7 +123,7 @@ def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision:
 
 def _ask(host: Host, python: str, model: str | None, revision: str | None) -> dict[str, Any]:
     """The answer of `ring_mlx.distributed.probe` there, or an error of our own."""
-    command = [python, "-m", "ring_mlx.distributed.probe"]
+    command = [python, "-P", "-m", "ring_mlx.distributed.probe"]
     for flag, value in (("--model", model), ("--revision", revision)):
         command += [flag, value] if value else []
     if not host.is_local:

@@ -1,36 +1,39 @@
 """mlx-lm with our model: after `register` its commands and functions build it; knows where mlx-lm looks, no arrays.
 
 mlx-lm finds a model's classes by the name ``mlx_lm.models.<type>``, after two tables of other names. `register`
-changes four things, and `unregister` takes them back:
+changes five things, and `unregister` takes them back:
 
 - ``sys.modules["mlx_lm.models.ring_linear"]`` is `ring_mlx.mlx_lm_plugin.architecture`. mlx-lm's own
   ``bailing_moe_linear`` is neither replaced nor hidden: importing it still gives it.
 - ``MODEL_REMAPPING`` leads ``bailing_moe_linear`` and ``bailing_moe_v2`` there.
 - ``MODEL_ARCHITECTURE_REMAPPING`` leads ``bailing_moe`` there, where the config names the 2.0 architecture; Ling 1.x
   has the same type and stays with mlx-lm.
-- ``mlx_lm.utils._load_tokenizer``, the one function replaced. For our models only it adds ``<|role_end|>`` to the stop
-  tokens, without which an answer does not end, and it does not ask to run the checkpoint's code for a config that the
-  tokenizer does not need. There is no table for either.
+- ``mlx_lm.utils._load_tokenizer`` makes our models' tokenizers by `ring_mlx.tokenizer.make_tokenizer`: with
+  ``<|role_end|>`` among the stop tokens, without which an answer does not end, and without code of the checkpoint.
+- ``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture.
 
-Other models go through mlx-lm as before.
+Other models go through mlx-lm as before. In `run`, whose process is ours, their code is refused as well.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ring_mlx.config import LINEAR_TYPES
-from ring_mlx.errors import OptionError
+from ring_mlx.errors import ConfigError, OptionError, TokenizerError
 
 NAME = "ring_linear"
 MODULE = f"mlx_lm.models.{NAME}"
 TYPES = dict.fromkeys((*LINEAR_TYPES, "bailing_moe_v2"), NAME)
 ARCHITECTURES = {("bailing_moe", "BailingMoeV2ForCausalLM"): NAME}
+TRUST = "--trust-remote-code"
+NEVER_RUN = "the checkpoint asks to run code of its own, which is never done"
 
 _replaced: list[tuple[dict[Any, Any], Any, Any]] = []
+_trusts_others = True
 
 
 def register() -> None:
@@ -47,6 +50,7 @@ def register() -> None:
     for pair, name in ARCHITECTURES.items():
         _put(utils.MODEL_ARCHITECTURE_REMAPPING, pair, name)
     _put(vars(utils), "_load_tokenizer", _load_tokenizer)
+    _put(vars(utils), "load_config", _config_loader(utils.load_config))
 
 
 def unregister() -> None:
@@ -60,16 +64,19 @@ def unregister() -> None:
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    """Run a command of mlx-lm, such as ``generate``, with its own arguments, after `register`.
+    """Run a command of mlx-lm, such as ``generate``, with its own arguments, after `register`; runs no checkpoint's code.
 
     Raises:
-        OptionError: If mlx-lm has no such command.
+        OptionError: If mlx-lm has no such command, or a checkpoint's code would have to be run.
         SystemExit: From its parser of arguments.
         Exception: Whatever the command raises.
     """
     from mlx_lm import cli
 
+    if any(len(a) > len("--t") and TRUST.startswith(a.partition("=")[0]) for a in arguments):
+        raise OptionError(f"{TRUST}: code in a checkpoint is never run; leave it out.")
     register()
+    _trust_no_code()
     before = sys.argv
     sys.argv = [f"mlx_lm {command}", command, *arguments]
     try:
@@ -77,6 +84,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
     except ValueError as e:
         # mlx-lm knows its commands only inside main, and names them in this message.
         _, found, known = str(e).partition("CLI requires a subcommand in ")
+        if "trust_remote_code" in str(e):
+            raise OptionError(f"{NEVER_RUN} ({e}); use a checkpoint without it.") from None
         if not found:
             raise
         raise OptionError(f"mlx-lm has no command {command!r}; give one of {known.strip('()')}.") from None
@@ -97,25 +106,61 @@ def _load_tokenizer(
 ) -> Any:
     """Same contract as `mlx_lm.tokenizer_utils.load`."""
     from mlx_lm.tokenizer_utils import load
-    from transformers import PreTrainedConfig
 
-    from ring_mlx.tokenizer import ROLE_END
+    from ring_mlx.tokenizer import make_tokenizer
 
-    if not _is_ours(model_path):
+    if _is_ours(model_path):
+        return make_tokenizer(model_path, tokenizer_config_extra, eos_token_ids, defaults)
+    if _trusts_others:
         return load(model_path, tokenizer_config_extra, eos_token_ids, defaults)
-    options = {"config": PreTrainedConfig(), **(tokenizer_config_extra or {})}
-    tokenizer = load(model_path, options, eos_token_ids, defaults)
-    if ROLE_END in tokenizer.get_vocab():
-        tokenizer.add_eos_token(ROLE_END)
-    return tokenizer
+    return load(model_path, {**(tokenizer_config_extra or {}), "trust_remote_code": False}, eos_token_ids, defaults)
+
+
+def _config_loader(load_config: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    def load(folder: Path) -> dict[str, Any]:
+        """Same contract as `mlx_lm.utils.load_config`, but a ``model_file`` is refused."""
+        config = load_config(folder)
+        file = config.get("model_file")
+        if file is not None and (not _trusts_others or _is_our_config(config)):
+            raise ConfigError(
+                f"config.json in {folder} asks to run {str(file)!r} (model_file), and code in a checkpoint is never "
+                "run; remove that key."
+            )
+        return config
+
+    return load
+
+
+def _trust_no_code() -> None:
+    """Close, for good, every way in which this process could import code of a checkpoint or ask whether to."""
+    global _trusts_others
+    from transformers import dynamic_module_utils
+
+    def refuse(name: object, *_: Any, **__: Any) -> Any:
+        raise TokenizerError(f"{NEVER_RUN} ({name}); use a checkpoint without it.")
+
+    _trusts_others = False
+    # Without a time to wait for an answer, transformers does not ask. Whatever it runs, it first fetches by the second.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    dynamic_module_utils.get_cached_module_file = refuse
+    dynamic_module_utils.get_class_in_module = refuse
 
 
 def _is_ours(folder: Path) -> bool:
     from mlx_lm import utils
 
+    try:
+        return _is_our_config(utils.load_config(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_our_config(config: dict[str, Any]) -> bool:
+    from mlx_lm import utils
+
     from ring_mlx.mlx_lm_plugin.architecture import Model
 
     try:
-        return utils._get_classes(utils.load_config(folder))[0] is Model
-    except (OSError, KeyError, ValueError):
+        return utils._get_classes(config)[0] is Model
+    except (KeyError, ValueError):
         return False
