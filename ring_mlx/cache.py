@@ -12,15 +12,27 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 from mlx_lm.models.cache import ArraysCache, KVCache, QuantizedKVCache
-from safetensors import SafetensorError, safe_open
 
 from metal_kernels import launch
 from ring_mlx.errors import CacheFileError
 from ring_mlx.files import write_atomically
-from ring_mlx.snapshots.files import array_checksum
+from ring_mlx.snapshots.files import UNSEALED, array_checksum, check_seal, read_arrays, seal
+from ring_mlx.snapshots.shapes import Shapes
 
-# Version 2 added the checksum; version 1 is read as it was.
-FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "ring-mlx-cache", 2, ("1", "2")
+# Version 2 added a checksum of the arrays, version 3 one of every byte; older ones are read and checked as far as it goes.
+FORMAT, FORMAT_VERSION, READABLE_VERSIONS = "ring-mlx-cache", 3, ("1", "2", "3")
+
+# Of each kind of layer: its arrays, and what else stands in the header.
+PARTS: dict[str, tuple[str, ...]] = {
+    "linear": ("state",),
+    "softmax": ("keys", "values"),
+    "quantized": tuple(f"{name}.{i}" for name in ("keys", "values") for i in range(3)),
+}
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "softmax": ("offset",),
+    "quantized": ("bits", "group_size", "offset"),
+}
 
 # Tokens by which keys and values of one sequence grow, where mlx-lm's 256 does not do. MLX's CUDA backend gives a decode
 # step to cuDNN if the buffer holds a multiple of 256 tokens; cuDNN plans each such length anew and costs more to call
@@ -99,20 +111,28 @@ class HybridCache(list[Any]):
             "fingerprint": fingerprint,
             "layers": json.dumps(layers),
             "notes": json.dumps(notes),
-            "checksum": array_checksum(arrays),
+            "checksum": UNSEALED,
         }
+
+        def write(name: str) -> None:
+            mx.save_safetensors(name, arrays, header)
+            seal(Path(name))
+
         try:
-            write_atomically(Path(path), lambda name: mx.save_safetensors(name, arrays, header))
+            write_atomically(Path(path).resolve(), write)
         except (OSError, RuntimeError) as e:
             raise CacheFileError(f"{path} could not be written ({e}); check space and permissions.") from None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], fingerprint: str) -> tuple[HybridCache, list[int], dict[str, str]]:
+    def load(
+        cls, path: str | os.PathLike[str], fingerprint: str, shapes: Shapes | None = None
+    ) -> tuple[HybridCache, list[int], dict[str, str]]:
         """Read what `save` wrote.
 
         Args:
             path: The file.
             fingerprint: The model's; a cache of another model is refused.
+            shapes: The model's `cache_shapes`, which every array must have.
 
         Returns:
             The cache, the tokens it has seen, and the notes.
@@ -120,23 +140,23 @@ class HybridCache(list[Any]):
         Raises:
             CacheFileError: If the file is missing, damaged, of another format or version, or of another model.
         """
-        header = _read_header(Path(path))
-        if header.get("format") != FORMAT or header.get("version") not in READABLE_VERSIONS:
+        arrays, header = _read(Path(path))
+        version = header.get("version")
+        if header.get("format") != FORMAT or version not in READABLE_VERSIONS:
             raise CacheFileError(
-                f"{path} is not a cache of this version ({header.get('format')} {header.get('version')}, "
+                f"{path} is not a cache of this version ({header.get('format')} {version}, "
                 f"not {FORMAT} {FORMAT_VERSION}); make it again."
             )
         if header.get("fingerprint") != fingerprint:
             raise CacheFileError(f"{path} belongs to another model; make it again with this one.")
         try:
-            arrays = mx.load(str(path), format="safetensors")
-            assert isinstance(arrays, dict)
-            if header["version"] != "1" and header["checksum"] != array_checksum(arrays):
-                raise ValueError("it does not match its checksum")
-            cache = cls(_load_layer(i, spec, arrays) for i, spec in enumerate(json.loads(header["layers"])))
-            tokens: list[int] = arrays["tokens"].tolist()  # type: ignore[assignment]
+            _check_sum(Path(path), arrays, header)
+            tokens = _tokens(arrays, shapes)
+            cache = cls(_load_layers(json.loads(header["layers"]), arrays, len(tokens), shapes))
             notes = json.loads(header["notes"])
-        except (KeyError, ValueError, TypeError, RuntimeError) as e:
+            if not isinstance(notes, dict):
+                raise TypeError("its notes are none")
+        except (KeyError, ValueError, TypeError, IndexError, OSError, RuntimeError) as e:
             raise CacheFileError(f"{path} is damaged ({e}); make it again.") from None
         return cache, tokens, notes
 
@@ -169,30 +189,80 @@ def _dump_layer(c: Any) -> tuple[str, dict[str, mx.array], dict[str, int]]:
     return "softmax", {"keys": keys, "values": values}, {"offset": c.offset}
 
 
-def _load_layer(i: int, spec: dict[str, Any], arrays: dict[str, mx.array]) -> Any:
-    prefix = f"layers.{i}."
-    if spec["kind"] == "linear":
-        linear = ArraysCache(size=1)
-        linear[0] = arrays.get(prefix + "state")
-        return linear
-    if spec["kind"] == "softmax":
-        c = make_kv_cache()
-        if "offset" in spec:
-            c.keys, c.values, c.offset = arrays[prefix + "keys"], arrays[prefix + "values"], spec["offset"]
-        return c
-    quantized = QuantizedKVCache(spec["group_size"], spec["bits"])
-    quantized.keys, quantized.values = (
-        tuple(arrays[f"{prefix}{name}.{j}"] for j in range(3)) for name in ("keys", "values")
-    )
-    quantized.offset = spec["offset"]
-    return quantized
-
-
-def _read_header(path: Path) -> dict[str, str]:
+def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    if path.exists() and not path.is_file():
+        raise CacheFileError(f"{path} is not a file; give one of `ring-mlx cache-prompt`.")
     try:
-        with safe_open(path, framework="numpy") as f:
-            return dict(f.metadata() or {})
+        return read_arrays(path)
     except FileNotFoundError:
         raise CacheFileError(f"no file {path}; make it with `ring-mlx cache-prompt`.") from None
-    except (OSError, SafetensorError) as e:
+    except (OSError, ValueError) as e:
         raise CacheFileError(f"{path} is damaged or not a cache ({e}); make it again.") from None
+
+
+def _check_sum(path: Path, arrays: dict[str, mx.array], header: dict[str, str]) -> None:
+    if header["version"] == "3":
+        check_seal(path, header["checksum"])
+    elif header["version"] == "2":
+        if header["checksum"] != array_checksum(arrays):
+            raise ValueError("it does not match its checksum")
+    elif "checksum" in header:
+        raise ValueError("a file of version 1 has no checksum")
+
+
+def _tokens(arrays: dict[str, mx.array], shapes: Shapes | None) -> list[int]:
+    tokens = arrays["tokens"]
+    if tokens.ndim != 1 or tokens.dtype != mx.int32:
+        raise ValueError("its tokens are none")
+    ids: list[int] = tokens.tolist()  # type: ignore[assignment]
+    if shapes is not None and any(not 0 <= i < shapes.vocab_size for i in ids):
+        raise ValueError("the model has not all of its tokens")
+    return ids
+
+
+def _load_layers(
+    specs: list[dict[str, Any]], arrays: dict[str, mx.array], count: int, shapes: Shapes | None
+) -> list[Any]:
+    """Every layer's cache of ``count`` tokens; all arrays but the tokens must belong to one."""
+    linear = tuple(spec["kind"] == "linear" for spec in specs)
+    if all(linear) or (shapes is not None and linear != shapes.linear):
+        raise ValueError("it has other layers than the model")
+    held: dict[str, dict[str, mx.array]] = {f"layers.{i}": {} for i in range(len(specs))}
+    for name, array in arrays.items():
+        if name != "tokens":
+            layer, number, part = name.split(".", 2)
+            held[f"{layer}.{number}"][part] = array
+    return [_load_layer(*pair, count, shapes) for pair in zip(specs, held.values(), strict=True)]
+
+
+def _load_layer(spec: dict[str, Any], held: dict[str, mx.array], count: int, shapes: Shapes | None) -> Any:
+    kind = spec["kind"]
+    names, options = PARTS[kind], OPTIONS[kind]
+    if spec.get("offset", count) != count:
+        raise ValueError(f"offset {spec['offset']} for {count} tokens")
+    if not count:
+        names = options = ()
+    if set(held) != set(names) or set(spec) != {"kind", *options}:
+        raise ValueError("a layer lacks an array or has one too many")
+    if kind == "linear":
+        state = ArraysCache(size=1)
+        state[0] = held.get("state")
+        if shapes is not None and count:
+            shapes.check_state(state[0])
+        return state
+    c = make_kv_cache() if kind == "softmax" or not count else QuantizedKVCache(spec["group_size"], spec["bits"])
+    if count:
+        _load_keys_and_values(c, [held[name] for name in names], count, shapes)
+    return c
+
+
+def _load_keys_and_values(c: Any, parts: list[mx.array], count: int, shapes: Shapes | None) -> None:
+    is_quantized = isinstance(c, QuantizedKVCache)
+    keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    for side in (keys, values):
+        if shapes is not None:
+            shapes.check_kv(side, (c.bits, c.group_size) if is_quantized else None, count)
+        elif any(a.ndim != 4 or a.shape[2] != count for a in side):
+            raise ValueError(f"keys and values of another number than {count} tokens")
+    c.keys, c.values = (tuple(keys), tuple(values)) if is_quantized else (keys[0], values[0])
+    c.offset = count

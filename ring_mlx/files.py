@@ -69,11 +69,28 @@ def place(name: Path, path: Path) -> None:
     Raises:
         OSError: If something that is not a file is in the way of a file.
     """
-    if not name.is_dir() and (path.is_dir() or (path.exists() and not path.is_file())):
-        raise OSError(errno.EEXIST, "it is there and not a file", str(path))
+    if not name.is_dir():
+        _check_no_stranger(path)
     sync_path(name)
     os.replace(name, path)
     sync_path(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """See before long work whether `write_atomically` could write a file; makes its folder.
+
+    Raises:
+        OSError: As `write_atomically`.
+    """
+    _check_no_stranger(path)
+    make_folder(path.parent)
+    with unfinished(path.parent):
+        pass
+
+
+def _check_no_stranger(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "it is there and not a file", str(path))
 
 
 def sync(file: BinaryIO | int) -> None:

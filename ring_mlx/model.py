@@ -18,6 +18,7 @@ from ring_mlx.cache import HybridCache, make_kv_cache
 from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from ring_mlx.moe import MLP, MoE
+from ring_mlx.snapshots.shapes import Shapes
 
 # Tokens of a call from which layers are computed one after the other, and how many may be under way.
 LONG_FROM_TOKENS = 512
@@ -206,6 +207,19 @@ class Model(nn.Module):
     def layers(self) -> list[DecoderLayer]:
         """The decoder layers, as mlx-lm's tools expect to find them."""
         return self.model.layers
+
+    @property
+    def cache_shapes(self) -> Shapes:
+        """The shapes of what `make_cache` makes, for caches and snapshots that come from files."""
+        softmax = next(layer for layer in self.layers if not layer.is_linear)
+        return Shapes(
+            tuple(layer.is_linear for layer in self.layers),
+            softmax.attention.num_heads,
+            softmax.attention.num_key_value_heads,
+            self.config.head_dim,
+            self.config.vocab_size,
+            softmax.input_layernorm.weight.dtype,
+        )
 
     def make_cache(self, left_padding: Sequence[int] | None = None) -> HybridCache:
         """An empty cache for one sequence, or for a batch of rows that may differ in length.

@@ -88,7 +88,7 @@ class Worker:
         self.reader = Reader(
             model,
             SnapshotTree(budget),
-            _open_store(options, model.fingerprint, name),
+            _open_store(options, model, name),
             step_tokens=options.prefill_step_tokens,
             every_tokens=options.snapshot_every_tokens,
             kv_quantization=kv,
@@ -277,14 +277,21 @@ class Worker:
         return 0.0 if tokens == 0 else tokens / self._tps if self._tps else None
 
 
-def _open_store(options: SessionOptions, fingerprint: str, name: str) -> Store | None:
-    if options.store is False or not fingerprint:
+def _open_store(options: SessionOptions, model: Model, name: str) -> Store | None:
+    if options.store is False or not model.fingerprint:
         return None
     root = default_folder() if options.store is True else Path(options.store).expanduser()
     kv = options.kv_quantization
     form = f"-kv{kv.bits}x{kv.group_size}from{kv.start}" if kv else ""
     form += f"-disk{options.store_kv_bits}" if options.store_kv_bits else ""
-    return Store(root, fingerprint + form, options.store_budget_bytes, options.store_kv_bits, name)
+    return Store(
+        root,
+        model.fingerprint + form,
+        options.store_budget_bytes,
+        options.store_kv_bits,
+        name,
+        model.cache_shapes,
+    )
 
 
 def _quantization(model: Model) -> str:

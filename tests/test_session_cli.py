@@ -127,7 +127,7 @@ def test_a_file_of_the_first_version_is_read(prompt_file):
         del header["checksum"]
 
     cache, ids, _ = HybridCache.load(rewrite(prompt_file, older), "mark")
-    assert (cache.offset, len(ids), FORMAT_VERSION) == (40, 40, 2)
+    assert (cache.offset, len(ids), FORMAT_VERSION) == (40, 40, 3)
 
 
 def test_a_changed_number_is_noticed(prompt_file):

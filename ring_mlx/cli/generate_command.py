@@ -240,7 +240,9 @@ def _prompt_and_cache(
         raise OptionError(
             "--system-prompt comes before what --prompt-cache-file has read; give it to `ring-mlx cache-prompt` instead."
         )
-    cache = HybridCache.load(args.prompt_cache_file, model.fingerprint)[0] if args.prompt_cache_file else None
+    cache = None
+    if args.prompt_cache_file:
+        cache = HybridCache.load(args.prompt_cache_file, model.fingerprint, model.cache_shapes)[0]
     if args.ignore_chat_template or not tokenizer.has_chat_template:
         return cache, [int(i) for i in tokenizer.encode(text, add_special_tokens=cache is None)]
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt is not None else []

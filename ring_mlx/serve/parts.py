@@ -61,7 +61,8 @@ class Parts:
         if s.store is False or not self.model.fingerprint:
             return None
         root = default_folder() if s.store is True else Path(s.store).expanduser()
-        return Store(root, self.model.fingerprint, s.store_budget_bytes, name=Path(s.model).name)
+        shapes = self.model.cache_shapes
+        return Store(root, self.model.fingerprint, s.store_budget_bytes, name=Path(s.model).name, shapes=shapes)
 
     def reader(self, tree: SnapshotTree, store: Store | None) -> Reader:
         """A cache of its own for one prompt after the other."""

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from ring_mlx.files import is_plain, open_plain, sync_path, unfinished
 
+UNSEALED = "0" * 64
+
 
 def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str]) -> tuple[str, int]:
     """Write arrays to a safetensors file whose name is its SHA-256; the same content is written once.
@@ -64,6 +66,38 @@ def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         raise FileNotFoundError(path) from None
     assert isinstance(arrays, dict)
     return arrays, header
+
+
+def seal(path: Path) -> None:
+    """Put a safetensors file's SHA-256 into its metadata, in the place of `UNSEALED` under "checksum"."""
+    digest, at = _sealed_checksum(path, UNSEALED)
+    with path.open("r+b") as f:
+        f.seek(at)
+        f.write(digest.encode())
+
+
+def check_seal(path: Path, digest: str) -> None:
+    """Hold a file against its `seal`: no byte of it may have changed.
+
+    Raises:
+        ValueError: If one did.
+    """
+    if _sealed_checksum(path, digest)[0] != digest:
+        raise ValueError("it does not match its checksum")
+
+
+def _sealed_checksum(path: Path, sealed: str) -> tuple[str, int]:
+    """SHA-256 of a file as if it had no seal yet, and where its seal is."""
+    with path.open("rb") as f:
+        length = f.read(8)
+        header = f.read(int.from_bytes(length, "little"))
+        entry, blank = (f'"checksum":"{text}"'.encode() for text in (sealed, UNSEALED))
+        if header.count(entry) != 1:
+            raise ValueError("its checksum is not where it should be")
+        digest = hashlib.sha256(length + header.replace(entry, blank))
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest(), 8 + header.index(entry) + entry.index(sealed.encode())
 
 
 def blob_path(folder: Path, name: str) -> Path:

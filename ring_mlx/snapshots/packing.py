@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx.snapshots.blocks import Block, Form, Snapshot, Tokens
+from ring_mlx.snapshots.blocks import BLOCK_TOKENS, Block, Form, Snapshot, Tokens
 
 Named = dict[str, mx.array]
 QUANTISED_PARTS = ("", ".scales", ".biases")
@@ -51,6 +51,8 @@ def unpack_block(arrays: Mapping[str, mx.array], header: Mapping[str, str], form
                 held.append(mx.dequantize(w, scales, biases, group_size=group, bits=bits))
             else:
                 held += [arrays[name + part] for part in parts]
+    if arrays["tokens"].ndim != 1 or arrays["tokens"].dtype != mx.int32:
+        raise ValueError("its tokens are none")
     tokens = np.array(arrays["tokens"], dtype=np.int32)
     if any(a.shape[-2] != len(tokens) for a in held):
         raise ValueError("keys and values do not match the tokens")
@@ -94,6 +96,8 @@ def unpack(
         saved=True,
     )
     held = [p.tokens for p in snapshot.parts]
+    if any(len(tokens) != BLOCK_TOKENS for tokens in held[: len(blocks)]):
+        raise ValueError("a block has another length than all have")
     if not np.array_equal(np.concatenate(held), ids):
         raise ValueError("its blocks hold other tokens")
     return snapshot

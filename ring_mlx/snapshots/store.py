@@ -31,6 +31,7 @@ from ring_mlx.snapshots.files import blob_path, checksum, read_blob, write_blob
 from ring_mlx.snapshots.folder import ModelFolder, remove, room_bytes
 from ring_mlx.snapshots.manifest import read_manifest, write_manifest
 from ring_mlx.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
+from ring_mlx.snapshots.shapes import Shapes
 
 
 def default_folder() -> Path:
@@ -51,12 +52,19 @@ class Store:
         name: What to call the model in lists.
         kv_bits: Keep keys and values in 8 bits (or 4); None keeps them as they are. Those that are quantised already
             stay as they are.
+        shapes: The model's `cache_shapes`, against which snapshots are held.
     """
 
     def __init__(
-        self, root: Path, fingerprint: str, budget_bytes: int, kv_bits: int | None = None, name: str = ""
+        self,
+        root: Path,
+        fingerprint: str,
+        budget_bytes: int,
+        kv_bits: int | None = None,
+        name: str = "",
+        shapes: Shapes | None = None,
     ) -> None:
-        self.budget_bytes, self._kv_bits, self._name = budget_bytes, kv_bits, name
+        self.budget_bytes, self._kv_bits, self._name, self._shapes = budget_bytes, kv_bits, name, shapes
         self._files = ModelFolder(root, fingerprint)
         self.folder, self._blobs = self._files.path, self._files.blobs
         self._fingerprint = fingerprint
@@ -182,7 +190,10 @@ class Store:
             raise ValueError("it belongs to another model")
         form = form_of(manifest)
         blocks = [self._block(name, form) for name in manifest["blocks"]]
-        return unpack(manifest, *read_blob(self._blobs, manifest["rest"]), blocks, ids[: manifest["offset"]])
+        snapshot = unpack(manifest, *read_blob(self._blobs, manifest["rest"]), blocks, ids[: manifest["offset"]])
+        if self._shapes is not None:
+            self._shapes.check(snapshot)
+        return snapshot
 
     def _block(self, name: str, form: Form) -> Block:
         if name not in self._loaded or (block := self._loaded[name]()) is None:
