@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from ring_mlx.checkpoint_files import read_json
+from ring_mlx.config_values import check_integers, is_count, is_number, shown
 from ring_mlx.errors import ConfigError
+from ring_mlx.rope_scaling import ROPE_KEYS, rope_scaling
 
 LINEAR_TYPES = ("bailing_moe_linear",)
 SOFTMAX_TYPES = ("bailing_moe_v2", "bailing_moe")
@@ -76,19 +77,7 @@ ONLY = {
     "use_sliding_window": (False,),
 }
 
-ROPE_TYPES = ("default", "linear", "yarn")
-ROPE_KEYS = frozenset(
-    [
-        "type",
-        "rope_type",
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-    ]
-)
+MOST_NAMED = 20
 
 _warned: set[str] = set()
 
@@ -165,6 +154,7 @@ class RingConfig:
         Unknown keys that are not known to be harmless are warned about once a process.
         """
         _check_model_type(raw)
+        check_integers(raw, [*(f.name for f in fields(cls)), "rotary_dim"])
         values = _filled_in(raw)
         missing = [f.name for f in fields(cls) if values.get(f.name) is None and f.default is MISSING]
         if missing:
@@ -175,7 +165,7 @@ class RingConfig:
         for key, allowed in ONLY.items():
             if raw.get(key) is not None and raw[key] not in allowed:
                 raise ConfigError(
-                    f"{key} {_shown(raw[key])} is not supported, only {_shown(allowed[0])}; "
+                    f"{key} {shown(raw[key])} is not supported, only {shown(allowed[0])}; "
                     "this is not a Ring-linear 2.0 checkpoint or sibling."
                 )
         known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
@@ -184,25 +174,6 @@ class RingConfig:
         _check_values(config)
         _warn_unknown(raw, {f.name for f in fields(cls)})
         return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object from ``path``.
-
-    Raises:
-        ConfigError: If the file cannot be read, is not JSON, or is not an object.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no {path.name} in {path.parent}; give the folder of a downloaded checkpoint.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise ConfigError(f"{path} is not valid JSON ({e}); download the file again.") from None
-    except OSError as e:
-        raise ConfigError(f"{path} cannot be read ({e.strerror}); check the folder's permissions.") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}, not an object; download the file again.")
-    return raw
 
 
 def read_config(folder: str | os.PathLike[str]) -> tuple[RingConfig, dict[str, Any]]:
@@ -224,7 +195,7 @@ def _check_model_type(raw: Mapping[str, Any]) -> None:
         raise ConfigError("config.json lacks model_type, which the model needs; is this a checkpoint's config.json?")
     if model_type not in LINEAR_TYPES + SOFTMAX_TYPES:
         raise ConfigError(
-            f"model_type {_shown(model_type)} is not supported, only {', '.join(LINEAR_TYPES + SOFTMAX_TYPES)}; "
+            f"model_type {shown(model_type)} is not supported, only {', '.join(LINEAR_TYPES + SOFTMAX_TYPES)}; "
             "use mlx-lm for other models."
         )
     if model_type == "bailing_moe" and "n_group" not in raw:
@@ -246,7 +217,7 @@ def _filled_in(raw: Mapping[str, Any]) -> dict[str, Any]:
     if values["model_type"] in SOFTMAX_TYPES:
         values["layer_group_size"] = values["group_norm_size"] = 1
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
-    if values.get("head_dim") is None and _is_count(heads) and _is_count(hidden):
+    if values.get("head_dim") is None and is_count(heads) and is_count(hidden):
         values["head_dim"] = hidden // heads
     if values.get("moe_shared_expert_intermediate_size") is None:
         values["moe_shared_expert_intermediate_size"] = values.get("moe_intermediate_size")
@@ -254,48 +225,23 @@ def _filled_in(raw: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("num_experts", "num_shared_experts"):
         if key in values and values[key] is None:
             values[key] = 0
-    values["rope_scaling"] = _rope_scaling(values)
+    values["rope_scaling"] = rope_scaling(values)
     return values
 
 
 def _fill_partial_rotary(values: dict[str, Any]) -> None:
     rotary_dim, factor, head_dim = (values.get(k) for k in ("rotary_dim", "partial_rotary_factor", "head_dim"))
-    if rotary_dim is None or not _is_count(head_dim):
+    if rotary_dim is None or not is_count(head_dim):
         return
+    if not is_count(rotary_dim):
+        raise ConfigError(f"rotary_dim {shown(rotary_dim)} is not of type int; correct config.json.")
     if factor is None:
         values["partial_rotary_factor"] = rotary_dim / head_dim
-    elif int(head_dim * factor) != rotary_dim:
+    elif is_number(factor) and int(head_dim * factor) != rotary_dim:
         raise ConfigError(
             f"rotary_dim {rotary_dim} contradicts head_dim {head_dim} x partial_rotary_factor {factor}; "
             "correct config.json from the original checkpoint."
         )
-
-
-def _rope_scaling(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    scaling = values.get("rope_scaling")
-    if scaling is None:
-        return None
-    if not isinstance(scaling, Mapping):
-        raise ConfigError(f"rope_scaling {_shown(scaling)} is not an object; correct config.json.")
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in ROPE_TYPES:
-        raise ConfigError(
-            f"rope_scaling type {_shown(kind)} is not supported, only {', '.join(ROPE_TYPES)}; "
-            "use a checkpoint with one of them."
-        )
-    if kind == "default":
-        return None
-    unknown = sorted(k for k, v in scaling.items() if k not in ROPE_KEYS and v is not None)
-    unknown = [k for k in unknown if k not in ("rope_theta", "partial_rotary_factor")]
-    if unknown:
-        raise ConfigError(f"rope_scaling key {_shown(unknown[0])} is not supported; remove it or use mlx-lm.")
-    factor = scaling.get("factor")
-    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or factor <= 0:
-        raise ConfigError(f"rope_scaling factor {_shown(factor)} is not a positive number; correct config.json.")
-    kept = {k: v for k, v in scaling.items() if k in ROPE_KEYS and v is not None} | {"type": kind}
-    if kind == "yarn":
-        kept.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
-    return kept
 
 
 def _check_kinds(known: Mapping[str, Any]) -> None:
@@ -305,12 +251,12 @@ def _check_kinds(known: Mapping[str, Any]) -> None:
         value, kind = known[f.name], str(f.type)
         ok = {
             "int": isinstance(value, int) and not isinstance(value, bool),
-            "float": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+            "float": is_number(value),
             "bool": isinstance(value, bool),
             "str": isinstance(value, str),
         }[kind]
         if not ok:
-            raise ConfigError(f"{f.name} {_shown(value)} is not of type {kind}; correct config.json.")
+            raise ConfigError(f"{f.name} {shown(value)} is not of type {kind}; correct config.json.")
 
 
 def _check_values(c: RingConfig) -> None:
@@ -341,6 +287,8 @@ def _check_values(c: RingConfig) -> None:
             f"partial_rotary_factor {c.partial_rotary_factor} of head_dim {c.head_dim} does not give an even number "
             "of rotated dimensions; correct config.json."
         )
+    if c.rope_scaling and c.rope_scaling["type"] == "yarn" and c.rope_theta <= 1:
+        raise ConfigError(f"rope_theta {c.rope_theta} is not above 1, which yarn needs; correct config.json.")
     _divides(c, "num_key_value_heads", "num_attention_heads", c.num_attention_heads)
     if any(c.is_linear(i) for i in range(c.num_hidden_layers)):
         _divides(c, "group_norm_size", "num_attention_heads x head_dim", c.num_attention_heads * c.head_dim)
@@ -363,12 +311,6 @@ def _warn_unknown(raw: Mapping[str, Any], used: set[str]) -> None:
     unknown = sorted(k for k in raw if k not in used and k not in HARMLESS and k not in ONLY and k not in _warned)
     if unknown:
         _warned.update(unknown)
-        warnings.warn(f"[config] unknown keys in config.json are ignored: {', '.join(unknown)}.", stacklevel=4)
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _shown(value: object) -> str:
-    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+        some = ", ".join(k if len(k) < 100 else f"{k[:100]}..." for k in unknown[:MOST_NAMED])
+        more = f" and {len(unknown) - MOST_NAMED:,} more" if len(unknown) > MOST_NAMED else ""
+        warnings.warn(f"[config] unknown keys in config.json are ignored: {some}{more}.", stacklevel=4)

@@ -10,10 +10,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import experts, memory, weights
 from ring_mlx.config import read_config
-from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import Model
+from ring_mlx.quantization import loadable_settings
 from ring_mlx.tokenizer import load_tokenizer
 
 
@@ -53,12 +53,7 @@ def load_model(
     """
     folder = Path(path).expanduser()
     config, raw = read_config(folder)
-    quantization = raw.get("quantization")
-    method = (raw.get("quantization_config") or {}).get("quant_method")
-    if quantization is None and method is not None:
-        raise WeightsError(
-            f"quantization method {method!r} is not supported; use the bfloat16 or the mlx-community form."
-        )
+    quantization = loadable_settings(raw)
     shards = weights.find_shards(folder)
     tensors = weights.read_headers(shards)
     target = weights.compute_dtype(raw, tensors, dtype)

@@ -16,7 +16,7 @@ from mlx_lm import chat_templates, tool_parsers
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
 
-from ring_mlx.config import read_json
+from ring_mlx.checkpoint_files import read_json
 from ring_mlx.errors import TokenizerError
 
 ROLE_END = "<|role_end|>"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,11 +20,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
-from safetensors import SafetensorError, safe_open
 
-from ring_mlx.config import RingConfig, read_json
+from ring_mlx import memory
+from ring_mlx.checkpoint_files import is_inside, read_json
+from ring_mlx.config import RingConfig
+from ring_mlx.config_values import shown
 from ring_mlx.errors import WeightsError
 from ring_mlx.model import Model
+from ring_mlx.safetensors_header import read_header
 
 DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 CONFIG_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
@@ -32,9 +36,13 @@ INDEX = "model.safetensors.index.json"
 EXPERT_DIGESTS = "expert_sha256"
 FLOAT32 = (".mlp.gate.expert_bias", ".mlp.gate.gate_proj.weight")
 
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
-_EXPERT = re.compile(r"^(model\.layers\.\d+\.mlp)\.experts\.(\d+)\.(.+)$")
-_ROUTER = re.compile(r"^(model\.layers\.\d+\.mlp\.gate)\.(weight|bias|scales|biases)$")
+# Of the smallest packed form: a word of 32 bits holds 16 parameters of 2 bits.
+MAX_PACKED = 16
+MAX_TENSORS = 400_000
+
+_LAYER = re.compile(r"^model\.layers\.([0-9]{1,6})\.")
+_EXPERT = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp)\.experts\.([0-9]{1,6})\.(.+)$")
+_ROUTER = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp\.gate)\.(weight|bias|scales|biases)$")
 
 
 @dataclass(frozen=True)
@@ -54,15 +62,18 @@ def find_shards(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in order.
 
     Raises:
-        WeightsError: If there are none, or the index names files that are missing.
+        WeightsError: If there are none, or the index names files that are missing or not in the folder.
     """
     index = folder / INDEX
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
+    if index.exists():
+        weight_map = read_json(index, WeightsError).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise WeightsError(f"{index} has no weight_map; download the file again.")
-        names = sorted({str(name) for name in weight_map.values()})
-        missing = [name for name in names if not (folder / name).is_file()]
+        for name in weight_map.values():
+            if not is_inside(name):
+                raise WeightsError(f"{index} names {shown(name)}, which is no file of its folder; correct it.")
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if not (folder / name).exists()]
         if missing:
             raise WeightsError(
                 f"{folder} lacks {_some(missing)} of {len(names)} shards that {INDEX} names; download them."
@@ -75,22 +86,16 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
-    """Name, dtype and shape of every tensor, without reading data.
+    """Name, dtype, shape and place of every tensor, without reading data.
 
     Raises:
-        WeightsError: If a shard is truncated, damaged or unreadable, naming it.
+        WeightsError: If a shard is truncated, damaged or unreadable, naming it, or there are too many tensors.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for shard in shards:
-        try:
-            with safe_open(shard, framework="numpy") as f:
-                for name in f.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
-                    part = f.get_slice(name)
-                    tensors[name] = Tensor(shard, name, part.get_dtype(), tuple(part.get_shape()))
-        except (OSError, SafetensorError) as e:
-            raise WeightsError(
-                f"{shard} is truncated or damaged ({e}); delete the file and download it again."
-            ) from None
+        tensors |= {name: Tensor(shard, name, e.dtype, e.shape) for name, e in read_header(shard).tensors.items()}
+        if len(tensors) > MAX_TENSORS:
+            raise WeightsError(f"{shard.parent} holds more than {MAX_TENSORS:,} tensors; give a checkpoint's folder.")
     return tensors
 
 
@@ -98,7 +103,11 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
     """Tensors under the model's parameter names; the experts of the Hugging Face form as one entry by expert.
 
     Names with mtp, slope or inv_freq, and layers past the last, are left out; so is the head of a tied model.
+
+    Raises:
+        WeightsError: If config.json tells of more than the tensors hold, which is found before anything is built.
     """
+    check_sizes(tensors, config)
     out: dict[str, Tensor | dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
         layer = _LAYER.match(name)
@@ -114,6 +123,27 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
             continue
         out[_ROUTER.sub(r"\1.gate_proj.\2", name)] = tensor
     return out
+
+
+def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
+    """Hold the sizes in config.json against the tensors, so that no size is believed that no file backs.
+
+    Raises:
+        WeightsError: If there are too few layers, or too few elements for the parameters.
+    """
+    layers = {int(found[1]) for name in tensors if (found := _LAYER.match(name))}
+    if config.num_hidden_layers > 1 + max(layers, default=0):
+        raise WeightsError(
+            f"num_hidden_layers {config.num_hidden_layers} in config.json is more than the layers that there are "
+            f"tensors of ({1 + max(layers, default=-1)}); correct it, or download the missing shards."
+        )
+    elements = sum(math.prod(t.shape) for t in tensors.values())
+    parameters = memory.parameter_count(config)
+    if parameters > MAX_PACKED * elements:
+        raise WeightsError(
+            f"config.json describes {parameters:,} parameters, but the tensors hold {elements:,} elements; take the "
+            "file from the checkpoint that the tensors are of."
+        )
 
 
 def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> None:
@@ -142,12 +172,12 @@ def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping
     try:
         nn.quantize(
             model,
-            group_size=int(quantization.get("group_size", 64)),
-            bits=int(quantization.get("bits", 4)),
-            mode=str(quantization.get("mode", "affine")),
+            group_size=quantization.get("group_size") or 64,
+            bits=quantization.get("bits") or 4,
+            mode=quantization.get("mode") or "affine",
             class_predicate=settings,
         )
-    except (ValueError, TypeError, ZeroDivisionError) as e:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as e:
         raise WeightsError(f"quantization in config.json does not fit the tensors ({e}); convert again.") from None
 
 
@@ -164,7 +194,7 @@ def compute_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted:
 def file_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> mx.Dtype:
     """The dtype that config.json names, else the commonest floating one of the tensors."""
     named = raw.get("torch_dtype") or raw.get("dtype")
-    if named in CONFIG_DTYPES:
+    if isinstance(named, str) and named in CONFIG_DTYPES:
         return CONFIG_DTYPES[named]
     floats = [t.dtype for t in tensors.values() if t.dtype in ("BF16", "F16", "F32")]
     return DTYPES[max(set(floats), key=floats.count)] if floats else mx.float32
@@ -188,9 +218,7 @@ def load_arrays(
                 "mlx-community form of the checkpoint."
             )
         if tensor.file not in opened:
-            loaded = mx.load(str(tensor.file))
-            assert isinstance(loaded, dict)
-            opened[tensor.file] = loaded
+            opened[tensor.file] = _mapped(tensor.file)
         return opened[tensor.file][tensor.name]
 
     arrays = {}
@@ -259,21 +287,16 @@ def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exa
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=str).encode())
     digest.update(f"{dtype}{exact}".encode())
     for shard in shards:
+        header = read_header(shard)
+        digest.update(header.raw)
+        if EXPERT_DIGESTS in header.metadata:
+            continue
         with shard.open("rb") as f:
-            length = f.read(8)
-            header = f.read(int.from_bytes(length, "little"))
-            digest.update(length + header)
-            if EXPERT_DIGESTS in (json.loads(header).get("__metadata__") or {}):
-                continue
-            for start, end in _spans(header):
-                for at in _places(start, end):
-                    f.seek(8 + len(header) + at)
-                    digest.update(f.read(min(SAMPLE_BYTES, end - at)))
+            for _, tensor in sorted(header.tensors.items()):
+                for at in _places(tensor.start, tensor.end):
+                    f.seek(len(header.raw) + at)
+                    digest.update(f.read(min(SAMPLE_BYTES, tensor.end - at)))
     return digest.hexdigest()[:32]
-
-
-def _spans(header: bytes) -> list[tuple[int, int]]:
-    return [tuple(t["data_offsets"]) for name, t in sorted(json.loads(header).items()) if name != "__metadata__"]
 
 
 def _places(start: int, end: int) -> list[int]:
@@ -281,6 +304,15 @@ def _places(start: int, end: int) -> list[int]:
     last = max(start, end - SAMPLE_BYTES)
     count = min(16, 1 + (end - start) // (1 << 20))
     return sorted({start + (last - start) * i // count for i in range(count + 1)})
+
+
+def _mapped(file: Path) -> dict[str, mx.array]:
+    try:
+        loaded = mx.load(str(file))
+    except (RuntimeError, ValueError) as e:
+        raise WeightsError(f"{file} cannot be loaded ({e}); use another form of the checkpoint.") from None
+    assert isinstance(loaded, dict)
+    return loaded
 
 
 def _stack(name: str, experts: dict[int, Tensor], count: int, read: Any) -> mx.array:

@@ -10,6 +10,7 @@ from typing import Any
 from ring_mlx.convert.source_files import SourceTensor, tensors_of
 from ring_mlx.errors import HubError, OptionError
 from ring_mlx.hub import NEEDED_FILES, REPO_ID, hub_errors
+from ring_mlx.safetensors_header import check_entries
 
 SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors"))
 
@@ -61,7 +62,7 @@ def tensors(repo: str, revision: str | None) -> dict[str, SourceTensor]:
             name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
             for name, t in part.tensors.items()
         }
-        found |= tensors_of(Path(file), header)
+        found |= tensors_of(Path(file), check_entries(Path(file), header))
     return found
 
 

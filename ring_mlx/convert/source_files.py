@@ -17,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx.errors import WeightsError
-from ring_mlx.weights import Tensor, find_shards, read_headers
+from ring_mlx.safetensors_header import Entry, read_header
+from ring_mlx.weights import MAX_TENSORS, Tensor, find_shards
 
 NUMPY_DTYPES: dict[str, Any] = {
     "BF16": np.uint16,
@@ -30,7 +31,6 @@ NUMPY_DTYPES: dict[str, Any] = {
     "I32": np.int32,
     "I64": np.int64,
 }
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -122,28 +122,25 @@ def local_tensors(folder: Path) -> dict[str, SourceTensor]:
     Raises:
         WeightsError: If shards are missing, truncated or damaged, or a dtype is unknown.
     """
-    shards = find_shards(folder)
-    checked = read_headers(shards)
     tensors: dict[str, SourceTensor] = {}
-    for shard in shards:
-        tensors |= tensors_of(shard, _read_header(shard))
-    return {name: tensors[name] for name in checked}
+    for shard in find_shards(folder):
+        tensors |= tensors_of(shard, read_header(shard).tensors)
+        if len(tensors) > MAX_TENSORS:
+            raise WeightsError(f"{folder} holds more than {MAX_TENSORS:,} tensors; give a checkpoint's folder.")
+    return tensors
 
 
-def tensors_of(shard: Path, header: Mapping[str, Mapping[str, Any]]) -> dict[str, SourceTensor]:
-    """The tensors of one parsed header: objects with dtype, shape and data_offsets by name.
+def tensors_of(shard: Path, header: Mapping[str, Entry]) -> dict[str, SourceTensor]:
+    """The tensors of one header.
 
     Raises:
         WeightsError: If a dtype is unknown.
     """
     tensors = {}
-    for name, info in header.items():
-        if name == "__metadata__":
-            continue
-        if info["dtype"] not in NUMPY_DTYPES:
-            raise WeightsError(f"{name} has dtype {info['dtype']}, which cannot be converted; use another checkpoint.")
-        start, end = info["data_offsets"]
-        tensors[name] = SourceTensor(shard, name, info["dtype"], tuple(info["shape"]), start, end)
+    for name, e in header.items():
+        if e.dtype not in NUMPY_DTYPES:
+            raise WeightsError(f"{name} has dtype {e.dtype}, which cannot be converted; use another checkpoint.")
+        tensors[name] = SourceTensor(shard, name, e.dtype, e.shape, e.start, e.end)
     return tensors
 
 
@@ -159,10 +156,3 @@ def identity(tensors: Mapping[str, SourceTensor]) -> dict[str, dict[str, Any]]:
         }
         for shard, entries in sorted(by_shard.items())
     }
-
-
-def _read_header(shard: Path) -> dict[str, Any]:
-    with shard.open("rb") as f:
-        size = int.from_bytes(f.read(8), "little")
-        header: dict[str, Any] = json.loads(f.read(min(size, MAX_HEADER_BYTES)))
-    return header

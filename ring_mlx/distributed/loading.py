@@ -27,9 +27,9 @@ from ring_mlx.distributed.pipeline import Line, Stage
 from ring_mlx.distributed.plan import MODES, TENSOR, local_config, stages
 from ring_mlx.distributed.reading import read_parts
 from ring_mlx.distributed.tensor import Sum, TensorModel
-from ring_mlx.errors import WeightsError
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import LanguageModel, Model
+from ring_mlx.quantization import loadable_settings
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,7 @@ def plan_part(
         DistributedError: If the model cannot be cut so.
         WeightsError: If it is quantised in a way that is not read.
     """
-    quantization = raw.get("quantization")
-    method = (raw.get("quantization_config") or {}).get("quant_method")
-    if quantization is None and method is not None:
-        raise WeightsError(
-            f"quantization method {method!r} is not supported; use the bfloat16 or the mlx-community form."
-        )
+    quantization = loadable_settings(raw)
     entries = weights.canonical(tensors, config)
     return (_tensor_part if mode == TENSOR else _pipeline_part)(config, entries, quantization, group)
 

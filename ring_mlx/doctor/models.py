@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ring_mlx import memory
 from ring_mlx.bench.shapes import FLASH, MINI
-from ring_mlx.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config, read_json
+from ring_mlx.checkpoint_files import read_json
+from ring_mlx.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config
 from ring_mlx.doctor.finding import NOTE, OK, Finding
 from ring_mlx.errors import NoFitError, RingError
 from ring_mlx.experts import recommend_cache_bytes
+from ring_mlx.quantization import foreign_method
+from ring_mlx.weights import INDEX
 
 SECTION_CACHE, SECTION_FIT = "hub cache", "what fits"
 KNOWN = {"Ring-mini-linear-2.0": MINI, "Ring-flash-linear-2.0": FLASH}
 BITS = (16, 8, 6, 5, 4, 3)
-INDEX = "model.safetensors.index.json"
 
 
 class Fit(NamedTuple):
@@ -107,7 +108,7 @@ def _judged(name: str, folder: Path, room: int) -> Finding:
         if missing:
             remedy = f"run any command with --model {name}; the download goes on where it stopped"
             return Finding(SECTION_CACHE, name, NOTE, f"{seen}, {missing} files of weights missing", remedy, data)
-        method = _foreign_method(raw)
+        method = foreign_method(raw)
         if method:
             remedy = f"ring-mlx convert --model {name} --mlx-path FOLDER"
             return Finding(SECTION_CACHE, name, NOTE, f"{seen}, in the form {method!r}", remedy, data)
@@ -125,14 +126,5 @@ def _missing(folder: Path, present: set[str]) -> int:
     """How many files of weights the index names that are not there; without an index, whether there is none at all."""
     if not (folder / INDEX).is_file():
         return 0 if present else 1
-    try:
-        named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return 0 if present else 1
-    return len(named - present)
-
-
-def _foreign_method(raw: dict[str, Any]) -> str:
-    """The quantisation that must be converted before it loads, if any, as `load_model` sees it."""
-    method = (raw.get("quantization_config") or {}).get("quant_method")
-    return "" if raw.get("quantization") is not None or method is None else str(method)
+    named = read_json(folder / INDEX).get("weight_map")
+    return len({str(n) for n in named.values()} - present) if isinstance(named, dict) else 0 if present else 1

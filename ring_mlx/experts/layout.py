@@ -8,7 +8,6 @@ a hash of each expert, in the order in which they lie.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from ring_mlx import weights
 from ring_mlx.config import RingConfig
 from ring_mlx.errors import WeightsError
+from ring_mlx.safetensors_header import Header, read_header
 
 if TYPE_CHECKING:
     from ring_mlx.convert.source_files import SourceTensor
@@ -29,8 +29,8 @@ PADDING = "padding"
 DIGEST_CHARACTERS = 16
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
-_STACK = re.compile(r"^model\.layers\.(\d+)\.mlp\.switch_mlp\.(.+)$")
-_EXPERT = re.compile(r"^model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
+_STACK = re.compile(r"^model\.layers\.([0-9]{1,6})\.mlp\.switch_mlp\.(.+)$")
+_EXPERT = re.compile(r"^model\.layers\.([0-9]{1,6})\.mlp\.experts\.([0-9]{1,6})\.")
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,11 @@ def find_experts(folder: Path, config: RingConfig) -> dict[int, LayerPlaces]:
         else:
             each = [entry]
         stacks.setdefault(int(found[1]), {})[found[2]] = each  # type: ignore[assignment]
-    bases = {file: _base(file) for file in {t.file for s in stacks.values() for ts in s.values() for t in ts}}
+    headers = {file: read_header(file) for file in {t.file for s in stacks.values() for ts in s.values() for t in ts}}
+    bases = {file: len(header.raw) for file, header in headers.items()}
     digests: dict[str, str] = {}
-    for file in bases:
-        digests |= _digests(file, [t for t in tensors.values() if t.file == file])
+    for file, header in headers.items():
+        digests |= _digests(file, header, [t for t in tensors.values() if t.file == file])
     return {i: _layer(i, stacks[i], config.num_experts, bases, digests) for i in sorted(stacks)}
 
 
@@ -152,16 +153,9 @@ def _merge(spots: Sequence[tuple[Path, int, int]], parts: Sequence[Part]) -> tup
     return tuple(pieces)
 
 
-def _base(file: Path) -> int:
-    with file.open("rb") as f:
-        return 8 + int.from_bytes(f.read(8), "little")
-
-
-def _digests(file: Path, tensors: Sequence[SourceTensor]) -> dict[str, str]:
+def _digests(file: Path, header: Header, tensors: Sequence[SourceTensor]) -> dict[str, str]:
     """Hashes by "layer.expert" from a file's metadata; none if it is not of the streamed layout."""
-    with file.open("rb") as f:
-        header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-    listed = (header.get("__metadata__") or {}).get(weights.EXPERT_DIGESTS)
+    listed = header.metadata.get(weights.EXPERT_DIGESTS)
     if listed is None:
         return {}
     order: dict[str, None] = {}

@@ -1,0 +1,163 @@
+"""Files of a checkpoint, which may be hostile: only regular files are opened, and what is read of them is bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ring_mlx.errors import ConfigError, RingError
+
+MIB = 1 << 20
+# Of a file of settings; an index of 100,000 tensors takes 10 MiB.
+MAX_JSON_BYTES = 32 * MIB
+# A tokenizer of 262,144 tokens takes 32 MiB and has 1.5 million commas. Each may become an object of 64 bytes.
+MAX_TOKENIZER_BYTES = 96 * MIB
+MAX_VALUES = 6_000_000
+# The longest number that is read. More digits are no size, id or setting, and Python refuses thousands of them.
+MAX_DIGITS = 100
+# What commands and libraries look for in a checkpoint's folder besides its safetensors.
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja")
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+Error = Callable[[str], RingError]
+
+
+def open_regular(path: Path, error: Error = ConfigError) -> BinaryIO:
+    """Open a file for reading; a FIFO, socket or device is refused before anything waits for it.
+
+    Args:
+        path: May be a symbolic link, as in huggingface_hub's cache.
+        error: What is raised.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        RingError: If it is not a regular file or cannot be opened.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):
+            raise error(f"{path} is {_kind(kind)}, not a file; download it again.")
+        # Something else may take its place meanwhile, which then does not block.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise error(f"{_short(path)} cannot be read ({e.strerror}); check it and its permissions.") from None
+    except ValueError as e:
+        raise error(f"{_short(path)} is no name of a file ({e}); correct it.") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise error(f"{path} is not a file; download it again.")
+    return file
+
+
+def read_bounded(path: Path, most_bytes: int, error: Error = ConfigError) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        RingError: As `open_regular`, or if it is longer than ``most_bytes``.
+    """
+    with open_regular(path, error) as file:
+        try:
+            data = file.read(most_bytes + 1)
+        except OSError as e:
+            raise error(f"{path} cannot be read ({e.strerror}); check the disk.") from None
+    if len(data) > most_bytes:
+        raise error(f"{path} is longer than {most_bytes // MIB} MiB, which none of its kind is; download it again.")
+    return data
+
+
+def read_json(path: Path, error: Error = ConfigError, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Parse a JSON object from ``path``.
+
+    Raises:
+        RingError: If the file is missing or cannot be read, is too long, is not JSON, or is not an object.
+    """
+    try:
+        data = read_bounded(path, most_bytes, error)
+    except FileNotFoundError:
+        raise error(f"no {path.name} in {path.parent}; give the folder of a downloaded checkpoint.") from None
+    return parse_object(data, str(path), error)
+
+
+def parse_object(data: bytes, name: str, error: Error = ConfigError) -> dict[str, Any]:
+    """Parse a JSON object whose keys are different, in UTF-8, of numbers and a depth that Python can hold.
+
+    Raises:
+        RingError: If it is not one.
+    """
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
+        raise error(f"{name} holds more than {MAX_VALUES:,} values, which none of its kind does; download it again.")
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_object, parse_int=_integer)
+        if b"\\u" in data and _SURROGATE.search(data):
+            # Half of a pair is no text: it could not be printed or written.
+            json.dumps(raw, ensure_ascii=False).encode()
+    except RecursionError:
+        raise error(f"{name} is nested too deeply; download the file again.") from None
+    except ValueError as e:
+        raise error(f"{name} is not valid JSON ({e}); download the file again.") from None
+    if not isinstance(raw, dict):
+        raise error(f"{name} holds a {type(raw).__name__}, not an object; download the file again.")
+    return raw
+
+
+def check_small_files(folder: Path, error: Error = ConfigError, patterns: Iterable[str] = SMALL_FILES) -> None:
+    """Refuse what a library would read of a folder if it is no regular file or too long.
+
+    Raises:
+        RingError: Naming the file.
+    """
+    for pattern in patterns:
+        for path in sorted(folder.glob(pattern)):
+            try:
+                open_regular(path, error).close()
+            except FileNotFoundError:
+                raise error(f"{path} is a link to a file that is missing; download it again.") from None
+            if path.stat().st_size > MAX_TOKENIZER_BYTES:
+                raise error(f"{path} is longer than {MAX_TOKENIZER_BYTES // MIB} MiB; download it again.")
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name that a checkpoint gives is that of a file in its own folder, and one that can be opened."""
+    if not isinstance(name, str) or "\0" in name or name == "..":
+        return False
+    return name == Path(name).name and 0 < len(name.encode("utf-8", "replace")) <= 255
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {_short(twice)!r} stands twice")
+    return made
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+def _short(text: object, most: int = 100) -> str:
+    shown = str(text)
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")

@@ -1,0 +1,59 @@
+"""Single values of a config.json: which sizes and numbers are believed, and how a value is shown in an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
+
+from ring_mlx.errors import ConfigError
+
+# No model of the family comes near. Without a limit, a size would be believed before the weights are looked at.
+MOST = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 1 << 16,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "moe_intermediate_size": 1 << 20,
+    "moe_shared_expert_intermediate_size": 1 << 24,
+    "num_experts": 1 << 17,
+    "num_shared_experts": 1 << 10,
+    "vocab_size": 1 << 24,
+}
+MOST_INTEGER = (1 << 31) - 1
+MOST_FLOAT = 1e30
+
+
+def check_integers(raw: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Refuse sizes that no model has, before anything is calculated from them.
+
+    Raises:
+        ConfigError: If one of ``keys`` is an integer beyond the most that is read.
+    """
+    for key in keys:
+        value, most = raw.get(key), MOST.get(key, MOST_INTEGER)
+        if isinstance(value, int) and not -MOST_INTEGER <= value <= most:
+            raise ConfigError(f"{key} {shown(value)} is beyond {most:,}, the most that is read; correct config.json.")
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value is a positive integer."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is one that float32 holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST_FLOAT <= value <= MOST_FLOAT
+
+
+def shown(value: object, most: int = 200) -> str:
+    """A value as JSON writes it, cut to ``most`` characters."""
+    if isinstance(value, int) and abs(value) > 1 << 200:
+        return f"of {value.bit_length()} bits"
+    try:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    except RecursionError:
+        text = f"a {type(value).__name__} of many levels"
+    return text if len(text) <= most else f"{text[:most]}..."

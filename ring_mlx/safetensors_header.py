@@ -1,0 +1,116 @@
+"""The header of a safetensors file, held against the file's size; knows no names and no models.
+
+The file is 8 bytes of length n, n bytes of JSON, then the data: ``{name: {"dtype", "shape", "data_offsets"}}``, with
+offsets from the end of the header, and ``__metadata__`` of texts. Tensors must cover the data without gap or overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ring_mlx.checkpoint_files import MIB, open_regular, parse_object
+from ring_mlx.config_values import shown
+from ring_mlx.errors import WeightsError
+
+# 100,000 tensors take 15 MiB; a file of the largest models holds a tenth of that.
+MAX_HEADER_BYTES, MAX_TENSORS = 32 * MIB, 100_000
+METADATA = "__metadata__"
+BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor: its dtype as the file names it, its shape, and where its data begins and ends behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's tensors by name, its metadata, and the bytes that say so, the length included."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+    raw: bytes
+
+
+def read_header(file: Path) -> Header:
+    """Read and check the header of a file.
+
+    Raises:
+        WeightsError: If the file is missing, truncated or damaged, naming it.
+    """
+    try:
+        with open_regular(file, WeightsError) as f:
+            size = f.seek(0, 2)
+            f.seek(0)
+            raw = f.read(8)
+            length = int.from_bytes(raw, "little")
+            if length > MAX_HEADER_BYTES:
+                raise _damaged(file, f"a header of {length} bytes")
+            if 8 + length > size:
+                raise _damaged(file, f"{size} bytes, less than its header")
+            raw += f.read(length)
+    except OSError as e:
+        raise _damaged(file, e.strerror or str(e)) from None
+    parsed = parse_object(raw[8:], f"the header of {file}", WeightsError)
+    metadata = parsed.pop(METADATA, None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _damaged(file, "metadata that is not text")
+    return Header(check_entries(file, parsed, size - 8 - length), metadata, raw)
+
+
+def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None = None) -> dict[str, Entry]:
+    """The tensors of a parsed header without its metadata.
+
+    Args:
+        file: For messages.
+        parsed: Objects with dtype, shape and data_offsets by name.
+        data_bytes: How much data there is, which the tensors must cover; None leaves their end open.
+
+    Raises:
+        WeightsError: If one is no tensor, or they do not lie side by side.
+    """
+    if len(parsed) > MAX_TENSORS:
+        raise _damaged(file, f"{len(parsed):,} tensors, more than {MAX_TENSORS:,}")
+    entries = {name: _entry(file, name, info) for name, info in parsed.items()}
+    at = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != at:
+            raise _damaged(file, f"{shown(name)} starts at {entry.start} instead of {at}")
+        at = entry.end
+    if data_bytes is not None and at != data_bytes:
+        raise _damaged(file, f"{data_bytes} bytes of data, but the tensors take {at}")
+    return entries
+
+
+def _entry(file: Path, name: str, info: Any) -> Entry:
+    try:
+        dtype, shape, (start, end) = info["dtype"], info["shape"], info["data_offsets"]
+        whole = [type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)]
+        bits = BITS[dtype] * math.prod(shape) if all(whole) else -1
+    except (LookupError, TypeError, ValueError):
+        raise _damaged(file, f"{shown(name)} is {shown(info)}") from None
+    if bits != 8 * (end - start) or len(shape) > 8:
+        raise _damaged(file, f"{shown(name)} is {shown(info)}")
+    return Entry(dtype, tuple(shape), start, end)
+
+
+def _damaged(file: Path, seen: str) -> WeightsError:
+    return WeightsError(f"{file} is truncated or damaged ({seen}); delete the file and download it again.")
