@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 import warnings
 
@@ -196,17 +197,22 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_killed_fifty_times_while_saving(tmp_path, processes):
-    """After each kill the store opens, all that it names is whole, and a new process goes on."""
+    """After each kill the store opens, all that it names is whole, and a new process goes on.
+
+    Half of the kills come before a random operation on a file, the others at a random moment after the first save.
+    """
     chance, interrupted = random.Random(0), 0
     for n in range(50):
-        process = processes.Process(target=saver.save_for_ever, args=(tmp_path, n * 1000, 3_000_000))
+        saved = processes.Semaphore(0)
+        last_step = chance.randrange(1, 60) if n % 2 else None
+        process = processes.Process(target=saver.save_for_ever, args=(tmp_path, n * 1000, 3_000_000, saved, last_step))
         process.start()
-        before = time.monotonic()
-        while not list(tmp_path.rglob("*.json")) and time.monotonic() - before < 20:
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0.03, 0.12))
-        process.kill()
+        if last_step is None:
+            assert saved.acquire(timeout=120), "nothing was saved"
+            time.sleep(chance.uniform(0, 0.1))
+            process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL
         store = Store(tmp_path, "mark", 3_000_000)
         interrupted += any(tmp_path.rglob(".writing-*"))
         for _, manifest in list(store.manifests())[-4:]:
