@@ -63,10 +63,10 @@ def test_select():
         select(questions, ["c"], None)
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"{}\n"), gzip.compress(b"[1]\n"), gzip.compress(b"{")])
-def test_a_broken_suite_is_one_line(tmp_path, capsys, content):
+@pytest.mark.parametrize("text", [None, b"{}\n", b"[1]\n", b"{"])
+def test_a_broken_suite_is_one_line(tmp_path, capsys, text):
     path = tmp_path / "suite.gz"
-    path.write_bytes(content)
+    path.write_bytes(b"not gzip" if text is None else gzip.compress(text))
     assert main(["eval", "--suite", str(path)]) == 2
     assert capsys.readouterr().err.startswith(f"ring-mlx: [option] suite {path} cannot be read")
 

@@ -6,13 +6,10 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 import types
-import urllib.error
 import urllib.request
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -31,6 +28,8 @@ from ring_mlx.model import DecoderLayer
 from tests import foreign
 from tests.compare import assert_close
 from tests.conftest import TOKENIZER_FILES
+from tests.serving import wait_until
+from tests.test_distributed import free_ports
 from tests.through_mlx_lm import build, said_alone, until_stop
 from tests.tiny import config, save_hf, tokens
 
@@ -239,12 +238,19 @@ def test_evaluate(command, lm_eval, tmp_path):
         assert found == right.rpartition(tokenizer.think_end)[2]
 
 
+def answers(port):
+    """Whether a server says there that it is well."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of a running ``python -m ring_mlx.mlx_lm_plugin server`` on the demo model."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    (port,) = free_ports(1)
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -262,13 +268,8 @@ def server(tmp_path_factory):
             stderr=out,
         )
     try:
-        for _ in range(300):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+        wait_until(lambda: process.poll() is not None or answers(port), seconds=120)
+        assert process.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
