@@ -13,7 +13,7 @@ demo: .venv/ready
 	else set -x; .venv/bin/ring-mlx generate --prompt "$(DEMO_PROMPT)" --max-tokens 256; fi
 
 test: .venv-test/ready lint
-	.venv-test/bin/python -m pytest
+	.venv-test/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .

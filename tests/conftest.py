@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 
 import pytest
 from tokenizers import Tokenizer
@@ -14,6 +15,14 @@ from ring_mlx.serve.settings import Settings
 from tests.tiny import config, save_hf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def pytest_configure(config):
+    """Give each run a temporary folder of its own: those that pytest numbers are cleaned by all runs on a machine."""
+    if config.option.basetemp is None:
+        folder = tempfile.TemporaryDirectory(prefix="ring-tests-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        config.option.basetemp = f"{folder.name}/t"
 
 
 @pytest.fixture(scope="session")
