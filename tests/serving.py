@@ -48,7 +48,7 @@ def start_stream(server, body):
     """A socket whose stream has begun."""
     data = json.dumps(body).encode()
     s = socket.create_connection(("127.0.0.1", server.server_port), timeout=20)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
     s.sendall(head.encode() + b"\r\n\r\n" + data)
     return s
 

@@ -15,7 +15,7 @@ import openai
 import pytest
 from mlx_lm.sample_utils import make_logits_processors
 
-from ring_mlx import demo_model_path, render_chat, stream_generate
+from ring_mlx import render_chat, stream_generate
 from ring_mlx.cli import main
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.failures import ApiError
@@ -253,15 +253,6 @@ def test_the_next_turn_reads_only_what_is_new(serve, toy):
 
 
 # Parts and the command
-
-
-def test_too_many_connections(tmp_path):
-    server = Server(Settings(demo_model_path(), "toy", store=False), port=0, max_connections=1)
-    server.start()
-    with socket.create_connection(("127.0.0.1", server.server_port)):
-        time.sleep(0.2)
-        assert send(server, "GET", "/health")[0] == 503
-    assert server.close()
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path):

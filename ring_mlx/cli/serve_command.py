@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HELP = {
     "model_name": "what clients call the model (the repository, or the folder's name)",
-    "api_key": "clients must send it as Authorization: Bearer; RING_MLX_API_KEY keeps it out of the list of processes",
+    "api_key": "clients must send it as Bearer or X-Api-Key; RING_MLX_API_KEY keeps it out of the list of processes",
     "max_tokens": "tokens of an answer where the request names no number (2048)",
     "temp": "temperature where the request names none (0.6)",
     "top_p": "nucleus probability where the request names none (1)",
     "batch": "requests that are read or answered at once (8)",
     "queue": "requests that may wait beyond those; more get 503 (64)",
     "step": "prompt tokens read between two tokens of the other answers (512)",
-    "body": "longest body of a request (32 MiB)",
+    "body": "longest body of a request (8 MiB)",
+    "hosts": "further names, separated by commas, that clients may ask for; * admits all (this machine's own)",
     "cache_dir": "folder for snapshots (the system's for caches, or RING_MLX_CACHE)",
     "ahead": "do not read the start of the next turn while nobody waits",
 }
@@ -50,6 +51,7 @@ def add(commands: Any) -> None:
     a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     a.add_argument("--port", type=options.natural_int, default=8080, help="port; 0 takes a free one (8080)")
     a.add_argument("--api-key", help=HELP["api_key"])
+    a.add_argument("--allowed-hosts", type=_names, default=(), metavar="NAMES", help=HELP["hosts"])
     a.add_argument("--log-requests", action="store_true", help="print a line for each request")
     d = parser.add_argument_group("where a request says nothing else")
     d.add_argument("--max-tokens", type=options.positive_int, default=2048, help=HELP["max_tokens"])
@@ -58,7 +60,7 @@ def add(commands: Any) -> None:
     g = parser.add_argument_group("how much at once")
     g.add_argument("--max-batch", type=options.positive_int, default=8, help=HELP["batch"])
     g.add_argument("--max-queue", type=options.positive_int, default=64, help=HELP["queue"])
-    g.add_argument("--max-body", type=options.byte_count, default=32 << 20, metavar="SIZE", help=HELP["body"])
+    g.add_argument("--max-body", type=options.byte_count, default=8 << 20, metavar="SIZE", help=HELP["body"])
     g.add_argument("--prefill-step-size", type=options.positive_int, default=512, help=HELP["step"])
     s = parser.add_argument_group("snapshots")
     s.add_argument("--cache-dir", type=Path, help=HELP["cache_dir"])
@@ -157,6 +159,7 @@ def make_server(args: argparse.Namespace, key: str | None, load: Load | None = N
         args.port,
         api_key=key,
         max_body_bytes=args.max_body,
+        allowed_hosts=args.allowed_hosts,
         log_requests=args.log_requests,
         load=load,
     )
@@ -184,6 +187,10 @@ def make_settings(args: argparse.Namespace) -> Settings:
         store_budget_bytes=args.store_size,
         read_ahead=not args.no_read_ahead,
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _name(model: str | None) -> str:

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ring_mlx.branches import Prompt, Renderer
 from ring_mlx.errors import PromptError, RingError, TokenizerError
-from ring_mlx.generation import check_lengths, encode_prompt
+from ring_mlx.generation import check_lengths
+from ring_mlx.serve.encoding import Encoder
 from ring_mlx.serve.failures import ModelLostError, bad, busy
 from ring_mlx.serve.job import Job
 from ring_mlx.serve.metrics import Metrics
@@ -18,8 +18,6 @@ from ring_mlx.serve.protocol import Asked
 from ring_mlx.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-
     from ring_mlx.model import Model
     from ring_mlx.serve.parts import Parts
     from ring_mlx.serve.work import Work
@@ -40,11 +38,10 @@ class Engine:
         self.settings, self.metrics, self._load_parts = settings, metrics, load
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._encoding = threading.Lock()
         self._closed = False
         self._gauges: dict[str, float] = {}
         self._model: Model | None = None
-        self._tokenizer: TokenizerWrapper | None = None
+        self._encoder: Encoder | None = None
         self._loaded, self._at_rest = threading.Event(), threading.Event()
         self.failure: RingError | None = None
         self._thread = threading.Thread(target=self._run, name="ring-mlx model", daemon=True)
@@ -73,24 +70,41 @@ class Engine:
             raise self.failure
         return done
 
-    def prepare(self, asked: Asked) -> Job:
+    @property
+    def encoder(self) -> Encoder:
+        """Prepares requests.
+
+        Raises:
+            ApiError: 503 if the model is not there, or too many wait.
+        """
+        if self.state != "ok" or self._encoder is None:
+            raise busy(f"the model is not ready ({self.state}); try again.", 5)
+        if sum(not j.cancelled.is_set() for j in self._waiting.copy()) >= self.settings.max_queue:
+            raise busy(f"{self.settings.max_queue} requests wait already; try again.")
+        return self._encoder
+
+    def prepare(self, asked: Asked, gone: Callable[[], bool] = lambda: False) -> Job:
         """Render, encode and measure a request, on the thread that brings it.
+
+        Args:
+            asked: The request.
+            gone: Says whether the client has left.
 
         Raises:
             ApiError: If the model is not there, or the request does not fit it.
+            GoneError: If the client leaves meanwhile.
         """
-        if self.state != "ok" or self._model is None or self._tokenizer is None:
-            raise busy(f"the model is not ready ({self.state}); try again.", 5)
+        encoder, prompt = self.encoder, None
+        assert self._model is not None
         config = self._model.config
         try:
-            with self._encoding:
-                prompt, renderer = _render(self._tokenizer, asked)
+            prompt, renderer = encoder.prompt(asked, gone)
             count = len(prompt.ids)
             check_lengths(self._model, count, 0, 1, 1, asked.thinking_budget)
         except TokenizerError as e:
             raise bad(str(e), "messages" if asked.chat else "prompt", "template_error") from None
         except PromptError as e:
-            code = "context_length_exceeded" if prompt.ids else "invalid_value"
+            code = "context_length_exceeded" if prompt is None or prompt.ids else "invalid_value"
             raise bad(str(e), "messages" if asked.chat else "prompt", code) from None
         named = [*prompt.ids, *(asked.sampling.logit_bias or {})]
         if max(named) >= config.vocab_size or asked.sampling.top_k >= config.vocab_size:
@@ -105,10 +119,7 @@ class Engine:
             ApiError: 503 if too many wait.
         """
         with self._changed:
-            if self.state != "ok":
-                raise busy(f"the model is not ready ({self.state}); try again.", 5)
-            if sum(not j.cancelled.is_set() for j in self._waiting) >= self.settings.max_queue:
-                raise busy(f"{self.settings.max_queue} requests wait already; try again.")
+            _ = self.encoder
             self._waiting.append(job)
             self._changed.notify()
 
@@ -160,7 +171,8 @@ class Engine:
         parts = (self._load_parts or Parts.load)(self.settings)
         work = Work(parts, self.metrics)
         self._gauges = work.gauges()
-        self._model, self._tokenizer = parts.model, parts.tokenizer
+        self._encoder = Encoder(parts.tokenizer, parts.model.config.max_position_embeddings)
+        self._model = parts.model
         return work
 
     def _turn(self, work: Work) -> None:
@@ -200,12 +212,3 @@ class Engine:
         with self._changed:
             while self._waiting:
                 self._waiting.popleft().events.put(error)
-
-
-def _render(tokenizer: TokenizerWrapper, asked: Asked) -> tuple[Prompt, Renderer | None]:
-    if asked.chat:
-        assert isinstance(asked.prompt, list)
-        renderer = Renderer(tokenizer, asked.tools or None, asked.template_options)
-        return renderer.prompt(asked.prompt), renderer  # type: ignore[arg-type]
-    ids = encode_prompt(tokenizer, asked.prompt)  # type: ignore[arg-type]
-    return Prompt(asked.prompt if isinstance(asked.prompt, str) else "", ids, None), None

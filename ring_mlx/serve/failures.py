@@ -39,6 +39,10 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+class GoneError(Exception):
+    """The client has left."""
+
+
 class ModelLostError(BaseException):
     """The model cannot go on, whoever asks; no exception of one request's, so that nothing takes it for that.
 

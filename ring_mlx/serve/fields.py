@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ring_mlx.serve.failures import ApiError, bad
 
 MOST_INT = 1 << 53  # what every JSON reader keeps exactly
-MOST_LEVELS = 64
+MOST_LEVELS, MOST_VALUES, MOST_DIGITS, PIECE_BYTES = 64, 1 << 18, 64, 1 << 18
+LONG_NUMBER = re.compile(rb"[0-9]{%d}" % MOST_DIGITS)
+HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]|%b' % LONG_NUMBER.pattern, re.DOTALL)
 
 
 class Fields:
@@ -87,28 +91,57 @@ def read_object(body: bytes) -> dict[str, Any]:
     """A request's body as the JSON object that it must be.
 
     Raises:
-        ApiError: If it is not UTF-8, not JSON, not an object, nested too deeply, or has half a surrogate pair.
+        ApiError: If `read_json` cannot read it, or it is not an object.
+    """
+    try:
+        value = read_json(body)
+    except ValueError as e:
+        raise bad(f"the body is not JSON ({str(e)[:100]}); send one object.", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise bad("the body is not a JSON object; send one.", code="invalid_json")
+    return value
+
+
+def read_json(text: bytes) -> Any:
+    """What JSON says, once it is certain that to read it takes little time: meanwhile no other thread can work.
+
+    Raises:
+        ValueError: If it is not UTF-8, not JSON, or has half a surrogate pair.
+        ApiError: If it has too many values, is nested too deeply, or has a number of too many digits.
     """
 
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
+    pieces = range(0, len(text), PIECE_BYTES)
+    long = any(LONG_NUMBER.search(text, at, at + PIECE_BYTES + MOST_DIGITS) for at in pieces)
+    if long or sum(map(text.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        _check_size(text)
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=refuse)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates are JSON, but not text
+        value = json.loads(text.decode("utf-8"), parse_constant=refuse)
     except RecursionError:
         raise _too_deep() from None
-    except ValueError as e:
-        raise bad(f"the body is not JSON ({str(e)[:100]}); send one object.", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise bad("the body is not a JSON object; send one.", code="invalid_json")
+    if HALF_PAIR.search(text):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates are JSON, but not text
     level: list[Any] = [value]
-    for _ in range(MOST_LEVELS):
-        level = [v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)]
+    for _ in range(MOST_LEVELS + 1):
         level = [v for v in level if isinstance(v, (dict, list))]
+        level = [v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)]
     if level:
         raise _too_deep()
     return value
+
+
+def _check_size(text: bytes) -> None:
+    """Count values and look for long numbers, outside of strings."""
+    values = 0
+    for match in TOKEN.finditer(text):
+        first = text[match.start()]
+        values += first in b"[{,"
+        if first in b"0123456789":
+            raise bad(f"the JSON has a number of {MOST_DIGITS} digits or more; send shorter ones.", code="invalid_json")
+        if values > MOST_VALUES:
+            raise ApiError(413, f"the JSON has more than {MOST_VALUES} values; send fewer.", code="body_too_large")
 
 
 def _too_deep() -> ApiError:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from ring_mlx.serve.failures import ApiError
+from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_object
 from ring_mlx.serve.job import Finished, Job, Said
 from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
 from ring_mlx.serve.replies import Reply, model_of
-from ring_mlx.serve.wire import GoneError, Wire
+from ring_mlx.serve.wire import Wire
 from ring_mlx.session_events import PrefillProgress
 
 POLL_S, KEEP_ALIVE_S = 0.05, 5.0
@@ -33,31 +33,13 @@ OPEN = ("/health",)
 class Handler(Wire):
     """Answers the requests of one connection, one after the other."""
 
-    def do_GET(self) -> None:
-        """Models, health and metrics."""
-        self._guarded()
-
-    def do_POST(self) -> None:
-        """Chat and completions."""
-        self._guarded()
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class says of requests that it cannot read, in OpenAI's form."""
-        self.close_connection, self._started = True, False
-        self.request_version = self.protocol_version  # else the answer would have no head
-        wrong = ApiError(code, message or "the request cannot be read.", code="bad_http")
-        self._refuse(_wrong_method(self._path()) if code == 501 else wrong)
-
-    def _guarded(self) -> None:
+    def _answer(self) -> None:
         """Answer; whatever happens, the client is told in JSON or has left, and the connection stays in step."""
-        self._started, self._read_body = False, False
-        if self.command == "GET" and (self.headers.get("Content-Length") or self.headers.get("Transfer-Encoding")):
-            self.close_connection = True  # its body is not read, and must not be taken for the next request
         try:
             self._route()
-        except (GoneError, ConnectionError, TimeoutError):
-            self.close_connection = True
-            self.server.metrics.count("http_requests_total", route=self._route_label(), status="gone")
+        except (GoneError, OSError):
+            self._count("gone")
+            raise GoneError from None
         except ApiError as e:
             self._refuse(e)
         except Exception:  # noqa: BLE001 a traceback is for the server's log
@@ -66,13 +48,14 @@ class Handler(Wire):
 
     def _route(self) -> None:
         path = self._path()
+        self._check_hosts()
         if path not in OPEN:
             self._check_key()
         named = path.removeprefix(MODELS + "/") if path.startswith(MODELS + "/") else None
         known = MODELS if named is not None else path
         if known not in METHODS:
             raise ApiError(404, f"there is no {path[:100]} here; see docs/serve.md.", code="unknown_url")
-        if METHODS[known] != self.command:
+        if METHODS[known] != self.method:
             raise _wrong_method(path)
         routes: dict[str, Callable[[], None]] = {
             "/v1/chat/completions": lambda: self._generate(parse_chat),
@@ -83,16 +66,28 @@ class Handler(Wire):
         }
         routes[known]()
 
+    def _check_hosts(self) -> None:
+        """Refuse web pages of other places; a client without ``Host`` (HTTP/1.0) is no browser."""
+        hosts, origin = self.server.hosts, self.headers.get("origin")
+        for name in self.authorities:
+            if not hosts.allows(name):
+                text = f"{name[:100]!r} is no name of this server; use its address, or start with --allowed-hosts."
+                raise ApiError(403, text, code="host_not_allowed")
+        foreign = self.headers.get("sec-fetch-site", "").lower() == "cross-site"
+        if foreign if origin is None else not hosts.allows_origin(origin):
+            text = f"the web page {(origin or '')[:100]!r} may not ask here; start with --allowed-hosts to let it."
+            raise ApiError(403, text, code="origin_not_allowed")
+
     def _check_key(self) -> None:
         key = self.server.api_key
         if key is None:
             return
-        scheme, _, given = (self.headers.get("Authorization") or "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode())
-        if not same or scheme.lower() != "bearer":
+        scheme, _, given = self.headers.get("authorization", "").partition(" ")
+        keys = [self.headers.get("x-api-key", ""), given.strip() if scheme.lower() == "bearer" else ""]
+        if not any(hmac.compare_digest(k.encode("latin-1"), key) for k in keys):
             raise ApiError(
                 401,
-                "no key, or a wrong one; send Authorization: Bearer KEY.",
+                "no key, or a wrong one; send Authorization: Bearer KEY, or X-Api-Key: KEY.",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
@@ -122,10 +117,12 @@ class Handler(Wire):
     # Generation
 
     def _generate(self, parse: Callable[..., Asked]) -> None:
-        engine = self.server.engine
-        asked = parse(read_object(self._body()), engine.settings.sampling)
-        self._check_model(asked.model)
-        job = engine.prepare(asked)
+        engine, body = self.server.engine, self._body()
+        with engine.encoder.turn(len(body), self._gone):
+            asked = parse(read_object(body), engine.settings.sampling)
+            self._check_model(asked.model)
+            job = engine.prepare(asked, self._gone)
+        del body
         engine.submit(job)
         reply = Reply(asked, engine.settings.name)
         try:
@@ -157,11 +154,11 @@ class Handler(Wire):
                 self._begin_stream()
                 self._tell(reply.first())
             if event is None or isinstance(event, PrefillProgress):
-                self._chunk(f": {progress}\n\n")
+                self._piece(f": {progress}\n\n")
             else:
                 self._tell(reply.last(event) if isinstance(event, Finished) else reply.add(event))
             quiet_since = time.monotonic()
-        self._chunk("data: [DONE]\n\n")
+        self._piece("data: [DONE]\n\n")
         self._end_stream("200")
 
     def _tell(self, pieces: Iterator[dict[str, Any]]) -> None:
@@ -190,23 +187,21 @@ class Handler(Wire):
 
     def _refuse(self, e: ApiError) -> None:
         """Tell a failure: with its status, or within the stream that has begun."""
-        self.close_connection = self.close_connection or self._started or not self._read_body
-        try:
-            if self._started:
-                self._event(e.body())
-                self._end_stream("broken")
-            else:
-                self._send(e.status, e.body(), headers=e.headers)
-        except OSError:
-            self.close_connection = True
+        if self._started:
+            self._closing = True
+            self._event(e.body())
+            self._end_stream("broken")
+        else:
+            self._send(e.status, e.body(), headers=e.headers)
 
     def _path(self) -> str:
-        return unquote(getattr(self, "path", "").partition("?")[0]).rstrip("/") or "/"
+        return unquote(self.path.partition("?")[0]).rstrip("/") or "/"
 
-    def _route_label(self) -> str:
-        """The route for the metrics; whatever is not one of ours is one word, so that clients cannot make up labels."""
+    def _count(self, status: str) -> None:
+        """Whatever is not one of our routes is one word, so that clients cannot make up labels."""
         path = self._path()
-        return path if path in METHODS else MODELS if path.startswith(MODELS) else "other"
+        route = path if path in METHODS else MODELS if path.startswith(MODELS) else "other"
+        self.server.metrics.count("http_requests_total", route=route, status=status)
 
 
 def _wrong_method(path: str) -> ApiError:

@@ -7,18 +7,19 @@ clients send many. Beside OpenAI's own there are ``top_k``, ``min_p``, ``repetit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ring_mlx.serve.failures import bad, cannot
-from ring_mlx.serve.fields import Fields
+from ring_mlx.serve.fields import Fields, read_json
 from ring_mlx.session_events import Sampling
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo")
-MOST_STOPS, MOST_TOP_LOGPROBS, MOST_SEED = 16, 20, 1 << 63
+MOST_STOPS, MOST_STOP_CHARS, MOST_TOP_LOGPROBS, MOST_SEED = 16, 1_000, 20, 1 << 63
+# An agent's long day is 2,000 messages, a large set of tools 100; what is far above only costs time.
+MOST_MESSAGES, MOST_TOOLS, MOST_BIASES, MOST_OPTIONS = 4_096, 1_000, 10_000, 100
 TEMPLATE_OWN = {
     *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length"),
     *("messages", "padding", "processor_kwargs", "return_assistant_tokens_mask", "return_dict", "return_tensors"),
@@ -98,6 +99,11 @@ def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> Asked:
     return replace(_common(fields, prompt, defaults), top_logprobs=fields.integer("logprobs", 0, MOST_TOP_LOGPROBS))
 
 
+def _check_count(what: str, count: int, most: int, param: str | None = None) -> None:
+    if count > most:
+        raise bad(f"{count} {what} are more than {most}; send fewer.", param or what, "invalid_value")
+
+
 def _common(fields: Fields, prompt: Any, defaults: Sampling) -> Asked:
     for name in UNSUPPORTED:
         if fields.get(name):
@@ -138,6 +144,7 @@ def _sampling(fields: Fields, defaults: Sampling) -> Sampling:
 
 def _logit_bias(fields: Fields) -> dict[int, float] | None:
     given = fields.object("logit_bias")
+    _check_count("logit_bias", len(given), MOST_BIASES)
     inner = Fields(given, "logit_bias.")
     if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
         fields.refuse("logit_bias", "must have token ids as keys")
@@ -149,6 +156,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     stops = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > MOST_STOPS:
         fields.refuse("stop", f"must be a text or at most {MOST_STOPS} of them, none empty")
+    _check_count("characters in a stop", max(map(len, stops), default=0), MOST_STOP_CHARS, "stop")
     return tuple(stops)
 
 
@@ -156,6 +164,7 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
     given = fields.array("messages")
     if not given:
         fields.refuse("messages", "must be an array with at least one message")
+    _check_count("messages", len(given), MOST_MESSAGES)
     return [_message(m, f"messages[{i}].") for i, m in enumerate(given)]
 
 
@@ -205,8 +214,8 @@ def _call(given: Any, place: str) -> dict[str, Any]:
         function.refuse("name", "must be the name of a function")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
+            arguments = read_json(arguments.encode() or b"{}")
+        except ValueError:
             function.refuse("arguments", "must be JSON")
     if arguments is not None and not isinstance(arguments, dict):
         function.refuse("arguments", "must be a JSON object")
@@ -218,6 +227,7 @@ def _call(given: Any, place: str) -> dict[str, Any]:
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
     tools = fields.array("tools")
+    _check_count("tools", len(tools), MOST_TOOLS)
     for i, tool in enumerate(tools):
         kind = tool.get("type", "function") if isinstance(tool, dict) else None
         function = tool.get("function") if isinstance(tool, dict) else None
@@ -231,6 +241,7 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
 
 def _template_options(fields: Fields) -> dict[str, Any]:
     options = fields.object("chat_template_kwargs")
+    _check_count("chat_template_kwargs", len(options), MOST_OPTIONS)
     for name, value in options.items():
         if name in TEMPLATE_OWN or not (value is None or isinstance(value, (bool, int, float, str))):
             fields.refuse("chat_template_kwargs", "may hold the template's own plain options, such as enable_thinking")

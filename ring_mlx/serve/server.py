@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import socketserver
 import sys
 import threading
 import time
-from http.server import ThreadingHTTPServer
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import busy
 from ring_mlx.serve.handler import Handler
+from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.settings import Settings
+from ring_mlx.serve.slots import Slots
 
 if TYPE_CHECKING:
     from ring_mlx.serve.engine import Load
 
+MOST_BODY_BYTES = 8 << 20
 
-class Server(ThreadingHTTPServer):
+
+class Server(socketserver.ThreadingTCPServer):
     """Serves one model; a thread a connection, and one for the model.
 
     Args:
@@ -30,7 +35,8 @@ class Server(ThreadingHTTPServer):
         host, port: Where to listen; port 0 takes a free one, which ``server_port`` names.
         api_key: What clients must send, or None.
         max_body_bytes: Longer bodies are refused.
-        max_connections: More are refused.
+        max_connections: Beyond them, those that wait for their client are closed, or the new one is refused.
+        allowed_hosts: Names that clients may ask for, beside this machine's own; see `Hosts`.
         log_requests: Print a line for each.
         load: As for `Engine`.
 
@@ -49,14 +55,17 @@ class Server(ThreadingHTTPServer):
         port: int = 8080,
         *,
         api_key: str | None = None,
-        max_body_bytes: int = 32 << 20,
+        max_body_bytes: int = MOST_BODY_BYTES,
         max_connections: int = 256,
+        allowed_hosts: Iterable[str] = (),
         log_requests: bool = False,
         load: Load | None = None,
     ) -> None:
-        self.api_key, self.max_body_bytes, self.log_requests = api_key, max_body_bytes, log_requests
+        self.api_key = api_key.strip().encode() if api_key is not None else None
+        self.max_body_bytes, self.log_requests = max_body_bytes, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
-        self._free = threading.BoundedSemaphore(max_connections)
+        self.hosts, self.slots = Hosts(host, allowed_hosts), Slots(max_connections)
+        _allow_files(2 * max_connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
@@ -65,9 +74,9 @@ class Server(ThreadingHTTPServer):
         self.engine = Engine(settings, self.metrics, load)
 
     def server_bind(self) -> None:
-        """Bind, without asking a name server who we are."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        """Bind, and note the port that the system chose."""
+        super().server_bind()
+        self.server_port = int(self.server_address[1])
 
     def start(self) -> threading.Thread:
         """Serve on another thread."""
@@ -77,7 +86,7 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for a connection, or a short refusal where there are too many."""
-        if self._free.acquire(blocking=False):
+        if self.slots.take(request):
             super().process_request(request, client_address)
             return
         body = json.dumps(busy("too many connections.").body()).encode()
@@ -94,7 +103,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self.slots.free(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks is no event; anything else is told in one line."""
@@ -108,3 +117,11 @@ class Server(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
         return at_rest
+
+
+def _allow_files(count: int) -> None:
+    """Let the process open so many files more: macOS allows 256 by itself, fewer than there may be connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 256 + count if hard == resource.RLIM_INFINITY else min(256 + count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

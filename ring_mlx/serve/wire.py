@@ -1,93 +1,253 @@
-"""The bytes of one HTTP connection: bodies in, JSON and streams out, clients that leave; knows no route."""
+"""HTTP/1.1 on one connection: requests and bodies in, JSON and streams out, clients that are slow or leave.
+
+h11 reads and writes the protocol. What it is lenient about, and what another server between here and the client may
+read otherwise, is refused: bare line ends, folded headers, a header twice that may come once, two lengths of one body.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import select
 import socket
+import socketserver
 import sys
+import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler
+from email.utils import formatdate
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import h11
+
 from ring_mlx import __version__
-from ring_mlx.serve.failures import ApiError, bad
+from ring_mlx.serve.failures import ApiError, GoneError, bad
+from ring_mlx.serve.slots import Stage
 
 if TYPE_CHECKING:
     from ring_mlx.serve.server import Server
 
-DRAIN_BYTES = 8 << 20
+# Seconds for all of a request's head, all of its body, between two requests, for one piece of an answer to be taken, and
+# to let a client that is refused go on sending until it has read why.
+HEAD_S, BODY_S, IDLE_S, SEND_S, LINGER_S = 10.0, 60.0, 60.0, 60.0, 5.0
+MOST_HEAD_BYTES, MOST_HEADERS, MOST_CHUNKS, READ_BYTES = 1 << 16, 100, 1 << 15, 1 << 16
+NOT_HTTP = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\n[ \t]|[\0-\x08\x0b\x0c\x0e-\x1f]")
+ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
+ONCE = {
+    *("authorization", "content-encoding", "content-length", "content-type", "expect", "host", "origin"),
+    *("sec-fetch-site", "transfer-encoding", "x-api-key"),
+}
 
 
-class GoneError(Exception):
-    """The client has left."""
-
-
-class Wire(BaseHTTPRequestHandler):
+class Wire(socketserver.BaseRequestHandler):
     """What the routes speak through."""
 
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = f"ring-mlx/{__version__}", ""
-    timeout = 60  # a client that neither sends nor reads for so long has left
-    disable_nagle_algorithm = True
     server: Server
-    _started = _read_body = _chunked = False  # of the request at hand: stream begun, body read, stream in chunks
+
+    def setup(self) -> None:
+        """Start with nothing read."""
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = b""
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is known of the next request yet."""
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
+        self.method, self.path, self.authorities = "", "/", list[str]()
+        self.headers: dict[str, str] = {}
+        self._started = self._closing = False  # whether a stream has begun, and whether this request is the last
 
     def handle(self) -> None:
-        """As the base class, but a client that vanishes is no event."""
+        """Answer one request after the other, until either side has had enough."""
         try:
-            super().handle()
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
+            while self._next_request():
+                self._answer()
+                if self._closing or {self._http.our_state, self._http.their_state} != {h11.DONE}:
+                    break
+            self._linger()
+        except (GoneError, OSError):
+            pass
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """One line a request, where that is wanted."""
-        if self.server.log_requests:
-            print(f"ring-mlx: {self.address_string()} {format % args}", file=sys.stderr)
-
-    def _gone(self) -> bool:
-        """Whether the client has closed its side."""
+    def _next_request(self) -> bool:
+        """Read a head; False if there is none, or one that has been refused."""
+        self._forget()
         try:
-            poll = select.poll()  # select.select takes no file number above 1023
-            poll.register(self.connection, select.POLLIN)
-            return bool(poll.poll(0)) and not self.connection.recv(1, socket.MSG_PEEK)
-        except (OSError, ValueError):
-            return True
+            head = self._read_head()
+            self.server.slots.work(self.request)
+            if head:
+                self._parse(head)
+            return bool(head)
+        except h11.RemoteProtocolError as e:
+            self._refuse(_not_http(e))
+        except ApiError as e:
+            self._refuse(e)
+        return False
+
+    def _read_head(self) -> bytes:
+        """The bytes of a head; empty where the client has none to send."""
+        self.server.slots.wait(self.request, Stage.IDLE)
+        buffer, seen, deadline = bytearray(self._buffer), 0, time.monotonic() + IDLE_S
+        while True:
+            if buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: one may stand before a request
+                del buffer[:2]
+            end = buffer.find(b"\r\n\r\n", max(0, seen - 3))
+            size = end + 4 if end >= 0 else len(buffer)
+            _check_head(buffer, max(0, seen - 1), size)
+            if end >= 0:
+                self._buffer = bytes(buffer[size:])
+                return bytes(buffer[:size])
+            if buffer and not seen:
+                deadline = time.monotonic() + HEAD_S
+                self.server.slots.wait(self.request, Stage.HEAD)
+            seen = len(buffer)
+            try:
+                data = self._receive(deadline)
+            except TimeoutError:
+                if not buffer:
+                    return b""
+                raise ApiError(408, f"the head took more than {HEAD_S:g} s.", code="timeout") from None
+            if not data:
+                return b""
+            buffer += data
+
+    def _parse(self, head: bytes) -> None:
+        """What a head says.
+
+        Raises:
+            ApiError, h11.RemoteProtocolError: If it is wrong.
+        """
+        self._http.receive_data(head)
+        event = self._http.next_event()
+        assert isinstance(event, h11.Request)
+        self.method = event.method.decode()
+        target = event.target.decode()
+        absolute = ABSOLUTE.fullmatch(target)
+        self.path = absolute[2] if absolute else target
+        lines = [line.decode("latin-1").partition(":") for line in head.split(b"\r\n")[1:-2]]
+        names = [name.lower() for name, _, _ in lines]
+        self.headers = {name: line[2].strip(" \t") for name, line in zip(names, lines, strict=True)}
+        self.authorities = [self.headers[n] for n in ("host",) if n in self.headers] + (
+            [absolute[1]] if absolute else []
+        )
+        if event.http_version not in (b"1.0", b"1.1"):
+            raise ApiError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here.", code="bad_http")
+        if len(names) > MOST_HEADERS:
+            raise ApiError(431, f"{len(names)} headers are more than {MOST_HEADERS}.", code="bad_http")
+        for name in ONCE:
+            if names.count(name) > 1:
+                raise bad(f"the header {name} came twice; send it once.", code="bad_http")
+        if "transfer-encoding" in names and ("content-length" in names or event.http_version == b"1.0"):
+            raise bad("Transfer-Encoding takes HTTP/1.1 and no Content-Length.", code="bad_http")
+        if "," in self.headers.get("content-length", ""):
+            raise bad("Content-Length is a list; send one number.", code="bad_http")
+        if "transfer-encoding" not in names and int(self.headers.get("content-length", "0")) == 0:
+            self._http.next_event()  # so that h11 sees the end of an empty body
 
     def _body(self) -> bytes:
         """The request's body.
 
         Raises:
-            ApiError: 411, 413 or 415, or 400 where its length makes no sense.
+            ApiError: 408, 411, 413, 415 or 417, or 400 where it is not HTTP.
             GoneError: If it ends early.
         """
-        length, most = self.headers.get("Content-Length"), self.server.max_body_bytes
-        if self.headers.get("Transfer-Encoding") or length is None:
-            raise ApiError(411, "the body has no Content-Length; send one.", code="length_required")
-        if not (length.isascii() and length.isdigit() and len(length) < 19):
-            raise bad(f"Content-Length {length[:30]!r} is not a number.", code="bad_http")
-        if int(length) > most:
-            self._drain(int(length))
-            text = f"the body of {length} bytes exceeds {most}; shorten it, or start with --max-body."
-            raise ApiError(413, text, code="body_too_large")
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            raise GoneError
-        self._read_body = True
-        kind = (self.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+        length, most = self.headers.get("content-length"), self.server.max_body_bytes
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        coding = self.headers.get("content-encoding", "identity").lower()
         if kind != "application/json":
             # Also keeps web pages out: a page cannot send this type to another origin without being allowed to.
             raise ApiError(415, "the body must be sent as Content-Type: application/json.", code="bad_content_type")
-        return body
-
-    def _drain(self, length: int) -> None:
-        """Read some of a body that is refused, so that a client that only sends sees the answer."""
-        left = min(length, DRAIN_BYTES)
+        if coding != "identity":
+            text = f"Content-Encoding {coding[:40]!r} is not read here; send the body as it is."
+            raise ApiError(415, text, code="bad_content_encoding", headers={"Accept-Encoding": "identity"})
+        if self.headers.get("expect", "100-continue").lower() != "100-continue":
+            raise ApiError(417, "the only Expect is 100-continue.", code="bad_http")
+        if length is None and "transfer-encoding" not in self.headers:
+            self._closing = True  # what follows may be a body, and must not be taken for a request
+            raise ApiError(411, "the body has no Content-Length; send one, or chunks.", code="length_required")
+        if length is not None and int(length) > most:
+            raise _too_large(int(length), most)
+        if self._http.they_are_waiting_for_100_continue:
+            self._write(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+        self.server.slots.wait(self.request, Stage.BODY)
         try:
-            while left and (got := self.rfile.read(min(left, 1 << 16))):
-                left -= len(got)
-        except OSError:
-            pass
+            return self._read_body(most)
+        except TimeoutError:
+            raise ApiError(408, f"the body took more than {BODY_S:g} s.", code="timeout") from None
+        except h11.RemoteProtocolError as e:
+            raise _not_http(e) from None
+        finally:
+            self.server.slots.work(self.request)
+
+    def _read_body(self, most: int) -> bytes:
+        body, chunks, deadline = bytearray(), 0, time.monotonic() + BODY_S
+        if self._buffer and self._http.their_state is h11.SEND_BODY:
+            self._http.receive_data(self._buffer)
+            self._buffer = b""
+        while self._http.their_state is h11.SEND_BODY:
+            event = self._http.next_event()
+            if isinstance(event, h11.Data):
+                body += event.data
+                chunks += event.chunk_start
+                if len(body) > most:
+                    raise _too_large(len(body), most)
+                if chunks > MOST_CHUNKS:
+                    raise ApiError(
+                        413, f"the body has more than {MOST_CHUNKS} chunks; send larger ones.", code="bad_http"
+                    )
+            elif event is h11.NEED_DATA:
+                data = self._receive(deadline)
+                if not data:
+                    raise GoneError
+                self._http.receive_data(data)
+        self._buffer = self._http.trailing_data[0] or self._buffer
+        return bytes(body)
+
+    def _receive(self, deadline: float) -> bytes:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.request.settimeout(left)
+        return bytes(self.request.recv(READ_BYTES))
+
+    def _linger(self) -> None:
+        """Let a client that is still sending read its answer: to close now would take that from it."""
+        self.server.slots.wait(self.request, Stage.IDLE)
+        self.request.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + LINGER_S
+        with contextlib.suppress(TimeoutError):
+            while self._http.their_state is not h11.DONE and self._receive(deadline):
+                pass
+
+    def _gone(self) -> bool:
+        """Whether the client has closed its side."""
+        try:
+            poll = select.poll()  # select.select takes no file number above 1023
+            poll.register(self.request, select.POLLIN)
+            return bool(poll.poll(0)) and not self.request.recv(1, socket.MSG_PEEK)
+        except (OSError, ValueError):
+            return True
+
+    def _write(self, *events: h11.Event) -> None:
+        data = b"".join(self._http.send(event) or b"" for event in events)
+        self.request.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            data = data[self.request.send(data) :]
+        if data:
+            self.server.slots.wait(self.request, Stage.SEND)
+            self.request.settimeout(SEND_S)
+            self.request.sendall(data)
+            self.server.slots.work(self.request)
+
+    def _head(self, status: int, headers: Mapping[str, str]) -> h11.Response:
+        own = {"Server": f"ring-mlx/{__version__}", "Date": formatdate(usegmt=True)}
+        if self._closing or self._http.their_state is not h11.DONE:
+            own["Connection"] = "close"  # neither must a body that is not read
+        if self.server.log_requests:
+            print(f"ring-mlx: {self.client_address[0]} {self.method} {self.path[:200]} {status}", file=sys.stderr)
+        return h11.Response(
+            status_code=status, reason=HTTPStatus(status).phrase, headers=list((own | {**headers}).items())
+        )
 
     def _send(
         self,
@@ -97,43 +257,50 @@ class Wire(BaseHTTPRequestHandler):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-        self.server.metrics.count("http_requests_total", route=self._route_label(), status=str(status))
-
-    def _event(self, piece: dict[str, Any]) -> None:
-        self._chunk(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n")
-
-    def _chunk(self, text: str) -> None:
-        data = text.encode()
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-
-    def _end_stream(self, status: str) -> None:
-        if self._chunked:
-            self.wfile.write(b"0\r\n\r\n")
-        self.server.metrics.count("http_requests_total", route=self._route_label(), status=status)
+        head = self._head(status, {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})})
+        self._write(head, h11.Data(data=b"" if self.method == "HEAD" else data), h11.EndOfMessage())
+        self._count(str(status))
 
     def _begin_stream(self) -> None:
         self._started = True
-        self._chunked = self.request_version >= "HTTP/1.1"
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Cache-Control", "no-cache")
-        if self._chunked:
-            self.send_header("Transfer-Encoding", "chunked")
-        else:
-            self.close_connection = True
-            self.send_header("Connection", "close")
-        self.end_headers()
+        self._write(self._head(200, {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}))
 
-    def _route_label(self) -> str:
-        """What the metrics call the route."""
-        return "other"
+    def _event(self, piece: dict[str, Any]) -> None:
+        self._piece(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n")
+
+    def _piece(self, text: str) -> None:
+        self._write(h11.Data(data=text.encode()))
+
+    def _end_stream(self, status: str) -> None:
+        self._write(h11.EndOfMessage())
+        self._count(status)
+
+    # What the routes add
+
+    def _answer(self) -> None:
+        raise NotImplementedError
+
+    def _refuse(self, e: ApiError) -> None:
+        raise NotImplementedError
+
+    def _count(self, status: str) -> None:
+        raise NotImplementedError
+
+
+def _check_head(head: bytearray, start: int, end: int) -> None:
+    """Refuse what more lenient readers than h11 could take for something else, and what is too long."""
+    if NOT_HTTP.search(head, start, end):
+        raise bad("this is not HTTP/1.1 (a control character, a bare or folded line).", code="bad_http")
+    if end > MOST_HEAD_BYTES:
+        status, what = (414, "address is") if head.find(b"\r\n", 0, MOST_HEAD_BYTES) < 0 else (431, "headers are")
+        raise ApiError(status, f"the {what} longer than {MOST_HEAD_BYTES} bytes.", code="bad_http")
+
+
+def _not_http(e: h11.RemoteProtocolError) -> ApiError:
+    why = str(e).partition(": bytearray")[0]  # what follows is the line itself, which may be long or a key
+    return bad(f"this is not HTTP/1.1 ({why}).", code="bad_http")
+
+
+def _too_large(length: int, most: int) -> ApiError:
+    text = f"the body of {length} bytes exceeds {most}; shorten it, or start with --max-body."
+    return ApiError(413, text, code="body_too_large")

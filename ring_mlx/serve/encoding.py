@@ -1,0 +1,93 @@
+"""Requests to prompts that fit the model's context: what cannot fit is refused before it costs time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ring_mlx.branches import Prompt, Renderer, encode
+from ring_mlx.errors import PromptError
+from ring_mlx.generation import encode_prompt
+from ring_mlx.serve.failures import GoneError
+from ring_mlx.serve.protocol import Asked
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+LARGE_BYTES, POLL_S = 1 << 16, 0.05
+# Text of so many bytes a token of the context is encoded at once; longer text is counted before, piece by piece.
+PLAUSIBLE_BYTES, PIECE_CHARS = 4, 1 << 14
+
+
+class Encoder:
+    """Renders and encodes; any thread may call it.
+
+    Args:
+        tokenizer: The model's.
+        context_tokens: Most tokens of a prompt.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper, context_tokens: int) -> None:
+        self._tokenizer, self._context = tokenizer, context_tokens
+        self._longest_bytes = max(len(token.encode()) for token in tokenizer.get_vocab())
+        self._large = threading.Lock()
+
+    @contextmanager
+    def turn(self, size: int, gone: Callable[[], bool]) -> Iterator[None]:
+        """Large requests are prepared one at a time, so that they leave the processor to the model and to small ones.
+
+        Raises:
+            GoneError: If the client leaves while it waits.
+        """
+        if size <= LARGE_BYTES:
+            yield
+            return
+        while not self._large.acquire(timeout=POLL_S):
+            if gone():
+                raise GoneError
+        try:
+            yield
+        finally:
+            self._large.release()
+
+    def prompt(self, asked: Asked, gone: Callable[[], bool]) -> tuple[Prompt, Renderer | None]:
+        """The prompt of a request, and of a chat its renderer.
+
+        Raises:
+            PromptError: If it is certain to exceed the context.
+            TokenizerError: If the template refuses the messages.
+            GoneError: If the client leaves meanwhile.
+        """
+        given, renderer = asked.prompt, None
+        if asked.chat:
+            renderer = Renderer(self._tokenizer, asked.tools or None, asked.template_options)
+            text = renderer.text(given)  # type: ignore[arg-type]
+            self._check(text, gone)
+            return encode(self._tokenizer, text), renderer
+        if isinstance(given, str):
+            self._check(given, gone)
+        elif len(given) > self._context:
+            raise self._too_long(len(given))
+        ids = encode_prompt(self._tokenizer, given)  # type: ignore[arg-type]
+        return Prompt(given if isinstance(given, str) else "", ids, None), None
+
+    def _check(self, text: str, gone: Callable[[], bool]) -> None:
+        size, count = len(text.encode()), 0
+        if size > self._context * self._longest_bytes:
+            raise self._too_long(-(-size // self._longest_bytes))
+        if size <= self._context * PLAUSIBLE_BYTES:
+            return
+        for at in range(0, len(text), PIECE_CHARS):
+            if gone():
+                raise GoneError
+            count += len(self._tokenizer.encode(text[at : at + PIECE_CHARS], add_special_tokens=False))
+            if count > self._context * 5 // 4:  # a cut may split a token, but not every fifth one
+                raise self._too_long(count)
+
+    def _too_long(self, count: int) -> PromptError:
+        return PromptError(
+            f"at least {count} tokens exceed the context of {self._context}; shorten the prompt or use a checkpoint "
+            "with a longer context."
+        )

@@ -1,0 +1,58 @@
+"""The names under which a server may be asked, so that a web page cannot reach it through a name of its own.
+
+A page may load its own name, change what that name resolves to, and so ask a server on this machine as if it were its
+own (DNS rebinding). The browser still sends the page's name as ``Host``. An IP address cannot be made to point elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.%-]+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{0,5}))?")
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#@]+)")
+ANY = "*"
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Hosts:
+    """Says which ``Host`` and ``Origin`` are those of this server.
+
+    Args:
+        bound: Where the server listens. A wildcard such as ``0.0.0.0`` admits every IP address, but no further name.
+        allowed: Further names; ``*`` admits all.
+    """
+
+    def __init__(self, bound: str, allowed: Iterable[str] = ()) -> None:
+        address = _name(bound or "::")
+        self._any_address = not isinstance(address, str) and address.is_unspecified
+        self._all = ANY in allowed
+        self._names = {"localhost", address, *(_name(name) for name in allowed)}
+
+    def allows(self, authority: str) -> bool:
+        """Whether ``name``, ``name:port``, ``address:port`` or ``[address]:port`` is this server; any port will do."""
+        if self._all:
+            return True
+        match = AUTHORITY.fullmatch(authority)
+        if match is None or int(match[3] or 0) > 65535:
+            return False
+        name = _name(match[1] or match[2])
+        if name in self._names:
+            return True
+        return not isinstance(name, str) and (name.is_loopback or self._any_address)
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether a page of this ``Origin`` is served by this machine or an allowed name; ``null`` is not."""
+        match = ORIGIN.fullmatch(origin)
+        return self._all or (match is not None and self.allows(match[1]))
+
+
+def _name(text: str) -> str | Address:
+    """An address, or a name as it is compared: in small letters, without the dot at its end."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return text.lower().removesuffix(".")
+    return getattr(address, "ipv4_mapped", None) or address

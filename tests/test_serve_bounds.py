@@ -1,0 +1,210 @@
+"""What ``ring-mlx serve`` refuses before it renders or encodes it, and what it must not refuse."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from ring_mlx.errors import PromptError
+from ring_mlx.serve import fields, protocol
+from ring_mlx.serve.encoding import LARGE_BYTES, PIECE_CHARS, Encoder
+from ring_mlx.serve.failures import ApiError, GoneError
+from ring_mlx.serve.fields import read_json, read_object
+from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
+from ring_mlx.serve.server import MOST_BODY_BYTES
+from ring_mlx.session_events import Sampling
+from tests.serving import CHAT, GOOD, TOOLS, send, user
+
+MANY = fields.MOST_VALUES + 1
+HUGE = {
+    "elements": b"[" + b"1," * MANY + b"1]",
+    "objects": b"[" + b"{}," * MANY + b"{}]",
+    "keys": b"{" + b",".join(b'"%d":1' % i for i in range(MANY)) + b"}",
+    "empty strings": b"[" + b'"",' * MANY + b'""]',
+    "arrays in arrays": b"[" * MANY,
+    "a long number": b'{"seed": ' + b"9" * 64 + b"}",
+    "many long numbers": b"[" + (b"9" * 4000 + b",") * 1000 + b"1]",
+    "a long fraction": b'{"top_p": 0.' + b"1" * 1_000_000 + b"}",
+    "a long exponent": b'{"top_p": 1e' + b"9" * 100 + b"}",
+    "strings before": b'{"a": "' + b"," * MANY + b'", "b": "\\\\\\"", "c": ' + b"8" * 64 + b"}",
+    "an open string before": b'"' + b'\\"' * 500_000,
+    "quotes": b'"' * 1_000_001 + b"," * MANY,
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_json_that_takes_long_is_not_parsed(name, monkeypatch):
+    if name not in ("an open string before", "quotes"):  # these are no JSON, and found out at once
+        monkeypatch.setattr(json, "loads", lambda *a, **k: pytest.fail("it was parsed"))
+    with pytest.raises(ApiError) as e:
+        read_object(HUGE[name])
+    assert e.value.status in (400, 413)
+
+
+def test_what_only_looks_like_much_is_read():
+    text = "[{," * MANY + "9" * 100 + '"\\'
+    assert read_json(json.dumps({"a": text, "b": [text[-3:]] * 1000, "c": 10**60}).encode())["a"] == text
+    nested = b"[" * (fields.MOST_LEVELS + 1) + b"]" * (fields.MOST_LEVELS + 1)
+    assert read_json(nested)
+    with pytest.raises(ApiError, match="levels"):
+        read_json(b"[" + nested + b"]")
+
+
+def test_real_requests_are_read():
+    """An agent's 2,000 messages and 100 tools, a text of 128k tokens as escapes, and as many ids."""
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string", "description": "x" * 80} for i in range(60)}}
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": schema}} for i in range(100)]
+    call = [{"id": "c", "type": "function", "function": {"name": "f1", "arguments": '{"a": [1, 2]}'}}]
+    turn = [
+        {"role": "assistant", "tool_calls": call},
+        {"role": "tool", "tool_call_id": "c", "content": '{"a": 1}' * 30},
+    ]
+    bodies = [
+        {"messages": user("x", *turn * 1000), "tools": tools, "logit_bias": {str(i): -100 for i in range(5000)}},
+        {"messages": user("文" * 131_072 * 2)},
+    ]
+    for body in bodies:
+        data = json.dumps(body).encode()
+        assert len(data) < MOST_BODY_BYTES
+        asked = parse_chat(read_object(data), Sampling())
+        assert (len(asked.prompt), len(asked.tools)) == (len(body["messages"]), len(body.get("tools", ())))
+    ids = [150_000] * 131_072
+    assert parse_completion(read_object(json.dumps({"prompt": ids}).encode()), Sampling()).prompt == ids
+
+
+TOO_MANY = [
+    {"messages": user("x") * (protocol.MOST_MESSAGES + 1)},
+    {"tools": TOOLS * (protocol.MOST_TOOLS + 1)},
+    {"stop": "x" * (protocol.MOST_STOP_CHARS + 1)},
+    {"stop": ["a", "x" * (protocol.MOST_STOP_CHARS + 1)]},
+    {"logit_bias": {str(i): 1 for i in range(protocol.MOST_BIASES + 1)}},
+    {"chat_template_kwargs": {f"o{i}": 1 for i in range(protocol.MOST_OPTIONS + 1)}},
+    {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a":' + "[" * 80 + "]" * 80 + "}"}}]}]},
+    {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" + "1," * MANY + "1]"}}]}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", TOO_MANY, ids=lambda c: next(iter(c)))
+def test_too_many_of_a_kind(change):
+    with pytest.raises(ApiError, match=r"more than|exceed") as e:
+        parse_chat(GOOD | change, Sampling())
+    assert e.value.status in (400, 413)
+    name, value = next(iter(change.items()))
+    if name in ("tools", "logit_bias", "chat_template_kwargs"):
+        fewer = value[:-1] if isinstance(value, list) else dict(list(value.items())[:-1])
+        parse_chat(GOOD | {name: fewer}, Sampling())
+
+
+class Counted:
+    """A tokenizer of words that counts what it is asked to encode."""
+
+    bos_token, is_fast = None, False
+    has_chat_template = True
+
+    def __init__(self):
+        self.encoded = 0
+
+    def get_vocab(self):
+        return {"x": 0, "lengthy": 1, "éé": 2}
+
+    def encode(self, text, add_special_tokens=True):
+        self.encoded += len(text)
+        return [1] * len(text.split())
+
+    def apply_chat_template(self, messages, **_):
+        return "".join(m["content"] for m in messages)
+
+
+def stay():
+    return False
+
+
+def prompt_of(encoder, text, chat, gone=stay):
+    return encoder.prompt(Asked(chat, user(text) if chat else text), gone)[0]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_text_of_more_bytes_than_any_tokens_have_is_not_encoded(chat):
+    tokenizer = Counted()
+    with pytest.raises(PromptError, match="at least 1001 tokens exceed the context of 1000"):
+        prompt_of(Encoder(tokenizer, 1000), "lengthy" * 1000 + "x", chat)
+    assert tokenizer.encoded == 0
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_longer_text_is_counted_in_pieces_and_refused_early(chat):
+    tokenizer = Counted()
+    with pytest.raises(PromptError, match="exceed the context"):
+        prompt_of(Encoder(tokenizer, 50_000), "x " * 170_000, chat)
+    assert tokenizer.encoded < 50_000 * 2 * 5 // 4 + 2 * PIECE_CHARS
+    assert len(prompt_of(Encoder(tokenizer, 50_000), "lengthy" * 7 * 7000, chat).ids) == 1, (
+        "few tokens of many bytes fit"
+    )
+
+
+def test_a_client_that_leaves_stops_the_encoding():
+    tokenizer = Counted()
+    with pytest.raises(GoneError):
+        prompt_of(Encoder(tokenizer, 100_000), "x " * 300_000, True, lambda: tokenizer.encoded > 3 * PIECE_CHARS)
+    assert tokenizer.encoded <= 4 * PIECE_CHARS
+
+
+def test_ids_beyond_the_context_are_counted_only():
+    with pytest.raises(PromptError, match="exceed the context"):
+        Encoder(Counted(), 10).prompt(Asked(False, [0] * 11), stay)
+
+
+def test_large_requests_take_turns_and_small_ones_need_none():
+    encoder, order, left = Encoder(Counted(), 10), [], threading.Event()
+
+    def wait():
+        try:
+            with encoder.turn(LARGE_BYTES + 1, left.is_set):
+                order.append("second")
+        except GoneError:
+            order.append("gone")
+
+    with encoder.turn(LARGE_BYTES + 1, stay):
+        threads = [threading.Thread(target=wait)]
+        threads[0].start()
+        with encoder.turn(LARGE_BYTES, stay):
+            order.append("small")
+        left.set()
+        threads[0].join(10)
+        order.append("first")
+        left.clear()
+        threads.append(threading.Thread(target=wait))
+        threads[1].start()
+        time.sleep(0.1)
+    threads[1].join(10)
+    assert order == ["small", "gone", "first", "second"]
+
+
+def test_what_is_too_much_is_refused_while_a_short_request_is_answered(serve):
+    """Over HTTP: none of them is rendered or encoded, whichever limit it meets."""
+    server = serve(max_body_bytes=64 << 20)
+    tokenizer = server.engine._encoder._tokenizer
+    encoded = []
+    real = type(tokenizer._tokenizer).__call__
+    type(tokenizer._tokenizer).__call__, restore = (lambda s, t, **k: encoded.append(len(t)) or real(s, t, **k)), real
+    try:
+        for body in (
+            {"messages": user("word " * 6_000_000)},
+            {"messages": user("x") * 300_000},
+            {"messages": user("x"), "logit_bias": {str(i): 1 for i in range(1_000_000)}},
+            {"messages": user("x"), "stop": ["s"] * 300_000},
+            {"messages": user("x"), "tools": TOOLS * 50_000},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 300_000}]},
+        ):
+            status, _, answer = send(server, "POST", CHAT, body)
+            assert status in (400, 413), (status, answer)
+        assert send(server, "POST", "/v1/completions", {"prompt": "word " * 6_000_000})[0] == 400
+        assert send(server, "POST", "/v1/completions", {"prompt": [1] * 200_000})[0] == 400
+        assert encoded == []
+        assert send(server, "POST", CHAT, GOOD)[0] == 200
+        assert len(encoded) == 1
+    finally:
+        type(tokenizer._tokenizer).__call__ = restore
