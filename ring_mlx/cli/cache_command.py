@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,32 +49,33 @@ def _info(args: argparse.Namespace) -> int:
         return 0
     print(f"{_folder(args)}: {_words(sum(m['bytes'] for m in found))} for {len(found)} models")
     for m in found:
-        print(f"{m['fingerprint'][:12]}  {m['snapshots']:5d} snapshots  {_words(m['bytes']):>9}  {m['model']}")
+        print(f"{m['fingerprint'][:12]}  {m['snapshots']:5d} snapshots  {_words(m['bytes']):>9}  {_shown(m['model'])}")
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
     rows = []
     for store in _stores(args):
-        for path, manifest in store.manifests():
-            rows.append(
-                {
-                    "model": manifest["model"],
-                    "fingerprint": store.folder.name,
-                    "tokens": manifest["offset"],
-                    "kind": manifest["kind"],
-                    "bytes": sum(manifest["sizes"].values()),
-                    "used": path.stat().st_mtime,
-                }
-            )
+        for path, manifest in store.manifests(_say):
+            with suppress(FileNotFoundError):  # Another process may prune meanwhile.
+                rows.append(
+                    {
+                        "model": manifest["model"],
+                        "fingerprint": store.folder.name,
+                        "tokens": manifest["offset"],
+                        "kind": manifest["kind"],
+                        "bytes": sum(manifest["sizes"].values()),
+                        "used": path.lstat().st_mtime,
+                    }
+                )
     rows.sort(key=lambda row: -row["used"])
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
     print(f"{'model':12}  {'tokens':>7}  {'kind':8}  {'size':>9}  used (sizes count blocks that others share)")
     for row in rows:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
-        print(f"{row['fingerprint'][:12]}  {row['tokens']:7d}  {row['kind']:8}  {_words(row['bytes']):>9}  {when}")
+        kind, size, when = _shown(row["kind"]), _words(row["bytes"]), _when(row["used"])
+        print(f"{row['fingerprint'][:12]}  {row['tokens']:7d}  {kind:8}  {size:>9}  {when}")
     return 0
 
 
@@ -98,20 +101,43 @@ def _folder(args: argparse.Namespace) -> Path:
 def _stores(args: argparse.Namespace) -> list[Store]:
     from ring_mlx.snapshots.stores import stores
 
-    found = stores(_folder(args))
+    found = stores(_folder(args), _say)
+    for store in found:
+        for text in store.strangers():
+            _say(text)
     if args.model is None:
         return found
-    return [s for s in found if s.folder.name.startswith(args.model) or _summary(s)["model"].startswith(args.model)]
+    return [s for s in found if s.folder.name.startswith(args.model) or _model(s).startswith(args.model)]
+
+
+def _say(text: str) -> None:
+    """On standard error, in one line, whatever a file is called."""
+    line = " ".join(text.split())
+    print(f"ring-mlx: [cache] {line if line.isprintable() else ascii(line)[1:-1]}", file=sys.stderr)
 
 
 def _summary(store: Store) -> dict[str, Any]:
-    manifests = [m for _, m in store.manifests()]
     return {
-        "model": next((m["model"] for m in manifests), ""),
+        "model": _model(store),
         "fingerprint": store.folder.name,
-        "snapshots": len(manifests),
-        "bytes": sum(f.stat().st_size for f in store.folder.rglob("*") if f.is_file()),
+        "snapshots": len(list(store.manifests(_say))),
+        "bytes": store.nbytes(),
     }
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
+
+
+def _model(store: Store) -> str:
+    return next((str(m["model"]) for _, m in store.manifests()), "")
+
+
+def _when(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):  # A file may bear any time.
+        return "unknown"
 
 
 def _words(nbytes: int) -> str:

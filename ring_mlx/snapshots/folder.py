@@ -48,8 +48,11 @@ class ModelFolder:
             OSError: If a folder is a link, something else, or another user's.
         """
         _check_root(self.root)
-        for folder in (self.path.parent, self.path, self.manifests, self.blobs):
-            check_private(folder)
+        check_private(self.path.parent)
+        check_private(self.path)
+        for folder in (self.manifests, self.blobs):
+            with suppress(FileNotFoundError):
+                check_private(folder)
         if not self._tightened:
             self._tightened = True
             for entry in (*_entries(self.manifests), *_entries(self.blobs)):

@@ -70,6 +70,7 @@ def _is_layer(x: object) -> bool:
 
 
 _CHECKS = {
+    "version": lambda x: _is_count(x, VERSION, VERSION),
     "fingerprint": lambda x: isinstance(x, str),
     "model": lambda x: isinstance(x, str),
     "kind": lambda x: isinstance(x, str),

@@ -43,14 +43,19 @@ def unpack_block(arrays: Mapping[str, mx.array], header: Mapping[str, str], form
         KeyError, ValueError: If something is missing or senseless.
     """
     held: list[mx.array] = []
+    names = {"tokens"}
     for i, layer in enumerate(form):
         for name, parts in _slots(i, layer):
+            stored = QUANTISED_PARTS if name in header else parts
+            names |= {name + part for part in stored}
+            found = [arrays[name + part] for part in stored]
             if name in header:
                 bits, group = map(int, header[name].split())
-                w, scales, biases = (arrays[name + part] for part in QUANTISED_PARTS)
-                held.append(mx.dequantize(w, scales, biases, group_size=group, bits=bits))
-            else:
-                held += [arrays[name + part] for part in parts]
+                w, scales, biases = found
+                found = [mx.dequantize(w, scales, biases, group_size=group, bits=bits)]
+            held += found
+    if names != set(arrays):
+        raise ValueError("it holds other arrays than its form has")
     if arrays["tokens"].ndim != 1 or arrays["tokens"].dtype != mx.int32:
         raise ValueError("its tokens are none")
     tokens = np.array(arrays["tokens"], dtype=np.int32)

@@ -18,7 +18,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ class Store:
         try:
             self._files.check()
             candidates = self._candidates(ids, longer_than)
-            self.name_strangers()
+            for text in self.strangers()[:1]:
+                self._warn(text)
         except FileNotFoundError:
             return None
         except OSError as e:
@@ -125,10 +126,9 @@ class Store:
         """As `ModelFolder.check`."""
         self._files.check()
 
-    def name_strangers(self) -> None:
-        """Warn of files that are none of ours."""
-        for path in self._files.strangers()[:1]:
-            self._warn(f"{path} is no file of a snapshot; ignored.")
+    def strangers(self) -> list[str]:
+        """A line for each file among the snapshots' that is none of ours."""
+        return [f"{path} is no file of a snapshot; ignored." for path in self._files.strangers()]
 
     def last_used(self) -> float:
         """When a snapshot was used last."""
@@ -156,16 +156,16 @@ class Store:
                         remove(path)
             return self._collect(self.budget_bytes if budget_bytes is None else budget_bytes)
 
-    def manifests(self, warn: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every good manifest; the first that is not is named if ``warn``."""
+    def manifests(self, say: Callable[[str], object] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every good manifest; ``say`` is told of those that are not."""
         for path in self._paths():
             try:
                 yield path, read_manifest(path)
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as e:
-                if warn:
-                    self._warn(_damage(path, e))
+                if say is not None:
+                    say(_damage(path, e))
 
     def _paths(self) -> list[Path]:
         return [self._files.manifest(*found) for found in sorted(self._files.snapshots())]
@@ -300,7 +300,7 @@ class Store:
     def _warn(self, text: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"[cache] {text}", stacklevel=2)
+            warnings.warn(f"[cache] {' '.join(text.split())}", stacklevel=2)
 
 
 def _damage(path: Path, reason: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,24 +13,26 @@ from ring_mlx.snapshots.manifest import VERSION
 from ring_mlx.snapshots.store import Store, default_folder
 
 
-def stores(root: Path) -> list[Store]:
-    """Every model's snapshots in a folder; a folder that is a link or another user's is named and left alone."""
-    if not (root / f"v{VERSION}").is_dir():
-        return []
+def stores(root: Path, say: Callable[[str], object]) -> list[Store]:
+    """Every model's snapshots in a folder; ``say`` is told what is a link, another user's or none of ours."""
     found = []
-    for path in sorted((root / f"v{VERSION}").iterdir()):
-        store = Store(root, path.name, 1 << 62)
-        try:
-            if not MODEL_NAME.fullmatch(path.name):
-                raise ValueError("it is no folder of snapshots")
-            store.check()
-            found.append(store)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as e:
-            if not path.name.startswith("."):
-                warnings.warn(f"[cache] {path} is ignored ({e}); remove it.", stacklevel=2)
+    try:
+        for path in _folders(root / f"v{VERSION}"):
+            store = Store(root, path.name, 1 << 62)
+            try:
+                if not MODEL_NAME.fullmatch(path.name):
+                    raise ValueError("it is no folder of snapshots")
+                store.check()
+                found.append(store)
+            except (OSError, ValueError) as e:
+                say(f"{path} is ignored ({e}); mend or remove it.")
+    except OSError as e:
+        say(f"{root} cannot be used ({e}); mend it or give another folder.")
     return found
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(p for p in parent.iterdir() if p.name[0] != ".") if os.path.lexists(parent) else []
 
 
 def free_disk(nbytes: int, near: str | os.PathLike[str], store: str | os.PathLike[str] | bool = True) -> int:
@@ -49,7 +51,7 @@ def free_disk(nbytes: int, near: str | os.PathLike[str], store: str | os.PathLik
     with suppress(OSError, ValueError):
         if root is None or os.stat(root).st_dev != os.stat(near).st_dev:
             return 0
-        for one in sorted(stores(root), key=Store.last_used):
+        for one in sorted(stores(root, lambda _: None), key=Store.last_used):
             missing = nbytes - shutil.disk_usage(near).free
             if missing <= 0:
                 break
