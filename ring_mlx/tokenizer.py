@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pkgutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,14 +17,18 @@ from mlx_lm import chat_templates, tool_parsers
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
 
-from ring_mlx.checkpoint_files import read_json
+from ring_mlx.checkpoint_files import check_small_files, read_json
+from ring_mlx.config_values import MOST_INTEGER, shown
 from ring_mlx.errors import TokenizerError
+from ring_mlx.tokenizer_check import check_tokenizer
 
 ROLE_END = "<|role_end|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 # transformers gives this type its plain class, which is what tokenizer.json says. Without a type it would look for a
 # class or a program that the checkpoint names, and ask at a terminal whether to run it.
 PLAIN = {"tokenizer_type": "olmo2", "trust_remote_code": False, "local_files_only": True}
+# Text of many kinds, which a tokenizer must take without an error before it is given a prompt.
+PROBE = "Hello, world!\n\n  123 + 4567 = <b>\u00e9\u4f60\U0001f600</b>\x00\t'S "
 # What mlx-lm imports by a name in tokenizer_config.json, and where from.
 NAMED_MODULES = {"tool_parser_type": tool_parsers, "chat_template_type": chat_templates}
 
@@ -61,19 +66,36 @@ def make_tokenizer(
         TokenizerError: If the files are missing or unreadable, or the tokenizer exists as code only.
         ConfigError: If tokenizer_config.json is not JSON.
     """
+    check_small_files(folder, TokenizerError)
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
     _check_files(folder, _named_code(settings))
     for key, package in NAMED_MODULES.items():
         _check_named_module(folder, key, settings.get(key), package)
-    try:
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizer(folder / "tokenizer.json")
+    with _library_errors(folder):
         tokenizer = load_wrapper(folder, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
-    except Exception as e:  # noqa: BLE001 transformers raises whatever its parsers raise
-        raise TokenizerError(f"the tokenizer in {folder} cannot be read ({e}); download it again.") from None
-    vocabulary = tokenizer.get_vocab()
-    if ROLE_END in vocabulary:
-        tokenizer.eos_token_ids = tokenizer.eos_token_ids | {vocabulary[ROLE_END]}
+        role_end = tokenizer.convert_tokens_to_ids(ROLE_END)
+        if role_end is not None and tokenizer.convert_ids_to_tokens(role_end) == ROLE_END:
+            tokenizer.eos_token_ids = tokenizer.eos_token_ids | {role_end}
+        tokenizer.decode(tokenizer.encode(PROBE))
     return tokenizer
+
+
+@contextmanager
+def _library_errors(folder: Path) -> Iterator[None]:
+    """Turn what transformers and its native library raise, or panic with, into one line.
+
+    Raises:
+        TokenizerError: For all but an interruption.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # noqa: BLE001 a panic is no Exception
+        raise TokenizerError(f"the tokenizer in {folder} cannot be read ({e}); download it again.") from None
 
 
 def render_chat(
@@ -161,7 +183,10 @@ def _check_named_module(folder: Path, key: str, value: object, package: ModuleTy
 def _named_eos(folder: Path) -> set[int]:
     ids: set[int] = set()
     for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
+        if (folder / name).exists():
             value = read_json(folder / name).get("eos_token_id")
-            ids.update(value if isinstance(value, list) else [] if value is None else [value])
+            listed = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(i) is int and 0 <= i <= MOST_INTEGER for i in listed):
+                raise TokenizerError(f"eos_token_id {shown(value)} in {folder / name} is no token's id; correct it.")
+            ids.update(listed)
     return ids
