@@ -11,9 +11,10 @@ from ring_mlx.cache import HybridCache
 from ring_mlx.decoding import KVQuantization, prefill, prefill_step_or_default
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model import Model
-from ring_mlx.snapshots import Live, Snapshot, SnapshotTree, Store
+from ring_mlx.snapshots import Live, Snapshot, SnapshotTree, Store, common_prefix
 from ring_mlx.snapshots.blocks import softmax_layers
 from ring_mlx.snapshots.live import of_form
+from ring_mlx.snapshots.tree import PLACE
 
 
 class Reader:
@@ -57,10 +58,11 @@ class Reader:
         found = self.tree.deepest(ids)
         if self.store is not None:
             on_disk = self.store.deepest(ids, found.offset if found else 0)
-            found = self.tree.add(on_disk) if on_disk else found
+            found = self.tree.add(on_disk, self) if on_disk else found
         self.live.restore(found)
         if found is not None:
-            self.tree.pin(found)
+            *_, before, last = [found, *self.tree.path(found.tokens)[-2:]]
+            self.tree.hold(self, before if (before.kind, last.kind) == ("answer", "prompt") else last)
         self.logits = found.logits if found else None
         return len(self.live.tokens)
 
@@ -91,8 +93,7 @@ class Reader:
             self.logits = logits if at_end else None
             halted = not at_end and stopped()
             if at_end or halted or begin + done in points or (begin + done) % self._every_tokens == 0:
-                kind = points.get(begin + done, "prompt" if at_end else "stopped" if halted else "long")
-                self.keep(kind, durable=not at_end or begin + done in points)
+                self._keep(points.get(begin + done, "prompt" if at_end else "stopped" if halted else "long"))
             yield begin + done
             if halted:
                 return
@@ -101,9 +102,28 @@ class Reader:
         """Drop the live cache; snapshots are values and stay."""
         self.live.restore(None)
 
-    def keep(self, kind: str, durable: bool = True) -> Snapshot:
-        """Keep what the live cache knows now."""
-        return self.tree.add(self.live.snapshot(kind, self.logits, durable))
+    def settle(
+        self, ids: Sequence[int] | None = None, generated: Snapshot | None = None, is_open: bool = False
+    ) -> None:
+        """End the prompt that was read.
+
+        Args:
+            ids: What the conversation's next prompt starts with; None where that is not known.
+            generated: What was known after the answer.
+            is_open: Whether that answer may still be continued.
+        """
+        if generated is not None:
+            goes_on = ids is not None and common_prefix(generated.tokens, np.asarray(ids)) == generated.offset
+            rank = PLACE if is_open or ids is None else None
+            self.tree.add(generated, self if goes_on else None, rank)
+        held = self.tree.held(self)
+        self.tree.settle(ids if ids is not None else held.tokens if held is not None else [], self)
+
+    def _keep(self, kind: str) -> None:
+        """Keep what the live cache knows now, to go on from unless that is the place of the answer just before."""
+        held = self.tree.held(self)
+        goes_on = kind != "prompt" or held is None or held.kind != "answer"
+        self.tree.add(self.live.snapshot(kind, self.logits, durable=kind != "prompt"), self if goes_on else None)
 
     def save(self) -> int:
         """Write to disk what is worth it and not there; returns how many snapshots."""

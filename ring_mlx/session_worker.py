@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import memory
-from ring_mlx.branches import Messages, Prompt, Renderer, branch_points, next_turn
+from ring_mlx.branches import Prompt, Renderer, branch_points, next_turn
 from ring_mlx.decoding import LogitsProcessor, Sampler, decode
 from ring_mlx.generation import GenerationEvent, check_lengths, encode_prompt, events_of, thought_closer
 from ring_mlx.kernel_check import check_kernels
@@ -35,7 +35,7 @@ from ring_mlx.session_events import (
     SessionOptions,
     Statistics,
 )
-from ring_mlx.snapshots import SnapshotTree, Store
+from ring_mlx.snapshots import Snapshot, SnapshotTree, Store
 from ring_mlx.snapshots.store import default_folder
 from ring_mlx.speech import Speech
 from ring_mlx.thinking import ThoughtSplitter, opens_thought
@@ -57,6 +57,8 @@ class _Turn:
     processors: Sequence[LogitsProcessor]
     seed: int
     reused: int = 0
+    generated: Snapshot | None = None
+    end: End | None = None
 
 
 class Worker:
@@ -94,7 +96,7 @@ class Worker:
             kv_quantization=kv,
         )
         self._tps: float | None = None
-        self._ahead: tuple[Renderer, Messages, Mapping[str, Any]] | None = None
+        self._ahead: list[int] | None = None
         self._reused = self._generated = self._ahead_tokens = 0
 
     @classmethod
@@ -144,19 +146,18 @@ class Worker:
             self.forget_live()
             raise
         finally:
-            self.reader.tree.settle(turn.prompt.ids, self.reader.tree.deepest(turn.prompt.ids[:-1]))
+            self._settle(turn)
 
     def use_idle_time(self, wanted: Callable[[], bool]) -> None:
         """Read what every next prompt starts with, then save, unless ``wanted`` turns true."""
-        prompt = next_turn(*self._ahead) if self._ahead and self._options.read_ahead and not wanted() else None
-        self._ahead = None
-        if prompt is not None and len(prompt.ids) < self.info.context_tokens and not wanted():
-            before, tree = self.reader.read_tokens, self.reader.tree
-            if self.reader.start(prompt.ids) < len(prompt.ids):
-                for _ in self.reader.read(prompt.ids, {len(prompt.ids): "user"}, wanted, AHEAD_STEP_TOKENS):
+        ids, self._ahead = self._ahead, None
+        if ids is not None and self._options.read_ahead and len(ids) < self.info.context_tokens and not wanted():
+            before = self.reader.read_tokens
+            if self.reader.start(ids) < len(ids):
+                for _ in self.reader.read(ids, {len(ids): "user"}, wanted, AHEAD_STEP_TOKENS):
                     pass
             self._ahead_tokens += self.reader.read_tokens - before
-            tree.settle(prompt.ids, tree.deepest(prompt.ids))
+            self.reader.settle(ids)
         if not wanted():
             self.save()
 
@@ -223,12 +224,22 @@ class Worker:
         fed = [*turn.prompt.ids, *speech.tokens][: int(reader.live.cache.offset)]
         reader.live.advance(np.array(fed, dtype=np.int32))
         reader.logits = None
-        reader.keep("generated", durable=False)
+        turn.generated = reader.live.snapshot("generated", durable=False)
         emit(self._statistics(turn, speech))
-        message = speech.message()
-        if turn.renderer is not None and talk is not None:
-            self._ahead = turn.renderer, talk, message
-        return End(reason, message)
+        turn.end = End(reason, speech.message())
+        return turn.end
+
+    def _settle(self, turn: _Turn) -> None:
+        """Keep what the next prompt of the conversation is likeliest to go on from."""
+        end, generated = turn.end, turn.generated
+        if end is None or generated is None:
+            self.reader.settle()
+        elif turn.renderer is None or isinstance(turn.request.prompt, str):
+            self.reader.settle(generated.tokens.tolist(), generated)
+        else:
+            prompt = next_turn(turn.renderer, turn.request.prompt, end.message)
+            self._ahead = prompt.ids if prompt is not None else None
+            self.reader.settle(self._ahead, generated, is_open=end.reason != "stop")
 
     def _tokens(self, turn: _Turn) -> Iterator[GenerationEvent]:
         request, reader, ids = turn.request, self.reader, turn.prompt.ids

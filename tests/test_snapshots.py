@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from ring_mlx.decoding import KVQuantization, prefill
 from ring_mlx.snapshots import BLOCK_TOKENS, Live, Snapshot, SnapshotTree, common_prefix
+from ring_mlx.snapshots.tree import PLACE_AGES
 from tests.compare import assert_close
 from tests.tiny import make_model, softmax_config, tokens
 
@@ -139,9 +142,9 @@ def test_a_model_without_linear_layers_goes_back():
 # The tree
 
 
-def snapshot(sequence, nbytes=4, logits=False):
-    state = mx.zeros(nbytes // 4)
-    return Snapshot(np.asarray(sequence, dtype=np.int32), [state], [], None, (), mx.zeros(0) if logits else None)
+def snapshot(sequence, nbytes=4, logits=False, kind=""):
+    state, known = mx.zeros(nbytes // 4), mx.zeros(0) if logits else None
+    return Snapshot(np.asarray(sequence, dtype=np.int32), [state], [], None, (), known, kind)
 
 
 PREFIXES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=12)
@@ -177,33 +180,108 @@ def test_a_whole_prompt_needs_logits():
     assert len(tree) == 2
 
 
-def test_what_was_used_longest_ago_goes_first():
-    tree = SnapshotTree(40)
-    for sequence in ([1], [1, 2], [1, 2, 3], [1, 5], [9]):
-        tree.add(snapshot(sequence, 8))
-    tree.settle([1, 2, 3])
-    assert tree.nbytes == 40
-    tree.add(snapshot([7], 8))
-    assert tree.deepest([1, 5, 0]).offset == 1, "an old leaf off the path goes first"
-    tree.add(snapshot([8], 8))
-    assert tree.deepest([9, 0]) is None
-    tree.pin(tree.deepest([1, 2, 0]))
-    tree.budget_bytes = 8
+class Reader:
+    """Stands for one: what is held for it is let go with it."""
+
+
+def tree_of(budget, *conversations, kind="user"):
+    """A tree of 8-byte snapshots in which conversations were settled one after the other."""
+    tree = SnapshotTree(1 << 40)
+    for sequence in conversations:
+        for end in range(1, len(sequence) + 1):
+            tree.add(snapshot(sequence[:end], 8, kind=kind))
+        tree.settle(sequence)
+    tree.budget_bytes = budget
     tree.evict()
-    assert [s.tokens.tolist() for s in tree] == [[1, 2]], "what is in use stays"
-    tree.budget_bytes = 1
+    return tree
+
+
+def left(tree):
+    return sorted(s.tokens.tolist() for s in tree)
+
+
+def test_inner_places_go_before_the_first_ones_of_any_conversation():
+    a, b = [1, 2, 3, 4], [5, 6, 7]
+    assert left(tree_of(40, a, b)) == sorted([a[:3], a, b[:1], b[:2], b]), "the oldest inner ones first"
+    assert left(tree_of(32, a, b)) == sorted([a[:3], a, b[:2], b])
+    assert left(tree_of(24, a, b)) == sorted([a, b[:2], b]), "the older conversation's newest place"
+    assert left(tree_of(16, a, b)) == sorted([a, b]), "where two conversations go on is worth more than an edit of one"
+    assert left(tree_of(8, a, b)) == [b]
+    assert left(tree_of(1, a, b)) == [b], "the latest conversation goes on, over the budget if need be"
+    assert left(tree_of(0, a, b)) == []
+
+
+def test_a_conversation_that_is_over_gives_way_to_edits_of_the_latest():
+    tree = tree_of(1 << 40, [1, 2], *([[5, 6, 7]] * PLACE_AGES))
+    tree.budget_bytes = 16
     tree.evict()
-    assert len(tree) == 1
-    tree.settle([1, 2])
-    assert (len(tree), tree.nbytes) == (0, 0)
-    tree.budget_bytes = 8
-    first = tree.add(snapshot([1, 2], 8))
-    tree.budget_bytes = 1
-    tree.settle([1, 2, 3], first)
-    assert list(tree) == [first], "the next prompt goes on from it"
-    tree.budget_bytes = 0
+    assert left(tree) == [[1, 2], [5, 6, 7]]
+    tree = tree_of(1 << 40, [1, 2], *([[5, 6, 7]] * (PLACE_AGES + 1)))
+    tree.budget_bytes = 16
     tree.evict()
-    assert len(tree) == 0
+    assert left(tree) == [[5, 6], [5, 6, 7]]
+
+
+def turn(tree, reader, sequence):
+    """Read a prompt up to its answer's place as a reader does; returns where it started."""
+    found = tree.deepest(sequence)
+    if found is not None:
+        tree.hold(reader, found)
+    tree.add(snapshot(sequence, 8, kind="answer"), reader)
+    tree.settle(sequence, reader)
+    return found.offset if found else 0
+
+
+def test_a_start_that_new_chats_share_is_kept_for_what_it_saves():
+    tree, reader = SnapshotTree(24), Reader()
+    tree.add(snapshot([1, 1], 8, kind="system"))
+    assert [turn(tree, reader, [1, 1, 2 + n]) for n in range(40)] == [2] * 40
+    assert left(tree) == [[1, 1], [1, 1, 40], [1, 1, 41]], "chats that are over go before it"
+    talk = [1, 1, 41, 3, 4, 5]
+    assert [turn(tree, reader, talk[:end]) for end in (4, 5, 6)] == [3, 4, 5]
+    assert left(tree) == [[1, 1, 40], talk[:5], talk], "less than half of a chat is less than another answer"
+
+
+def test_what_a_prompt_in_flight_has_got_to_stays():
+    tree, readers = SnapshotTree(1), [Reader(), Reader()]
+    for n, reader in enumerate(readers):
+        tree.add(snapshot([n, 1], 8), reader)
+        tree.add(snapshot([n, 1, 2], 8), reader)
+    assert left(tree) == [[0, 1, 2], [1, 1, 2]], "each prompt its last one, whatever the other does"
+    tree.settle([0, 1, 2], readers[0])
+    assert left(tree) == [[0, 1, 2], [1, 1, 2]]
+    tree.settle([1, 1, 2], readers[1])
+    assert left(tree) == [[1, 1, 2]]
+    tree.add(snapshot([7], 8), readers[0])
+    del reader, readers
+    tree.evict()
+    assert left(tree) == [[1, 1, 2]], "a reader that failed holds nothing"
+
+
+def test_the_end_of_a_prompt_takes_no_place_of_an_edit():
+    tree = tree_of(24, [1, 2, 3])
+    assert len(tree) == 3
+    tree.add(snapshot([1, 2, 3, 4], 8, logits=True, kind="prompt"))
+    assert left(tree) == [[1], [1, 2], [1, 2, 3]]
+
+
+def test_dropping_one_of_thousands_looks_at_a_few():
+    looked = []
+
+    class Counted(OrderedDict):
+        def __iter__(self):
+            for key in super().__iter__():
+                looked.append(key)
+                yield key
+
+    tree = SnapshotTree(8 * 1500)
+    tree._ranks = tuple(Counted() for _ in tree._ranks)
+    for n in range(2000):
+        tree.add(snapshot([n, 1], 8))
+        tree.add(snapshot([n, 1, 2], 8))
+        tree.settle([n, 1, 2])
+    assert len(tree) == 1500
+    assert len(looked) < 5 * (4000 - 1500)
 
 
 def test_common_prefix():

@@ -90,7 +90,7 @@ class _Kept(SnapshotTree):
         self._count = itertools.count()
         self._all: dict[int, Snapshot] = {}
 
-    def add(self, snapshot: Snapshot) -> Snapshot:
+    def add(self, snapshot: Snapshot, holder: object = None, rank: int | None = None) -> Snapshot:
         """Keep a snapshot."""
         self._all[next(self._count)] = snapshot
         return snapshot

@@ -134,10 +134,10 @@ class _Tree(SnapshotTree):
     def number(self, snapshot: Snapshot | None) -> int | None:
         return None if snapshot is None else self._numbers[snapshot]
 
-    def add(self, snapshot: Snapshot) -> Snapshot:
+    def add(self, snapshot: Snapshot, holder: object = None, rank: int | None = None) -> Snapshot:
         """As `SnapshotTree.add`."""
         self._numbers[snapshot] = next(self._count)
-        kept = super().add(snapshot)
+        kept = super().add(snapshot, holder, rank)
         if kept is not snapshot:
             self._drop_number(snapshot)
         return kept

@@ -26,7 +26,7 @@ class Reading:
         if job.renderer is not None and self._known < len(self._ids):
             assert isinstance(job.asked.prompt, list)
             points = branch_points(job.renderer, job.asked.prompt, job.prompt, self._known)  # type: ignore[arg-type]
-            points = {at: kind for at, kind in points.items() if at <= len(self._ids)}
+            points = {min(at, len(self._ids)): kind for at, kind in points.items()}
         self._steps = reader.read(self._ids, points, job.cancelled.is_set)
         self._tell()
 
@@ -49,8 +49,7 @@ class Reading:
 
     def settle(self) -> None:
         """Let the snapshots go that only this prompt needed, within their budget."""
-        tree = self._reader.tree
-        tree.settle(self._ids, tree.deepest(self._ids))
+        self._reader.settle()
 
     def _tell(self) -> None:
         self.job.events.put(PrefillProgress(self._known, len(self._ids), self.cached, None))

@@ -206,7 +206,7 @@ class Work:
         if self._idle.start(prompt.ids) < len(prompt.ids):
             for _ in self._idle.read(prompt.ids, {len(prompt.ids): "user"}, wanted, AHEAD_STEP_TOKENS):
                 pass
-        self._tree.settle(prompt.ids, self._tree.deepest(prompt.ids))
+        self._idle.settle(prompt.ids)
         self._idle.forget()
 
     def _fail(self, job: Job, e: Exception) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mlx_lm.models.cache import ArraysCache, QuantizedKVCache
 
 BLOCK_TOKENS = 256
+PLACE_KINDS = ("system", "user", "answer")
 
 Tokens = npt.NDArray[np.int32]
 Form = tuple[tuple[int, int] | None, ...]
@@ -84,6 +85,13 @@ class Snapshot:
     def parts(self) -> list[Block]:
         """Blocks and tail, which together hold every token."""
         return [*self.blocks, *([self.tail] if self.tail else [])]
+
+    def learn(self, other: Snapshot) -> None:
+        """Take over what another one of the same tokens knows beyond this: logits, and what it is for."""
+        self.durable = self.durable or other.durable
+        self.logits = other.logits if self.logits is None else self.logits
+        if other.kind in PLACE_KINDS and self.kind not in PLACE_KINDS:
+            self.kind = other.kind
 
 
 def softmax_layers(cache: Iterable[Any]) -> list[Any]:

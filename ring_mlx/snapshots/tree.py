@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ring_mlx.snapshots.blocks import Block, Snapshot, Tokens
+
+END, INNER, PLACE, FIRST = range(4)
+RANKS = {"prompt": END, "generated": END, "system": PLACE}
+NEWEST_KINDS = ("user", "answer", "generated")
+PLACE_AGES = 16
 
 
 def common_prefix(a: Tokens, b: Tokens) -> int:
@@ -25,15 +30,21 @@ class _Node:
         self.edge, self.parent = edge, parent
         self.children: dict[int, _Node] = {}
         self.snapshot: Snapshot | None = None
-        self.used = 0
+        self.rank, self.used = INNER, 0
 
 
 class SnapshotTree:
     """Snapshots by prefix, compressed: a run of tokens without a branch or a snapshot is one node.
 
-    Over the budget, what was used longest ago goes first: leaves off the last prompt's path, then any other. What is
-    pinned stays, over the budget if need be: a long text's keys and values may exceed it, and to read that text again
-    would cost more.
+    Over the budget, what saves the likely next prompts least goes first. The likeliest next prompt of a conversation
+    goes on from its first place, the deepest that its next turn shares; a new chat goes on from a start that many
+    share. Less likely is another answer or another last question, from the other newest places; an edit further back
+    is rarer still, and the ends of prompts and answers save a few tokens only. So there are four ranks, in each of
+    which what was used longest ago goes first: such ends, then inner places, then newest and first places by their age
+    in prompts, where a newest place counts as `PLACE_AGES` times as old. A start counts as a first place while it is
+    half of its conversation or more, and is used only where a chat begins. What a prompt in flight has got to and the
+    first place of the latest conversation stay, over the budget if need be: to read a long text again costs more than
+    its keys and values take.
 
     Args:
         budget_bytes: Most bytes that snapshots may take; 0 keeps none.
@@ -45,9 +56,10 @@ class SnapshotTree:
         self._nodes: dict[Snapshot, _Node] = {}
         self._shared: Counter[Block] = Counter()
         self._nbytes = 0
-        self._clock = 0
-        self._path: set[_Node] = set()
-        self._pinned: set[Snapshot] = set()
+        self._prompts = 0
+        self._ranks: tuple[OrderedDict[Snapshot, _Node], ...] = tuple(OrderedDict() for _ in range(FIRST + 1))
+        self._held: WeakKeyDictionary[object, Snapshot] = WeakKeyDictionary()
+        self._latest: Snapshot | None = None
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -60,68 +72,93 @@ class SnapshotTree:
         """Bytes of all snapshots, with each shared block counted once."""
         return self._nbytes
 
+    def path(self, tokens: Sequence[int] | Tokens) -> list[Snapshot]:
+        """Every snapshot that is a prefix of ``tokens``, the shortest first."""
+        return [n.snapshot for n in self._walk(np.asarray(tokens, dtype=np.int32)) if n.snapshot is not None]
+
     def deepest(self, tokens: Sequence[int] | Tokens) -> Snapshot | None:
         """The longest snapshot that is a prefix of ``tokens`` and leaves something to say about the next token."""
-        ids, best = np.asarray(tokens, dtype=np.int32), None
-        for node in self._walk(ids):
-            s = node.snapshot
-            if s is not None and (s.offset < len(ids) or s.logits is not None):
-                best = node
-        if best is None:
+        usable = [s for s in self.path(tokens) if s.offset < len(tokens) or s.logits is not None]
+        if not usable:
             return None
-        self._touch(best)
-        return best.snapshot
+        self._place(usable[-1], self._nodes[usable[-1]].rank)
+        return usable[-1]
 
-    def add(self, snapshot: Snapshot) -> Snapshot:
-        """Keep a snapshot; where there is one of the same tokens, the one that knows logits stays.
+    def add(self, snapshot: Snapshot, holder: object = None, rank: int | None = None) -> Snapshot:
+        """Keep a snapshot; where there is one of the same tokens, that one stays and learns the logits.
+
+        Args:
+            snapshot: What to keep.
+            holder: Whose prompt has got to it, as for `hold`.
+            rank: Of its use, by default as its kind says.
 
         Returns:
-            The one that the tree holds.
+            The one that the tree holds, or held if there is no room for it.
         """
         node = self._node_at(snapshot.tokens)
-        old = node.snapshot
-        if old is None or (old.logits is None and snapshot.logits is not None):
-            if old is not None:
-                snapshot.durable, snapshot.saved = old.durable or snapshot.durable, old.saved
-                self._forget(node)
-            node.snapshot = snapshot
-            self._nodes[snapshot] = node
+        if node.snapshot is None:
+            node.snapshot, self._nodes[snapshot] = snapshot, node
             self._account(snapshot, 1)
-        elif snapshot.durable:
-            old.durable = True
-        self._touch(node)
+        else:
+            self._account(node.snapshot, -1)
+            node.snapshot.learn(snapshot)
+            self._account(node.snapshot, 1)
+            rank = node.rank if rank is None else max(rank, node.rank)
         kept = node.snapshot
-        assert kept is not None
+        self._place(kept, RANKS.get(kept.kind, INNER) if rank is None else rank)
+        if holder is not None:
+            self.hold(holder, kept)
         self.evict()
         return kept
 
-    def pin(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot whatever the budget says, until `settle`."""
-        self._pinned.add(snapshot)
+    def hold(self, holder: object, snapshot: Snapshot) -> None:
+        """Keep what a prompt has got to, whatever the budget, until it settles or ``holder`` is gone.
 
-    def settle(self, tokens: Sequence[int] | Tokens, first: Snapshot | None = None) -> None:
-        """End a prompt: unpin what it used, mark its path as used, and keep within the budget.
-
-        Later turns outlive earlier ones, the start of the conversation outlives both, and ``first``, from which the
-        next prompt is likeliest to go on, is pinned until the next prompt has ended.
+        What was held for it before is the place of an edit from now on, and no longer where its next turn begins; a
+        start stays one.
         """
-        self._pinned.clear()
-        path = [n for n in self._walk(np.asarray(tokens, dtype=np.int32)) if n.snapshot is not None]
-        self._path = set(path)
-        for node in [*path, *path[:1]]:
-            self._touch(node)
-        if first is not None and first in self._nodes:
-            self._touch(self._nodes[first])
-            self._pinned.add(first)
+        before = self._held.get(holder)
+        self._held[holder] = snapshot
+        if before not in self._nodes or before is snapshot:
+            return
+        self._latest = snapshot if before is self._latest else self._latest
+        if before.kind != "system":
+            self._place(before, min(self._nodes[before].rank, PLACE))
+
+    def held(self, holder: object) -> Snapshot | None:
+        """What is kept for a prompt in flight."""
+        return self._held.get(holder)
+
+    def settle(self, tokens: Sequence[int] | Tokens, holder: object = None) -> None:
+        """End a prompt, whose conversation goes on with ``tokens`` as far as that is known, and keep the budget."""
+        self._prompts += 1
+        if holder is not None:
+            self._held.pop(holder, None)
+        path = self.path(tokens)
+        newest = {s.kind: s for s in path[:-1] if s.kind in NEWEST_KINDS}
+        for s in path:
+            if s.kind != "system":
+                self._place(s, PLACE if newest.get(s.kind) is s else INNER)
+            elif (rank := FIRST if 2 * s.offset >= path[-1].offset else PLACE) != self._nodes[s].rank:
+                self._place(s, rank)
+        self._latest = path[-1] if path else None
+        if self._latest is not None:
+            self._place(self._latest, FIRST)
         self.evict()
 
     def evict(self) -> None:
-        """Drop snapshots until the rest fits the budget, or all that are left are pinned."""
-        while self._nbytes > self.budget_bytes:
-            free = [n for n in self._nodes.values() if n.snapshot not in self._pinned or not self.budget_bytes]
-            if not free:
-                return
-            self._drop(min(free, key=lambda n: (bool(n.children) or n in self._path, n.used)))
+        """Drop snapshots until the rest fits the budget, or only what must stay is left."""
+        while self._nbytes > self.budget_bytes and (least := self._least()) is not None:
+            self._drop(self._nodes[least])
+
+    def _least(self) -> Snapshot | None:
+        """What the next prompts miss least; None if all must stay."""
+        stay = {self._latest, *self._held.values()} if self.budget_bytes else set()
+        end, inner, place, first = (next((s for s in rank if s not in stay), None) for rank in self._ranks)
+        if end or inner or not (place and first):
+            return end or inner or place or first
+        age_of_place, age_of_first = (self._prompts - self._nodes[s].used for s in (place, first))
+        return place if PLACE_AGES * (age_of_place + 1) >= age_of_first else first
 
     def remove(self, snapshot: Snapshot) -> None:
         """Drop a snapshot."""
@@ -165,8 +202,7 @@ class SnapshotTree:
     def _forget(self, node: _Node) -> None:
         snapshot, node.snapshot = node.snapshot, None
         assert snapshot is not None
-        del self._nodes[snapshot]
-        self._pinned.discard(snapshot)
+        del self._nodes[snapshot], self._ranks[node.rank][snapshot]
         self._account(snapshot, -1)
 
     def _account(self, snapshot: Snapshot, sign: int) -> None:
@@ -182,9 +218,12 @@ class SnapshotTree:
                     del self._shared[block]
                     self._nbytes -= block.nbytes
 
-    def _touch(self, node: Any) -> None:
-        self._clock += 1
-        node.used = self._clock
+    def _place(self, snapshot: Snapshot, rank: int) -> None:
+        """Note a use: the snapshot is the one of its rank that was used last."""
+        node = self._nodes[snapshot]
+        self._ranks[node.rank].pop(snapshot, None)
+        node.rank, node.used = rank, self._prompts
+        self._ranks[rank][snapshot] = node
 
 
 def _attach(parent: _Node, edge: Tokens) -> _Node:
