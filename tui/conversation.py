@@ -32,7 +32,7 @@ class Conversation:
 
     Args:
         chat: Its title and leaf.
-        turns: Of all branches; those whose parent is missing begin a branch of their own.
+        turns: Of all branches; those whose parent is missing, or follows them, begin a branch of their own.
     """
 
     def __init__(self, chat: Chat | None = None, turns: Iterable[Turn] = ()) -> None:
@@ -41,11 +41,10 @@ class Conversation:
         self._children: dict[str | None, list[str]] = {}
         self._steps: list[_Step] = []
         for turn in turns:
-            self._insert(turn)
-        for turn in list(self.turns.values()):
-            if turn.parent is not None and turn.parent not in self.turns:
-                self._children.setdefault(None, []).append(turn.id)
-                turn.parent = None
+            self.turns.setdefault(turn.id, turn)
+        self._begin_branches()
+        for turn in self.turns.values():
+            self._children.setdefault(turn.parent, []).append(turn.id)
         if self.chat.leaf not in self.turns:
             self.chat.leaf = next(reversed(self.turns), None)
 
@@ -145,6 +144,19 @@ class Conversation:
         if not self.chat.title and path:
             answer = next((t.content for t in path if t.role == ASSISTANT), "")
             self.chat.title = title_of(path[0].content or path[0].attachments[0].name, answer)
+
+    def _begin_branches(self) -> None:
+        """Let a turn whose parent is missing, or that comes after itself, begin a branch."""
+        reached = set[str]()
+        for turn in self.turns.values():
+            way: dict[str, Turn] = {}
+            at: Turn | None = turn
+            while at is not None and at.id not in reached and at.id not in way:
+                way[at.id] = at
+                if at.parent not in self.turns or at.parent in way:
+                    at.parent = None
+                at = self.turns.get(at.parent or "")
+            reached |= way.keys()
 
     def _insert(self, turn: Turn) -> None:
         self.turns[turn.id] = turn

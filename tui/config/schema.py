@@ -57,7 +57,7 @@ def checked(name: str, value: object) -> int | float | None:
     words = f"{name} {value!r} is not {'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(words) from None
     if isinstance(value, bool) or not low <= number <= high or (isinstance(value, float) and number != value):
         raise ValueError(words)

@@ -4,7 +4,8 @@
 ``turns``, ``drafts``, ``search`` and ``exchange`` are functions of a `Database`.
 """
 
-from tui.store.database import Database, StoreError
+from tui.store.database import Database
+from tui.store.failures import StoreError
 from tui.store.records import Attachment, Call, Chat, Record, Turn
 
 __all__ = ["Attachment", "Call", "Chat", "Database", "Record", "StoreError", "Turn"]

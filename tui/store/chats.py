@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 
-from tui.store.database import Database, Statement
+from tui.store import rows, seals
+from tui.store.database import Change, Database
 from tui.store.records import Chat
 
 KEEP_DELETED_S = 30 * 24 * 3600.0
-_COLUMNS = "id, title, leaf, pinned, deleted, created, changed"
+_COLUMNS = (*seals.CHAT, "seal")
+_SAVE = f"""
+    INSERT INTO chats ({", ".join(_COLUMNS)}) VALUES ({", ".join("?" * len(_COLUMNS))})
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}"""
 
 
-def saving(chat: Chat) -> Statement:
-    """The statement that saves a chat.
+def saving(chat: Chat) -> Change:
+    """The change that saves a chat.
 
     One that is there keeps its title, unless it had none, and whether it is pinned or deleted: another window may have
     changed them, so only `renaming`, `pinning`, `delete` and `restore` do.
     """
-    sql = f"""
-        INSERT INTO chats ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT (id) DO UPDATE SET
-          title = CASE title WHEN '' THEN excluded.title ELSE title END, leaf = excluded.leaf,
-          changed = excluded.changed"""
-    return sql, (chat.id, chat.title, chat.leaf, int(chat.pinned), chat.deleted, chat.created, chat.changed)
+
+    def save(connection: sqlite3.Connection) -> None:
+        found = _read(connection, chat.id)
+        if found is None:
+            _write(connection, chat)
+        else:
+            found.title, found.leaf, found.changed = found.title or chat.title, chat.leaf, chat.changed
+            _write(connection, found)
+
+    return save
 
 
 def save(db: Database, chat: Chat) -> None:
@@ -33,27 +42,31 @@ def save(db: Database, chat: Chat) -> None:
 
 def load(db: Database, chat_id: str) -> Chat | None:
     """The chat of this id, deleted or not."""
-    rows = db.read(_select("c.id = ?"), (chat_id,))
-    return _chat(rows[0]) if rows else None
+    found = db.read(_select("c.id = ?"), (chat_id,))
+    return from_row(found[0]) if found else None
 
 
 def listed(db: Database, limit: int = 1000) -> list[Chat]:
     """The chats in which something was said and that are not deleted: pinned ones first, then the latest."""
-    sql = (
-        _select("c.deleted IS NULL AND EXISTS (SELECT 1 FROM turns t WHERE t.chat = c.id)")
-        + " ORDER BY c.pinned DESC, c.changed DESC LIMIT ?"
-    )
-    return [_chat(row) for row in db.read(sql, (limit,))]
+    said = " AND EXISTS (SELECT 1 FROM turns t WHERE t.chat = c.id)"
+    sql = _select(f"c.deleted IS NULL{said}") + " ORDER BY c.pinned DESC, c.changed DESC LIMIT ?"
+    found = [from_row(row) for row in db.read(sql, (limit,))]
+    return found + [chat for chat in _with_deletion(db) if chat.turns and chat.deleted is None]
 
 
-def renaming(chat_id: str, title: str) -> Statement:
-    """The statement that gives a chat another title."""
-    return "UPDATE chats SET title = ? WHERE id = ?", (title, chat_id)
+def deleted_ids(db: Database) -> list[str]:
+    """The chats that are deleted for sure; one that is damaged is not."""
+    return [chat.id for chat in _with_deletion(db) if chat.deleted is not None]
 
 
-def pinning(chat_id: str, pinned: bool) -> Statement:
-    """The statement that keeps a chat at the top, or no longer."""
-    return "UPDATE chats SET pinned = ? WHERE id = ?", (int(pinned), chat_id)
+def renaming(chat_id: str, title: str) -> Change:
+    """The change that gives a chat another title."""
+    return _changing(chat_id, lambda chat: setattr(chat, "title", title))
+
+
+def pinning(chat_id: str, pinned: bool) -> Change:
+    """The change that keeps a chat at the top, or no longer."""
+    return _changing(chat_id, lambda chat: setattr(chat, "pinned", pinned))
 
 
 def rename(db: Database, chat_id: str, title: str) -> None:
@@ -68,23 +81,64 @@ def pin(db: Database, chat_id: str, pinned: bool) -> None:
 
 def delete(db: Database, chat_id: str) -> None:
     """Take a chat out of lists and searches; `restore` brings it back for a month."""
-    db.write(("UPDATE chats SET deleted = ? WHERE id = ?", (time.time(), chat_id)))
+    db.write(_changing(chat_id, lambda chat: setattr(chat, "deleted", time.time())))
 
 
 def restore(db: Database, chat_id: str) -> None:
     """Bring a deleted chat back."""
-    db.write(("UPDATE chats SET deleted = NULL WHERE id = ?", (chat_id,)))
+    db.write(_changing(chat_id, lambda chat: setattr(chat, "deleted", None)))
 
 
 def purge(db: Database, older_than_s: float = KEEP_DELETED_S) -> None:
-    """Remove for good what was deleted so long ago."""
-    db.write(("DELETE FROM chats WHERE deleted < ?", (time.time() - older_than_s,)))
+    """Remove for good what was deleted so long ago, as far as it is sure that it was."""
+    old = db.read(_select("c.deleted < ?"), (time.time() - older_than_s,))
+    gone = [chat.id for chat in map(from_row, old) if chat.deleted is not None]
+    if gone:
+        db.write(*(("DELETE FROM chats WHERE id = ?", (chat_id,)) for chat_id in gone))
+
+
+def from_row(row: seals.Row) -> Chat:
+    """The chat of a row; the title of a damaged one is marked, and it is not taken for deleted."""
+    is_whole = seals.is_whole_chat(row)
+    title = rows.text(row["title"])
+    return Chat(
+        title=title if is_whole else rows.marked(title),
+        leaf=None if row["leaf"] is None else rows.text(row["leaf"]),
+        pinned=bool(row["pinned"]),
+        deleted=rows.number(row["deleted"]) if is_whole and row["deleted"] is not None else None,
+        turns=row["turns"],
+        id=rows.text(row["id"]),
+        created=rows.number(row["created"]),
+        changed=rows.number(row["changed"]),
+    )
+
+
+def _with_deletion(db: Database) -> list[Chat]:
+    return [from_row(row) for row in db.read(_select("c.deleted IS NOT NULL"))]
+
+
+def _changing(chat_id: str, change: Callable[[Chat], None]) -> Change:
+    """The change of a chat, if it is there."""
+
+    def write(connection: sqlite3.Connection) -> None:
+        if (chat := _read(connection, chat_id)) is not None:
+            change(chat)
+            _write(connection, chat)
+
+    return write
+
+
+def _read(connection: sqlite3.Connection, chat_id: str) -> Chat | None:
+    row = connection.execute(f"SELECT {', '.join(_COLUMNS)}, 0 turns FROM chats WHERE id = ?", (chat_id,)).fetchone()
+    return from_row(row) if row else None
+
+
+def _write(connection: sqlite3.Connection, chat: Chat) -> None:
+    values = [rows.storable(v) for v in (chat.id, chat.title, chat.leaf, int(chat.pinned), chat.deleted)]
+    values += [float(chat.created), float(chat.changed)]
+    connection.execute(_SAVE, (*values, rows.seal(values)))
 
 
 def _select(condition: str) -> str:
-    columns = ", ".join(f"c.{name}" for name in _COLUMNS.split(", "))
+    columns = ", ".join(f"c.{name}" for name in _COLUMNS)
     return f"SELECT {columns}, (SELECT count(*) FROM turns t WHERE t.chat = c.id) turns FROM chats c WHERE {condition}"
-
-
-def _chat(row: sqlite3.Row) -> Chat:
-    return Chat(**{**dict(row), "pinned": bool(row["pinned"])})

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ring_mlx import RingError
-from tui.store.migrations import NEWEST, migrate, version_of
+from tui.store.access import Windows, make_private
+from tui.store.connection import TRIES, check_index, connect, lossy, patiently
+from tui.store.failures import DAMAGED, in_one_line, kind_of
+from tui.store.migrations import REBUILD_INDEX
+from tui.store.rescue import READY, beside, finish, rescue
 
-WAIT_S, TRIES = 0.25, 4
+WAIT_S = 0.25
 Statement = tuple[str, Sequence[Any]]
-
-REMEDIES = (
-    ("locked", "is kept busy by another window; what is new stays in memory and is saved when it is free"),
-    ("busy", "is kept busy by another window; what is new stays in memory and is saved when it is free"),
-    ("readonly", "cannot be written; check its permissions, what is new stays in memory"),
-    ("read-only", "cannot be written; check its permissions, what is new stays in memory"),
-    ("permission", "cannot be written; check its permissions, what is new stays in memory"),
-    ("full", "has no room left; free some disk space, what is new stays in memory until then"),
-    ("unable to open", "cannot be opened; check the folder and its permissions, what is new stays in memory"),
-    ("not a database", "is damaged; move it away and start again, what is new stays in memory"),
-    ("malformed", "is damaged; move it away and start again, what is new stays in memory"),
-)
-
-
-class StoreError(RingError):
-    """The store could not be read or written."""
-
-    origin = "store"
+Change = Callable[[sqlite3.Connection], None]
+T = TypeVar("T")
 
 
 class Database:
@@ -41,35 +28,28 @@ class Database:
         path: The file, made if it is missing; None keeps everything in memory.
         wait_s: How long one try waits for another process.
 
+    Attributes:
+        notes: Lines for the user: what was wrong with the file and what was done about it.
+
     Raises:
-        StoreError: If it cannot be opened, is damaged or of a newer version.
+        StoreError: If it cannot be opened or is of a newer version, or is damaged and cannot be mended.
     """
 
     def __init__(self, path: Path | None, wait_s: float = WAIT_S) -> None:
-        self.path, self.name = path, path.name if path else "memory"
+        self.path, self.notes = path, list[str]()
+        self._wait_s, self._windows, self._has_checked_index = wait_s, None, path is None
         with self._one_line():
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path or ":memory:", timeout=wait_s, isolation_level=None)
+            if path is None:
+                self._connection = connect(None, wait_s)
+                return
+            self.notes += make_private(path)
+            self._windows = Windows(path)
             try:
-                self._prepare()
+                self._connection = self._opened(path)
             except BaseException:
-                self._connection.close()
+                self._windows.close()
                 raise
-
-    def _prepare(self) -> None:
-        c = self._connection
-        c.row_factory = sqlite3.Row
-        found = version_of(c)
-        if found > NEWEST:
-            raise StoreError(
-                f"{self.path} was written by a newer ring-mlx (format {found}, this one reads {NEWEST}); upgrade "
-                "ring-mlx, what is new stays in memory."
-            )
-        self._patiently(lambda: c.execute("PRAGMA journal_mode = WAL"))
-        c.execute("PRAGMA synchronous = NORMAL")
-        c.execute("PRAGMA foreign_keys = ON")
-        self._patiently(lambda: migrate(c))
+            self._file = os.stat(path)
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows of a query.
@@ -78,48 +58,99 @@ class Database:
             StoreError: If it fails.
         """
         with self._one_line():
-            return self._connection.execute(sql, values).fetchall()
+            return self._run(lambda: self._connection.execute(sql, values).fetchall())
 
-    def write(self, *statements: Statement, tries: int = TRIES) -> None:
-        """Run statements in one transaction; waits and tries again while another process writes.
+    def write(self, *changes: Statement | Change, tries: int = TRIES) -> None:
+        """Make changes in one transaction; waits and tries again while another process writes.
 
         Raises:
             StoreError: If it fails; nothing has changed then.
         """
         with self._one_line():
-            self._patiently(lambda: self._transact(statements), tries)
+            self._run(lambda: patiently(lambda: self._transact(changes), tries))
+
+    def mend_index(self) -> bool:
+        """Hold the index of words against what was said, once; returns whether it had to be made again."""
+        if self._has_checked_index:
+            return False
+        self._has_checked_index = True
+        with self._one_line():
+            return check_index(self._connection)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is still where it was: what is written to one that was removed is lost."""
+        try:
+            return self.path is None or os.path.samestat(os.stat(self.path), self._file)
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+        if self._windows is not None:
+            self._windows.close()
 
-    def _transact(self, statements: Sequence[Statement]) -> None:
+    def _opened(self, path: Path) -> sqlite3.Connection:
+        """The connection, to a new store if the old one is damaged."""
+        if beside(path, READY).exists():
+            self._alone(lambda: finish(path))
+        try:
+            return connect(path, self._wait_s)
+        except sqlite3.DatabaseError as e:
+            if kind_of(e) != DAMAGED:
+                raise
+        return self._alone(lambda: self._mended(path))
+
+    def _mended(self, path: Path) -> sqlite3.Connection:
+        try:
+            return connect(path, self._wait_s)  # another window may have been faster
+        except sqlite3.DatabaseError as e:
+            if kind_of(e) != DAMAGED:
+                raise
+        self.notes.append(rescue(path))
+        return connect(path, self._wait_s)
+
+    def _alone(self, action: Callable[[], T]) -> T:
+        assert self._windows is not None
+        self._windows.alone()
+        try:
+            return action()
+        finally:
+            self._windows.together()
+
+    def _run(self, action: Callable[[], T]) -> T:
+        """The result of an action, tried again where the file is damaged in a way that does not matter."""
+        try:
+            return action()
+        except sqlite3.OperationalError as e:
+            if "decode" not in str(e):
+                raise
+            self._connection.text_factory = lossy
+        except sqlite3.DatabaseError as e:
+            if kind_of(e) != DAMAGED:
+                raise
+            self._transact([(REBUILD_INDEX, ())])
+        return action()
+
+    def _transact(self, changes: Sequence[Statement | Change]) -> None:
         c = self._connection
         c.execute("BEGIN IMMEDIATE")
         try:
-            for sql, values in statements:
-                c.execute(sql, values)
+            for change in changes:
+                if callable(change):
+                    change(c)
+                else:
+                    c.execute(*change)
             c.execute("COMMIT")
         except BaseException:
             if c.in_transaction:
                 c.execute("ROLLBACK")
             raise
 
-    def _patiently(self, action: Any, tries: int = TRIES) -> None:
-        for n in range(1, tries + 1):
-            try:
-                action()
-                return
-            except sqlite3.OperationalError as e:
-                if n == tries or not ("locked" in str(e) or "busy" in str(e)):
-                    raise
-                time.sleep(0.01 * n)
-
     @contextmanager
     def _one_line(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as e:
-            said = str(e)
-            remedy = next((r for word, r in REMEDIES if word in said.lower()), "failed; what is new stays in memory")
-            raise StoreError(f"{self.path or 'the store'} {remedy} ({said}).") from None
+            raise in_one_line(self.path or "the store", e) from None

@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tui.store.database import StoreError
+from tui.store import rows
+from tui.store.failures import StoreError
 from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Record, Turn, new_id
 
+DAMAGED = "damaged on the disk: this may not be what was said"
 FORMAT, VERSION = "ring-mlx chat", 1
 
 
@@ -20,6 +22,7 @@ def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
         parts.append(
             "## You" if turn.role == USER else f"## {turn.record.model or 'Answer'}" if turn.record else "## Answer"
         )
+        parts += [f"*{DAMAGED}*"] if turn.is_damaged else []
         parts += [answer] if (answer := written(turn).strip()) else []
         parts += [f"{a.name}:\n\n{fenced(a.text)}" for a in turn.attachments]
     return "\n\n".join(parts) + "\n"
@@ -56,6 +59,7 @@ def to_json(chat: Chat, turns: Sequence[Turn]) -> str:
             "calls": [{"name": c.name, "arguments": c.arguments} for c in t.calls],
             "record": t.record.as_dict() if t.record else None,
             "created": t.created,
+            **({"damaged": True} if t.is_damaged else {}),
         }
         for t in turns
     ]
@@ -71,7 +75,7 @@ def from_json(text: str) -> tuple[Chat, list[Turn]]:
         StoreError: If the text is something else, or newer.
     """
     try:
-        raw = json.loads(text)
+        raw = rows.unpacked(text)
         if raw["format"] != FORMAT:
             raise ValueError("another format")
         if raw["version"] > VERSION:
@@ -102,5 +106,6 @@ def _turn(raw: dict[str, Any], ids: dict[str, str]) -> Turn:
         calls=tuple(Call(str(c["name"]), dict(c["arguments"])) for c in raw.get("calls", [])),
         record=Record.from_dict(raw["record"]) if raw["record"] else None,
         id=ids[raw["id"]],
-        created=float(raw["created"]),
+        created=rows.number(raw["created"]),
+        is_damaged=bool(raw.get("damaged")),
     )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from tui.store import seals
 
 MIGRATIONS = (
     # 1: chats as trees of turns; rows are the integers that a full-text index needs.
@@ -41,8 +47,22 @@ MIGRATIONS = (
     """
     ALTER TABLE turns ADD COLUMN calls TEXT NOT NULL DEFAULT '[]';
     """,
+    # 5: checksums; a row without one is damaged.
+    """
+    ALTER TABLE chats ADD COLUMN seal BLOB;
+    ALTER TABLE turns ADD COLUMN seal BLOB;
+    ALTER TABLE drafts ADD COLUMN seal BLOB;
+    """,
 )
+SEALED_SINCE = 5
 NEWEST = len(MIGRATIONS)
+REBUILD_INDEX = "INSERT INTO found (found) VALUES ('rebuild')"
+CHECK_INDEX = "INSERT INTO found (found, rank) VALUES ('integrity-check', 1)"  # against the turns
+_SEALED: tuple[tuple[str, tuple[str, ...], Callable[[seals.Row], bytes]], ...] = (
+    ("chats", seals.CHAT, seals.of_chat),
+    ("turns", (*seals.TURN, "attachments"), seals.of_turn),
+    ("drafts", seals.DRAFT, seals.of_draft),
+)
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -59,11 +79,65 @@ def migrate(connection: sqlite3.Connection) -> None:
         for n in range(version_of(connection), NEWEST):
             for statement in _statements(MIGRATIONS[n]):
                 connection.execute(statement)
+            if n + 1 == SEALED_SINCE:
+                _seal_all(connection)
             connection.execute(f"PRAGMA user_version = {n + 1}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
         raise
+
+
+@cache
+def schema() -> dict[str, str]:
+    """Name and SQL of everything that migrations make; what SQLite makes for the full-text index is left out."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        migrate(connection)
+        return schema_of(connection)
+    finally:
+        connection.close()
+
+
+def schema_of(connection: sqlite3.Connection) -> dict[str, str]:
+    """Name and SQL of what is in a database."""
+    sql = """
+        SELECT name, sql FROM sqlite_master
+        WHERE sql IS NOT NULL AND substr(name, 1, 6) != 'found_' AND substr(name, 1, 7) != 'sqlite_'"""
+    return {str(name): " ".join(str(made).split()) for name, made in connection.execute(sql)}
+
+
+def _seal_all(connection: sqlite3.Connection) -> None:
+    """Seal what an older version has written, unless it is damaged already."""
+    for table, columns, seal in _SEALED:
+        found = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 256"
+        last = -(2**63)
+        while part := _undecoded(connection, found, last):
+            for number, *values in part:
+                last = number
+                if (row := _decoded(columns, values)) is not None:
+                    connection.execute(f"UPDATE {table} SET seal = ? WHERE rowid = ?", (seal(row), number))
+
+
+def _undecoded(connection: sqlite3.Connection, sql: str, last: int) -> list[tuple[Any, ...]]:
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    connection.text_factory, factory = bytes, connection.text_factory
+    try:
+        return cursor.execute(sql, (last,)).fetchall()
+    finally:
+        connection.text_factory = factory
+
+
+def _decoded(columns: tuple[str, ...], values: list[Any]) -> dict[str, Any] | None:
+    """A row with its text decoded, or None if its text or its JSON is broken."""
+    try:
+        row = {n: v.decode() if isinstance(v, bytes) else v for n, v in zip(columns, values, strict=True)}
+        for name in {"attachments", "calls", "record"} & {n for n, v in row.items() if v is not None}:
+            json.loads(row[name])
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return row
 
 
 def _statements(script: str) -> list[str]:

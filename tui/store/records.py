@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 USER, ASSISTANT = "user", "assistant"
+MOST = 1e15
 
 
 def new_id() -> str:
@@ -64,7 +65,7 @@ class Record:
 
 @dataclass
 class Turn:
-    """One turn of the tree; ``parent`` None is a first question."""
+    """One turn of the tree; ``parent`` None is a first question, ``is_damaged`` one whose row has changed on the disk."""
 
     role: str
     content: str
@@ -75,6 +76,7 @@ class Turn:
     record: Record | None = None
     id: str = field(default_factory=new_id)
     created: float = field(default_factory=time.time)
+    is_damaged: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -97,6 +99,7 @@ class Chat:
 
 
 def _is_like(value: object, plain: object) -> bool:
+    """Whether a value is of the plain one's type; numbers must be such as can be shown."""
     if isinstance(plain, float) and not isinstance(value, bool):
-        return isinstance(value, (int, float))
-    return type(value) is type(plain)
+        return isinstance(value, (int, float)) and abs(value) < MOST  # not so for NaN either
+    return type(value) is type(plain) and (not isinstance(value, int) or abs(value) < MOST)

@@ -10,7 +10,7 @@ from textual.widgets.markdown import MarkdownStream
 from tui.harmless import harmless
 from tui.records import record_text, thought_size
 from tui.store import Turn
-from tui.store.exchange import call_text
+from tui.store.exchange import DAMAGED, call_text
 from tui.widgets.answer import Answer
 from tui.widgets.turn import TurnView
 
@@ -121,7 +121,7 @@ class AssistantTurn(TurnView):
     def _refresh_note(self) -> None:
         record = self.turn.record
         parts = [NOTES.get(record.finish_reason, "") if record else "", "edited" if record and record.is_edited else ""]
-        parts += [self.branch_text, record_text(record) if record else ""]
+        parts += [DAMAGED if self.turn.is_damaged else "", self.branch_text, record_text(record) if record else ""]
         self._note.update(" · ".join(part for part in parts if part))
         self._note.display = any(parts)
 

@@ -7,6 +7,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tui.harmless import harmless
+from tui.store.exchange import DAMAGED
 from tui.widgets.attachments import size_text
 from tui.widgets.turn import TurnView
 
@@ -28,6 +29,7 @@ class UserTurn(TurnView):
             text = f"{text[:SHOWN_CHARACTERS]}… ({len(text):,} characters)"
         parts = [text] if text else []
         notes = [f"▪ {harmless(a.name)} {size_text(a.text)}" for a in self.turn.attachments]
+        notes += [DAMAGED] if self.turn.is_damaged else []
         notes += [self.branch_text] if self.branch_text else []
         if not notes:
             return Content(text)

@@ -1,0 +1,103 @@
+"""Who may open a store's files: the user alone; and which windows have them open; knows no SQLite."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+FOLDER, FILE = 0o700, 0o600
+LOCK_WAIT_S = 3.0
+
+
+def make_private(path: Path) -> list[str]:
+    """Make a file and its folder, or take others' rights to them away; returns a line for what cannot be taken away.
+
+    Raises:
+        OSError: If they cannot be made, or something else than a file is there.
+    """
+    path.parent.mkdir(mode=FOLDER, parents=True, exist_ok=True)
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE))
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.ENOTDIR, "it is not a file", str(path))
+    files = (path, *(path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm")))
+    open_to_others = [p for p in (path.parent, *files) if not _is_tightened(p)]
+    if not open_to_others:
+        return []
+    return [f"[store] others may read {open_to_others[0]}, which cannot be changed here; put RING_MLX_HOME elsewhere."]
+
+
+def _is_tightened(path: Path) -> bool:
+    """Whether only the owner may read a path now; a folder that is everybody's, or the home, stays as it is."""
+    try:
+        found = path.stat()
+        is_folder = stat.S_ISDIR(found.st_mode)
+        wanted = FOLDER if is_folder else FILE
+        if stat.S_IMODE(found.st_mode) == wanted or (is_folder and _is_shared(path, found)):
+            return True
+        path.chmod(wanted)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return True
+
+
+def _is_shared(folder: Path, found: os.stat_result) -> bool:
+    return bool(found.st_mode & stat.S_ISVTX) or folder.resolve() in (Path.home().resolve(), Path("/"))
+
+
+class Windows:
+    """A lock file that each window holds with the others while it has the store open.
+
+    Args:
+        path: The store.
+
+    Raises:
+        OSError: If another window is mending it and does not end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handle: int | None = None
+        try:
+            name = path.with_name(f"{path.name}.lock")
+            self._handle = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE)
+        except OSError:
+            return  # a folder that cannot be written: nothing can be mended there
+        self._lock(fcntl.LOCK_SH)
+
+    def alone(self) -> None:
+        """Hold it for this window only; `together` ends that.
+
+        Raises:
+            OSError: If another window has the store open, or no lock can be had.
+        """
+        if self._handle is None:
+            raise OSError(errno.EACCES, "the folder cannot be written")
+        self._lock(fcntl.LOCK_UN)
+        self._lock(fcntl.LOCK_EX)
+
+    def together(self) -> None:
+        """Let other windows in again."""
+        self._lock(fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Let go."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+    def _lock(self, kind: int) -> None:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while self._handle is not None:
+            try:
+                fcntl.flock(self._handle, kind | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EAGAIN, "another window has it open") from None
+                time.sleep(0.02)

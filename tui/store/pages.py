@@ -1,0 +1,134 @@
+"""Reads rows out of the pages of a SQLite file, whatever is wrong with the rest of it; knows no table.
+
+Source: https://www.sqlite.org/fileformat2.html, sections 1.6 (pages), 2.1 (records) and 4 (the log).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TABLE_LEAF, PAGE_BYTES = 0x0D, 4096
+SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+HEADER_BYTES, LOG_HEADER_BYTES, FRAME_HEADER_BYTES = 100, 32, 24
+LOG_MAGIC = (0x377F0682, 0x377F0683)
+# A record's header: its length, no value for the row's number, then an id of 32 letters.
+_RECORD = re.compile(rb"[\x08-\x1f]\x00\x4d", re.DOTALL)
+_INTEGERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+Values = list[Any]
+
+
+class Pages:
+    """The pages of a database, with those of its log in place of older ones.
+
+    Args:
+        path: The database; its log lies beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        data, log = path.read_bytes(), path.with_name(f"{path.name}-wal")
+        frames = log.read_bytes() if log.is_file() else b""
+        said = int.from_bytes(frames[8:12] or data[16:18], "big")
+        self.size = said if said in SIZES else PAGE_BYTES
+        self._pages = {n // self.size + 1: data[n : n + self.size] for n in range(0, len(data), self.size)}
+        self._read_log(frames)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pages.values())
+
+    def listed(self) -> Iterator[Values]:
+        """The rows that the leaves of tables list."""
+        for number, page in self._pages.items():
+            at = HEADER_BYTES if number == 1 else 0
+            if page[at : at + 1] == bytes([TABLE_LEAF]):
+                count = min(int.from_bytes(page[at + 3 : at + 5], "big"), (len(page) - at - 8) // 2)
+                for start in dict.fromkeys(struct.unpack_from(f">{count}H", page, at + 8)):
+                    if (values := self._row(page, start)) is not None:
+                        yield values
+
+    def found(self) -> Iterator[Values]:
+        """The rows with an id that can be found by trying, also where a list of rows is damaged."""
+        for page in self:
+            for match in _RECORD.finditer(page):
+                for start in range(max(match.start() - 12, 0), match.start() - 1):
+                    ends = _varint(page, _varint(page, start)[1])[1]
+                    if ends == match.start() and (values := self._row(page, start)) is not None:
+                        yield values
+
+    def _row(self, page: bytes, start: int) -> Values | None:
+        """The row that begins there; None where what begins there is none."""
+        length, at = _varint(page, start)
+        number, at = _varint(page, at)
+        most = self.size - 35
+        kept = length
+        if length > most:
+            least = (self.size - 12) * 32 // 255 - 23
+            kept = least + (length - least) % (self.size - 4)
+            kept = kept if kept <= most else least
+        payload = [page[at : at + kept]]
+        missing, follows, seen = length - kept, int.from_bytes(page[at + kept : at + kept + 4], "big"), 0
+        while missing > 0 and follows in self._pages and seen <= len(self._pages):
+            part = self._pages[follows][4 : 4 + missing]
+            payload.append(part)
+            missing, follows, seen = missing - len(part), int.from_bytes(self._pages[follows][:4], "big"), seen + 1
+        values = _values(b"".join(payload))
+        if values and values[0] is None:
+            values[0] = number  # where a table calls its rows' numbers by a name, that column is empty
+        return values
+
+    def _read_log(self, frames: bytes) -> None:
+        """Take the pages of the log up to its last commit; what follows was never said to be written."""
+        if int.from_bytes(frames[:4], "big") not in LOG_MAGIC:
+            return
+        length, pending = FRAME_HEADER_BYTES + self.size, {}
+        for at in range(LOG_HEADER_BYTES, len(frames) - length + 1, length):
+            number, pages = struct.unpack_from(">II", frames, at)
+            if frames[at + 8 : at + 16] != frames[16:24]:
+                break
+            pending[number] = frames[at + FRAME_HEADER_BYTES : at + length]
+            if pages:
+                self._pages.update(pending)
+                pending = {}
+
+
+def _values(payload: bytes) -> Values | None:
+    """A record's values; one whose bytes are missing is shorter, text is decoded as far as it can be."""
+    head, at = _varint(payload, 0)
+    kinds: list[int] = []
+    while at < min(head, len(payload)):
+        kind, at = _varint(payload, at)
+        kinds.append(kind)
+    if at != head or not kinds:
+        return None
+    values: Values = []
+    for kind in kinds:
+        size = _INTEGERS.get(kind, 8 if kind == 7 else (kind - 12) // 2 if kind >= 12 else 0)
+        values.append(_value(kind, payload[at : at + size]))
+        at += size
+    return values
+
+
+def _value(kind: int, data: bytes) -> Any:
+    if kind >= 12:
+        return data.decode("utf-8", "replace") if kind % 2 else data
+    if kind == 7 and len(data) == 8:
+        return struct.unpack(">d", data)[0]
+    if kind in _INTEGERS:
+        return int.from_bytes(data, "big", signed=True)
+    return {8: 0, 9: 1}.get(kind)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of one to nine bytes, and where it ends."""
+    value = 0
+    for n in range(9):
+        byte = data[at + n] if at + n < len(data) else 0
+        if n == 8:
+            return value << 8 | byte, at + 9
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, at + n + 1
+    raise AssertionError

@@ -1,0 +1,86 @@
+"""Rows as they lie on the disk: sealed with a checksum when they are written, read whatever they hold.
+
+A seal is a BLAKE2 checksum over the JSON form of a row's values. A row whose seal does not fit is damaged: what can be
+read of it is shown with a mark, and saved again without a seal, so that the mark stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+SEAL_BYTES, DEEPEST = 8, 100
+BROKEN = b""
+MARK = "(damaged)"
+
+
+def seal(values: Sequence[Any]) -> bytes:
+    """The checksum of a row's values; `BROKEN` where they are of types that are never written."""
+    try:
+        text = json.dumps(list(values), separators=(",", ":"))
+    except (TypeError, ValueError):
+        return BROKEN
+    return hashlib.blake2b(text.encode(), digest_size=SEAL_BYTES).digest()
+
+
+def fits(found: object, values: Sequence[Any]) -> bool:
+    """Whether the seal found in a row is that of its values."""
+    return isinstance(found, bytes) and found != BROKEN and found == seal(values)
+
+
+def storable(value: Any) -> Any:
+    """A value as SQLite takes it: text without the halves of characters that JSON may hold."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def text(value: object) -> str:
+    """A column's text, whatever it holds."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def number(value: object) -> float:
+    """A column's number, 0 where it holds none that can be reckoned with."""
+    try:
+        found = float(value) if isinstance(value, (int, float)) else 0.0
+    except OverflowError:
+        return 0.0
+    return found if math.isfinite(found) else 0.0
+
+
+def unpacked(value: object) -> Any:
+    """What a column of JSON holds.
+
+    Raises:
+        ValueError: If it is no JSON, or too deep.
+    """
+    packed = text(value)
+    try:
+        found = json.loads(packed)
+        if _depth(found) > DEEPEST:
+            raise ValueError("the JSON is too deep")
+        if "\\ud" in packed.lower():  # perhaps half a character, which no terminal and no file takes
+            found = json.loads(storable(json.dumps(found, ensure_ascii=False)))
+    except RecursionError:
+        raise ValueError("the JSON is too deep") from None
+    return found
+
+
+def _depth(value: Any) -> int:
+    """How many levels a value of JSON has, at most one more than `DEEPEST`."""
+    level, depth = [value], 0
+    while level and depth <= DEEPEST:
+        held = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list)))
+        level, depth = [v for values in held for v in values], depth + 1
+    return depth
+
+
+def marked(said: str) -> str:
+    """A text that is shown as damaged."""
+    return said if said.startswith(MARK) else f"{MARK} {said}".rstrip()
