@@ -633,16 +633,40 @@ def test_a_store_that_fails_keeps_the_chat_in_memory(path):
     db.close()
 
 
-def test_a_store_that_cannot_be_opened(tmp_path):
+def test_a_store_that_is_no_store_is_kept_beside_a_new_one(tmp_path):
     (tmp_path / "chats.db").write_bytes(b"no database" * 1000)
 
     async def script(d):
-        assert "is damaged" in " ".join("".join(d.screen_text).split())
+        assert "was damaged" in " ".join("".join(d.screen_text).split())
         await d.exchange("q", "a")
         assert d.said == ["q", "a"]
 
-    chat(script, SIZES[1], path=tmp_path / "chats.db")
-    assert (tmp_path / "chats.db").read_bytes() == b"no database" * 1000
+    assert chat(script, SIZES[1], path=tmp_path / "chats.db").all_saved
+    assert (tmp_path / "chats.db.damaged-1").read_bytes() == b"no database" * 1000
+
+
+def test_a_store_that_cannot_be_opened_is_written_when_it_can_be(tmp_path):
+    path = tmp_path / "chats.db"
+    path.mkdir()
+
+    async def script(d):
+        assert "cannot be opened" in " ".join("".join(d.screen_text).split())
+        await d.exchange("q", "a")
+        d.chat._flush()
+        await d.settle()
+        assert "2 turns not saved" in "".join(d.screen_text)
+        assert len(chats.listed(d.chat.keeper.db)) == 1
+        path.rmdir()
+        d.chat.keeper._tried_at = 0
+        d.chat._flush()
+        await d.settle()
+        assert "not saved" not in "".join(d.screen_text)
+        assert d.said == ["q", "a"]
+
+    assert chat(script, SIZES[1], path=path).all_saved
+    db = Database(path)
+    assert [t.content for t in turns.load(db, chats.listed(db)[0].id)] == ["q", "a"]
+    db.close()
 
 
 def test_a_long_chat_mounts_a_window():

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from ring_mlx import RingError, byte_count
+from tui.harmless import harmless
 
 EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
+UNSAVED = 2  # exit code
 SAMPLING = ("temp", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed")
 
 
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     settings = with_options(settings, args)
     notes = [wrong] if wrong else []
     engine = Engine(ModelChoice(settings.model or None, args.revision, args.expert_cache_bytes))
-    keeper = Keeper(paths.data_file("chats.db"), notes.append)
+    keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)
     talk = keeper.latest() if args.resume else None
     try:
         if args.plain:
@@ -74,12 +76,24 @@ def run(args: argparse.Namespace) -> int:
             code = app.return_code or 0
     finally:
         is_at_rest = engine.close()
-        if not keeper.close():
-            print("ring-mlx: [store] what was said last could not be saved.", file=sys.stderr)
+        is_saved = keeper.close()
+    if not is_saved:
+        code = code or UNSAVED
+        for line in keeper.report():
+            print(f"ring-mlx: {harmless(line)}", file=sys.stderr)
     sys.stdout.flush()
     if not is_at_rest:
         os._exit(code)  # still loading: an ordinary exit would wait for it or abort
     return code
+
+
+def _free_disk(nbytes: int) -> int:
+    """Let snapshots give way to the chat: they can be made again."""
+    from ring_mlx import free_disk
+    from tui import paths
+
+    near = paths.data_file("chats.db")
+    return free_disk(nbytes, near if near.exists() else near.parent, paths.snapshots())
 
 
 def with_options(config: Any, args: argparse.Namespace) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
+import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,18 +29,38 @@ def read_attachment(path: str) -> Attachment:
     Raises:
         AttachError: If it is missing, too large or no text.
     """
-    file = Path(path).expanduser()
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise AttachError(f"{path} has more than {MOST_BYTES // 1_000_000} MB; attach a part of it.")
-        text = file.read_text(encoding="utf-8")
+        text = text_of(Path(path), MOST_BYTES)
     except UnicodeDecodeError:
         raise AttachError(f"{path} is not UTF-8 text; attach a text file.") from None
     except (OSError, ValueError) as e:
-        raise AttachError(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}); check the path.") from None
+        raise AttachError(
+            f"{path} cannot be read ({e.strerror if isinstance(e, OSError) else e}); attach a text file or a part of one."
+        ) from None
     if "\0" in text:
         raise AttachError(f"{path} is not text; attach a text file.")
-    return Attachment(file.name, text)
+    return Attachment(Path(path).name, text)
+
+
+def text_of(path: Path, most_bytes: int) -> str:
+    """The text of a file, whose line ends are line feeds afterwards.
+
+    Raises:
+        OSError: If it cannot be read, is no file but a pipe or a device, or has more than ``most_bytes``.
+        ValueError: If it is not UTF-8 text, or its name is none.
+    """
+    try:
+        path = path.expanduser()
+    except RuntimeError as e:
+        raise OSError(errno.ENOENT, str(e)) from None
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
+    with open(handle, "rb") as f:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
+        data = f.read(most_bytes + 1)  # some files have more than they say, such as those of /proc
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {most_bytes // 1_000_000} MB")
+    return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def mentioned(text: str) -> list[str]:

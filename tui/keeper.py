@@ -1,20 +1,25 @@
 """Keeps chats on disk while they are talked: writes, and where that fails keeps them in memory and tries again.
 
-Knows the store, no screen. Reads go to the store too, which is one in memory where the file cannot be opened.
+Knows the store, no screen. Where the file cannot be opened, a store in memory stands in for it until it can be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tui.conversation import Conversation
 from tui.store import Database, StoreError, Turn, chats, drafts, turns
-from tui.store.database import Statement
+from tui.store.database import Change, Statement
+from tui.store.failures import BUSY, FULL
+from tui.unsaved import save_elsewhere
 
 WRITE_EVERY_S, RETRY_EVERY_S = 0.25, 2.0
 COST = 20  # the time between two writes of a growing answer, in times of what a write takes
+ROOM_BYTES = 32 * 1024 * 1024
+Waiting = dict[str, Callable[[], Statement | Change]]
 
 
 class Keeper:
@@ -24,20 +29,31 @@ class Keeper:
         path: The file, or None for memory only.
         tell: Shows one line to the user; each trouble is told once, until something could be written again.
         clock: Seconds, from any start.
+        make_room: Frees so many bytes of the file's disk, as far as it can; returns how many it has freed.
     """
 
     def __init__(
-        self, path: Path | None, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path | None,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        make_room: Callable[[int], int] = lambda nbytes: 0,
     ) -> None:
-        self._tell, self._clock = tell, clock
-        self._waiting: dict[str, Callable[[], Statement]] = {}
+        self._path, self._tell, self._clock, self._make_room = path, tell, clock, make_room
+        self._waiting: Waiting = {}
+        self._standing_in: Waiting = {}  # what only a store in memory holds
+        self._talks: dict[str, Conversation] = {}
+        self._talk: Conversation | None = None
         self._wrote_at = self._tried_at = float("-inf")
         self._trouble, self._took_s = "", 0.0
+        self._must_open = False
         try:
-            self.db = Database(path)
-            chats.purge(self.db)
+            self.db = self._opened()
+            with contextlib.suppress(StoreError):
+                chats.purge(self.db)
         except StoreError as e:
-            self.db = Database(None)
+            self._stand_in()
+            self._trouble, self._tried_at = str(e), self._clock()
             tell(str(e))
 
     def tell_with(self, tell: Callable[[str], None]) -> None:
@@ -47,12 +63,27 @@ class Keeper:
     @property
     def unsaved(self) -> int:
         """How many changes are only in memory."""
-        return len(self._waiting)
+        return len(self._waiting | self._standing_in)
+
+    def unsaved_turns(self) -> list[tuple[Conversation, list[Turn]]]:
+        """The chats with turns that are only in memory, and those turns."""
+        keys = self._waiting | self._standing_in
+        found = [(talk, [t for t in talk.turns.values() if f"1 {t.id}" in keys]) for talk in self._talks.values()]
+        return [(talk, unsaved) for talk, unsaved in found if unsaved]
 
     def open(self, chat_id: str) -> Conversation | None:
-        """A chat of the store."""
+        """A chat of the store; says how much of it is damaged."""
         chat = chats.load(self.db, chat_id)
-        return Conversation(chat, turns.load(self.db, chat_id)) if chat else None
+        if chat is None:
+            return None
+        talk = Conversation(chat, turns.load(self.db, chat_id))
+        damaged = sum(turn.is_damaged for turn in talk.turns.values())
+        if damaged:
+            self._tell(
+                f"[store] {damaged} of the chat's {len(talk.turns)} turns are damaged on the disk; they are marked and "
+                "may not say what was said."
+            )
+        return talk
 
     def latest(self) -> Conversation | None:
         """The chat changed last."""
@@ -69,10 +100,8 @@ class Keeper:
     def keep(self, talk: Conversation, *changed: Turn) -> None:
         """Write a chat and its changed turns, now or when it is possible again; an empty chat is not kept."""
         if talk.turns:
-            chat_id = talk.chat.id
-            self._waiting[f"0 {chat_id}"] = lambda: chats.saving(talk.chat)
-            for turn in changed:
-                self._waiting[f"1 {turn.id}"] = lambda turn=turn: turns.saving(chat_id, turn)  # type: ignore[misc]
+            self._talk = talk
+            self._wait_for(talk, *changed)
             self.flush()
 
     def keep_growing(self, talk: Conversation, turn: Turn) -> None:
@@ -103,25 +132,90 @@ class Keeper:
 
     def flush(self, is_last: bool = False) -> bool:
         """Write what waits; after a failure only every few seconds. Returns whether nothing waits any more."""
-        if not self._waiting:
+        if not self.unsaved:
             return True
         if self._trouble and not is_last and self._clock() - self._tried_at < RETRY_EVERY_S:
+            self._write_in_memory()
             return False
         self._tried_at = self._clock()
         try:
-            self.db.write(*(self._waiting[key]() for key in sorted(self._waiting)), tries=4 if is_last else 1)
+            self._write(tries=4 if is_last else 1)
         except StoreError as e:
+            self._must_open = e.kind not in (BUSY, FULL)
             if str(e) != self._trouble:
                 self._trouble = str(e)
                 self._tell(self._trouble)
+            self._write_in_memory()
             return False
-        self._waiting.clear()
         self._trouble, self._wrote_at = "", self._clock()
         self._took_s = self._wrote_at - self._tried_at
         return True
+
+    def report(self) -> list[str]:
+        """Lines for what is not on disk, which is written elsewhere if possible."""
+        lines = save_elsewhere(self.unsaved_turns())
+        drafts_lost = sum(key.startswith("2 ") for key in self._waiting | self._standing_in)
+        if not lines or drafts_lost:
+            lines.append("[store] what was typed and not sent, or a title or pin, could not be saved.")
+        return lines
 
     def close(self) -> bool:
         """Write what waits and close; returns whether everything is on disk."""
         is_done = self.flush(is_last=True)
         self.db.close()
         return is_done
+
+    def _wait_for(self, talk: Conversation, *changed: Turn) -> None:
+        chat_id = talk.chat.id
+        self._talks[chat_id] = talk
+        self._waiting[f"0 {chat_id}"] = lambda: chats.saving(talk.chat)
+        for turn in changed:
+            self._waiting[f"1 {turn.id}"] = lambda turn=turn: turns.saving(chat_id, turn)  # type: ignore[misc]
+
+    def _write(self, tries: int) -> None:
+        """Write to the file, which is opened again where it must be; the snapshots give way where it has no room."""
+        try:
+            self._write_once(tries)
+        except StoreError as e:
+            if e.kind != FULL or not self._make_room(ROOM_BYTES):
+                raise
+            self._tell("[store] snapshots were removed to make room for the chat.")
+            self._write_once(tries)
+
+    def _write_once(self, tries: int) -> None:
+        if self._must_open or not self.db.is_there:
+            self._reopen()
+        self.db.write(*self._changes(), tries=tries)
+        self._waiting.clear()
+
+    def _changes(self) -> list[Statement | Change]:
+        """What waits: chats before their turns, turns in the order in which they were said."""
+        return [self._waiting[key]() for key in sorted(self._waiting, key=lambda key: key[0])]
+
+    def _reopen(self) -> None:
+        """Open the file, or one in its place, which then gets the chat as a whole and what stood in for it."""
+        if not self.db.is_there and self._talk is not None:
+            self._wait_for(self._talk, *self._talk.turns.values())
+        if self.db.path is not None:
+            self.db.close()
+            self._stand_in()
+        opened = self._opened()
+        self.db.close()
+        self.db, self._must_open = opened, False
+        self._waiting, self._standing_in = {**self._standing_in, **self._waiting}, {}
+
+    def _opened(self) -> Database:
+        db = Database(self._path)
+        for note in db.notes:
+            self._tell(note)
+        return db
+
+    def _stand_in(self) -> None:
+        self.db, self._must_open = Database(None), True
+
+    def _write_in_memory(self) -> None:
+        """Let the store that stands in hold what waits, so that lists and searches find it."""
+        if self.db.path is None:
+            self.db.write(*self._changes())
+            self._standing_in.update(self._waiting)
+            self._waiting.clear()

@@ -20,6 +20,11 @@ def data_file(name: str) -> Path:
     return (_home() or platformdirs.user_data_path(APP)) / name
 
 
+def snapshots() -> str | bool:
+    """The folder of snapshots, as `ring_mlx.Session` takes it: its own one, or one in the folder for everything."""
+    return str(data_file("snapshots")) if _home() else True
+
+
 def _home() -> Path | None:
     home = os.environ.get(HOME)
     return Path(home).expanduser() if home else None

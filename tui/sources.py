@@ -5,7 +5,6 @@ Importing this module is cheap; making a source imports MLX, on the session's ow
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import replace
@@ -50,12 +49,11 @@ class SessionSource:
     def __init__(self, choice: ModelChoice, post: Post) -> None:
         name = Path(choice.path).name if choice.path else TOY
         post(Loading(name))
-        store: str | bool = str(paths.data_file("snapshots")) if os.environ.get(paths.HOME) else True
         self._session = Session(
             choice.path,
             revision=choice.revision,
             expert_cache_bytes=choice.expert_cache_bytes,
-            store=store,
+            store=paths.snapshots(),
             on_loading=lambda event: post(Loading(name, event.done, event.total)),
         )
         try:

@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 from ring_mlx import write_text
+from tui import files
 from tui.conversation import Conversation
-from tui.store import StoreError, exchange
+from tui.store import StoreError, exchange, rows
+
+MOST_BYTES = 512_000_000
 
 
 def export_talk(talk: Conversation, argument: str) -> str:
@@ -15,17 +18,18 @@ def export_talk(talk: Conversation, argument: str) -> str:
     kind, _, path = argument.partition(" ") if argument.split(" ")[0] in ("md", "json") else ("", "", argument)
     kind = kind or ("json" if path.endswith(".json") else "md")
     name = re.sub(r"[^\w]+", "-", talk.chat.title.lower()).strip("-") or "chat"
-    file = Path(path.strip() or f"{name}.{kind}").expanduser()
     if kind == "md":
         text = exchange.to_markdown(talk.chat, talk.path())
     else:
         text = exchange.to_json(talk.chat, list(talk.turns.values()))
+    file = Path(path.strip() or f"{name}.{kind}")
     try:
+        file = file.expanduser()
         if not path.strip() and file.exists():
             return f"{file} is there already; /export {kind} PATH overwrites."
-        write_text(file.resolve(), text)
-    except OSError as e:
-        return f"[export] {file} cannot be written ({e.strerror}); give another path."
+        write_text(file.resolve(), rows.storable(text), private=not file.exists())
+    except (OSError, ValueError, RuntimeError) as e:
+        return f"[export] {file} cannot be written ({getattr(e, 'strerror', None) or e}); give another path."
     return f"Written to {file}."
 
 
@@ -36,6 +40,6 @@ def import_talk(path: str) -> Conversation:
         StoreError: If it cannot be read or is something else.
     """
     try:
-        return Conversation(*exchange.from_json(Path(path).expanduser().read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as e:
+        return Conversation(*exchange.from_json(files.text_of(Path(path), MOST_BYTES)))
+    except (OSError, ValueError) as e:
         raise StoreError(f"{path} cannot be read ({e}); give a file of /export json.") from None

@@ -10,8 +10,11 @@ from tomlkit.exceptions import TOMLKitError
 
 from ring_mlx import RingError, write_text
 from tui.config.schema import Config, Preset, parse
+from tui.files import text_of
 from tui.messages import Sampling, sampling_as_dict
 
+MOST_BYTES = 1_000_000
+UNREADABLE = (OSError, ValueError, TOMLKitError, RecursionError)
 START = """\
 # Configuration of `ring-mlx chat`. Leave a line out, or delete the file, to have the default.
 
@@ -56,10 +59,10 @@ class ConfigError(RingError):
 def load(path: Path) -> tuple[Config, str]:
     """The configuration, and in one line what is wrong with it, or nothing; a missing file is all defaults."""
     try:
-        raw = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+        raw = tomlkit.parse(text_of(path, MOST_BYTES)).unwrap()
     except FileNotFoundError:
         return Config(), ""
-    except (OSError, ValueError, TOMLKitError) as e:
+    except UNREADABLE as e:
         return Config(), str(ConfigError(f"{path} cannot be read ({e}); mend or delete it, the defaults hold."))
     config, wrong = parse(raw)
     return config, str(ConfigError(f"{path}: {'; '.join(wrong)}; the defaults hold there.")) if wrong else ""
@@ -77,12 +80,13 @@ def save(path: Path, config: Config, before: Config | None = None) -> None:
         ConfigError: If the file is there but broken, or cannot be written.
     """
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else START
+        is_new = not path.exists()
+        text = START if is_new else text_of(path, MOST_BYTES)
         document = tomlkit.parse(text)
         kept = parse(document.unwrap())[0]
         _update(document, _changed(kept, before or kept, config), kept)
-        write_text(path.resolve(), tomlkit.dumps(document))
-    except (OSError, ValueError, TOMLKitError) as e:
+        write_text(path.resolve(), tomlkit.dumps(document), private=is_new)
+    except UNREADABLE as e:
         raise ConfigError(f"{path} cannot be written ({e}); the settings hold until you quit.") from None
 
 

@@ -46,7 +46,7 @@ class ChatScreen(SettingCommands):
     async def on_mount(self) -> None:
         """Load the model; the user may write, and even send, meanwhile."""
         self.entry.prompt.focus()
-        self.set_interval(FLUSH_EVERY_S, self.keeper.flush)
+        self.set_interval(FLUSH_EVERY_S, self._flush)
         self._draft_timer = self.set_interval(DRAFT_EVERY_S, self._keep_draft_now, pause=True)
         self.entry.prompt.remember(self.keeper.recent_questions())
         if self.talk.turns:
@@ -100,6 +100,10 @@ class ChatScreen(SettingCommands):
         """Keep the draft a moment after the last letter."""
         self._draft_timer.reset()
         self._draft_timer.resume()
+
+    def _flush(self) -> None:
+        self.keeper.flush()
+        self.status.unsaved = sum(len(turns) for _, turns in self.keeper.unsaved_turns())
 
     def _keep_draft_now(self) -> None:
         self._draft_timer.pause()

@@ -133,7 +133,10 @@ class ChatCommands(TurnCommands):
         self.say(export_talk(self.talk, argument))
 
     def _export_of(self, chat_id: str) -> str:
-        talk = self.keeper.open(chat_id)
+        try:
+            talk = self.keeper.open(chat_id)
+        except StoreError as e:
+            return str(e)
         return export_talk(talk, "") if talk else "That chat is gone."
 
     async def do_import(self, path: str) -> None:

@@ -90,9 +90,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
 
     def action_rename(self) -> None:
         """Ask for another title."""
-        row = self._row
-        chat = chats.load(self._db, row[0]) if row else None
-        if chat is None:
+        if (chat := self._chat) is None:
             return
 
         def renamed(title: str | None) -> None:
@@ -103,9 +101,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
 
     def action_pin(self) -> None:
         """Keep a chat at the top, or no longer."""
-        row = self._row
-        chat = chats.load(self._db, row[0]) if row else None
-        if chat is not None:
+        if (chat := self._chat) is not None:
             self._change(
                 lambda: chats.pin(self._db, chat.id, not chat.pinned), "Unpinned." if chat.pinned else "Pinned."
             )
@@ -131,6 +127,15 @@ class ChatsScreen(ModalScreen[Chosen | None]):
     def _row(self) -> Chosen | None:
         at = self.query_one(OptionList).highlighted
         return self._rows[at] if at is not None and at < len(self._rows) else None
+
+    @property
+    def _chat(self) -> Chat | None:
+        """The highlighted chat, as it is now."""
+        try:
+            return chats.load(self._db, row[0]) if (row := self._row) else None
+        except StoreError as e:
+            self._fill(str(e))
+            return None
 
     def _change(self, action: Callable[[], None], remark: str) -> None:
         try:

@@ -20,17 +20,20 @@ class StatusLine(Widget):
     memory_limit_bytes: reactive[int] = reactive(0)
     state: reactive[str] = reactive("loading the model")
     figures: reactive[Figures | None] = reactive(None)
+    unsaved: reactive[int] = reactive(0)
 
     def show(self, state: str) -> None:
         """Show what the model does in place of figures."""
         self.state, self.figures = state, None
 
     def render(self) -> Content:
-        """The line at the present width; the name gives way first, then the lesser figures."""
+        """The line at the present width; the name gives way first, also to what is not saved."""
         width = self.size.width
         right = Content(self.state)
         if self.figures is not None:
             room = width - GAP - min(12, len(self.model))
             right = Content(gauges(self.figures, self.context, self.memory_limit_bytes, room))
         left = Content(self.model).truncate(max(width - right.cell_length - GAP, 0), ellipsis=True)
+        if self.unsaved:
+            left = Content.styled(f"{self.unsaved} {'turn' if self.unsaved == 1 else 'turns'} not saved", "$text-error")
         return Content(" " * max(width - left.cell_length - right.cell_length, 0)).join([left, right])
