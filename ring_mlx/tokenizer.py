@@ -17,6 +17,7 @@ from mlx_lm import chat_templates, tool_parsers
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
 
+from ring_mlx import templates
 from ring_mlx.checkpoint_files import check_small_files, read_json
 from ring_mlx.config_values import MOST_INTEGER, shown
 from ring_mlx.errors import TokenizerError
@@ -67,6 +68,7 @@ def make_tokenizer(
         ConfigError: If tokenizer_config.json is not JSON.
     """
     check_small_files(folder, TokenizerError)
+    templates.warm()
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
     _check_files(folder, _named_code(settings))
@@ -132,17 +134,9 @@ def render_text(
     if not tokenizer.has_chat_template:
         raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            tools=list(tools) if tools else None,
-            add_generation_prompt=not continue_last,
-            continue_final_message=continue_last,
-            **dict(template_options or {}),
-        )
-    except Exception as e:  # noqa: BLE001 a template is a program of the checkpoint's author
+        return templates.render(tokenizer, messages, tools or None, template_options or {}, continue_last)
+    except (ValueError, TypeError) as e:
         raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
-    return text
 
 
 def _named_code(settings: Mapping[str, Any]) -> str:

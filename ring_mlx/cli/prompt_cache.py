@@ -23,15 +23,11 @@ def text_after_cached(
     Raises:
         CacheFileError: If the template rewrites the user's text, so that the place cannot be found.
     """
+    from ring_mlx.tokenizer import render_text
+
     user = max(i for i, m in enumerate(messages) if m["role"] == "user")
     marked = [m | {"content": QUERY} if i == user else m for i, m in enumerate(messages)]
-    rendered = tokenizer.apply_chat_template(
-        marked,
-        tokenize=False,
-        add_generation_prompt=not continue_last,
-        continue_final_message=continue_last,
-        **dict(options),
-    )
+    rendered = render_text(tokenizer, marked, None, options, continue_last)
     _, found, after = rendered.rpartition(QUERY)
     if not found:
         raise CacheFileError("the chat template hides the user's text; use --ignore-chat-template with the cache.")

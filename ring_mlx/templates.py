@@ -1,0 +1,177 @@
+"""Chat templates, rendered by a process that is ended if one takes too long or too much memory.
+
+The process is started with the first tokenizer, serves all, and ends with this one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.errors import TokenizerError
+
+WORKER = Path(__file__).with_name("template_worker.py")
+MAX_TEMPLATE, MORE_OUTPUT, TIMES_INPUT = 1 << 20, 1 << 20, 4
+RESERVED = ("messages", "tools", "add_generation_prompt")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+# Ends the last message where it is to be gone on with; everything from it on is cut off.
+MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+
+
+class _Worker:
+    """The process, from this side; one request at a time."""
+
+    _process: subprocess.Popen[str] | None
+    _lock: threading.Lock
+    _owner: int
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def start(self) -> None:
+        """Start the process unless it runs; one that a fork inherited is its parent's."""
+        if self._owner != os.getpid():
+            self._forget()
+        with self._lock:
+            self._started()
+
+    def ask(self, request: str) -> dict[str, str] | None:
+        """The answer, or None if the process ended over it."""
+        if self._owner != os.getpid():
+            self._forget()
+        with self._lock:
+            process, answer = self._started(), ""
+            try:
+                print(request, file=process.stdin, flush=True)
+                answer = process.stdout.readline() if process.stdout else ""
+            except BrokenPipeError:
+                pass
+            finally:
+                # An answer that no one waited for must not be taken for the next one.
+                if not answer.endswith("\n"):
+                    self._end()
+            return json.loads(answer) if answer.endswith("\n") else None
+
+    def close(self) -> None:
+        """End the process, at the end of this one."""
+        if self._owner == os.getpid():
+            self._end()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
+            pipe, command = subprocess.PIPE, [sys.executable, "-P", str(WORKER)]
+            try:
+                self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+            except OSError as e:
+                raise TokenizerError(f"chat templates need a process ({e}); raise the limit of processes.") from None
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):
+                    pipe.close()  # type: ignore[union-attr]
+            process.wait()
+
+    def _forget(self) -> None:
+        self._process, self._lock, self._owner = None, threading.Lock(), os.getpid()
+
+
+_worker = _Worker()
+atexit.register(_worker.close)
+
+
+def warm() -> None:
+    """Start the process, so that the first prompt does not wait for it."""
+    _worker.start()
+
+
+def render(
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    options: Mapping[str, Any],
+    continue_last: bool,
+) -> str:
+    """The text of a conversation, as transformers would render it.
+
+    Args:
+        tokenizer: With a chat template.
+        messages: Objects with ``role`` and ``content``.
+        tools: For the template, or None.
+        options: Further variables.
+        continue_last: Leave the last message open instead of starting a new one.
+
+    Raises:
+        ValueError, TypeError: If the template refuses, is too long or ends over it, with the reason.
+    """
+    template = tokenizer.get_chat_template(None, tools)
+    if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
+        raise ValueError("it is no text, or too long")
+    taken = [name for name in RESERVED if name in options]
+    if taken:
+        raise ValueError(f"{taken[0]} is no option")
+    said = [_message(m) for m in messages]
+    final = _mark(said, template) if continue_last else ""
+    variables = {
+        **tokenizer.special_tokens_map,
+        "documents": None,
+        "enable_thinking": tokenizer.has_thinking,
+        **options,
+        "messages": said,
+        "tools": tools,
+        "add_generation_prompt": not continue_last,
+    }
+    data = json.dumps(variables, default=str)
+    most = MORE_OUTPUT + TIMES_INPUT * len(data)
+    answer = _worker.ask(f'{{"most": {most}, "template": {json.dumps(template)}, "variables": {data}}}')
+    if answer is None:
+        raise ValueError("it takes too long or too much memory")
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return _before_mark(answer["text"], final) if continue_last else answer["text"]
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is None, and with the thought under the names that templates read."""
+    made = {k: v for k, v in message.items() if v is not None}
+    thought = next((made[k] for k in REASONING if k in made), None)
+    return made if thought is None else {"thinking": thought, **made, "reasoning_content": thought}
+
+
+def _mark(messages: list[dict[str, Any]], template: str) -> str:
+    """Mark the end of the last message, and return its text."""
+    content = messages[-1].get("content") if messages and "content" in template else None
+    if isinstance(content, list):
+        place = next((i for i in reversed(range(len(content))) if "text" in content[i]), None)
+        if place is not None:
+            text = str(content[place]["text"])
+            marked = [*content[:place], {**content[place], "text": text + MARK}, *content[place + 1 :]]
+            messages[-1] = {**messages[-1], "content": marked}
+            return text
+    if not isinstance(content, str):
+        raise TypeError("the last message has no text that could go on")
+    messages[-1] = {**messages[-1], "content": content + MARK}
+    return content
+
+
+def _before_mark(text: str, final: str) -> str:
+    at = text.rfind(MARK.strip())
+    if at < 0 or final.strip() not in text:
+        raise ValueError("it changes the last message, so that it cannot go on")
+    # Where the space behind the mark is gone, the template strips messages.
+    return text[:at] if text[at:].startswith(MARK) else text[:at].rstrip()
