@@ -39,7 +39,7 @@ def test_killed_at_twenty_random_points_and_resumed_gives_the_same_bytes(tmp_pat
     assert len(found["resumed"]) == 20
     assert all(hashes == found["whole"] for hashes in found["resumed"])
     assert len([n for n in found["whole"] if n.endswith(".safetensors")]) > 3
-    assert found["died"] >= 12, "too few attempts were killed before they ended"
+    assert found["died"] >= 9, "too few attempts were killed before they ended"
 
 
 class Stopped(BaseException):
