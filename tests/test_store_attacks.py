@@ -17,6 +17,7 @@ from ring_mlx.cli import main
 from ring_mlx.errors import CacheFileError
 from ring_mlx.snapshots import Store
 from ring_mlx.snapshots import manifest as manifests
+from ring_mlx.snapshots import store as store_module
 from ring_mlx.snapshots.shapes import Shapes
 from ring_mlx.snapshots.stores import free_disk
 from tests.saver import check, make
@@ -350,3 +351,29 @@ def test_a_snapshot_is_held_against_the_model(tmp_path, monkeypatch):
             store = Store(tmp_path / "copy", "mark", BIG, shapes=other)
             with pytest.warns(UserWarning, match="where the model has|number of layers"):
                 assert store.deepest(longer(made)) is None
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), OSError(5, "I/O"), RuntimeError("[malloc]")], ids=str
+)
+def test_a_failure_that_may_pass_costs_no_snapshot(tampered, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(store_module, "read_blob", fail)
+    store = Store(tampered.root, "mark", BIG)
+    with pytest.warns(UserWarning, match="ignored, the prompt is read again"):
+        assert store.deepest(longer(tampered.made[0])) is None
+    monkeypatch.undo()
+    assert check(store.deepest(longer(tampered.made[0])))
+
+
+@pytest.mark.parametrize("which", ["snapshots", "blobs", ".lock", "."])
+def test_ones_own_files_are_made_readable_again(tampered, which):
+    top = tampered.folder / which
+    for path in [*top.rglob("*"), top]:
+        path.chmod(0)
+    store = Store(tampered.root, "mark", BIG)
+    assert check(store.deepest(longer(tampered.made[1])))
+    assert store.save([make(3, 20)]) == 1
+    assert stat.S_IMODE(tampered.first.stat().st_mode) == 0o600

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,9 +56,9 @@ class ModelFolder:
                 check_private(folder)
         if not self._tightened:
             self._tightened = True
-            for entry in (*_entries(self.manifests), *_entries(self.blobs)):
-                if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mode & 0o077:
-                    with suppress(OSError):
+            for entry in (*_entries(self.path), *_entries(self.manifests), *_entries(self.blobs)):
+                with suppress(OSError):
+                    if _is_plain(entry) and stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode) != PRIVATE_FILE:
                         os.chmod(entry.path, PRIVATE_FILE)
 
     @contextmanager

@@ -286,7 +286,13 @@ class Store:
                 remove(path)
 
     def _discard(self, path: Path, reason: Exception) -> None:
+        """Remove a snapshot that is damaged for certain; a lack of memory, files or rights may pass."""
         self._warn(_damage(path, reason))
+        if isinstance(reason, RuntimeError) or getattr(reason, "errno", errno.EINVAL) not in (
+            errno.EINVAL,
+            errno.EFBIG,
+        ):
+            return
         with contextlib.suppress(OSError), self._files.locked(make=False):
             try:
                 names = list(read_manifest(path)["sizes"])

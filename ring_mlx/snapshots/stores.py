@@ -32,7 +32,10 @@ def stores(root: Path, say: Callable[[str], object]) -> list[Store]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(p for p in parent.iterdir() if p.name[0] != ".") if os.path.lexists(parent) else []
+    try:
+        return sorted(p for p in parent.iterdir() if p.name[0] != ".")
+    except FileNotFoundError:
+        return []
 
 
 def free_disk(nbytes: int, near: str | os.PathLike[str], store: str | os.PathLike[str] | bool = True) -> int:
