@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,8 +21,9 @@ def make_private(path: Path) -> list[str]:
         OSError: If they cannot be made, or something else than a file is there.
     """
     path.parent.mkdir(mode=FOLDER, parents=True, exist_ok=True)
+    _is_tightened(path.parent)  # a umask may have taken the owner's rights away too
     if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE))
+        os.close(new_file(path))
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.ENOTDIR, "it is not a file", str(path))
     files = (path, *(path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm")))
@@ -29,6 +31,15 @@ def make_private(path: Path) -> list[str]:
     if not open_to_others:
         return []
     return [f"[store] others may read {open_to_others[0]}, which cannot be changed here; put RING_MLX_HOME elsewhere."]
+
+
+def new_file(path: Path) -> int:
+    """A handle of a file that is made if it is missing, and is the user's alone whatever the umask."""
+    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE)
+    if stat.S_IMODE(os.fstat(handle).st_mode) != FILE:
+        with contextlib.suppress(OSError):
+            os.fchmod(handle, FILE)
+    return handle
 
 
 def _is_tightened(path: Path) -> bool:
@@ -65,7 +76,7 @@ class Windows:
         self._handle: int | None = None
         try:
             name = path.with_name(f"{path.name}.lock")
-            self._handle = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE)
+            self._handle = new_file(name)
         except OSError:
             return  # a folder that cannot be written: nothing can be mended there
         self._lock(fcntl.LOCK_SH)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tui.store import rows, seals
+from tui.store.access import new_file
 from tui.store.connection import connect
 from tui.store.pages import Pages, Values
 from tui.store.records import ASSISTANT, USER
@@ -180,7 +181,7 @@ def _key(row: Row) -> str:
 
 def _write(path: Path, found: _Found) -> None:
     """Write rows into a new store; those that are not whole get no seal."""
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    os.close(new_file(path))
     connection = connect(path, WAIT_S)
     try:
         connection.execute("BEGIN IMMEDIATE")
