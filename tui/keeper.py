@@ -195,7 +195,9 @@ class Keeper:
     def _reopen(self) -> None:
         """Open the file, or one in its place, which then gets the chat as a whole and what stood in for it."""
         if not self.db.is_there and self._talk is not None:
+            newer, self._waiting = self._waiting, {}
             self._wait_for(self._talk, *self._talk.turns.values())
+            self._waiting |= newer
         if self.db.path is not None:
             self.db.close()
             self._stand_in()
