@@ -1,30 +1,24 @@
-"""``ring-mlx launch``: one command on several machines, or in several processes here, by mlx.launch."""
+"""``ring-mlx launch``: one command on several machines, or in several processes here."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ring_mlx.cli import INTERRUPTED, options
+from ring_mlx.cli import OneLineParser, options
 from ring_mlx.errors import OptionError
+
+if TYPE_CHECKING:
+    from ring_mlx.distributed.hosts import Host
 
 # Commands that know what to do with a part of a model.
 COMMANDS = ("generate", "bench", "serve")
 _ANY = " or ".join((", ".join(COMMANDS[:-1]), COMMANDS[-1]))
-# mlx.launch says so of a rank that failed, and itself always exits with 0.
-_FAILED = re.compile(rb"Node with rank \d+ (?:was killed|exited with code (-?\d+))")
-# Its threads print a word at a time, so that what ends one such line may come after another.
-_REST = re.compile(rb"(?:\x1b\[\d+m|\[WARN\]|\s)*")
-KILLED = 1
 
 
 def add(commands: Any) -> None:
@@ -36,8 +30,10 @@ def add(commands: Any) -> None:
     parser.add_argument("-n", "--repeat-hosts", type=options.positive_int, default=1, help="processes a host (1)")
     parser.add_argument("--hostfile", help="a host file of mlx.launch or mlx.distributed_config in place of --hosts")
     parser.add_argument("--write-hostfile", help="where to keep the host file; with no command it is only written")
-    parser.add_argument("--backend", help="of mx.distributed: ring, jaccl, mpi (what the host file says, else ring)")
-    parser.add_argument("--starting-port", type=options.positive_int, default=32323, help="first of the ring (32323)")
+    parser.add_argument("--backend", help="ring, jaccl, jaccl-ring, nccl (what the host file says, else ring)")
+    parser.add_argument(
+        "--starting-port", type=options.positive_int, help="first of the ring (32323; free ones where all is here)"
+    )
     parser.add_argument("--python", default=sys.executable, help="the interpreter on every host (this one)")
     parser.add_argument("--no-check", action="store_true", help="do not ask the hosts first what they have")
     parser.add_argument(
@@ -48,7 +44,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the hosts, then run; returns the exit code of the first rank that failed, or 0."""
-    from ring_mlx.distributed import hosts
+    from ring_mlx.distributed import backends, hosts
 
     command = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
     if args.hosts and args.hostfile:
@@ -57,84 +53,56 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"{command[0]} does not run in several processes; give {_ANY}.")
     if not command and not args.write_hostfile:
         raise OptionError(f"no command given; put {_ANY} and its options last.")
+    named, env = backends.RING, dict[str, str]()
     if args.hostfile:
         chosen = hosts.read_host_file(Path(args.hostfile))
+        named, env = hosts.read_settings(Path(args.hostfile))
     else:
         chosen = hosts.parse_hosts(args.hosts or hosts.LOCAL, args.repeat_hosts)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(args.hostfile or args.write_hostfile or Path(scratch) / "hosts.json")
-        if not args.hostfile:
-            hosts.write_host_file(path, chosen)
-        if not command:
-            return 0
+        if args.write_hostfile:
+            hosts.write_host_file(Path(args.write_hostfile), chosen)
+    return _launch(args, command, chosen, named, env) if command else 0
+
+
+def _launch(args: argparse.Namespace, command: list[str], chosen: list[Host], named: str, env: dict[str, str]) -> int:
+    """Check the hosts, and run the command on them."""
+    from ring_mlx.distributed import backends, hosts, launcher
+    from ring_mlx.distributed.rank_process import Job
+
+    own, files = backends.describe(args.backend or named or backends.default(), chosen, args.starting_port)
+    told: list[int] = []
+    with _signals_to(lambda number, _: told.append(number)):
         if not args.no_check:
-            hosts.check_hosts(chosen, args.python, *_model(command))
-        return _launch(
-            [
-                *(sys.executable, str(hosts.launcher()), "--hostfile", str(path), "--python", args.python),
-                *("--starting-port", str(args.starting_port)),
-                *(("--backend", args.backend) if args.backend else ()),
-                *("--", "-P", "-m", "ring_mlx", *command),
-            ]
-        )
+            with _signals_to(_interrupt):
+                hosts.check_hosts(chosen, args.python, *_model(command))
+        return launcher.run(chosen, Job(args.python, command, env | own, files), told)
 
 
 def _model(command: list[str]) -> tuple[str | None, str | None]:
     """--model and --revision of a command."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = OneLineParser(prog=f"ring-mlx {command[0]}", add_help=False, allow_abbrev=False)
     parser.add_argument("--model")
     parser.add_argument("--revision")
     found, _ = parser.parse_known_args(command[1:])
     return found.model, found.revision
 
 
-def _launch(command: list[str]) -> int:
-    """Run mlx.launch, pass its messages on, and find in them whether a rank failed."""
-    code, explained = 0, False
-    held: list[bytes] = []
-    # A pipe that stays open: mlx.launch reads its input without a pause once that has ended. A session of its own, of
-    # which every process here is told to end: mlx.launch would end itself and leave the ranks.
-    pipe = subprocess.PIPE
-    with (
-        subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True) as process,
-        _signals_to(process) as told,
-    ):
-        assert process.stderr is not None
-        for line in process.stderr:
-            if told and not line.startswith(b"ring-mlx: "):
-                continue  # how mlx.launch itself takes it
-            failed = _FAILED.search(line)
-            if failed and not code:
-                code = abs(int(failed[1] or KILLED)) or KILLED
-            explained = explained or line.startswith(b"ring-mlx: [")
-            if failed or (held and _REST.fullmatch(line)):
-                held.append(line)  # may come before what explains it
-                continue
-            sys.stderr.buffer.write(line)
-            sys.stderr.flush()
-    if not explained and not told:
-        sys.stderr.buffer.writelines(held)
-        sys.stderr.flush()
-    return INTERRUPTED if told else code or process.returncode
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager
-def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Ctrl-C and termination reach all processes of a session, as a terminal would have it; the second time they kill.
+def _signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """What asks to end goes to a handler, as far as nobody has said to ignore it.
 
-    Yields:
-        The signals so far.
+    A shell lets its background jobs ignore SIGINT, and ``nohup`` SIGHUP.
     """
-    told: list[int] = []
-
-    def tell(number: int, _: object) -> None:
-        told.append(number)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL if len(told) > 1 else signal.SIGINT)
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, old in before.items():
+        if old is not signal.SIG_IGN:
             signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

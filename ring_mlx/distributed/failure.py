@@ -1,4 +1,4 @@
-"""The one error of this package; knows no cause."""
+"""The errors of this package; they know no cause."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class DistributedError(RingError):
     """Processes that cannot work together: no group, a model that cannot be cut so, a rank that differs or is gone."""
 
     origin = "distributed"
+
+
+class LostError(DistributedError):
+    """A rank is gone while the others work; the command ends with the exit code for that."""

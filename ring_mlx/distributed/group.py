@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +18,8 @@ from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.errors import RingError
 
 RECORD_BYTES = 4096
-JOIN_S = 120.0
-FAILED = 3
+# From when this process starts, and from when all are known to have started.
+JOIN_S, JOIN_TOGETHER_S = 120.0, 20.0
 
 Sampler = Callable[[mx.array], mx.array]
 
@@ -36,21 +36,22 @@ def is_launched() -> bool:
     return "MLX_JACCL_COORDINATOR" in os.environ or any(int(os.environ.get(n) or 1) > 1 for n in names)
 
 
-def join() -> mx.distributed.Group:
-    """The group that the environment describes; ends the process where the others do not come.
+def join(within_s: float = JOIN_S) -> mx.distributed.Group:
+    """The group that the environment describes; SIGALRM ends the process where the others do not come in time.
 
     Raises:
         DistributedError: If MLX cannot make it, or it is this process alone.
     """
-    timer = threading.Timer(JOIN_S, _give_up)
-    timer.daemon = True
-    timer.start()
+    # MLX waits in C++ with the interpreter's lock, so that neither a thread nor a handler in Python could end it.
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, within_s)
     try:
         group = mx.distributed.init(strict=True)
     except (RuntimeError, ValueError) as e:
         raise DistributedError(f"rank {_rank()} could not join the others ({e}); see that all were started.") from None
     finally:
-        timer.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     if group.size() < 2:
         raise DistributedError("this process is alone; start several with `ring-mlx launch`.")
     return group
@@ -112,9 +113,3 @@ def greatest(number: int, group: mx.distributed.Group) -> int:
 
 def _rank() -> str:
     return os.environ.get("MLX_RANK", "?")
-
-
-def _give_up() -> None:
-    message = f"rank {_rank()} waited {JOIN_S:.0f} s for the others; see that all were started and reach each other."
-    os.write(2, f"ring-mlx: [distributed] {message}\n".encode())
-    os._exit(FAILED)

@@ -1,22 +1,26 @@
-"""The hosts that take part: their addresses, whether they are fit, and mlx.launch's host file; starts no ranks."""
+"""The hosts that take part: their addresses, whether they are fit, and the host file of mlx.launch; starts no ranks."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ring_mlx.distributed.failure import DistributedError
 
 LOCAL = "127.0.0.1"
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+# A host that is cut off is missed after 6 s. No terminal there, which would mix errors with answers.
+SSH = (
+    *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=8", "-o", "LogLevel=ERROR"),
+    *("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3"),
+)
 PROBE_S = 600  # a host may first have to read a model's headers from a slow disk, or download it
 
 
@@ -27,10 +31,19 @@ class Host:
     Attributes:
         name: What ssh takes; 127.0.0.1 is this machine.
         ip: Where the other ranks reach it.
+        more_ips: Further addresses of the same host.
+        rdma: Its devices towards each rank, for JACCL.
     """
 
     name: str
     ip: str
+    more_ips: tuple[str, ...] = ()
+    rdma: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises DistributedError where ssh would not take the name for one."""
+        if not self.name or self.name.startswith("-") or not self.name.isprintable() or " " in self.name:
+            raise DistributedError(f"{self.name!r} is not a name of a host; correct it.")
 
     @property
     def is_local(self) -> bool:
@@ -89,16 +102,45 @@ def read_host_file(path: Path) -> list[Host]:
         DistributedError: If it is missing or not such a file.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = _read(path)
         entries = data["hosts"] if isinstance(data, dict) else data
-        hosts = [Host(str(e["ssh"]), str((e.get("ips") or [""])[0])) for e in entries]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DistributedError(
-            f"{path} is not a host file ({e!r}); write one with `ring-mlx launch --hosts`."
-        ) from None
+        hosts = [_host(e) for e in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise _no_host_file(path, e) from None
     if len(hosts) < 2:
         raise DistributedError(f"{path} names {len(hosts)} hosts; two or more are needed.")
     return hosts
+
+
+def read_settings(path: Path) -> tuple[str, dict[str, str]]:
+    """The backend that a host file names, or "", and its variables for every rank.
+
+    Raises:
+        DistributedError: If it is missing or not such a file.
+    """
+    try:
+        data = _read(path)
+        backend, envs = (data.get("backend") or "", data.get("envs") or []) if isinstance(data, dict) else ("", [])
+        named = dict(str(e).partition("=")[::2] for e in envs)
+    except (OSError, ValueError, TypeError, RecursionError) as e:
+        raise _no_host_file(path, e) from None
+    wrong = [name for name, value in named.items() if not name or "\0" in name + value]
+    if wrong:
+        raise DistributedError(f"{path} has a variable {wrong[0]!r} among envs, which cannot be set; correct it.")
+    return str(backend), named
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _host(entry: Any) -> Host:
+    ips = [str(ip) for ip in entry.get("ips") or [""]]
+    return Host(str(entry["ssh"]), ips[0], tuple(ips[1:]), tuple(entry.get("rdma") or ()))
+
+
+def _no_host_file(path: Path, e: Exception) -> DistributedError:
+    return DistributedError(f"{path} is not a host file ({e!r}); write one with `ring-mlx launch --hosts`.")
 
 
 def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision: str | None) -> None:
@@ -110,46 +152,58 @@ def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision:
     """
     from ring_mlx.distributed.loading import difference
 
-    distinct = list(dict.fromkeys(h for h in hosts))
-    with ThreadPoolExecutor(len(distinct)) as pool:
-        answers = dict(zip(distinct, pool.map(lambda h: _ask(h, python, model, revision), distinct), strict=True))
-    for host, answer in answers.items():
+    distinct = list({h.name: h for h in hosts}.values())
+    with ThreadPoolExecutor(len(distinct)) as pool, _Questions() as asked:
+        found = pool.map(lambda h: _ask(h, python, model, revision, asked), distinct)
+        answers = dict(zip((h.name for h in distinct), found, strict=True))
+    for name, answer in answers.items():
         if answer.get("error"):
-            raise DistributedError(f"host {host.name}: {answer['error']}")
-    found = difference([answers[h] | {"host": h.name} for h in hosts])
-    if found:
-        raise DistributedError(found)
+            raise DistributedError(f"host {name}: {answer['error']}")
+    differs = difference([answers[h.name] | {"host": h.name} for h in hosts])
+    if differs:
+        raise DistributedError(differs)
 
 
-def _ask(host: Host, python: str, model: str | None, revision: str | None) -> dict[str, Any]:
+class _Questions(list["subprocess.Popen[str]"]):
+    """Processes that ask; they end with what an interrupt leaves behind."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self:
+            process.kill()
+
+
+def _ask(host: Host, python: str, model: str | None, revision: str | None, asked: _Questions) -> dict[str, Any]:
     """The answer of `ring_mlx.distributed.probe` there, or an error of our own."""
     command = [python, "-P", "-m", "ring_mlx.distributed.probe"]
-    for flag, value in (("--model", model), ("--revision", revision)):
-        command += [flag, value] if value else []
     if not host.is_local:
-        command = [*SSH, host.name, shlex.join(command)]
+        command = [*SSH, "--", host.name, shlex.join(command)]
+    question = json.dumps({"model": model, "revision": revision, "cwd": os.getcwd()})
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_S, stdin=subprocess.DEVNULL, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as e:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace")
+        asked.append(process)
+        out, err = process.communicate(question, timeout=PROBE_S)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as e:
         return {"error": f"no answer ({e}); see that it is on and that `ssh {host.name}` works without a password."}
-    if done.returncode == 0:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    answer = _last_record(out)
+    if process.returncode == 0 and answer is not None:
         return answer
-    said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-    if done.returncode == 255 and not host.is_local:
+    said = (err.strip().splitlines() or ["nothing said"])[-1]
+    if process.returncode == 255 and not host.is_local:
         return {"error": f"not reachable ({said}); see that `ssh {host.name}` works without a password."}
     return {"error": f"{python} -m ring_mlx failed there ({said}); install ring-mlx there, or name its --python."}
 
 
-def launcher() -> Path:
-    """The ``mlx.launch`` that belongs to this interpreter.
-
-    Raises:
-        DistributedError: If there is none.
-    """
-    path = Path(sys.executable).parent / "mlx.launch"
-    if not path.is_file():
-        raise DistributedError(f"no {path}; reinstall mlx there.")
-    return path
+def _last_record(text: str) -> dict[str, Any] | None:
+    """The last line that is a record; a shell there may say things before and after."""
+    for line in reversed(text.splitlines()):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and "versions" in record:
+            return record
+    return None

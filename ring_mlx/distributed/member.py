@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.distributed.ending import LOST
+from ring_mlx.distributed.failure import DistributedError, LostError
 from ring_mlx.distributed.plan import AUTO
 from ring_mlx.errors import OptionError, RingError
 
@@ -162,7 +163,7 @@ class Member:
             words = " ".join(str(e).split())[:300]
             return DistributedError(f"rank {rank} failed within a step ({type(e).__name__}: {words}); start all again.")
         self.watch.first_failed.wait(LOST_S)
-        return DistributedError(f"rank {rank} has lost another ({e}); start all again.")
+        return LostError(f"rank {rank} has lost another ({e}); start all again.")
 
     def _settle_mode(self, raw: dict[str, Any], config: RingConfig, tensors: Any) -> None:
         """Tensor where the model can be cut so, else pipeline."""
@@ -185,30 +186,44 @@ def joined(mode: str) -> Iterator[Member | None]:
         DistributedError: If a mode is asked for and this process is alone, or the others cannot be reached.
     """
     from ring_mlx.distributed import group as groups
+    from ring_mlx.distributed import lifeline as lifelines
 
     if not groups.is_launched():
         if mode != AUTO:
             raise DistributedError(f"--distributed {mode} needs several processes; start them with `ring-mlx launch`.")
         yield None
         return
-    group = groups.join()
+    lifeline = lifelines.hold()
+    if lifeline is not None:
+        lifeline.all_started.wait()  # MLX looks for the others with pauses that grow
+    group = groups.join(groups.JOIN_S if lifeline is None else groups.JOIN_TOGETHER_S)
+    if lifeline is not None:
+        lifeline.joined()
     watch = _watch(group)
-    is_first = group.rank() == 0
     member = Member(group, mode, watch)
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first else nowhere):
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if member.is_first else nowhere):
             yield member
-    except RingError as e:
-        if not is_first and watch.first_has_spoken(AGREED_S if e.on_every_rank else ECHO_S):
-            raise SystemExit(BAD_INPUT) from None
-        watch.fail()
+    except BaseException as e:
+        _leave(member, e)
         raise
-    except RuntimeError as e:
-        if not str(e).startswith("["):
-            raise
-        # A backend that has lost a peer says so at once; the watch knows which, and ends this process.
-        raise member.lost(e) from None
     watch.close()
+
+
+def _leave(member: Member, e: BaseException) -> None:
+    """Tell the others that this rank ends with an error; raises SystemExit where enough has been said of it."""
+    if isinstance(e, RuntimeError) and str(e).startswith("["):
+        # A backend that has lost a peer says so at once; the watch knows which, and ends this process.
+        e = member.lost(e)
+    is_lost = isinstance(e, LostError)
+    if isinstance(e, RingError) and not is_lost and not member.is_first:
+        wait_s = AGREED_S if e.on_every_rank else ECHO_S
+        if member.watch.first_has_spoken(wait_s):
+            raise SystemExit(BAD_INPUT) from None
+    member.watch.fail()
+    if is_lost:
+        print(f"ring-mlx: {e}", file=sys.stderr)
+        raise SystemExit(LOST) from None
 
 
 def _watch(group: Any) -> Watch:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 from ring_mlx.errors import RingError
@@ -33,12 +34,11 @@ def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Print the record as one line of JSON."""
-    parser = argparse.ArgumentParser(prog="ring_mlx.distributed.probe")
-    parser.add_argument("--model")
-    parser.add_argument("--revision")
-    args = parser.parse_args()
-    print(json.dumps(probe(args.model, args.revision)))
+    """Answer a question of JSON on standard input with the record as one line; no shell on the way reads a path."""
+    asked = json.load(sys.stdin)
+    with suppress(OSError):
+        os.chdir(asked["cwd"])
+    print(json.dumps(probe(asked["model"], asked["revision"])))
     return 0
 
 

@@ -7,7 +7,6 @@ MLX for ever.
 
 from __future__ import annotations
 
-import os
 import secrets
 import select
 import socket
@@ -16,8 +15,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ring_mlx.distributed.ending import end
+
 BEAT_S, SILENT_S, GRACE_S = 1.0, 6.0, 2.0
-LOST = 3
 BEAT, BYE, FAILED, GONE = b".", b"x", b"f", b"g"
 
 
@@ -37,13 +37,21 @@ def accept(server: socket.socket, word: str, size: int, timeout_s: float = 60.0)
     with server:
         while len(peers) < size - 1:
             peer, _ = server.accept()
-            peer.settimeout(timeout_s)
-            told = peer.makefile("rb").readline(64).decode(errors="replace").split()
-            if len(told) == 2 and told[0] == word and told[1].isdigit():
-                peers[int(told[1])] = peer
+            rank = _rank_of(peer, word)
+            if rank is not None and 0 < rank < size:
+                peers[rank] = peer
             else:
                 peer.close()
     return peers
+
+
+def _rank_of(peer: socket.socket, word: str) -> int | None:
+    """What a caller says of itself, or None where it is no rank of ours."""
+    peer.settimeout(SILENT_S)
+    with suppress(OSError, ValueError):
+        said, number = peer.makefile("rb").readline(64).decode("ascii").split()
+        return int(number) if secrets.compare_digest(said, word) else None
+    return None
 
 
 def call(address: str, port: int, word: str, rank: int, timeout_s: float = 60.0) -> dict[int, socket.socket]:
@@ -109,12 +117,13 @@ class Watch:
             if time.monotonic() >= beat:
                 self._tell(BEAT)
                 beat = time.monotonic() + BEAT_S
+            asked = time.monotonic()  # before, since other threads may keep this one from going on afterwards
             peers = list(self._peers.items())
             ready = select.select([p for _, p in peers], [], [], BEAT_S / 4)[0] if peers else []
             for rank, peer in peers:
                 if peer in ready:
                     self._hear(rank, peer)
-            late = [rank for rank, due in self._due.items() if time.monotonic() > due]
+            late = [rank for rank, due in self._due.items() if asked > due]
             if late:
                 self._end(
                     late[0], "ended with an error" if late[0] in self._failed else f"is silent for {SILENT_S:.0f} s"
@@ -153,8 +162,4 @@ class Watch:
         if self._closing.is_set():
             return
         self._tell(GONE + bytes([rank]))
-        text = (
-            f"rank {rank} ({self._names[rank]}) {what}, so rank {self.rank} ends too; look there and start all again."
-        )
-        os.write(2, f"ring-mlx: [distributed] {text}\n".encode())
-        os._exit(LOST)
+        end(f"rank {rank} ({self._names[rank]}) {what}, so rank {self.rank} ends too; look there and start all again.")

@@ -1,0 +1,228 @@
+"""Runs a command on all ranks to its end: starts them together, hears them, and ends all once one is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ring_mlx.distributed.ending import LOST
+from ring_mlx.distributed.hosts import Host
+from ring_mlx.distributed.lifeline import BEAT, BEAT_S, INTERRUPT, SILENT_S, START
+from ring_mlx.distributed.rank_process import Job, RankProcess
+
+BROKEN_PIPE, INTERRUPTED = 141, 130
+TURN_S = 0.05
+# How long ranks may take to start, to find each other, to do as they are told, and to end of themselves when one has
+# failed or is lost.
+START_S, JOIN_S, OBEY_S, FAILED_S, LOST_S = 300.0, 15.0, 10.0, 3.0, 0.5
+# How long a line that tells a failure is held until it is clear that nothing ends, and how many lines are compared.
+HELD_S, REMEMBERED = 6.0, 200
+_BACKENDS = ("[ring] ", "[jaccl] ")
+_FAILURE = re.compile(r"ring-mlx[\w -]*: \[")
+
+
+def run(hosts: Sequence[Host], job: Job, told: list[int]) -> int:
+    """Run a job on every host.
+
+    Args:
+        hosts: One a rank.
+        job: What all run.
+        told: Signals so far: the first ends the ranks as Ctrl-C does, the second at once.
+
+    Returns:
+        The exit code: 130 where it was told to end, else that of the first rank that failed.
+
+    Raises:
+        DistributedError: If a process cannot be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="ring-mlx-") as scratch:
+        return Launcher(told).run(hosts, job, Path(scratch))
+
+
+class Launcher:
+    """The ranks of one run.
+
+    Args:
+        told: As for `run`.
+    """
+
+    def __init__(self, told: list[int]) -> None:
+        self._told = told
+        self._ranks: list[RankProcess] = []
+        self._ended: list[RankProcess] = []
+        self._failed: list[RankProcess] = []
+        self._messages = Messages()
+        self._started_at = self._beat_at = time.monotonic()
+        self._all_started_at: float | None = None
+        self._deadline: float | None = None
+        self._is_interrupted = self._is_closing = False
+        self._missed: str | None = None
+
+    def run(self, hosts: Sequence[Host], job: Job, scratch: Path) -> int:
+        """As `run`."""
+        try:
+            for rank, host in enumerate(hosts):
+                own = replace(job, env={**job.env, "MLX_RANK": str(rank)})
+                self._ranks.append(RankProcess(rank, host, own, scratch, self._messages.say))
+            while len(self._ended) < len(self._ranks):
+                self._turn(time.monotonic())
+                time.sleep(TURN_S)
+        finally:
+            self._end_all()
+            for started in self._ranks:
+                started.finish(FAILED_S)
+            self._messages.close()
+        return self._conclude()
+
+    def _turn(self, now: float) -> None:
+        for rank in self._ranks:
+            if rank not in self._ended and rank.code is not None:
+                self._ended.append(rank)
+                if rank.code and not self._is_closing:
+                    self._failed.append(rank)
+                if rank.code or self._is_interrupted:
+                    self._end_within(LOST_S if rank.code == LOST else FAILED_S)
+        if self._told and not self._is_interrupted:
+            self._interrupt()
+        if self._missed is None:
+            self._missed = self._find_missing(now)
+            if self._missed is not None:
+                self._end_within(LOST_S)
+        if now >= self._beat_at:
+            self._tell(BEAT)
+            self._beat_at = now + BEAT_S
+        if len(self._told) > 1 or (self._deadline is not None and now > self._deadline):
+            self._end_all()
+
+    def _find_missing(self, now: float) -> str | None:
+        """What to say of a rank that does not start, does not find the others, or is silent."""
+        living = [r for r in self._ranks if r not in self._ended]
+        if self._all_started_at is None:
+            late = [r for r in living if r.heard_at is None]
+            if not late and not self._ended:
+                self._all_started_at = now
+                self._tell(START)
+            elif late and now > self._started_at + START_S:
+                return _missing(late[0], f"has not started within {START_S:.0f} s")
+            return None
+        alone = [r for r in living if not r.joined]
+        if alone and now < self._all_started_at + JOIN_S:
+            return None  # MLX lets no other thread run while it looks for the others
+        if alone:
+            return _missing(alone[0], f"has not reached the others within {JOIN_S:.0f} s (a firewall?)")
+        silent = [r for r in living if r.silent_s() > SILENT_S]
+        return _missing(silent[0], f"is silent for {SILENT_S:.0f} s") if silent else None
+
+    def _interrupt(self) -> None:
+        self._is_interrupted = self._messages.is_interrupted = True
+        self._end_within(OBEY_S)
+        for rank in self._ranks:
+            if rank.heard_at is None:
+                rank.kill()  # it does not listen yet
+        self._tell(INTERRUPT)
+
+    def _tell(self, word: bytes) -> None:
+        for rank in self._ranks:
+            if rank.heard_at is not None:
+                rank.tell(word)
+
+    def _end_within(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+
+    def _end_all(self) -> None:
+        """Cut every lifeline, and kill what is here still a moment later."""
+        self._is_closing = True
+        for rank in self._ranks:
+            rank.cut()
+        end = time.monotonic() + LOST_S
+        while time.monotonic() < end and any(r.code is None for r in self._ranks):
+            time.sleep(TURN_S)
+        for rank in self._ranks:
+            if rank.code is None:
+                rank.kill()
+
+    def _conclude(self) -> int:
+        """Say in one line why, where nobody has yet; returns the exit code."""
+        failed = [r for r in self._failed if r.code != LOST] or self._failed
+        code = (failed[0].code or LOST) if failed else 0 if self._missed is None else LOST
+        if self._is_interrupted or code in (0, BROKEN_PIPE):
+            self._messages.conclude(None)
+            return INTERRUPTED if self._is_interrupted else code
+        # What a refusing rank says comes before what the others make of its end.
+        known = self._messages.failure_of([r.rank for r in failed if r.code != LOST])
+        killed = next((r.why() for r in self._failed if r.was_killed), None)
+        any_rank = killed or self._messages.failure_of(range(len(self._ranks)))
+        self._messages.conclude(known or any_rank or self._missed or failed[0].why())
+        return code
+
+
+def _missing(rank: RankProcess, what: str) -> str:
+    return f"rank {rank.rank} ({rank.host.name}) {what}; look there and start all again."
+
+
+class Messages:
+    """Lines of standard error: what several ranks say is said once, and of why they end one line only, at the end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._recent: deque[tuple[int, str]] = deque(maxlen=REMEMBERED)
+        self._held: list[tuple[float, int, str]] = []
+        self._explained_at = -HELD_S
+        self.is_interrupted = self._is_closed = False
+        # Apart from the thread that beats, since writing may wait for a reader.
+        threading.Thread(target=self._release, daemon=True).start()
+
+    def say(self, rank: int, line: str) -> None:
+        """Take a line of a rank."""
+        with self._lock:
+            if self.is_interrupted and not line.startswith("ring-mlx: "):
+                return  # how the interpreter takes it
+            if line.startswith(_BACKENDS) and "MLX_RING_VERBOSE" not in os.environ:
+                return  # a line for each of MLX's sockets; the reason follows
+            if any(line == said and rank != other for other, said in self._recent):
+                return
+            self._recent.append((rank, line))
+            if _FAILURE.match(line):
+                self._held.append((time.monotonic(), rank, line))
+            else:
+                _write(line)
+
+    def _release(self) -> None:
+        """Say what was held, where all goes on."""
+        while not self._is_closed:
+            time.sleep(1)
+            with self._lock:
+                while self._held and time.monotonic() > self._held[0][0] + HELD_S and not self._is_closed:
+                    _write(self._held.pop(0)[2])
+                    self._explained_at = time.monotonic()
+
+    def failure_of(self, ranks: Sequence[int]) -> str | None:
+        """The first failure that one of these ranks has told and that is held."""
+        return next((line for _, rank, line in self._held if rank in ranks), None)
+
+    def close(self) -> None:
+        """Hold on to what is held."""
+        self._is_closed = True
+
+    def conclude(self, why: str | None) -> None:
+        """Say why all ends; or, where nothing is wrong with the ranks, what they have told of other failures."""
+        if why is None:
+            for _, _, line in self._held:
+                if not line.startswith("ring-mlx: [distributed]"):
+                    _write(line)
+        elif time.monotonic() > self._explained_at + 2 * HELD_S:
+            _write(why if why.startswith("ring-mlx") else f"ring-mlx: [distributed] {why}")
+
+
+def _write(line: str) -> None:
+    with suppress(OSError):
+        os.write(2, line.encode(errors="backslashreplace") + b"\n")
