@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import shutil
 import signal
@@ -85,6 +86,15 @@ def serving(tmp_path, size, mode, *options):
         yield processes, port
 
 
+def last_event(answer):
+    """What a stream says last, whether or not it ends as it should."""
+    try:
+        lines = answer.read().split(b"\n\n")
+    except http.client.IncompleteRead as e:
+        lines = e.partial.split(b"\n\n")
+    return b"".join(lines[-3:])
+
+
 def one_process(folder, asks):
     server = Server(Settings(folder, "toy", store=False, prefill_step_tokens=64), port=0)
     server.start()
@@ -125,21 +135,23 @@ def test_a_pipeline_of_four_answers_as_one(tmp_path, vocabulary):
         assert asks(port) == one_process(folder, asks)
 
 
-@pytest.mark.parametrize(("victim", "how"), [(0, "answering"), (1, "answering"), (1, "idle")])
+@pytest.mark.parametrize(("victim", "how"), [(0, "answering"), (1, "answering"), (1, "frozen"), (1, "idle")])
 def test_a_lost_rank_ends_the_others(tmp_path, victim, how):
     with serving(tmp_path, 2, "tensor") as (processes, port), contextlib.ExitStack() as stack:
-        if how == "answering":
+        if how != "idle":
             bias = dict.fromkeys(map(str, range(16)), -100)
             body = {"messages": user("Spell cat."), "max_tokens": 4000, "stream": True, "logit_bias": bias}
             answer = stack.enter_context(open_answer(port, **body))
             assert answer.readline()
-        processes[victim].kill()
+        processes[victim].send_signal(signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
         started = time.monotonic()
+        if victim and how != "idle":
+            assert b'"error"' in last_event(answer)
         _, said = processes[1 - victim].communicate(timeout=30)
         assert time.monotonic() - started < 10
         assert processes[1 - victim].returncode not in (0, None)
     assert f"[distributed] rank {victim} (" in said
-    assert "is gone" in said
+    assert ("is silent" if how == "frozen" else "is gone") in said
     assert "Traceback" not in said
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
+from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError
 
@@ -103,6 +104,8 @@ def _serve(
         print(f"ring-mlx: {options.TOY_NOTE}", file=sys.stderr)
     load = partial(_load_part, member, orders) if member is not None and orders is not None else None
     server = make_server(args, key, load)
+    if member is not None:
+        before_end(server.engine.abandon)
     stop = threading.Event()
     handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

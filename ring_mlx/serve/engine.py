@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     Load = Callable[[Settings], Parts]
 
+# How long the threads of requests have to pass on that all ends.
+TELLING_S = 0.5
+
 
 class Engine:
     """Loads a model on a thread of its own and answers requests there, several at once.
@@ -37,6 +42,7 @@ class Engine:
     def __init__(self, settings: Settings, metrics: Metrics, load: Load | None = None) -> None:
         self.settings, self.metrics, self._load_parts = settings, metrics, load
         self._waiting: deque[Job] = deque()
+        self._submitted = weakref.WeakSet[Job]()
         self._changed = threading.Condition()
         self._closed = False
         self._gauges: dict[str, float] = {}
@@ -121,6 +127,7 @@ class Engine:
         with self._changed:
             _ = self.encoder
             self._waiting.append(job)
+            self._submitted.add(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
@@ -128,6 +135,12 @@ class Engine:
         job.cancelled.set()
         with self._changed:
             self._changed.notify()
+
+    def abandon(self) -> None:
+        """Tell every request that the process ends, from any thread: the model's may wait for a lost rank for ever."""
+        for job in list(self._submitted):
+            job.events.put(busy("a process that holds a part of the model is lost, so the server ends.", 10))
+        time.sleep(TELLING_S)
 
     def gauges(self) -> dict[str, float]:
         """How much waits, runs and is kept now."""
