@@ -12,9 +12,17 @@ from mlx_lm.models.cache import QuantizedKVCache
 from mlx_lm.sample_utils import greedy_sampler
 
 from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import LogitsProcessor, Sampler, prefill, prefill_step_or_default
+from ring_mlx.decoding import (
+    LogitsProcessor,
+    Sampler,
+    check_finite,
+    largest_logit,
+    prefill,
+    prefill_step_or_default,
+)
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.model import Model
+from ring_mlx.vocabulary import whole_ids
 
 
 @dataclass
@@ -50,6 +58,7 @@ class Batch:
         self._rows: list[_Row] = []
         self._cache: HybridCache | None = None
         self._logits: mx.array | None = None
+        self._largest: dict[int, float] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -92,11 +101,7 @@ class Batch:
             raise PromptError(f"{len(prompt) + int(cache.offset)} tokens exceed the context of {context}; shorten it.")
         if any(isinstance(c, QuantizedKVCache) for c in cache):
             raise OptionError("quantised keys and values cannot join a batch; leave --kv-bits out.")
-        ids, vocabulary = [int(i) for i in prompt], self._model.config.vocab_size
-        if not 0 <= min(ids) <= max(ids) < vocabulary:
-            raise PromptError(
-                f"the prompt has an id outside the vocabulary of {vocabulary}; use this model's tokenizer."
-            )
+        ids = whole_ids(prompt, self._model.config.vocab_size)
         self._count += 1
         self._joining.append(
             _Row(self._count, ids, sampler or greedy_sampler, logits_processors, unread=list(ids), cache=cache)
@@ -114,13 +119,18 @@ class Batch:
         if not self._rows:
             return {}
         assert self._logits is not None
-        chosen = self._choose_all()
+        largest, chosen = largest_logit(self._logits), self._choose_all()
         self._logits = self._model(chosen[:, None], self._cache, last_only=True)[:, -1].astype(mx.float32)
-        mx.async_eval(self._logits)
+        mx.async_eval(self._logits, largest)
         tokens = np.asarray(chosen).tolist()
+        self._largest = {row.number: value for row, value in zip(self._rows, np.asarray(largest).tolist(), strict=True)}
         for row, token in zip(self._rows, tokens, strict=True):
             row.tokens.append(token)
         return {row.number: token for row, token in zip(self._rows, tokens, strict=True)}
+
+    def check(self, number: int) -> None:
+        """Raises ModelError if the logits that the row's last token is from are not finite; other rows may be good."""
+        check_finite([self._largest[number]])
 
     def remove(self, number: int) -> HybridCache:
         """Let a sequence leave.

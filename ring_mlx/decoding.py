@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.sample_utils import greedy_sampler
 
-from ring_mlx.errors import OptionError, PromptError
+from ring_mlx.errors import ModelError, OptionError, PromptError
 from ring_mlx.model import Model
 
 # Prompt tokens a step where nobody says. A CPU reads the toy 1.25 and a tiny model 1.6 times as fast in steps of 128 as of
@@ -96,6 +97,7 @@ def generate_step(
 
     Raises:
         PromptError: If the prompt is empty.
+        ModelError: If the logits are not finite.
     """
     prompt = prompt if isinstance(prompt, mx.array) else mx.array(list(prompt), dtype=mx.int32)
     total = prompt.size
@@ -171,19 +173,23 @@ def decode(
 
     Yields:
         As `generate_step`.
+
+    Raises:
+        ModelError: If the logits are not finite.
     """
     choose = None if sampler is greedy_sampler else sampler
 
-    def pick(logits: mx.array) -> tuple[mx.array, mx.array]:
-        """The next id [1] and the distribution [vocab] that it is from; the likeliest needs no distribution."""
-        exact = logits.astype(mx.float32)
+    def pick(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """The next id [1], the largest logit [1], and the distribution [vocab]; the likeliest id needs none."""
+        largest, exact = largest_logit(logits), logits.astype(mx.float32)
         for process in logits_processors:
             logits = exact = process(history, exact)
         logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
-        return choose(logprobs) if choose else mx.argmax(logits, axis=-1), logprobs[0]
+        y = choose(logprobs) if choose else mx.argmax(logits, axis=-1)
+        mx.async_eval(y, largest)
+        return y, largest, logprobs[0]
 
-    y, logprobs = pick(logits)
-    mx.async_eval(y)
+    y, largest, logprobs = pick(logits)
     for n in range(max_tokens):
         forced = next_forced() if next_forced else None
         if forced is not None:
@@ -192,12 +198,27 @@ def decode(
             history = mx.concatenate([history, y.astype(history.dtype)])
         if n + 1 < max_tokens:
             following = pick(_forward(y, model, cache, kv_quantization))
-            mx.async_eval(following[0])
+        check_finite(np.asarray(largest).tolist())
         yield int(np.asarray(y)[0]), logprobs
         if n + 1 < max_tokens:
-            y, logprobs = following
+            y, largest, logprobs = following
         if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
             mx.clear_cache()
+
+
+def largest_logit(logits: mx.array) -> mx.array:
+    """Of each row [..., vocab], for `check_finite`: NaN if there is one, and finite though some tokens are ruled out."""
+    return mx.max(logits, axis=-1).astype(mx.float32)
+
+
+def check_finite(largest: Iterable[float]) -> None:
+    """Raises ModelError unless every `largest_logit` is finite."""
+    wrong = [v for v in largest if not math.isfinite(v)]
+    if wrong:
+        raise ModelError(
+            f"the largest logit is {wrong[0]}, so no token follows; the weights are damaged or overflow: download or "
+            "convert the checkpoint again, or try --exact."
+        )
 
 
 def _forward(tokens: mx.array, model: Model, cache: Any, kv_quantization: KVQuantization | None) -> mx.array:

@@ -3,6 +3,7 @@
     RingError
     |-- ConfigError       config.json lacks a key or holds a value that the model cannot honour
     |-- WeightsError      missing, extra, misshapen or damaged tensors
+    |-- ModelError        what the model computes is not finite
     |-- HubError          a repository or file that could not be fetched
     |-- TokenizerError    tokenizer files missing or unreadable, no chat template
     |-- PromptError       an empty prompt, or one longer than the context
@@ -44,6 +45,12 @@ class WeightsError(RingError):
     """Tensors are missing, extra, misshapen or damaged."""
 
     origin = "weights"
+
+
+class ModelError(RingError):
+    """What the model computes is not finite, so that no token follows from it."""
+
+    origin = "model"
 
 
 class HubError(RingError):

@@ -21,6 +21,7 @@ from ring_mlx.decoding import (
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.model import Model
 from ring_mlx.thinking import THINK_END, ThoughtBudget, ThoughtSplitter, opens_thought
+from ring_mlx.vocabulary import whole_ids
 
 __all__ = [
     "GenerationEvent",
@@ -92,10 +93,11 @@ def stream_generate(
         Events; the last has a finish reason.
 
     Raises:
-        PromptError: If the prompt is empty or exceeds the context.
+        PromptError: If the prompt is empty or exceeds the context, or an id has no row in the embedding.
+        ModelError: If the logits are not finite.
         OptionError: If ``max_tokens``, ``prefill_step_size`` or ``thinking_budget`` is out of range.
     """
-    ids = encode_prompt(tokenizer, prompt)
+    ids = whole_ids(encode_prompt(tokenizer, prompt), model.config.vocab_size)
     cache = model.make_cache() if cache is None else cache
     cached = int(cache.offset)
     check_lengths(model, len(ids), cached, max_tokens, prefill_step_size, thinking_budget)
@@ -192,14 +194,12 @@ def generate(model: Model, tokenizer: TokenizerWrapper, prompt: str | Sequence[i
     return "".join(event.text for event in stream_generate(model, tokenizer, prompt, **options))
 
 
-def encode_prompt(tokenizer: TokenizerWrapper, prompt: str | Sequence[int] | mx.array) -> list[int]:
-    """The ids of a prompt; text gets the tokenizer's special tokens unless it starts with them."""
+def encode_prompt(tokenizer: TokenizerWrapper, prompt: str | Sequence[int] | mx.array) -> list[Any]:
+    """The ids of a prompt; text gets the tokenizer's special tokens unless it starts with them, ids stay as they are."""
     if isinstance(prompt, str):
         has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
         return [int(i) for i in tokenizer.encode(prompt, add_special_tokens=not has_bos)]
-    if isinstance(prompt, mx.array):
-        return [int(i) for i in np.asarray(prompt).ravel()]
-    return [int(i) for i in prompt]
+    return np.asarray(prompt).ravel().tolist() if isinstance(prompt, mx.array) else list(prompt)
 
 
 def check_lengths(

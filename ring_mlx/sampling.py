@@ -39,7 +39,7 @@ def start_sampling(
         if value is not None and not low <= value <= high:
             raise OptionError(f"{name} {value} is not between {low:g} and {high:g}; give a value that is.")
     for token in s.logit_bias or {}:
-        if not 0 <= token < vocabulary:
+        if type(token) is not int or not 0 <= token < vocabulary:
             raise OptionError(f"logit bias for token {token}, which is not below {vocabulary}; give token ids.")
     seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed
     mx.random.seed(seed)

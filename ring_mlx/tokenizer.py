@@ -22,6 +22,7 @@ from ring_mlx.checkpoint_files import check_small_files, read_json
 from ring_mlx.config_values import MOST_INTEGER, shown
 from ring_mlx.errors import TokenizerError
 from ring_mlx.tokenizer_check import check_tokenizer
+from ring_mlx.vocabulary import check_rows, know_all_ids
 
 ROLE_END = "<|role_end|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -64,8 +65,9 @@ def make_tokenizer(
     Same contract as `mlx_lm.tokenizer_utils.load`, and it also stops on ``<|role_end|>``.
 
     Raises:
-        TokenizerError: If the files are missing or unreadable, or the tokenizer exists as code only.
-        ConfigError: If tokenizer_config.json is not JSON.
+        TokenizerError: If the files are missing or unreadable, the tokenizer exists as code only, or it makes an id
+            for which the model has no row (``vocab_size`` in config.json).
+        ConfigError: If tokenizer_config.json or config.json is not JSON.
     """
     check_small_files(folder, TokenizerError)
     templates.warm()
@@ -78,10 +80,13 @@ def make_tokenizer(
         check_tokenizer(folder / "tokenizer.json")
     with _library_errors(folder):
         tokenizer = load_wrapper(folder, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
-        role_end = tokenizer.convert_tokens_to_ids(ROLE_END)
-        if role_end is not None and tokenizer.convert_ids_to_tokens(role_end) == ROLE_END:
-            tokenizer.eos_token_ids = tokenizer.eos_token_ids | {role_end}
+        vocabulary, rows = tokenizer.get_vocab(), _rows(folder)
+        know_all_ids(tokenizer, vocabulary, rows or 0)
         tokenizer.decode(tokenizer.encode(PROBE))
+    if ROLE_END in vocabulary:
+        tokenizer.eos_token_ids = tokenizer.eos_token_ids | {vocabulary[ROLE_END]}
+    if rows is not None:
+        check_rows(tokenizer, vocabulary, rows, str(folder))
     return tokenizer
 
 
@@ -172,6 +177,12 @@ def _check_named_module(folder: Path, key: str, value: object, package: ModuleTy
             f"{key} {value!r} in {folder / 'tokenizer_config.json'} is none that mlx-lm has ({', '.join(known)}); "
             "remove it there."
         )
+
+
+def _rows(folder: Path) -> int | None:
+    """How many rows the model's embedding has; None where config.json does not say, which its own check reports."""
+    rows = read_json(folder / "config.json").get("vocab_size") if (folder / "config.json").is_file() else None
+    return rows if type(rows) is int and 0 < rows < 1 << 31 else None
 
 
 def _named_eos(folder: Path) -> set[int]:

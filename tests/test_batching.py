@@ -136,7 +136,7 @@ def test_what_cannot_join(model):
         batch.add([])
     with pytest.raises(PromptError, match="513 tokens exceed the context of 512"):
         batch.add([1] * 513)
-    with pytest.raises(PromptError, match="outside the vocabulary of 70"):
+    with pytest.raises(PromptError, match="70 is not a token id from 0 to 69"):
         batch.add([1, 70])
     with pytest.raises(OptionError, match="no sequence 7"):
         batch.remove(7)

@@ -87,7 +87,7 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
         raise PromptError("the prompt is empty; give some text.")
     model, tokenizer, name = options.load_named(args) if member is None else member.load_named(args)
     for token in args.extra_eos_token:
-        _add_eos(tokenizer, token)
+        _add_eos(tokenizer, token, model.config.vocab_size)
     sampler, processors = options.make_sampling(args, model, tokenizer)
     if member is not None:
         sampler = member.agreed(sampler)
@@ -258,10 +258,12 @@ def _prompt_and_cache(
     return None, render_chat(tokenizer, messages, tools, extra, continue_last)
 
 
-def _add_eos(tokenizer: TokenizerWrapper, token: str) -> None:
-    if not token.isdigit() and token not in tokenizer.get_vocab():
-        raise OptionError(f"--extra-eos-token {token!r} is not in the vocabulary; give a token or an id.")
-    tokenizer.add_eos_token(token)
+def _add_eos(tokenizer: TokenizerWrapper, token: str, rows: int) -> None:
+    """Stop at a token too; digits are an id, as in mlx_lm."""
+    number = int(token[:20]) if token.isdecimal() else tokenizer.get_vocab().get(token)
+    if number is None or number >= rows:
+        raise OptionError(f"--extra-eos-token {token!r} is not in the vocabulary; give a token or an id below {rows}.")
+    tokenizer.eos_token_ids = tokenizer.eos_token_ids | {number}
 
 
 def _str2bool(text: str) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ring_mlx.generation import KVQuantization, LogitsProcessor, Sampler
     from ring_mlx.model import Model
 
+MOST_BIAS = 1e30  # beyond, a sum of two is no longer a float32
 TOY_NOTE = (
     "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "
     "--model inclusionAI/Ring-mini-linear-2.0 or a folder."
@@ -214,10 +215,12 @@ def logit_bias(given: Mapping[str, Any], vocabulary: int) -> dict[int, float]:
     """
     bias = {}
     for key, value in given.items():
-        if not key.isdigit() or int(key) >= vocabulary:
+        if not key.isdecimal() or int(key[:20]) >= vocabulary:
             raise OptionError(f"--logit-bias key {key!r} is not a token id below {vocabulary}; give ids.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise OptionError(f"--logit-bias value {value!r} of token {key} is not a number; give a number.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST_BIAS:
+            raise OptionError(
+                f"--logit-bias value {value!r} of token {key} is not a number up to {MOST_BIAS:g}; give a number."
+            )
         bias[int(key)] = float(value)
     return bias
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.decoding import prefill_step_or_default
+from ring_mlx.decoding import check_finite, largest_logit, prefill_step_or_default
 from ring_mlx.model import Model
 from ring_mlx.suite import Question, extract_answer
 from ring_mlx.tokenizer import render_chat
@@ -79,7 +80,9 @@ def complete(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int, st
     out: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for _ in range(max_tokens):
-        y = mx.argmax(logits[:, -1], axis=-1)
+        y, largest = mx.argmax(logits[:, -1], axis=-1), largest_logit(logits[:, -1])
+        mx.eval(y, largest)
+        check_finite(np.asarray(largest).tolist())
         for row, token in enumerate(_ids(y)):
             if row in open_rows:
                 if token in stops:

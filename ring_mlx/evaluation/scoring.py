@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ring_mlx.decoding import check_finite, largest_logit
 from ring_mlx.errors import OptionError
 from ring_mlx.model import Model
 
@@ -73,7 +74,8 @@ def scored_logits(
     for start in range(first - 1, whole.size - 1, step):
         end = min(start + step, whole.size - 1)
         logits = model(whole[None, start:end], cache)[0].astype(mx.float32)
-        mx.eval(logits, cache.state)
+        mx.eval(logits, largest := largest_logit(logits), cache.state)
+        check_finite(np.asarray(largest).tolist())
         yield logits, whole[start + 1 : end + 1]
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ring_mlx import memory
 from ring_mlx.branches import next_turn
-from ring_mlx.errors import RingError
+from ring_mlx.errors import ModelError, RingError
 from ring_mlx.reading import Reader
 from ring_mlx.serve.failures import ApiError, bad
 from ring_mlx.serve.job import Job
@@ -178,6 +178,7 @@ class Work:
         first = row.generated == 0
         self._metrics.count("generated_tokens_total")
         try:
+            self._batch.check(number)
             last = row.take(token)
         except Exception as e:  # noqa: BLE001 as above
             self._leave(number)
@@ -214,7 +215,8 @@ class Work:
         if isinstance(e, ApiError):
             job.events.put(e)
         elif isinstance(e, RingError):
-            job.events.put(bad(str(e)))
+            is_ours = isinstance(e, ModelError)
+            job.events.put(ApiError(500, str(e), code="model_error") if is_ours else bad(str(e)))
         else:
             traceback.print_exception(e)
             text = f"the model failed ({type(e).__name__}); see the server's log."

@@ -1,0 +1,88 @@
+"""A tiny checkpoint that says given pieces, one token each, whatever it is asked, and then ends its turn.
+
+Every layer adds nothing, since its output matrices are zero, so the next token depends on the last one alone: row t of
+the embedding is the place of token t in the script, and the head gives the next one there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ring_mlx import demo_model_path
+from tests.tiny import config
+
+WIDTH = 128
+ROLE_END = 2
+
+
+def byte_letters() -> list[str]:
+    """The letter of a byte-level vocabulary for each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in plain else chr(next(others)) for b in range(256)]
+
+
+def make_parrot(folder: Path, pieces: Sequence[str | bytes | int], gap: int = 0, rows: int = 0) -> Path:
+    """Write the checkpoint.
+
+    Args:
+        folder: Where.
+        pieces: Texts, bytes or ids, each once; those that are no token of the demo become one.
+        gap: Ids between the demo's tokens and the new ones that no token has.
+        rows: Rows of the embedding beyond the last token.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer: dict[str, Any] = json.loads((demo_model_path() / "tokenizer.json").read_text())
+    letters, vocabulary = byte_letters(), tokenizer["model"]["vocab"]
+    script, new = [], 1024 + gap
+    for piece in pieces:
+        if isinstance(piece, int):
+            script.append(piece)
+            continue
+        name = "".join(letters[b] for b in (piece.encode() if isinstance(piece, str) else piece))
+        if name not in vocabulary:
+            vocabulary[name], new = new, new + 1
+        script.append(vocabulary[name])
+    assert len(set(script)) == len(script) < WIDTH - 1, "each piece must be another token"
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(demo_model_path() / name, folder)
+    size = max(new + rows, *(i + 1 for i in script))
+    raw = config(
+        hidden_size=WIDTH, num_hidden_layers=2, layer_group_size=2, first_k_dense_replace=2, num_experts=0,
+        vocab_size=size, eos_token_id=ROLE_END, max_position_embeddings=4096,
+    )  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(raw))
+    embedding, head = np.zeros((size, WIDTH), np.float32), np.zeros((size, WIDTH), np.float32)
+    embedding[:, 0] = 1  # what is not in the script begins it
+    for place, token in enumerate(script):
+        embedding[token] = np.eye(WIDTH)[place + 1]
+    for place, token in enumerate([*script, ROLE_END]):
+        head[token, place] = 8
+    save_file(_layers(raw) | {"model.word_embeddings.weight": embedding, "lm_head.weight": head}, folder / NAME)
+    return folder
+
+
+NAME = "model.safetensors"
+
+
+def _layers(raw: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    from mlx.utils import tree_flatten
+
+    from ring_mlx.config import RingConfig
+    from ring_mlx.model import Model
+
+    made = {}
+    for name, value in tree_flatten(Model(RingConfig.from_dict(raw)).parameters()):
+        is_norm = "norm" in name
+        made[name] = np.full(value.shape, 1.0 if is_norm else 0.0, np.float32)
+        if "query_key_value" in name:
+            made[name] = np.random.default_rng(0).standard_normal(value.shape).astype(np.float32) / 50
+    return made
