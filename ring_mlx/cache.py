@@ -15,7 +15,7 @@ from mlx_lm.models.cache import ArraysCache, KVCache, QuantizedKVCache
 
 from metal_kernels import launch
 from ring_mlx.errors import CacheFileError
-from ring_mlx.files import write_atomically
+from ring_mlx.files import behind_links, write_atomically
 from ring_mlx.snapshots.files import UNSEALED, array_checksum, check_seal, read_arrays, seal
 from ring_mlx.snapshots.shapes import Shapes
 
@@ -119,7 +119,7 @@ class HybridCache(list[Any]):
             seal(Path(name))
 
         try:
-            write_atomically(Path(path).resolve(), write)
+            write_atomically(behind_links(path), write)
         except (OSError, RuntimeError) as e:
             raise CacheFileError(f"{path} could not be written ({e}); check space and permissions.") from None
 
@@ -190,7 +190,7 @@ def _dump_layer(c: Any) -> tuple[str, dict[str, mx.array], dict[str, int]]:
 
 
 def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise CacheFileError(f"{path} is not a file; give one of `ring-mlx cache-prompt`.")
     try:
         return read_arrays(path)

@@ -58,9 +58,13 @@ def unfinished(folder: Path, private: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
-    """Replace a text file: the old one or the new one, never half of either."""
-    data = text.encode()
-    write_atomically(path, lambda name: Path(name).write_bytes(data), private)
+    """Replace a text file, or what a link points to: the old one or the new one, never half of either."""
+    write_atomically(behind_links(path), lambda name: Path(name).write_bytes(text.encode()), private)
+
+
+def behind_links(path: str | os.PathLike[str]) -> Path:
+    """Where a file is or would be; a link that leads nowhere but to itself is itself."""
+    return Path(os.path.realpath(path))
 
 
 def place(name: Path, path: Path) -> None:
@@ -89,7 +93,7 @@ def check_writable(path: Path) -> None:
 
 
 def _check_no_stranger(path: Path) -> None:
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EEXIST, "it is there and not a file", str(path))
 
 
@@ -148,7 +152,11 @@ def check_private(folder: Path) -> None:
     if found.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, f"it belongs to user {found.st_uid}", str(folder))
     if stat.S_IMODE(found.st_mode) != PRIVATE_FOLDER:
-        folder.chmod(PRIVATE_FOLDER)
+        try:
+            folder.chmod(PRIVATE_FOLDER)
+        except OSError as e:
+            if e.errno != errno.EROFS:
+                raise
 
 
 def is_plain(path: Path) -> bool:

@@ -333,3 +333,9 @@ def test_a_place_that_cannot_be_written_is_named_before_the_prompt_is_read(tmp_p
         err = capsys.readouterr().err
         assert str(path) in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop", "loop/x", "none/x", "empty/../x"])
+def test_a_name_that_leads_nowhere_takes_one_line(model, tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert refused(tmp_path / name, model)

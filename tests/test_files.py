@@ -199,3 +199,12 @@ def test_a_lock_is_waited_for_but_not_for_ever(tmp_path):
     with files.locked(tmp_path / ".lock", wait_s=30):
         pass
     other.join()
+
+
+def test_a_text_is_written_where_a_link_points_to(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("link", "loop"):
+        write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+    assert (tmp_path / "link").is_symlink()

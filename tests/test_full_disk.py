@@ -136,3 +136,15 @@ def test_where_a_quota_ends_older_snapshots_make_room(tmp_path, monkeypatch, num
     store.save([make(3, 600)])
     assert check(store.deepest(longer(make(3, 600))))
     assert len(list(store.manifests())) == 2
+
+
+def test_a_store_on_a_disk_that_is_read_only_is_read(small_disk):
+    store, made = Store(small_disk, "mark", BIG), make(1, 300)
+    store.save([made])
+    store.folder.chmod(0o755)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    reader = Store(small_disk, "mark", BIG)
+    assert check(reader.deepest(longer(made)))
+    with pytest.raises(CacheFileError, match="Read-only file system"):
+        reader.save([make(2, 20)])
+    assert ring_mlx.free_disk(1 << 60, small_disk, small_disk) == 0

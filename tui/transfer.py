@@ -27,7 +27,7 @@ def export_talk(talk: Conversation, argument: str) -> str:
         file = file.expanduser()
         if not path.strip() and file.exists():
             return f"{file} is there already; /export {kind} PATH overwrites."
-        write_text(file.resolve(), rows.storable(text), private=not file.exists())
+        write_text(file, rows.storable(text), private=not file.exists())
     except (OSError, ValueError, RuntimeError) as e:
         return f"[export] {file} cannot be written ({getattr(e, 'strerror', None) or e}); give another path."
     return f"Written to {file}."

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from ring_mlx.cli import options
 from ring_mlx.cli.progress import PrefillBar
 from ring_mlx.errors import CacheFileError, PromptError
-from ring_mlx.files import check_writable
+from ring_mlx.files import behind_links, check_writable
 
 
 def add(commands: Any) -> None:
@@ -34,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from ring_mlx.tokenizer import render_chat
 
     try:
-        check_writable(Path(args.prompt_cache_file).resolve())
-    except (OSError, RuntimeError) as e:
+        check_writable(behind_links(args.prompt_cache_file))
+    except OSError as e:
         raise CacheFileError(f"{args.prompt_cache_file} cannot be written ({e}); give another file.") from None
     text = options.read_prompt(args.prompt)
     model, tokenizer, name = options.load_named(args)

@@ -61,7 +61,7 @@ def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
             header = dict(f.metadata() or {})
         arrays = mx.load(str(path), format="safetensors")
     except (SafetensorError, RuntimeError) as e:
-        if path.exists():
+        if os.path.exists(path):
             raise ValueError(str(e)) from None
         raise FileNotFoundError(path) from None
     assert isinstance(arrays, dict)

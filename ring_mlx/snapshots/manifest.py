@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.files import read_bounded, write_text
+from ring_mlx.files import read_bounded, write_atomically
 from ring_mlx.snapshots.blocks import BLOCK_TOKENS
 
 FORMAT, VERSION = "ring-mlx-snapshot", 1
@@ -20,7 +20,8 @@ _STEM = re.compile(r"[0-9]{7,10}-[0-9a-f]{64}")
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest, whole or not at all."""
-    write_text(path, _text({"format": FORMAT, "version": VERSION} | manifest), private=True)
+    text = _text({"format": FORMAT, "version": VERSION} | manifest)
+    write_atomically(path, lambda name: Path(name).write_bytes(text.encode()))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

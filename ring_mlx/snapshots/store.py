@@ -69,7 +69,7 @@ class Store:
         self.folder, self._blobs = self._files.path, self._files.blobs
         self._fingerprint = fingerprint
         self._loaded: dict[str, weakref.ref[Block]] = {}
-        self._warned = False
+        self._warned = self._has_looked = False
 
     def deepest(self, tokens: Sequence[int] | Tokens, longer_than: int = -1) -> Snapshot | None:
         """The longest good snapshot that is a prefix of ``tokens`` and more than ``longer_than`` tokens long.
@@ -81,8 +81,10 @@ class Store:
         try:
             self._files.check()
             candidates = self._candidates(ids, longer_than)
-            for text in self.strangers()[:1]:
-                self._warn(text)
+            if not self._has_looked:
+                self._has_looked = True
+                for text in self.strangers()[:1]:
+                    self._warn(text)
         except FileNotFoundError:
             return None
         except OSError as e:

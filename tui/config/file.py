@@ -85,7 +85,7 @@ def save(path: Path, config: Config, before: Config | None = None) -> None:
         document = tomlkit.parse(text)
         kept = parse(document.unwrap())[0]
         _update(document, _changed(kept, before or kept, config), kept)
-        write_text(path.resolve(), tomlkit.dumps(document), private=is_new)
+        write_text(path, tomlkit.dumps(document), private=is_new)
     except UNREADABLE as e:
         raise ConfigError(f"{path} cannot be written ({e}); the settings hold until you quit.") from None
 
