@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ring_mlx.files import PRIVATE_FILE, TEMPORARY, check_private, is_plain, locked, make_folder
-from ring_mlx.snapshots.files import blob_path
-from ring_mlx.snapshots.manifest import VERSION
+from ring_mlx.snapshots.files import blob_path, checksum
+from ring_mlx.snapshots.manifest import VERSION, read_manifest
 
 MANIFEST_NAME = re.compile(r"([0-9]{7,10})-([0-9a-f]{64})\.json")
 BLOB_NAME = re.compile(r"([0-9a-f]{64})\.safetensors")
@@ -87,6 +87,10 @@ class ModelFolder:
         """Where the manifest of a snapshot is."""
         return self.manifests / f"{offset:07d}-{digest}.json"
 
+    def paths(self) -> list[Path]:
+        """The manifest of every snapshot."""
+        return [self.manifest(*found) for found in sorted(self.snapshots())]
+
     def strangers(self) -> list[Path]:
         """What lies among the files and is none of ours; names that begin with a dot are the system's."""
         kinds = ((self.manifests, MANIFEST_NAME), (self.blobs, BLOB_NAME))
@@ -106,9 +110,23 @@ class ModelFolder:
                 freed += remove(Path(entry.path))
         return freed
 
-    def remove_blob(self, name: str) -> None:
-        """Remove a blob."""
-        remove(blob_path(self.blobs, name))
+    def discard_incomplete(self, path: Path) -> None:
+        """Remove a manifest whose blobs are gone for good, and not only from under this reader."""
+        with suppress(OSError, ValueError), self.locked(make=False):
+            if not all(self.has_blob(name) for name in read_manifest(path)["sizes"]):
+                remove(path)
+
+    def discard(self, path: Path) -> None:
+        """Remove a damaged manifest, or one that names damaged blobs, and those."""
+        with suppress(OSError), self.locked(make=False):
+            try:
+                names = list(read_manifest(path)["sizes"])
+            except (OSError, ValueError):
+                names = []
+            remove(path)
+            for name in names:
+                if self.has_blob(name) and checksum(blob_path(self.blobs, name)) != name:
+                    remove(blob_path(self.blobs, name))
 
     def has_blob(self, name: str) -> bool:
         """Whether there is a file for it."""

@@ -27,7 +27,7 @@ import numpy as np
 from ring_mlx.errors import CacheFileError
 from ring_mlx.files import is_plain, sync_path
 from ring_mlx.snapshots.blocks import Block, Form, Snapshot, Tokens
-from ring_mlx.snapshots.files import blob_path, checksum, read_blob, write_blob
+from ring_mlx.snapshots.files import blob_path, read_blob, write_blob
 from ring_mlx.snapshots.folder import ModelFolder, remove, room_bytes
 from ring_mlx.snapshots.manifest import read_manifest, write_manifest
 from ring_mlx.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
@@ -94,7 +94,7 @@ class Store:
             try:
                 snapshot = self._load(path, ids)
             except FileNotFoundError:
-                self._discard_incomplete(path)
+                self._files.discard_incomplete(path)
                 continue
             except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as e:
                 self._discard(path, e)
@@ -134,7 +134,7 @@ class Store:
 
     def last_used(self) -> float:
         """When a snapshot was used last."""
-        return max((path.lstat().st_mtime for path in self._paths()), default=0.0)
+        return max((path.lstat().st_mtime for path in self._files.paths()), default=0.0)
 
     def nbytes(self) -> int:
         """Bytes of all files."""
@@ -153,14 +153,14 @@ class Store:
         """
         with self._files.locked(make=False):
             if unused_for_s is not None:
-                for path in self._paths():
+                for path in self._files.paths():
                     if time.time() - path.lstat().st_mtime > unused_for_s:
                         remove(path)
             return self._collect(self.budget_bytes if budget_bytes is None else budget_bytes)
 
     def manifests(self, say: Callable[[str], object] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every good manifest; ``say`` is told of those that are not."""
-        for path in self._paths():
+        for path in self._files.paths():
             try:
                 yield path, read_manifest(path)
             except FileNotFoundError:
@@ -168,9 +168,6 @@ class Store:
             except (OSError, ValueError) as e:
                 if say is not None:
                     say(_damage(path, e))
-
-    def _paths(self) -> list[Path]:
-        return [self._files.manifest(*found) for found in sorted(self._files.snapshots())]
 
     def _candidates(self, ids: Tokens, longer_than: int) -> list[Path]:
         """Manifests whose name says that they are a prefix, the deepest first; nothing is read."""
@@ -277,33 +274,16 @@ class Store:
                 named[blob] -= 1
                 total -= 0 if named[blob] else size
         if not budget_bytes:  # nothing shall stay, not even what cannot be read
-            for path in self._paths():
+            for path in self._files.paths():
                 remove(path)
         return self._files.sweep({blob for blob, count in named.items() if count})
-
-    def _discard_incomplete(self, path: Path) -> None:
-        """Remove a manifest whose blobs are gone for good, and not only from under this reader."""
-        with contextlib.suppress(OSError, ValueError), self._files.locked(make=False):
-            if not all(self._files.has_blob(name) for name in read_manifest(path)["sizes"]):
-                remove(path)
 
     def _discard(self, path: Path, reason: Exception) -> None:
         """Remove a snapshot that is damaged for certain; a lack of memory, files or rights may pass."""
         self._warn(_damage(path, reason))
-        if isinstance(reason, RuntimeError) or getattr(reason, "errno", errno.EINVAL) not in (
-            errno.EINVAL,
-            errno.EFBIG,
-        ):
-            return
-        with contextlib.suppress(OSError), self._files.locked(make=False):
-            try:
-                names = list(read_manifest(path)["sizes"])
-            except (OSError, ValueError):
-                names = []
-            remove(path)
-            for name in names:
-                if self._files.has_blob(name) and checksum(blob_path(self._blobs, name)) != name:
-                    self._files.remove_blob(name)
+        number = getattr(reason, "errno", errno.EINVAL)
+        if not isinstance(reason, RuntimeError) and number in (errno.EINVAL, errno.EFBIG):
+            self._files.discard(path)
 
     def _warn(self, text: str) -> None:
         if not self._warned:
