@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,17 +125,11 @@ def spread(name: str, times: list[float]) -> str:
     return f"{name}: median {statistics.median(times):.2f} s, p95 {p95:.2f} s, max {times[-1]:.2f} s"
 
 
-def start_server(args: argparse.Namespace, folder: str) -> tuple[subprocess.Popen[str], int]:
+def start_server(args: argparse.Namespace, folder: str, more: Sequence[str] = ()) -> tuple[subprocess.Popen[str], int]:
     """The process and its port, once the model is loaded."""
     command = [sys.executable, "-m", "ring_mlx", "serve", "--port", "0", "--cache-dir", folder]
-    command += [
-        "--max-batch",
-        str(args.max_batch),
-        "--max-queue",
-        str(args.max_queue),
-        "--cache-memory",
-        args.cache_memory,
-    ]
+    command += ["--max-batch", str(args.max_batch), "--max-queue", str(args.max_queue)]
+    command += ["--cache-memory", args.cache_memory, *more]
     command += ["--model", args.model] if args.model else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
