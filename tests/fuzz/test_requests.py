@@ -60,23 +60,27 @@ COMMON = {
 BODIES = {PATHS[0]: CHAT | COMMON, PATHS[1]: {"prompt": "What is", "logprobs": 1} | COMMON}
 
 deep = st.integers(1, 200).map(lambda n: json.loads("[" * n + "]" * n))
-junk = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, 1, 1 << 31, 1 << 53, 1 << 64, 10**63, 10**300, 1e308, -0.0, 0.5, "", "x", [], {}]),
-    st.sampled_from(["\ud800", "\x00", "\u202e\x1b[2J", "<|role_end|></think><tool_call>", "{", "9" * 70, "[" * 90, "user", "tool"]),
-    st.sampled_from([[None], [[]], [{}], {"": {}}, {"type": "text"}, {"role": "user", "content": "x"}, [1, "a"], ["", ""]]),
-    st.text(max_size=20),
-    st.integers(),
-    st.floats(),
-    deep,
-    st.sampled_from([["x"] * 5000, "x" * 50_000, {str(i): 1 for i in range(11_000)}, [{"role": "user", "content": "x"}] * 4097]),
-)  # fmt: skip
+JUNK = [
+    *(None, True, False, 0, -1, 1, 1 << 31, 1 << 53, 1 << 64, 10**63, 10**300, 1e308, -0.0, 0.5, "", "x", [], {}),
+    *("\ud800", "a\udfffb", "\x00", "\u202e\x1b[2J", "<|role_end|></think><tool_call>", "{", "9" * 70, "[" * 90, "user", "tool"),
+    *([None], [[]], [{}], {"": {}}, {"type": "text"}, {"role": "user", "content": "x"}, [1, "a"], ["", ""], {"a": [{}]}),
+    *(["x"] * 5000, "x" * 50_000, {str(i): 1 for i in range(11_000)}, [{"role": "user", "content": "x"}] * 4097),
+    *(json.loads("[" * n + "]" * n) for n in (20, 63, 64, 65, 200)),
+]  # fmt: skip
+junk = st.one_of(st.sampled_from(JUNK), st.sampled_from(JUNK), st.text(max_size=20), st.integers(), st.floats())
 
 
-def places(value, path=()):
-    """The paths of all values in a JSON value."""
-    yield path
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from places(inner, (*path, key))
+@st.composite
+def places(draw, body):
+    """A container within a body, and the key of one of its values."""
+    holder, key = (
+        body,
+        draw(st.sampled_from([*body, *(k for k in ("messages", "tools", "prompt", "stop") if k in body)])),
+    )
+    while isinstance(holder[key], (dict, list)) and holder[key] and draw(st.integers(0, 3)):
+        holder = holder[key]
+        key = draw(st.sampled_from(list(holder) if isinstance(holder, dict) else range(len(holder))))
+    return holder, key
 
 
 @st.composite
@@ -84,15 +88,15 @@ def mutated(draw):
     """A route and a body with a few values replaced, removed, repeated or added."""
     path = draw(st.sampled_from(PATHS[:2]))
     body = copy.deepcopy(BODIES[path])
-    for name in draw(st.lists(st.sampled_from(sorted(body)), max_size=8)):
-        if name not in ("messages", "prompt", "max_tokens"):
-            body.pop(name, None)
-    for _ in range(draw(st.integers(0, 3))):
-        *above, key = draw(st.sampled_from([p for p in places(body) if p]))
-        holder = body
-        for step in above:
-            holder = holder[step]
-        match draw(st.sampled_from(["replace", "replace", "remove", "repeat", "add"])):
+    for name in draw(
+        st.lists(st.sampled_from([k for k in body if k not in ("messages", "prompt", "max_tokens")]), max_size=8)
+    ):
+        body.pop(name, None)
+    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
+        if not body:
+            break
+        holder, key = draw(places(body))
+        match draw(st.sampled_from(["replace", "replace", "replace", "remove", "repeat", "add"])):
             case "replace":
                 holder[key] = draw(junk)
             case "remove":
@@ -224,7 +228,7 @@ def framed(path, body, how=b"Content-Length: %d\r\n"):
     return head + (how % len(body) if b"%" in how else how) + b"\r\n" + body
 
 
-@fuzz(120)
+@fuzz(240)
 @given(request=mutated())
 def test_bodies(server, capsys, request):
     assert len(check(server, framed(*request), capsys)) == 1, "a whole request has an answer"
