@@ -21,7 +21,8 @@ from ring_mlx.serve.settings import Settings
 from tests.fuzz.profile import fuzz
 from tests.serving import metric, wait_until
 
-WALL_S = 20
+WALL_S = 60
+CHANCE = st.randoms(use_true_random=True)  # seeded by hypothesis; its own choices are not as even
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/toy", "/health", "/metrics"]
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, {"b": null}]}'}}
 CHAT = {
@@ -59,7 +60,6 @@ COMMON = {
 }
 BODIES = {PATHS[0]: CHAT | COMMON, PATHS[1]: {"prompt": "What is", "logprobs": 1} | COMMON}
 
-deep = st.integers(1, 200).map(lambda n: json.loads("[" * n + "]" * n))
 JUNK = [
     *(None, True, False, 0, -1, 1, 1 << 31, 1 << 53, 1 << 64, 10**63, 10**300, 1e308, -0.0, 0.5, "", "x", [], {}),
     *("\ud800", "a\udfffb", "\x00", "\u202e\x1b[2J", "<|role_end|></think><tool_call>", "{", "9" * 70, "[" * 90, "user", "tool"),
@@ -67,120 +67,113 @@ JUNK = [
     *(["x"] * 5000, "x" * 50_000, {str(i): 1 for i in range(11_000)}, [{"role": "user", "content": "x"}] * 4097),
     *(json.loads("[" * n + "]" * n) for n in (20, 63, 64, 65, 200)),
 ]  # fmt: skip
-junk = st.one_of(st.sampled_from(JUNK), st.sampled_from(JUNK), st.text(max_size=20), st.integers(), st.floats())
 
 
-@st.composite
-def places(draw, body):
-    """A container within a body, and the key of one of its values."""
-    holder, key = (
-        body,
-        draw(st.sampled_from([*body, *(k for k in ("messages", "tools", "prompt", "stop") if k in body)])),
-    )
-    while isinstance(holder[key], (dict, list)) and holder[key] and draw(st.integers(0, 3)):
+def place(chance, body):
+    """A container within a body, and the key of one of its values; messages more often than what is beside them."""
+    holder, key = body, chance.choice([*body, *(k for k in ("messages", "messages", "tools", "prompt") if k in body)])
+    while isinstance(holder[key], (dict, list)) and holder[key] and chance.random() < 0.8:
         holder = holder[key]
-        key = draw(st.sampled_from(list(holder) if isinstance(holder, dict) else range(len(holder))))
+        key = chance.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
     return holder, key
 
 
-@st.composite
-def mutated(draw):
-    """A route and a body with a few values replaced, removed, repeated or added."""
-    path = draw(st.sampled_from(PATHS[:2]))
+def mutated(chance):
+    """A route and a body with a few values replaced, removed, repeated or added, and perhaps a few bytes changed."""
+    path = chance.choice(PATHS[:2])
     body = copy.deepcopy(BODIES[path])
-    for name in draw(
-        st.lists(st.sampled_from([k for k in body if k not in ("messages", "prompt", "max_tokens")]), max_size=8)
-    ):
-        body.pop(name, None)
-    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
-        if not body:
-            break
-        holder, key = draw(places(body))
-        match draw(st.sampled_from(["replace", "replace", "replace", "remove", "repeat", "add"])):
+    for name in chance.sample(list(COMMON), chance.randrange(len(COMMON))):
+        if name != "max_tokens":
+            del body[name]
+    for _ in range(chance.choice([0, 1, 1, 1, 2, 3])):
+        holder, key = place(chance, body)
+        match chance.choice(["replace", "replace", "replace", "remove", "more"]):
             case "replace":
-                holder[key] = draw(junk)
-            case "remove":
+                holder[key] = copy.deepcopy(chance.choice(JUNK))
+            case "remove" if len(body) > 1:
                 del holder[key]
-            case "repeat" if isinstance(holder, list):
-                holder.extend(copy.deepcopy(holder[key]) for _ in range(draw(st.integers(1, 40))))
-            case _ if isinstance(holder, dict):
-                holder[draw(st.text(max_size=5))] = draw(junk)
-    data = bytearray(json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass"))
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
-        at = draw(st.integers(0, len(data)))
-        data[at : at + draw(st.integers(0, 3))] = draw(
-            st.sampled_from([b"", b"\xff", b'"', b"\\", b"{", b"]", b",", b"\0", b"e9"])
-        )
+            case _ if isinstance(holder, list):
+                holder.extend(copy.deepcopy(holder[key]) for _ in range(chance.randrange(6)))
+            case _:
+                holder[chance.choice(["", "x", "\ud83d", "name", "type", "max_length"])] = chance.choice(JUNK)
+    if isinstance(body.get("max_tokens"), int):  # a long answer is right, and takes long
+        body["max_tokens"] = min(body["max_tokens"], 2)
+    data = bytearray(json.dumps(body, ensure_ascii=chance.random() < 0.8).encode("utf-8", "surrogatepass"))
+    for _ in range(chance.choice([0, 0, 0, 0, 1, 3])):
+        at = chance.randrange(len(data) + 1)
+        data[at : at + chance.randrange(3)] = chance.choice([b"", b"\xff", b'"', b"\\", b"{", b"]", b",", b"\0", b"e9"])
     return path, bytes(data)
 
 
-token = st.text("abcXYZ-_", min_size=1, max_size=8).map(str.encode)
 LINES = [
     *(b"Host: localhost", b"Host: 127.0.0.1:80", b"Host: evil.example.com", b"Host:", b"Host: [::1", b"Host: \xff"),
     *(b"Content-Length: 0", b"Content-Length: 2", b"Content-Length: 999999999999", b"Content-Length: -1"),
     *(b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked, chunked"),
-    *(
-        b"Content-Type: application/json",
-        b"Content-Type: text/plain",
-        b"Content-Encoding: gzip",
-        b"Expect: 100-continue",
-    ),
+    *(b"Content-Type: application/json", b"Content-Type: text/plain", b"Content-Encoding: gzip", b"Expect: x"),
     *(b"Connection: close", b"Connection: keep-alive, Upgrade", b"Upgrade: websocket", b"Origin: http://localhost"),
+    *(b"Origin: null", b"Authorization: Bearer \xe9", b"X-Api-Key:", b"Sec-Fetch-Site: cross-site", b"Range: bytes=0-1"),
+    *(b" folded", b"No colon", b"Space : x", b": x", b"X: a\rb", b"X: a\0b", b"X: " + b"y" * 70_000, b"Expect: 100-continue"),
+]  # fmt: skip
+TARGETS = [
+    *(p.encode() for p in PATHS),
+    *(b"*", b"/", b"//", b"/%00%ff", b"/v1/models/%2e%2e", b"http://localhost/health", b"http://evil.com/health"),
     *(
-        b"Origin: null",
-        b"Authorization: Bearer \xe9",
-        b"X-Api-Key:",
-        b"Sec-Fetch-Site: cross-site",
-        b"Range: bytes=0-1",
+        b"localhost:80",
+        b"",
+        b"/" + b"a" * 70_000,
+        b"/v1/models/" + b"%" * 300,
+        b"http://[::1/health",
+        b"/\xff",
+        b"/a b",
     ),
-    *(b" folded", b"No colon", b"Space : x", b": x", b"X: a\rb", b"X: a\0b", b"X: " + b"y" * 70_000),
 ]
-header = st.one_of(st.sampled_from(LINES), st.builds(lambda a, b: a + b": " + b, token, st.binary(max_size=12)))
-target = st.one_of(
-    st.sampled_from([p.encode() for p in PATHS]),
-    st.sampled_from([b"*", b"/", b"//", b"/%00%ff", b"/v1/models/%2e%2e", b"http://localhost/health", b"http://evil.com/health"]),
-    st.sampled_from([b"localhost:80", b"", b"/" + b"a" * 70_000, b"/v1/models/" + b"%" * 300, b"http://[::1/health"]),
-    st.binary(max_size=12),
-)  # fmt: skip
+METHODS = [
+    b"GET",
+    b"GET",
+    b"GET",
+    b"POST",
+    b"POST",
+    b"HEAD",
+    b"OPTIONS",
+    b"CONNECT",
+    b"PRI",
+    b"get",
+    b"G\0T",
+    b"BREW",
+    b"",
+]
+VERSIONS = [b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.x", b"http/1.1", b""]
 
 
-@st.composite
-def heads(draw):
+def heads(chance):
     """Bytes that begin like requests, one or more in a row."""
     sent = b""
-    for _ in range(draw(st.integers(1, 3))):
-        method = draw(
-            st.one_of(st.sampled_from([b"GET", b"POST", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI", b"get"]), token)
-        )
-        version = draw(st.sampled_from([b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.x", b"http/1.1", b""]))
-        lines = [method + b" " + draw(target) + b" " + version, *draw(st.lists(header, max_size=5))]
-        if draw(st.integers(0, 4)):
-            lines.insert(1, b"Host: localhost")
-        end = draw(st.sampled_from([b"\r\n"] * 8 + [b"\n", b"\r", b"\r\r\n"]))
-        sent += end.join([*lines, b"", draw(st.sampled_from([b"", b"", b"{}", b"0\r\n\r\n"]))])
+    for _ in range(chance.randint(1, 3)):
+        lines = [b" ".join((chance.choice(METHODS), chance.choice(TARGETS), chance.choice(VERSIONS)))]
+        lines += [b"Host: localhost"] * (chance.random() < 0.8) + chance.choices(LINES, k=chance.randrange(5))
+        if chance.random() < 0.1:
+            lines.append(chance.randbytes(12))
+        end = chance.choice([b"\r\n"] * 8 + [b"\n", b"\r", b"\r\r\n"])
+        sent += end.join([*lines, b"", chance.choice([b"", b"", b"{}", b"0\r\n\r\n"])])
     return sent
 
 
-@st.composite
-def chunked(draw):
+def chunked(chance):
     """A body in chunks of which some are not what they say."""
-    body, sent = json.dumps(BODIES[PATHS[0]] | {"stream": draw(st.booleans())}).encode(), b""
+    body, sent = json.dumps(BODIES[PATHS[0]] | {"stream": chance.random() < 0.5}).encode(), b""
+    rarely = chance.choice([0, 0.03, 0.1])
     while body:
-        size = draw(st.integers(1, 200))
-        piece, body = body[:size], body[size:]
-        said = draw(
-            st.sampled_from(
-                [b"%x" % len(piece)] * 12 + [b"%X" % len(piece), b"000%x" % len(piece), b"zz", b"-1", b"", b"f" * 21]
-            )
-        )
-        extension = draw(st.sampled_from([b""] * 8 + [b";a", b';a="\\"', b" ", b";" + b"a" * 70_000, b";\n"]))
-        sent += said + extension + b"\r\n" + piece + draw(st.sampled_from([b"\r\n"] * 12 + [b"", b"\n", b"XX"]))
-    trailers = draw(
-        st.sampled_from(
-            [b"", b"", b"A: b\r\n", b"Content-Length: 5\r\n", b" x\r\n", b"no colon\r\n", b"a: b\r\n" * 20_000]
-        )
-    )
-    return sent + b"0\r\n" + trailers + draw(st.sampled_from([b"\r\n"] * 4 + [b"", b"\n"]))
+        size = chance.randint(1, 200)
+        said, extension, end, piece, body = b"%x" % len(body[:size]), b"", b"\r\n", body[:size], body[size:]
+        if chance.random() < rarely:
+            said = chance.choice([said.upper(), b"000" + said, b"zz", b"-1", b"", b"f" * 21, b"f" * 20, b"0x1", b" 1"])
+        if chance.random() < rarely:
+            extension = chance.choice([b";a", b';a="\\"', b" ", b"\t;a", b";" + b"a" * 70_000, b";\n", b"\0"])
+        if chance.random() < rarely:
+            end = chance.choice([b"", b"\n", b"XX", b"\r\n\r\n"])
+        sent += said + extension + b"\r\n" + piece + end
+    trailers = [b"", b"", b"A: b\r\n", b"Content-Length: 5\r\n", b" x\r\n", b"no colon\r\n", b"a: b\r\n" * 20_000]
+    return sent + b"0\r\n" + chance.choice(trailers) + chance.choice([b"\r\n"] * 4 + [b"", b"\n"])
 
 
 @pytest.fixture(scope="module")
@@ -228,22 +221,22 @@ def framed(path, body, how=b"Content-Length: %d\r\n"):
     return head + (how % len(body) if b"%" in how else how) + b"\r\n" + body
 
 
-@fuzz(240)
-@given(request=mutated())
-def test_bodies(server, capsys, request):
-    assert len(check(server, framed(*request), capsys)) == 1, "a whole request has an answer"
+@fuzz(150)
+@given(chance=CHANCE)
+def test_bodies(server, capsys, chance):
+    assert len(check(server, framed(*mutated(chance)), capsys)) == 1, "a whole request has an answer"
 
 
 @fuzz(120)
-@given(sent=heads())
-def test_heads(server, capsys, sent):
-    check(server, sent, capsys)
+@given(chance=CHANCE)
+def test_heads(server, capsys, chance):
+    check(server, heads(chance), capsys)
 
 
 @fuzz(80)
-@given(body=chunked())
-def test_chunks(server, capsys, body):
-    check(server, framed(PATHS[0], body, b"Transfer-Encoding: chunked\r\n"), capsys)
+@given(chance=CHANCE)
+def test_chunks(server, capsys, chance):
+    check(server, framed(PATHS[0], chunked(chance), b"Transfer-Encoding: chunked\r\n"), capsys)
 
 
 def test_the_whole_bodies_are_answered(server, capsys, monkeypatch):
