@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from ring_mlx.session_events import ToolCall
 from ring_mlx.thinking import tag_prefix
 
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
+MAX_LEVELS = 64
 
 
 class ToolCallSplitter:
@@ -46,12 +48,30 @@ class ToolCallSplitter:
 
 def _parse(body: str) -> str | ToolCall:
     try:
-        call = json.loads(body)
+        call = _whole_letters(json.loads(body))
         arguments = call.get("arguments", {})
         if isinstance(arguments, str):
-            arguments = json.loads(arguments or "{}")
-        if isinstance(call["name"], str) and isinstance(arguments, dict):
+            arguments = _whole_letters(json.loads(arguments or "{}"))
+        if isinstance(call["name"], str) and isinstance(arguments, dict) and _levels(arguments) <= MAX_LEVELS:
             return ToolCall(call["name"], arguments)
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         pass
     return CALL_START + body + CALL_END
+
+
+def _whole_letters(value: Any) -> Any:
+    """Halves of surrogate pairs, which JSON can write but no text can hold, become U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False)
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value if whole == text else json.loads(whole)
+
+
+def _levels(value: Any) -> int:
+    """How deep a value is nested, as far as `MAX_LEVELS`: what is deeper cannot be written everywhere."""
+    layer, levels = [value], 0
+    while layer and levels <= MAX_LEVELS:
+        parents, layer = layer, []
+        for v in parents:
+            layer += v.values() if isinstance(v, dict) else v if isinstance(v, list) else ()
+        levels += 1
+    return levels
