@@ -69,6 +69,8 @@ def read_header(file: Path) -> Header:
             raw += f.read(length)
     except OSError as e:
         raise _damaged(file, e.strerror or str(e)) from None
+    if raw.count(b"{") > MAX_TENSORS + 2:
+        raise _damaged(file, f"more than {MAX_TENSORS:,} tensors")
     parsed = parse_object(raw[8:], f"the header of {file}", WeightsError)
     metadata = parsed.pop(METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -87,8 +89,6 @@ def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None 
     Raises:
         WeightsError: If one is no tensor, or they do not lie side by side.
     """
-    if len(parsed) > MAX_TENSORS:
-        raise _damaged(file, f"{len(parsed):,} tensors, more than {MAX_TENSORS:,}")
     entries = {name: _entry(file, name, info) for name, info in parsed.items()}
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):

@@ -93,6 +93,8 @@ def _step_problem(step: str, content: Any) -> str | None:
         if type(value) in (int, float) and not abs(value) <= MAX_ID:
             return f"the {step} has the number {shown(value)}"
         if isinstance(value, Mapping):
+            if _lacks_special(value):
+                return f"the {step} names a token that it does not describe"
             growth *= _growth(value)
             if growth > MAX_GROWTH:
                 return f"the {step} makes texts too long"
@@ -107,6 +109,16 @@ def _growth(part: Mapping[str, Any]) -> int:
     replaced = pattern.get("String") if isinstance(pattern, Mapping) else None
     letters = len(replaced.encode()) if isinstance(replaced, str) and replaced else 1
     return max(1, -(-len(content.encode()) // letters))
+
+
+def _lacks_special(part: Mapping[str, Any]) -> bool:
+    """Whether a template names a special token without saying its ids, over which the library panics."""
+    if part.get("type") != "TemplateProcessing":
+        return False
+    known = part.get("special_tokens")
+    pieces = [v for _, key, v in _walk([part.get("single"), part.get("pair")]) if key == "SpecialToken"]
+    names = {str(v.get("id") if isinstance(v, Mapping) else v) for v in pieces}
+    return not isinstance(known, Mapping) or not names <= set(known)
 
 
 def _number_problem(name: str, content: Any) -> str | None:

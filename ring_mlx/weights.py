@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def find_shards(folder: Path) -> list[Path]:
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             raise WeightsError(
-                f"{folder} lacks {_some(missing)} of {len(names)} shards that {INDEX} names; download them."
+                f"{folder} lacks {some(missing)} of {len(names)} shards that {INDEX} names; download them."
             )
         return [folder / name for name in names]
     found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
@@ -269,7 +269,7 @@ def check(model: Model, arrays: Mapping[str, mx.array], folder: Path) -> None:
         if n in arrays and tuple(arrays[n].shape) != wanted[n]
     ]
     problems = [
-        f"{what} {_some(names)}"
+        f"{what} {some(names)}"
         for what, names in (("missing", missing), ("unknown", extra), ("misshapen", wrong))
         if names
     ]
@@ -321,14 +321,15 @@ def _stack(name: str, experts: dict[int, Tensor], count: int, read: Any) -> mx.a
         extra = [str(e) for e in sorted(experts) if e >= count]
         raise WeightsError(
             f"{name} should stack experts 0 to {count - 1}, but "
-            f"{'lacks ' + _some(missing) if missing else 'also has ' + _some(extra)}; download the checkpoint again."
+            f"{'lacks ' + some(missing) if missing else 'also has ' + some(extra)}; download the checkpoint again."
         )
     kinds = {(t.shape, t.dtype) for t in experts.values()}
     if len(kinds) > 1:
-        raise WeightsError(f"the experts of {name} differ in shape or dtype: {_some(sorted(map(str, kinds)))}.")
+        raise WeightsError(f"the experts of {name} differ in shape or dtype: {some(sorted(map(str, kinds)))}.")
     return mx.stack([read(experts[e]) for e in range(count)])
 
 
-def _some(names: list[str], limit: int = 6) -> str:
+def some(names: Sequence[str], limit: int = 6) -> str:
+    """The first names, none of them too long for a line, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(n if len(n) <= 200 else f"{n[:200]}..." for n in names[:limit]) + more

@@ -89,6 +89,10 @@ def replaced(text, times=1):
         ({"model": {"type": "WordLevel", "vocab": {"a": 0}}}, "unk_token"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "unk_id"),
         ({"model": []}, "no known type"),
+        (
+            {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<no>"}}]}},
+            "does not describe",
+        ),
     ],
 )
 def test_what_the_library_cannot_take_is_named(tmp_path, changes, said):

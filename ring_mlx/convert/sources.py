@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,7 +241,7 @@ def _check(found: Mapping[str, Matrix], wanted: Mapping[str, tuple[int, int]], s
         f"{n} {found[n].shape} instead of {wanted[n]}" for n in wanted if n in found and found[n].shape != wanted[n]
     ]
     problems = [
-        f"{what} {_some(names)}"
+        f"{what} {weights.some(names)}"
         for what, names in (
             ("missing", sorted(set(wanted) - set(found))),
             ("unknown", sorted(set(found) - set(wanted))),
@@ -251,9 +251,3 @@ def _check(found: Mapping[str, Matrix], wanted: Mapping[str, tuple[int, int]], s
     ]
     if problems:
         raise WeightsError(f"{source.name} does not match its config.json: {'; '.join(problems)}. Download it again.")
-
-
-def _some(names: Iterable[str], limit: int = 6) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -3,6 +3,8 @@
     outcome     how one example ended, and what is wrong with that
     server      a process that forks for each example, so that crashes, hangs and memory are seen from outside
     doors       what an example calls: the commands and the library's functions
+    folders     model folders to damage
+    hostile     damaged folders by name: what has been tried
     profile     how many examples hypothesis makes
     test_*      one file a kind of input
 

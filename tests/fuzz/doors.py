@@ -69,10 +69,10 @@ def serve(folder: str) -> None:
 
 def session(folder: str, message: str = "hi") -> None:
     """One answer of a session."""
-    from ring_mlx import Sampling, Session
+    from ring_mlx import Session
 
-    with Session(folder, store=False) as session:
-        for _ in session.send([{"role": "user", "content": message}], Sampling(max_tokens=3)):
+    with Session(folder, store=False, read_ahead=False) as session:
+        for _ in session.send([{"role": "user", "content": message}], max_tokens=3):
             pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CPU_S, WALL_S, MEMORY_MB = 10, 60, 1024
-PREFIX = "ring-mlx: "
+PREFIX, LINE = "ring-mlx: ", 4000
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ class Outcome:
 
     def _not_one_line(self) -> str:
         lines = self.err.strip().splitlines()
-        if not lines or not lines[-1].startswith(f"{PREFIX}["):
+        # The plain chat says its errors without the command's name.
+        if not lines or not lines[-1].removeprefix(PREFIX).startswith("["):
             return "no line that names its origin"
-        return "" if all(line.startswith(PREFIX) for line in lines) else "more than the command's own lines"
+        own = all(line.startswith((PREFIX, "[")) for line in lines)
+        return "" if own and len(lines[-1]) <= LINE else "more than the command's own lines"
 
     def __str__(self) -> str:
         tail = self.err.strip()[-1500:]

@@ -20,6 +20,8 @@ from typing import Any
 from tests.fuzz.outcome import CPU_S, WALL_S, Outcome
 
 ROOT = Path(__file__).parents[2]
+# Where programs keep what is a person's own: commands that are fuzzed leave that alone.
+HOMES = ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")
 # Stops a call that would take the machine's memory, well after what the outcome allows.
 MOST_BYTES = 4 << 30
 KILLED_BY_CPU, UNFORESEEN, OUTPUT_BYTES = CPU_S + 2, 99, 1 << 20
@@ -30,6 +32,7 @@ class Forks:
 
     def __init__(self) -> None:
         self._process: Any = None
+        self._home = tempfile.TemporaryDirectory()
         self._lock = threading.Lock()
 
     def call(self, function: str, *args: Any, stdin: str = "") -> Outcome:
@@ -43,6 +46,10 @@ class Forks:
 
     def close(self) -> None:
         """End the server."""
+        self._end()
+        self._home.cleanup()
+
+    def _end(self) -> None:
         if self._process is not None:
             with self._process as process:
                 process.stdout.close()
@@ -50,11 +57,13 @@ class Forks:
 
     def _started(self) -> Any:
         if self._process is not None and self._process.poll() is not None:
-            self.close()
+            self._end()
         if self._process is None:
             command = [sys.executable, "-m", "tests.fuzz.server"]
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe)
+            home = dict.fromkeys(HOMES, self._home.name)
+            env = os.environ | home | {"PYTHONPATH": str(ROOT)}
+            self._process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdin=pipe, stdout=pipe)
         return self._process
 
 

@@ -1,0 +1,80 @@
+"""Each hostile folder is answered or refused in one line, through every door."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz import folders
+from tests.fuzz.hostile import HOSTILE
+from tests.fuzz.server import attempt
+
+CLI, SERVE, SESSION = (f"tests.fuzz.doors:{name}" for name in ("cli", "serve", "session"))
+# What each door reads in its own way.
+DOORS = {
+    "convert": (CLI, ["convert", "--model", "{model}", "--mlx-path", "{out}", "-q"]),
+    "dry-run": (CLI, ["convert", "--model", "{model}", "--mlx-path", "{out}", "--dry-run"]),
+    "eval": (CLI, ["eval", "--model", "{model}", "--perplexity", "{text}"]),
+    "bench": (CLI, ["bench", "--model", "{model}", "-p", "8", "-g", "2", "-n", "1"]),
+    "cache-prompt": (CLI, ["cache-prompt", "--model", "{model}", "--prompt", "hi", "--prompt-cache-file", "{out}"]),
+    "doctor": (CLI, ["doctor", "--check-decay", "{model}", "--text", "{text}", "--tokens", "32"]),
+    "chat": (CLI, ["chat", "--plain", "--model", "{model}"]),
+    "serve": (SERVE, "{model}"),
+    "session": (SESSION, "{model}"),
+}
+THROUGH_DOORS = [
+    "config_layers_1e9",
+    "config_eos_mixed",
+    "config_quantization_list",
+    "config_quantization_module_null",
+    "config_foreign_str",
+    "config_raw_nested",
+    "config_raw_digits",
+    "config_yarn_beta_str",
+    "generation_eos_str",
+    "tokenizer_redos",
+    "tokenizer_replacement_grows",
+    "template_loop",
+    "header_layer_digits",
+    "header_many",
+    "index_outside",
+    "index_long",
+    "file_fifo_config.json",
+    "file_fifo_model.safetensors",
+    "file_device_tokenizer.json",
+]
+# A conversion only copies these, and takes its time; the dry run opens them as well.
+COPIED = ("generation", "template", "tokenizer", "file_device", "config_eos")
+PAIRS = [(d, n) for d in DOORS for n in THROUGH_DOORS if d != "convert" or not n.startswith(COPIED)]
+
+
+def test_there_are_many():
+    assert len(HOSTILE) > 200
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_generate(forks, name):
+    with folders.folder() as model:
+        HOSTILE[name](model)
+        attempt(forks, CLI, ["generate", "--model", str(model), "--prompt", "hi", "--max-tokens", "3"])
+        assert not list(model.parent.rglob("PWNED"))
+
+
+@pytest.mark.parametrize("name", ["index_outside", "index_absolute", "index_password", "index_zero"])
+def test_the_index_leads_nowhere_else(forks, name):
+    with folders.folder() as model:
+        HOSTILE[name](model)
+        outcome = attempt(forks, CLI, ["generate", "--model", str(model), "--prompt", "hi", "--max-tokens", "3"])
+        assert outcome.code == 2
+        assert "no file of its folder" in outcome.err
+
+
+@pytest.mark.parametrize(("door", "name"), PAIRS)
+def test_every_door(forks, door, name):
+    function, given = DOORS[door]
+    with folders.folder() as model:
+        HOSTILE[name](model)
+        text = model.parent / "text.txt"
+        text.write_text("some words " * 20)
+        places = {"model": model, "text": text, "out": model.parent / "out"}
+        args = [a.format(**places) for a in given] if isinstance(given, list) else given.format(**places)
+        attempt(forks, function, args, stdin="hi\n")
