@@ -335,6 +335,12 @@ def test_a_place_that_cannot_be_written_is_named_before_the_prompt_is_read(tmp_p
         assert err.count("\n") == 1
 
 
+def test_a_huge_header_is_not_read(model, tmp_path):
+    size = 90 << 20
+    (tmp_path / "x").write_bytes(size.to_bytes(8, "little") + b"{" + b" " * (size - 2) + b"}")
+    assert "its header is larger than" in refused(tmp_path / "x", model)
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "loop", "loop/x", "none/x", "empty/../x"])
 def test_a_name_that_leads_nowhere_takes_one_line(model, tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

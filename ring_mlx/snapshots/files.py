@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from ring_mlx.files import is_plain, open_plain, sync_path, unfinished
 
 UNSEALED = "0" * 64
+MOST_HEADER_BYTES = 1 << 20  # ours have a few kilobytes; a large one takes seconds and gigabytes to read
 
 
 def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str]) -> tuple[str, int]:
@@ -56,6 +57,9 @@ def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         ValueError: If it is not a safetensors file.
         OSError: If the file is missing or unreadable.
     """
+    with open(path, "rb") as f:
+        if int.from_bytes(f.read(8), "little") > MOST_HEADER_BYTES:
+            raise ValueError(f"its header is larger than {MOST_HEADER_BYTES} bytes")
     try:
         with safe_open(path, framework="numpy") as f:  # MLX believes a header; this checks it.
             header = dict(f.metadata() or {})
