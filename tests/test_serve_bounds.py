@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 
@@ -103,8 +104,8 @@ def test_too_many_of_a_kind(change):
 class Counted:
     """A tokenizer of words that counts what it is asked to encode."""
 
-    bos_token, is_fast = None, False
-    has_chat_template = True
+    bos_token, is_fast, has_chat_template, has_thinking = None, False, True, False
+    special_tokens_map: ClassVar = {}
 
     def __init__(self):
         self.encoded = 0
@@ -116,8 +117,8 @@ class Counted:
         self.encoded += len(text)
         return [1] * len(text.split())
 
-    def apply_chat_template(self, messages, **_):
-        return "".join(m["content"] for m in messages)
+    def get_chat_template(self, *_):
+        return "{{ messages[0].content }}"
 
 
 def stay():
@@ -152,6 +153,13 @@ def test_a_client_that_leaves_stops_the_encoding():
     with pytest.raises(GoneError):
         prompt_of(Encoder(tokenizer, 100_000), "x " * 300_000, True, lambda: tokenizer.encoded > 3 * PIECE_CHARS)
     assert tokenizer.encoded <= 4 * PIECE_CHARS
+
+
+@pytest.mark.parametrize("more", [{"prompt": user("x" * 8000)}, {"tools": [{"x": "x" * 8000}]}])
+def test_what_cannot_fit_is_not_rendered(more, monkeypatch):
+    monkeypatch.setattr("ring_mlx.branches.render_text", lambda *_: pytest.fail("it was rendered"))
+    with pytest.raises(PromptError, match="exceed the context"):
+        Encoder(Counted(), 1000).prompt(Asked(**({"chat": True, "prompt": user("x")} | more)), stay)
 
 
 def test_ids_beyond_the_context_are_counted_only():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,9 @@ class Encoder:
         """
         given, renderer = asked.prompt, None
         if asked.chat:
+            self._check(
+                "".join(_certain(asked)), gone
+            )  # templates are rendered one at a time, for the model's thread too
             renderer = Renderer(self._tokenizer, asked.tools or None, asked.template_options)
             text = renderer.text(given)  # type: ignore[arg-type]
             self._check(text, gone)
@@ -91,3 +95,13 @@ class Encoder:
             f"at least {count} tokens exceed the context of {self._context}; shorten the prompt or use a checkpoint "
             "with a longer context."
         )
+
+
+def _certain(asked: Asked) -> Iterator[str]:
+    """The texts of a chat that every template keeps; of an answer it may drop the thought."""
+    for message in asked.prompt:
+        assert isinstance(message, dict)
+        if message["role"] != "assistant":
+            yield message["content"]
+    if asked.tools:
+        yield json.dumps(asked.tools, ensure_ascii=False)
