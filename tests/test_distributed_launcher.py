@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -199,3 +200,26 @@ def test_a_slow_reader_of_errors_is_no_silence(stage):
         out, err = p.communicate(timeout=LIMIT_S)
     assert (p.returncode, out) == (0, b"done\n")
     assert err.count(b"y" * 1000) == 1000
+
+
+@pytest.mark.parametrize("hosts", [FAR, HERE], ids="-".join)
+def test_a_terminal_that_closes_ends_all(stage, hosts):
+    """What a rank elsewhere prints reaches a terminal without what it would obey; the closing hangs up."""
+    ours, theirs = os.openpty()
+    text = "import time; print('\\x1b[31mred\\u202e', flush=True); " + ENDLESS
+    wrap = (sys.executable, "-c", AT_TERMINAL, os.ttyname(theirs))
+    with stage.popen(hosts, text, wrap=wrap, stdout=theirs, stderr=theirs, start_new_session=True) as p:
+        os.close(theirs)
+        seen = b""
+        while b"under way" not in seen:
+            seen += os.read(ours, 1000)
+        if hosts == FAR:
+            assert b"\\x1b[31mred\\u202e" in seen
+            assert b"\x1b" not in seen
+        os.close(ours)
+        assert p.wait(LIMIT_S) == 130
+        wait_for_none(stage)
+
+
+# Makes a terminal the controlling one of a session, then becomes the rest of the command.
+AT_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(os.open(sys.argv[1], 2), termios.TIOCSCTTY, 0); os.execv(sys.argv[2], sys.argv[2:])"

@@ -204,6 +204,6 @@ def _last_record(text: str) -> dict[str, Any] | None:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and "versions" in record:
-            return record
+        if isinstance(record, dict) and isinstance(record.get("versions"), dict):
+            return record if isinstance(record.get("weights"), str) else None
     return None

@@ -121,9 +121,9 @@ def difference(records: list[dict[str, Any]]) -> str | None:
     """In one line, in what a record with ``host``, ``versions`` and ``weights`` differs from the first; or None."""
     first = records[0]
     for rank, r in enumerate(records):
-        for name, seen in r["versions"].items():
-            if seen != first["versions"][name]:
-                wanted = first["versions"][name]
+        for name, wanted in first["versions"].items():
+            seen = r["versions"].get(name)
+            if seen != wanted:
                 return (
                     f"rank {rank} ({r['host']}) has {name} {seen}, rank 0 ({first['host']}) {wanted}; install the same."
                 )

@@ -24,7 +24,7 @@ from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.hosts import SSH, Host
 from ring_mlx.distributed.lifeline import ALIVE, JOINED, VARIABLE
 
-CHUNK, NOISE_LINES = 1 << 16, 20
+CHUNK, LONGEST_LINE, NOISE_LINES = 1 << 16, 1 << 20, 20
 SSH_FAILED, BAD_INPUT = 255, 2
 _MEANING: dict[int, str] = {
     signal.SIGKILL: ", as the system does where memory is short",
@@ -65,6 +65,7 @@ class RankProcess:
         self.rank, self.host, self._say = rank, host, say
         self.heard_at: float | None = None
         self.joined = False
+        self._answers = rank == 0 and sys.stdout is not None  # a shell may close it
         self._mark = secrets.token_hex(16)
         self._before: deque[str] = deque(maxlen=NOISE_LINES)
         self._log = scratch / f"ssh{rank}.log"
@@ -135,12 +136,12 @@ class RankProcess:
             file.write_text(text, encoding="utf-8")
             files[name] = str(file)
         env = os.environ | job.env | files | {VARIABLE: ""}
-        out = None if self.rank == 0 else subprocess.DEVNULL
+        out = None if self._answers else subprocess.DEVNULL
         return _popen([job.python, "-P", "-m", "ring_mlx", *job.command], out, env)
 
     def _start_there(self, job: Job) -> subprocess.Popen[bytes]:
         boot = f"exec {shlex.quote(job.python)} -P -m ring_mlx.distributed.boot"
-        out = subprocess.PIPE if self.rank == 0 else subprocess.DEVNULL
+        out = subprocess.PIPE if self._answers else subprocess.DEVNULL
         process = _popen([*SSH, "-E", str(self._log), "--", self.host.name, boot], out, None)
         told = {"mark": self._mark, "cwd": os.getcwd(), **vars(job)}
         # On a thread: ssh reads nothing before it has a connection.
@@ -167,6 +168,9 @@ class RankProcess:
                         started = True
                     else:
                         self._before.append(printable(line.decode(errors="replace").strip()))
+                if len(rest) > LONGEST_LINE:
+                    self._pass_on(rest)
+                    rest = b""
         if rest:
             self._pass_on(rest)
 
