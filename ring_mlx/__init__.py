@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ToolCall,
     )
     from ring_mlx.snapshots.stores import free_disk
+    from ring_mlx.terminal_text import for_output, harmless, harmless_json
     from ring_mlx.tokenizer import render_chat
 
 __all__ = [
@@ -60,8 +61,11 @@ __all__ = [
     "ToolCall",
     "byte_count",
     "demo_model_path",
+    "for_output",
     "free_disk",
     "generate",
+    "harmless",
+    "harmless_json",
     "load",
     "load_model",
     "make_sampler",
@@ -93,8 +97,11 @@ _HOMES = {
     "ToolCall": "ring_mlx.session_events",
     "byte_count": "ring_mlx.cli.options",
     "demo_model_path": "ring_mlx.loading",
+    "for_output": "ring_mlx.terminal_text",
     "free_disk": "ring_mlx.snapshots.stores",
     "generate": "ring_mlx.generation",
+    "harmless": "ring_mlx.terminal_text",
+    "harmless_json": "ring_mlx.terminal_text",
     "load": "ring_mlx.loading",
     "load_model": "ring_mlx.loading",
     "make_sampler": "mlx_lm.sample_utils",

@@ -15,7 +15,10 @@
 
 Every message starts with its origin in brackets, names the value seen and ends with the remedy, in one line:
 ``[config] rope_scaling type 'longrope' is not supported; use a checkpoint with 'yarn', 'linear' or none.``
+Characters that could act on a terminal are made visible in it.
 """
+
+from ring_mlx.terminal_text import harmless
 
 
 class RingError(Exception):
@@ -32,7 +35,7 @@ class RingError(Exception):
     on_every_rank = False
 
     def __init__(self, message: str) -> None:
-        super().__init__(f"[{self.origin}] {' '.join(message.split())}")
+        super().__init__(f"[{self.origin}] {' '.join(harmless(message).split())}")
 
 
 class ConfigError(RingError):

@@ -56,7 +56,7 @@ def plain(monkeypatch, capsys, *lines):
 def test_answers_go_to_standard_output_and_nothing_else(monkeypatch, capsys):
     engine, code, out, err = plain(monkeypatch, capsys, "one", "", "two \\", "lines \x1b[2J", "/help")
     assert engine.asked[-1] == ["one", "re: one", "two \nlines \x1b[2J"]
-    assert (code, out) == (0, "re: one\nre: two \nlines \ufffd[2J\n")
+    assert (code, out) == (0, "re: one\nre: two \nlines \x1b[2J\n")
     assert err.startswith("a note\n/new")
     assert "Ctrl" not in err
     db = Database(paths.data_file("chats.db"))

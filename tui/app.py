@@ -9,10 +9,10 @@ from typing import ClassVar
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
+from ring_mlx import harmless
 from tui import commands
 from tui.config import Config
 from tui.conversation import Conversation
-from tui.harmless import harmless
 from tui.keeper import Keeper
 from tui.messages import Answering
 from tui.screens.chat import ChatScreen

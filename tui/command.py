@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ring_mlx import RingError, byte_count
-from tui.harmless import harmless
+from ring_mlx import RingError, byte_count, harmless
 
 EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
 UNSAVED = 2  # exit code

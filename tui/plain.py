@@ -13,11 +13,11 @@ from collections.abc import Iterable
 
 from textual.message import Message
 
+from ring_mlx import for_output, harmless
 from tui import commands, paths
 from tui.config import Config
 from tui.conversation import Conversation
 from tui.gauges import gauges, reading_text
-from tui.harmless import harmless
 from tui.keeper import Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Reading, Sampling
 from tui.plain_commands import PlainCommands
@@ -101,9 +101,9 @@ class Plain(PlainCommands):
                 answer.content += text
                 answer.calls += message.calls
                 self.figures = message.figures
-                print(harmless(text), end="", flush=True)
+                print(for_output(text), end="", flush=True)
                 for call in message.calls:
-                    print(harmless(f"\n{call_text(call)}" if answer.content else call_text(call)), flush=True)
+                    print(for_output(f"\n{call_text(call)}" if answer.content else call_text(call)), flush=True)
                 self.keeper.keep_growing(self.talk, answer)
             elif isinstance(message, Reading) and self._is_terminal and message.done < message.total:
                 self.tell(reading_text(message))

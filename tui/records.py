@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ring_mlx import harmless
 from tui.config.schema import with_setting
 from tui.gauges import seconds
-from tui.harmless import harmless
 from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
 from tui.store import Record
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ring_mlx import __version__
 from ring_mlx.errors import RingError
+from ring_mlx.terminal_text import harmless, note
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 COMMANDS_GROUP = "ring_mlx.commands"
@@ -22,7 +23,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage, and exit."""
-        self.exit(BAD_INPUT, f"{self.prog}: [option] {message}; see {self.prog} --help.\n")
+        self.exit(BAD_INPUT, harmless(f"{self.prog}: [option] {message}; see {self.prog} --help.\n"))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         return code
     except RingError as e:
-        print(f"ring-mlx: {e}", file=sys.stderr)
+        note(str(e))
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("ring-mlx: interrupted.", file=sys.stderr)
+        note("interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"ring-mlx: {message}", file=sys.stderr)
+    note(str(message))

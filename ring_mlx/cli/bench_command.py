@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.cli import options
 from ring_mlx.distributed.member import joined
+from ring_mlx.terminal_text import for_output, note
 
 if TYPE_CHECKING:
     from ring_mlx.distributed.member import Member
@@ -105,7 +105,7 @@ def _bench(args: argparse.Namespace, member: Member | None) -> int:
         ops=args.ops,
         expert_cache_bytes=args.expert_cache_bytes,
         company=company,
-        say=lambda text: print(text, flush=True),
+        say=lambda text: print(for_output(text), flush=True),
     )
     return 0
 
@@ -161,7 +161,7 @@ def _checkpoint(args: argparse.Namespace, member: Member | None) -> tuple[Model,
     from ring_mlx.loading import demo_model_path, load_model
 
     if args.model is None and (member is None or member.is_first):
-        print(f"ring-mlx: {options.TOY_NOTE}", file=sys.stderr)
+        note(options.TOY_NOTE)
     name = args.model or "the packaged toy"
     if member is not None:
         with member.together():

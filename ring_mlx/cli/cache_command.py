@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
 from ring_mlx.errors import CacheFileError, OptionError
+from ring_mlx.terminal_text import harmless, note
 
 if TYPE_CHECKING:
     from ring_mlx.snapshots import Store
@@ -47,9 +47,11 @@ def _info(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"folder": str(_folder(args)), "models": found}, indent=1))
         return 0
-    print(f"{_folder(args)}: {_words(sum(m['bytes'] for m in found))} for {len(found)} models")
+    print(harmless(f"{_folder(args)}: {_words(sum(m['bytes'] for m in found))} for {len(found)} models"))
     for m in found:
-        print(f"{m['fingerprint'][:12]}  {m['snapshots']:5d} snapshots  {_words(m['bytes']):>9}  {_shown(m['model'])}")
+        print(
+            f"{m['fingerprint'][:12]}  {m['snapshots']:5d} snapshots  {_words(m['bytes']):>9}  {harmless(m['model'])}"
+        )
     return 0
 
 
@@ -74,7 +76,7 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     print(f"{'model':12}  {'tokens':>7}  {'kind':8}  {'size':>9}  used (sizes count blocks that others share)")
     for row in rows:
-        kind, size, when = _shown(row["kind"]), _words(row["bytes"]), _when(row["used"])
+        kind, size, when = harmless(row["kind"]), _words(row["bytes"]), _when(row["used"])
         print(f"{row['fingerprint'][:12]}  {row['tokens']:7d}  {kind:8}  {size:>9}  {when}")
     return 0
 
@@ -112,8 +114,7 @@ def _stores(args: argparse.Namespace) -> list[Store]:
 
 def _say(text: str) -> None:
     """On standard error, in one line, whatever a file is called."""
-    line = " ".join(text.split())
-    print(f"ring-mlx: [cache] {line if line.isprintable() else ascii(line)[1:-1]}", file=sys.stderr)
+    note(f"[cache] {' '.join(harmless(text).split())}")
 
 
 def _summary(store: Store) -> dict[str, Any]:
@@ -123,10 +124,6 @@ def _summary(store: Store) -> dict[str, Any]:
         "snapshots": len(list(store.manifests(_say))),
         "bytes": store.nbytes(),
     }
-
-
-def _shown(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
 
 
 def _model(store: Store) -> str:

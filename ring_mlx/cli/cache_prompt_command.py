@@ -11,6 +11,7 @@ from ring_mlx.cli import options
 from ring_mlx.cli.progress import PrefillBar
 from ring_mlx.errors import CacheFileError, PromptError
 from ring_mlx.files import behind_links, check_writable
+from ring_mlx.terminal_text import harmless
 
 
 def add(commands: Any) -> None:
@@ -67,5 +68,6 @@ def run(args: argparse.Namespace) -> int:
             pass
     cache.save(args.prompt_cache_file, ids, model.fingerprint, model=name)
     speed = len(ids) / (time.perf_counter() - started)
-    print(f"Read {len(ids)} tokens at {speed:.3f} tokens-per-sec, saved {args.prompt_cache_file}", file=sys.stderr)
+    said = f"Read {len(ids)} tokens at {speed:.3f} tokens-per-sec, saved {args.prompt_cache_file}"
+    print(harmless(said), file=sys.stderr)
     return 0

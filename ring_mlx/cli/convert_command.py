@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ring_mlx.cli import options
 from ring_mlx.errors import OptionError
+from ring_mlx.terminal_text import for_output, harmless, note
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             folder = _convert(args)
         except KeyboardInterrupt:
-            print("ring-mlx: interrupted; run again with --resume to go on.", file=sys.stderr)
+            note("interrupted; run again with --resume to go on.")
             return INTERRUPTED
-        print(describe(folder))
+        print(for_output(describe(folder)))
     if args.verify:
         print(f"{verify(folder)} files are as they were written")
     if rows is not None:
@@ -99,9 +100,9 @@ def run(args: argparse.Namespace) -> int:
         with Bar("layer", "report") as bar:
             found = report.compare(args.source, folder, rows, revision=revision, progress=bar)
         report.save(found, folder)
-        print(report.table(found))
+        print(for_output(report.table(found)))
     if args.upload_repo:
-        print(remote.upload(folder, args.upload_repo))
+        print(for_output(remote.upload(folder, args.upload_repo)))
     return 0
 
 
@@ -126,7 +127,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     from ring_mlx.convert import convert_plan, sizes
 
     source, plan = convert_plan(args.source, _options(args), revision=args.revision)
-    print(sizes.table(source, plan))
+    print(for_output(sizes.table(source, plan)))
     return 0
 
 
@@ -165,7 +166,7 @@ class Bar(AbstractContextManager["Bar"]):
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that ``done`` of ``total`` units are done, and at what it is."""
         self._bar.total = total
-        self._bar.set_postfix_str(what.removeprefix("model."), refresh=False)
+        self._bar.set_postfix_str(harmless(what.removeprefix("model.")), refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __exit__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from ring_mlx.cli import options
 from ring_mlx.errors import OptionError
+from ring_mlx.terminal_text import for_output, harmless_json
 
 if TYPE_CHECKING:
     from ring_mlx.doctor.finding import Finding
@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     found = _decay(args) if args.check_decay is not None else _machine(args)
     problems = sum(f.status == PROBLEM for f in found)
     if args.json:
-        print(json.dumps({"problems": problems, "findings": [asdict(f) for f in found]}))
+        print(harmless_json({"problems": problems, "findings": [asdict(f) for f in found]}))
     else:
-        print(table(found))
+        print(for_output(table(found)))
     return HAS_PROBLEM if problems else 0
 
 

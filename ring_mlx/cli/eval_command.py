@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from ring_mlx.cli import options
 from ring_mlx.cli.bench_command import counts as numbers
 from ring_mlx.errors import OptionError
+from ring_mlx.terminal_text import for_output, harmless_json
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     for measure in measurements:
         found |= measure(args, model, tokenizer, name)
     if args.json:
-        print(json.dumps(found))
+        print(harmless_json(found))
     return 0
 
 
@@ -134,10 +134,10 @@ def _measure_suite(
     if not args.json:
         if args.show_wrong:
             for r in (r for r in results if not r.right):
-                print(f"{r.question.task}: {r.given!r} instead of {r.question.answer!r}")
+                print(for_output(f"{r.question.task}: {r.given!r} instead of {r.question.answer!r}"))
         width = max(len("mean"), *map(len, found))
         for task, (right, asked) in found.items():
-            print(f"{task:{width}}  {right / asked:7.1%}  {right} of {asked}")
+            print(for_output(f"{task:{width}}  {right / asked:7.1%}  {right} of {asked}"))
         print(f"{'mean':{width}}  {mean_accuracy(found):7.1%}  of {len(found)} tasks")
         print(f"{len(results)} questions in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     tasks = {task: {"right": right, "asked": asked} for task, (right, asked) in found.items()}
@@ -171,7 +171,7 @@ def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWr
     with _bar("tokens") as progress:
         both = divergence.diverge(model, reference, ids, window, stride, progress)
     if not args.json:
-        print(divergence.table(both, args.kl))
+        print(for_output(divergence.table(both, args.kl)))
     where = {"file": str(args.perplexity), "reference": args.kl, "window": window, "stride": stride}
     return {"kl": where | asdict(both)}
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import INTERRUPTED, options
 from ring_mlx.cli.progress import PrefillBar
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError, PromptError
+from ring_mlx.terminal_text import for_output, harmless_json
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -116,7 +116,7 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
             code = INTERRUPTED
     printer.finish(interrupted=code != 0)
     if args.json:
-        print(json.dumps(printer.as_json(name), ensure_ascii=False))
+        print(harmless_json(printer.as_json(name)))
     return code
 
 
@@ -135,7 +135,7 @@ class Printer:
     quiet: bool = False
     verbose: bool = True
     experts: Statistics | None = None
-    write: Callable[[str], Any] = field(default_factory=lambda: sys.stdout.write)
+    write: Callable[[str], Any] = lambda text: sys.stdout.write(for_output(text))
     text: str = ""
     thought: str = ""
     answer: str = ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
+from ring_mlx.terminal_text import note
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -104,7 +105,7 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     from ring_mlx.loading import demo_model_path, load
 
     if args.model is None:
-        print(f"ring-mlx: {TOY_NOTE}", file=sys.stderr)
+        note(TOY_NOTE)
     name = args.model or str(demo_model_path())
     model, tokenizer = load(name, revision=args.revision, exact=args.exact, **expert_options(args))
     return model, tokenizer, name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from ring_mlx.cli import options
 from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError
+from ring_mlx.terminal_text import for_output, note
 
 if TYPE_CHECKING:
     from ring_mlx.distributed.member import Member
@@ -99,9 +99,9 @@ def _serve(
     args: argparse.Namespace, key: str | None, member: Member | None = None, orders: Orders | None = None
 ) -> int:
     if key is None and args.host not in LOOPBACK:
-        print(f"ring-mlx: note: --host {args.host} without --api-key lets anyone there use the model.", file=sys.stderr)
+        note(f"note: --host {args.host} without --api-key lets anyone there use the model.")
     if args.model is None:
-        print(f"ring-mlx: {options.TOY_NOTE}", file=sys.stderr)
+        note(options.TOY_NOTE)
     load = partial(_load_part, member, orders) if member is not None and orders is not None else None
     server = make_server(args, key, load)
     if member is not None:
@@ -111,7 +111,7 @@ def _serve(
     try:
         server.start()
         host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"http://{host}:{server.server_port}/v1 loads {server.engine.settings.name}", flush=True)
+        print(for_output(f"http://{host}:{server.server_port}/v1 loads {server.engine.settings.name}"), flush=True)
         while not stop.is_set() and not server.engine.wait_until_loaded(0.2):
             pass
         if not stop.is_set():

@@ -20,6 +20,7 @@ from ring_mlx.distributed.ending import LOST
 from ring_mlx.distributed.failure import DistributedError, LostError
 from ring_mlx.distributed.plan import AUTO
 from ring_mlx.errors import OptionError, RingError
+from ring_mlx.terminal_text import note
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -175,7 +176,7 @@ class Member:
         except DistributedError as e:
             self.mode = "pipeline"
             if self.is_first:
-                print(f"ring-mlx: note: {e} A pipeline is used instead.", file=sys.stderr)
+                note(f"note: {e} A pipeline is used instead.")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ring_mlx.serve.job import Job
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.protocol import Asked
 from ring_mlx.serve.settings import Settings
+from ring_mlx.terminal_text import note
 
 if TYPE_CHECKING:
     from ring_mlx.model import Model
@@ -168,7 +169,7 @@ class Engine:
             self.failure = e.error
         except Exception as e:  # noqa: BLE001 nothing may end the thread with requests unanswered
             self.failure = RingError(f"the model's thread failed ({type(e).__name__}: {e}); start the server again.")
-            traceback.print_exc()
+            note(traceback.format_exc())
         self._refuse_all(work)
         if work is not None:
             work.save()

@@ -17,6 +17,7 @@ from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
 from ring_mlx.serve.replies import Reply, model_of
 from ring_mlx.serve.wire import Wire
 from ring_mlx.session_events import PrefillProgress
+from ring_mlx.terminal_text import note
 
 POLL_S, KEEP_ALIVE_S = 0.05, 5.0
 MODELS = "/v1/models"
@@ -43,7 +44,7 @@ class Handler(Wire):
         except ApiError as e:
             self._refuse(e)
         except Exception:  # noqa: BLE001 a traceback is for the server's log
-            traceback.print_exc()
+            note(traceback.format_exc())
             self._refuse(ApiError(500, "the server failed; see its log.", code="internal_error"))
 
     def _route(self) -> None:

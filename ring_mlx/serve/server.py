@@ -20,6 +20,7 @@ from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.settings import Settings
 from ring_mlx.serve.slots import Slots
+from ring_mlx.terminal_text import note
 
 if TYPE_CHECKING:
     from ring_mlx.serve.engine import Load
@@ -112,7 +113,7 @@ class Server(socketserver.ThreadingTCPServer):
         """A connection that breaks is no event; anything else is told in one line."""
         error = sys.exc_info()[1]
         if not isinstance(error, (ConnectionError, TimeoutError)):
-            print(f"ring-mlx: [serve] a connection failed ({type(error).__name__}: {error}).", file=sys.stderr)
+            note(f"[serve] a connection failed ({type(error).__name__}: {error}).")
 
     def close(self, timeout_s: float = 30.0) -> bool:
         """Answer no more, end what runs, save; returns whether the model's thread is at rest."""

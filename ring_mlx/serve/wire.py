@@ -12,7 +12,6 @@ import re
 import select
 import socket
 import socketserver
-import sys
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -24,6 +23,7 @@ import h11
 from ring_mlx import __version__
 from ring_mlx.serve.failures import ApiError, GoneError, bad
 from ring_mlx.serve.slots import Stage
+from ring_mlx.terminal_text import note
 
 if TYPE_CHECKING:
     from ring_mlx.serve.server import Server
@@ -244,7 +244,7 @@ class Wire(socketserver.BaseRequestHandler):
         if self._closing or self._http.their_state is not h11.DONE:
             own["Connection"] = "close"  # neither must a body that is not read
         if self.server.log_requests:
-            print(f"ring-mlx: {self.client_address[0]} {self.method} {self.path[:200]} {status}", file=sys.stderr)
+            note(f"{self.client_address[0]} {self.method} {self.path[:200]} {status}")
         return h11.Response(
             status_code=status, reason=HTTPStatus(status).phrase, headers=list((own | {**headers}).items())
         )

@@ -22,6 +22,7 @@ from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.reading import Reading
 from ring_mlx.serve.row import Row
+from ring_mlx.terminal_text import note
 
 AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
 
@@ -218,7 +219,7 @@ class Work:
             is_ours = isinstance(e, ModelError)
             job.events.put(ApiError(500, str(e), code="model_error") if is_ours else bad(str(e)))
         else:
-            traceback.print_exception(e)
+            note("".join(traceback.format_exception(e)))
             text = f"the model failed ({type(e).__name__}); see the server's log."
             job.events.put(ApiError(500, text, code="internal_error"))
 

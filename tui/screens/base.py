@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textual.screen import Screen
 
+from ring_mlx import harmless
 from tui.config import Config
 from tui.config.schema import prompt_keys
 from tui.conversation import Conversation
-from tui.harmless import harmless
 from tui.keeper import Keeper
 from tui.messages import Answering, Loaded
 from tui.store import Turn

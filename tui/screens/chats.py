@@ -15,7 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 from tui.screens.text import LineScreen
 from tui.store import Chat, Database, StoreError, chats, search
 

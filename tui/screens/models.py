@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 from tui.messages import ModelChoice
 from tui.models import Found, found_models
 

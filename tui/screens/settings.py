@@ -12,9 +12,9 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Select, Static, TextArea
 
+from ring_mlx import harmless
 from tui.config import Preset
 from tui.config.schema import RANGES, with_setting
-from tui.harmless import harmless
 from tui.messages import Sampling
 
 HINTS = {
@@ -115,7 +115,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
             for name in RANGES:
                 sampling = with_setting(sampling, name, self.query_one(f"#{name}", Input).value.strip())
         except ValueError as e:
-            self.query_one("#wrong", Static).update(str(e))
+            self.query_one("#wrong", Static).update(harmless(str(e)))
             self.query_one(f"#{name}", Input).focus()
             return
         self.dismiss(Preset(sampling, self.query_one("#system", TextArea).text.strip()))

@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static, TextArea
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 
 
 class TextScreen(ModalScreen[str | None]):

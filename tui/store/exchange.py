@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from ring_mlx import harmless, harmless_json
 from tui.store import rows
 from tui.store.failures import StoreError
 from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Record, Turn, new_id
@@ -25,7 +25,7 @@ def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
         parts += [f"*{DAMAGED}*"] if turn.is_damaged else []
         parts += [answer] if (answer := written(turn).strip()) else []
         parts += [f"{a.name}:\n\n{fenced(a.text)}" for a in turn.attachments]
-    return "\n\n".join(parts) + "\n"
+    return harmless("\n\n".join(parts)) + "\n"
 
 
 def written(turn: Turn) -> str:
@@ -35,7 +35,7 @@ def written(turn: Turn) -> str:
 
 def call_text(call: Call) -> str:
     """A tool call as a code block with its name and arguments."""
-    return fenced(json.dumps({"name": call.name, "arguments": call.arguments}, indent=2, ensure_ascii=False), "json")
+    return fenced(harmless_json({"name": call.name, "arguments": call.arguments}, indent=2), "json")
 
 
 def fenced(text: str, language: str = "") -> str:
@@ -63,9 +63,7 @@ def to_json(chat: Chat, turns: Sequence[Turn]) -> str:
         }
         for t in turns
     ]
-    return json.dumps(
-        {"format": FORMAT, "version": VERSION, "chat": kept, "turns": found}, indent=1, ensure_ascii=False
-    )
+    return harmless_json({"format": FORMAT, "version": VERSION, "chat": kept, "turns": found}, indent=1)
 
 
 def from_json(text: str) -> tuple[Chat, list[Turn]]:

@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.widgets import Static
 from textual.widgets.markdown import MarkdownStream
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 from tui.records import record_text, thought_size
 from tui.store import Turn
 from tui.store.exchange import DAMAGED, call_text
@@ -122,7 +122,7 @@ class AssistantTurn(TurnView):
         record = self.turn.record
         parts = [NOTES.get(record.finish_reason, "") if record else "", "edited" if record and record.is_edited else ""]
         parts += [DAMAGED if self.turn.is_damaged else "", self.branch_text, record_text(record) if record else ""]
-        self._note.update(" · ".join(part for part in parts if part))
+        self._note.update(harmless(" · ".join(part for part in parts if part)))
         self._note.display = any(parts)
 
     def _refresh_fold(self) -> None:

@@ -8,7 +8,7 @@ from textual import events
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 from tui.store import Attachment
 
 

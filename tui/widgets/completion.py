@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 
 
 class Completion(OptionList, can_focus=False):

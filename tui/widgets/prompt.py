@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 from tui.widgets.completion import Completion
 
 LONG_CHARACTERS, LONG_LINES = 3000, 30

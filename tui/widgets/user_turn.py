@@ -6,7 +6,7 @@ from textual.app import ComposeResult
 from textual.content import Content
 from textual.widgets import Static
 
-from tui.harmless import harmless
+from ring_mlx import harmless
 from tui.store.exchange import DAMAGED
 from tui.widgets.attachments import size_text
 from tui.widgets.turn import TurnView

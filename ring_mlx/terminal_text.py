@@ -1,0 +1,53 @@
+"""Text that cannot act on a terminal or deceive who reads it; knows characters only.
+
+Model output, names of tensors and files, templates and configuration come from others. Written to a terminal as they
+are, escape sequences move the cursor or name the window, and directional overrides show another text than there is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any, TextIO
+
+# Control characters but tab and line feed, those of C1, halves of surrogate pairs, and what is invisible and changes how
+# the rest is shown. What letters need stays: joiners (emoji, Persian, Indic scripts) and variation selectors.
+_UNSAFE = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 and C1
+    "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f"  # invisible, or a direction
+    "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"  # ends of lines, overrides, isolates, fillers
+    "\ud800-\udfff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"  # shorthand, music, tags
+    "]"
+)
+
+
+def harmless(text: str) -> str:
+    r"""The text with such characters made visible, as ``\x1b`` or ``\u202e``; Windows' ends of lines become plain."""
+    return _UNSAFE.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def for_output(text: str, stream: TextIO | None = None) -> str:
+    """The text as it goes to a stream (standard output): harmless at a terminal, else as it is."""
+    return harmless(text) if (stream or sys.stdout).isatty() else text
+
+
+def note(text: str) -> None:
+    """Say something beside the output, on standard error."""
+    print(harmless(f"ring-mlx: {text}"), file=sys.stderr, flush=True)
+
+
+def harmless_json(value: Any, indent: int | None = None) -> str:
+    """JSON with letters as they are and such characters escaped, so that it is the same value and harmless too."""
+    return _UNSAFE.sub(_json_escape, json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1] if ord(found[0]) != 0x7F else "\\u007f"
