@@ -403,3 +403,14 @@ def test_turns_without_their_parent_are_not_lost():
 )
 def test_titles(question, answer, title):
     assert title_of(question, answer) == title
+
+
+def test_turns_that_follow_themselves_begin_branches():
+    circle = [Turn("user", name, parent, id=name) for name, parent in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "d"))]
+    talk = Conversation(Chat(leaf="b"), [*circle, Turn("user", "e", "a", id="e")])
+    assert [t.id for t in talk.siblings(talk.turns["d"])] == ["c", "d"]
+    assert texts(talk) == ["c", "b"]
+    talk.show("a")
+    assert texts(talk) == ["c", "b", "a", "e"]
+    assert talk.switch(talk.turns["c"], 1).id == "d"
+    assert texts(talk) == ["d"]

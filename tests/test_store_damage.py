@@ -270,6 +270,42 @@ def test_the_log_of_a_damaged_store_is_read_too(tmp_path):
     db.close()
 
 
+def left_behind(path, talk_of):
+    """A store as a killed process leaves it, with its log; and the turns that only the log holds."""
+    source = path.with_name("source.db")
+    (talk,) = talk_of(source).values()
+    db, late = Database(source), []
+    for n in range(6):
+        late.append(Turn("user", f"late {n} " * 30, late[-1].id if late else talk.leaf.id))
+        turns.save(db, talk.chat.id, late[-1])
+    for end in ("", "-wal"):
+        shutil.copy(f"{source}{end}", f"{path}{end}")
+    db.close()
+    return talk, late
+
+
+def test_a_damaged_log_is_not_passed_over_without_a_word(tmp_path):
+    """SQLite forgets all commits from the first wrong checksum on."""
+    path, chance = tmp_path / "chats.db", random.Random(5)
+    talk, late = left_behind(path, lambda source: fill(source, 1))
+    data, log = path.read_bytes(), path.with_name("chats.db-wal").read_bytes()
+    for n in range(60):
+        path.write_bytes(data)
+        broken = bytearray(log)
+        if n:
+            broken[chance.randrange(0, 4000 if n < 20 else len(broken))] ^= 1 << chance.randrange(8)
+        path.with_name("chats.db-wal").write_bytes(broken)
+        db = Database(path)
+        found = {t.id: t for t in turns.load(db, talk.chat.id)}
+        lost = [t for t in late if t.id not in found or (found[t.id] != t and not found[t.id].is_damaged)]
+        assert len(lost) <= 1
+        assert len([t for t in late if found.get(t.id) == t]) >= len(late) - 1
+        assert bool(db.notes) == (n > 0)
+        db.close()
+        for kept in tmp_path.glob("chats.db*"):
+            kept.unlink()
+
+
 def test_another_window_keeps_a_store_from_being_mended(tmp_path, store, monkeypatch):
     monkeypatch.setattr("tui.store.access.LOCK_WAIT_S", 0.05)
     path = tmp_path / "chats.db"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 
@@ -153,3 +154,22 @@ def test_the_packaged_model_through_a_pipe(home):
     again = subprocess.run([*command, "--resume"], input="/regenerate\n", capture_output=True, text=True, check=False)
     assert again.stdout == "The sum is 62.\n"
     assert (home / "snapshots").is_dir()
+
+
+def test_what_was_typed_is_private_also_in_an_older_history(home):
+    readline = pytest.importorskip("readline")
+    history = paths.data_file("history")
+    umask = os.umask(0)
+    try:
+        for prepare in (lambda: None, lambda: history.chmod(0o644)):
+            prepare()
+            chat = Plain(FakeEngine(), Keeper(None, print), Config(), None, [])
+            chat._is_terminal = True
+            assert chat._start_history() is readline
+            readline.add_history("typed")
+            chat._keep_history(readline)
+            assert oct(history.stat().st_mode & 0o777) == "0o600"
+            assert "typed" in history.read_text()
+    finally:
+        os.umask(umask)
+        readline.clear_history()

@@ -23,6 +23,7 @@ from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Read
 from tui.plain_commands import PlainCommands
 from tui.records import record_of
 from tui.store import Record
+from tui.store.access import make_private
 from tui.store.exchange import call_text
 
 WIDTH = 100
@@ -174,10 +175,11 @@ class Plain(PlainCommands):
         except ImportError:
             return None
         with contextlib.suppress(OSError):
+            make_private(paths.data_file("history"))
             readline.read_history_file(paths.data_file("history"))
         return readline
 
     def _keep_history(self, readline: object) -> None:
         with contextlib.suppress(OSError):
-            paths.data_file("history").parent.mkdir(parents=True, exist_ok=True)
+            make_private(paths.data_file("history"))
             readline.write_history_file(paths.data_file("history"))  # type: ignore[attr-defined]

@@ -81,6 +81,18 @@ class Windows:
             return  # a folder that cannot be written: nothing can be mended there
         self._lock(fcntl.LOCK_SH)
 
+    def is_alone(self) -> bool:
+        """Whether no other window has the store open at this moment."""
+        if self._handle is None:
+            return False
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            self._lock(fcntl.LOCK_SH)
+        return True
+
     def alone(self) -> None:
         """Hold it for this window only; `together` ends that.
 

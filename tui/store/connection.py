@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from tui.store.failures import BUSY, DAMAGED, NEWER, DamagedError, StoreError, kind_of
 from tui.store.migrations import CHECK_INDEX, NEWEST, REBUILD_INDEX, migrate, schema, schema_of, version_of
+from tui.store.pages import is_log_whole
 
 TRIES = 10
 CHECKED_BYTES, INDEX_CHECKED_BYTES = 64_000_000, 4_000_000
@@ -19,6 +20,7 @@ PRAGMAS = (
     "synchronous = FULL",  # what was said to be written outlives a power cut
     "fullfsync = ON",  # on macOS, where an ordinary fsync stops at the disk's cache
     "checkpoint_fullfsync = ON",
+    "wal_autocheckpoint = 100",  # pages, so that the log of a growing answer takes little of a disk that is nearly full
     "foreign_keys = ON",
     "secure_delete = ON",  # so that a rescue finds nothing that was deleted or written over
     "cell_size_check = ON",
@@ -115,6 +117,16 @@ def _check(c: sqlite3.Connection, path: Path) -> None:
             raise DamagedError(str(said))
     if path.stat().st_size <= INDEX_CHECKED_BYTES:
         check_index(c)
+
+
+def check_log(path: Path) -> None:
+    """Hold that the log of a store that nobody has open is whole.
+
+    Raises:
+        DamagedError: If a commit in it would be passed over.
+    """
+    if not is_log_whole(path):
+        raise DamagedError("its log is wrong")
 
 
 def check_index(c: sqlite3.Connection) -> bool:

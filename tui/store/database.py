@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tui.store.access import Windows, make_private
-from tui.store.connection import TRIES, check_index, connect, lossy, patiently
+from tui.store.connection import TRIES, check_index, check_log, connect, lossy, patiently
 from tui.store.failures import DAMAGED, in_one_line, kind_of
 from tui.store.migrations import REBUILD_INDEX
 from tui.store.rescue import READY, beside, finish, rescue
@@ -69,6 +69,11 @@ class Database:
         with self._one_line():
             self._run(lambda: patiently(lambda: self._transact(changes), tries))
 
+    def shrink(self) -> None:
+        """Empty the log into the file, if that is possible now; its room is free then."""
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def mend_index(self) -> bool:
         """Hold the index of words against what was said, once; returns whether it had to be made again."""
         if self._has_checked_index:
@@ -96,6 +101,8 @@ class Database:
         if beside(path, READY).exists():
             self._alone(lambda: finish(path))
         try:
+            if beside(path, "-wal").exists() and self._windows is not None and self._windows.is_alone():
+                check_log(path)
             return connect(path, self._wait_s)
         except sqlite3.DatabaseError as e:
             if kind_of(e) != DAMAGED:
@@ -104,6 +111,7 @@ class Database:
 
     def _mended(self, path: Path) -> sqlite3.Connection:
         try:
+            check_log(path)
             return connect(path, self._wait_s)  # another window may have been faster
         except sqlite3.DatabaseError as e:
             if kind_of(e) != DAMAGED:

@@ -14,7 +14,7 @@ from typing import Any
 TABLE_LEAF, PAGE_BYTES = 0x0D, 4096
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 HEADER_BYTES, LOG_HEADER_BYTES, FRAME_HEADER_BYTES = 100, 32, 24
-LOG_MAGIC = (0x377F0682, 0x377F0683)
+LOG_MAGIC_BIG = b"\x37\x7f\x06\x83"  # sums its words as big-endian ones
 # A record's header: its length, no value for the row's number, then an id of 32 letters.
 _RECORD = re.compile(rb"[\x08-\x1f]\x00\x4d", re.DOTALL)
 _INTEGERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
@@ -29,10 +29,9 @@ class Pages:
     """
 
     def __init__(self, path: Path) -> None:
-        data, log = path.read_bytes(), path.with_name(f"{path.name}-wal")
-        frames = log.read_bytes() if log.is_file() else b""
-        said = int.from_bytes(frames[8:12] or data[16:18], "big")
-        self.size = said if said in SIZES else PAGE_BYTES
+        data, frames = path.read_bytes(), _log_of(path)
+        said = {int.from_bytes(data[16:18], "big"), int.from_bytes(frames[8:12], "big")} & set(SIZES)
+        self.size = PAGE_BYTES if PAGE_BYTES in said else min(said, default=PAGE_BYTES)
         self._pages = {n // self.size + 1: data[n : n + self.size] for n in range(0, len(data), self.size)}
         self._read_log(frames)
 
@@ -79,19 +78,55 @@ class Pages:
             values[0] = number  # where a table calls its rows' numbers by a name, that column is empty
         return values
 
-    def _read_log(self, frames: bytes) -> None:
+    def _read_log(self, log: bytes) -> None:
         """Take the pages of the log up to its last commit; what follows was never said to be written."""
-        if int.from_bytes(frames[:4], "big") not in LOG_MAGIC:
-            return
-        length, pending = FRAME_HEADER_BYTES + self.size, {}
-        for at in range(LOG_HEADER_BYTES, len(frames) - length + 1, length):
-            number, pages = struct.unpack_from(">II", frames, at)
-            if frames[at + 8 : at + 16] != frames[16:24]:
-                break
-            pending[number] = frames[at + FRAME_HEADER_BYTES : at + length]
+        pending: dict[int, bytes] = {}
+        for frame in _frames(log, self.size):
+            number, pages = struct.unpack_from(">II", frame)
+            pending[number] = frame[FRAME_HEADER_BYTES:]
             if pages:
                 self._pages.update(pending)
                 pending = {}
+
+
+def is_log_whole(path: Path) -> bool:
+    """Whether SQLite will read all commits of a database's log: it stops without a word at the first wrong checksum."""
+    log = _log_of(path)
+    size = int.from_bytes(log[8:12], "big")
+    sums = _sums(log[:4], log[:24], (0, 0))
+    wrong = log[24:32] != struct.pack(">II", *sums)
+    for frame in _frames(log, size if size in SIZES else PAGE_BYTES):
+        sums = _sums(log[:4], frame[:8] + frame[FRAME_HEADER_BYTES:], sums)
+        wrong = wrong or frame[16:24] != struct.pack(">II", *sums)
+        if wrong and any(frame[4:8]):
+            return False
+    return True
+
+
+def _log_of(path: Path) -> bytes:
+    log = path.with_name(f"{path.name}-wal")
+    return log.read_bytes() if log.is_file() else b""
+
+
+def _frames(log: bytes, size: int) -> list[bytes]:
+    """The frames of a log since it was begun again last: those with its salts, and what lies between them."""
+    length = FRAME_HEADER_BYTES + size
+    found = [log[at : at + length] for at in range(LOG_HEADER_BYTES, len(log) - length + 1, length)]
+    salts = log[16:24]
+    if found and all(frame[8:16] != salts for frame in found):
+        salts = found[0][8:16]  # the log's own ones are damaged
+    last = max((n for n, frame in enumerate(found, 1) if frame[8:16] == salts), default=0)
+    return found[:last]
+
+
+def _sums(magic: bytes, data: bytes, sums: tuple[int, int]) -> tuple[int, int]:
+    """The checksum of a log, which goes on from one frame to the next."""
+    first, second = sums
+    words = struct.unpack(f"{'>' if magic[-1:] == LOG_MAGIC_BIG[-1:] else '<'}{len(data) // 4}I", data)
+    for one, other in zip(words[::2], words[1::2], strict=True):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    return first, second
 
 
 def _values(payload: bytes) -> Values | None:
