@@ -127,10 +127,10 @@ def cut(data, chance, start, stop):
 
 @pytest.mark.parametrize(
     ("damage", "count", "stop"),
-    [(flip, 150, None), (flip, 50, 100), (garble, 60, None), (lose_page, 20, None), (cut, 20, None)],
+    [(flip, 90, None), (flip, 30, 100), (garble, 40, None), (lose_page, 12, None), (cut, 12, None)],
 )
 def test_no_damage_is_taken_for_what_was_said(tmp_path, store, damage, count, stop):
-    """300 stores, each damaged elsewhere: no other text, no traceback, and after a flip no turn is missing."""
+    """184 stores, each damaged elsewhere: no other text, no traceback, and after a flip no turn is missing."""
     data, talks = store
     chance, refused = random.Random(7), 0
     everything = {t for talk in talks.values() for t in talk.turns}
@@ -289,11 +289,11 @@ def test_a_damaged_log_is_not_passed_over_without_a_word(tmp_path):
     path, chance = tmp_path / "chats.db", random.Random(5)
     talk, late = left_behind(path, lambda source: fill(source, 1))
     data, log = path.read_bytes(), path.with_name("chats.db-wal").read_bytes()
-    for n in range(60):
+    for n in range(30):
         path.write_bytes(data)
         broken = bytearray(log)
         if n:
-            broken[chance.randrange(0, 4000 if n < 20 else len(broken))] ^= 1 << chance.randrange(8)
+            broken[chance.randrange(0, 4000 if n < 10 else len(broken))] ^= 1 << chance.randrange(8)
         path.with_name("chats.db-wal").write_bytes(broken)
         db = Database(path)
         found = {t.id: t for t in turns.load(db, talk.chat.id)}
@@ -346,6 +346,28 @@ def test_a_rescue_that_is_killed_is_finished_by_the_next_one(tmp_path, store, mo
     db = Database(path)
     assert len(read(db, store[1])[0]) == sum(len(talk.turns) for talk in store[1].values())
     db.close()
+
+
+def test_a_schema_that_is_no_text_is_mended(tmp_path, store):
+    """SQLite quotes it in its error."""
+    path = tmp_path / "chats.db"
+    for name in (b"CREATE TABLE turns (", b"CREATE TRIGGER turns_added", b"CREATE VIRTUAL TABLE found"):
+        broken = bytearray(store[0])
+        at = broken.index(name)
+        broken[at : at + 12] = b"CREATE \xf5\xf5\xf5TA"
+        path.write_bytes(broken)
+        db = Database(path)
+        assert len(read(db, store[1])[0]) == sum(len(talk.turns) for talk in store[1].values())
+        db.close()
+
+
+def test_a_damage_that_nobody_thought_of_is_one_line_too(tmp_path, monkeypatch):
+    path = tmp_path / "chats.db"
+    path.write_bytes(b"x" * 5000)
+    monkeypatch.setattr("tui.store.rescue._Found", lambda pages: 1 / 0)
+    with pytest.raises(StoreError, match=r"is damaged; .*ZeroDivisionError"):
+        Database(path)
+    assert path.read_bytes() == b"x" * 5000
 
 
 def old_store(path, count=1500):

@@ -41,9 +41,10 @@ def connect(path: Path | None, wait_s: float) -> sqlite3.Connection:
     try:
         _prepare(connection, path)
         return connection
-    except sqlite3.OperationalError as e:
+    except (sqlite3.OperationalError, UnicodeDecodeError, MemoryError) as e:
         connection.close()
-        # A file of ours has all that is asked of it: such an error is a table that is missing or there already.
+        # A file of ours has all that is asked of it: such an error is a table that is missing or there already, a
+        # message that quotes what is no text, or a row that would be larger than memory.
         if getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
             raise DamagedError(str(e)) from None
         raise

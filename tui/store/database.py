@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tui.store.access import Windows, make_private
 from tui.store.connection import TRIES, check_index, check_log, connect, lossy, patiently
-from tui.store.failures import DAMAGED, in_one_line, kind_of
+from tui.store.failures import DAMAGED, FAILURES, DamagedError, in_one_line, kind_of
 from tui.store.migrations import REBUILD_INDEX
 from tui.store.rescue import READY, beside, finish, rescue
 
@@ -116,8 +116,16 @@ class Database:
         except sqlite3.DatabaseError as e:
             if kind_of(e) != DAMAGED:
                 raise
-        self.notes.append(rescue(path))
+        self.notes.append(self._rescued(path))
         return connect(path, self._wait_s)
+
+    def _rescued(self, path: Path) -> str:
+        try:
+            return rescue(path)
+        except (sqlite3.Error, OSError):
+            raise
+        except Exception as e:  # noqa: BLE001 there is no end to what a damaged file may hold; this one stays as it is
+            raise DamagedError(f"it could not be mended: {type(e).__name__}: {e}") from None
 
     def _alone(self, action: Callable[[], T]) -> T:
         assert self._windows is not None
@@ -160,5 +168,5 @@ class Database:
     def _one_line(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as e:
+        except FAILURES as e:
             raise in_one_line(self.path or "the store", e) from None

@@ -65,9 +65,12 @@ class DamagedError(sqlite3.DatabaseError):
     """A check has found that the file is not as it was written."""
 
 
+FAILURES = (sqlite3.Error, OSError, UnicodeDecodeError, MemoryError)
+
+
 def kind_of(e: Exception) -> str:
     """The kind of a failure of SQLite or of the system."""
-    if isinstance(e, DamagedError):
+    if isinstance(e, (DamagedError, UnicodeDecodeError)):
         return DAMAGED
     if isinstance(e, OSError):
         return _SYSTEM.get(e.errno or 0, OTHER)

@@ -32,10 +32,13 @@ class Pages:
         data, frames = path.read_bytes(), _log_of(path)
         said = {int.from_bytes(data[16:18], "big"), int.from_bytes(frames[8:12], "big")} & set(SIZES)
         self.size = PAGE_BYTES if PAGE_BYTES in said else min(said, default=PAGE_BYTES)
-        self._pages = {n // self.size + 1: data[n : n + self.size] for n in range(0, len(data), self.size)}
+        view = memoryview(data)
+        self._pages: dict[int, bytes | memoryview] = {
+            n // self.size + 1: view[n : n + self.size] for n in range(0, len(data), self.size)
+        }
         self._read_log(frames)
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes | memoryview]:
         return iter(self._pages.values())
 
     def listed(self) -> Iterator[Values]:
@@ -43,7 +46,7 @@ class Pages:
         for number, page in self._pages.items():
             at = HEADER_BYTES if number == 1 else 0
             if page[at : at + 1] == bytes([TABLE_LEAF]):
-                count = min(int.from_bytes(page[at + 3 : at + 5], "big"), (len(page) - at - 8) // 2)
+                count = min(int.from_bytes(page[at + 3 : at + 5], "big"), max(len(page) - at - 8, 0) // 2)
                 for start in dict.fromkeys(struct.unpack_from(f">{count}H", page, at + 8)):
                     if (values := self._row(page, start)) is not None:
                         yield values
@@ -57,7 +60,7 @@ class Pages:
                     if ends == match.start() and (values := self._row(page, start)) is not None:
                         yield values
 
-    def _row(self, page: bytes, start: int) -> Values | None:
+    def _row(self, page: bytes | memoryview, start: int) -> Values | None:
         """The row that begins there; None where what begins there is none."""
         length, at = _varint(page, start)
         number, at = _varint(page, at)
@@ -92,6 +95,8 @@ class Pages:
 def is_log_whole(path: Path) -> bool:
     """Whether SQLite will read all commits of a database's log: it stops without a word at the first wrong checksum."""
     log = _log_of(path)
+    if len(log) < LOG_HEADER_BYTES:
+        return True
     size = int.from_bytes(log[8:12], "big")
     sums = _sums(log[:4], log[:24], (0, 0))
     wrong = log[24:32] != struct.pack(">II", *sums)
@@ -156,7 +161,7 @@ def _value(kind: int, data: bytes) -> Any:
     return {8: 0, 9: 1}.get(kind)
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """A number of one to nine bytes, and where it ends."""
     value = 0
     for n in range(9):

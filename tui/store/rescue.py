@@ -109,7 +109,7 @@ class _Found:
     def _take(self, values: Values, broken: list[tuple[dict[str, Row], Row]]) -> None:
         """Take a row of one of our tables if it is whole, else put it among the broken ones."""
         for table, columns, least, check in self.tables():
-            if not least <= len(values) <= len(columns):
+            if not least <= len(values) <= len(columns) or (columns[0] == "row" and type(values[0]) is not int):
                 continue
             row: Row = dict.fromkeys(columns) | dict(zip(columns, values, strict=False))
             row |= {n: float(row[n]) for n in ("created", "changed", "deleted") if type(row.get(n)) is int}
