@@ -6,7 +6,7 @@ import pytest
 from textual import events
 from textual.widgets._toast import Toast
 
-from tests.tui_pilot import FIGURES, SIZES, FakeEngine, chat
+from tests.tui_pilot import FIGURES, SIZES, FakeEngine, chat, pause
 from tui.gauges import bar, gauges, loading_text, reading_text, seconds
 from tui.messages import Figures, Loading, Piece, Reading
 from tui.store import Attachment
@@ -167,7 +167,7 @@ def test_control_characters_do_not_reach_the_terminal():
         await d.settle()
         await d.post(d.thought(nasty, 3, 0.1), d.text(nasty), d.end())
         d.app.query_one(AssistantTurn).toggle()
-        await d.pilot.pause(0.1)
+        await pause(0.1)
         text = "".join(d.screen_text)
         assert text.count("[2J") >= 4
         assert text.isprintable()
@@ -196,7 +196,7 @@ def test_a_burst_of_keys_is_taken_in_order():
     async def script(d):
         for c in "hi\rmore\nlines\r":
             d.app.post_message(events.Key({"\r": "enter", "\n": "ctrl+j"}.get(c, c), c))
-        await d.pilot.pause(0.1)
+        await pause(0.1)
         assert d.engine.asked == [["hi"]]
         assert d.chat.entry.prompt.text == "more\nlines"
 

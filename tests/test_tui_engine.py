@@ -20,7 +20,7 @@ import tui
 from ring_mlx import AnswerText, End, PrefillProgress, RingError, Session, ToolCall, load
 from ring_mlx.branches import Renderer
 from ring_mlx.memory import budget_bytes
-from tests.tui_pilot import SIZES
+from tests.tui_pilot import SIZES, pause
 from tests.tui_pilot import chat as pilot
 from tui import command, commands
 from tui.app import RingChat
@@ -307,7 +307,7 @@ def test_a_folder_that_vanishes_before_a_switch_is_named_and_the_chat_goes_on(ch
         for _ in range(600):
             if true():
                 return
-            await d.pilot.pause(0.05)
+            await pause(0.05)
         raise AssertionError(d.screen_text)
 
     async def script(d):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from textual.color import Color
+from textual.widgets import Input
 
-from tests.tui_pilot import SIZES, chat
+from tests.tui_pilot import SIZES, chat, pause
 from tui.config import Config, Preset
 from tui.messages import Reading
 from tui.store import Attachment
@@ -29,11 +30,12 @@ MARKDOWN = "A *ring* has:\n\n1. a `state`\n2. a **decay**\n\n```python\ns = deca
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Nothing of the user's is read or written, and it is always the same time."""
+    """Nothing of the user's is read or written, it is always the same time, and no cursor blinks."""
     monkeypatch.setenv("RING_MLX_HOME", "/home/ring")
-    monkeypatch.setattr("tui.config.file._write", lambda path, text: None)
+    monkeypatch.setattr("tui.config.file.write_text", lambda path, text, private=False: None)
     monkeypatch.setattr("tui.screens.chats.age", lambda s: "just now")
     monkeypatch.setattr("tui.screens.models.found_models", list)
+    monkeypatch.setattr(Input, "_toggle_cursor", lambda self: None)  # a cursor that blinks is seen or not
 
 
 async def conversation(d):
@@ -89,7 +91,7 @@ def played(scene, size, theme, see):
     async def script(d):
         d.chat.entry.prompt.cursor_blink = False
         await SCENES[scene](d)
-        await d.pilot.pause(0.2)
+        await pause(0.2)
         see(d)
 
     chat(script, size, config=replace(CONFIG, theme=theme))

@@ -8,7 +8,7 @@ import re
 import pytest
 from textual.widgets import Input, OptionList, TextArea
 
-from tests.tui_pilot import SIZES, FakeEngine, chat
+from tests.tui_pilot import SIZES, FakeEngine, chat, pause
 from tui import config, models, paths
 from tui.config import Config, Preset
 from tui.config.file import START
@@ -172,7 +172,7 @@ def test_a_preset_is_deleted_in_the_panel_and_by_command(home):
         assert names() == ["one", "two", "three"]
         d.app.screen.query_one("#preset").value = "two"
         await d.settle()
-        await d.pilot.pause(0.3)
+        await pause(0.3)
         assert "Delete preset" in "\n".join(d.screen_text)
         await d.press("ctrl+x")
         assert names() == ["one", "three"]
@@ -309,7 +309,7 @@ def test_the_palette_has_the_commands():
         await found["New"].callback()
         await d.press("ctrl+p")
         await d.type("regen")
-        await d.pilot.pause(0.3)
+        await pause(0.3)
         assert "Regenerate" in "\n".join(d.screen_text)
 
     chat(script, engine=FakeEngine())

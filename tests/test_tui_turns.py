@@ -8,7 +8,7 @@ import pytest
 from textual import events
 from textual.widgets import Input, OptionList, TextArea
 
-from tests.tui_pilot import SIZES, chat
+from tests.tui_pilot import SIZES, chat, pause
 from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Loaded, Sampling
@@ -128,7 +128,7 @@ def test_the_palette_repeats_with_the_same_seed():
         await d.exchange("q", "a")
         await d.press("ctrl+p")
         await d.type("repeat")
-        await d.pilot.pause(0.3)
+        await pause(0.3)
         assert "again with the same seed" in "\n".join(d.screen_text)
         await d.press("enter", "enter")
         assert [q.sampling.seed for q in d.engine.questions] == [None, 7]

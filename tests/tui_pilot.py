@@ -11,7 +11,18 @@ from tui.keeper import Keeper
 from tui.messages import Ended, Figures, Loaded, Piece
 from tui.store import Call
 
-_wait.SLEEP_GRANULARITY, _wait.SLEEP_IDLE = 0.008, 0.001  # a pilot waits so long after each key, and again
+
+async def pause(seconds):
+    """Sleep, then go on until nothing is ready to run: on a loaded machine a sleep alone lets little run."""
+    await asyncio.sleep(seconds)
+    idle = 0
+    while idle < 2:
+        await asyncio.sleep(0)
+        idle = 0 if asyncio.get_running_loop()._ready else idle + 1
+
+
+# A pilot waits so long after each key, and again while the process is busy.
+_wait.SLEEP_GRANULARITY, _wait.SLEEP_IDLE, _wait.sleep = 0.008, 0.001, pause
 
 SIZES = [(80, 24), (120, 40)]
 FIGURES = Figures(
@@ -95,7 +106,7 @@ class Driver:
     async def post(self, *messages):
         for m in messages:
             self.chat.post_message(m)
-        await self.pilot.pause(0.04)
+        await pause(0.04)
         await self.settle()
 
     def thought(self, text, tokens, seconds):
