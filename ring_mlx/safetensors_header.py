@@ -17,7 +17,7 @@ from ring_mlx.config_values import shown
 from ring_mlx.errors import WeightsError
 
 # 100,000 tensors take 15 MiB; a file of the largest models holds a tenth of that.
-MAX_HEADER_BYTES, MAX_TENSORS = 32 * MIB, 100_000
+MAX_HEADER_BYTES, MAX_TENSORS, MAX_AXES = 32 * MIB, 100_000, 8
 METADATA = "__metadata__"
 BITS = {
     "BOOL": 8,
@@ -103,11 +103,11 @@ def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None 
 def _entry(file: Path, name: str, info: Any) -> Entry:
     try:
         dtype, shape, (start, end) = info["dtype"], info["shape"], info["data_offsets"]
-        whole = [type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)]
-        bits = BITS[dtype] * math.prod(shape) if all(whole) else -1
+        whole = len(shape) <= MAX_AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end))
+        fits = whole and BITS[dtype] * math.prod(shape) == 8 * (end - start)
     except (LookupError, TypeError, ValueError):
-        raise _damaged(file, f"{shown(name)} is {shown(info)}") from None
-    if bits != 8 * (end - start) or len(shape) > 8:
+        fits = False
+    if not fits:
         raise _damaged(file, f"{shown(name)} is {shown(info)}")
     return Entry(dtype, tuple(shape), start, end)
 

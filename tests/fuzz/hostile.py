@@ -291,6 +291,8 @@ HEADERS: dict[str, Callable[[dict[str, Any], list[str]], Any]] = {
     "offsets_swapped": _swap,
     "offsets_huge": _with(data_offsets=[2**63, 2**63 + 8]),
     "offsets_three": _with(data_offsets=[0, 1, 2]),
+    "offsets_object": _with(data_offsets=[0, {}]),
+    "shape_product": _with(shape=[2**62] * 100_000),
     "offsets_float": _with(data_offsets=[0.0, 8.0]),
     "shape_huge": _with(shape=[2**32, 2**32]),
     "shape_neg": _with(shape=[-1, -192]),
