@@ -149,6 +149,9 @@ class Conversation:
         """Let a turn whose parent is missing, or that comes after itself, begin a branch."""
         reached = set[str]()
         for turn in self.turns.values():
+            if turn.parent in reached:  # nearly always: a parent was said before
+                reached.add(turn.id)
+                continue
             way: dict[str, Turn] = {}
             at: Turn | None = turn
             while at is not None and at.id not in reached and at.id not in way:

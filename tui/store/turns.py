@@ -32,7 +32,7 @@ def save(db: Database, chat_id: str, turn: Turn) -> None:
 def load(db: Database, chat_id: str) -> list[Turn]:
     """All turns of a chat, in the order in which they were first saved; damaged ones say so."""
     found = db.read(f"SELECT {', '.join(_COLUMNS)} FROM turns WHERE chat = ? ORDER BY row", (chat_id,))
-    return [from_row(row) for row in found]
+    return [from_row(dict(zip(_COLUMNS, row, strict=True))) for row in found]
 
 
 def recent_questions(db: Database, limit: int = 200) -> list[str]:
