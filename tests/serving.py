@@ -59,7 +59,7 @@ def metric(server, name):
     return float(found[1]) if found else 0
 
 
-def wait_until(condition, seconds=10):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came true"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # to let a client that is refused go on sending until it has read why.
 HEAD_S, BODY_S, IDLE_S, SEND_S, LINGER_S = 10.0, 60.0, 60.0, 60.0, 5.0
 MOST_HEAD_BYTES, MOST_HEADERS, MOST_CHUNKS, READ_BYTES = 1 << 16, 100, 1 << 15, 1 << 16
+JSON = "application/json"
+Headers = Mapping[str, str]
 NOT_HTTP = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\n[ \t]|[\0-\x08\x0b\x0c\x0e-\x1f]")
 ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 ONCE = {
@@ -120,16 +122,14 @@ class Wire(socketserver.BaseRequestHandler):
         self._http.receive_data(head)
         event = self._http.next_event()
         assert isinstance(event, h11.Request)
-        self.method = event.method.decode()
-        target = event.target.decode()
+        self.method, target = event.method.decode(), event.target.decode()
         absolute = ABSOLUTE.fullmatch(target)
         self.path = absolute[2] if absolute else target
         lines = [line.decode("latin-1").partition(":") for line in head.split(b"\r\n")[1:-2]]
         names = [name.lower() for name, _, _ in lines]
         self.headers = {name: line[2].strip(" \t") for name, line in zip(names, lines, strict=True)}
-        self.authorities = [self.headers[n] for n in ("host",) if n in self.headers] + (
-            [absolute[1]] if absolute else []
-        )
+        named = self.headers.get("host"), absolute[1] if absolute else None
+        self.authorities = [name for name in named if name is not None]
         if event.http_version not in (b"1.0", b"1.1"):
             raise ApiError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here.", code="bad_http")
         if len(names) > MOST_HEADERS:
@@ -154,7 +154,7 @@ class Wire(socketserver.BaseRequestHandler):
         length, most = self.headers.get("content-length"), self.server.max_body_bytes
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         coding = self.headers.get("content-encoding", "identity").lower()
-        if kind != "application/json":
+        if kind != JSON:
             # Also keeps web pages out: a page cannot send this type to another origin without being allowed to.
             raise ApiError(415, "the body must be sent as Content-Type: application/json.", code="bad_content_type")
         if coding != "identity":
@@ -239,22 +239,17 @@ class Wire(socketserver.BaseRequestHandler):
             self.request.sendall(data)
             self.server.slots.work(self.request)
 
-    def _head(self, status: int, headers: Mapping[str, str]) -> h11.Response:
+    def _head(self, status: int, headers: Headers) -> h11.Response:
         own = {"Server": f"ring-mlx/{__version__}", "Date": formatdate(usegmt=True)}
         if self._closing or self._http.their_state is not h11.DONE:
             own["Connection"] = "close"  # neither must a body that is not read
         if self.server.log_requests:
             note(f"{self.client_address[0]} {self.method} {self.path[:200]} {status}")
-        return h11.Response(
-            status_code=status, reason=HTTPStatus(status).phrase, headers=list((own | {**headers}).items())
-        )
+        phrase, lines = HTTPStatus(status).phrase, list({**own, **headers}.items())
+        return h11.Response(status_code=status, reason=phrase, headers=lines)
 
     def _send(
-        self,
-        status: int,
-        body: dict[str, Any] | bytes,
-        kind: str = "application/json",
-        headers: Mapping[str, str] | None = None,
+        self, status: int, body: dict[str, Any] | bytes, kind: str = JSON, headers: Headers | None = None
     ) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
         head = self._head(status, {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})})
@@ -274,8 +269,6 @@ class Wire(socketserver.BaseRequestHandler):
     def _end_stream(self, status: str) -> None:
         self._write(h11.EndOfMessage())
         self._count(status)
-
-    # What the routes add
 
     def _answer(self) -> None:
         raise NotImplementedError
