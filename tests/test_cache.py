@@ -153,6 +153,9 @@ def test_a_missing_layer_in_the_file_is_damage(model, tmp_path):
 def test_what_cannot_be_saved_is_said(model, tmp_path):
     with pytest.raises(CacheFileError, match="39 tokens do not match a cache at offset 40"):
         filled(model).save(tmp_path / "x", list(range(39)), "mark")
+    with pytest.raises(CacheFileError, match="41 tokens do not match a cache at offset 40"):
+        filled(model).save(tmp_path / "x", list(range(41)), "mark")
+    assert not (tmp_path / "x").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheFileError, match="could not be written"):
         filled(model).save(tmp_path / "file" / "x", tokens(40)[0].tolist(), "mark")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.generate import stream_generate as mlx_lm_stream
 from mlx_lm.sample_utils import greedy_sampler, make_logits_processors, make_sampler
 
 from ring_mlx import KVQuantization, decoding, generate, stream_generate
 from ring_mlx.bench.dispatches import count_launches
+from ring_mlx.decoding import prefill
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation import generate_step
 from tests.compare import assert_close
@@ -332,3 +334,23 @@ def test_the_default_step_is_the_devices(monkeypatch, device, step):
     list(decoding.generate_step(list(range(4100)), model, [], max_tokens=1))
     assert seen[:-1] == [step] * (len(seen) - 1)
     assert sum(seen) == 4100
+
+
+def test_each_step_of_a_prompt_is_computed_and_freed_before_the_next(model, monkeypatch):
+    """Else one graph of the whole prompt would be held, and what it needed kept for reuse."""
+    order, cache = [], model.make_cache()
+    forward, evaluate, clear = type(model).__call__, mx.eval, mx.clear_cache
+
+    def recording_eval(*trees):
+        flat = [a for _, a in tree_flatten(list(trees))]
+        held = [a for _, a in tree_flatten([c.state for c in cache])]
+        if held and all(any(a is b for b in flat) for a in held):
+            order.append("eval")
+        evaluate(*trees)
+
+    monkeypatch.setattr(type(model), "__call__", lambda *a, **k: (order.append("forward"), forward(*a, **k))[1])
+    monkeypatch.setattr(mx, "eval", recording_eval)
+    monkeypatch.setattr(mx, "clear_cache", lambda: (order.append("clear"), clear())[1])
+    for _ in prefill(tokens(9)[0], model, cache, [4, 4, 1]):
+        order.append("step")
+    assert order == ["forward", "eval", "clear", "step"] * 3

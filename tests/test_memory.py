@@ -6,10 +6,10 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from ring_mlx import memory
+from ring_mlx import load_model, memory, weights
 from ring_mlx.config import RingConfig
 from ring_mlx.errors import NoFitError
-from tests.tiny import config, make_model, tokens
+from tests.tiny import config, make_model, save_hf, tokens
 
 MINI = RingConfig.from_dict(
     config(
@@ -71,6 +71,57 @@ def test_limits_are_set(monkeypatch):
     assert seen == {"cache": 2 << 30, "memory": 100 << 30}
     memory.bound_memory(10 << 30)
     assert seen["cache"] == (10 << 30) // 20
+
+
+@pytest.mark.parametrize(
+    ("info", "budget"),
+    [
+        ({"max_recommended_working_set_size": 48 << 30, "memory_size": 64 << 30}, 48 << 30),
+        ({"total_memory": 80 << 30, "memory_size": 64 << 30}, int((80 << 30) * 0.9)),
+        ({"memory_size": 64 << 30}, int((64 << 30) * 0.9)),
+        ({}, int(3000 * 4096 * 0.9)),
+    ],
+)
+def test_the_budget_is_what_the_device_says(monkeypatch, info, budget):
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 3000}.get)
+    assert memory.budget_bytes() == budget
+
+
+@pytest.mark.parametrize("is_metal", [True, False])
+def test_weights_are_wired_on_metal_only(monkeypatch, is_metal):
+    wired = []
+    monkeypatch.setattr(mx, "set_cache_limit", lambda n: None)
+    monkeypatch.setattr(mx, "set_memory_limit", lambda n: None)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: is_metal)
+    monkeypatch.setattr(memory, "maybe_set_recommended_wired_limit", lambda: wired.append(True))
+    memory.bound_memory(1 << 30)
+    assert wired == [True] * is_metal
+
+
+@pytest.mark.parametrize(
+    ("budget", "used", "room"),
+    [
+        (20 << 30, 8 << 30, 3 << 30),
+        (20 << 30, 0, 4 << 30),
+        (20 << 30, 20 << 30, 1 << 26),
+        (1 << 30, (1 << 30) - (400 << 20), 100 << 20),
+    ],
+)
+def test_snapshots_get_a_quarter_of_what_is_left(monkeypatch, budget, used, room):
+    monkeypatch.setattr(memory, "budget_bytes", lambda: budget)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: used)
+    assert memory.snapshot_budget_bytes() == room
+
+
+def test_memory_is_bounded_before_weights_are_read(tmp_path, monkeypatch):
+    order = []
+    save_hf(tmp_path, config())
+    for module, name in ((memory, "check_fit"), (memory, "bound_memory"), (weights, "give")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, real=real: (order.append(name), real(*a))[1])
+    load_model(tmp_path)
+    assert order == ["check_fit", "bound_memory", "give"]
 
 
 def test_the_budget_is_the_machines():

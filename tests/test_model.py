@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from metal_kernels import dispatch, naive_lightning_attn
-from ring_mlx.attention import LinearAttention, SoftmaxAttention
+from ring_mlx.attention import LinearAttention, SoftmaxAttention, _rotation
 from ring_mlx.config import RingConfig
 from ring_mlx.decay import alibi_slopes, decay_rate
 from ring_mlx.model import Model
@@ -159,3 +159,28 @@ def test_gradients_reach_every_parameter():
     for name, g in gradients.items():
         if not name.endswith("expert_bias"):
             assert float(mx.abs(g).max()) > 0, name
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"type": "linear", "factor": 3.0},
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "mscale": 1.5, "mscale_all_dim": 0.5},
+    ],
+    ids=["plain", "linear", "yarn"],
+)
+def test_kernels_get_the_rotation_that_mlx_lm_computes(scaling):
+    """The angles a position and the factor, which only kernels read, give what mlx-lm's rope gives."""
+    model = make_model(rope_scaling=scaling)
+    attention = next(layer.attention for layer in model.layers if hasattr(layer.attention, "rope"))
+    dims, offset, T = model.config.rope_dims, 37, 5
+    inv_freq, scale = _rotation(attention.rope, dims)
+    x = mx.random.normal((1, 2, T, model.config.head_dim))
+    angles = (offset + mx.arange(T))[:, None] * inv_freq
+    first, second, rest = mx.split(x, [dims // 2, dims], axis=-1)
+    cos, sin = mx.cos(angles) * scale, mx.sin(angles) * scale
+    ours = mx.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    assert_close(ours, attention.rope(x, offset=offset))
+    if scaling and scaling["type"] == "yarn":
+        assert scale != 1

@@ -256,3 +256,15 @@ def test_samples_of_a_large_tensor_cover_both_ends():
     places = _places(0, 1 << 30)
     assert (places[0], places[-1]) == (0, (1 << 30) - SAMPLE_BYTES)
     assert len(places) == 17
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_head_of_an_exact_model_is_float32(tmp_path, exact):
+    """Other matrices stay as asked, and the logits are not rounded to less."""
+    save_hf(tmp_path, config())
+    model = load_model(tmp_path, dtype=mx.bfloat16, exact=exact)
+    assert model.lm_head.weight.dtype == (mx.float32 if exact else mx.bfloat16)
+    assert model.model.word_embeddings.weight.dtype == mx.bfloat16
+    logits = model(tokens(3), last_only=True)
+    assert logits.dtype == model.lm_head.weight.dtype
+    assert mx.array_equal(logits, logits.astype(mx.bfloat16).astype(logits.dtype)).item() != exact
