@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from ring_mlx.cache import HybridCache
 from ring_mlx.decoding import KVQuantization, prefill, prefill_step_or_default
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model import Model
-from ring_mlx.snapshots import Live, Snapshot, SnapshotTree, Store, common_prefix
+from ring_mlx.snapshots import BLOCK_TOKENS, Live, Snapshot, SnapshotTree, Store, common_prefix
 from ring_mlx.snapshots.blocks import softmax_layers
 from ring_mlx.snapshots.live import of_form
 from ring_mlx.snapshots.tree import PLACE
@@ -59,6 +60,8 @@ class Reader:
         if self.store is not None:
             on_disk = self.store.deepest(ids, found.offset if found else 0)
             found = self.tree.add(on_disk, self) if on_disk else found
+            if found is not None and found.saved:
+                self.store.note_use(found)
         self.live.restore(found)
         if found is not None:
             *_, before, last = [found, *self.tree.path(found.tokens)[-2:]]
@@ -118,6 +121,22 @@ class Reader:
             self.tree.add(generated, self if goes_on else None, rank)
         held = self.tree.held(self)
         self.tree.settle(ids if ids is not None else held.tokens if held is not None else [], self)
+
+    def tell_if_short(self) -> None:
+        """Say once that the memory budget does not hold two snapshots of the latest conversation, and which would."""
+        tree, s = self.tree, self.tree.latest
+        if s is None or tree.told_short or not 0 < tree.budget_bytes < s.nbytes + s.own_bytes:
+            return
+        tree.told_short = True
+        kv_bytes = sum(part.nbytes for part in s.parts)
+        longest = self._model.config.max_position_embeddings + BLOCK_TOKENS
+        enough = 2 * (s.nbytes - kv_bytes) + longest * -(-kv_bytes // s.offset)
+        warnings.warn(
+            f"[cache] {tree.budget_bytes:,} bytes of memory do not hold two snapshots of this conversation, so what is "
+            f"edited or answered again is read again; give {enough} (--cache-memory, memory_budget_bytes) to hold them at "
+            "any length.",
+            stacklevel=2,
+        )
 
     def _keep(self, kind: str) -> None:
         """Keep what the live cache knows now, to go on from unless that is the place of the answer just before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import os
 import queue
@@ -269,7 +270,8 @@ class Session(AbstractContextManager["Session"]):
             work(worker)
         except Exception as e:  # noqa: BLE001 the next request starts from what is known to be good
             worker.forget_live()
-            warnings.warn(f"{_as_ring_error(e)} Answers are not affected.", stacklevel=2)
+            with contextlib.suppress(Warning):  # where warnings are errors, that ends no thread either
+                warnings.warn(f"{_as_ring_error(e)} Answers are not affected.", stacklevel=2)
         self._counters = worker.counters
 
 

@@ -149,7 +149,12 @@ class Worker:
             self._settle(turn)
 
     def use_idle_time(self, wanted: Callable[[], bool]) -> None:
-        """Read what every next prompt starts with, then save, unless ``wanted`` turns true."""
+        """Read what every next prompt starts with, then save, unless ``wanted`` turns true.
+
+        What has to make room for that is saved before.
+        """
+        if self.reader.tree.is_full and not wanted():
+            self.save()
         ids, self._ahead = self._ahead, None
         if ids is not None and self._options.read_ahead and len(ids) < self.info.context_tokens and not wanted():
             before = self.reader.read_tokens
@@ -160,6 +165,7 @@ class Worker:
             self.reader.settle(ids)
         if not wanted():
             self.save()
+        self.reader.tell_if_short()
 
     def save(self) -> None:
         """Write to disk what is worth it; a disk that cannot be written is named once and then left alone."""

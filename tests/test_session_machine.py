@@ -133,6 +133,7 @@ class Life(RuleBasedStateMachine):
                 assert np.abs(found[n] - np.array(logits[start + n])).max() < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:.cache. .* do not hold two snapshots")
 def test_random_lives(chat, monkeypatch):
     monkeypatch.setattr(Life, "chat", chat)
     monkeypatch.setattr(Life, "recorder", Recorder(monkeypatch))

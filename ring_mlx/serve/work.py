@@ -106,11 +106,14 @@ class Work:
     def use_idle_time(self, wanted: Callable[[], bool]) -> None:
         """Read what the next turn of the latest chat starts with, then save, unless ``wanted`` turns true."""
         try:
+            if self._tree.is_full and not wanted():
+                self.save()
             ahead, self._ahead = self._ahead, None
             if ahead is not None and self._settings.read_ahead and not wanted():
                 self._read_ahead(*ahead, wanted)
             if not wanted():
                 self.save()
+            self._idle.tell_if_short()
         except Exception as e:  # noqa: BLE001 nobody waits for this
             self._idle = self._reader()
             warnings.warn(f"[serve] {type(e).__name__}: {str(e)[:200]}; answers are not affected.", stacklevel=2)

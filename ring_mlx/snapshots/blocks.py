@@ -82,6 +82,11 @@ class Snapshot:
         return sum(a.nbytes for a in arrays) + (self.tail.nbytes if self.tail else 0)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all that it holds, shared or not."""
+        return self.own_bytes + sum(b.nbytes for b in self.blocks)
+
+    @property
     def parts(self) -> list[Block]:
         """Blocks and tail, which together hold every token."""
         return [*self.blocks, *([self.tail] if self.tail else [])]

@@ -29,6 +29,7 @@ from ring_mlx.files import is_plain, sync_path
 from ring_mlx.snapshots.blocks import Block, Form, Snapshot, Tokens
 from ring_mlx.snapshots.files import blob_path, read_blob, write_blob
 from ring_mlx.snapshots.folder import ModelFolder, remove, room_bytes
+from ring_mlx.snapshots.keeping import Keeping
 from ring_mlx.snapshots.manifest import read_manifest, write_manifest
 from ring_mlx.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
 from ring_mlx.snapshots.shapes import Shapes
@@ -68,6 +69,7 @@ class Store:
         self._files = ModelFolder(root, fingerprint)
         self.folder, self._blobs = self._files.path, self._files.blobs
         self._fingerprint = fingerprint
+        self._keeping = Keeping(self._files, kv_bits, self.manifests, lambda ids: self._candidates(ids, -1))
         self._loaded: dict[str, weakref.ref[Block]] = {}
         self._warned = self._has_looked = False
 
@@ -107,6 +109,11 @@ class Store:
     def save(self, snapshots: Iterable[Snapshot]) -> int:
         """Write what is not there yet, parents first, then collect what exceeds the budget.
 
+        What would be collected at once is not written, and not durable any more.
+
+        Args:
+            snapshots: In the order of their use.
+
         Returns:
             How many were written.
 
@@ -116,13 +123,18 @@ class Store:
         written = 0
         try:
             with self._files.locked():
-                for s in sorted(snapshots, key=lambda s: s.offset):
+                for s, used in self._keeping.worth_saving(snapshots, self.budget_bytes):
                     written += self._save_in_room(s)
+                    os.utime(self._keeping.path(s), (used, used))
                     s.saved = True
                 self._collect(self.budget_bytes)
         except (OSError, RuntimeError) as e:
             raise CacheFileError(f"{self.folder} could not be written ({e}); check space and permissions.") from None
         return written
+
+    def note_use(self, s: Snapshot) -> None:
+        """Say that a saved snapshot was used from memory."""
+        _touch(self._keeping.path(s))
 
     def check(self) -> None:
         """As `ModelFolder.check`."""
@@ -203,7 +215,7 @@ class Store:
 
     def _save_in_room(self, s: Snapshot) -> bool:
         """Write a snapshot if the disk then still has its reserve; older ones give way to it."""
-        needed = s.own_bytes + sum(b.nbytes for b in s.blocks if not self._has(b))
+        needed = s.own_bytes + sum(b.nbytes for b in s.blocks if not self._keeping.has(b))
         missing = needed - room_bytes(self._blobs)
         if missing > 0 and not self._make_room(missing):
             raise OSError(errno.ENOSPC, "the disk is nearly full, and the rest is left for chats")
@@ -223,17 +235,13 @@ class Store:
     def _give_way(self, nbytes: int) -> int:
         return self._collect(max(0, self._files.blob_bytes() - nbytes))
 
-    def _has(self, block: Block) -> bool:
-        return block.blob is not None and self._files.has_blob(block.blob)
-
     def _save(self, s: Snapshot) -> bool:
-        digest = hashlib.sha256(s.tokens.tobytes()).hexdigest()
-        path = self._files.manifest(s.offset, digest)
+        path = self._keeping.path(s)
         if is_plain(path):
             return False
         sizes: dict[str, int] = {}
         for block in s.blocks:
-            if not self._has(block):
+            if not self._keeping.has(block):
                 block.blob, _ = write_blob(self._blobs, *pack_block(block, s.form, self._kv_bits))
             assert block.blob is not None
             sizes[block.blob] = blob_path(self._blobs, block.blob).stat().st_size
@@ -243,7 +251,7 @@ class Store:
             "fingerprint": self._fingerprint,
             "model": self._name,
             "offset": s.offset,
-            "tokens": digest,
+            "tokens": path.stem.partition("-")[2],
             "kind": s.kind,
             "form": list(s.form),
             "states": len(s.states),
@@ -257,26 +265,11 @@ class Store:
         return True
 
     def _collect(self, budget_bytes: int) -> int:
-        found = {path.stem: (path, m, path.stat().st_mtime) for path, m in self.manifests()}
-        named: dict[str, int] = {}
-        for _, m, _ in found.values():
-            for blob in m["sizes"]:
-                named[blob] = named.get(blob, 0) + 1
-        total = sum({b: n for _, m, _ in found.values() for b, n in m["sizes"].items()}.values())
-        # What was used last goes last, though it is the one leaf of a single long conversation.
-        newest = max(found, key=lambda s: (found[s][2], found[s][1]["offset"]), default=None)
-        while total > budget_bytes and found:
-            parents = {m["parent"] for _, m, _ in found.values()}
-            stem = min(found, key=lambda s: (s == newest, s in parents, found[s][2]))
-            path, m, _ = found.pop(stem)
-            remove(path)
-            for blob, size in m["sizes"].items():
-                named[blob] -= 1
-                total -= 0 if named[blob] else size
+        freed = self._keeping.collect(budget_bytes)
         if not budget_bytes:  # nothing shall stay, not even what cannot be read
             for path in self._files.paths():
                 remove(path)
-        return self._files.sweep({blob for blob, count in named.items() if count})
+        return freed
 
     def _discard(self, path: Path, reason: Exception) -> None:
         """Remove a snapshot that is damaged for certain; a lack of memory, files or rights may pass."""

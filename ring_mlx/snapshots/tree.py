@@ -12,7 +12,7 @@ from ring_mlx.snapshots.blocks import Block, Snapshot, Tokens
 
 END, INNER, PLACE, FIRST = range(4)
 RANKS = {"prompt": END, "generated": END, "system": PLACE}
-NEWEST_KINDS = ("user", "answer", "generated")
+NEWEST_KINDS = ("user", "answer")
 PLACE_AGES = 16
 
 
@@ -60,6 +60,7 @@ class SnapshotTree:
         self._ranks: tuple[OrderedDict[Snapshot, _Node], ...] = tuple(OrderedDict() for _ in range(FIRST + 1))
         self._held: WeakKeyDictionary[object, Snapshot] = WeakKeyDictionary()
         self._latest: Snapshot | None = None
+        self.told_short = False
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -71,6 +72,16 @@ class SnapshotTree:
     def nbytes(self) -> int:
         """Bytes of all snapshots, with each shared block counted once."""
         return self._nbytes
+
+    @property
+    def latest(self) -> Snapshot | None:
+        """The first place of the conversation that settled last."""
+        return self._latest
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more snapshot of the latest conversation takes another's place."""
+        return self._latest is not None and self._nbytes + self._latest.own_bytes > self.budget_bytes
 
     def path(self, tokens: Sequence[int] | Tokens) -> list[Snapshot]:
         """Every snapshot that is a prefix of ``tokens``, the shortest first."""
@@ -114,16 +125,12 @@ class SnapshotTree:
     def hold(self, holder: object, snapshot: Snapshot) -> None:
         """Keep what a prompt has got to, whatever the budget, until it settles or ``holder`` is gone.
 
-        What was held for it before is the place of an edit from now on, and no longer where its next turn begins; a
-        start stays one.
+        Its conversation goes on from there, and no longer from what was held for it before.
         """
-        before = self._held.get(holder)
+        if self._held.get(holder) is self._latest:
+            self._latest = snapshot
         self._held[holder] = snapshot
-        if before not in self._nodes or before is snapshot:
-            return
-        self._latest = snapshot if before is self._latest else self._latest
-        if before.kind != "system":
-            self._place(before, min(self._nodes[before].rank, PLACE))
+        self._go_on_from(self.path(snapshot.tokens))
 
     def held(self, holder: object) -> Snapshot | None:
         """What is kept for a prompt in flight."""
@@ -135,21 +142,25 @@ class SnapshotTree:
         if holder is not None:
             self._held.pop(holder, None)
         path = self.path(tokens)
-        newest = {s.kind: s for s in path[:-1] if s.kind in NEWEST_KINDS}
-        for s in path:
-            if s.kind != "system":
-                self._place(s, PLACE if newest.get(s.kind) is s else INNER)
-            elif (rank := FIRST if 2 * s.offset >= path[-1].offset else PLACE) != self._nodes[s].rank:
-                self._place(s, rank)
+        self._go_on_from(path)
         self._latest = path[-1] if path else None
-        if self._latest is not None:
-            self._place(self._latest, FIRST)
         self.evict()
 
     def evict(self) -> None:
         """Drop snapshots until the rest fits the budget, or only what must stay is left."""
         while self._nbytes > self.budget_bytes and (least := self._least()) is not None:
             self._drop(self._nodes[least])
+
+    def _go_on_from(self, path: Sequence[Snapshot]) -> None:
+        """Give ranks to a conversation's snapshots, of which the last is its first place now."""
+        newest = {s.kind: s for s in path[:-1] if s.kind in NEWEST_KINDS}
+        for s in path[:-1]:
+            if s.kind != "system":
+                self._place(s, PLACE if newest.get(s.kind) is s else END if s.kind == "generated" else INNER)
+            elif (rank := FIRST if 2 * s.offset >= path[-1].offset else PLACE) != self._nodes[s].rank:
+                self._place(s, rank)
+        for s in path[-1:]:
+            self._place(s, FIRST)
 
     def _least(self) -> Snapshot | None:
         """What the next prompts miss least; None if all must stay."""
