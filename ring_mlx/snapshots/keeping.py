@@ -23,7 +23,7 @@ from ring_mlx.snapshots.folder import ModelFolder, remove
 from ring_mlx.snapshots.packing import pack_block, pack_rest
 
 STALE_S = 7 * 24 * 3600.0
-HEADER_BYTES = 1024
+HEADER_BYTES = 128  # of each array in its file
 
 
 @dataclass(frozen=True)
@@ -154,4 +154,4 @@ class Keeping:
 
 
 def _bytes(arrays: Mapping[str, Any]) -> int:
-    return sum(a.nbytes for a in arrays.values()) + HEADER_BYTES
+    return sum(a.nbytes + HEADER_BYTES for a in arrays.values())

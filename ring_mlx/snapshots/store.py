@@ -163,6 +163,8 @@ class Store:
         Returns:
             The bytes freed.
         """
+        if not self.folder.exists():
+            return 0
         with self._files.locked(make=False):
             if unused_for_s is not None:
                 for path in self._files.paths():
