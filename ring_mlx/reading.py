@@ -64,8 +64,9 @@ class Reader:
                 self.store.note_use(found)
         self.live.restore(found)
         if found is not None:
-            *_, before, last = [found, *self.tree.path(found.tokens)[-2:]]
-            self.tree.hold(self, before if (before.kind, last.kind) == ("answer", "prompt") else last)
+            *before, last = self.tree.path(found.tokens)[-2:] or [found]
+            is_spare = last.kind == "prompt" and before and before[0].kind == "answer"
+            self.tree.hold(self, before[0] if is_spare else last)
         self.logits = found.logits if found else None
         return len(self.live.tokens)
 

@@ -1,0 +1,99 @@
+"""What a session promises beside answers: whose state survives an error, who is stopped, and which store is whose."""
+
+from __future__ import annotations
+
+import pytest
+
+from ring_mlx import Session
+from ring_mlx.decoding import KVQuantization
+from ring_mlx.session_events import End, PrefillProgress, Request, Sampling
+from ring_mlx.session_worker import Worker
+from tests.sessions import Talk, options
+
+GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 6, "thinking_budget": 2}
+ENDLESS = {"sampling": Sampling(temp=0, logit_bias={1: -1e9}), "max_tokens": 300}
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def test_stop_ends_the_oldest_request_and_no_other(chat_folder):
+    with Session(chat_folder, store=False) as session:
+        first, second = session.send(user("One"), **ENDLESS), session.send(user("Two"), **GREEDY)
+        third = session.send(user("Three"), **GREEDY)
+        session.stop()
+        assert [list(r)[-1].reason == "stopped" for r in (first, second, third)] == [True, False, False]
+
+
+def test_a_prompt_that_is_changed_after_sending_is_answered_as_it_was(chat_folder):
+    with Session(chat_folder, store=False) as session:
+        blocker = session.send(user("Wait"), **ENDLESS)
+        messages = user("Which?")
+        reply = session.send(messages, **GREEDY)
+        messages[0]["content"] = "Changed to something much longer than it was. " * 5
+        messages.append({"role": "assistant", "content": "No."})
+        blocker.stop()
+        list(blocker)
+        total = next(e.total for e in reply if isinstance(e, PrefillProgress))
+        assert total == next(e.total for e in session.send(user("Which?"), **GREEDY) if isinstance(e, PrefillProgress))
+
+
+def test_after_an_error_the_live_cache_is_not_believed(chat, monkeypatch):
+    """A step that failed half-way has written keys and values which no snapshot may point to."""
+    talk = Talk(Worker(*chat, "toy", options()))
+    messages = user("What is a whale?")
+    _, message, _ = talk.ask(messages)
+    reader, seen = talk.worker.reader, []
+
+    def half(prompt, model, cache, sizes, kv):
+        model(prompt[None, :3], cache=cache)
+        raise MemoryError("no room")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ring_mlx.reading.prefill", half)
+        messages = [*messages, message, *user("And a shark, or something as long as a shark?")]
+        with pytest.raises(MemoryError):
+            talk.worker.answer(Request(messages, **GREEDY), seen.append)
+    assert not any(isinstance(e, End) for e in seen)
+    assert (len(reader.live.tokens), reader.live.cache[0].empty()) == (0, True)
+    fresh = Talk(Worker(*chat, "fresh", options()))
+    assert talk.ask(messages)[1] == fresh.ask(messages)[1]
+
+
+FORMS = [
+    {},
+    {"kv_quantization": KVQuantization(8, 32, start=0)},
+    {"kv_quantization": KVQuantization(4, 32, start=0)},
+    {"kv_quantization": KVQuantization(8, 32, start=64)},
+    {"store_kv_bits": 8},
+    {"store_kv_bits": 4},
+]
+
+
+def test_each_form_of_keys_and_values_has_a_store_of_its_own(wide_chat, tmp_path):
+    """What one form has saved is nothing to the others, and is found again by its own."""
+    text = user("A tale of whales that is read again and again. " * 4)
+    for restarted in (False, True):
+        for form in FORMS:
+            talk = Talk(Worker(*wide_chat, "toy", options(store=tmp_path, **form)), max_tokens=2)
+            statistics, _, _ = talk.ask(text)
+            assert (statistics.reused_tokens > 0) is restarted
+            talk.worker.use_idle_time(lambda: False)
+    assert len(list(tmp_path.glob("v1/*"))) == len(FORMS)
+
+
+@pytest.fixture
+def wide_chat(chat_folder, chat, tmp_path_factory, vocabulary):
+    """As `chat`, with heads that groups of 32 divide."""
+    from ring_mlx import load
+    from tests.conftest import TOKENIZER_FILES
+    from tests.tiny import config, save_hf
+
+    folder = tmp_path_factory.mktemp("wide") / "ring-wide"
+    save_hf(folder, config(vocab_size=vocabulary, eos_token_id=1, max_position_embeddings=2048, head_dim=32))
+    for name in TOKENIZER_FILES:
+        if (chat_folder / name).is_file():
+            (folder / name).write_bytes((chat_folder / name).read_bytes())
+    return load(folder)
