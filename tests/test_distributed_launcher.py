@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ring_mlx.distributed.rank_process import printable
+from ring_mlx import harmless
 from tests.stand_in import Stage
 from tests.test_distributed import running
 
@@ -190,7 +190,7 @@ def test_a_host_name_is_no_option_of_ssh(stage, name):
 
 
 def test_what_a_terminal_gets_of_a_line():
-    assert printable("a\tb\x1b[0m\x9b\u202e\x00\u00e9") == "a\tb\\x1b[0m\\x9b\\u202e\\x00\u00e9"
+    assert harmless("a\tb\x1b[0m\x9b\u202e\x00\u00e9") == "a\tb\\x1b[0m\\x9b\\u202e\\x00\u00e9"
 
 
 def test_a_slow_reader_of_errors_is_no_silence(stage):

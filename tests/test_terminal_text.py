@@ -239,3 +239,25 @@ def test_exports_are_harmless_and_json_loses_nothing():
     assert back.title == text.replace("\ud800", "?")  # which no file can hold
     assert [t.content for t in turns] == [back.title] * 2
     assert [c.arguments for c in turns[1].calls] in ([{back.title: back.title}], [{text: text}])
+
+
+def test_progress_bears_no_sequence_of_a_name(tmp_path, monkeypatch):
+    from ring_mlx.cli.convert_command import Bar
+    from ring_mlx.convert import remote
+
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    with Bar("B", "convert") as bar:
+        bar(1, 2, "model.\x1b]0;owned\x07\u202e")
+        bar._bar.refresh()
+    assert r"\x1b]0;owned\x07\u202e" in screen.text
+
+    def download(repo, file, tqdm_class, **_):
+        with tqdm_class(desc=file, total=2, file=screen, name="of the hub") as shown:
+            shown.update(1)
+            shown.refresh()
+        return tmp_path / "x"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    remote.fetch_shard("owner/name", None, "a\x1b]0;again\x07.safetensors", tmp_path)
+    assert r"a\x1b]0;again\x07.safetensors" in screen.text
+    assert "\x1b]" not in screen.text

@@ -11,6 +11,7 @@ from ring_mlx.convert.source_files import SourceTensor, tensors_of
 from ring_mlx.errors import HubError, OptionError
 from ring_mlx.hub import NEEDED_FILES, REPO_ID, hub_errors
 from ring_mlx.safetensors_header import check_entries
+from ring_mlx.terminal_text import harmless
 
 SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors"))
 
@@ -73,9 +74,16 @@ def fetch_shard(repo: str, revision: str | None, file: str, folder: Path) -> Pat
         HubError: If it cannot be had.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        """The hub's own, which bears the name of the file."""
+
+        def __init__(self, *args: Any, desc: str = "", **kwargs: Any) -> None:
+            super().__init__(*args, desc=harmless(desc), **kwargs)
 
     with hub_errors(repo, revision):
-        return Path(hf_hub_download(repo, file, revision=revision, local_dir=folder))
+        return Path(hf_hub_download(repo, file, revision=revision, local_dir=folder, tqdm_class=Bar))
 
 
 def fetcher(repo: tuple[str, str | None] | None, folder: Path) -> Callable[[str], Path] | None:

@@ -23,6 +23,7 @@ from ring_mlx.distributed.ending import LOST
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.hosts import SSH, Host
 from ring_mlx.distributed.lifeline import ALIVE, JOINED, VARIABLE
+from ring_mlx.terminal_text import harmless
 
 CHUNK, LONGEST_LINE, NOISE_LINES = 1 << 16, 1 << 20, 20
 SSH_FAILED, BAD_INPUT = 255, 2
@@ -167,7 +168,7 @@ class RankProcess:
                     elif line.endswith(self._mark.encode()):
                         started = True
                     else:
-                        self._before.append(printable(line.decode(errors="replace").strip()))
+                        self._before.append(harmless(line.decode(errors="replace").strip()))
                 if len(rest) > LONGEST_LINE:
                     self._pass_on(rest)
                     rest = b""
@@ -176,7 +177,7 @@ class RankProcess:
 
     def _pass_on(self, line: bytes) -> None:
         with self._passing_on("errors"):
-            self._say(self.rank, printable(line.decode(errors="replace").rpartition("\r")[2]))
+            self._say(self.rank, harmless(line.decode(errors="replace").rpartition("\r")[2]))
 
     def _read_answers(self, out: IO[bytes]) -> None:
         """Standard output from the mark on; what a shell says before it is an error, if anything."""
@@ -191,7 +192,7 @@ class RankProcess:
                         self._pass_on(before.rstrip(b"\n"))
                 with self._passing_on("answers"):
                     try:
-                        _write_all(1, data if decode is None else printable(decode(data)).encode())
+                        _write_all(1, data if decode is None else harmless(decode(data)).encode())
                     except OSError:
                         return  # nobody reads: closing the pipe tells the rank
 
@@ -204,11 +205,6 @@ class RankProcess:
         finally:
             self.heard_at = self.heard_at and time.monotonic()
             self._busy.discard(what)
-
-
-def printable(text: str) -> str:
-    """Text of which a terminal shows every character and obeys none but the line's end and the tab."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def _popen(command: list[str], out: int | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
