@@ -361,6 +361,18 @@ def test_a_schema_that_is_no_text_is_mended(tmp_path, store):
         db.close()
 
 
+@pytest.mark.parametrize(("at", "value"), [(18, 3), (19, 9), (20, 1), (59, 2), (59, 3)])
+def test_a_wrong_byte_of_the_header_does_not_make_a_store_read_only_or_foreign(tmp_path, store, at, value):
+    path = tmp_path / "chats.db"
+    broken = bytearray(store[0])
+    broken[at] = value
+    path.write_bytes(broken)
+    db = Database(path)
+    assert len(read(db, store[1])[0]) == sum(len(talk.turns) for talk in store[1].values())
+    write_on(db)
+    db.close()
+
+
 def test_a_damage_that_nobody_thought_of_is_one_line_too(tmp_path, monkeypatch):
     path = tmp_path / "chats.db"
     path.write_bytes(b"x" * 5000)
