@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -215,3 +216,26 @@ def test_launch_refuses_in_one_line_for_all_ranks(interpreter, tmp_path, capfd):
     python = ("--python", late) if interpreter == "late" else ()
     code, out, err = launched(capfd, *python, "generate", "--distributed", "tensor", size=4)
     assert (code, out, err) == (2, "", [f"ring-mlx: {refusal(4)}"])
+
+
+def test_a_watch_that_wakes_late_takes_nobody_for_silent(monkeypatch):
+    ours, theirs = socket.socketpair()
+    real, ended = watch.select.select, []
+
+    def late(read, *_):
+        found = real(read, [], [], 0)
+        if not found[0]:
+            time.sleep(1.5)  # as where another thread keeps the interpreter's lock
+        return found
+
+    monkeypatch.setattr(watch, "SILENT_S", 1.0)
+    monkeypatch.setattr(watch, "select", types.SimpleNamespace(select=late))
+    monkeypatch.setattr(watch.Watch, "_end", lambda _, *why: ended.append(why))
+    w = watch.Watch(0, {1: ours}, "ab")
+    with ours, theirs:
+        for _ in range(12):
+            theirs.send(watch.BEAT)
+            time.sleep(0.4)
+        w._closing.set()
+        w._thread.join(10)
+    assert ended == []

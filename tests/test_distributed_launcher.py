@@ -101,6 +101,24 @@ def test_ranks_end_with_their_launcher(stage, hosts, how):
     assert len(err.splitlines()) <= 3  # what the shells there say
 
 
+def test_ranks_of_a_background_job_are_interrupted_not_cut_off(stage):
+    text = "import time\nprint('under way', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('told')"
+    with stage.popen(HERE, text, wrap=("sh", "-c", "trap '' INT; exec \"$@\"", "sh")) as p:
+        assert p.stdout.readline() == b"under way\n"
+        p.terminate()
+        assert p.communicate(timeout=LIMIT_S) == (b"told\n", b"")
+    assert p.returncode == 130
+
+
+def test_a_rank_that_is_cut_off_from_a_dead_launcher_ends(stage):
+    with stage.popen(MIXED, OTHERS) as p:
+        assert p.stdout.readline() == b"under way\n"
+        (stage.folder / "cut-far").touch()
+        p.kill()
+        wait_for_none(stage)
+        (stage.folder / "cut-far").unlink()  # and the link is over too
+
+
 def test_a_rank_that_does_not_obey_ends_too(stage):
     text = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); " + ENDLESS
     with stage.popen(MIXED, text) as p:
@@ -181,7 +199,7 @@ def test_an_interpreter_that_is_not_there_is_one_line(stage):
         assert "Traceback" not in err[0]
 
 
-@pytest.mark.parametrize("name", ["-oProxyCommand=touch owned", "a b", "", "a\nb"])
+@pytest.mark.parametrize("name", ["-oProxyCommand=touch", "-oProxyCommand=touch owned", "a b", "", "a\nb"])
 def test_a_host_name_is_no_option_of_ssh(stage, name):
     code, out, err = stage.run(("127.0.0.1", name), ENDLESS)
     assert (code, out, len(err)) == (2, b"", 1)
