@@ -19,7 +19,7 @@ class Disk:
 
     def __init__(self, monkeypatch, root: Path) -> None:
         self.root, self.faults, self.order = root, [], []
-        self._content: dict[int, tuple[int, int]] = {}
+        self._content: dict[int, bytes] = {}
         self._names: dict[int, set[str]] = {}
         fsync, replace = os.fsync, os.replace
 
@@ -42,8 +42,7 @@ class Disk:
 
     def has_content(self, path: Path) -> bool:
         """Whether a file is on the disk as it is now."""
-        found = path.stat()
-        return self._content.get(found.st_ino) == (found.st_size, found.st_mtime_ns)
+        return self._content.get(path.stat().st_ino) == path.read_bytes()
 
     def has_name(self, path: Path) -> bool:
         """Whether the name of a file or folder is on the disk."""
@@ -64,7 +63,7 @@ class Disk:
         if os.path.isdir(f"/proc/self/fd/{handle}") or os.path.isdir(f"/dev/fd/{handle}"):
             self._names[found.st_ino] = set(os.listdir(handle))
         else:
-            self._content[found.st_ino] = (found.st_size, found.st_mtime_ns)
+            self._content[found.st_ino] = os.pread(handle, found.st_size, 0)
 
     def _below(self, path: Path) -> bool:
         return self.root in path.parents
