@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import mlx.core as mx
 import pytest
 
@@ -19,6 +21,12 @@ CONFIG = RingConfig.from_dict(TINY | {"hidden_size": 128, "moe_intermediate_size
 ARCHITECTURE = "sm_90"
 
 
+@functools.cache
+def cubin_bytes(text, name):
+    """The size of a kernel's machine code, which is compiled once for all tests."""
+    return len(compile_cubin(text, name, ARCHITECTURE)[0])
+
+
 def recording_backend(compiled):
     """A backend that runs the CUDA text on the CPU, and compiles the same text for a GPU where NVRTC is installed."""
 
@@ -31,7 +39,7 @@ def recording_backend(compiled):
             types = tuple((x.dtype, x.ndim) for x in inputs)
             text = cuda_source(spec, Variant(types, tuple(output_dtypes), tuple(template), block, is_ragged))
             if find_nvrtc() is not None:
-                compiled[name] = len(compile_cubin(text.text, text.name, ARCHITECTURE)[0])
+                compiled[name] = cubin_bytes(text.text, text.name)
             return run_cuda_on_host(
                 spec,
                 inputs=inputs,

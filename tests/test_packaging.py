@@ -89,3 +89,7 @@ def test_modules_have_docstrings():
 def test_importing_the_package_is_light():
     code = "import sys, ring_mlx, ring_mlx.cli; print(any(m in sys.modules for m in ('mlx', 'transformers', 'mlx_lm')))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_each_run_of_the_tests_has_a_temporary_folder_of_its_own(tmp_path):
+    assert not [p for p in tmp_path.parents if p.name.startswith("pytest-of-")]
