@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from textual import events
 from textual.widgets._toast import Toast
@@ -58,6 +60,19 @@ def test_a_question_and_its_answer(size):
         assert d.engine.questions[1].messages[1]["reasoning_content"] == "hmm."
 
     chat(script, size)
+
+
+def test_a_warning_of_another_thread_is_shown():
+    async def script(d):
+        thread = threading.Thread(
+            target=d.app.show_warning, args=(UserWarning("[cache] too small."), UserWarning, "", 1)
+        )
+        thread.start()
+        thread.join()
+        await d.settle()
+        assert d.toasts == ["[cache] too small."]
+
+    chat(script)
 
 
 @pytest.mark.parametrize("size", SIZES)

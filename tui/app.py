@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.screen import Screen
@@ -61,6 +61,13 @@ class RingChat(App[None]):
             self.notify(harmless(text), severity="warning", timeout=20, markup=False)
         else:
             self._notes.append(text)
+
+    def show_warning(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        """Show a warning of any thread; takes the place of ``warnings.showwarning``."""
+        if self.is_running:
+            self.call_later(self.tell, str(message))
+        else:
+            self.tell(str(message))
 
     def on_mount(self) -> None:
         """Put on the theme and the keys, then say what is wrong with them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
 
             app = RingChat(engine, keeper, settings, talk, notes)
             keeper.tell_with(app.tell)
-            app.run()
+            with warnings.catch_warnings():  # a screen hides what is printed
+                warnings.showwarning = app.show_warning
+                app.run()
             code = app.return_code or 0
     finally:
         is_at_rest = engine.close()
