@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlx_lm.sample_utils import make_sampler
 
     from ring_mlx.cache import HybridCache
+    from ring_mlx.checkpoint_files import read_json
     from ring_mlx.cli.options import byte_count
     from ring_mlx.config import RingConfig
     from ring_mlx.decoding import KVQuantization
@@ -69,6 +70,7 @@ __all__ = [
     "load",
     "load_model",
     "make_sampler",
+    "read_json",
     "render_chat",
     "stream_generate",
     "write_text",
@@ -105,6 +107,7 @@ _HOMES = {
     "load": "ring_mlx.loading",
     "load_model": "ring_mlx.loading",
     "make_sampler": "mlx_lm.sample_utils",
+    "read_json": "ring_mlx.checkpoint_files",
     "render_chat": "ring_mlx.tokenizer",
     "stream_generate": "ring_mlx.generation",
     "write_text": "ring_mlx.files",

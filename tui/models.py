@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from ring_mlx import RingError, read_json
 
 TOY_NAME = "toy"
 FAMILY = "bailing"
@@ -48,10 +49,9 @@ def _cached() -> list[Found]:
 
 def _config(folder: Path) -> dict[str, object]:
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "config.json")
+    except RingError:
         return {}
-    return raw if isinstance(raw, dict) else {}
 
 
 def _is_ring(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ring_mlx.checkpoint_files import read_json
 from ring_mlx.convert import folder_files, remote
 from ring_mlx.convert.expert_shards import ExpertShardFile
 from ring_mlx.convert.fit import FITS, quantize
@@ -31,6 +32,7 @@ from ring_mlx.convert.writer import (
     verify,
 )
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
+from ring_mlx.quantization import settings
 
 # Weights that are in float32 at one time; the fit of scales holds about twelve times that.
 CHUNK_WEIGHTS = 2 << 20
@@ -181,8 +183,8 @@ def convert_plan(
 def describe(folder: Path) -> str:
     """One line on a written checkpoint: size and quantisation."""
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    quantization = json.loads((folder / "config.json").read_text()).get("quantization")
-    kind = f"{quantization['bits']}-bit {quantization['mode']}" if quantization else "not quantised"
+    quantization = settings(read_json(folder / "config.json"))
+    kind = f"{quantization.get('bits')}-bit {quantization.get('mode')}" if quantization else "not quantised"
     others = sum(isinstance(v, dict) for v in (quantization or {}).values())
     return f"{folder}: {size / 1e9:.3f} GB, {kind}{f', {others} modules otherwise' if others else ''}"
 

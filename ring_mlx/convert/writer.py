@@ -20,6 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ring_mlx.checkpoint_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
 from ring_mlx.convert.plan import Stored
 from ring_mlx.errors import ConvertError
 from ring_mlx.files import TEMPORARY, place, sync_path, write_text
@@ -182,14 +183,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ConvertError: If there is none or it is damaged.
     """
     path = folder / MANIFEST
+
+    def damaged(seen: str) -> ConvertError:
+        return ConvertError(f"{path} is damaged ({seen.partition('; ')[0]}); remove the folder and convert again.")
+
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["shards"], dict) or not isinstance(manifest["files"], dict):
-            raise TypeError("shards or files is not an object")
+        manifest = parse_object(read_bounded(path, MAX_JSON_BYTES, damaged), MANIFEST, damaged)
     except FileNotFoundError:
         raise ConvertError(f"no {MANIFEST} in {folder}; it was not written by ring-mlx convert.") from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConvertError(f"{path} is damaged ({e}); remove the folder and convert again.") from None
+    for part in ("shards", "files"):
+        hashes = manifest.get(part)
+        if not isinstance(hashes, dict) or not all(is_inside(n) and isinstance(h, str) for n, h in hashes.items()):
+            raise damaged(f"{part} is no list of files with their hashes")
     return manifest
 
 
