@@ -1,8 +1,7 @@
 """``python -m benchmarks.serve_hostile``: how soon ``ring-mlx serve`` refuses what is too much, and what others notice.
 
-For each kind of body: seconds from its last byte to the answer, and how long a short request takes beside a client that
-sends one such body after the other, against how long it takes alone. Alone and beside take turns, so that what else the
-machine does meets both. Exits with 1 where a refusal takes over 1 s or a short request over twice its time alone (medians).
+For each kind of body: seconds from its last byte to the answer, and how long a short request takes that is sent together
+with it, against how long it takes alone. Alone and beside take turns, so that what else the machine does meets both. Exits with 1 where a refusal takes over 1 s or a short request over twice its time alone (medians).
 """
 
 from __future__ import annotations
@@ -87,23 +86,17 @@ def shorts(port: int, count: int) -> Iterator[float]:
 def measure(port: int, body: bytes, args: argparse.Namespace) -> tuple[set[int], list[float], list[float], list[float]]:
     """Statuses and seconds of the refusals, and seconds of short requests alone and beside them."""
     statuses, refusals, alone, beside = set[int](), list[float](), list[float](), list[float]()
-    chunked = False
-    for _ in range(args.rounds):
-        alone += shorts(port, args.shorts)
-        done = threading.Event()
 
-        def send(done: threading.Event = done) -> None:
-            nonlocal chunked
-            while not done.is_set():
-                status, seconds = ask(port, body, chunked)
-                statuses.add(status)
-                refusals.append(seconds)
-                chunked = not chunked
+    def send(chunked: bool) -> None:
+        status, seconds = ask(port, body, chunked)
+        statuses.add(status)
+        refusals.append(seconds)
 
-        sender = threading.Thread(target=send)
+    for n in range(args.shorts):
+        alone += shorts(port, 1)
+        sender = threading.Thread(target=send, args=(n % 2 == 1,))
         sender.start()
-        beside += shorts(port, args.shorts)
-        done.set()
+        beside += shorts(port, 1)
         sender.join()
     return statuses, refusals, alone, beside
 
@@ -112,8 +105,7 @@ def main() -> int:
     """Measure, print, and return 1 where a promise is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (the packaged toy)")
-    parser.add_argument("--rounds", type=int, default=3, help="of short requests alone, then beside")
-    parser.add_argument("--shorts", type=int, default=10, help="short requests a round")
+    parser.add_argument("--shorts", type=int, default=20, help="short requests alone, and as many beside")
     parser.add_argument("--max-body", default="8MB", help="of the server; 64MB lets all be parsed")
     parser.add_argument("--only", default="", help="kinds that contain this")
     args = parser.parse_args()
