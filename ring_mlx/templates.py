@@ -119,6 +119,8 @@ def render(
     Raises:
         ValueError, TypeError: If the template refuses, is too long or ends over it, with the reason.
     """
+    if not messages:
+        raise ValueError("there is no message")
     template = tokenizer.get_chat_template(None, tools)
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
         raise ValueError("it is no text, or too long")
