@@ -308,7 +308,7 @@ def _places(start: int, end: int) -> list[int]:
 
 def _mapped(file: Path) -> dict[str, mx.array]:
     try:
-        loaded = mx.load(str(file))
+        loaded = mx.load(str(file), format="safetensors")
     except (RuntimeError, ValueError) as e:
         raise WeightsError(f"{file} cannot be loaded ({e}); use another form of the checkpoint.") from None
     assert isinstance(loaded, dict)
