@@ -23,6 +23,7 @@ MAX_DIGITS = 100
 # What commands and libraries look for in a checkpoint's folder besides its safetensors.
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja")
 
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Error = Callable[[str], RingError]
@@ -96,7 +97,9 @@ def parse_object(data: bytes, name: str, error: Error = ConfigError) -> dict[str
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
         raise error(f"{name} holds more than {MAX_VALUES:,} values, which none of its kind does; download it again.")
     try:
-        raw = json.loads(data.decode(), object_pairs_hook=_object, parse_int=_integer)
+        # A function for each number takes longer than all the rest, so only a long row of digits brings it in.
+        parse_int = _integer if _LONG_NUMBER.search(data) else None
+        raw = json.loads(data.decode(), object_pairs_hook=_object, parse_int=parse_int)
         if b"\\u" in data and _SURROGATE.search(data):
             # Half of a pair is no text: it could not be printed or written.
             json.dumps(raw, ensure_ascii=False).encode()

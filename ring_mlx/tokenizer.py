@@ -5,6 +5,7 @@ Everything that makes a tokenizer goes through `make_tokenizer`, which runs no c
 
 from __future__ import annotations
 
+import gc
 import pkgutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,9 +77,9 @@ def make_tokenizer(
     _check_files(folder, _named_code(settings))
     for key, package in NAMED_MODULES.items():
         _check_named_module(folder, key, settings.get(key), package)
-    if (folder / "tokenizer.json").is_file():
-        check_tokenizer(folder / "tokenizer.json")
-    with _library_errors(folder):
+    with _library_errors(folder), _collection_paused():
+        if (folder / "tokenizer.json").is_file():
+            check_tokenizer(folder / "tokenizer.json")
         tokenizer = load_wrapper(folder, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
         vocabulary, rows = tokenizer.get_vocab(), _rows(folder)
         know_all_ids(tokenizer, vocabulary, rows or 0)
@@ -91,6 +92,18 @@ def make_tokenizer(
 
 
 @contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Without looking for garbage, of which hundreds of thousands of new strings are none: a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
 def _library_errors(folder: Path) -> Iterator[None]:
     """Turn what transformers and its native library raise, or panic with, into one line.
 
@@ -99,7 +112,7 @@ def _library_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, TokenizerError):
         raise
     except BaseException as e:  # noqa: BLE001 a panic is no Exception
         raise TokenizerError(f"the tokenizer in {folder} cannot be read ({e}); download it again.") from None
