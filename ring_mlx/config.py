@@ -276,6 +276,8 @@ def _check_values(c: RingConfig) -> None:
     ]
     if c.num_experts:
         positive += ["num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"]
+    if c.num_experts and c.num_shared_experts:
+        positive.append("moe_shared_expert_intermediate_size")
     for name in positive:
         if getattr(c, name) <= 0:
             raise ConfigError(f"{name} {getattr(c, name)} is not positive; correct config.json.")

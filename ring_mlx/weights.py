@@ -137,6 +137,11 @@ def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
             f"num_hidden_layers {config.num_hidden_layers} in config.json is more than the layers that there are "
             f"tensors of ({1 + max(layers, default=-1)}); correct it, or download the missing shards."
         )
+    norm = tensors.get("model.norm.weight")
+    if norm is not None and math.prod(norm.shape) > config.hidden_size:
+        raise WeightsError(
+            f"{norm.name} is {norm.shape}, but hidden_size in config.json is {config.hidden_size}; correct it."
+        )
     elements = sum(math.prod(t.shape) for t in tensors.values())
     parameters = memory.parameter_count(config)
     if parameters > MAX_PACKED * elements:

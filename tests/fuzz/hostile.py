@@ -43,6 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vocab_0": {"vocab_size": 0},
     "vocab_1e12": {"vocab_size": 10**12},
     "vocab_1e7": {"vocab_size": 10**7},
+    "hidden_2": {"hidden_size": 2},
+    "shared_width_0": {"moe_shared_expert_intermediate_size": 0},
     "hidden_1e6": {"hidden_size": 10**6},
     "hidden_1e18": {"hidden_size": 10**18},
     "head_dim_2e40": {"head_dim": 2**40},
