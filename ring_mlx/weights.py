@@ -138,7 +138,7 @@ def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
             f"tensors of ({1 + max(layers, default=-1)}); correct it, or download the missing shards."
         )
     norm = tensors.get("model.norm.weight")
-    if norm is not None and math.prod(norm.shape) > config.hidden_size:
+    if norm is not None and norm.dtype in DTYPES and math.prod(norm.shape) > config.hidden_size:
         raise WeightsError(
             f"{norm.name} is {norm.shape}, but hidden_size in config.json is {config.hidden_size}; correct it."
         )
