@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,31 @@ def test_a_folder_that_is_everybodys_keeps_its_mode(tmp_path, monkeypatch):
         Database(tmp_path / name / "chats.db").close()
         assert mode(tmp_path / name) == oct(bits)
         assert mode(tmp_path / name / "chats.db") == "0o600"
+
+
+@pytest.mark.parametrize("bits", [0o755, 0o775])
+def test_a_folder_that_holds_other_things_keeps_its_mode(tmp_path, monkeypatch, bits):
+    """Such as a project's, where somebody says RING_MLX_HOME=. ."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "main.c").write_text("")
+    for name in (".", "sub"):
+        (tmp_path / "project").chmod(bits if name == "." else 0o755)
+        monkeypatch.chdir(tmp_path / "project")
+        db = Database(Path(name, "chats.db"))
+        save(db, talk_of("secret"))
+        assert mode(tmp_path / "project") == (oct(bits) if name == "." else "0o755")
+        assert {mode(file) for file in Path(name).glob("chats.db*")} == {"0o600"}
+        db.close()
+    assert mode(tmp_path / "project" / "sub") == "0o700"
+
+
+def test_a_folder_of_ours_alone_is_tightened(tmp_path):
+    (tmp_path / "data" / "snapshots").mkdir(parents=True)
+    for name in ("config.toml", "history", "chats.db.damaged-1"):
+        (tmp_path / "data" / name).write_text("")
+    (tmp_path / "data").chmod(0o755)
+    Database(tmp_path / "data" / "chats.db").close()
+    assert mode(tmp_path / "data") == "0o700"
 
 
 def test_a_folder_behind_a_link(tmp_path):

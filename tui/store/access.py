@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 FOLDER, FILE = 0o700, 0o600
+OURS = ("chats.db", "config.toml", "history", "snapshots", ".writing-", ".DS_Store")  # how the names of our files begin
 LOCK_WAIT_S = 3.0
 
 
@@ -20,8 +21,9 @@ def make_private(path: Path) -> list[str]:
     Raises:
         OSError: If they cannot be made, or something else than a file is there.
     """
-    path.parent.mkdir(mode=FOLDER, parents=True, exist_ok=True)
-    _is_tightened(path.parent)  # a umask may have taken the owner's rights away too
+    if not path.parent.is_dir():
+        path.parent.mkdir(mode=FOLDER, parents=True, exist_ok=True)
+        path.parent.chmod(FOLDER)  # a umask may have taken the owner's rights away too
     if not path.exists():
         os.close(new_file(path))
     if not stat.S_ISREG(path.stat().st_mode):
@@ -43,7 +45,7 @@ def new_file(path: Path) -> int:
 
 
 def _is_tightened(path: Path) -> bool:
-    """Whether only the owner may read a path now; a folder that is everybody's, or the home, stays as it is."""
+    """Whether only the owner may read a path now; a folder that holds other things too stays as it is."""
     try:
         found = path.stat()
         is_folder = stat.S_ISDIR(found.st_mode)
@@ -59,7 +61,9 @@ def _is_tightened(path: Path) -> bool:
 
 
 def _is_shared(folder: Path, found: os.stat_result) -> bool:
-    return bool(found.st_mode & stat.S_ISVTX) or folder.resolve() in (Path.home().resolve(), Path("/"))
+    if found.st_mode & stat.S_ISVTX or folder.resolve() == Path.home().resolve():
+        return True
+    return not all(name.startswith(OURS) for name in os.listdir(folder))
 
 
 class Windows:
