@@ -83,6 +83,7 @@ class Driver:
 
     async def settle(self):
         await self.pilot.pause()
+        await self.pilot.pause(0)  # the screen may wait for the thread that parses Markdown; until its next message
         if self.app.workers:
             await self.app.workers.wait_for_complete()
             await self.pilot.pause()
