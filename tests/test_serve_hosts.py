@@ -10,6 +10,7 @@ import pytest
 from ring_mlx import demo_model_path
 from ring_mlx.cli import build_parser
 from ring_mlx.cli.serve_command import make_server
+from ring_mlx.errors import OptionError
 from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
@@ -49,6 +50,16 @@ def test_bound_addresses_and_allowed_names():
         assert not everywhere.allows("box.local")
         assert not everywhere.allows("10.1.2.3.evil.com")
     assert Hosts("127.0.0.1", ["*"]).allows("evil.example.com")
+    assert Hosts("fe80::1%eth0").allows("[fe80::1]:8080")
+    assert all(Hosts("127.0.0.1", [name]).allows("[2001:db8::5]") for name in ("2001:db8::5", "[2001:DB8::5]"))
+
+
+@pytest.mark.parametrize(
+    "name", ["box.local:80", "https://box.local", "*.local", "box.local/", "a b", "b\u00fccher.de", "[::1]:80", ""]
+)
+def test_an_allowed_name_that_never_matches_is_refused(name):
+    with pytest.raises(OptionError, match="is not a plain name"):
+        Hosts("127.0.0.1", ["ok.local", name])
 
 
 def test_origins():
@@ -153,6 +164,25 @@ def test_only_the_whole_key_after_bearer(keyed, given):
 )
 def test_the_key_in_its_own_header(keyed, given, status):
     assert send(keyed, "GET", "/v1/models", **{"X-Api-Key": given.encode().decode("latin-1")})[0] == status
+
+
+@pytest.mark.parametrize("key", ["voil\u00e0", "\u00c5", "a b", "\udcff\udc85"])
+def test_keys_of_any_bytes(key):
+    """Those of UTF-8 look like spaces of Latin-1 in part, and one from the environment may be none of it."""
+    settings = Settings(demo_model_path(), "toy", store=False, read_ahead=False)
+    server = Server(settings, port=0, api_key=key)
+    server.start()
+    sent = key.encode("utf-8", "surrogateescape").decode("latin-1")
+    for given, status in ((f"Bearer {sent}", 200), (f"Bearer  {sent} ", 200), (f"Bearer {sent[:-1]}", 401)):
+        assert send(server, "GET", "/v1/models", Authorization=given)[0] == status
+    assert send(server, "GET", "/v1/models", **{"X-Api-Key": sent})[0] == 200
+    assert server.close()
+
+
+@pytest.mark.parametrize("key", ["", " ", "a\nb", "a\x7f", "\0"])
+def test_keys_that_no_client_can_send_are_refused(key):
+    with pytest.raises(OptionError, match="the API key"):
+        Server(Settings(demo_model_path(), "toy", store=False), port=0, api_key=key)
 
 
 def test_the_option():

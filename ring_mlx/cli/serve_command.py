@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ring_mlx.cli import options
 from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.member import joined
-from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, note
 
 if TYPE_CHECKING:
@@ -82,8 +81,6 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted or terminated; returns the exit code."""
     key = args.api_key if args.api_key is not None else os.environ.get("RING_MLX_API_KEY")
-    if key is not None and not key.strip():
-        raise OptionError("the API key is empty; give one or leave it out.")
     with joined(args.distributed) as member:
         if member is None:
             return _serve(args, key)

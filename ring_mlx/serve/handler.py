@@ -84,7 +84,7 @@ class Handler(Wire):
         if key is None:
             return
         scheme, _, given = self.headers.get("authorization", "").partition(" ")
-        keys = [self.headers.get("x-api-key", ""), given.strip() if scheme.lower() == "bearer" else ""]
+        keys = [self.headers.get("x-api-key", ""), given.strip(" \t") if scheme.lower() == "bearer" else ""]
         if not any(hmac.compare_digest(k.encode("latin-1"), key) for k in keys):
             raise ApiError(
                 401,

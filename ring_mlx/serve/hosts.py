@@ -10,6 +10,8 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
+from ring_mlx.errors import OptionError
+
 AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.%-]+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{0,5}))?")
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#@]+)")
 ANY = "*"
@@ -23,13 +25,16 @@ class Hosts:
     Args:
         bound: Where the server listens. A wildcard such as ``0.0.0.0`` admits every IP address, but no further name.
         allowed: Further names; ``*`` admits all.
+
+    Raises:
+        OptionError: If one of them is more than a name, and so would never match.
     """
 
     def __init__(self, bound: str, allowed: Iterable[str] = ()) -> None:
         address = _name(bound or "::")
         self._any_address = not isinstance(address, str) and address.is_unspecified
         self._all = ANY in allowed
-        self._names = {"localhost", address, *(_name(name) for name in allowed)}
+        self._names = {"localhost", address, *map(_plain, allowed)}
 
     def allows(self, authority: str) -> bool:
         """Whether ``name``, ``name:port``, ``address:port`` or ``[address]:port`` is this server; any port will do."""
@@ -49,10 +54,19 @@ class Hosts:
         return self._all or (match is not None and self.allows(match[1]))
 
 
+def _plain(name: str) -> str | Address:
+    match = AUTHORITY.fullmatch(name)
+    if isinstance(_name(name), str) and name != ANY and (match is None or match[3] is not None):
+        raise OptionError(
+            f"allowed host {name!r} is not a plain name; give names without https://, port or part of a name in *."
+        )
+    return _name(match[1] or match[2] if match else name)
+
+
 def _name(text: str) -> str | Address:
-    """An address, or a name as it is compared: in small letters, without the dot at its end."""
+    """An address without zone, or a name as it is compared: in small letters, without the dot at its end."""
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return text.lower().removesuffix(".")
     return getattr(address, "ipv4_mapped", None) or address

@@ -25,7 +25,8 @@ from ring_mlx.terminal_text import note
 if TYPE_CHECKING:
     from ring_mlx.serve.engine import Load
 
-MOST_BODY_BYTES = 8 << 20
+# One body's, and those of all requests together.
+MOST_BODY_BYTES, MOST_BODIES_BYTES = 8 << 20, 128 << 20
 # The model's thread waits so long for a thread that parses or renders, several times a token; Python's own 5 ms add up.
 SWITCH_S = 0.0005
 
@@ -44,7 +45,7 @@ class Server(socketserver.ThreadingTCPServer):
         load: As for `Engine`.
 
     Raises:
-        OptionError: If the address cannot be had.
+        OptionError: If the address cannot be had, or the key or a name could never come in a request.
     """
 
     daemon_threads = True
@@ -64,10 +65,11 @@ class Server(socketserver.ThreadingTCPServer):
         log_requests: bool = False,
         load: Load | None = None,
     ) -> None:
-        self.api_key = api_key.strip().encode() if api_key is not None else None
+        self.api_key = _key(api_key) if api_key is not None else None
         self.max_body_bytes, self.log_requests = max_body_bytes, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
-        self.hosts, self.slots = Hosts(host, allowed_hosts), Slots(max_connections)
+        self.hosts = Hosts(host, allowed_hosts)
+        self.slots = Slots(max_connections, max(MOST_BODIES_BYTES, max_body_bytes))
         _allow_files(2 * max_connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -121,6 +123,14 @@ class Server(socketserver.ThreadingTCPServer):
         self.shutdown()
         self.server_close()
         return at_rest
+
+
+def _key(text: str) -> bytes:
+    """The bytes that clients must send: a key from the environment need not be UTF-8."""
+    key = text.strip().encode("utf-8", "surrogateescape")
+    if not key or any(byte < 0x20 or byte == 0x7F for byte in key):
+        raise OptionError("the API key is empty or has a control character, which no header can; give another one.")
+    return key
 
 
 def _allow_files(count: int) -> None:
