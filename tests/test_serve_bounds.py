@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from ring_mlx.errors import PromptError
-from ring_mlx.serve import fields, protocol
+from ring_mlx.serve import encoding, fields, protocol
 from ring_mlx.serve.encoding import LARGE_BYTES, PIECE_CHARS, Encoder
 from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_json, read_object
@@ -87,6 +88,8 @@ TOO_MANY = [
     {"chat_template_kwargs": {f"o{i}": 1 for i in range(protocol.MOST_OPTIONS + 1)}},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a":' + "[" * 80 + "]" * 80 + "}"}}]}]},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" + "1," * MANY + "1]"}}]}]},
+    {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}] * 2049}] * 2},
+    {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": [' + "1," * (MANY // 4) + "1]}"}}]}] * 5},
 ]  # fmt: skip
 
 
@@ -191,6 +194,23 @@ def test_large_requests_take_turns_and_small_ones_need_none():
         time.sleep(0.1)
     threads[1].join(10)
     assert order == ["small", "gone", "first", "second"]
+
+
+def test_after_a_large_request_others_get_the_processor(monkeypatch):
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(encoding, "time", clock)
+    encoder, at = Encoder(Counted(), 10), []
+    for took in (0.05, 20.0, 0.05):
+        with encoder.turn(LARGE_BYTES + 1, stay):
+            at.append(now[0])
+            now[0] += took
+        with encoder.turn(LARGE_BYTES, stay):
+            at.append(now[0])
+    waits = [at[i + 1] - at[i] for i in (1, 3)]
+    assert waits == pytest.approx([0.15, 0.3])
+    with pytest.raises(GoneError), encoder.turn(LARGE_BYTES + 1, lambda: True):
+        pytest.fail("it did not leave")
 
 
 def test_what_is_too_much_is_refused_while_a_short_request_is_answered(serve):

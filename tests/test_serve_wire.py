@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -267,6 +268,30 @@ def test_answers_do_not_give_way(serve, toy):
         assert rest(s).startswith(b"HTTP/1.1 503 ")
     for s in streams:
         s.close()
+
+
+def test_bodies_together_have_a_bound(small):
+    """The slowest to send gives way; requests that are being answered do not, and short ones need no room."""
+    small.slots._most_bytes = 2_500_000
+    head, most = POST + CLOSE + b"Content-Length: %d\r\n\r\n", 1_000_000
+    held = []
+    for count in range(1, 4):
+        held.append(connect(small))
+        held[-1].sendall(head % most + b" " * (most - 1))
+        size = min(count, 2) * (most - 1)
+        wait_until(lambda size=size: sum(small.slots._held.values()) == size)
+    with contextlib.suppress(ConnectionError):
+        assert held[0].recv(1) == b""
+    held[1].sendall(b"x")
+    assert rest(held[1]).startswith(b"HTTP/1.1 400 ")
+    wait_until(lambda: sum(small.slots._held.values()) == most - 1)
+    small.slots.work(next(iter(small.slots._held)))  # as while it is answered
+    ((status, body),) = exchange(small, head % 2_000_000, b" " * 2_000_000)
+    assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
+    assert statuses(small, POST + LENGTH + CLOSE + b"\r\n" + BODY) == [200]
+    for s in held:
+        s.close()
+    wait_until(lambda: not small.slots._held)
 
 
 def drip(s, data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 LARGE_BYTES, POLL_S = 1 << 16, 0.05
+# After a large request the next one waits for so many times as long as it took, but not longer than so many seconds.
+REST, REST_S = 3.0, 0.3
 # Text of so many bytes a token of the context is encoded at once; longer text is counted before, piece by piece.
 PLAUSIBLE_BYTES, PIECE_CHARS = 4, 1 << 14
 
@@ -33,11 +36,11 @@ class Encoder:
     def __init__(self, tokenizer: TokenizerWrapper, context_tokens: int) -> None:
         self._tokenizer, self._context = tokenizer, context_tokens
         self._longest_bytes = max(len(token.encode()) for token in tokenizer.get_vocab())
-        self._large = threading.Lock()
+        self._large, self._rests_until = threading.Lock(), 0.0
 
     @contextmanager
     def turn(self, size: int, gone: Callable[[], bool]) -> Iterator[None]:
-        """Large requests are prepared one at a time, so that they leave the processor to the model and to small ones.
+        """Large requests are prepared one at a time, with pauses: they leave the processor to the model and small ones.
 
         Raises:
             GoneError: If the client leaves while it waits.
@@ -49,7 +52,16 @@ class Encoder:
             if gone():
                 raise GoneError
         try:
-            yield
+            while (left := self._rests_until - time.monotonic()) > 0:
+                if gone():
+                    raise GoneError
+                time.sleep(min(left, POLL_S))
+            started = time.monotonic()
+            try:
+                yield
+            finally:
+                ended = time.monotonic()
+                self._rests_until = ended + min(REST * (ended - started), REST_S)
         finally:
             self._large.release()
 
@@ -63,9 +75,8 @@ class Encoder:
         """
         given, renderer = asked.prompt, None
         if asked.chat:
-            self._check(
-                "".join(_certain(asked)), gone
-            )  # templates are rendered one at a time, for the model's thread too
+            # Before rendering, since templates are rendered one at a time, for the model's thread too.
+            self._check("".join(_certain(asked)), gone)
             renderer = Renderer(self._tokenizer, asked.tools or None, asked.template_options)
             text = renderer.text(given)  # type: ignore[arg-type]
             self._check(text, gone)

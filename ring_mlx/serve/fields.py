@@ -124,9 +124,9 @@ def read_json(text: bytes) -> Any:
     for _ in range(MOST_LEVELS + 1):
         level = [v for v in level if isinstance(v, (dict, list))]
         level = [v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)]
-    if level:
-        raise _too_deep()
-    return value
+        if not level:
+            return value
+    raise _too_deep()
 
 
 def _check_count(text: bytes) -> None:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ring_mlx.serve.failures import bad, cannot
-from ring_mlx.serve.fields import Fields, read_json
+from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
 from ring_mlx.session_events import Sampling
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo")
 MOST_STOPS, MOST_STOP_CHARS, MOST_TOP_LOGPROBS, MOST_SEED = 16, 1_000, 20, 1 << 63
-# An agent's long day is 2,000 messages, a large set of tools 100; what is far above only costs time.
-MOST_MESSAGES, MOST_TOOLS, MOST_BIASES, MOST_OPTIONS = 4_096, 1_000, 10_000, 100
+# An agent's long day is 2,000 messages and as many calls, a large set of tools 100; what is far above only costs time.
+MOST_MESSAGES, MOST_CALLS, MOST_TOOLS, MOST_BIASES, MOST_OPTIONS = 4_096, 4_096, 1_000, 10_000, 100
 TEMPLATE_OWN = {
     *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length"),
     *("messages", "padding", "processor_kwargs", "return_assistant_tokens_mask", "return_dict", "return_tensors"),
@@ -165,7 +165,18 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
     if not given:
         fields.refuse("messages", "must be an array with at least one message")
     _check_count("messages", len(given), MOST_MESSAGES)
+    lists = [m.get("tool_calls") for m in given if isinstance(m, dict)]
+    _check_calls([call for calls in lists if isinstance(calls, list) for call in calls])
     return [_message(m, f"messages[{i}].") for i, m in enumerate(given)]
+
+
+def _check_calls(calls: list[Any]) -> None:
+    """Before any is read: `read_json` bounds the arguments of one call, not those of all."""
+    _check_count("tool calls", len(calls), MOST_CALLS, "messages")
+    functions = [c.get("function") for c in calls if isinstance(c, dict)]
+    texts = [f["arguments"] for f in functions if isinstance(f, dict) and isinstance(f.get("arguments"), str)]
+    values = sum(text.count(mark) for text in texts for mark in ",[{")
+    _check_count("values in arguments of tool calls", values, MOST_VALUES, "messages")
 
 
 def _message(given: Any, place: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many connections there may be: where all places are taken, one that waits for its client gives way."""
+"""How many connections there may be, and how long their bodies together: where it is too much, one that waits gives way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import threading
 import time
 from enum import IntEnum
 
-from ring_mlx.serve.failures import GoneError
+from ring_mlx.serve.failures import GoneError, busy
+
+SMALL_BYTES = 1 << 16  # bodies up to that are read whatever the others hold
 
 
 class Stage(IntEnum):
@@ -25,10 +27,12 @@ class Slots:
 
     Args:
         most: How many there are.
+        most_bytes: Of bodies that are being read or answered.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most, self._lock = most, threading.Lock()
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes, self._lock = most, most_bytes, threading.Lock()
+        self._held: dict[socket.socket, int] = {}
         self._taken: set[socket.socket] = set()
         self._waiting: dict[socket.socket, tuple[Stage, float]] = {}
 
@@ -48,6 +52,28 @@ class Slots:
         with self._lock:
             if connection in self._taken:
                 self._waiting[connection] = stage, time.monotonic()
+            if stage is Stage.IDLE:
+                self._held.pop(connection, None)
+
+    def hold(self, connection: socket.socket, size: int) -> None:
+        """Note how long a body is by now; it counts until its request is answered.
+
+        Raises:
+            ApiError: 503 if the bodies of requests that are being answered leave no room.
+            GoneError: If the place has been given away meanwhile.
+        """
+        if size <= SMALL_BYTES:
+            return
+        with self._lock:
+            if connection not in self._taken:
+                raise GoneError
+            self._held[connection] = size
+            while sum(self._held.values()) > self._most_bytes:
+                sending = [c for c in self._held if c is not connection and c in self._waiting]
+                if not sending:
+                    del self._held[connection]
+                    raise busy("the bodies of other requests fill the memory that there is for them; try again.")
+                self._close(min(sending, key=self._waiting.__getitem__))
 
     def work(self, connection: socket.socket) -> None:
         """Note that the client waits for the server.
@@ -65,9 +91,11 @@ class Slots:
         with self._lock:
             self._taken.discard(connection)
             self._waiting.pop(connection, None)
+            self._held.pop(connection, None)
 
     def _close(self, connection: socket.socket) -> None:
         self._taken.discard(connection)
         del self._waiting[connection]
+        self._held.pop(connection, None)
         with contextlib.suppress(OSError):  # its thread wakes up and ends
             connection.shutdown(socket.SHUT_RDWR)

@@ -191,10 +191,10 @@ class Wire(socketserver.BaseRequestHandler):
                 chunks += event.chunk_start
                 if len(body) > most:
                     raise _too_large(len(body), most)
+                self.server.slots.hold(self.request, len(body))
                 if chunks > MOST_CHUNKS:
-                    raise ApiError(
-                        413, f"the body has more than {MOST_CHUNKS} chunks; send larger ones.", code="bad_http"
-                    )
+                    text = f"the body has more than {MOST_CHUNKS} chunks; send larger ones."
+                    raise ApiError(413, text, code="bad_http")
             elif event is h11.NEED_DATA:
                 data = self._receive(deadline)
                 if not data:
