@@ -234,6 +234,19 @@ def test_a_damaged_index_of_words_is_made_again(tmp_path, monkeypatch, size):
     db.close()
 
 
+def test_an_index_of_words_that_breaks_while_the_chat_runs_is_made_again(tmp_path):
+    (talk,) = fill(tmp_path / "chats.db", 1).values()
+    db = Database(tmp_path / "chats.db")
+    whole = len(search.find(db, "ring"))
+    for broken in (b"\0\xff", b"", b"\xff" * 99):
+        db._connection.execute("UPDATE found_data SET block = ? WHERE id > 9", (broken,))
+        assert len(search.find(db, "ring")) == whole > 1
+        db._connection.execute("UPDATE found_data SET block = ? WHERE id <= 9", (broken,))
+        turns.save(db, talk.chat.id, turn := Turn("user", f"and {broken.hex()} then?", talk.leaf.id))
+        assert turns.load(db, talk.chat.id)[-1] == turn
+    db.close()
+
+
 @pytest.mark.parametrize(
     "content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000, b"\0" * 9000]
 )

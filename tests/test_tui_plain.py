@@ -166,6 +166,8 @@ def test_what_was_typed_is_private_also_in_an_older_history(home):
             chat = Plain(FakeEngine(), Keeper(None, print), Config(), None, [])
             chat._is_terminal = True
             assert chat._start_history() is readline
+            assert oct(history.stat().st_mode & 0o777) == "0o600"
+            history.unlink()  # readline makes it again
             readline.add_history("typed")
             chat._keep_history(readline)
             assert oct(history.stat().st_mode & 0o777) == "0o600"

@@ -177,11 +177,9 @@ class Keeper:
         try:
             self._write_once(tries)
         except StoreError as e:
-            if e.kind != FULL:
+            if e.kind != FULL or not self._make_room(ROOM_BYTES):
                 raise
-            if self._make_room(ROOM_BYTES):
-                self._tell("[store] snapshots were removed to make room for the chat.")
-            self.db.shrink()
+            self._tell("[store] snapshots were removed to make room for the chat.")
             self._write_once(tries)
 
     def _write_once(self, tries: int) -> None:

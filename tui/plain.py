@@ -181,5 +181,4 @@ class Plain(PlainCommands):
 
     def _keep_history(self, readline: object) -> None:
         with contextlib.suppress(OSError):
-            make_private(paths.data_file("history"))
             readline.write_history_file(paths.data_file("history"))  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,11 +68,6 @@ class Database:
         """
         with self._one_line():
             self._run(lambda: patiently(lambda: self._transact(changes), tries))
-
-    def shrink(self) -> None:
-        """Empty the log into the file, if that is possible now; its room is free then."""
-        with suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def mend_index(self) -> bool:
         """Hold the index of words against what was said, once; returns whether it had to be made again."""
