@@ -212,6 +212,7 @@ def test_a_burst_of_keys_is_taken_in_order():
         for c in "hi\rmore\nlines\r":
             d.app.post_message(events.Key({"\r": "enter", "\n": "ctrl+j"}.get(c, c), c))
         await pause(0.1)
+        await d.settle()
         assert d.engine.asked == [["hi"]]
         assert d.chat.entry.prompt.text == "more\nlines"
 
