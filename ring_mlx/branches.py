@@ -18,6 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.errors import TokenizerError
 from ring_mlx.snapshots.tree import common_prefix
+from ring_mlx.template_worker import common_text
 from ring_mlx.tokenizer import render_text
 
 Messages = Sequence[Mapping[str, Any]]
@@ -85,7 +86,7 @@ class Renderer:
         """The common token prefix, encoding only the neighbourhood of the place where the texts part."""
         if prompt.ends is None:
             return _common(prompt.ids, self._encode(other))
-        parts_at = _common_text(prompt.text, other)
+        parts_at = common_text(prompt.text, other)
         whole = bisect_right(prompt.ends, parts_at)
         start = max(0, whole - WINDOW_TOKENS)
         begin = prompt.ends[start - 1] if start else 0
@@ -122,11 +123,12 @@ def branch_points(renderer: Renderer, messages: Messages, prompt: Prompt, known:
     for turn in users[::-1][:RECENT_TURNS]:
         found = {renderer.shared(prompt, make): kind for kind, make in _alternatives(messages, turn)}
         beyond = {at: kind for at, kind in found.items() if at is not None and at > known}
-        if not beyond:
-            break
         points = beyond | points
-    if users and (point := renderer.shared(prompt, lambda text: [*messages[: users[0]], _user(text)])):
-        points[point] = "system"
+        if not beyond and found.keys() != {None}:
+            break  # All places before it are known too.
+    else:
+        if users and (point := renderer.shared(prompt, lambda text: [*messages[: users[0]], _user(text)])):
+            points[point] = "system"
     return {at: kind for at, kind in points.items() if known < at <= len(prompt.ids)}
 
 
@@ -155,11 +157,3 @@ def _user(text: str) -> Mapping[str, Any]:
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return common_prefix(np.asarray(a, dtype=np.int32), np.asarray(b, dtype=np.int32))
-
-
-def _common_text(a: str, b: str) -> int:
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low

@@ -1,7 +1,8 @@
 """Renders chat templates in a process of their own: a template is a checkpoint's program, and this one can be ended.
 
-Run as a file by `ring_mlx.templates`. Reads a JSON object a line, ``template``, ``variables`` and ``most`` characters of
-output, and answers ``text`` or ``error``. What templates are given is what transformers gives them, in its sandbox:
+Run as a file by `ring_mlx.templates`. Reads a JSON object a line: ``template``, ``variables``, ``messages`` after the
+``same`` first ones of the request before, and the ``most`` characters of output. Answers ``error``, or ``text`` after the
+``same`` first characters of the text before, which counts as empty where no message was the same. What templates are given is what transformers gives them, in its sandbox:
 the filter ``tojson``, ``raise_exception``, ``strftime_now``, ``dict``, ``namespace`` and the tag ``generation``.
 """
 
@@ -70,12 +71,30 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _bound_memory()
+    messages: list[Any] = []
+    text = ""
     for line in sys.stdin:
         _bound_time()
-        print(json.dumps(_answer(**json.loads(line))), flush=True)
+        request = json.loads(line)
+        messages[request["same"] :] = request["messages"]
+        answer = _answer(request["template"], {**request["variables"], "messages": messages}, request["most"])
+        if "text" in answer:
+            before, text = text if request["same"] else "", answer["text"]
+            same = common_text(before, text)
+            answer = {"same": same, "text": text[same:]}
+        print(json.dumps(answer), flush=True)
 
 
-def _answer(template: str, variables: dict[str, Any], most: int) -> dict[str, str]:
+def common_text(a: str, b: str) -> int:
+    """How many characters two texts share from the start."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+def _answer(template: str, variables: dict[str, Any], most: int) -> dict[str, Any]:
     try:
         text, pieces = 0, []
         for piece in _compiled(template).generate(variables):

@@ -13,6 +13,8 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,26 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A message as JSON, and what it was where that is text only, which does not change."""
+
+    texts: tuple[tuple[str, str], ...] | None
+    json: str
+
+
 class _Worker:
-    """The process, from this side; one request at a time."""
+    """The process, from this side; one request at a time.
+
+    It keeps the messages and the text of its last answer, since a turn renders its conversation many times with another
+    end: what is the same crosses the pipe once.
+    """
 
     _process: subprocess.Popen[str] | None
     _lock: threading.Lock
     _owner: int
+    _messages: list[_Written]
+    _text: str
 
     def __init__(self) -> None:
         self._forget()
@@ -45,12 +61,23 @@ class _Worker:
         with self._lock:
             self._started()
 
-    def ask(self, request: str) -> dict[str, str] | None:
-        """The answer, or None if the process ended over it."""
+    def ask(self, template: str, variables: str, messages: list[dict[str, Any]]) -> dict[str, str] | None:
+        """The answer, or None if the process ended over it.
+
+        Args:
+            template: Its text.
+            variables: For it, as JSON; all but the messages.
+            messages: Of the conversation.
+        """
         if self._owner != os.getpid():
             self._forget()
         with self._lock:
             process, answer = self._started(), ""
+            # What an interruption leaves behind is unknown, so nothing is until there is an answer.
+            (known, before), (self._messages, self._text) = (self._messages, self._text), ([], "")
+            written = [_write(m, old) for m, old in zip_longest(messages, known[: len(messages)])]
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(written, known, strict=False)))
+            request = _request(template, variables, written, same)
             try:
                 print(request, file=process.stdin, flush=True)
                 answer = process.stdout.readline() if process.stdout else ""
@@ -60,7 +87,13 @@ class _Worker:
                 # An answer that no one waited for must not be taken for the next one.
                 if not answer.endswith("\n"):
                     self._end()
-            return json.loads(answer) if answer.endswith("\n") else None
+            if not answer.endswith("\n"):
+                return None
+            found = json.loads(answer)
+            if "error" in found:
+                return {"error": found["error"]}
+            self._messages, self._text = written, before[: found["same"]] + found["text"]
+            return {"text": self._text}
 
     def close(self) -> None:
         """End the process, at the end of this one."""
@@ -80,6 +113,7 @@ class _Worker:
 
     def _end(self) -> None:
         process, self._process = self._process, None
+        self._messages, self._text = [], ""
         if process is not None:
             process.kill()
             for pipe in (process.stdin, process.stdout):
@@ -89,6 +123,7 @@ class _Worker:
 
     def _forget(self) -> None:
         self._process, self._lock, self._owner = None, threading.Lock(), os.getpid()
+        self._messages, self._text = [], ""
 
 
 _worker = _Worker()
@@ -134,18 +169,32 @@ def render(
         "documents": None,
         "enable_thinking": tokenizer.has_thinking,
         **options,
-        "messages": said,
         "tools": tools,
         "add_generation_prompt": not continue_last,
     }
-    data = json.dumps(variables, default=str)
-    most = MORE_OUTPUT + TIMES_INPUT * len(data)
-    answer = _worker.ask(f'{{"most": {most}, "template": {json.dumps(template)}, "variables": {data}}}')
+    answer = _worker.ask(template, json.dumps(variables, default=str), said)
     if answer is None:
         raise ValueError("it takes too long or too much memory")
     if "error" in answer:
         raise ValueError(answer["error"])
     return _before_mark(answer["text"], final) if continue_last else answer["text"]
+
+
+def _request(template: str, variables: str, messages: Sequence[_Written], same: int) -> str:
+    most = MORE_OUTPUT + TIMES_INPUT * (len(variables) + sum(len(m.json) for m in messages))
+    return (
+        f'{{"most": {most}, "template": {json.dumps(template)}, "variables": {variables}, "same": {same}, '
+        f'"messages": [{", ".join(m.json for m in messages[same:])}]}}'
+    )
+
+
+def _write(message: Mapping[str, Any], before: _Written | None) -> _Written:
+    """A message as JSON: ``before`` itself where it is the same."""
+    texts = tuple(message.items()) if all(type(v) is str for v in message.values()) else None
+    if before is not None and texts is not None and texts == before.texts:
+        return before
+    written = _Written(texts, json.dumps(message, default=str))
+    return before if before == written else written
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

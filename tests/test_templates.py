@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 
@@ -121,6 +122,66 @@ def test_a_template_ends_whatever_it_does(own, monkeypatch, template, said):
         render_text(own, USER)
     monkeypatch.undo()
     assert "hi" in render_text(own, USER), "the next one does not suffer"
+
+
+def test_a_conversation_that_changes_anywhere_is_rendered_as_it_is_now(own, monkeypatch):
+    """Whatever was rendered before it, refused, changed in place or lost."""
+    chance, content = random.Random(0), [{"type": "text", "text": "x"}]
+    kinds = ["a", "bb", "bb ", 1, 1.0, True, None, "\ud800", "é\n", content]
+    talk = []
+    for n in range(300):
+        step = chance.choice(["add", "add", "add", "cut", "change", "mutate", "refuse", "lose"])
+        at = chance.randrange(len(talk)) if talk else 0
+        message = {"role": chance.choice(["user", "assistant"]), "content": chance.choice(kinds), "n": n % 3}
+        if step == "cut":
+            talk = talk[:at]
+        elif step == "change":
+            talk = [*talk[:at], message, *talk[at + 1 :]]
+        elif step == "mutate":
+            content[0]["text"] += "y"
+        elif step == "lose":
+            templates._worker._process.kill()
+            templates._worker._process.wait()
+        else:
+            talk = [*talk, message]
+        refused = step == "refuse"
+        template = "{{ raise_exception('no') }}" if refused else "{% for m in messages %}{{ m }}|{% endfor %}"
+        monkeypatch.setattr(own._tokenizer, "chat_template", template)
+        said = [{k: v for k, v in m.items() if v is not None} for m in talk]
+        assert ours(own, talk) == (None if refused or not talk else "".join(f"{m}|" for m in said))
+
+
+def test_what_is_the_same_crosses_the_pipe_once(own, monkeypatch):
+    talk = [{"role": "user", "content": "word " * 2000}] * 30
+    render_text(own, talk)
+    process, crossed = templates._worker._process, []
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "stdin", Counted(process.stdin, crossed))
+        patch.setattr(process, "stdout", Counted(process.stdout, crossed))
+        for n in range(10):
+            text = render_text(own, [*talk[: 30 - n], {"role": "user", "content": "else"}])
+            assert len(text) > 10_000 * (30 - n)
+    assert len(crossed) == 20
+    assert sum(crossed) < 10 * (2000 + len(own.chat_template) * 2)
+
+
+class Counted:
+    """A pipe, which notes how much crosses it."""
+
+    def __init__(self, pipe, crossed):
+        self.pipe, self.crossed = pipe, crossed
+
+    def write(self, text):
+        self.crossed.append(len(text)) if text != "\n" else None
+        return self.pipe.write(text)
+
+    def readline(self):
+        text = self.pipe.readline()
+        self.crossed.append(len(text))
+        return text
+
+    def flush(self):
+        self.pipe.flush()
 
 
 def test_reserved_names_are_no_options(own):
