@@ -35,6 +35,28 @@ def test_views_of_a_chat(size):
     chat(script, size)
 
 
+SPELT = "&#27;[2J &#x9b;2J &#x202e;evil &rlm;&#8294;&#xE0041; &amp;"
+
+
+def test_characters_that_markdown_spells_are_harmless():
+    """As text, title, cell, quotation, link, its title, and the picture that a link may be."""
+    link = f"[l{SPELT}](http://x/&#x202e;y 'title {SPELT}') ![p{SPELT}](http://x/&#x202e; '{SPELT}') *e{SPELT}*"
+    answer = f"# t{SPELT}\n\na{SPELT} {link}\n\n| h{SPELT} |\n|--|\n| c{SPELT} |\n\n> q{SPELT}\n\n- i{SPELT}\n"
+
+    async def script(d):
+        await d.exchange("q", *(f"{word} " for word in answer.split(" ")))
+        for _ in range(2):  # as it came, and as it is shown later
+            assert shown(d).count(r"\u202eevil") >= 7
+            assert " &amp;" not in shown(d)
+            assert not BAD.search(shown(d)), repr(BAD.search(shown(d)))
+            styles = [s.style.meta for row in d.app.screen._compositor.render_strips() for s in row if s.style]
+            assert not BAD.search(str(styles))
+            await d.chat.refresh_turns()
+            await d.settle()
+
+    chat(script, (120, 60))
+
+
 def test_a_tool_call_is_harmless():
     async def script(d):
         await d.say("q")

@@ -49,7 +49,7 @@ class AssistantTurn(TurnView):
         self._thought_size = thought_size(record) if record else ""
         self._fold = Fold("", classes="fold", markup=False)
         self._thought = Static("", classes="thought", markup=False)
-        self.body = Answer(harmless(turn.content))
+        self.body = Answer(turn.content)
         self._calls = self._answer_of_calls() if turn.calls else None
         self._note = Static("", classes="note", markup=False)
         self._stream: MarkdownStream | None = None
@@ -116,7 +116,7 @@ class AssistantTurn(TurnView):
         self._refresh_fold()
 
     def _answer_of_calls(self) -> Answer:
-        return Answer(harmless("\n\n".join(map(call_text, self.turn.calls))), classes="calls")
+        return Answer("\n\n".join(map(call_text, self.turn.calls)), classes="calls")
 
     def _refresh_note(self) -> None:
         record = self.turn.record
