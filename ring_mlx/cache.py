@@ -150,9 +150,11 @@ class HybridCache(list[Any]):
         if header.get("fingerprint") != fingerprint:
             raise CacheFileError(f"{path} belongs to another model; make it again with this one.")
         try:
+            # Shapes come first, so that no terabyte of nothing is read for its checksum.
+            count = _count(arrays["tokens"])
+            cache = cls(_load_layers(json.loads(header["layers"]), arrays, count, shapes))
             _check_sum(Path(path), arrays, header)
-            tokens = _tokens(arrays, shapes)
-            cache = cls(_load_layers(json.loads(header["layers"]), arrays, len(tokens), shapes))
+            tokens = _tokens(arrays["tokens"], shapes)
             notes = json.loads(header["notes"])
             if not isinstance(notes, dict):
                 raise TypeError("its notes are none")
@@ -210,10 +212,13 @@ def _check_sum(path: Path, arrays: dict[str, mx.array], header: dict[str, str]) 
         raise ValueError("a file of version 1 has no checksum")
 
 
-def _tokens(arrays: dict[str, mx.array], shapes: Shapes | None) -> list[int]:
-    tokens = arrays["tokens"]
+def _count(tokens: mx.array) -> int:
     if tokens.ndim != 1 or tokens.dtype != mx.int32:
         raise ValueError("its tokens are none")
+    return tokens.size
+
+
+def _tokens(tokens: mx.array, shapes: Shapes | None) -> list[int]:
     ids: list[int] = tokens.tolist()  # type: ignore[assignment]
     if shapes is not None and any(not 0 <= i < shapes.vocab_size for i in ids):
         raise ValueError("the model has not all of its tokens")

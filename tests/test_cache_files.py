@@ -317,7 +317,7 @@ def test_the_command_names_a_damaged_file_in_one_line(tmp_path, capsys):
     ask = ["generate", "--prompt", "What?", "--max-tokens", "2", "--prompt-cache-file", str(path)]
     assert main(ask) == 0
     data = path.read_bytes()
-    path.write_bytes(data.replace(b'\\"offset\\": ', b'\\"offset\\":1'))
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert path.read_bytes() != data
     capsys.readouterr()
     assert main(ask) == 2
@@ -345,3 +345,22 @@ def test_a_huge_header_is_not_read(model, tmp_path):
 def test_a_name_that_leads_nowhere_takes_one_line(model, tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert refused(tmp_path / name, model)
+
+
+def test_what_the_model_cannot_have_made_is_refused_before_it_is_read(whole, model, tmp_path, monkeypatch):
+    """A file may have holes: terabytes of nothing."""
+
+    def more_tokens(arrays, layers, header):
+        arrays["tokens"] = mx.zeros(1 << 20, dtype=mx.int32)
+
+    path = rewritten(whole / "plain", tmp_path / "x", more_tokens)
+    monkeypatch.setattr("ring_mlx.cache._check_sum", lambda *_: pytest.fail("it was read"))
+    assert "for 1048576 tokens" in refused(path, model)
+
+
+def test_a_file_too_large_to_map_takes_one_line(whole, model, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("ring_mlx.snapshots.files.safe_open", refuse)
+    assert "Cannot allocate memory" in refused(whole / "plain", model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
@@ -68,6 +69,8 @@ def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         if os.path.exists(path):
             raise ValueError(str(e)) from None
         raise FileNotFoundError(path) from None
+    except MemoryError:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from None
     assert isinstance(arrays, dict)
     return arrays, header
 
