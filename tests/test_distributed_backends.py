@@ -77,6 +77,8 @@ def test_ranks_find_in_their_environment_what_mlx_launch_gives(name, tmp_path, m
         ({"hosts": [{"ssh": "a", "ips": 3}] * 2}, "is not a host file"),
         ({"hosts": [{"ssh": "a", "ips": ["1"], "rdma": 3}] * 2}, "is not a host file"),
         ({"hosts": 3}, "is not a host file"),
+        ({"hosts": [{"ssh": None, "ips": ["1"]}] * 2}, "is not a host file"),
+        ({"hosts": [{"ssh": "a", "ips": ["1"]}] * 257}, "257 processes are more than 256"),
         ({"hosts": [3, 4]}, "is not a host file"),
     ],
 )

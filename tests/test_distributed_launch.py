@@ -147,6 +147,8 @@ def test_hosts_and_their_file(tmp_path, ssh):
         (["serve", "--distributed", "pipeline"], "needs several processes"),
         (["launch", "-n", "2"], "no command given"),
         (["launch", "--hostfile", "/nowhere", "generate"], "is not a host file"),
+        (["launch", "--hostfile", "/dev/zero", "generate"], "it is not a plain file"),
+        (["launch", "-n", "100000", "generate"], "100000 processes are more than 256"),
         (["generate", "--distributed", "tensor"], "needs several processes"),
     ],
 )

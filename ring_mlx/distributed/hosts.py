@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.files import behind_links, read_bounded
 
 LOCAL = "127.0.0.1"
 # A host that is cut off is missed after 6 s. No terminal there, which would mix errors with answers.
@@ -21,6 +22,7 @@ SSH = (
     *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=8", "-o", "LogLevel=ERROR"),
     *("-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3"),
 )
+MOST_RANKS, MOST_FILE_BYTES = 256, 16 << 20  # a rank's number is a byte where ranks tell who is lost
 PROBE_S = 600  # a host may first have to read a model's headers from a slow disk, or download it
 
 
@@ -71,7 +73,9 @@ def parse_hosts(text: str, repeats: int) -> list[Host]:
             raise DistributedError(
                 f"host {name} has no address ({e}); correct the name, or give it as {name}=IP."
             ) from None
+        _check_count(repeats)
         hosts += [Host(name, str(address))] * repeats
+    _check_count(len(hosts))
     if len(hosts) < 2:
         raise DistributedError("one process needs no launching; give several --hosts, or -n 2 for two processes here.")
     if len({h.name for h in hosts}) > 1 and any(h.ip.startswith("127.") for h in hosts):
@@ -109,6 +113,7 @@ def read_host_file(path: Path) -> list[Host]:
         raise _no_host_file(path, e) from None
     if len(hosts) < 2:
         raise DistributedError(f"{path} names {len(hosts)} hosts; two or more are needed.")
+    _check_count(len(hosts))
     return hosts
 
 
@@ -130,13 +135,20 @@ def read_settings(path: Path) -> tuple[str, dict[str, str]]:
     return str(backend), named
 
 
+def _check_count(count: int) -> None:
+    if count > MOST_RANKS:
+        raise DistributedError(f"{count} processes are more than {MOST_RANKS}; start fewer.")
+
+
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_bounded(behind_links(path), MOST_FILE_BYTES))
 
 
 def _host(entry: Any) -> Host:
+    if not isinstance(entry["ssh"], str):
+        raise TypeError("a host's ssh is no text")
     ips = [str(ip) for ip in entry.get("ips") or [""]]
-    return Host(str(entry["ssh"]), ips[0], tuple(ips[1:]), tuple(entry.get("rdma") or ()))
+    return Host(entry["ssh"], ips[0], tuple(ips[1:]), tuple(entry.get("rdma") or ()))
 
 
 def _no_host_file(path: Path, e: Exception) -> DistributedError:
