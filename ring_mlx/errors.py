@@ -26,13 +26,9 @@ class RingError(Exception):
 
     Args:
         message: What happened, the value seen, and the remedy.
-
-    Attributes:
-        on_every_rank: Whether all processes that share the work are known to have met it, so that one may speak.
     """
 
     origin = "ring"
-    on_every_rank = False
 
     def __init__(self, message: str) -> None:
         super().__init__(f"[{self.origin}] {' '.join(harmless(message).split())}")

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import types
 
@@ -157,40 +156,6 @@ def test_bad_input_is_one_line(words, why, capsys):
     err = capsys.readouterr().err
     assert why in err
     assert len(err.splitlines()) == 1
-
-
-@pytest.fixture
-def pair():
-    """The watches of rank 0 and rank 1."""
-    ours, theirs = socket.socketpair()
-    both = [watch.Watch(0, {1: ours}, "ab"), watch.Watch(1, {0: theirs}, "ab")]
-    yield both
-    for w in both:
-        w._closing.set()
-    for s in (ours, theirs):
-        s.close()
-
-
-def test_a_rank_is_silent_until_the_first_has_spoken_and_ended(pair):
-    first, other = pair
-    heard = []
-    waiting = threading.Thread(target=lambda: heard.append(other.first_has_spoken(30)))
-    waiting.start()
-    first.fail()
-    assert other.first_failed.wait(10)
-    waiting.join(0.3)
-    assert waiting.is_alive()  # rank 0 has yet to print why
-    next(iter(first._peers.values())).close()
-    waiting.join(10)
-    assert heard == [True]
-    assert other._closing.is_set()  # no second message from the watch
-
-
-def test_a_rank_that_fails_alone_speaks(pair):
-    first, other = pair
-    assert not other.first_has_spoken(0.05)
-    assert not first.first_has_spoken(0)
-    assert not other._closing.is_set()
 
 
 # An interpreter whose rank 0 is slow to tell the others that it fails, and to say why.

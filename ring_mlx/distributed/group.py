@@ -90,7 +90,6 @@ def together(group: mx.distributed.Group) -> Iterator[dict[str, Any]]:
     rank, record = failed[0]
     if error is None or len({r["error"] for _, r in failed}) > 1 or len(failed) < group.size():
         error = DistributedError(f"rank {rank} ({record['host']}) failed: {record['error']}")
-    error.on_every_rank = True
     raise error
 
 

@@ -1,6 +1,6 @@
 """A command's place among ranks: joins them, watches them, loads its part; knows options, not how a model is cut.
 
-Rank 0 alone prints. An error that every rank meets is said once.
+Rank 0 alone prints. An error that every rank meets is said by all, of which the launcher passes on one line.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ring_mlx.distributed.ending import LOST
 from ring_mlx.distributed.failure import DistributedError, LostError
 from ring_mlx.distributed.plan import AUTO
-from ring_mlx.errors import OptionError, RingError
+from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import note
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ring_mlx.distributed.watch import Watch
     from ring_mlx.model import Model
 
-BAD_INPUT = 2
 REFUSED = {
     "prompt": "standard input goes to one process only; give the text itself",
     "prompt_cache_file": "it holds a whole cache, of which a rank has a part; leave it out",
@@ -43,9 +43,6 @@ REFUSED = {
     "ops": "what passes between ranks would not be counted; count in one process",
     "cache_dir": "snapshots are kept in memory only; leave it out",
 }
-# How long a rank waits for rank 0 to fail in the same way before it speaks itself: where it is not known whether
-# rank 0 will, and where it is.
-ECHO_S, AGREED_S = 3.0, 60.0
 # How long a rank that has lost another waits for the watch, which knows which.
 LOST_S = 8.0
 
@@ -163,7 +160,7 @@ class Member:
         if not isinstance(e, OSError) and not (isinstance(e, RuntimeError) and str(e).startswith("[")):
             words = " ".join(str(e).split())[:300]
             return DistributedError(f"rank {rank} failed within a step ({type(e).__name__}: {words}); start all again.")
-        self.watch.first_failed.wait(LOST_S)
+        time.sleep(LOST_S)
         return LostError(f"rank {rank} has lost another ({e}); start all again.")
 
     def _settle_mode(self, raw: dict[str, Any], config: RingConfig, tensors: Any) -> None:
@@ -216,13 +213,8 @@ def _leave(member: Member, e: BaseException) -> None:
     if isinstance(e, RuntimeError) and str(e).startswith("["):
         # A backend that has lost a peer says so at once; the watch knows which, and ends this process.
         e = member.lost(e)
-    is_lost = isinstance(e, LostError)
-    if isinstance(e, RingError) and not is_lost and not member.is_first:
-        wait_s = AGREED_S if e.on_every_rank else ECHO_S
-        if member.watch.first_has_spoken(wait_s):
-            raise SystemExit(BAD_INPUT) from None
     member.watch.fail()
-    if is_lost:
+    if isinstance(e, LostError):
         print(f"ring-mlx: {e}", file=sys.stderr)
         raise SystemExit(LOST) from None
 

@@ -76,8 +76,6 @@ class Watch:
 
     def __init__(self, rank: int, peers: dict[int, socket.socket], names: Sequence[str]) -> None:
         self.rank, self._peers, self._names = rank, dict(peers), names
-        self.first_failed = threading.Event()
-        self._first = peers.get(0)
         self._failed: set[int] = set()
         self._due = dict.fromkeys(peers, time.monotonic() + SILENT_S)
         self._closing = threading.Event()
@@ -95,16 +93,6 @@ class Watch:
     def fail(self) -> None:
         """Stop watching, and tell the others that an error ends this rank; its end closes the sockets."""
         self._stop(FAILED)
-
-    def first_has_spoken(self, timeout_s: float) -> bool:
-        """Whether rank 0 fails within a time; if so, stops watching and returns once it has ended, thus has spoken."""
-        if self._first is None or not self.first_failed.wait(timeout_s):
-            return False
-        self._closing.set()
-        with suppress(OSError):
-            while self._first.recv(256):
-                pass
-        return True
 
     def _stop(self, last_word: bytes) -> None:
         self._closing.set()
@@ -140,12 +128,10 @@ class Watch:
         elif BYE in data:
             del self._peers[rank], self._due[rank]
         elif FAILED in data:
-            # This rank has met the same error, or ends in a moment; rank 0 alone says what all have met.
+            # This rank has met the same error and says so itself, or ends in a moment.
             self._failed.add(rank)
             self._due[rank] = time.monotonic() + GRACE_S
             del self._peers[rank]
-            if rank == 0:
-                self.first_failed.set()
         elif not data:
             self._end(rank, "is gone")
         else:
