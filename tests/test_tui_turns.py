@@ -517,7 +517,7 @@ def test_export_and_import(path, tmp_path):
         assert d.said == ["question one", "answer"]
         assert len(chats.listed(d.chat.keeper.db)) == 2
         await d.command("/import nowhere.json")
-        await d.command("/export /nowhere/x.md")
+        await d.command("/export question-one.md/x.md")
         await d.press("ctrl+o", "ctrl+e")
         assert "question-one.md is there already" in "".join(d.screen_text)
 

@@ -110,7 +110,7 @@ def test_every_id_within_the_rows_is_taken(copied):
     [
         ("generate",),
         ("chat", "--plain"),
-        ("cache-prompt", "--prompt", "a", "--prompt-cache-file", "/nowhere/c"),
+        ("cache-prompt", "--prompt", "a", "--prompt-cache-file", "{tmp}/c"),
         ("eval", "--perplexity", __file__),
         ("serve", "--port", "0"),
         ("mlx-lm", "generate"),
@@ -121,7 +121,7 @@ def test_commands_say_it_in_one_line(copied, command, capfd, monkeypatch, tmp_pa
     monkeypatch.setenv("RING_MLX_CACHE", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     change(copied, "tokenizer.json", lambda t: t["model"]["vocab"].update({"zzz": 5_000_000}))
-    assert main([*command, "--model", str(copied)]) == 2
+    assert main([*(c.format(tmp=tmp_path) for c in command), "--model", str(copied)]) == 2
     said = [line for line in capfd.readouterr().err.splitlines() if "[tokenizer]" in line]
     assert len(said) == 1
     assert "token 'zzz'" in said[0]
