@@ -284,7 +284,7 @@ def _check_values(c: RingConfig) -> None:
     for name in ("num_experts", "num_shared_experts", "first_k_dense_replace"):
         if getattr(c, name) < 0:
             raise ConfigError(f"{name} {getattr(c, name)} is negative; correct config.json.")
-    if not 0 < c.partial_rotary_factor <= 1 or c.rope_dims % 2:
+    if not 0 < c.partial_rotary_factor <= 1 or c.rope_dims % 2 or not c.rope_dims:
         raise ConfigError(
             f"partial_rotary_factor {c.partial_rotary_factor} of head_dim {c.head_dim} does not give an even number "
             "of rotated dimensions; correct config.json."

@@ -53,7 +53,7 @@ def loadable_settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     method = foreign_method(raw)
     if method is not None:
         raise WeightsError(
-            f"quantization method {method!r} is not supported; use the bfloat16 or the mlx-community form."
+            f"quantization method {shown(method)} is not supported; use the bfloat16 or the mlx-community form."
         )
     return settings(raw)
 

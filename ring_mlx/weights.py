@@ -137,11 +137,6 @@ def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
             f"num_hidden_layers {config.num_hidden_layers} in config.json is more than the layers that there are "
             f"tensors of ({1 + max(layers, default=-1)}); correct it, or download the missing shards."
         )
-    norm = tensors.get("model.norm.weight")
-    if norm is not None and norm.dtype in DTYPES and math.prod(norm.shape) > config.hidden_size:
-        raise WeightsError(
-            f"{norm.name} is {norm.shape}, but hidden_size in config.json is {config.hidden_size}; correct it."
-        )
     elements = sum(math.prod(t.shape) for t in tensors.values())
     parameters = memory.parameter_count(config)
     if parameters > MAX_PACKED * elements:
@@ -172,6 +167,9 @@ def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping
         if f"{path}.scales" not in arrays or f"{path}.weight" not in arrays:
             return False
         found: dict[str, Any] = infer_quant_config(path, module, arrays)
+        if not found["group_size"] or not found["bits"]:
+            # MLX would divide by it in native code, which ends the process.
+            raise ValueError(f"{path}.scales are of shape {arrays[f'{path}.scales'].shape}")
         return found
 
     try:
@@ -263,23 +261,32 @@ def check(model: Model, arrays: Mapping[str, mx.array], folder: Path) -> None:
     """Hold the checkpoint against the model's parameters.
 
     Raises:
-        WeightsError: One message that lists missing, unknown and misshapen tensors.
+        WeightsError: One message that lists missing, unknown and misshapen tensors, and those of the wrong dtype.
     """
-    wanted = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
+    parameters = dict(tree_flatten(model.parameters()))
+    wanted = {name: tuple(value.shape) for name, value in parameters.items()}
     missing = sorted(set(wanted) - set(arrays))
     extra = sorted(set(arrays) - set(wanted))
-    wrong = [
-        f"{n} {tuple(arrays[n].shape)} instead of {wanted[n]}"
-        for n in sorted(wanted)
-        if n in arrays and tuple(arrays[n].shape) != wanted[n]
-    ]
+    common = sorted(set(wanted) & set(arrays))
+    wrong = [f"{n} {tuple(arrays[n].shape)} instead of {wanted[n]}" for n in common if arrays[n].shape != wanted[n]]
+    kinds = [f"{n} {_kind(arrays[n])}" for n in common if _kind(arrays[n]) != _kind(parameters[n])]
     problems = [
         f"{what} {some(names)}"
-        for what, names in (("missing", missing), ("unknown", extra), ("misshapen", wrong))
+        for what, names in (
+            ("missing", missing),
+            ("unknown", extra),
+            ("misshapen", wrong),
+            ("of the wrong dtype", kinds),
+        )
         if names
     ]
     if problems:
         raise WeightsError(f"{folder} does not match its config.json: {'; '.join(problems)}. Download it again.")
+
+
+def _kind(array: mx.array) -> str:
+    """What a parameter's dtype must be: floats are cast, packed ones are taken as they are."""
+    return "float" if mx.issubdtype(array.dtype, mx.floating) else str(array.dtype).removeprefix("mlx.core.")
 
 
 def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exact: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -49,6 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hidden_1e18": {"hidden_size": 10**18},
     "head_dim_2e40": {"head_dim": 2**40},
     "head_dim_2e16": {"head_dim": 1 << 16},
+    "intermediate_1": {"intermediate_size": 1},
     "intermediate_2e24": {"intermediate_size": 1 << 24},
     "moe_intermediate_2e20": {"moe_intermediate_size": 1 << 20},
     "positions_1e18": {"max_position_embeddings": 10**18},
@@ -64,6 +66,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "scaling_factor_huge": {"routed_scaling_factor": HUGE},
     "rotary_factor_nan": {"partial_rotary_factor": float("nan")},
     "rotary_factor_str": {"partial_rotary_factor": "0.5"},
+    "rotary_factor_tiny": {"partial_rotary_factor": 1e-9},
     "rotary_str": {"rotary_dim": "16"},
     "rotary_nan": {"rotary_dim": 16, "partial_rotary_factor": float("nan")},
     "rotary_factor_x": {"rotary_dim": 16, "partial_rotary_factor": "x"},
@@ -105,6 +108,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "foreign_str": {"quantization": GONE, "quantization_config": "x"},
     "foreign_list": {"quantization": GONE, "quantization_config": [1]},
     "foreign_method_list": {"quantization": GONE, "quantization_config": {"quant_method": ["\x1b[31m"]}},
+    "foreign_method_long": {"quantization": GONE, "quantization_config": {"quant_method": {"a": "x" * 9000}}},
     "torch_dtype_list": {"torch_dtype": ["bfloat16"]},
     "torch_dtype_object": {"torch_dtype": {"a": 1}},
     "hidden_act_list": {"hidden_act": ["silu"]},
@@ -278,6 +282,20 @@ def _with(**changes: Any) -> Callable[[dict[str, Any], list[str]], None]:
     return lambda h, n: h[n[3]].update(changes)
 
 
+def _as_dtype(name: str, dtype: str) -> Callable[[dict[str, Any], list[str]], bytes]:
+    """A tensor of zeros of its own shape, but another dtype."""
+
+    def change(h: dict[str, Any], n: list[str]) -> bytes:
+        (start, end), shape = h[name]["data_offsets"], h[name]["shape"]
+        size = math.prod(shape) * {"U8": 1, "F32": 4}[dtype]
+        h[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
+        for entry in (h[k] for k in n if k != name and h[k]["data_offsets"][0] >= end):
+            entry["data_offsets"] = [at + size - (end - start) for at in entry["data_offsets"]]
+        return safetensors(h, folders.data()[:start] + bytes(size) + folders.data()[end:])
+
+    return change
+
+
 def _many(h: dict[str, Any], n: list[str]) -> bytes:
     entry = b'"t%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     return safetensors(b"{" + b",".join(entry % i for i in range(400_000)) + b"}", b"")
@@ -305,6 +323,9 @@ HEADERS: dict[str, Callable[[dict[str, Any], list[str]], Any]] = {
     "dtype_list": _with(dtype=["F32"]),
     "dtype_f8": _with(dtype="F8_E4M3"),
     "dtype_f64": lambda h, n: h[n[3]].update(dtype="F64", shape=[h[n[3]]["shape"][0], h[n[3]]["shape"][-1] // 2]),
+    "norm_integers": _as_dtype("model.norm.weight", "U8"),
+    "packed_as_float": _as_dtype("lm_head.weight", "F32"),
+    "packed_experts_as_bytes": _as_dtype("model.layers.1.mlp.switch_mlp.up_proj.weight", "U8"),
     "entry_null": lambda h, n: h.update({n[3]: None}),
     "extra_empty": _extra("evil"),
     "layer_large": _extra("model.layers.99999999999999999999999999.mlp.experts.99999999999999999.gate_proj.weight"),
