@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 MAX_LETTERS, MAX_DEPTH, MAX_REPEATS, MAX_WAYS, MAX_SIZE = 4_000, 16, 1, 4_096, 20_000
 FEW = 64
+EMPTY = "it matches the empty text"
 _QUANTIFIER = re.compile(r"[*+?]|\{(\d{0,6})(?:(,)(\d{0,6}))?\}")
 _GROUP = re.compile(r"\?(?::|=|!|>|<=|<!|[imx-]{1,6}:|<[A-Za-z_]\w{0,30}>)")
 _ESCAPE = re.compile(
@@ -21,21 +22,25 @@ _ESCAPE = re.compile(
 
 
 class _Cost(NamedTuple):
-    """Of a piece: repeats that may be retried, ways to match, letters at least, length as the engine unrolls it."""
+    """Of a piece: repeats that may be retried, ways to match, letters at least, length as the engine unrolls it.
+
+    ``takes`` tells whether it never matches the empty text.
+    """
 
     repeats: int = 0
     ways: int = 1
     least: int = 0
     size: int = 1
     varies: bool = False
+    takes: bool = True
 
 
 class _Refused(Exception):
     pass
 
 
-def regex_problem(pattern: object) -> str | None:
-    """Why a pattern is not used, or None."""
+def regex_problem(pattern: object, may_be_empty: bool = True) -> str | None:
+    """Why a pattern is not used, or None; ``may_be_empty`` allows one that matches the empty text."""
     if not isinstance(pattern, str) or len(pattern) > MAX_LETTERS:
         return "not a text, or too long"
     try:
@@ -45,6 +50,8 @@ def regex_problem(pattern: object) -> str | None:
             raise _Refused("an unmatched bracket")
     except _Refused as e:
         return str(e)
+    if not cost.takes and not may_be_empty:
+        return EMPTY
     return "too large" if cost.size > MAX_SIZE else None
 
 
@@ -68,6 +75,7 @@ class _Reader:
             min(c.least for c in found),
             sum(c.size for c in found),
             len(found) > 1 or any(c.varies for c in found),
+            all(c.takes for c in found),
         )
 
     def _sequence(self, depth: int) -> _Cost:
@@ -84,6 +92,7 @@ class _Reader:
             min(1, sum(c.least for c in pieces)),
             sum(c.size for c in pieces),
             any(c.varies for c in pieces),
+            any(c.takes for c in pieces),
         )
 
     def _piece(self, depth: int) -> _Cost:
@@ -97,7 +106,7 @@ class _Reader:
         else:
             self.at += 1
             # An anchor takes no letter, but it can fail.
-            return _Cost(least=1)
+            return _Cost(least=1, takes=letter not in "^$")
         return _Cost(least=1)
 
     def _group(self, depth: int) -> _Cost:
@@ -113,7 +122,7 @@ class _Reader:
             raise _Refused("an unmatched bracket")
         self.at += 1
         # Whether something stands ahead or behind can fail as well.
-        return cost._replace(least=1) if kind in ("?=", "?!", "?<=", "?<!") else cost
+        return cost._replace(least=1, takes=False) if kind in ("?=", "?!", "?<=", "?<!") else cost
 
     def _set(self, depth: int) -> None:
         """A class of letters, which may hold others."""
@@ -140,7 +149,7 @@ class _Reader:
         if found[0][1] in "123456789kgKX":
             raise _Refused("a reference to another part")
         self.at = found.end()
-        return _Cost(least=1)
+        return _Cost(least=1, takes=found[0][1] not in "bBAzZGyY")
 
     def _quantified(self, cost: _Cost) -> _Cost:
         found = _QUANTIFIER.match(self.pattern, self.at)
@@ -154,13 +163,14 @@ class _Reader:
         size = cost.size * (most or least or 1)
         if size > MAX_SIZE:
             raise _Refused("too large")
+        takes = cost.takes and least > 0
         if possessive:
-            return self._quantified(_Cost(0, 1, min(cost.least, least), size, least != most))
+            return self._quantified(_Cost(0, 1, min(cost.least, least), size, least != most, takes))
         several = most is None or most - least > FEW
         ways = 1 if several else min(MAX_WAYS + 1, cost.ways * (1 + (most or 0) - least))
         # A repeat of what matches in several ways matches in exponentially many.
         repeats = MAX_REPEATS + 1 if cost.varies and most != 1 else cost.repeats + several
-        found_cost = _Cost(repeats, ways, min(cost.least, least), size, cost.varies or least != most)
+        found_cost = _Cost(repeats, ways, min(cost.least, least), size, cost.varies or least != most, takes)
         return self._quantified(found_cost)
 
     def _next(self) -> str:

@@ -115,7 +115,9 @@ def _library_errors(folder: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, TokenizerError):
         raise
     except BaseException as e:  # noqa: BLE001 a panic is no Exception
-        raise TokenizerError(f"the tokenizer in {folder} cannot be read ({e}); download it again.") from None
+        raise TokenizerError(
+            f"the tokenizer in {folder} cannot be read ({shown(str(e), 1000)}); download it again."
+        ) from None
 
 
 def render_chat(

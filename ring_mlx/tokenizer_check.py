@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx.checkpoint_files import MAX_TOKENIZER_BYTES, read_json
-from ring_mlx.config_values import shown
+from ring_mlx.config_values import is_count, shown
 from ring_mlx.errors import TokenizerError
-from ring_mlx.regex_cost import regex_problem
+from ring_mlx.regex_cost import EMPTY, regex_problem
 
 STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
@@ -49,7 +49,19 @@ def _model_problem(model: Any) -> str | None:
         wrong = next((t for t, i in vocab.items() if type(i) is not int or not 0 <= i < MAX_ID), None)
         if wrong is not None:
             return f"the id of {shown(wrong)} is {shown(vocab[wrong])}"
-    return _unknown_problem(model, vocab)
+    return _prefix_problem(model) or _unknown_problem(model, vocab)
+
+
+def _prefix_problem(model: Mapping[str, Any]) -> str | None:
+    """Of a merge that is cut where its second part should have a prefix, over which the library panics."""
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not prefix or not isinstance(prefix, str) or not isinstance(merges, list):
+        return None
+    for merge in merges:
+        second = merge[-1] if isinstance(merge, list) and merge else str(merge).rpartition(" ")[2]
+        if not str(second).startswith(prefix):
+            return f"the merge {shown(merge)} lacks the continuing_subword_prefix"
+    return None
 
 
 def _unknown_problem(model: Mapping[str, Any], vocab: Any) -> str | None:
@@ -88,22 +100,54 @@ def _step_problem(step: str, content: Any) -> str | None:
             problem = regex_problem(value)
             if problem:
                 return f"the {step} has the pattern {shown(value)} ({problem})"
-        if isinstance(value, str) and key != "precompiled_charsmap" and len(value) > MAX_LETTERS:
+        if isinstance(value, str) and len(value) > MAX_LETTERS:
             return f"the {step} has a text of {len(value):,} characters"
         if type(value) in (int, float) and not abs(value) <= MAX_ID:
             return f"the {step} has the number {shown(value)}"
         if isinstance(value, Mapping):
-            if _lacks_special(value):
-                return f"the {step} names a token that it does not describe"
+            problem = _part_problem(value)
+            if problem:
+                return f"the {step} {problem}"
             growth *= _growth(value)
             if growth > MAX_GROWTH:
                 return f"the {step} makes texts too long"
     return None
 
 
+def _part_problem(part: Mapping[str, Any]) -> str | None:
+    """What the library panics over, or ends the process."""
+    if _lacks_special(part):
+        return "names a token that it does not describe"
+    kind = part.get("type")
+    if kind == "Precompiled":
+        # Its table is followed unchecked; byte-level tokenizers have none.
+        return "has a precompiled table"
+    if kind == "Replace" and _may_be_empty(part.get("pattern")):
+        return f"replaces {shown(part['pattern'])}, which may be the empty text"
+    if kind == "FixedLength" and not is_count(part.get("length")):
+        return "cuts into pieces of no length"
+    if kind == "Strip" and part.get("stop"):
+        # Counted from the end of each token, however short it is.
+        return "strips the ends of tokens"
+    return "is a template of two texts" if kind == "TemplateProcessing" and _takes_second(part.get("single")) else None
+
+
+def _may_be_empty(pattern: Any) -> bool:
+    if not isinstance(pattern, Mapping):
+        return False
+    return pattern.get("String") == "" or ("Regex" in pattern and regex_problem(pattern["Regex"], False) == EMPTY)
+
+
+def _takes_second(single: Any) -> bool:
+    """Whether the template of one text has a place for a second."""
+    return not isinstance(single, list) or any(key == "id" and value == "B" for _, key, value in _walk(single))
+
+
 def _growth(part: Mapping[str, Any]) -> int:
     """How many times as long a text may become by one part."""
     content, pattern = part.get("content"), part.get("pattern")
+    if part.get("type") == "ByteLevel":
+        return 2
     if pattern is None or not isinstance(content, str):
         return 1
     replaced = pattern.get("String") if isinstance(pattern, Mapping) else None

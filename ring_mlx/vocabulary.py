@@ -15,6 +15,7 @@ from mlx_lm.tokenizer_utils import (
     _byte_decoder,
 )
 
+from ring_mlx.config_values import shown
 from ring_mlx.errors import PromptError, TokenizerError
 
 
@@ -44,7 +45,7 @@ def check_rows(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], rows:
             token, largest = "eos_token_id", eos
     if largest >= rows:
         raise TokenizerError(
-            f"token {token!r} in {where} has the id {largest}, but the model has rows for ids below {rows} only; use "
+            f"token {shown(token)} in {where} has the id {largest}, but the model has rows for ids below {rows} only; use "
             "the tokenizer that belongs to this model."
         )
 

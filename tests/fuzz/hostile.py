@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import socket
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -163,6 +164,7 @@ TOKENIZER_CONFIGS: dict[str, Any] = {
     "template_list": {"chat_template": [1, {"name": 2}]},
     "template_number": {"chat_template": 5},
     "added_str": {"added_tokens_decoder": {"x": {"content": "y"}}},
+    "added_long": {"added_tokens_decoder": {"5": {"content": "x" * 1_000_000}}},
     "added_huge": {"added_tokens_decoder": {"9999999999": {"content": "<z>", "special": True}}},
     "extra_number": {"extra_special_tokens": 7, "additional_special_tokens": [1]},
     "padding_side": {"padding_side": "up"},
@@ -234,6 +236,32 @@ TOKENIZERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "vocabulary_list": lambda t: t["model"].update(vocab=[["a", 1]]),
     "merges_unknown": lambda t: t["model"].update(merges=[["zzzz", "yyyy"]]),
     "merges_numbers": lambda t: t["model"].update(merges=[1, 2]),
+    "prefix_of_no_merge": lambda t: t["model"].update(continuing_subword_prefix="##"),
+    "prefix_longer_than_a_part": lambda t: t["model"].update(continuing_subword_prefix="\u00e9" * 9),
+    "merge_long": lambda t: t["model"].update(merges=[["a" * 5_000_000, "b"]]),
+    **{
+        f"precompiled_{n}": lambda t, table=table: t.update(
+            normalizer={"type": "Precompiled", "precompiled_charsmap": b64encode(table).decode()}
+        )
+        for n, table in {"empty": b"", "no_trie": bytes(4) + b"abc", "too_short": b"\xff" * 100}.items()
+    },
+    **{
+        f"replaces_{n}": lambda t, pattern=pattern: t.update(
+            normalizer={"type": "Replace", "pattern": pattern, "content": "x" * 50}
+        )
+        for n, pattern in {"nothing": {"String": ""}, "edges": {"Regex": r"\b"}, "options": {"Regex": "(a|b*)"}}.items()
+    },
+    "bytes_of_bytes": lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}),
+    "pieces_of_0": lambda t: t.update(pre_tokenizer={"type": "FixedLength", "length": 0}),
+    "strip_long": lambda t: t.update(decoder={"type": "Strip", "content": "a", "start": 0, "stop": 9}),
+    "template_of_two": lambda t: t.update(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "B", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    ),
     "model_none": lambda t: t.pop("model") and None,
     "unknown_token": lambda t: t["model"].update(unk_token="<nothing>"),
     "replacement_long": _replace("h" * 5_000_000, 1),
