@@ -10,6 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import experts, memory, weights
 from ring_mlx.config import read_config
+from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import Model
@@ -74,7 +75,12 @@ def load_model(
         experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
     model.fingerprint = weights.fingerprint(config, shards, target, exact)
     if not lazy:
-        _read(model)
+        try:
+            _read(model)
+        except RuntimeError as e:
+            raise WeightsError(
+                f"the weights in {folder} cannot be read ({e}); check the disk and the memory."
+            ) from None
         check_kernels(model)
     return model
 

@@ -204,6 +204,15 @@ def test_quantisation_of_other_makers_is_refused_by_name(tmp_path):
     refused(tmp_path, "quantization method 'gptq'")
 
 
+def test_data_that_cannot_be_read(tmp_path, monkeypatch):
+    def fail(model):
+        raise RuntimeError("[read] Unable to read from file.")
+
+    save_hf(tmp_path, config())
+    monkeypatch.setattr("ring_mlx.loading._read", fail)
+    refused(tmp_path, "Unable to read")
+
+
 def test_a_dtype_that_mlx_does_not_take(tmp_path):
     save_hf(tmp_path, config())
     path = tmp_path / "model.safetensors"
