@@ -92,7 +92,7 @@ def _added_problem(added: Any) -> str | None:
 
 def _step_problem(step: str, content: Any) -> str | None:
     """Of a normalizer, pre-tokenizer, post-processor or decoder, whose parts may be nested."""
-    growth = 1
+    growth, prepended = 1, 0
     for count, (depth, key, value) in enumerate(_walk(content), 1):
         if count > MAX_NODES or depth > MAX_DEPTH:
             return f"the {step} has too many parts"
@@ -102,6 +102,9 @@ def _step_problem(step: str, content: Any) -> str | None:
                 return f"the {step} has the pattern {shown(value)} ({problem})"
         if isinstance(value, str) and len(value) > MAX_LETTERS:
             return f"the {step} has a text of {len(value):,} characters"
+        prepended += len(value) if key == "prepend" and isinstance(value, str) else 0
+        if prepended > MAX_LETTERS:
+            return f"the {step} prepends too much"
         if type(value) in (int, float) and not abs(value) <= MAX_ID:
             return f"the {step} has the number {shown(value)}"
         if isinstance(value, Mapping):

@@ -257,7 +257,7 @@ def lies_by_columns(name: str, array: mx.array) -> bool:
     return is_matrix and not name.endswith("word_embeddings.weight") and mx.default_device() == mx.cpu
 
 
-def check(model: Model, arrays: Mapping[str, mx.array], folder: Path) -> None:
+def check(model: Model, arrays: Mapping[str, mx.array], folder: Path | str) -> None:
     """Hold the checkpoint against the model's parameters.
 
     Raises:

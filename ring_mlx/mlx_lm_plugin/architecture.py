@@ -70,6 +70,16 @@ class Model(ring_mlx.model.Model):
             check_kernels(self)
         return super().__call__(tokens, cache, hidden_states=hidden_states, last_only=last_only)
 
+    def load_weights(self, file_or_weights: Any, strict: bool = True) -> Any:
+        """Same contract as `mlx.nn.Module.load_weights`.
+
+        Raises:
+            WeightsError: If tensors are missing, extra, misshapen or of the wrong dtype, and ``strict``.
+        """
+        if strict and isinstance(file_or_weights, list):
+            weights.check(self, dict(file_or_weights), "the checkpoint")
+        return super().load_weights(file_or_weights, strict=strict)
+
     def sanitize(self, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
         """Arrays of either form of checkpoint under the model's parameter names.
 

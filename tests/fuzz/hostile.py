@@ -252,6 +252,9 @@ TOKENIZERS: dict[str, Callable[[dict[str, Any]], Any]] = {
         for n, pattern in {"nothing": {"String": ""}, "edges": {"Regex": r"\b"}, "options": {"Regex": "(a|b*)"}}.items()
     },
     "bytes_of_bytes": lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}),
+    "prepends": lambda t: t.update(
+        normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 4000}] * 900}
+    ),
     "pieces_of_0": lambda t: t.update(pre_tokenizer={"type": "FixedLength", "length": 0}),
     "strip_long": lambda t: t.update(decoder={"type": "Strip", "content": "a", "start": 0, "stop": 9}),
     "template_of_two": lambda t: t.update(

@@ -78,3 +78,11 @@ def test_every_door(forks, door, name):
         places = {"model": model, "text": text, "out": model.parent / "out"}
         args = [a.format(**places) for a in given] if isinstance(given, list) else given.format(**places)
         attempt(forks, function, args, stdin="hi\n")
+
+
+@pytest.mark.parametrize("name", ["header_norm_integers", "header_packed_as_float"])
+def test_through_mlx_lm(forks, name):
+    with folders.folder() as model:
+        HOSTILE[name](model)
+        outcome = attempt(forks, CLI, ["mlx-lm", "generate", "--model", str(model), "--prompt", "hi", "-m", "2"])
+        assert outcome.code == 2
