@@ -91,16 +91,20 @@ def test_names_that_are_not_ours_are_left_out_and_experts_must_be_complete():
     model = architecture.Model(architecture.ModelArgs.from_dict(config()))
     expert = "model.layers.1.mlp.experts.{}.up_proj.weight"
     arrays = {expert.format(e): mx.full((2, 3), e, mx.bfloat16) for e in range(12)}
-    extra = {"model.mtp.w": mx.zeros(1), "model.layers.9.w": mx.zeros(1), "model.layers.0.attention.slope": mx.zeros(1)}
+    extra = {
+        "model.mtp.w": mx.zeros(30_000),
+        "model.layers.9.w": mx.zeros(1),
+        "model.layers.0.attention.slope": mx.zeros(1),
+    }
     router = {"model.layers.1.mlp.gate.weight": mx.zeros((2, 2), mx.bfloat16)}
     found = model.sanitize(arrays | extra | router)
     assert sorted(found) == ["model.layers.1.mlp.gate.gate_proj.weight", "model.layers.1.mlp.switch_mlp.up_proj.weight"]
     assert found["model.layers.1.mlp.switch_mlp.up_proj.weight"][:, 0, 0].tolist() == list(range(12))
     assert found["model.layers.1.mlp.gate.gate_proj.weight"].dtype == mx.float32
-    assert sorted(model.sanitize(found)) == sorted(found)
+    assert sorted(model.sanitize(found | extra)) == sorted(found)
     del arrays[expert.format(4)]
     with pytest.raises(WeightsError, match=r"experts 0 to 11, but the files hold 11"):
-        model.sanitize(arrays)
+        model.sanitize(arrays | extra)
 
 
 def test_the_router_is_neither_quantised_nor_cast():
