@@ -68,12 +68,12 @@ def make_tokenizer(
     Raises:
         TokenizerError: If the files are missing or unreadable, the tokenizer exists as code only, or it makes an id
             for which the model has no row (``vocab_size`` in config.json).
-        ConfigError: If tokenizer_config.json or config.json is not JSON.
+        ConfigError: If config.json is not JSON.
     """
     check_small_files(folder, TokenizerError)
     templates.warm()
     settings_file = folder / "tokenizer_config.json"
-    settings = read_json(settings_file) if settings_file.is_file() else {}
+    settings = read_json(settings_file, TokenizerError) if settings_file.is_file() else {}
     _check_files(folder, _named_code(settings))
     for key, package in NAMED_MODULES.items():
         _check_named_module(folder, key, settings.get(key), package)

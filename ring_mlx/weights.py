@@ -195,9 +195,15 @@ def compute_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted:
 
 
 def file_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> mx.Dtype:
-    """The dtype that config.json names, else the commonest floating one of the tensors."""
+    """The dtype that config.json names, else the commonest floating one of the tensors.
+
+    Raises:
+        WeightsError: If config.json names it by something else than text.
+    """
     named = raw.get("torch_dtype") or raw.get("dtype")
-    if isinstance(named, str) and named in CONFIG_DTYPES:
+    if named is not None and not isinstance(named, str):
+        raise WeightsError(f"torch_dtype {shown(named)} in config.json is no text; give bfloat16, float16 or float32.")
+    if named in CONFIG_DTYPES:
         return CONFIG_DTYPES[named]
     floats = [t.dtype for t in tensors.values() if t.dtype in ("BF16", "F16", "F32")]
     return DTYPES[max(set(floats), key=floats.count)] if floats else mx.float32

@@ -47,11 +47,11 @@ def _raw():
 
 
 def test_it_adds(toy):
-    assert accuracy(*toy, sums(40, seed=1)) >= 0.9
+    assert accuracy(*toy, sums(20, seed=1)) >= 0.9
 
 
 def test_it_knows_a_little_of_everything(toy):
-    questions = select(read_suite(suite_path("demo")), None, 3)
+    questions = select(read_suite(suite_path("demo")), None, 2)
     questions = [q for q in questions if not q.task.endswith(("-1024", "-2048", "-4096"))]
     counts = accuracy_by_task(evaluate(*toy, questions))
     assert sum(right / asked for right, asked in counts.values()) / len(counts) >= 0.85
@@ -93,9 +93,8 @@ def test_it_recalls_what_was_said_under_headings(headed):
     assert headed.right >= 17
 
 
-@pytest.mark.parametrize("name", ["rounded", "both"])
-def test_a_wrong_decay_lowers_recall_at_4096_tokens(headed, name):
-    with decay(name):
+def test_a_wrong_decay_lowers_recall_at_4096_tokens(headed):
+    with decay("rounded"):
         wrong = plain(load(demo_model_path()))
     found = recall_under_headings(*wrong)
     assert found.right <= headed.right - 2

@@ -298,8 +298,8 @@ def left_behind(path, talk_of):
 
 
 def test_a_damaged_log_is_not_passed_over_without_a_word(tmp_path):
-    """SQLite forgets all commits from the first wrong checksum on."""
-    path, chance = tmp_path / "chats.db", random.Random(5)
+    """SQLite forgets all commits from the first wrong checksum on; the last alone may be what a kill left."""
+    path, chance, unsaid = tmp_path / "chats.db", random.Random(5), 0
     talk, late = left_behind(path, lambda source: fill(source, 1))
     data, log = path.read_bytes(), path.with_name("chats.db-wal").read_bytes()
     for n in range(30):
@@ -313,10 +313,39 @@ def test_a_damaged_log_is_not_passed_over_without_a_word(tmp_path):
         lost = [t for t in late if t.id not in found or (found[t.id] != t and not found[t.id].is_damaged)]
         assert len(lost) <= 1
         assert len([t for t in late if found.get(t.id) == t]) >= len(late) - 1
-        assert bool(db.notes) == (n > 0)
+        if bool(db.notes) != (n > 0):
+            assert lost in ([], late[-1:])
+            unsaid += 1
         db.close()
         for kept in tmp_path.glob("chats.db*"):
             kept.unlink()
+    assert unsaid < 8
+
+
+def test_a_log_that_a_kill_tore_loses_nothing_that_was_said(tmp_path):
+    """The header of the last frame is there, its page is not, or is what the log held before."""
+    path, frame = tmp_path / "chats.db", 24 + 4096
+    talk, late = left_behind(path, lambda source: fill(source, 1))
+    data, log = path.read_bytes(), path.with_name("chats.db-wal").read_bytes()
+    for page in (bytes(4096), log[32 + 24 : 32 + frame]):
+        path.write_bytes(data)
+        path.with_name("chats.db-wal").write_bytes(log[:-4096] + page)
+        db = Database(path)
+        assert db.notes == []
+        found = {t.id: t for t in turns.load(db, talk.chat.id)}
+        assert [t for t in late[:-1] if found.get(t.id) != t] == []
+        db.close()
+        for kept in tmp_path.glob("chats.db*"):
+            kept.unlink()
+    damaged = bytearray(data)
+    damaged[20] ^= 1
+    path.write_bytes(damaged)
+    path.with_name("chats.db-wal").write_bytes(log[:-4096] + bytes(4096))
+    db = Database(path)
+    assert db.notes
+    found = {t.id: t for t in turns.load(db, talk.chat.id)}
+    assert [t for t in late[:-1] if found.get(t.id) != t] == []
+    db.close()
 
 
 def test_another_window_keeps_a_store_from_being_mended(tmp_path, store, monkeypatch):

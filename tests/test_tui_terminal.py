@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from ring_mlx import harmless
 from tui.keeper import WRITE_EVERY_S
 from tui.store import Database, chats, turns
 
@@ -142,7 +143,8 @@ def test_a_killed_terminal_keeps_what_was_on_the_screen(terminal, tmp_path):
 
 
 def letters(text):
-    return re.sub(r"[^A-Za-z0-9]", "", text)
+    """What a screen shows of a text, without breaks and signs."""
+    return re.sub(r"[^A-Za-z0-9]", "", harmless(text))
 
 
 def stored(folder):

@@ -195,7 +195,7 @@ def test_template(forks, body):
     generate(forks, {TEMPLATE: "{% set ns = namespace(s='x') %}" + body})
 
 
-@fuzz(examples=150)
+@fuzz(examples=40)
 @given(pattern=PATTERNS)
 def test_patterns_that_pass_end_soon(forks, pattern):
     assume(regex_problem(pattern) is None)

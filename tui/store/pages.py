@@ -83,29 +83,45 @@ class Pages:
 
     def _read_log(self, log: bytes) -> None:
         """Take the pages of the log up to its last commit; what follows was never said to be written."""
-        pending: dict[int, bytes] = {}
-        for frame in _frames(log, self.size):
-            number, pages = struct.unpack_from(">II", frame)
-            pending[number] = frame[FRAME_HEADER_BYTES:]
-            if pages:
-                self._pages.update(pending)
-                pending = {}
+        commits = _commits(log, self.size)
+        if is_last_torn(commits):
+            commits.pop()
+        for pages, _ in commits:
+            self._pages.update(pages)
 
 
 def is_log_whole(path: Path) -> bool:
-    """Whether SQLite will read all commits of a database's log: it stops without a word at the first wrong checksum."""
+    """Whether SQLite will read all commits of a database's log: it stops without a word at the first wrong checksum.
+
+    The last commit may be torn: a process that is killed leaves a frame's header without its page, and it had not yet
+    said that anything was written.
+    """
     log = _log_of(path)
-    if len(log) < LOG_HEADER_BYTES:
-        return True
     size = int.from_bytes(log[8:12], "big")
-    sums = _sums(log[:4], log[:24], (0, 0))
-    wrong = log[24:32] != struct.pack(">II", *sums)
-    for frame in _frames(log, size if size in SIZES else PAGE_BYTES):
+    commits = _commits(log, size if size in SIZES else PAGE_BYTES)
+    return all(is_right for _, is_right in commits) or is_last_torn(commits)
+
+
+def is_last_torn(commits: list[tuple[dict[int, bytes], bool]]) -> bool:
+    """Whether the last commit alone has a wrong checksum."""
+    return [is_right for _, is_right in commits[-2:]] in ([True, False], [False])
+
+
+def _commits(log: bytes, size: int) -> list[tuple[dict[int, bytes], bool]]:
+    """The pages of each commit, and whether all checksums up to its end are right."""
+    commits: list[tuple[dict[int, bytes], bool]] = []
+    sums = _sums(log[:4], log[:24], (0, 0)) if len(log) >= LOG_HEADER_BYTES else (0, 0)
+    is_right = log[24:32] == struct.pack(">II", *sums)
+    pages: dict[int, bytes] = {}
+    for frame in _frames(log, size):
         sums = _sums(log[:4], frame[:8] + frame[FRAME_HEADER_BYTES:], sums)
-        wrong = wrong or frame[16:24] != struct.pack(">II", *sums)
-        if wrong and any(frame[4:8]):
-            return False
-    return True
+        is_right = is_right and frame[16:24] == struct.pack(">II", *sums)
+        number, pages_in_all = struct.unpack_from(">II", frame)
+        pages[number] = frame[FRAME_HEADER_BYTES:]
+        if pages_in_all:
+            commits.append((pages, is_right))
+            pages = {}
+    return commits
 
 
 def _log_of(path: Path) -> bytes:
