@@ -1,4 +1,4 @@
-"""The header of a safetensors file, held against the file's size; knows no names and no models.
+"""The header of a safetensors file, held against the file's size.
 
 The file is 8 bytes of length n, n bytes of JSON, then the data: ``{name: {"dtype", "shape", "data_offsets"}}``, with
 offsets from the end of the header, and ``__metadata__`` of texts. Tensors must cover the data without gap or overlap.

@@ -1,4 +1,4 @@
-"""mlx-lm's samplers and processors from a request's `Sampling`; knows no screen and no command line."""
+"""mlx-lm's samplers and processors from a request's `Sampling`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer through mlx-lm's wrapper, with every stop token that its files name; knows no model.
+"""The checkpoint's tokenizer through mlx-lm's wrapper, with every stop token that its files name.
 
 Everything that makes a tokenizer goes through `make_tokenizer`, which runs no code of a checkpoint.
 """

@@ -1,4 +1,4 @@
-"""The chat application: themes, keys and palette around one chat screen; knows no model."""
+"""The chat application: themes, keys and palette around one chat screen."""
 
 from __future__ import annotations
 

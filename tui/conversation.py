@@ -1,4 +1,4 @@
-"""A chat as a tree of turns with one branch in view; knows no widget, no engine and no database.
+"""A chat as a tree of turns with one branch in view.
 
 Nothing is ever removed: an edit or a new answer is a sibling, going back moves the leaf, and undo moves it back.
 """

@@ -1,4 +1,4 @@
-"""Text files that come with a question: read, found in what was pasted, completed; knows no widget."""
+"""Text files that come with a question: read, found in what was pasted, completed."""
 
 from __future__ import annotations
 

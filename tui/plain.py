@@ -1,4 +1,4 @@
-"""``ring-mlx chat --plain``: a line in, an answer out, for dumb terminals and pipes; knows no widget.
+"""``ring-mlx chat --plain``: a line in, an answer out, for dumb terminals and pipes.
 
 Questions come from standard input, a line each; a line that ends in a backslash goes on in the next. Answers go to
 standard output and everything else to standard error, so that a pipe gets answers only. Ctrl+C ends the answer.

@@ -1,4 +1,4 @@
-"""`ring_mlx.Session` as the engine uses it: its events become messages; knows no widget and no MLX.
+"""`ring_mlx.Session` as the engine uses it: its events become messages.
 
 Importing this module is cheap; making a source imports MLX, on the session's own thread.
 """

@@ -1,4 +1,4 @@
-"""The ``ring-mlx`` command: finds the subcommand, runs it, and turns failures into one line; knows no model."""
+"""The ``ring-mlx`` command: finds the subcommand, runs it, and turns failures into one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources and results on the hub: headers without shards, single shards, uploads; knows no tensor's meaning."""
+"""Sources and results on the hub: headers without shards, single shards, uploads."""
 
 from __future__ import annotations
 

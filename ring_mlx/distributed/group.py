@@ -1,4 +1,4 @@
-"""The processes that work together: joining them, and what they tell each other; knows no model."""
+"""The processes that work together: joining them, and what they tell each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank as its launcher sees it: a process here, or an ssh that holds one elsewhere; knows no other rank."""
+"""One rank as its launcher sees it: a process here, or an ssh that holds one elsewhere."""
 
 from __future__ import annotations
 

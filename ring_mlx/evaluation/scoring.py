@@ -1,4 +1,4 @@
-"""Given tokens, scored: their logits in steps, and windows over more of them than a context holds; knows no text."""
+"""Given tokens, scored: their logits in steps, and windows over more of them than a context holds."""
 
 from __future__ import annotations
 

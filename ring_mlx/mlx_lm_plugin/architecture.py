@@ -1,4 +1,4 @@
-"""Our model as a module of ``mlx_lm.models``: the names and methods that its loader looks for; knows no files.
+"""Our model as a module of ``mlx_lm.models``: the names and methods that its loader looks for.
 
 mlx-lm's own caches serve it, single and batched, so whatever saves, copies, merges, filters, extends or extracts a
 prompt cache there works here.

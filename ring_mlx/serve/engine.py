@@ -1,4 +1,4 @@
-"""The model's one thread: requests join the running batch between tokens and leave it; knows no HTTP."""
+"""The model's one thread: requests join the running batch between tokens and leave it."""
 
 from __future__ import annotations
 

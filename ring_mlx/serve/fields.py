@@ -1,4 +1,4 @@
-"""Fields of a JSON object with their types and ranges checked; knows no route."""
+"""Fields of a JSON object with their types and ranges checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients of OpenAI's chat and completion routes may ask, checked and put into our words; knows no model.
+"""What clients of OpenAI's chat and completion routes may ask, checked and put into our words.
 
 Fields that change the answer and that we cannot honour are refused; fields that nobody here knows are ignored, because
 clients send many. Beside OpenAI's own there are ``top_k``, ``min_p``, ``repetition_penalty``, ``thinking_budget`` and

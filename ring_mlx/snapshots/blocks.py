@@ -1,4 +1,4 @@
-"""Snapshots as values: linear states by reference, keys and values in shared blocks; knows no tree and no file.
+"""Snapshots as values: linear states by reference, keys and values in shared blocks.
 
 A linear state cannot be taken back, but an MLX array never changes: keeping the array is the copy. Keys and values
 grow in place in the live cache's buffer, so a snapshot cuts them into blocks of `BLOCK_TOKENS` tokens that never

@@ -1,4 +1,4 @@
-"""Arrays in files whose names are their checksums; knows no snapshot."""
+"""Arrays in files whose names are their checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of one model's snapshots: what belongs there, and nothing else is touched; knows no array.
+"""The folder of one model's snapshots: what belongs there, and nothing else is touched.
 
 Only plain files with names of ours are read or removed, and only in folders that are no links and belong to this user.
 """

@@ -1,4 +1,4 @@
-"""Arrays of a snapshot to named arrays and back, with keys and values in fewer bits if wanted; knows no file."""
+"""Arrays of a snapshot to named arrays and back, with keys and values in fewer bits if wanted."""
 
 from __future__ import annotations
 

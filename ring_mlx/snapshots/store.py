@@ -1,4 +1,4 @@
-"""Snapshots on disk: found by a prompt's hash, checked before they are believed; knows no model and no text.
+"""Snapshots on disk: found by a prompt's hash, checked before they are believed.
 
 One folder a model (and form of keys and values)::
 

@@ -1,4 +1,4 @@
-"""A tree of token prefixes that finds the deepest snapshot of a prompt, within a budget; knows no model and no file."""
+"""A tree of token prefixes that finds the deepest snapshot of a prompt, within a budget."""
 
 from __future__ import annotations
 

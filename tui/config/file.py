@@ -1,4 +1,4 @@
-"""The configuration's file: read, and written without losing comments or half of it; knows no value's meaning."""
+"""The configuration's file: read, and written without losing comments or half of it."""
 
 from __future__ import annotations
 

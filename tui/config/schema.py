@@ -1,4 +1,4 @@
-"""What can be configured, and which values make sense; knows no file."""
+"""What can be configured, and which values make sense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A choice among the models on this machine, or any folder or hub name; knows no engine."""
+"""A choice among the models on this machine, or any folder or hub name."""
 
 from __future__ import annotations
 

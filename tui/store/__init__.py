@@ -1,4 +1,4 @@
-"""Chats on disk: SQLite with full-text search, one module per concern; knows no screen and no model.
+"""Chats on disk: SQLite with full-text search, one module per concern.
 
 ``records`` says what is kept, ``database`` owns the file and its failures, ``migrations`` its versions; ``chats``,
 ``turns``, ``drafts``, ``search`` and ``exchange`` are functions of a `Database`.

@@ -1,4 +1,4 @@
-"""Who may open a store's files: the user alone; and which windows have them open; knows no SQLite."""
+"""Who may open a store's files: the user alone; and which windows have them open."""
 
 from __future__ import annotations
 

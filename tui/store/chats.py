@@ -1,4 +1,4 @@
-"""Chats: save, list, rename, pin, delete and restore; knows no turn."""
+"""Chats: save, list, rename, pin, delete and restore."""
 
 from __future__ import annotations
 

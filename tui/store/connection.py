@@ -1,4 +1,4 @@
-"""Opens the file of a store: private, checked, brought to the newest version; knows no table's content."""
+"""Opens the file of a store: private, checked, brought to the newest version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One SQLite file, shared with other windows; turns its failures into one line; knows no table."""
+"""One SQLite file, shared with other windows; turns its failures into one line."""
 
 from __future__ import annotations
 

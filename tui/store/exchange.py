@@ -1,4 +1,4 @@
-"""A chat as Markdown to read, or as JSON to keep and take back; knows no database and no file."""
+"""A chat as Markdown to read, or as JSON to keep and take back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of a conversation, as plain values; knows no database."""
+"""What is kept of a conversation, as plain values."""
 
 from __future__ import annotations
 

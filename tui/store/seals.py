@@ -1,4 +1,4 @@
-"""What is sealed of each table, by name of its columns; knows no value's meaning."""
+"""What is sealed of each table, by name of its columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns of a chat: save and load; knows no tree, only parents."""
+"""Turns of a chat: save and load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the user writes: Enter sends, Ctrl+J starts a new line; knows no conversation.
+"""Where the user writes: Enter sends, Ctrl+J starts a new line.
 
 Keys are handled among the letters, not as priority bindings, which would overtake letters that came in one burst.
 """
