@@ -123,7 +123,7 @@ class Batch:
         self._logits = self._model(chosen[:, None], self._cache, last_only=True)[:, -1].astype(mx.float32)
         mx.async_eval(self._logits, largest)
         tokens = np.asarray(chosen).tolist()
-        self._largest = {row.number: value for row, value in zip(self._rows, largest.tolist(), strict=True)}
+        self._largest = {row.number: value for row, value in zip(self._rows, np.asarray(largest).tolist(), strict=True)}
         for row, token in zip(self._rows, tokens, strict=True):
             row.tokens.append(token)
         return {row.number: token for row, token in zip(self._rows, tokens, strict=True)}

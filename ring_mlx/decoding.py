@@ -198,7 +198,7 @@ def decode(
             history = mx.concatenate([history, y.astype(history.dtype)])
         if n + 1 < max_tokens:
             following = pick(_forward(y, model, cache, kv_quantization))
-        check_finite(largest.tolist())
+        check_finite(np.asarray(largest).tolist())
         yield int(np.asarray(y)[0]), logprobs
         if n + 1 < max_tokens:
             y, largest, logprobs = following
@@ -208,7 +208,7 @@ def decode(
 
 def largest_logit(logits: mx.array) -> mx.array:
     """Of each row [..., vocab], for `check_finite`: NaN if there is one, and finite though some tokens are ruled out."""
-    return mx.max(logits, axis=-1)
+    return mx.max(logits, axis=-1).astype(mx.float32)
 
 
 def check_finite(largest: Iterable[float]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.decoding import check_finite, largest_logit, prefill_step_or_default
@@ -81,7 +82,7 @@ def complete(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int, st
     for _ in range(max_tokens):
         y, largest = mx.argmax(logits[:, -1], axis=-1), largest_logit(logits[:, -1])
         mx.eval(y, largest)
-        check_finite(largest.tolist())
+        check_finite(np.asarray(largest).tolist())
         for row, token in enumerate(_ids(y)):
             if row in open_rows:
                 if token in stops:

@@ -75,7 +75,7 @@ def scored_logits(
         end = min(start + step, whole.size - 1)
         logits = model(whole[None, start:end], cache)[0].astype(mx.float32)
         mx.eval(logits, largest := largest_logit(logits), cache.state)
-        check_finite(largest.tolist())
+        check_finite(np.asarray(largest).tolist())
         yield logits, whole[start + 1 : end + 1]
 
 
