@@ -25,7 +25,12 @@ TURN_S = 0.05
 START_S, JOIN_S, OBEY_S, FAILED_S, LOST_S = 300.0, 15.0, 10.0, 3.0, 0.5
 # How long a line that tells a failure is held until it is clear that nothing ends, and how many lines are compared.
 HELD_S, REMEMBERED = 6.0, 200
-_BACKENDS = ("[ring] ", "[jaccl] ")
+# What MLX writes of its sockets. It comes in pieces, so that any line may begin in the middle of it.
+_BACKEND = re.compile(r"\[(?:ring|jaccl)\]")
+_SOCKETS = re.compile(
+    rf"(?:{_BACKEND.pattern}|(?:Receiving from |Sending to )?[Ss]ocket|was closed by the peer|failed with errno"
+    r"|made no progress|Too many send/recv errors\. Failing pending tasks\.\.\.|-?\d+|\s)+"
+)
 _FAILURE = re.compile(r"ring-mlx[\w -]*: \[")
 
 
@@ -184,10 +189,10 @@ class Messages:
     def say(self, rank: int, line: str) -> None:
         """Take a line of a rank."""
         with self._lock:
+            if line and "MLX_RING_VERBOSE" not in os.environ and not (line := _without_sockets(line)):
+                return  # the reason follows
             if self.is_interrupted and not line.startswith("ring-mlx: "):
                 return  # how the interpreter takes it
-            if line.startswith(_BACKENDS) and "MLX_RING_VERBOSE" not in os.environ:
-                return  # a line for each of MLX's sockets; the reason follows
             if any(line == said and rank != other for other, said in self._recent):
                 return
             self._recent.append((rank, line))
@@ -221,6 +226,15 @@ class Messages:
                     _write(line)
         elif time.monotonic() > self._explained_at + 2 * HELD_S:
             _write(why if why.startswith("ring-mlx") else f"ring-mlx: [distributed] {why}")
+
+
+def _without_sockets(line: str) -> str:
+    """The line without what MLX writes of its sockets before it; a line of ours may begin with a number."""
+    sockets = _SOCKETS.match(line)
+    if sockets is None or not (sockets.end() == len(line) or re.search("[a-z]", sockets[0])):
+        return line
+    rest = line[sockets.end() :]
+    return "" if _BACKEND.match(line) and not rest.startswith("ring-mlx") else rest
 
 
 def _write(line: str) -> None:
