@@ -27,7 +27,8 @@ from demo.tasks_recall import CountTokens, make_many_recall
 from demo.tasks_topic import make_topic_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
-from ring_mlx.decay import alibi_slopes, decay_rate
+from ring_mlx.config_values import CLAMPED
+from ring_mlx.decay import decay_rate
 from ring_mlx.decoding import generate_step, prefill, prefill_step_or_default, step_sizes
 from ring_mlx.evaluation import evaluate, scoring
 from ring_mlx.evaluation.divergence import diverge
@@ -44,10 +45,9 @@ class Recall(NamedTuple):
     nats: float
 
 
-def one_based(heads: int, layer: int, layers: int) -> mx.array:
+def one_based(heads: int, layer: int, layers: int, _: int | str = 0) -> mx.array:
     """Decay rates as mlx-lm 0.32.2 has them: layers counted from one behind."""
-    factor = 1 - max(0, layer - 1) / max(1, layers - 1) + 1e-5
-    return mx.array([s * factor for s in alibi_slopes(heads)])
+    return decay_rate(heads, layer, layers, CLAMPED)
 
 
 def _round(rates: mx.array) -> mx.array:
@@ -55,17 +55,17 @@ def _round(rates: mx.array) -> mx.array:
     return -mx.log(mx.exp(-rates).astype(mx.bfloat16).astype(mx.float32))
 
 
-def rounded(heads: int, layer: int, layers: int) -> mx.array:
+def rounded(heads: int, layer: int, layers: int, _: int | str = 0) -> mx.array:
     """Decay rates whose factor exp(-s) went through bfloat16."""
     return _round(decay_rate(heads, layer, layers))
 
 
-def both(heads: int, layer: int, layers: int) -> mx.array:
+def both(heads: int, layer: int, layers: int, _: int | str = 0) -> mx.array:
     """Decay rates with both faults, as mlx-lm 0.32.2 has them in bfloat16."""
     return _round(one_based(heads, layer, layers))
 
 
-DECAYS: dict[str, Callable[[int, int, int], mx.array]] = {
+DECAYS: dict[str, Callable[..., mx.array]] = {
     "right": decay_rate,
     "one-based": one_based,
     "rounded": rounded,

@@ -145,7 +145,8 @@ class LinearAttention(_Attention):
         self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.g_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
         self.groups = config.group_norm_size
-        self._decay_rate = _constant(decay_rate(self.num_heads, layer, config.num_hidden_layers))
+        rates = decay_rate(self.num_heads, layer, config.num_hidden_layers, config.decay_layer_offset)
+        self._decay_rate = _constant(rates)
 
     @property
     def decay_rate(self) -> mx.array:

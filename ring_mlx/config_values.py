@@ -22,6 +22,14 @@ MOST = {
     "num_shared_experts": 1 << 10,
     "vocab_size": 1 << 24,
 }
+# How layers are numbered in the decay's formula. Public sources disagree, and nobody here has read real weights: see
+# docs/doctor.md.
+CLAMPED = "clamped"
+DECAY_OFFSETS: dict[int | str, str] = {
+    0: "layers counted from 0, as in the authors' engines",
+    -1: "one less, in layer 0 too, as in the released Hugging Face file",
+    CLAMPED: "one less, but not in layer 0, as in mlx-lm",
+}
 MOST_INTEGER = (1 << 31) - 1
 MOST_FLOAT = 1e30
 
@@ -41,6 +49,11 @@ def check_integers(raw: Mapping[str, Any], keys: Iterable[str]) -> None:
 def is_count(value: object) -> TypeGuard[int]:
     """Whether a value is a positive integer."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_decay_offset(value: object) -> TypeGuard[int | str]:
+    """Whether a value is a key of DECAY_OFFSETS, and of its type."""
+    return isinstance(value, (int, str)) and not isinstance(value, bool) and value in DECAY_OFFSETS
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -1,4 +1,4 @@
-"""The fixed decay rates of lightning attention; knows head and layer counts, nothing else."""
+"""The fixed decay rates of lightning attention, which no checkpoint holds; knows head and layer counts only."""
 
 from __future__ import annotations
 
@@ -28,24 +28,26 @@ def alibi_slopes(num_heads: int) -> list[float]:
     return _geometric(below) + _geometric(2 * below)[::2][: num_heads - below]
 
 
-def decay_rate(num_heads: int, layer: int, num_layers: int) -> mx.array:
+def decay_rate(num_heads: int, layer: int, num_layers: int, offset: int | str = 0) -> mx.array:
     """Rate s of each head of a linear layer, for the decay exp(-s) a token.
 
     ::
 
-        s_h = slope_h * (1 - i / (N - 1) + 1e-5)
+        s_h = slope_h * (1 - n / (N - 1) + 1e-5),  n = i + offset, or max(0, i - 1) where it is clamped
 
     Args:
         num_heads: H.
         layer: i, the 0-based index among all layers.
         num_layers: N, all layers.
+        offset: The configuration's ``decay_layer_offset``, one of `config_values.DECAY_OFFSETS`.
 
     Returns:
         [H] float32, computed in float64 and rounded once.
 
-    Source: arXiv 2510.19338; the authors' engines index layers from 0 here (mlx-lm 0.32.2 takes i - 1).
+    Source: arXiv 2510.19338, and the files that `config_values.DECAY_OFFSETS` names.
     """
-    factor = 1 - layer / max(1, num_layers - 1) + 1e-5
+    number = max(0, layer - 1) if isinstance(offset, str) else layer + offset
+    factor = 1 - number / max(1, num_layers - 1) + 1e-5
     return mx.array([slope * factor for slope in alibi_slopes(num_heads)], dtype=mx.float32)
 
 

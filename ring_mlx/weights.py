@@ -302,7 +302,9 @@ def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exa
     may leave a file's size, ends and most of its tensors as they were. A file whose header holds checksums of its data
     is known by those.
     """
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=str).encode())
+    # The default is left out, so that what older versions kept is found again.
+    keys = {k: v for k, v in asdict(config).items() if (k, v) != ("decay_layer_offset", 0)}
+    digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode())
     digest.update(f"{dtype}{exact}".encode())
     for shard in shards:
         header = read_header(shard)

@@ -55,6 +55,8 @@ def test_a_missing_key_is_named(key):
         ("partial_rotary_factor", 1.5, "partial_rotary_factor 1.5"),
         ("rotary_dim", 4, "rotary_dim 4 contradicts"),
         ("rms_norm_eps", float("nan"), "rms_norm_eps NaN"),
+        *(("decay_layer_offset", value, "decay_layer_offset") for value in (1, -2, -1.0, True, "0", "", [], {})),
+        ("decay_layer_offset", "Clamped", "decay_layer_offset 'Clamped' is not 0 or -1 or 'clamped'; correct"),
     ],
 )
 def test_an_unsupported_value_is_named(key, value, shown):

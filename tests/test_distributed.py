@@ -25,6 +25,7 @@ from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import GOLDEN, TINY
 from ring_mlx.config import RingConfig, read_config
 from ring_mlx.convert.source_files import local_tensors
+from ring_mlx.decay import decay_rate
 from ring_mlx.decoding import generate_step
 from ring_mlx.distributed import loading
 from ring_mlx.distributed.cuts import plan_cuts
@@ -395,10 +396,12 @@ def test_parts_dequantise_to_the_whole(tmp_path):
 @pytest.mark.parametrize("backend", backends("fast"))
 @pytest.mark.parametrize("mode", ["tensor", "pipeline"])
 def test_kernels_run_in_a_part(tmp_path, mode, backend):
-    save_packed(tmp_path, 4, 32)
+    save_packed(tmp_path, 4, 32, decay_layer_offset=-1)
     c, raw = read_config(tmp_path)
     part = loading.plan_part(raw, c, local_tensors(tmp_path), mode, Rank(0, 2))
     model = loading._read(part, tmp_path, mx.float32, False)
+    rates = model.layers[0].attention.decay_rate
+    assert mx.array_equal(rates, decay_rate(c.num_attention_heads, 0, c.num_hidden_layers, -1)[: len(rates)])
     with part.alone(), launch.use(backend):
         assert 0 < _difference(model) < 1e-4
 

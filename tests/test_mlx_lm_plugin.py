@@ -63,6 +63,18 @@ def test_stock_mlx_lm_computes_something_else(tmp_path):
     assert relative_rms(stock(ids), model(ids)) > 0.05
 
 
+def test_the_key_of_the_decay_counts_and_clamped_is_what_stock_mlx_lm_computes(tmp_path):
+    raw, ids, heard = config(hidden_size=96, head_dim=16), tokens(100), {}
+    for offset in (0, -1, "clamped"):
+        model = save_hf(tmp_path, raw | {"decay_layer_offset": offset})
+        heard[offset] = model(ids)
+        assert_close(build(tmp_path)(ids), heard[offset], 1e-5)
+    assert relative_rms(heard[0], heard["clamped"]) > 0.05 < relative_rms(heard[0], heard[-1])
+    assert relative_rms(heard[-1], heard["clamped"]) > 1e-3
+    mlx_lm_plugin.unregister()
+    assert_close(build(tmp_path)(ids), heard["clamped"], 1e-4)
+
+
 def test_both_forms_of_checkpoint_and_the_quantised_demo_model_load_as_ours_do(tmp_path):
     model = save_hf(tmp_path / "hf", config(), shards=3)
     utils.save_model(tmp_path / "stacked", model)

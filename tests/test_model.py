@@ -22,10 +22,20 @@ def test_slopes_are_alibis(heads):
     np.testing.assert_allclose(alibi_slopes(heads), reference.slopes(heads), rtol=1e-12)
 
 
-def test_decay_rate_counts_layers_from_zero():
-    slopes = np.array(reference.slopes(16))
+@pytest.mark.parametrize(("offset", "first"), [(0, 0), (-1, -1), ("clamped", 0)])
+def test_decay_rate_counts_layers_as_the_configuration_says(offset, first):
+    slopes, behind = np.array(reference.slopes(16)), 0 if offset == 0 else 1
     for layer in (0, 1, 10, 18, 19):
-        assert_close(decay_rate(16, layer, 20), slopes * (1 - layer / 19 + 1e-5), 1e-6)
+        number = first if layer == 0 else layer - behind
+        assert_close(decay_rate(16, layer, 20, offset), slopes * (1 - number / 19 + 1e-5), 1e-6)
+    model = make_model(decay_layer_offset=offset)
+    for layer in (0, 1):
+        assert mx.array_equal(model.layers[layer].attention.decay_rate, decay_rate(6, layer, 5, offset))
+
+
+def test_the_decay_is_counted_from_zero_where_nothing_is_said():
+    for said in (..., None, 0):
+        assert mx.array_equal(make_model(decay_layer_offset=said).layers[1].attention.decay_rate, decay_rate(6, 1, 5))
 
 
 def test_which_layers_are_linear():

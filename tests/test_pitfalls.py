@@ -18,6 +18,7 @@ import ring_mlx.attention as attention
 import ring_mlx.moe as moe
 from metal_kernels import chunk_lightning_attn, dispatch, launch, naive_lightning_attn, route
 from ring_mlx import load_model
+from ring_mlx.config_values import CLAMPED
 from ring_mlx.decay import alibi_slopes, decay_rate
 from tests import reference
 from tests.compare import assert_close, relative_rms, to_numpy
@@ -47,9 +48,8 @@ def fails(check, *args):
 def test_pitfall_1_decay_counts_layers_from_zero(monkeypatch):
     golden_check()
 
-    def one_based(heads, layer, layers):
-        factor = 1 - max(0, layer - 1) / max(1, layers - 1) + 1e-5
-        return mx.array([s * factor for s in alibi_slopes(heads)])
+    def one_based(heads, layer, layers, _):
+        return decay_rate(heads, layer, layers, CLAMPED)
 
     monkeypatch.setattr(attention, "decay_rate", one_based)
     fails(golden_check)

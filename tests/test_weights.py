@@ -243,6 +243,10 @@ def test_fingerprints_tell_models_apart(tmp_path):
     marks = [load_model(tmp_path / n).fingerprint for n in "abc"]
     assert marks[0] == marks[2] != marks[1]
     assert load_model(tmp_path / "a", exact=True).fingerprint != marks[0]
+    file = tmp_path / "a" / "config.json"
+    for offset in (0, -1):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"decay_layer_offset": offset}))
+        assert (load_model(tmp_path / "a").fingerprint == marks[0]) == (offset == 0)
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 1.0])

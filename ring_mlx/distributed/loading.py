@@ -149,7 +149,7 @@ def _tensor_part(config: RingConfig, entries: dict[str, Entry], quantization: An
     heads = own.num_attention_heads
 
     def rates(layer: int) -> mx.array:
-        every = decay_rate(config.num_attention_heads, layer, config.num_hidden_layers)
+        every = decay_rate(config.num_attention_heads, layer, config.num_hidden_layers, config.decay_layer_offset)
         return mx.contiguous(every[rank * heads : (rank + 1) * heads])
 
     settings = None if quantization is None else {**quantization, **regrouped}
