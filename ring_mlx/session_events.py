@@ -130,10 +130,14 @@ class AnswerText:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A finished call: ``<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>``."""
+    """A finished call: ``<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>``.
+
+    ``raw`` is what the model said, tags included; of several calls in one block, the first has it.
+    """
 
     name: str
     arguments: Mapping[str, Any]
+    raw: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

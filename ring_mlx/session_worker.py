@@ -220,7 +220,7 @@ class Worker:
     def _generate(self, turn: _Turn, emit: Emit) -> End:
         request, reader = turn.request, self.reader
         talk = None if isinstance(request.prompt, str) else request.prompt
-        speech = Speech(talk[-1] if talk and request.continue_last else None)
+        speech = Speech(talk[-1] if talk and request.continue_last else None, bool(request.tools))
         reason: Reason = "stopped"
         for e in self._tokens(turn):
             for event in speech.add(e):

@@ -18,13 +18,14 @@ class Speech:
 
     Args:
         before: The message that the model continues, or None.
+        has_tools: Whether the model was given tools; without any, what looks like a call is text.
     """
 
-    def __init__(self, before: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, before: Mapping[str, Any] | None = None, has_tools: bool = False) -> None:
         self.tokens: list[int] = []
         self.thinking_tokens = 0
         self._last: GenerationEvent | None = None
-        self._calls = ToolCallSplitter()
+        self._calls = ToolCallSplitter() if has_tools else None
         self._found: list[ToolCall] = []
         self._thought = self._answer = ""
         if before is not None:
@@ -47,10 +48,11 @@ class Speech:
         if thought:
             self._thought += thought
             yield ThinkingText(thought)
-        for piece in self._calls.feed(e.answer_text):
+        pieces: list[str | ToolCall] = [e.answer_text] if self._calls is None else self._calls.feed(e.answer_text)
+        if self._calls is not None and e.finish_reason is not None:
+            pieces += self._calls.flush()
+        for piece in pieces:
             yield from self._say(piece)
-        if e.finish_reason is not None:
-            yield from self._say(self._calls.flush())
 
     def message(self) -> dict[str, Any]:
         """The assistant's turn, as templates want it."""

@@ -1,69 +1,195 @@
-"""Finds tool calls in streamed answer text; knows the tags and JSON, not the tools."""
+"""Finds tool calls in streamed answer text; knows the tags and JSON, not the tools.
+
+What is valid JSON is read by `json` alone, so its values are exact: agents write files from them. Only what is not goes
+through `_mended`, which knows the few slips that models make. Libraries that repair JSON guess at all others too: half a
+file would be written where the text was cut.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from ring_mlx.session_events import ToolCall
 from ring_mlx.thinking import tag_prefix
+from ring_mlx.whole_text import whole_text
 
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 MAX_LEVELS = 64
+SPACE = " \t\r\n"
+MOST_RESTARTS = 64  # each may look at all the text again
+OUTSIDE, INSIDE = re.compile(r'["{}\[\]<]'), re.compile(r'\\.?|"', re.DOTALL)
+STRING_OR_COMMA = re.compile(r'"(?:[^"\\]++|\\.)*+"?|(?<=[\w"\]}])[ \t\r\n]*,(?=[ \t\r\n]*[\]}])', re.DOTALL)
+ESCAPE = re.compile(r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|.)', re.DOTALL)
+
+Piece = str | ToolCall
 
 
 class ToolCallSplitter:
-    """Splits streamed text at ``<tool_call>`` blocks, which may arrive in pieces."""
+    """Splits streamed text at ``<tool_call>`` blocks, which may arrive in pieces.
+
+    The pieces' texts, and the calls' ``raw``, put together are the text. A block that is no call comes out as text.
+    """
 
     def __init__(self) -> None:
-        self._held = ""
-        self._inside = False
+        self._block: list[str] = []
+        self._body = self._rest = ""
+        self._go_on: Callable[[list[Piece]], bool] = self._text
+        self._depth, self._is_quoted = 0, False
 
-    def feed(self, text: str) -> list[str | ToolCall]:
-        """Take the next text; returns pieces of text and finished calls in order.
-
-        A block that is not ``{"name": ..., "arguments": ...}`` comes out as the text that it is.
-        """
-        self._held += text
-        out: list[str | ToolCall] = []
-        while True:
-            tag = CALL_END if self._inside else CALL_START
-            before, found, after = self._held.partition(tag)
-            if not found:
-                break
-            out.append(_parse(before) if self._inside else before)
-            self._inside, self._held = not self._inside, after
-        if not self._inside:
-            keep = tag_prefix(self._held, CALL_START)
-            out.append(self._held[: len(self._held) - keep])
-            self._held = self._held[len(self._held) - keep :]
+    def feed(self, text: str) -> list[Piece]:
+        """Take the next text; returns pieces of text and finished calls in order."""
+        self._rest += text
+        out: list[Piece] = []
+        while self._go_on(out):
+            pass
         return [piece for piece in out if piece != ""]
 
-    def flush(self) -> str:
-        """What is still held back, at the end of the text: the start of a tag, or a call that was never closed."""
-        held = (CALL_START if self._inside else "") + self._held
-        self._held, self._inside = "", False
+    def flush(self) -> list[Piece]:
+        """What is still held back, at the end of the text: the start of a tag, a block, or a call without its end tag."""
+        out: list[Piece] = []
+        for _ in range(MOST_RESTARTS):
+            is_value, is_whole = self._go_on == self._value, self._go_on == self._after
+            if is_whole and CALL_END.startswith(self._rest.strip(SPACE)):
+                self._hold(len(self._rest))
+            if is_whole:
+                self._end_block(out)
+            held = self._give_up()
+            # A string that was never closed hides what follows its block.
+            before, tag, after = held.partition(CALL_END) if is_value else (held, "", "")
+            out += [before + tag, *self.feed(after)]
+            if not after:
+                break
+        return [piece for piece in [*out, self._give_up()] if piece != ""]
+
+    def _text(self, out: list[Piece]) -> bool:
+        before, found, after = self._rest.partition(CALL_START)
+        if found:
+            out.append(before)
+            self._block, self._rest, self._go_on = [found], after, self._begin
+            return True
+        keep = len(before) - tag_prefix(before, CALL_START)
+        out.append(before[:keep])
+        self._rest = before[keep:]
+        return False
+
+    def _begin(self, out: list[Piece]) -> bool:
+        """Before the JSON: a tag that a text only mentions holds nothing back."""
+        first = self._rest.lstrip(SPACE)
+        self._hold(len(self._rest) - len(first))
+        if first and first[0] in "{[":
+            self._depth, self._is_quoted, self._go_on = 0, False, self._value
+        elif first:
+            self._rest = self._give_up_block(out)
+        return bool(first)
+
+    def _value(self, out: list[Piece]) -> bool:
+        """Within the JSON, whose end is where its brackets are even: an end tag within a string does not end it."""
+        at = 0
+        while found := (INSIDE if self._is_quoted else OUTSIDE).search(self._rest, at):
+            if found[0] == "\\":  # what it escapes is yet to come
+                self._hold(found.start())
+                return False
+            at = found.end()
+            if found[0] == '"':
+                self._is_quoted = not self._is_quoted
+            elif found[0] == "<":
+                self._hold(found.start())
+                self._rest = self._give_up_block(out)
+                return True
+            elif not self._is_quoted:
+                self._depth += 1 if found[0] in "{[" else -1
+                if self._depth == 0:
+                    self._hold(at)
+                    self._body, self._go_on = "".join(self._block[1:]), self._after
+                    return True
+        self._hold(len(self._rest))
+        return False
+
+    def _after(self, out: list[Piece]) -> bool:
+        """After the JSON: the end tag, or the next call where a model left it out."""
+        rest = self._rest.lstrip(SPACE)
+        if rest.startswith(CALL_END):
+            self._hold(len(self._rest) - len(rest) + len(CALL_END))
+        elif rest != CALL_START and (CALL_END.startswith(rest) or CALL_START.startswith(rest)):
+            return False
+        elif not rest.startswith(CALL_START):
+            self._rest = self._give_up_block(out)
+            return True
+        self._end_block(out)
+        return True
+
+    def _hold(self, count: int) -> None:
+        self._block.append(self._rest[:count])
+        self._rest = self._rest[count:]
+
+    def _end_block(self, out: list[Piece]) -> None:
+        raw = "".join(self._block)
+        self._block, self._go_on = [], self._text
+        # A list of calls is one block, which the first stands for.
+        out += [ToolCall(*call, raw="" if i else raw) for i, call in enumerate(_calls(self._body))] or [raw]
+
+    def _give_up_block(self, out: list[Piece]) -> str:
+        """The block so far is text; returns what is to be looked at next."""
+        out.append("".join(self._block))
+        self._block, self._go_on = [], self._text
+        return self._rest
+
+    def _give_up(self) -> str:
+        held = "".join(self._block) + self._rest
+        self._block, self._rest, self._go_on = [], "", self._text
         return held
 
 
-def _parse(body: str) -> str | ToolCall:
+def _calls(body: str) -> list[tuple[str, dict[str, Any]]]:
+    """Names and arguments of a block's calls; empty if any of it is no call."""
     try:
-        call = _whole_letters(json.loads(body))
-        arguments = call.get("arguments", {})
-        if isinstance(arguments, str):
-            arguments = _whole_letters(json.loads(arguments or "{}"))
-        if isinstance(call["name"], str) and isinstance(arguments, dict) and _levels(arguments) <= MAX_LEVELS:
-            return ToolCall(call["name"], arguments)
+        found = _read(body)
+        return [_call(call) for call in (found if isinstance(found, list) else [found])]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        pass
-    return CALL_START + body + CALL_END
+        return []
 
 
-def _whole_letters(value: Any) -> Any:
-    """Halves of surrogate pairs, which JSON can write but no text can hold, become U+FFFD."""
-    text = json.dumps(value, ensure_ascii=False)
-    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return value if whole == text else json.loads(whole)
+def _call(call: Any) -> tuple[str, dict[str, Any]]:
+    name, arguments = call["name"], call.get("arguments")
+    if arguments is None:
+        arguments = call.get("parameters")
+    if isinstance(arguments, str):
+        arguments = _read(arguments) if arguments.strip() else None
+    arguments = {} if arguments is None else arguments
+    if not name or not isinstance(name, str) or not isinstance(arguments, dict) or _levels(arguments) > MAX_LEVELS:
+        raise ValueError("it is no call")
+    return whole_text(name), whole_text(arguments)
+
+
+def _read(text: str) -> Any:
+    """What JSON says, or what it would say without the slips that `_mended` knows and with raw tabs and line breaks."""
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_float)
+    except ValueError:
+        return json.loads(_mended(text), parse_constant=_refuse, parse_float=_float, strict=False)
+
+
+def _mended(text: str) -> str:
+    r"""JSON without commas before a closing bracket, and with ``\d`` as a backslash and d, and ``\'`` as ``'``."""
+    return STRING_OR_COMMA.sub(lambda m: ESCAPE.sub(_escape, m[0]) if m[0][0] == '"' else "", text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0] if found[1] else "'" if found[0] == "\\'" else "\\" + found[0]
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _float(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is too large")
+    return value
 
 
 def _levels(value: Any) -> int:

@@ -268,36 +268,6 @@ def test_importing_the_session_is_light():
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 
-@pytest.mark.parametrize("cut", range(len(CALL) + 8))
-def test_a_call_may_arrive_in_pieces(cut):
-    splitter, text = ToolCallSplitter(), f"ok {CALL} bye"
-    pieces = [*splitter.feed(text[:cut]), *splitter.feed(text[cut:]), splitter.flush()]
-    assert [p for p in pieces if isinstance(p, ToolCall)] == [ToolCall("add", {"a": 1})]
-    assert "".join(p for p in pieces if isinstance(p, str)) == "ok  bye"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<tool_call>not json</tool_call>",
-        '<tool_call>{"arguments": {}}</tool_call>',
-        '<tool_call>["add"]</tool_call>',
-        '<tool_call>{"name": "add", "arguments": [1]}</tool_call>',
-        "a < b <tool",
-        '<tool_call>{"name": "never closed"',
-    ],
-)
-def test_what_is_no_call_stays_text(text):
-    splitter = ToolCallSplitter()
-    pieces = [*splitter.feed(text), splitter.flush()]
-    assert "".join(pieces) == text
-
-
-def test_arguments_as_text_are_read():
-    (call,) = ToolCallSplitter().feed('<tool_call>{"name": "add", "arguments": "{\\"a\\": 2}"}</tool_call>')
-    assert call == ToolCall("add", {"a": 2})
-
-
 def test_a_message_keeps_its_calls():
     speech = Speech({"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo: "})
     pieces = list(speech._say("42 ")) + [e for p in ToolCallSplitter().feed(CALL) for e in speech._say(p)]

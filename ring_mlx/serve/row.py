@@ -43,7 +43,7 @@ class Row:
         self.processors = [_with_history(p, before) for p in processors]
         splitter = ThoughtSplitter(asked.chat and opens_thought(job.prompt.text))
         self._forced = thought_closer(tokenizer, splitter, asked.thinking_budget)
-        self._speech, self._stops, self._called = Speech(), StopText(asked.stop), False
+        self._speech, self._stops, self._called = Speech(has_tools=bool(asked.tools)), StopText(asked.stop), False
         self._token, self._chosen = 0, 0
         self._logprobs = mx.zeros(0)
         self._events = events_of(

@@ -1,0 +1,22 @@
+"""Text without halves of surrogate pairs: escapes of JSON and names of files can make them, and UTF-8 cannot hold them."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def whole_text(value: T) -> T:
+    """The value with each such half, in any text within lists and objects, as U+FFFD; two halves that fit become one letter."""
+    made: object = value
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            made = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    elif isinstance(value, list):
+        made = [whole_text(v) for v in value]
+    elif isinstance(value, dict):
+        made = {whole_text(k): whole_text(v) for k, v in value.items()}
+    return made  # type: ignore[return-value]

@@ -1,0 +1,153 @@
+"""Tool calls in what a model says: slips that are understood, values that stay exact, and text that stays text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ring_mlx.session_events import ToolCall
+from ring_mlx.tool_calls import CALL_END, CALL_START, MAX_LEVELS, ToolCallSplitter
+from tests.fuzz.profile import fuzz
+
+
+def split(text, *cuts):
+    """Texts and calls, each call as the name and what JSON its arguments are; texts without a call between are one."""
+    splitter, ends = ToolCallSplitter(), [*cuts, len(text)]
+    pieces = [p for a, b in zip([0, *ends], ends, strict=False) for p in splitter.feed(text[a:b])] + splitter.flush()
+    assert "".join(p.raw if isinstance(p, ToolCall) else p for p in pieces) == text, "nothing is lost or doubled"
+    found = []
+    for p in pieces:
+        if isinstance(p, ToolCall):
+            written = json.dumps(p.arguments, ensure_ascii=False, sort_keys=True, allow_nan=False)
+            assert (p.name + written).encode()
+            found.append((p.name, written))
+        elif found and isinstance(found[-1], str):
+            found[-1] += p
+        else:
+            found.append(p)
+    return found
+
+
+def block(body):
+    return f"{CALL_START}\n{body}\n{CALL_END}"
+
+
+def call(value):
+    return block(f'{{"name": "f", "arguments": {{"a": {value}}}}}')
+
+
+INNER = '{"name": "f", "arguments": {"a": 1}}'
+CALL = block(INNER)
+ONE = ("f", '{"a": 1}')
+UNDERSTOOD = {
+    "as it should be": (CALL, [ONE]),
+    "no arguments": (block('{"name": "f"}'), [("f", "{}")]),
+    "null": (block('{"name": "f", "arguments": null}'), [("f", "{}")]),
+    "empty text": (block('{"name": "f", "arguments": ""}'), [("f", "{}")]),
+    "null in text": (block('{"name": "f", "arguments": "null"}'), [("f", "{}")]),
+    "parameters": (block('{"name": "f", "parameters": {"a": 1}}'), [ONE]),
+    "null and parameters": (block('{"arguments": null, "parameters": {"a": 1}, "name": "f"}'), [ONE]),
+    "in text": (block(r'{"name": "f", "arguments": "{\"a\": 1}"}'), [ONE]),
+    "in text with slips": (block(r'{"name": "f", "arguments": "{\"a\": \"x\ny\\d\",}"}'), [("f", r'{"a": "x\ny\\d"}')]),
+    "tabs and line breaks": (call('"x\ty\n\r\nz"'), [("f", r'{"a": "x\ty\n\r\nz"}')]),
+    "trailing commas": (block('{"name": "f", "arguments": {"a": [1, "," , ] ,\n},}'), [("f", '{"a": [1, ","]}')]),
+    "a list": (block(f"[{INNER},{INNER}]"), [ONE, ONE]),
+    "a list of one with a comma": (block(f"[{INNER},]"), [ONE]),
+    "escapes that JSON lacks": (call(r'"\d+\.\w\x41 \u12 C:\users \\d \" \n\/"'), [("f", json.dumps({"a": '\\d+\\.\\w\\x41 \\u12 C:\\users \\d " \n/'}))]),
+    "an apostrophe": (call(r'"it\'s \\\'\\"'), [("f", json.dumps({"a": "it's \\'\\"}))]),
+    "commas and brackets in text": (call(r'"{,} [1,] \d"'), [("f", json.dumps({"a": "{,} [1,] \\d"}))]),
+    "tags in text": (call(f'"{CALL_END} {CALL_START} {CALL_END}"'), [("f", json.dumps({"a": f"{CALL_END} {CALL_START} {CALL_END}"}))]),
+    "a call in a call": (call(json.dumps(CALL)), [("f", json.dumps({"a": CALL}))]),
+    "no end tag": (CALL[:-12], [ONE]),
+    "no end tag, line breaks": (CALL[:-12] + "\n \n", [ONE]),
+    "half an end tag": (CALL[:-4], [ONE]),
+    "the start of another": (CALL[:-12] + "\n<tool", [ONE, "\n\n<tool"]),
+    "no end tag before the next": (CALL[:-12] + CALL, [ONE, "\n", ONE]),
+    "within text": (f"ok {CALL} bye", ["ok ", ONE, " bye"]),
+    "after a mention": (f"Put it in `<tool_call>`: {CALL}", ["Put it in `<tool_call>`: ", ONE]),
+    "after one that lacks a bracket": (block('{"name": "f"') + CALL, [block('{"name": "f"'), ONE]),
+    "after one with a quote too many": (call('"5" tall') + CALL, [call('"5" tall'), ONE]),
+    "half a pair": (call(r'"\ud83d \ude00\ud83d"'), [("f", '{"a": "\ufffd \ufffd\ufffd"}')]),
+    "half a pair in names": (block(r'{"name": "\ud83d", "arguments": {"\ude00": 1}}'), [("\ufffd", '{"\ufffd": 1}')]),
+    "half a pair in text in text": (block(r'{"name": "f", "arguments": "{\"a\": \"\\ud83d\"}"}'), [("f", '{"a": "\ufffd"}')]),
+    "a pair": (call(r'"\ud83d\ude00"'), [("f", '{"a": "\U0001f600"}')]),
+    "numbers": (call("[1, 1.0, 1e5, -0.5, 123456789012345678901234567890]"), [("f", '{"a": [1, 1.0, 100000.0, -0.5, 123456789012345678901234567890]}')]),
+}  # fmt: skip
+TEXTS = [
+    *map(call, ("NaN", "-Infinity", "Infinity", "1e999", "9" * 5000, "True", "'x'", "[,]", "{,}", "[1,,]", "1 // one", '"x')),
+    *map(block, ("not json", "", "{}", "[]", '["f"]', f"[{INNER}, 1]", '{"arguments": {}}', '{"name": "", "arguments": {}}')),
+    *map(block, ('{"name": 1}', '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{name: "f"}', '{"name": "f"},')),
+    block('{"name": "f"} {"name": "f"}'), block('{"name": "f"}}'), block('{"name": "f"'), block(r'{"name": "f", "arguments": "\"{}\""}'),
+    call("[" * MAX_LEVELS + "]" * MAX_LEVELS), call("[" * 100_000 + "]" * 100_000), call('"' + '\\"' * 20_000),
+    CALL[:-15], CALL[:30], "a < b <tool", CALL_START, CALL_START * 3, CALL_END, f"{CALL[:-13]} and so on", "<tool_call >{}",
+    CALL_START + ' { "</tool_call><tool_call>{" ' * 500,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNDERSTOOD)
+def test_a_call_is_understood_wherever_it_is_cut(name):
+    text, found = UNDERSTOOD[name]
+    assert split(text) == split(text, *range(len(text))) == found
+    for cut in range(len(text)):
+        assert split(text, cut) == found
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda t: t[:60])
+def test_what_is_no_call_stays_text(text):
+    assert split(text) == split(text, *range(len(text))) == [text]
+
+
+def test_a_tag_that_is_only_mentioned_holds_nothing_back():
+    splitter = ToolCallSplitter()
+    assert "".join(splitter.feed("Write `<tool_call>` before")) == "Write `<tool_call>` before"
+    assert splitter.feed("<tool_call> {") == splitter.feed('"a": 1') == []
+    assert "".join(splitter.feed("} so")) == '<tool_call> {"a": 1} so'
+
+
+# At random
+
+LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    [CALL_END, CALL_START, '"', "\\", ",}", "\\d"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | LETTERS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(LETTERS, inner, max_size=3),
+    max_leaves=8,
+)
+ARGUMENTS = st.dictionaries(LETTERS, VALUES, max_size=3)
+CUTS = st.lists(st.integers(0, 400), max_size=6).map(sorted)
+WRITTEN = st.booleans().flatmap(
+    lambda b: ARGUMENTS.map(lambda a: block(json.dumps({"name": "f", "arguments": a}, ensure_ascii=b)))
+)
+RAW = [CALL[:-12], CALL[:-1], call("1,"), call('"\\d\n"'), call('"x'), call("NaN"), call('"\ud83d"'), "```json\n", "\n```\n", "<tool", "{", '"', "\\"]  # fmt: skip
+PIECES = (
+    WRITTEN | LETTERS | st.sampled_from(RAW) | st.sampled_from([CALL_START, CALL_END, "[", "]", "}", ",", "`", " "])
+)
+
+
+@fuzz(examples=150)
+@given(arguments=ARGUMENTS, ascii=st.booleans(), as_text=st.booleans(), cuts=CUTS)
+def test_arguments_are_exactly_those_that_were_written(arguments, ascii, as_text, cuts):
+    given = json.dumps(arguments, ensure_ascii=ascii) if as_text else arguments
+    text = "Well: " + block(json.dumps({"name": "f", "arguments": given}, ensure_ascii=ascii))
+    wanted = json.dumps(arguments, ensure_ascii=False, sort_keys=True)
+    assert split(text, *(c for c in cuts if c < len(text))) == ["Well: ", ("f", wanted)]
+
+
+@fuzz(examples=150)
+@given(arguments=ARGUMENTS, cuts=CUTS)
+def test_values_next_to_a_slip_are_exactly_those_that_were_written(arguments, cuts):
+    text = block(f'{{"slip": ["\\d\t",], "name": "f", "arguments": {json.dumps(arguments)}}}')
+    wanted = json.dumps(arguments, ensure_ascii=False, sort_keys=True)
+    assert split(text, *(c for c in cuts if c < len(text))) == [("f", wanted)]
+
+
+@fuzz(examples=300)
+@given(pieces=st.lists(PIECES, max_size=8), cuts=CUTS)
+@example(pieces=[CALL_START, "{", '"', CALL_END, CALL, '"'], cuts=[3])
+def test_a_mixture_is_split_alike_wherever_it_is_cut(pieces, cuts):
+    text = "".join(pieces)
+    assert split(text, *(c for c in cuts if c < len(text))) == split(text)
