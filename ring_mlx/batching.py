@@ -94,7 +94,7 @@ class Batch:
             OptionError: If keys and values of the cache are quantised, which cannot be padded.
         """
         cache = self._model.make_cache() if cache is None else cache
-        context = self._model.config.max_position_embeddings
+        context = self._model.config.context_tokens
         if not prompt:
             raise PromptError("the prompt is empty; give some text.")
         if len(prompt) + int(cache.offset) > context:

@@ -12,7 +12,7 @@ from typing import Any
 from ring_mlx.checkpoint_files import read_json
 from ring_mlx.config_values import DECAY_OFFSETS, check_integers, is_count, is_decay_offset, is_number, shown
 from ring_mlx.errors import ConfigError
-from ring_mlx.rope_scaling import ROPE_KEYS, rope_scaling
+from ring_mlx.rope_scaling import lengthened, one_spelling, rope_scaling
 
 LINEAR_TYPES = ("bailing_moe_linear",)
 SOFTMAX_TYPES = ("bailing_moe_v2", "bailing_moe")
@@ -125,6 +125,11 @@ class RingConfig:
     use_qkv_bias: bool = False
 
     @property
+    def context_tokens(self) -> int:
+        """The most tokens of a prompt and its answer: ``max_position_embeddings``, or what YaRN lengthens it to."""
+        return lengthened(self.max_position_embeddings, self.rope_scaling)
+
+    @property
     def rope_dims(self) -> int:
         """How many leading dimensions of a head are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
@@ -209,12 +214,7 @@ def _check_model_type(raw: Mapping[str, Any]) -> None:
 def _filled_in(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The raw values, with those that the format defines through others."""
     values = dict(raw)
-    rope = values.get("rope_parameters")
-    if isinstance(rope, Mapping):
-        for key in ("rope_theta", "partial_rotary_factor"):
-            values.setdefault(key, rope.get(key))
-        if values.get("rope_scaling") is None:
-            values["rope_scaling"] = {k: v for k, v in rope.items() if k in ROPE_KEYS}
+    one_spelling(values)
     if values["model_type"] in SOFTMAX_TYPES:
         values["layer_group_size"] = values["group_norm_size"] = 1
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")

@@ -104,7 +104,7 @@ def stream_generate(
     if kv_quantization is not None:
         kv_quantization.check(model.config.head_dim)
     splitter = ThoughtSplitter(opens_thought(tokenizer.decode(ids)))
-    limit = min(max_tokens, model.config.max_position_embeddings - cached - len(ids) + 1)
+    limit = min(max_tokens, model.config.context_tokens - cached - len(ids) + 1)
     steps = generate_step(
         ids,
         model,
@@ -206,7 +206,7 @@ def check_lengths(
     model: Model, prompt: int, cached: int, max_tokens: int, prefill_step_size: int | None, thinking_budget: int | None
 ) -> None:
     """Raises PromptError or OptionError where a request cannot be met."""
-    context = model.config.max_position_embeddings
+    context = model.config.context_tokens
     if prompt == 0:
         raise PromptError("the prompt is empty; give some text.")
     if prompt + cached > context:

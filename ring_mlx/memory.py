@@ -82,7 +82,7 @@ def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int
         NoFitError: Naming what is needed, what there is and what would fit.
     """
     limit = budget_bytes() if limit_bytes is None else limit_bytes
-    extra = cache_bytes(config, min(PLAIN_CONTEXT, config.max_position_embeddings)) + WORKSPACE_BYTES
+    extra = cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens)) + WORKSPACE_BYTES
     if needed_bytes + extra <= limit:
         return
     raise NoFitError(

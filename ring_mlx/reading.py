@@ -130,7 +130,7 @@ class Reader:
             return
         tree.told_short = True
         kv_bytes = sum(part.nbytes for part in s.parts)
-        longest = self._model.config.max_position_embeddings + BLOCK_TOKENS
+        longest = self._model.config.context_tokens + BLOCK_TOKENS
         enough = 2 * (s.nbytes - kv_bytes) + longest * -(-kv_bytes // s.offset)
         warnings.warn(
             f"[cache] {tree.budget_bytes:,} bytes of memory do not hold two snapshots of this conversation, so what is "

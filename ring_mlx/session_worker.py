@@ -79,7 +79,7 @@ class Worker:
         kv_words = f"{kv.bits} bits, groups of {kv.group_size}" if kv else "none"
         self.info = ModelInfo(
             name=name,
-            context_tokens=model.config.max_position_embeddings,
+            context_tokens=model.config.context_tokens,
             quantization=_quantization(model),
             kv_quantization=kv_words,
             has_chat_template=bool(tokenizer.has_chat_template),

@@ -77,16 +77,70 @@ def test_rotary_dim_serves_for_the_factor():
     assert RingConfig.from_dict(config(rotary_dim=8)).rope_dims == 8
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+
+
 def test_rope_parameters_of_newer_files():
     rope = {"rope_theta": 6e5, "rope_type": "yarn", "factor": 4.0, "partial_rotary_factor": 0.5}
     c = RingConfig.from_dict(config(rope_theta=..., rope_scaling=..., partial_rotary_factor=..., rope_parameters=rope))
     assert (c.rope_theta, c.rope_dims) == (6e5, 8)
-    assert c.rope_scaling == {
-        "type": "yarn",
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "original_max_position_embeddings": 512,
-    }
+    assert c.rope_scaling == {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        (YARN | {"attention_factor": 1.0}, "key 'attention_factor' is not supported"),
+        (YARN | {"truncate": False}, "key 'truncate' is not supported"),
+        ({"rope_type": "default", "attention_factor": 1.0}, "'attention_factor'"),
+        ({"full_attention": {"rope_type": "default"}}, "'full_attention'"),
+        ({"factor": 4.0}, "factor 4.0 is of no type"),
+        (YARN | {"type": "linear"}, "type '(linear|yarn)' in rope_.* contradicts '(linear|yarn)'"),
+        (YARN | {"rope_theta": 6e5}, "rope_theta 600000.0 in rope_.* contradicts 10000 in config.json"),
+        (YARN | {"partial_rotary_factor": 1.0}, "partial_rotary_factor 1.0 in rope_.* contradicts 0.5"),
+        ([YARN], "is not an object"),
+        (YARN | {"original_max_position_embeddings": 1 << 30}, "beyond"),
+    ],
+)
+def test_a_key_of_the_rotation_is_honoured_or_refused_in_both_spellings(place, rope, said):
+    with pytest.raises(ConfigError, match=said) as e:
+        RingConfig.from_dict(config(**{"rope_scaling": ..., place: rope}))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("factor", 2.0), ("rope_type", "linear"), ("rope_theta", 2.0)])
+def test_spellings_that_contradict_each_other(key, value):
+    raw = config(rope_theta=..., rope_scaling=YARN, rope_parameters=YARN | {"rope_theta": 10000.0, key: value})
+    if key == "rope_theta":
+        raw["rope_theta"] = 10000
+    with pytest.raises(ConfigError, match=r"contradicts .*; remove the wrong one"):
+        RingConfig.from_dict(raw)
+
+
+def test_what_is_said_twice_alike_is_taken_and_null_is_absent():
+    nulls = dict.fromkeys(("attention_factor", "beta_fast", "surprise", "type"))
+    rope = YARN | nulls | {"rope_theta": 10000.0, "truncate": True}
+    plain = RingConfig.from_dict(config(rope_scaling=YARN))
+    for changes in ({"rope_scaling": None}, {"rope_scaling": YARN}, {"rope_theta": None}, {"rope_theta": 10000}):
+        assert RingConfig.from_dict(config(rope_parameters=rope) | changes) == plain
+    assert RingConfig.from_dict(config(rope_parameters=None)) == RingConfig.from_dict(config())
+
+
+@pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        (None, 512),
+        ({"type": "default", "factor": 1}, 512),
+        ({"type": "yarn", "factor": 4.0}, 2048),
+        ({"type": "linear", "factor": 4.0}, 2048),
+        (YARN, 1024),
+        (YARN | {"original_max_position_embeddings": 64}, 512),
+        (YARN | {"factor": 2.3, "original_max_position_embeddings": 1000}, 2300),
+    ],
+)
+def test_the_context_is_lengthened_by_the_factor(scaling, context):
+    assert RingConfig.from_dict(config(rope_scaling=scaling)).context_tokens == context
 
 
 def test_softmax_siblings_need_no_groups_of_layers():

@@ -197,7 +197,7 @@ def test_what_fits_is_what_would_load(raw, room_gb):
         except NoFitError:
             assert tokens == 0, bits
         assert memory.cache_bytes(shape, tokens) + weights + memory.WORKSPACE_BYTES <= room or not tokens
-        assert tokens <= shape.max_position_embeddings
+        assert tokens <= shape.context_tokens
     found = models.fit_finding("x", shape, room)
     assert found.status == ("ok" if any(f.tokens for f in models.fits(shape, room)) else "note")
     streamed = recommend_cache_bytes(shape, room)

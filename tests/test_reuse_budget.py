@@ -34,7 +34,7 @@ BIG = 1 << 40
 class MadeUp:
     """What a reader needs of a model: a state that says which tokens it has seen."""
 
-    config = SimpleNamespace(max_position_embeddings=1 << 20)
+    config = SimpleNamespace(context_tokens=1 << 20)
 
     def make_cache(self):
         return HybridCache([ArraysCache(1)])

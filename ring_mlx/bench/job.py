@@ -93,7 +93,7 @@ def bench(
         rates = measure_rates() if settings.floor else None
         mx.reset_peak_memory()
         model, raw, name = make()
-        settings = settings.fitted(model.config.max_position_embeddings)
+        settings = settings.fitted(model.config.context_tokens)
         with company.together():
             _check_caches(model, settings)
         head = _head(model, name + company.words(), rates, company)

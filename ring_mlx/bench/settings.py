@@ -43,17 +43,17 @@ class Settings:
     floor: bool = False
     seed: int = 0
 
-    def fitted(self, max_position_embeddings: int) -> Settings:
+    def fitted(self, context_tokens: int) -> Settings:
         """The settings with contexts chosen.
 
         Raises:
             BenchError: If a cell does not fit the model's context.
         """
-        room = max_position_embeddings - self.generate - 1
+        room = context_tokens - self.generate - 1
         contexts = self.contexts or tuple(c for c in CONTEXTS if c <= room) or (CONTEXTS[0],)
         if max(contexts) > room:
             raise BenchError(
                 f"-p {max(contexts)} with -g {self.generate} needs {max(contexts) + self.generate + 1} tokens, but this "
-                f"model's context is {max_position_embeddings}; give less."
+                f"model's context is {context_tokens}; give less."
             )
         return replace(self, contexts=contexts)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         ids = render_chat(tokenizer, [*messages, {"role": "user", "content": text}], continue_last=True)
     if not text.strip() or not ids:
         raise PromptError("the prompt is empty; give some text.")
-    context = model.config.max_position_embeddings
+    context = model.config.context_tokens
     if len(ids) >= context:
         raise PromptError(f"{len(ids)} tokens leave no room in the context of {context}; shorten the prompt.")
     cache = model.make_cache()

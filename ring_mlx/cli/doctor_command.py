@@ -67,7 +67,7 @@ def _decay(args: argparse.Namespace) -> Sequence[Finding]:
     from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
 
     model, tokenizer = load(args.check_decay, revision=args.revision)
-    context, most = model.config.max_position_embeddings, args.tokens or TOKENS
+    context, most = model.config.context_tokens, args.tokens or TOKENS
     if args.text is None:
         parts = packaged_parts(tokenizer, context, most)
     else:

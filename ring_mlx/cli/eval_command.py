@@ -157,10 +157,10 @@ def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWr
     from ring_mlx.evaluation import divergence, perplexity
 
     ids = perplexity.encode(text, tokenizer, f"--perplexity {args.perplexity}")
-    context = model.config.max_position_embeddings
+    context = model.config.context_tokens
     reference = None if args.kl is None else _reference(args, model, tokenizer, text)
     if reference is not None:
-        context = min(context, reference.config.max_position_embeddings)
+        context = min(context, reference.config.context_tokens)
     window, stride = perplexity.window_of(context, args.window, args.stride, len(ids))
     if reference is None:
         with _bar("tokens") as progress:

@@ -19,7 +19,7 @@ def table(source: Source, plan: Plan) -> str:
     for part, n, size in [*rows, ("all", weights, plan.nbytes)]:
         lines.append(f"{part:{width}} {n:16,} {8 * size / n:12.3f} {size:16,}")
     before = source_bytes(source.tensors)
-    context = min(PLAIN_CONTEXT, source.config.max_position_embeddings)
+    context = min(PLAIN_CONTEXT, source.config.context_tokens)
     running = plan.nbytes + cache_bytes(source.config, context) + WORKSPACE_BYTES
     lines += [
         (

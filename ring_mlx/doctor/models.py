@@ -64,8 +64,8 @@ def fits(config: RingConfig, room: int) -> list[Fit]:
         weights = int(memory.parameter_count(config) * (bits if bits == 16 else bits + 0.5) / 8)
         left = room - weights - memory.WORKSPACE_BYTES - memory.cache_bytes(config, 0)
         a_token = memory.cache_bytes(config, 1) - memory.cache_bytes(config, 0)
-        tokens = min(max(0, left) // a_token, config.max_position_embeddings)
-        least = min(memory.PLAIN_CONTEXT, config.max_position_embeddings)
+        tokens = min(max(0, left) // a_token, config.context_tokens)
+        least = min(memory.PLAIN_CONTEXT, config.context_tokens)
         found.append(Fit(bits, weights, tokens if tokens >= least else 0))
     return found
 
@@ -83,7 +83,7 @@ def fit_finding(name: str, config: RingConfig, room: int) -> Finding:
             SECTION_FIT, name, OK, f"{seen}; {on_disk} keeps the rest on disk" if on_disk else seen, data=data
         )
     least = all_fits[-1].weight_bytes + memory.WORKSPACE_BYTES
-    least += memory.cache_bytes(config, min(memory.PLAIN_CONTEXT, config.max_position_embeddings))
+    least += memory.cache_bytes(config, min(memory.PLAIN_CONTEXT, config.context_tokens))
     seen = f"no width fits into {room / memory.GB:.1f} GB; {all_fits[-1].bits} bits want {least / memory.GB:.1f} GB"
     remedy = f"{on_disk}, which keeps experts on disk" if on_disk else "a machine with more memory, or a smaller model"
     return Finding(SECTION_FIT, name, NOTE, seen, remedy, data)

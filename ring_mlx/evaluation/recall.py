@@ -102,7 +102,7 @@ def recall(
     """
     if needles > MOST_FACTS:
         raise OptionError(f"--needles {needles} is more than {MOST_FACTS} different facts; give fewer.")
-    context = model.config.max_position_embeddings
+    context = model.config.context_tokens
     if max(lengths) + max_tokens > context:
         raise OptionError(
             f"--recall {max(lengths)} and {max_tokens} tokens of an answer exceed the context of {context}; give less."

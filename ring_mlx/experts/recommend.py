@@ -32,7 +32,7 @@ def recommend_cache_bytes(
     routed = routed_count(config)
     whole = int(routed * bits_per_weight / 8)
     resident = int((parameter_count(config) - routed) * bits_per_weight / 8)
-    conversation = cache_bytes(config, min(PLAIN_CONTEXT, config.max_position_embeddings))
+    conversation = cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens))
     room = memory_bytes - resident - conversation - WORKSPACE_BYTES
     if room >= whole:
         return None

@@ -64,7 +64,7 @@ class Engine:
     @property
     def context_tokens(self) -> int | None:
         """The model's context, once it is loaded."""
-        return self._model.config.max_position_embeddings if self._model is not None else None
+        return self._model.config.context_tokens if self._model is not None else None
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
         """Whether the model is there; also ends where loading failed.
@@ -117,7 +117,7 @@ class Engine:
         if max(named) >= config.vocab_size or asked.sampling.top_k >= config.vocab_size:
             raise bad(f"a token id or top_k is not below the vocabulary of {config.vocab_size}.", code="invalid_value")
         most = self.settings.max_tokens if asked.max_tokens is None else asked.max_tokens
-        return Job(asked, prompt, renderer, min(most, config.max_position_embeddings - count + 1))
+        return Job(asked, prompt, renderer, min(most, config.context_tokens - count + 1))
 
     def submit(self, job: Job) -> None:
         """Let a prepared request wait for its place; its events tell the rest.
@@ -185,7 +185,7 @@ class Engine:
         parts = (self._load_parts or Parts.load)(self.settings)
         work = Work(parts, self.metrics)
         self._gauges = work.gauges()
-        self._encoder = Encoder(parts.tokenizer, parts.model.config.max_position_embeddings)
+        self._encoder = Encoder(parts.tokenizer, parts.model.config.context_tokens)
         self._model = parts.model
         return work
 

@@ -206,7 +206,7 @@ class Work:
     def _read_ahead(self, job: Job, message: Mapping[str, Any], wanted: Callable[[], bool]) -> None:
         assert job.renderer is not None
         prompt = next_turn(job.renderer, job.asked.prompt, message)  # type: ignore[arg-type]
-        if prompt is None or len(prompt.ids) >= self._model.config.max_position_embeddings or wanted():
+        if prompt is None or len(prompt.ids) >= self._model.config.context_tokens or wanted():
             return
         if self._idle.start(prompt.ids) < len(prompt.ids):
             for _ in self._idle.read(prompt.ids, {len(prompt.ids): "user"}, wanted, AHEAD_STEP_TOKENS):
