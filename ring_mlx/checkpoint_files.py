@@ -6,8 +6,10 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from ring_mlx.errors import ConfigError, RingError
@@ -119,13 +121,34 @@ def check_small_files(folder: Path, error: Error = ConfigError, patterns: Iterab
         RingError: Naming the file.
     """
     for pattern in patterns:
-        for path in sorted(folder.glob(pattern)):
+        for path in sorted(f for f in folder.glob(pattern) if not is_litter(f)):
             try:
                 open_regular(path, error).close()
             except FileNotFoundError:
                 raise error(f"{path} is a link to a file that is missing; download it again.") from None
             if path.stat().st_size > MAX_TOKENIZER_BYTES:
                 raise error(f"{path} is longer than {MAX_TOKENIZER_BYTES // MIB} MiB; download it again.")
+
+
+def is_litter(path: Path) -> bool:
+    """Whether a file is none of the checkpoint's, but what macOS writes beside each one on a foreign disk."""
+    return path.name.startswith("._")
+
+
+@contextmanager
+def without_litter(folder: Path) -> Iterator[Path]:
+    """The folder, or where it has litter one of links to its small files, for libraries that would read that."""
+    files = [f for pattern in SMALL_FILES for f in folder.glob(pattern)]
+    if not any(is_litter(f) for f in files):
+        yield folder
+        return
+    with TemporaryDirectory() as made:
+        for file in files:
+            if not is_litter(file):
+                link = Path(made) / file.relative_to(folder)
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(file.resolve())
+        yield Path(made)
 
 
 def is_inside(name: object) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from ring_mlx.checkpoint_files import read_json
 from ring_mlx.config_values import DECAY_OFFSETS, check_integers, is_count, is_decay_offset, is_number, shown
 from ring_mlx.errors import ConfigError
+from ring_mlx.quantization import with_settings
 from ring_mlx.rope_scaling import lengthened, one_spelling, rope_scaling
 
 LINEAR_TYPES = ("bailing_moe_linear",)
@@ -191,7 +192,7 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[RingConfig, dict[str, A
     Raises:
         ConfigError: As `RingConfig.from_dict`, or if the file is missing or not JSON.
     """
-    raw = read_json(Path(folder) / "config.json")
+    raw = with_settings(read_json(Path(folder) / "config.json"))
     return RingConfig.from_dict(raw), raw
 
 

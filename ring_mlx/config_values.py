@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ring_mlx.errors import ConfigError
@@ -70,3 +70,9 @@ def shown(value: object, most: int = 200) -> str:
     except RecursionError:
         text = f"a {type(value).__name__} of many levels"
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def some(names: Sequence[str], limit: int = 6) -> str:
+    """The first names, none of them too long for a line, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(n if len(n) <= 200 else f"{n[:200]}..." for n in names[:limit]) + more

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ring_mlx.errors import HubError
+from ring_mlx.checkpoint_files import is_inside, read_bounded
+from ring_mlx.errors import HubError, RingError
+from ring_mlx.shards import look_up
 
 # All that a checkpoint needs; weights in other formats, code and pictures are never fetched.
 NEEDED_FILES = (
@@ -25,6 +28,7 @@ NEEDED_FILES = (
     "added_tokens.json",
     "chat_template.json",
     "chat_template*.jinja",
+    "additional_chat_templates/*.jinja",
 )
 REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
@@ -37,7 +41,7 @@ def resolve_model(path_or_repo: str | os.PathLike[str], revision: str | None = N
     HF_TOKEN, HF_HUB_OFFLINE) hold.
 
     Args:
-        path_or_repo: A folder, or ``owner/name``.
+        path_or_repo: A folder, which may be a repository's in a hub's cache, or ``owner/name``.
         revision: Branch, tag or commit of a repository.
 
     Returns:
@@ -49,6 +53,8 @@ def resolve_model(path_or_repo: str | os.PathLike[str], revision: str | None = N
     """
     name = os.fspath(path_or_repo)
     folder = Path(name).expanduser()
+    if folder.is_dir() and is_cached_repo(folder):
+        return cached_snapshot(folder, revision)
     if folder.is_dir():
         if revision is not None:
             raise HubError(f"revision {revision!r} is for hub repositories, but {name} is a folder; leave it out.")
@@ -58,6 +64,51 @@ def resolve_model(path_or_repo: str | os.PathLike[str], revision: str | None = N
     if not REPO_ID.match(name):
         raise HubError(f"no such folder {name!r}, and it is not owner/name of a hub repository; check the spelling.")
     return _download(name, revision)
+
+
+def is_cached_repo(folder: Path) -> bool:
+    """Whether a folder is a repository of huggingface_hub's cache, whose files lie in its snapshots."""
+    return (folder / "snapshots").is_dir() and not (folder / "config.json").exists()
+
+
+def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
+    """The snapshot of a revision (main) in a cached repository; the newest complete one where main is not there whole.
+
+    Raises:
+        HubError: If there is no such revision, or no snapshot is complete.
+    """
+    wanted = _snapshot_of(folder, "main" if revision is None else revision)
+    if revision is not None and wanted is None:
+        raise HubError(f"{folder} has no revision {revision!r}; leave it out, or download that revision.")
+    if wanted is not None and (revision is not None or _is_complete(wanted)):
+        return wanted
+    snapshots = sorted((folder / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+    found = next((s for s in snapshots if _is_complete(s)), None)
+    if found is None:
+        raise HubError(f"{folder} holds no complete snapshot of a checkpoint; download it again.")
+    if wanted is not None:
+        warnings.warn(f"[hub] main in {folder} is not complete; {found.name} is read instead.", stacklevel=3)
+    return found
+
+
+def _snapshot_of(folder: Path, revision: str) -> Path | None:
+    if not is_inside(revision.replace("/", "-")) or ".." in revision:
+        return None
+    try:
+        commit = read_bounded(folder / "refs" / revision, 100, HubError).decode("ascii").strip()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        commit = revision
+    found = folder / "snapshots" / commit
+    return found if is_inside(commit) and found.is_dir() else None
+
+
+def _is_complete(snapshot: Path) -> bool:
+    """Whether config.json and all that the weights' index names are there."""
+    try:
+        shards, missing, _ = look_up(snapshot)
+    except RingError:
+        return False
+    return (snapshot / "config.json").is_file() and bool(shards) and not missing and all(s.exists() for s in shards)
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -15,6 +15,7 @@ from ring_mlx.hub import resolve_model
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import Model
 from ring_mlx.quantization import loadable_settings
+from ring_mlx.shards import find_shards
 from ring_mlx.tokenizer import load_tokenizer
 
 
@@ -55,7 +56,7 @@ def load_model(
     folder = Path(path).expanduser()
     config, raw = read_config(folder)
     quantization = loadable_settings(raw)
-    shards = weights.find_shards(folder)
+    shards = find_shards(folder)
     tensors = weights.read_headers(shards)
     target = weights.compute_dtype(raw, tensors, dtype)
     arrays = weights.load_arrays(weights.canonical(tensors, config), config.num_experts, target)

@@ -10,6 +10,17 @@ from ring_mlx.errors import WeightsError
 
 NUMBERS, WORDS = ("bits", "group_size"), ("mode", "quant_method")
 MOST_BITS, MOST_GROUP = 32, 1 << 16
+# Of a method that keeps its weights in another form, though it may count its bits as MLX does.
+FOREIGN = ("desc_act", "sym", "zero_point", "checkpoint_format", "version", "config_groups", "weight_block_size")
+
+
+def with_settings(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with MLX's settings under ``quantization``, also where only ``quantization_config`` has them."""
+    found = raw.get("quantization_config")
+    if raw.get("quantization") is not None or not isinstance(found, Mapping):
+        return raw
+    is_ours = found.get("quant_method") in (None, "mlx") and not any(key in found for key in FOREIGN)
+    return raw | {"quantization": dict(found)} if is_ours and any(key in found for key in NUMBERS) else raw
 
 
 def settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:

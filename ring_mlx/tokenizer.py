@@ -19,7 +19,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
 
 from ring_mlx import templates
-from ring_mlx.checkpoint_files import check_small_files, read_json
+from ring_mlx.checkpoint_files import check_small_files, read_json, without_litter
 from ring_mlx.config_values import MOST_INTEGER, shown
 from ring_mlx.errors import TokenizerError
 from ring_mlx.tokenizer_check import check_tokenizer
@@ -80,7 +80,8 @@ def make_tokenizer(
     with _library_errors(folder), _collection_paused():
         if (folder / "tokenizer.json").is_file():
             check_tokenizer(folder / "tokenizer.json")
-        tokenizer = load_wrapper(folder, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
+        with without_litter(folder) as clean:
+            tokenizer = load_wrapper(clean, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
         vocabulary, rows = tokenizer.get_vocab(), _rows(folder)
         know_all_ids(tokenizer, vocabulary, rows or 0)
         tokenizer.decode(tokenizer.encode(PROBE))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
 from ring_mlx import memory
-from ring_mlx.checkpoint_files import is_inside, read_json
 from ring_mlx.config import RingConfig
-from ring_mlx.config_values import shown
+from ring_mlx.config_values import shown, some
 from ring_mlx.errors import WeightsError
 from ring_mlx.model import Model
 from ring_mlx.safetensors_header import read_header
@@ -32,7 +31,6 @@ from ring_mlx.safetensors_header import read_header
 DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 CONFIG_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 SKIPPED = ("mtp", "slope", "inv_freq", ".padding")
-INDEX = "model.safetensors.index.json"
 EXPERT_DIGESTS = "expert_sha256"
 FLOAT32 = (".mlp.gate.expert_bias", ".mlp.gate.gate_proj.weight")
 
@@ -56,33 +54,6 @@ class Tensor:
 
 
 SAMPLE_BYTES = 4096
-
-
-def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order.
-
-    Raises:
-        WeightsError: If there are none, or the index names files that are missing or not in the folder.
-    """
-    index = folder / INDEX
-    if index.exists():
-        weight_map = read_json(index, WeightsError).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise WeightsError(f"{index} has no weight_map; download the file again.")
-        for name in weight_map.values():
-            if not is_inside(name):
-                raise WeightsError(f"{index} names {shown(name)}, which is no file of its folder; correct it.")
-        names = sorted(set(weight_map.values()))
-        missing = [name for name in names if not (folder / name).exists()]
-        if missing:
-            raise WeightsError(
-                f"{folder} lacks {some(missing)} of {len(names)} shards that {INDEX} names; download them."
-            )
-        return [folder / name for name in names]
-    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise WeightsError(f"no .safetensors file in {folder}; give the folder of a downloaded checkpoint.")
-    return found
 
 
 def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
@@ -347,9 +318,3 @@ def _stack(name: str, experts: dict[int, Tensor], count: int, read: Any) -> mx.a
     if len(kinds) > 1:
         raise WeightsError(f"the experts of {name} differ in shape or dtype: {some(sorted(map(str, kinds)))}.")
     return mx.stack([read(experts[e]) for e in range(count)])
-
-
-def some(names: Sequence[str], limit: int = 6) -> str:
-    """The first names, none of them too long for a line, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(n if len(n) <= 200 else f"{n[:200]}..." for n in names[:limit]) + more

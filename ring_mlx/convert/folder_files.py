@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx import __version__
+from ring_mlx.checkpoint_files import is_litter
 from ring_mlx.convert.expert_shards import streamed_names
 from ring_mlx.convert.plan import Plan, by_part
 from ring_mlx.convert.sources import Source
 from ring_mlx.files import write_text
-from ring_mlx.weights import INDEX
+from ring_mlx.shards import INDEX
 
 COPIED = (
     "tokenizer*",
@@ -22,6 +23,7 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
     "LICENSE*",
 )
@@ -40,9 +42,11 @@ def write_files(folder: Path, source: Source, plan: Plan, options: Mapping[str, 
     names = set(texts)
     for pattern in COPIED:
         for file in source.folder.glob(pattern):
-            if file.is_file() and not file.name.endswith(".safetensors"):
-                shutil.copyfile(file, folder / file.name)
-                names.add(file.name)
+            if file.is_file() and not is_litter(file) and not file.name.endswith(".safetensors"):
+                name = str(file.relative_to(source.folder))
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, folder / name)
+                names.add(name)
     return names
 
 

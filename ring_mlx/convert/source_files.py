@@ -18,7 +18,8 @@ import numpy as np
 
 from ring_mlx.errors import WeightsError
 from ring_mlx.safetensors_header import Entry, read_header
-from ring_mlx.weights import MAX_TENSORS, Tensor, find_shards
+from ring_mlx.shards import find_shards
+from ring_mlx.weights import MAX_TENSORS, Tensor
 
 NUMPY_DTYPES: dict[str, Any] = {
     "BF16": np.uint16,

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from ring_mlx import weights
 from ring_mlx.config import RingConfig, read_config
+from ring_mlx.config_values import some
 from ring_mlx.convert import remote
 from ring_mlx.convert.matrices import GPTQ, BlockFP8, Compressed, Matrix, MLXPacked, Parts, Plain, Stack
 from ring_mlx.convert.settings import Setting
@@ -241,7 +242,7 @@ def _check(found: Mapping[str, Matrix], wanted: Mapping[str, tuple[int, int]], s
         f"{n} {found[n].shape} instead of {wanted[n]}" for n in wanted if n in found and found[n].shape != wanted[n]
     ]
     problems = [
-        f"{what} {weights.some(names)}"
+        f"{what} {some(names)}"
         for what, names in (
             ("missing", sorted(set(wanted) - set(found))),
             ("unknown", sorted(set(found) - set(wanted))),

@@ -79,8 +79,9 @@ class Workplace:
         Raises:
             ConvertError: If something has taken the target's place.
         """
+        kept = {Path(name).parts[0] for name in keep} | set(self.done) | {MANIFEST}
         for path in self.folder.iterdir():
-            if path.name not in keep | set(self.done) | {MANIFEST}:
+            if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in keep:
             sync_path(self.folder / name)

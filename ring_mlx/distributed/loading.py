@@ -30,6 +30,7 @@ from ring_mlx.distributed.tensor import Sum, TensorModel
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import LanguageModel, Model
 from ring_mlx.quantization import loadable_settings
+from ring_mlx.shards import find_shards
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def load_sharded(
         config, raw = read_config(path)
         tensors = local_tensors(path)
         target = weights.compute_dtype(raw, tensors, dtype)
-        said["weights"] = weights.fingerprint(config, weights.find_shards(path), target, exact)
+        said["weights"] = weights.fingerprint(config, find_shards(path), target, exact)
         said["versions"] = versions()
         part = plan_part(raw, config, tensors, mode, group)
     compare(said["all"])

@@ -21,13 +21,14 @@ def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
     from ring_mlx.distributed.loading import versions
     from ring_mlx.hub import resolve_model
     from ring_mlx.loading import demo_model_path
+    from ring_mlx.shards import find_shards
 
     said: dict[str, Any] = {"host": socket.gethostname(), "versions": versions(), "weights": "", "error": None}
     try:
         folder = resolve_model(model or demo_model_path(), revision)
         config, _ = read_config(folder)
         # In one dtype everywhere: what the files hold is compared, not what each host would make of it.
-        said["weights"] = weights.fingerprint(config, weights.find_shards(folder), mx.bfloat16, False)
+        said["weights"] = weights.fingerprint(config, find_shards(folder), mx.bfloat16, False)
     except RingError as e:
         said["error"] = str(e)
     return said

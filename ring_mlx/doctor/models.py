@@ -13,7 +13,7 @@ from ring_mlx.doctor.finding import NOTE, OK, Finding
 from ring_mlx.errors import NoFitError, RingError
 from ring_mlx.experts import recommend_cache_bytes
 from ring_mlx.quantization import foreign_method
-from ring_mlx.weights import INDEX
+from ring_mlx.shards import look_up, safetensors_in
 
 SECTION_CACHE, SECTION_FIT = "hub cache", "what fits"
 KNOWN = {"Ring-mini-linear-2.0": MINI, "Ring-flash-linear-2.0": FLASH}
@@ -99,12 +99,12 @@ def _is_ring(folder: Path) -> bool:
 
 def _judged(name: str, folder: Path, room: int) -> Finding:
     """What stands in the way of loading this snapshot, if anything."""
-    shards = [f for f in folder.glob("*.safetensors") if f.is_file()]
-    size = sum(f.stat().st_size for f in shards)
+    size = sum(f.stat().st_size for f in safetensors_in(folder) if f.is_file())
     seen, data = f"{size / memory.GB:.1f} GB", {"path": str(folder), "bytes": size}
     try:
         config, raw = read_config(folder)
-        missing = _missing(folder, {f.name for f in shards})
+        shards, names, _ = look_up(folder)
+        missing = len(names) if shards else 1
         if missing:
             remedy = f"run any command with --model {name}; the download goes on where it stopped"
             return Finding(SECTION_CACHE, name, NOTE, f"{seen}, {missing} files of weights missing", remedy, data)
@@ -120,11 +120,3 @@ def _judged(name: str, folder: Path, room: int) -> Finding:
         said, _, remedy = str(e).partition("] ")[2].rpartition("; ")
         return Finding(SECTION_CACHE, name, NOTE, f"{seen}; {said}", remedy, data)
     return Finding(SECTION_CACHE, name, OK, f"{seen}, fits", data=data)
-
-
-def _missing(folder: Path, present: set[str]) -> int:
-    """How many files of weights the index names that are not there; without an index, whether there is none at all."""
-    if not (folder / INDEX).is_file():
-        return 0 if present else 1
-    named = read_json(folder / INDEX).get("weight_map")
-    return len({str(n) for n in named.values()} - present) if isinstance(named, dict) else 0 if present else 1

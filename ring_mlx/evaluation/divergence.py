@@ -21,6 +21,7 @@ from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation.perplexity import Progress
 from ring_mlx.evaluation.scoring import scored_logits, windows
 from ring_mlx.model import Model
+from ring_mlx.shards import safetensors_in
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def check_both_fit(model: Model, reference: Path) -> None:
         NoFitError: Naming both sizes and the way to compare them all the same.
     """
     ours = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-    theirs, room = sum(f.stat().st_size for f in reference.glob("*.safetensors")), memory.budget_bytes()
+    theirs, room = sum(f.stat().st_size for f in safetensors_in(reference)), memory.budget_bytes()
     if ours + theirs + memory.WORKSPACE_BYTES > room:
         raise NoFitError(
             f"this model takes {ours / memory.GB:.1f} GB and {reference.name} {theirs / memory.GB:.1f} GB, but this "

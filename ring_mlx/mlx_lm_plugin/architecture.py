@@ -18,6 +18,7 @@ from ring_mlx import weights
 from ring_mlx.config import RingConfig
 from ring_mlx.errors import WeightsError
 from ring_mlx.kernel_check import check_kernels
+from ring_mlx.quantization import with_settings
 
 # What mlx-lm's commands put into a config on their way to the model.
 ADDED_BY_MLX_LM = ("quantize_activations",)
@@ -34,6 +35,8 @@ class ModelArgs(RingConfig):
             ConfigError: As there.
             WeightsError: If the checkpoint is in a packed form other than MLX's.
         """
+        if isinstance(raw, dict):
+            raw |= with_settings(raw)  # mlx-lm looks there next
         method = (raw.get("quantization_config") or {}).get("quant_method")
         if raw.get("quantization") is None and method is not None:
             raise WeightsError(
