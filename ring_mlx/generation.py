@@ -20,7 +20,7 @@ from ring_mlx.decoding import (
 )
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.model import Model
-from ring_mlx.thinking import THINK_END, ThoughtBudget, ThoughtSplitter, opens_thought
+from ring_mlx.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
 from ring_mlx.vocabulary import whole_ids
 
 __all__ = [
@@ -43,9 +43,10 @@ class GenerationEvent:
     """One generated token.
 
     ``text`` over all events is the whole output, tags included; ``thinking_text`` and ``answer_text`` are its two
-    parts without tags. The last event has a ``finish_reason``: "stop" (a stop token, whose text is not shown),
-    "length" or "stopped" (from outside). ``thinking`` says where the token belongs; tags belong to the thought. Times are seconds, memory is
-    in GB (1e9 bytes); ``prompt_tokens`` counts what was read, ``cached_tokens`` what the cache already held.
+    parts without tags. ``revised`` is set where earlier parts were told wrongly, as `ring_mlx.thinking` says: the right
+    thought and answer so far; the parts of its event are then what is new in each. The last event has a ``finish_reason``: "stop" (a stop token, whose text is not shown),
+    "length" or "stopped" (from outside). ``thinking`` says where the token belongs; tags belong to the thought, of which
+    there are ``thinking_tokens`` so far. Times are seconds, memory is in GB (1e9 bytes); ``prompt_tokens`` counts what was read, ``cached_tokens`` what the cache already held.
     """
 
     text: str
@@ -61,7 +62,9 @@ class GenerationEvent:
     generation_tps: float
     time_to_first_token_s: float
     peak_memory: float
+    thinking_tokens: int
     finish_reason: str | None = None
+    revised: tuple[str, str] | None = None
 
 
 def stream_generate(
@@ -72,6 +75,7 @@ def stream_generate(
     max_tokens: int = 256,
     cache: Any | None = None,
     thinking_budget: int | None = None,
+    thinking: Thinking | None = None,
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] = (),
     prefill_step_size: int | None = None,
@@ -86,7 +90,8 @@ def stream_generate(
         prompt: Rendered text or ids; with a cache, what follows the tokens that the cache holds.
         max_tokens: At most so many tokens; the end of the context may come first.
         cache: Continue this cache; updated in place. None starts anew.
-        thinking_budget: Close the thought after so many tokens; None lets it run.
+        thinking_budget: Close the thought after so many tokens; None leaves room for an answer, as ``thinking`` says.
+        thinking: What is known of the model's thoughts; by default prompt and text decide.
         sampler, logits_processors, prefill_step_size, kv_quantization, progress: As for `generate_step`.
 
     Yields:
@@ -103,7 +108,8 @@ def stream_generate(
     check_lengths(model, len(ids), cached, max_tokens, prefill_step_size, thinking_budget)
     if kv_quantization is not None:
         kv_quantization.check(model.config.head_dim)
-    splitter = ThoughtSplitter(opens_thought(tokenizer.decode(ids)))
+    thinking = thinking or Thinking()
+    splitter = splitter_after(tokenizer.decode(ids), thinking.start)
     limit = min(max_tokens, model.config.context_tokens - cached - len(ids) + 1)
     steps = generate_step(
         ids,
@@ -115,19 +121,28 @@ def stream_generate(
         prefill_step_size=prefill_step_size,
         kv_quantization=kv_quantization,
         progress=progress,
-        next_forced=thought_closer(tokenizer, splitter, thinking_budget),
+        next_forced=thought_closer(tokenizer, splitter, thinking_budget, thinking.budget(limit)),
     )
     yield from events_of(steps, tokenizer, splitter, limit, prompt_tokens=len(ids), cached_tokens=cached)
 
 
 def thought_closer(
-    tokenizer: TokenizerWrapper, splitter: ThoughtSplitter, budget: int | None
+    tokenizer: TokenizerWrapper, splitter: ThoughtSplitter, budget: int | None, most: int | None = None
 ) -> Callable[[], int | None] | None:
-    """What `decode` takes as ``next_forced`` to close a thought after ``budget`` tokens; None without a budget."""
-    if budget is None:
-        return None
+    """What `decode` takes as ``next_forced`` to close a thought.
+
+    Args:
+        tokenizer: Encodes what closes it.
+        splitter: Tells whether it is open.
+        budget: Tokens of the thought, or None.
+        most: Where ``budget`` is None, the same with its end; None lets the thought run.
+    """
     closing = tokenizer.encode(f"\n{THINK_END}\n\n", add_special_tokens=False)
-    return ThoughtBudget(budget, closing, lambda: splitter.inside).next_forced
+    if budget is None:
+        if most is None:
+            return None
+        budget = max(0, most - len(closing))
+    return ThoughtBudget(budget, closing, lambda: splitter.may_be_closed, splitter.close_next).next_forced
 
 
 def events_of(
@@ -160,20 +175,19 @@ def events_of(
             first = now
         stops = token in tokenizer.eos_token_ids
         reason = "stop" if stops else "length" if n == limit else "stopped" if stopped() else None
-        was_inside = splitter.inside
         if not stops:
             detokenizer.add_token(token)
         if reason is not None:
             text = _final_segment(detokenizer)
-            parts = [a + b for a, b in zip(splitter.feed(text), splitter.flush(), strict=True)]
+            parts = splitter.feed_last(text)
         else:
             text = detokenizer.last_segment
-            parts = list(splitter.feed(text))
+            parts = splitter.feed(text)
         yield GenerationEvent(
             text=text,
             token=token,
             logprobs=logprobs,
-            thinking=was_inside or splitter.inside,
+            thinking=splitter.thinking_tokens >= n,
             thinking_text=parts[0],
             answer_text=parts[1],
             prompt_tokens=prompt_tokens,
@@ -183,7 +197,9 @@ def events_of(
             generation_tps=(n - 1) / (now - first) if n > 1 else 0.0,
             time_to_first_token_s=first - started,
             peak_memory=mx.get_peak_memory() / 1e9,
+            thinking_tokens=splitter.thinking_tokens,
             finish_reason=reason,
+            revised=splitter.revised,
         )
         if reason is not None:
             break

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.errors import RingError, SessionError
 from ring_mlx.session_events import Counters, End, Event, Loading, ModelInfo, Request, Sampling, SessionOptions
+from ring_mlx.thinking import Thinking
 
 if TYPE_CHECKING:
     from ring_mlx.decoding import KVQuantization
@@ -72,6 +73,9 @@ class Session(AbstractContextManager["Session"]):
         prefill_step_tokens: Prompt tokens a step, and so how long `stop` may take; by default 2,048 on a GPU, 128 on a CPU.
         snapshot_every_tokens: A snapshot at each multiple of this within a long prompt.
         read_ahead: While nobody waits, read the start of the next prompt: the answer without its thought.
+        thinking_start: Whether answers start within a thought: "auto" (as the template and the text say), "open" or
+            "closed".
+        answer_room: Tokens kept for the answer, as `ring_mlx.thinking.Thinking` has it; 0 lets a thought run to the end.
         on_loading: Told how far loading is, on the session's thread; the first reply tells it as well.
     """
 
@@ -90,6 +94,8 @@ class Session(AbstractContextManager["Session"]):
         prefill_step_tokens: int | None = None,
         snapshot_every_tokens: int = 4096,
         read_ahead: bool = True,
+        thinking_start: str = "auto",
+        answer_room: int | None = None,
         on_loading: Callable[[Loading], object] | None = None,
     ) -> None:
         self._options = SessionOptions(
@@ -105,6 +111,7 @@ class Session(AbstractContextManager["Session"]):
             prefill_step_tokens=prefill_step_tokens,
             snapshot_every_tokens=snapshot_every_tokens,
             read_ahead=read_ahead,
+            thinking=Thinking(thinking_start, answer_room),
         )
         self._jobs: queue.Queue[tuple[Request, Reply] | None] = queue.Queue()
         self._lock = threading.Lock()
@@ -140,7 +147,7 @@ class Session(AbstractContextManager["Session"]):
                 continued as it stands.
             sampling: How tokens are chosen.
             max_tokens: At most so many; the end of the context may come first.
-            thinking_budget: Close the thought after so many tokens; None lets it run.
+            thinking_budget: Close the thought after so many tokens; None leaves the answer its room.
             tools: Tool descriptions for the template.
             template_options: Further template arguments, such as ``enable_thinking``.
             continue_last: Continue the last (assistant) message instead of answering.

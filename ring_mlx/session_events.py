@@ -2,7 +2,7 @@
 
 An answer is a stream of events::
 
-    Loading*  PrefillProgress*  (ThinkingText | AnswerText | ToolCall)*  Statistics?  End
+    Loading*  PrefillProgress*  (ThinkingText | AnswerText | ToolCall | Revised)*  Statistics?  End
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ring_mlx.errors import OptionError
+from ring_mlx.thinking import Thinking
 
 if TYPE_CHECKING:
     from ring_mlx.decoding import KVQuantization
@@ -62,6 +63,7 @@ class SessionOptions:
     prefill_step_tokens: int | None = None
     snapshot_every_tokens: int = 4096
     read_ahead: bool = True
+    thinking: Thinking = field(default_factory=Thinking)
 
     def __post_init__(self) -> None:
         if self.store_kv_bits not in (None, 4, 8):
@@ -141,6 +143,17 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class Revised:
+    """What has been said so far is otherwise: texts and calls are to be forgotten, and the answer comes once more.
+
+    Args:
+        thought: The whole thought so far.
+    """
+
+    thought: str
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What the answer cost.
 
@@ -190,7 +203,7 @@ class End:
     error: str = ""
 
 
-Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | Statistics | End
+Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | Revised | Statistics | End
 
 
 @dataclass(frozen=True)

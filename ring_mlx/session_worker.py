@@ -38,7 +38,7 @@ from ring_mlx.session_events import (
 from ring_mlx.snapshots import Snapshot, SnapshotTree, Store
 from ring_mlx.snapshots.store import default_folder
 from ring_mlx.speech import Speech
-from ring_mlx.thinking import ThoughtSplitter, opens_thought
+from ring_mlx.thinking import splitter_after
 
 AHEAD_STEP_TOKENS = 256
 Emit = Callable[[Event], None]
@@ -249,7 +249,8 @@ class Worker:
 
     def _tokens(self, turn: _Turn) -> Iterator[GenerationEvent]:
         request, reader, ids = turn.request, self.reader, turn.prompt.ids
-        splitter = ThoughtSplitter(opens_thought(turn.prompt.text))
+        thinking, knows_tags = self._options.thinking, turn.renderer is not None and self._tokenizer.has_thinking
+        splitter = splitter_after(turn.prompt.text, thinking.start, knows_tags)
         assert reader.logits is not None
         steps = decode(
             reader.logits,
@@ -260,7 +261,7 @@ class Worker:
             sampler=turn.sampler,
             logits_processors=turn.processors,
             kv_quantization=reader.kv_quantization,
-            next_forced=thought_closer(self._tokenizer, splitter, request.thinking_budget),
+            next_forced=thought_closer(self._tokenizer, splitter, request.thinking_budget, thinking.budget(turn.limit)),
         )
         return events_of(
             steps,

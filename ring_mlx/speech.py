@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ring_mlx.generation import GenerationEvent
-from ring_mlx.session_events import AnswerText, Event, ThinkingText, ToolCall
+from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.thinking import ThoughtSplitter
 from ring_mlx.tool_calls import ToolCallSplitter
 
@@ -27,11 +27,7 @@ class Speech:
         self._last: GenerationEvent | None = None
         self._calls = ToolCallSplitter() if has_tools else None
         self._found: list[ToolCall] = []
-        self._thought = self._answer = ""
-        if before is not None:
-            splitter = ThoughtSplitter()
-            fed, held = splitter.feed(str(before.get("content") or "")), splitter.flush()
-            self._thought, self._answer = fed[0] + held[0], fed[1] + held[1]
+        self._thought, self._answer = self._before = ("", "") if before is None else _parts(before)
 
     @property
     def last(self) -> GenerationEvent:
@@ -43,16 +39,22 @@ class Speech:
         """Take one generated token; the last one has a finish reason."""
         self._last = e
         self.tokens.append(e.token)
-        self.thinking_tokens += e.thinking
-        thought = e.thinking_text if self._thought else e.thinking_text.lstrip("\n")
-        if thought:
-            self._thought += thought
-            yield ThinkingText(thought)
-        pieces: list[str | ToolCall] = [e.answer_text] if self._calls is None else self._calls.feed(e.answer_text)
+        self.thinking_tokens = e.thinking_tokens
+        if e.revised is not None:
+            yield self._revise(e.revised[0])
+        else:
+            yield from self._think(e.thinking_text)
+        text = e.answer_text if e.revised is None else e.revised[1]
+        pieces: list[str | ToolCall] = [text] if self._calls is None else self._calls.feed(text)
         if self._calls is not None and e.finish_reason is not None:
             pieces += self._calls.flush()
         for piece in pieces:
             yield from self._say(piece)
+
+    @property
+    def is_all_thought(self) -> bool:
+        """Whether there is a thought, and neither an answer nor a call."""
+        return self.thinking_tokens > 0 and not self._answer.strip() and not self._found
 
     def message(self) -> dict[str, Any]:
         """The assistant's turn, as templates want it."""
@@ -65,6 +67,18 @@ class Speech:
             ]
         return message
 
+    def _think(self, text: str) -> Iterator[Event]:
+        if text := text if self._thought else text.lstrip("\n"):
+            self._thought += text
+            yield ThinkingText(text)
+
+    def _revise(self, thought: str) -> Event:
+        """Begin again with another thought: the text that the message began with belongs to it."""
+        self._calls = ToolCallSplitter() if self._calls is not None else None
+        self._found, self._answer = [], ""
+        self._thought = "".join([*self._before, thought]).lstrip("\n")
+        return Revised(self._thought)
+
     def _say(self, piece: str | ToolCall) -> Iterator[Event]:
         if isinstance(piece, ToolCall):
             self._found.append(piece)
@@ -75,3 +89,10 @@ class Speech:
         if piece:
             self._answer += piece
             yield AnswerText(piece)
+
+
+def _parts(message: Mapping[str, Any]) -> tuple[str, str]:
+    """The thought and the answer in a message's text."""
+    splitter = ThoughtSplitter()
+    parts = splitter.feed_last(str(message.get("content") or ""))
+    return splitter.revised or parts

@@ -1,59 +1,221 @@
-"""Tells thought from answer in streamed text, and ends a thought that exceeds its budget; knows text, not models."""
+"""Tells thought from answer in streamed text, and ends a thought that exceeds its budget; knows text, not models.
+
+An answer may begin in four ways, which `Start` names: within a thought, likely or unlikely so, or outside. Two are
+certain from the prompt; where the prompt says nothing, the model's text decides: a ``<think>`` at its very start opens
+a thought, and what comes before a lone ``</think>`` was one. Once the first thought has ended, tags are text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-THINK_START, THINK_END = "<think>", "</think>"
-ASSISTANT = "<role>ASSISTANT</role>"
+from ring_mlx.errors import OptionError
+from ring_mlx.thought_end import CALL_END, CALL_START, THINK_END, THINK_START, Place, ThoughtEnd, tag_prefix
+
+__all__ = ["CALL_END", "CALL_START", "STARTS", "THINK_END", "THINK_START", "Start", "Thinking"]
+__all__ += ["ThoughtBudget", "ThoughtSplitter", "empty_answer", "opens_thought", "splitter_after", "tag_prefix"]
+
+ASSISTANT, ROLE = "<role>ASSISTANT</role>", "<role>"
+STARTS = ("auto", "open", "closed")
+MOST_ROOM, LEAST_LIMIT = 1024, 64
+Start = Literal["open", "likely", "unlikely", "closed"]
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """What is known of a model's thoughts beyond its template, and how much room they leave.
+
+    Args:
+        start: "auto" (as the prompt and the model's text say), "open" (answers start within a thought) or "closed"
+            (they start outside; only a ``<think>`` opens one).
+        answer_room: Tokens kept for the answer, at most half of all: a thought that is open when only so many are left
+            is closed. None is a quarter of all, at most 1,024, and nothing where there are less than 64; 0 lets a
+            thought run to the end.
+    """
+
+    start: str = "auto"
+    answer_room: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise OptionError(f"thinking start {self.start!r} is unknown; give {', '.join(STARTS)}.")
+        if self.answer_room is not None and self.answer_room < 0:
+            raise OptionError(f"answer room {self.answer_room} is negative; give 0 or more.")
+
+    def budget(self, limit: int) -> int | None:
+        """Tokens of a thought, its end included, where ``limit`` tokens may be generated; None is no bound."""
+        if self.answer_room is not None:
+            room = min(self.answer_room, limit // 2)
+        else:
+            room = min(limit // 4, MOST_ROOM) if limit >= LEAST_LIMIT else 0
+        return limit - room if room else None
+
+
+def empty_answer(tokens: int, thinking_tokens: int, reason: str, option: str = "--max-tokens") -> str:
+    """Why an answer of so many tokens has no text, and the remedy; ``option`` is what raises their number."""
+    why = f"all {tokens:,} tokens were thought" if thinking_tokens else f"{tokens:,} tokens and no text came"
+    remedy = f"raise {option}" if reason == "length" else "ask again or in other words"
+    return f"the answer is empty: {why}; {remedy}."
 
 
 def opens_thought(prompt: str) -> bool:
-    """Whether a rendered prompt leaves a thought open for the model to continue.
+    """Whether a rendered prompt leaves a thought open for the model to continue."""
+    splitter = splitter_after(prompt)
+    return splitter.inside and splitter.start == "open"
+
+
+def splitter_after(prompt: str, start: str = "auto", is_likely: bool = False) -> ThoughtSplitter:
+    """The splitter for what a model says after a rendered prompt.
 
     Only what follows the last assistant role counts, so a user who writes about tags changes nothing; without a role
-    the prompt must end in the tag.
+    the prompt must end in a tag. Where no tag says so, a thought is likely after that role, and unlikely after other
+    prompts and where the prompt begins the answer with text.
+
+    Args:
+        prompt: The text.
+        start: As `Thinking` has it.
+        is_likely: Whether a thought is likely without that role as well.
     """
-    head, role, tail = prompt.rpartition(ASSISTANT)
+    if start == "closed":
+        return ThoughtSplitter("closed")
+    _, role, tail = prompt.rpartition(ASSISTANT)
+    role = "" if ROLE in tail else role
     if not role:
-        return head.rstrip().endswith(THINK_START) or tail.rstrip().endswith(THINK_START)
-    return tail.rfind(THINK_START) > tail.rfind(THINK_END)
+        tail = next((tag for tag in (THINK_START, THINK_END) if prompt.rstrip().endswith(tag)), "")
+        tail = THINK_START + tail if tail == THINK_END else tail
+    if start == "open":
+        return ThoughtSplitter("open", tail)
+    return ThoughtSplitter("likely" if (role or is_likely) and not tail.strip() else "unlikely", tail)
 
 
 class ThoughtSplitter:
     """Splits streamed text at the thinking tags, which may arrive in pieces.
 
+    Text that may be either is given out as the ``start`` says, and `revised` is set where that turns out wrong: at a
+    lone ``</think>`` after an unlikely thought, and at the end of a likely one that was never closed. A ``</think>`` in
+    code ends a thought only if the text ends without another; `ring_mlx.thought_end` says what code is.
+
     Args:
-        inside: Whether the text starts within a thought.
+        start: How the text starts.
+        said: What the prompt holds of it already, such as ``<think>``; not given out.
     """
 
-    def __init__(self, inside: bool = False) -> None:
-        self.inside = inside
-        self._held = ""
+    def __init__(self, start: Start = "unlikely", said: str = "") -> None:
+        self.start: Start = start
+        self.revised: tuple[str, str] | None = None
+        self._end = ThoughtEnd(with_calls=start != "open")
+        self._lead, self._has_begun, self._ended = "", False, False
+        self._given: list[str] = []
+        self._held, self._base, self._pieces, self._thinking_tokens = "", 0, 0, 0
+        self.feed(said)
+        if not self._has_begun:
+            self._lead = ""
+        self._base += len(self._held)
+        self._origin, self._held, self._given, self.revised = self._base, "", [], None
+        self._pieces = self._thinking_tokens = 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether the text so far ends within a thought, as far as can be told."""
+        return not self._ended and self.start in ("open", "likely")
+
+    @property
+    def may_be_closed(self) -> bool:
+        """Whether a thought goes on that a tag in code may have ended, so that nothing should be put in."""
+        return self.inside and self._end.waiting is None
+
+    @property
+    def thinking_tokens(self) -> int:
+        """How many pieces were fed that belong to the thought, tags included."""
+        return self._pieces if self.inside else self._thinking_tokens
 
     def feed(self, text: str) -> tuple[str, str]:
         """Take the next text; returns what it adds to the thought and to the answer, without tags.
 
-        The start of what may become a tag is held back until it is clear.
+        The start of what may become a tag is held back until it is clear. Where `revised` is set, it is the whole
+        thought and answer so far, this text included.
         """
-        text = self._held + text
-        parts = {True: "", False: ""}
-        while True:
-            tag = THINK_END if self.inside else THINK_START
-            before, found, after = text.partition(tag)
-            if not found:
-                break
-            parts[self.inside] += before
-            self.inside, text = not self.inside, after
-        keep = tag_prefix(text, tag)
-        self._held = text[len(text) - keep :]
-        parts[self.inside] += text[: len(text) - keep]
-        return parts[True], parts[False]
+        self._pieces += 1
+        self.revised = None
+        if self._ended:
+            return "", text
+        if self._has_begun:
+            return self._go_on(text)
+        self._lead += text
+        start = self._lead.lstrip()
+        if not start or (len(start) < len(THINK_START) and THINK_START.startswith(start)):
+            return "", ""
+        return self._begin(start)
 
     def flush(self) -> tuple[str, str]:
-        """What is still held back, at the end of the text."""
+        """What is still held back, at the end of the text; sets `revised` as `feed` does."""
+        self.revised = None
+        if self._ended:
+            return "", ""
+        if not self._has_begun:
+            self._has_begun, self._held, self._lead = True, self._lead, ""
+        self._end.look("", self._pieces, last=True)
+        found = self._end.found
+        if found is None and self.start in ("open", "likely"):
+            found = self._end.in_code(is_certain=self.start == "open")
+        if found is not None:
+            return self._close(found)
         held, self._held = self._held, ""
-        return (held, "") if self.inside else ("", held)
+        if self.start == "open":
+            return held, ""
+        if self.start == "likely" and self._given:
+            held = "".join([*self._given, held])
+            self.revised = ("", held)
+        self._ended, self._thinking_tokens = True, 0
+        return "", held
+
+    def feed_last(self, text: str) -> tuple[str, str]:
+        """`feed` and `flush` in one."""
+        fed, revised = self.feed(text), self.revised
+        held = self.flush()
+        self.revised = self.revised or revised
+        return fed[0] + held[0], fed[1] + held[1]
+
+    def close_next(self) -> None:
+        """The next ``</think>`` ends the thought, in code or not."""
+        self._end.leave_code()
+
+    def _begin(self, start: str) -> tuple[str, str]:
+        """The text has more than space: it opens a thought, or it does not."""
+        text, self._lead, self._has_begun = self._lead, "", True
+        if start.startswith(THINK_START):
+            self.start, self._end = "open", ThoughtEnd(with_calls=False)
+            text = text.replace(THINK_START, "", 1)
+        elif self.start == "closed":
+            self._ended = True
+            return "", text
+        return self._go_on(text)
+
+    def _go_on(self, text: str) -> tuple[str, str]:
+        sure = self._end.look(text, self._pieces)
+        self._held += text
+        if self._end.found is not None:
+            return self._close(self._end.found)
+        new, self._held = self._held[: sure - self._base], self._held[sure - self._base :]
+        self._base = sure
+        if new:
+            self._given.append(new)
+        return (new, "") if self.inside else ("", new)
+
+    def _close(self, place: Place) -> tuple[str, str]:
+        """End the thought at a tag."""
+        was_inside = self.inside
+        self._ended, self._thinking_tokens = True, place.pieces
+        if (was_inside and place.at >= self._base) or not self._given:
+            thought, answer = _parted(self._held, place.at - self._base)
+        else:
+            self.revised = _parted("".join([*self._given, self._held]), place.at - self._origin)
+            thought, answer = self.revised
+            thought = "" if was_inside else thought
+        self._held, self._given = "", []
+        return thought, answer
 
 
 class ThoughtBudget:
@@ -63,10 +225,18 @@ class ThoughtBudget:
         budget: Thinking tokens allowed; 0 closes the thought at once.
         closing: The ids of a closed thought's end, tag included.
         is_thinking: Tells whether the text so far is within a thought.
+        close_next: Told that the tag comes.
     """
 
-    def __init__(self, budget: int, closing: Sequence[int], is_thinking: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        budget: int,
+        closing: Sequence[int],
+        is_thinking: Callable[[], bool],
+        close_next: Callable[[], None] = lambda: None,
+    ) -> None:
         self._left, self._closing, self._is_thinking = budget, list(closing), is_thinking
+        self._close_next = close_next
         self._forced: list[int] = []
         self._done = False
 
@@ -80,10 +250,11 @@ class ThoughtBudget:
             self._left -= 1
             return None
         self._done = True
+        self._close_next()
         self._forced = self._closing[1:]
         return self._closing[0]
 
 
-def tag_prefix(text: str, tag: str) -> int:
-    """Length of the longest end of ``text`` that starts ``tag``."""
-    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-n:])), 0)
+def _parted(text: str, at: int) -> tuple[str, str]:
+    """What is before and after the tag at a place, which may begin before the text."""
+    return text[: max(0, at)], text[max(0, at + len(THINK_END)) :]

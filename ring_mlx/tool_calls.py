@@ -14,10 +14,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ring_mlx.session_events import ToolCall
-from ring_mlx.thinking import tag_prefix
+from ring_mlx.thinking import CALL_END, CALL_START, tag_prefix
 from ring_mlx.whole_text import whole_text
 
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 MAX_LEVELS = 64
 SPACE = " \t\r\n"
 MOST_RESTARTS = 64  # each may look at all the text again

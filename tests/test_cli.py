@@ -50,7 +50,7 @@ def generate(cli, folder, *args):
 
 
 def test_output_reads_like_mlx_lms(cli, chat_folder):
-    code, out, err = generate(cli, chat_folder, "--prompt", "hello")
+    code, out, err = generate(cli, chat_folder, "--prompt", "hello", "--thinking-start", "closed")
     assert code == 0
     assert err == ""
     assert re.fullmatch(
@@ -114,7 +114,7 @@ def test_extra_eos_token_stops(cli, chat_folder):
 
 
 def test_the_toy_says_that_it_is_one(cli):
-    code, _, err = cli("generate", "--max-tokens", 2, "--prompt", "hi")
+    code, _, err = cli("generate", "--max-tokens", 2, "--prompt", "hi", "--thinking-start", "closed")
     assert code == 0
     assert err.count("\n") == 1
     assert "toy" in err

@@ -13,7 +13,8 @@ from ring_mlx.cli import INTERRUPTED, options
 from ring_mlx.cli.progress import PrefillBar
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError, PromptError
-from ring_mlx.terminal_text import for_output, harmless_json
+from ring_mlx.terminal_text import for_output, harmless_json, note
+from ring_mlx.thinking import empty_answer
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -55,6 +56,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompt-cache-file", help="continue what `ring-mlx cache-prompt` saved")
     parser.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
     parser.add_argument("--thinking-budget", type=options.natural_int, help="close the thought after so many tokens")
+    options.add_thinking_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options.add_distributed_option(parser)
     options.add_expert_options(parser)
@@ -105,6 +107,7 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
                 max_tokens=args.max_tokens,
                 cache=cache,
                 thinking_budget=args.thinking_budget,
+                thinking=options.thinking_of(args),
                 sampler=sampler,
                 logits_processors=processors,
                 prefill_step_size=step,
@@ -115,6 +118,8 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
         except KeyboardInterrupt:
             code = INTERRUPTED
     printer.finish(interrupted=code != 0)
+    if printer.is_empty and code == 0:
+        note(f"[generate] {printer.why_empty()}")
     if args.json:
         print(harmless_json(printer.as_json(name)))
     return code
@@ -151,16 +156,28 @@ class Printer:
 
     def show(self, event: GenerationEvent) -> None:
         """Take one event."""
+        if self.last is None:
+            self._thought_started = time.perf_counter()
         self.last = event
         self.text += event.text
-        self.thought += event.thinking_text
-        self.answer += event.answer_text
-        if event.thinking:
-            if not self.thinking_tokens:
-                self._thought_started = time.perf_counter()
-            self.thinking_tokens += 1
+        self.thinking_tokens = event.thinking_tokens
+        if event.revised is None:
+            self.thought += event.thinking_text
+            self.answer += event.answer_text
+        else:
+            self.thought, self.answer = event.revised
         if not self.quiet:
             self._out(event.text if self.thinking == "show" else self._answer_part(event))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether tokens came, but no answer."""
+        return self.last is not None and not self.answer.strip()
+
+    def why_empty(self) -> str:
+        """Of an empty answer."""
+        assert self.last is not None
+        return empty_answer(self.last.generation_tokens, self.thinking_tokens, str(self.last.finish_reason))
 
     def finish(self, interrupted: bool = False) -> None:
         """Print what belongs after the text."""
@@ -213,6 +230,8 @@ class Printer:
 
     def _answer_part(self, event: GenerationEvent) -> str:
         text = event.answer_text
+        if self._answering and event.revised is not None:  # what was printed as the answer was the thought
+            return "\n" + self._folded("above") + text.lstrip()
         if self._answering:
             return text
         text = text.lstrip()
@@ -221,8 +240,9 @@ class Printer:
         self._answering = True
         return self._folded() + text if self.thinking == "fold" and self.thinking_tokens else text
 
-    def _folded(self) -> str:
-        return f"[thought {time.perf_counter() - self._thought_started:.1f} s, {self.thinking_tokens} tokens]\n"
+    def _folded(self, where: str = "") -> str:
+        seconds = time.perf_counter() - self._thought_started
+        return f"[thought {seconds:.1f} s, {self.thinking_tokens} tokens{where and ', '}{where}]\n"
 
     def _out(self, text: str) -> None:
         self.write(text)

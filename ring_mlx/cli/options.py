@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import note
+from ring_mlx.thinking import STARTS, Thinking
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -54,6 +55,28 @@ def add_distributed_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"
     )
+
+
+def add_thinking_options(parser: argparse.ArgumentParser) -> None:
+    """How answers start, and the room that a thought leaves."""
+    parser.add_argument(
+        "--thinking-start",
+        choices=STARTS,
+        default="auto",
+        help="whether answers start within a thought: as prompt and text say, always, or never (auto)",
+    )
+    parser.add_argument(
+        "--answer-room",
+        type=natural_int,
+        metavar="N",
+        help="close a thought that is open when only N tokens are left; 0 never does "
+        "(a quarter of --max-tokens, at most 1024)",
+    )
+
+
+def thinking_of(args: argparse.Namespace) -> Thinking:
+    """What `add_thinking_options` found."""
+    return Thinking(args.thinking_start, args.answer_room)
 
 
 STEP_HELP = "prompt tokens a step (2048 on a GPU, 128 on a CPU)"

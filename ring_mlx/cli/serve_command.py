@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
     options.add_model_options(parser)
     options.add_expert_options(parser)
     options.add_distributed_option(parser)
+    options.add_thinking_options(parser)
     parser.add_argument("--model-name", help=HELP["model_name"])
     a = parser.add_argument_group("address")
     a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -186,6 +187,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         store=False if args.no_store else args.cache_dir or True,
         store_budget_bytes=args.store_size,
         read_ahead=not args.no_read_ahead,
+        thinking=options.thinking_of(args),
     )
 
 

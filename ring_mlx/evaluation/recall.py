@@ -17,7 +17,7 @@ from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts, small_talk
 from ring_mlx.evaluation.sharing import SharedReader
 from ring_mlx.model import Model
-from ring_mlx.thinking import ThoughtSplitter, opens_thought
+from ring_mlx.thinking import ThoughtSplitter, splitter_after
 from ring_mlx.tokenizer import render_chat, render_text
 
 Progress = Callable[[int, int], None]
@@ -54,13 +54,13 @@ class Grid:
 
 
 class Asked(NamedTuple):
-    """One question: where its fact stands, its prompt, and whether the prompt opens a thought."""
+    """One question: where its fact stands, its prompt, and what tells the thought from the answer."""
 
     length: int
     depth: float
     fact: Fact
     ids: list[int]
-    opens: bool
+    splitter: ThoughtSplitter
 
 
 def depths_of(count: int) -> list[float]:
@@ -172,8 +172,8 @@ def _questions(
             stated = [*text[:at], *(f.stated for f in facts[length, d]), *text[at:taken]]
             for fact in facts[length, d]:
                 messages = [{"role": "user", "content": " ".join([*stated, fact.question])}]
-                opens = opens_thought(render_text(tokenizer, messages))
-                asked.append(Asked(length, d, fact, render_chat(tokenizer, messages), opens))
+                splitter = splitter_after(render_text(tokenizer, messages))
+                asked.append(Asked(length, d, fact, render_chat(tokenizer, messages), splitter))
     return asked
 
 
@@ -192,8 +192,7 @@ def _answer(
         if token in tokenizer.eos_token_ids:
             break
         out.append(token)
-    splitter = ThoughtSplitter(asked.opens)
-    visible = splitter.feed(tokenizer.decode(out))[1] + splitter.flush()[1]
+    visible = asked.splitter.feed_last(tokenizer.decode(out))[1]
     return holds(visible, asked.fact.value), len(out) == max_tokens
 
 

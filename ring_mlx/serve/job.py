@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ring_mlx.branches import Prompt, Renderer
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import Asked
-from ring_mlx.session_events import AnswerText, PrefillProgress, ThinkingText, ToolCall
+from ring_mlx.session_events import AnswerText, PrefillProgress, Revised, ThinkingText, ToolCall
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer: ``stop``, ``length`` or ``tool_calls``."""
+    """The end of an answer: ``stop``, ``length`` (also where all was thought) or ``tool_calls``."""
 
     reason: str
     usage: Usage
 
 
-Said = ThinkingText | AnswerText | ToolCall | TokenLogprob | PrefillProgress | Finished | ApiError
+Said = ThinkingText | AnswerText | ToolCall | Revised | TokenLogprob | PrefillProgress | Finished | ApiError
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ring_mlx.serve.job import Finished, Said, TokenLogprob, Usage
 from ring_mlx.serve.protocol import Asked
-from ring_mlx.session_events import AnswerText, ThinkingText, ToolCall
+from ring_mlx.session_events import AnswerText, Revised, ThinkingText, ToolCall
 
 
 class Reply:
@@ -28,7 +28,8 @@ class Reply:
         self._thought, self._answer = "", ""
         self._calls: list[dict[str, Any]] = []
         self._logprobs: list[TokenLogprob] = []
-        self._told = self._offset = 0
+        self._told = self._offset = self._called = 0
+        self._is_revised = False
 
     def add(self, event: Said) -> Iterator[dict[str, Any]]:
         """Take an event; gives the pieces that a stream sends for it, but for the last."""
@@ -40,10 +41,14 @@ class Reply:
             yield self._piece({"content": event.text}, self._new_logprobs())
         elif isinstance(event, ToolCall):
             call = _call(event)
-            yield self._piece({"tool_calls": [{"index": len(self._calls), **call}]}, self._new_logprobs())
+            yield self._piece({"tool_calls": [{"index": self._called, **call}]}, self._new_logprobs())
             self._calls.append(call)
+            self._called += 1
         elif isinstance(event, TokenLogprob):
             self._logprobs.append(event)
+        elif isinstance(event, Revised):
+            self._thought, self._answer, self._is_revised = event.thought, "", True
+            self._calls, self._logprobs, self._told = [], [], 0
 
     def first(self) -> Iterator[dict[str, Any]]:
         """The pieces with which a stream starts."""
@@ -52,7 +57,10 @@ class Reply:
 
     def last(self, event: Finished) -> Iterator[dict[str, Any]]:
         """The pieces with which a stream ends."""
-        yield self._piece({}, self._new_logprobs(), event.reason)
+        piece = self._piece({}, self._new_logprobs(), event.reason)
+        if self._is_revised:
+            piece["choices"][0]["message"] = self._message()
+        yield piece
         if self._asked.include_usage:
             yield {**self._head(streamed=True), "choices": [], "usage": usage_of(event.usage)}
 
@@ -63,13 +71,17 @@ class Reply:
         if not self._asked.chat:
             choice["text"] = self._answer
         else:
-            content = None if self._calls and not self._answer.strip() else self._answer
-            choice["message"] = {"role": "assistant", "content": content}
-            if thought := self._thought.strip("\n"):
-                choice["message"]["reasoning_content"] = thought
-            if self._calls:
-                choice["message"]["tool_calls"] = self._calls
+            choice["message"] = self._message()
         return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(event.usage)}
+
+    def _message(self) -> dict[str, Any]:
+        content = None if self._calls and not self._answer.strip() else self._answer
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if thought := self._thought.strip("\n"):
+            message["reasoning_content"] = thought
+        if self._calls:
+            message["tool_calls"] = self._calls
+        return message
 
     def _head(self, streamed: bool) -> dict[str, Any]:
         kind = "text_completion" if not self._asked.chat else "chat.completion"

@@ -14,9 +14,9 @@ from ring_mlx.generation import GenerationEvent, events_of, thought_closer
 from ring_mlx.sampling import start_sampling
 from ring_mlx.serve.job import Finished, Job, TokenLogprob, Usage
 from ring_mlx.serve.stops import StopText
-from ring_mlx.session_events import AnswerText, Event, ThinkingText, ToolCall
+from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.speech import Speech
-from ring_mlx.thinking import ThoughtSplitter, opens_thought
+from ring_mlx.thinking import Thinking, ThoughtSplitter, splitter_after
 
 GOLDEN = 0x9E3779B97F4A7C15
 HISTORY_TOKENS = 64
@@ -30,22 +30,34 @@ class Row:
         cached: Prompt tokens that a snapshot knew.
         tokenizer: The model's.
         vocabulary: Its size.
+        thinking: How answers start, and the room that a thought leaves.
 
     Raises:
         OptionError: If the sampling cannot work with the vocabulary.
     """
 
-    def __init__(self, job: Job, cached: int, tokenizer: TokenizerWrapper, vocabulary: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        cached: int,
+        tokenizer: TokenizerWrapper,
+        vocabulary: int,
+        thinking: Thinking = Thinking(),  # noqa: B008 a value
+    ) -> None:
         asked, ids = job.asked, job.prompt.ids
         self.job, self.cached, self._tokenizer = job, cached, tokenizer
         self._sampler, processors, self._seed = start_sampling(asked.sampling, vocabulary, tokenizer)
         before = mx.array(ids[:-1][-HISTORY_TOKENS:], dtype=mx.int32)
         self.processors = [_with_history(p, before) for p in processors]
-        splitter = ThoughtSplitter(asked.chat and opens_thought(job.prompt.text))
-        self._forced = thought_closer(tokenizer, splitter, asked.thinking_budget)
+        splitter, most = ThoughtSplitter("closed"), None
+        if asked.chat:
+            splitter = splitter_after(job.prompt.text, thinking.start, tokenizer.has_thinking)
+            most = thinking.budget(job.limit)
+        self._forced = thought_closer(tokenizer, splitter, asked.thinking_budget, most)
         self._speech, self._stops, self._called = Speech(has_tools=bool(asked.tools)), StopText(asked.stop), False
         self._token, self._chosen = 0, 0
         self._logprobs = mx.zeros(0)
+        self._thought_logprobs: list[TokenLogprob] = []
         self._events = events_of(
             self._steps(), tokenizer, splitter, job.limit, prompt_tokens=len(ids) - cached, cached_tokens=cached
         )
@@ -81,9 +93,15 @@ class Row:
         if e.finish_reason is None and not self._stops.hit:
             return False
         self._answer_text(self._stops.flush())
-        reason = "tool_calls" if self._called else "stop" if self._stops.hit else str(e.finish_reason)
-        put(Finished(reason, self.usage()))
+        put(Finished(self._reason(e), self.usage()))
         return True
+
+    def _reason(self, e: GenerationEvent) -> str:
+        if self._called:
+            return "tool_calls"
+        if self._stops.hit:
+            return "stop"
+        return "length" if self._speech.is_all_thought else str(e.finish_reason)
 
     def usage(self) -> Usage:
         """What it has cost so far."""
@@ -100,6 +118,11 @@ class Row:
     def _say(self, event: Event) -> None:
         if isinstance(event, AnswerText):
             self._answer_text(self._stops.feed(event.text))
+        elif isinstance(event, Revised):
+            self._stops, self._called = StopText(self.job.asked.stop), False
+            self.job.events.put(event)
+            for logprob in self._thought_logprobs[self._speech.thinking_tokens :]:
+                self.job.events.put(logprob)
         elif isinstance(event, (ThinkingText, ToolCall)) and not self._stops.hit:
             if isinstance(event, ToolCall):
                 self._answer_text(self._stops.flush())
@@ -111,14 +134,21 @@ class Row:
             self.job.events.put(AnswerText(text))
 
     def _tell_logprob(self, e: GenerationEvent) -> None:
-        """Of the answer's tokens only: a thought and a stop token are not part of its text."""
+        """Of the answer's tokens only: a thought and a stop token are not part of its text.
+
+        Those of a thought are kept, for it may turn out to be the answer.
+        """
         count = self.job.asked.top_logprobs
-        if count is None or e.finish_reason == "stop" or (e.thinking and self.job.asked.chat):
+        if count is None or e.finish_reason == "stop":
             return
         values = np.asarray(e.logprobs)
         best = np.argsort(-values, kind="stable")[:count].tolist()
         top = tuple((self._text(i), float(values[i])) for i in best)
-        self.job.events.put(TokenLogprob(self._text(e.token), float(values[e.token]), top))
+        told = TokenLogprob(self._text(e.token), float(values[e.token]), top)
+        if self.job.asked.chat and (e.thinking or e.revised is not None):
+            self._thought_logprobs.append(told)
+        else:
+            self.job.events.put(told)
 
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ring_mlx.errors import OptionError
 from ring_mlx.session_events import Sampling
+from ring_mlx.thinking import Thinking
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Settings:
         store: Folder for snapshots on disk; True is the system's, False none.
         store_budget_bytes: Most bytes there for this model.
         read_ahead: While nobody waits, read the start of the next turn.
+        thinking: How answers start, and the room that a thought leaves.
     """
 
     model: str | os.PathLike[str]
@@ -43,6 +45,7 @@ class Settings:
     store: str | os.PathLike[str] | bool = True
     store_budget_bytes: int = 8 << 30
     read_ahead: bool = True
+    thinking: Thinking = field(default_factory=Thinking)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_batch", "max_queue", "prefill_step_tokens"):

@@ -155,7 +155,7 @@ class Work:
                 return
             reading.settle()
             job = reading.job
-            row = Row(job, reading.cached, self._tokenizer, self._model.config.vocab_size)
+            row = Row(job, reading.cached, self._tokenizer, self._model.config.vocab_size, self._settings.thinking)
             number = self._batch.add(
                 job.prompt.ids[-1:], cache=reading.cache, sampler=row.choose, logits_processors=row.processors
             )
