@@ -17,6 +17,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ring_mlx import memory
 from ring_mlx.branches import Prompt, Renderer, branch_points, next_turn
 from ring_mlx.decoding import LogitsProcessor, Sampler, decode
+from ring_mlx.errors import OptionError
 from ring_mlx.generation import GenerationEvent, check_lengths, encode_prompt, events_of, thought_closer
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.loading import load
@@ -186,6 +187,9 @@ class Worker:
     def _begin(self, request: Request) -> _Turn:
         started, renderer = time.perf_counter(), None
         if isinstance(request.prompt, str):
+            for name in ("template_options", "continue_last"):
+                if getattr(request, name):
+                    raise OptionError(f"{name} needs the chat template, but the prompt is text; give messages.")
             prompt = Prompt(request.prompt, encode_prompt(self._tokenizer, request.prompt), None)
         else:
             renderer = Renderer(self._tokenizer, request.tools, request.template_options, request.continue_last)

@@ -20,6 +20,7 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx.checkpoint_files import is_litter, read_bounded, read_json
 from ring_mlx.errors import TokenizerError
 
 WORKER = Path(__file__).with_name("template_worker.py")
@@ -28,6 +29,49 @@ RESERVED = ("messages", "tools", "add_generation_prompt")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Ends the last message where it is to be gone on with; everything from it on is cut off.
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+
+
+def templates_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a checkpoint by name, of which "default" is for all that no other is for.
+
+    What a later place says of a name holds: tokenizer_config.json, chat_template.json, chat_template.jinja,
+    additional_chat_templates.
+
+    Args:
+        folder: The checkpoint.
+        settings: Its tokenizer_config.json.
+
+    Raises:
+        TokenizerError: If one is not text.
+    """
+    found = _by_name(settings.get("chat_template"), folder / "tokenizer_config.json")
+    path = folder / "chat_template.json"
+    if path.exists():
+        found |= _by_name(read_json(path, TokenizerError).get("chat_template"), path)
+    named = {
+        f.name.removesuffix(".jinja"): f for f in folder.glob("additional_chat_templates/*.jinja") if not is_litter(f)
+    }
+    for name, file in {"default": folder / "chat_template.jinja", **named}.items():
+        if file.exists():
+            try:
+                found[name] = read_bounded(file, MAX_TEMPLATE * 4, TokenizerError).decode()
+            except UnicodeDecodeError as e:
+                raise TokenizerError(f"{file} is not text ({e}); download it again.") from None
+    return found
+
+
+def _by_name(given: object, file: Path) -> dict[str, str]:
+    """Templates as JSON has them: a text, texts by name, or a list of objects with name and template."""
+    if isinstance(given, list) and all(isinstance(t, Mapping) for t in given):
+        pairs = [(t.get("name"), t.get("template")) for t in given]
+    else:
+        pairs = list(given.items()) if isinstance(given, Mapping) else [("default", given)] * (given is not None)
+    if not all(isinstance(part, str) for pair in pairs for part in pair):
+        raise TokenizerError(
+            f"chat_template in {file} is neither a text nor a list of named templates; correct it, or download the file "
+            "again."
+        )
+    return dict(pairs)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def make_tokenizer(
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file, TokenizerError) if settings_file.is_file() else {}
     _check_files(folder, _named_code(settings))
+    named = templates.templates_of(folder, settings)
     for key, package in NAMED_MODULES.items():
         _check_named_module(folder, key, settings.get(key), package)
     with _library_errors(folder), _collection_paused():
@@ -82,6 +83,9 @@ def make_tokenizer(
             check_tokenizer(folder / "tokenizer.json")
         with without_litter(folder) as clean:
             tokenizer = load_wrapper(clean, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
+        if named:
+            tokenizer.has_chat_template = True
+            tokenizer.chat_template = named["default"] if set(named) == {"default"} else named
         vocabulary, rows = tokenizer.get_vocab(), _rows(folder)
         know_all_ids(tokenizer, vocabulary, rows or 0)
         tokenizer.decode(tokenizer.encode(PROBE))

@@ -236,8 +236,14 @@ def test_no_tokenizer(cli, tmp_path):
 
 def test_no_chat_template(cli, damaged):
     (damaged / "chat_template.jinja").unlink()
-    code, _, _ = generate(cli, damaged, "--prompt", "hello")
-    assert code == 0
+    assert_one_line(
+        generate(cli, damaged, "--prompt", "hello"), r"\[tokenizer\] .* no chat template; use --ignore-chat"
+    )
+    assert generate(cli, damaged, "--prompt", "hello", "--ignore-chat-template")[0] == 0
+    assert generate(cli, damaged, "--prompt", "hello", "--ignore-chat-template", "--thinking-budget", "3")[0] == 0
+    for flag, value in (("--system-prompt", "S"), ("--prefill-response", ""), ("--chat-template-config", "{}")):
+        refused = generate(cli, damaged, "--prompt", "hello", "--ignore-chat-template", flag, value)
+        assert_one_line(refused, rf"\[option\] {flag} needs the chat template")
 
 
 def test_a_template_that_refuses(cli, damaged):

@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> int:
         check_writable(behind_links(args.prompt_cache_file))
     except OSError as e:
         raise CacheFileError(f"{args.prompt_cache_file} cannot be written ({e}); give another file.") from None
+    options.check_template_flags(args)
     text = options.read_prompt(args.prompt)
     model, tokenizer, name = options.load_named(args)
-    if args.ignore_chat_template or not tokenizer.has_chat_template:
+    if args.ignore_chat_template:
         ids = [int(i) for i in tokenizer.encode(text)]
     else:
         messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []

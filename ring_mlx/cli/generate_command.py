@@ -81,6 +81,7 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
 
     if member is not None:
         member.check(args)
+    options.check_template_flags(args)
     for flag, reason in (REFUSED | REFUSED_SWITCHES).items():
         if getattr(args, flag[2:].replace("-", "_")):
             raise OptionError(f"{flag} is not supported: {reason}.")
@@ -263,7 +264,7 @@ def _prompt_and_cache(
     cache = None
     if args.prompt_cache_file:
         cache = HybridCache.load(args.prompt_cache_file, model.fingerprint, model.cache_shapes)[0]
-    if args.ignore_chat_template or not tokenizer.has_chat_template:
+    if args.ignore_chat_template:
         return cache, [int(i) for i in tokenizer.encode(text, add_special_tokens=cache is None)]
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt is not None else []
     messages.append({"role": "user", "content": text})

@@ -119,6 +119,17 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     g.add_argument("--logit-bias", type=json_object, help='JSON object of token id to bias, such as {"17": -5}')
 
 
+def check_template_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that speak to the chat template, where it is to be ignored.
+
+    Raises:
+        OptionError: Naming the first.
+    """
+    for flag in ("--system-prompt", "--prefill-response", "--chat-template-config"):
+        if args.ignore_chat_template and getattr(args, flag[2:].replace("-", "_"), None) is not None:
+            raise OptionError(f"{flag} needs the chat template; leave out {flag} or --ignore-chat-template.")
+
+
 def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     """The model and tokenizer that the options name, and what to call them; says so when it is the toy.
 

@@ -88,6 +88,9 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> Asked:
 def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> Asked:
     """What came to ``/v1/completions``; errors as `parse_chat`."""
     fields = Fields(body)
+    for name in ("tools", "chat_template_kwargs"):
+        if fields.get(name):
+            raise cannot(f"{name} needs the chat template; send it to /v1/chat/completions, or leave it out.", name)
     prompt = fields.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
         prompt = prompt[0]
