@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         ToolCall,
     )
     from ring_mlx.snapshots.stores import free_disk
+    from ring_mlx.surrogates import whole_text
     from ring_mlx.terminal_text import for_output, harmless, harmless_json
     from ring_mlx.tokenizer import render_chat
 
@@ -75,6 +76,7 @@ __all__ = [
     "read_json",
     "render_chat",
     "stream_generate",
+    "whole_text",
     "write_text",
 ]
 
@@ -113,6 +115,7 @@ _HOMES = {
     "read_json": "ring_mlx.checkpoint_files",
     "render_chat": "ring_mlx.tokenizer",
     "stream_generate": "ring_mlx.generation",
+    "whole_text": "ring_mlx.surrogates",
     "write_text": "ring_mlx.files",
 }
 

@@ -20,6 +20,7 @@ from ring_mlx.decoding import (
 )
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.model import Model
+from ring_mlx.surrogates import whole_text
 from ring_mlx.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
 from ring_mlx.vocabulary import whole_ids
 
@@ -214,7 +215,7 @@ def encode_prompt(tokenizer: TokenizerWrapper, prompt: str | Sequence[int] | mx.
     """The ids of a prompt; text gets the tokenizer's special tokens unless it starts with them, ids stay as they are."""
     if isinstance(prompt, str):
         has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
-        return [int(i) for i in tokenizer.encode(prompt, add_special_tokens=not has_bos)]
+        return [int(i) for i in tokenizer.encode(whole_text(prompt), add_special_tokens=not has_bos)]
     return np.asarray(prompt).ravel().tolist() if isinstance(prompt, mx.array) else list(prompt)
 
 

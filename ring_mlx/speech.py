@@ -7,6 +7,7 @@ from typing import Any
 
 from ring_mlx.generation import GenerationEvent
 from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
+from ring_mlx.surrogates import whole_text
 from ring_mlx.thinking import ThoughtSplitter
 from ring_mlx.tool_calls import ToolCallSplitter
 
@@ -94,5 +95,5 @@ class Speech:
 def _parts(message: Mapping[str, Any]) -> tuple[str, str]:
     """The thought and the answer in a message's text."""
     splitter = ThoughtSplitter()
-    parts = splitter.feed_last(str(message.get("content") or ""))
+    parts = splitter.feed_last(whole_text(str(message.get("content") or "")))
     return splitter.revised or parts

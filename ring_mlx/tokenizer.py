@@ -22,6 +22,7 @@ from ring_mlx import templates
 from ring_mlx.checkpoint_files import check_small_files, read_json, without_litter
 from ring_mlx.config_values import MOST_INTEGER, shown
 from ring_mlx.errors import TokenizerError
+from ring_mlx.surrogates import whole_text
 from ring_mlx.tokenizer_check import check_tokenizer
 from ring_mlx.vocabulary import check_rows, know_all_ids
 
@@ -159,7 +160,7 @@ def render_text(
     if not tokenizer.has_chat_template:
         raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
     try:
-        return templates.render(tokenizer, messages, tools or None, template_options or {}, continue_last)
+        return whole_text(templates.render(tokenizer, messages, tools or None, template_options or {}, continue_last))
     except (ValueError, TypeError) as e:
         raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ring_mlx.session_events import ToolCall
+from ring_mlx.surrogates import whole_text
 from ring_mlx.thinking import CALL_END, CALL_START, tag_prefix
-from ring_mlx.whole_text import whole_text
 
 MAX_LEVELS = 64
 SPACE = " \t\r\n"

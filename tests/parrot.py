@@ -70,6 +70,20 @@ def make_parrot(folder: Path, pieces: Sequence[str | bytes | int], gap: int = 0,
     return folder
 
 
+def cut(text: str, size: int) -> list[str]:
+    """A text in pieces of so many letters, or more where a piece came before, as `make_parrot` takes them."""
+    pieces: list[str] = []
+    at = 0
+    while at < len(text):
+        end = at + size
+        while text[at:end] in pieces and end < len(text):
+            end += 1
+        assert text[at:end] not in pieces, "the text ends in a piece that came before"
+        pieces.append(text[at:end])
+        at = end
+    return pieces
+
+
 NAME = "model.safetensors"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from textual.message import Message
 
-from ring_mlx import for_output, harmless
+from ring_mlx import for_output, harmless, whole_text
 from tui import commands, paths
 from tui.config import Config
 from tui.conversation import Conversation
@@ -153,7 +153,7 @@ class Plain(PlainCommands):
         while True:
             try:
                 prompt = "… " if lines else "> "
-                line = input(prompt if self._is_terminal else "")
+                line = whole_text(input(prompt if self._is_terminal else ""))
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:

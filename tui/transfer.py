@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ring_mlx import write_text
+from ring_mlx import whole_text, write_text
 from tui import files
 from tui.conversation import Conversation
-from tui.store import StoreError, exchange, rows
+from tui.store import StoreError, exchange
 
 MOST_BYTES = 512_000_000
 
@@ -27,7 +27,7 @@ def export_talk(talk: Conversation, argument: str) -> str:
         file = file.expanduser()
         if not path.strip() and file.exists():
             return f"{file} is there already; /export {kind} PATH overwrites."
-        write_text(file, rows.storable(text), private=not file.exists())
+        write_text(file, whole_text(text), private=not file.exists())
     except (OSError, ValueError, RuntimeError) as e:
         return f"[export] {file} cannot be written ({getattr(e, 'strerror', None) or e}); give another path."
     return f"Written to {file}."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
+from ring_mlx.surrogates import whole_text
 from ring_mlx.terminal_text import note
 from ring_mlx.thinking import STARTS, Thinking
 
@@ -193,9 +194,9 @@ def read_prompt(text: str) -> str:
         OptionError: If standard input is not text.
     """
     if text != "-":
-        return text.replace("\\n", "\n").replace("\\t", "\t")
+        return whole_text(text.replace("\\n", "\n").replace("\\t", "\t"))
     try:
-        return sys.stdin.read()
+        return whole_text(sys.stdin.read())
     except UnicodeDecodeError as e:
         raise OptionError(f"standard input is not UTF-8 text ({e}); pipe a text file.") from None
 

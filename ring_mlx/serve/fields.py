@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ring_mlx.serve.failures import ApiError, bad
+from ring_mlx.surrogates import whole_text
 
 MOST_INT = 1 << 53  # what every JSON reader keeps exactly
 MOST_LEVELS, MOST_VALUES, MOST_DIGITS = 64, 1 << 18, 64
@@ -105,7 +106,7 @@ def read_json(text: bytes) -> Any:
     """What JSON says, once it is certain that to read it takes little time: meanwhile no other thread can work.
 
     Raises:
-        ValueError: If it is not UTF-8, not JSON, has half a surrogate pair, or a number of too many digits.
+        ValueError: If it is not UTF-8, not JSON, or has a number of too many digits.
         ApiError: If it has too many values, or is nested too deeply.
     """
 
@@ -118,14 +119,12 @@ def read_json(text: bytes) -> Any:
         value = json.loads(text.decode("utf-8"), parse_constant=refuse, parse_int=_parse_int)
     except RecursionError:
         raise _too_deep() from None
-    if HALF_PAIR.search(text):
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates are JSON, but not text
     level: list[Any] = [value]
     for _ in range(MOST_LEVELS + 1):
         level = [v for v in level if isinstance(v, (dict, list))]
         level = [v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)]
         if not level:
-            return value
+            return whole_text(value) if HALF_PAIR.search(text) else value
     raise _too_deep()
 
 

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 
+from ring_mlx import whole_text
 from tui.store import rows, seals
 from tui.store.database import Change, Database
 from tui.store.records import Chat
@@ -134,7 +135,7 @@ def _read(connection: sqlite3.Connection, chat_id: str) -> Chat | None:
 
 
 def _write(connection: sqlite3.Connection, chat: Chat) -> None:
-    values = [rows.storable(v) for v in (chat.id, chat.title, chat.leaf, int(chat.pinned), chat.deleted)]
+    values = [whole_text(v) for v in (chat.id, chat.title, chat.leaf, int(chat.pinned), chat.deleted)]
     values += [float(chat.created), float(chat.changed)]
     connection.execute(_SAVE, (*values, rows.seal(values)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ring_mlx import whole_text
 from tui.store import rows, seals
 from tui.store.database import Database, Statement
 
@@ -10,7 +11,7 @@ def saving(chat_id: str, content: str) -> Statement:
     """The statement that keeps a draft, or forgets it where it is empty."""
     if not content:
         return "DELETE FROM drafts WHERE chat = ?", (chat_id,)
-    row = {"chat": chat_id, "content": rows.storable(content)}
+    row = {"chat": chat_id, "content": whole_text(content)}
     return "INSERT OR REPLACE INTO drafts (chat, content, seal) VALUES (?, ?, ?)", (*row.values(), seals.of_draft(row))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ring_mlx import whole_text
 from tui.store import rows, seals
 from tui.store.access import new_file
 from tui.store.connection import connect
@@ -190,9 +191,7 @@ def _write(path: Path, found: _Found) -> None:
             insert = f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
             for row in sorted(table.values(), key=lambda r: (r.get("row") is None, r.get("row") or 0)):
                 kept = row if check(row) else {**row, "seal": rows.BROKEN}
-                connection.execute(
-                    insert, [EMPTY.get(c) if kept[c] is None else rows.storable(kept[c]) for c in columns]
-                )
+                connection.execute(insert, [EMPTY.get(c) if kept[c] is None else whole_text(kept[c]) for c in columns])
         connection.execute("COMMIT")
     finally:
         connection.close()

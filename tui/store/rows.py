@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ring_mlx import whole_text
+
 SEAL_BYTES, DEEPEST = 8, 100
 BROKEN = b""
 MARK = "(damaged)"
@@ -25,11 +27,6 @@ def seal(values: Sequence[Any]) -> bytes:
 def fits(found: object, values: Sequence[Any]) -> bool:
     """Whether the seal found in a row is that of its values."""
     return isinstance(found, bytes) and found != BROKEN and found == seal(values)
-
-
-def storable(value: Any) -> Any:
-    """A value as SQLite takes it: text without the halves of characters that JSON may hold."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def text(value: object) -> str:
@@ -63,11 +60,9 @@ def unpacked(value: object) -> Any:
         found = json.loads(packed)
         if packed.count("[") + packed.count("{") > DEEPEST and _depth(found) > DEEPEST:
             raise ValueError("the JSON is too deep")
-        if "\\ud" in packed.lower():  # perhaps half a character, which no terminal and no file takes
-            found = json.loads(storable(json.dumps(found, ensure_ascii=False)))
     except RecursionError:
         raise ValueError("the JSON is too deep") from None
-    return found
+    return whole_text(found) if "\\ud" in packed.lower() else found
 
 
 def _depth(value: Any) -> int:

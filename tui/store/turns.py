@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from ring_mlx import whole_text
 from tui.store import rows, seals
 from tui.store.database import Database, Statement
 from tui.store.records import ASSISTANT, USER, Attachment, Call, Record, Turn
@@ -20,7 +21,7 @@ def saving(chat_id: str, turn: Turn) -> Statement:
     calls = json.dumps([[c.name, c.arguments] for c in turn.calls])
     attachments = json.dumps([[a.name, a.text] for a in turn.attachments])
     said = (turn.id, chat_id, turn.parent, turn.role, turn.content, turn.thinking, calls, record)
-    row = dict(zip(seals.TURN, (*map(rows.storable, said), float(turn.created)), strict=True), attachments=attachments)
+    row = dict(zip(seals.TURN, (*map(whole_text, said), float(turn.created)), strict=True), attachments=attachments)
     return _SAVE, (*row.values(), rows.BROKEN if turn.is_damaged else seals.of_turn(row))
 
 
