@@ -7,6 +7,10 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ring_mlx import quick_start
+
+quick_start.install()
+
 # On M5 and NVIDIA GPUs MLX rounds the factors of float32 products to 10 bits unless told otherwise before the first one.
 # The router's product is float32 so that the right experts are chosen. (ml-explore/mlx issues 3534 and 3860.)
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

@@ -93,3 +93,23 @@ def test_importing_the_package_is_light():
 
 def test_each_run_of_the_tests_has_a_temporary_folder_of_its_own(tmp_path):
     assert not [p for p in tmp_path.parents if p.name.startswith("pytest-of-")]
+
+
+ONCE = """
+import collections, os, sys
+import ring_mlx
+opened = collections.Counter()
+sys.addaudithook(lambda event, args: opened.update([args[0]]) if event == "open" else None)
+from transformers import AutoTokenizer
+from transformers.utils import import_utils as u
+folder = os.path.dirname(sys.modules["transformers.models"].__file__)
+models = [n for f, n in opened.items() if str(f).startswith(folder) and os.path.basename(f).startswith("modeling_")]
+print(len(models) > 128, sum(n > 1 for n in models) < 10)  # those of models/auto are read for themselves too
+read = u.create_import_structure_from_path(folder + "/.")
+print(u.define_import_structure(folder + "/__init__.py") == u.spread_import_structure(read))
+"""
+
+
+def test_transformers_reads_its_files_once_and_finds_the_same():
+    done = subprocess.run([sys.executable, "-c", ONCE], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 3
