@@ -113,3 +113,12 @@ print(u.define_import_structure(folder + "/__init__.py") == u.spread_import_stru
 def test_transformers_reads_its_files_once_and_finds_the_same():
     done = subprocess.run([sys.executable, "-c", ONCE], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["True"] * 3
+
+
+def test_a_launcher_needs_no_mlx():
+    code = (
+        "import sys; from ring_mlx.cli import main; main(['launch', '-n', '2', '--no-check', 'generate', '--model', '/no']);"
+        "print(any(m in sys.modules for m in ('mlx', 'numpy', 'transformers', 'mlx_lm')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"

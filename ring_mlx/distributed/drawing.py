@@ -14,9 +14,10 @@ from mlx.utils import tree_flatten
 from ring_mlx import memory
 from ring_mlx.bench.random_weights import draw, empty_model, fill
 from ring_mlx.config import RingConfig
+from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.group import together
-from ring_mlx.distributed.loading import compare, empty_part, plan_part, versions
+from ring_mlx.distributed.loading import empty_part, plan_part
 from ring_mlx.distributed.reading import cut_array
 from ring_mlx.model import Model
 from ring_mlx.weights import Tensor

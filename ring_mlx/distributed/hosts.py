@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ring_mlx.distributed.agreement import difference
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.files import behind_links, read_bounded
 
@@ -162,8 +163,6 @@ def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision:
         DistributedError: Naming, a line each put into one, the hosts that do not answer, lack the model, or have
             other versions or weights than the first.
     """
-    from ring_mlx.distributed.loading import difference
-
     distinct = list({h.name: h for h in hosts}.values())
     with ThreadPoolExecutor(len(distinct)) as pool, _Questions() as asked:
         found = pool.map(lambda h: _ask(h, python, model, revision, asked), distinct)

@@ -9,17 +9,16 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-import ring_mlx
 from ring_mlx import memory, weights
 from ring_mlx.config import RingConfig, read_config
 from ring_mlx.convert.source_files import local_tensors
 from ring_mlx.decay import decay_rate
+from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.cuts import Cut, Entry, plan_cuts
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.group import together
@@ -111,36 +110,6 @@ def plan_part(
     quantization = loadable_settings(raw)
     entries = weights.canonical(tensors, config)
     return (_tensor_part if mode == TENSOR else _pipeline_part)(config, entries, quantization, group)
-
-
-def versions() -> dict[str, str]:
-    """Of what must be the same everywhere."""
-    return {"ring-mlx": ring_mlx.__version__, "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}
-
-
-def difference(records: list[dict[str, Any]]) -> str | None:
-    """In one line, in what a record with ``host``, ``versions`` and ``weights`` differs from the first; or None."""
-    first = records[0]
-    for rank, r in enumerate(records):
-        for name, wanted in first["versions"].items():
-            seen = r["versions"].get(name)
-            if seen != wanted:
-                return (
-                    f"rank {rank} ({r['host']}) has {name} {seen}, rank 0 ({first['host']}) {wanted}; install the same."
-                )
-        if r["weights"] != first["weights"]:
-            return (
-                f"rank {rank} ({r['host']}) has other weights than rank 0 ({first['host']}): fingerprints "
-                f"{r['weights'][:8]} and {first['weights'][:8]}; copy the same checkpoint to both."
-            )
-    return None
-
-
-def compare(records: list[dict[str, Any]]) -> None:
-    """Raises DistributedError where there is a `difference`."""
-    found = difference(records)
-    if found:
-        raise DistributedError(found)
 
 
 def _tensor_part(config: RingConfig, entries: dict[str, Entry], quantization: Any, group: mx.distributed.Group) -> Part:

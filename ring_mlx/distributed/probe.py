@@ -18,7 +18,7 @@ def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
 
     from ring_mlx import weights
     from ring_mlx.config import read_config
-    from ring_mlx.distributed.loading import versions
+    from ring_mlx.distributed.agreement import versions
     from ring_mlx.hub import resolve_model
     from ring_mlx.loading import demo_model_path
     from ring_mlx.shards import find_shards
