@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 
@@ -23,6 +24,11 @@ def pytest_configure(config):
         folder = tempfile.TemporaryDirectory(prefix="ring-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
         config.option.basetemp = f"{folder.name}/t"
+
+
+def pytest_xdist_auto_num_workers(config):
+    """A worker more than there are cores: a sixth of the time tests wait for processes, time-outs and screens."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
