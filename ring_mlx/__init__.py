@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ring_mlx.generation import GenerationEvent, generate, stream_generate
     from ring_mlx.loading import demo_model_path, load, load_model
     from ring_mlx.model import Model
+    from ring_mlx.sampling_ranges import value_range
     from ring_mlx.session import Reply, Session
     from ring_mlx.session_events import (
         AnswerText,
@@ -80,6 +81,7 @@ __all__ = [
     "read_json",
     "render_chat",
     "stream_generate",
+    "value_range",
     "whole_text",
     "write_text",
 ]
@@ -119,6 +121,7 @@ _HOMES = {
     "read_json": "ring_mlx.checkpoint_files",
     "render_chat": "ring_mlx.tokenizer",
     "stream_generate": "ring_mlx.generation",
+    "value_range": "ring_mlx.sampling_ranges",
     "whole_text": "ring_mlx.surrogates",
     "write_text": "ring_mlx.files",
 }

@@ -20,6 +20,7 @@ from ring_mlx.decoding import (
 )
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.model import Model
+from ring_mlx.sampling_ranges import RANGES, OutOfRangeError, within
 from ring_mlx.surrogates import whole_text
 from ring_mlx.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
 from ring_mlx.vocabulary import whole_ids
@@ -89,7 +90,7 @@ def stream_generate(
         model: The model.
         tokenizer: mlx-lm's wrapper, as `load` returns it.
         prompt: Rendered text or ids; with a cache, what follows the tokens that the cache holds.
-        max_tokens: At most so many tokens; the end of the context may come first.
+        max_tokens: At most so many tokens; the end of the context may come first. -1 is as many as it holds.
         cache: Continue this cache; updated in place. None starts anew.
         thinking_budget: Close the thought after so many tokens; None leaves room for an answer, as ``thinking`` says.
         thinking: What is known of the model's thoughts; by default prompt and text decide.
@@ -111,7 +112,7 @@ def stream_generate(
         kv_quantization.check(model.config.head_dim)
     thinking = thinking or Thinking()
     splitter = splitter_after(tokenizer.decode(ids), thinking.start)
-    limit = min(max_tokens, model.config.context_tokens - cached - len(ids) + 1)
+    limit = within(max_tokens, model.config.context_tokens - cached - len(ids) + 1)
     steps = generate_step(
         ids,
         model,
@@ -231,12 +232,14 @@ def check_lengths(
             f"{prompt + cached} tokens exceed the context of {context}; shorten the prompt or use a checkpoint with "
             "a longer context."
         )
-    if max_tokens < 1:
-        raise OptionError(f"max tokens {max_tokens} is not positive; give 1 or more.")
     if prefill_step_size is not None and prefill_step_size < 1:
         raise OptionError(f"prefill step size {prefill_step_size} is not positive; give 1 or more.")
-    if thinking_budget is not None and thinking_budget < 0:
-        raise OptionError(f"thinking budget {thinking_budget} is negative; give 0 or more.")
+    for name, value in (("max_tokens", max_tokens), ("thinking_budget", thinking_budget)):
+        try:
+            if value is not None or name == "max_tokens":
+                RANGES[name].check(value)
+        except OutOfRangeError as e:
+            raise OptionError(f"{e}; give one.") from None
 
 
 def _final_segment(detokenizer: Any) -> str:

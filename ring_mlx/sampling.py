@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import fields, replace
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -10,18 +12,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.decoding import LogitsProcessor, Sampler
 from ring_mlx.errors import OptionError
+from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
 from ring_mlx.session_events import Sampling
-
-RANGES = {
-    "temp": (0, 1e6),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "min_tokens_to_keep": (1, 1e9),
-    "xtc_probability": (0, 1),
-    "xtc_threshold": (0, 0.5),
-    "repetition_penalty": (0, 1e6),
-    "seed": (0, 2**64 - 1),
-}
 
 
 def start_sampling(
@@ -32,22 +24,14 @@ def start_sampling(
     Raises:
         OptionError: If a value cannot work with the vocabulary.
     """
-    if s.top_k >= vocabulary or s.top_k < 0:
-        raise OptionError(f"top k {s.top_k} is not below the vocabulary of {vocabulary}; give 0 for all.")
-    for name, (low, high) in RANGES.items():
-        value = getattr(s, name)
-        if value is not None and not low <= value <= high:
-            raise OptionError(f"{name} {value} is not between {low:g} and {high:g}; give a value that is.")
-    for token in s.logit_bias or {}:
-        if type(token) is not int or not 0 <= token < vocabulary:
-            raise OptionError(f"logit bias for token {token}, which is not below {vocabulary}; give token ids.")
-    seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed
+    s = _checked(s, vocabulary)
+    seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed % (1 << 64)
     mx.random.seed(seed)
     sampler: Sampler = make_sampler(
-        s.temp,
+        s.temp if s.top_p else 0.0,  # the smallest set is the likeliest token, but mlx-lm takes 0 for all
         s.top_p,
         s.min_p,
-        s.min_tokens_to_keep,
+        min(s.min_tokens_to_keep, vocabulary),
         top_k=s.top_k,
         xtc_probability=s.xtc_probability,
         xtc_threshold=s.xtc_threshold,
@@ -63,3 +47,23 @@ def start_sampling(
         s.frequency_context_size,
     )
     return sampler, processors, seed
+
+
+def _checked(s: Sampling, vocabulary: int) -> Sampling:
+    """The same with whole numbers as ints."""
+    values: dict[str, Any] = {}
+    try:
+        for f in fields(Sampling):
+            value = getattr(s, f.name)
+            if f.name != "logit_bias" and not (value is None and f.default is None):
+                values[f.name] = RANGES[f.name].check(value)
+        for value in (s.logit_bias or {}).values():
+            RANGES["logit_bias"].check(value)
+    except OutOfRangeError as e:
+        raise OptionError(f"{e}; give one.") from None
+    if s.top_k >= vocabulary:
+        raise OptionError(f"top_k {s.top_k} is not below the vocabulary of {vocabulary}; give 0 for all.")
+    for token in s.logit_bias or {}:
+        if type(token) is not int or not 0 <= token < vocabulary:
+            raise OptionError(f"logit bias for token {token}, which is not below {vocabulary}; give token ids.")
+    return replace(s, **values)

@@ -146,7 +146,7 @@ class Session(AbstractContextManager["Session"]):
             prompt: Messages with ``role`` and ``content``, rendered by the checkpoint's template; or text that is
                 continued as it stands.
             sampling: How tokens are chosen.
-            max_tokens: At most so many; the end of the context may come first.
+            max_tokens: At most so many; the end of the context may come first. -1 is as many as it holds.
             thinking_budget: Close the thought after so many tokens; None leaves the answer its room.
             tools: Tool descriptions for the template.
             template_options: Further template arguments, such as ``enable_thinking``.

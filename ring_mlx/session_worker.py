@@ -24,6 +24,7 @@ from ring_mlx.loading import load
 from ring_mlx.model import Model
 from ring_mlx.reading import Reader
 from ring_mlx.sampling import start_sampling
+from ring_mlx.sampling_ranges import within
 from ring_mlx.session_events import (
     Counters,
     End,
@@ -199,7 +200,7 @@ class Worker:
             self._model, count, 0, request.max_tokens, self._options.prefill_step_tokens, request.thinking_budget
         )
         sampling = start_sampling(request.sampling, self._model.config.vocab_size, self._tokenizer)
-        limit = min(request.max_tokens, self.info.context_tokens - count + 1)
+        limit = within(request.max_tokens, self.info.context_tokens - count + 1)
         return _Turn(request, renderer, prompt, started, limit, *sampling)
 
     def _read(self, turn: _Turn, emit: Emit) -> bool:

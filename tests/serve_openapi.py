@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from ring_mlx.sampling_ranges import RANGES
+from ring_mlx.serve.protocol import NUMBERS, SENT_AS
+
+VOCABULARY = 1024
 TEXT, FLAG, OBJECT = {"type": "string"}, {"type": "boolean", "nullable": True}, {"type": "object"}
 
 
@@ -10,9 +14,10 @@ def whole(low, high):
     return {"type": "integer", "minimum": low, "maximum": high, "nullable": True}
 
 
-def number(low, high):
-    """A number in a range, or null."""
-    return {"type": "number", "minimum": low, "maximum": high, "nullable": True}
+def setting(name):
+    """The values of one of RANGES, or null."""
+    r, greatest = RANGES[name], VOCABULARY - 1 if name == "top_k" else RANGES[name].greatest
+    return {"type": "integer" if r.is_whole else "number", "minimum": r.least, "maximum": greatest, "nullable": True}
 
 
 PART = OBJECT | {"required": ["type", "text"], "properties": {"type": {"enum": ["text"]}, "text": TEXT}}
@@ -26,14 +31,7 @@ MESSAGE = OBJECT | {
     },
 }
 COMMON = {
-    "temperature": number(0, 2),
-    "top_p": number(0, 1),
-    "min_p": number(0, 1),
-    "top_k": whole(0, 1023),
-    "repetition_penalty": number(0.01, 100),
-    "presence_penalty": number(-2, 2),
-    "frequency_penalty": number(-2, 2),
-    "seed": whole(-(1 << 63), 1 << 63),
+    **{SENT_AS.get(name, name): setting(name) for name in NUMBERS},
     "stop": {"nullable": True, "oneOf": [{"type": "string", "minLength": 1}, {"type": "array", "maxItems": 16, "items": {"type": "string", "minLength": 1}}]},
     "stream": {"enum": [False, None], "nullable": True},
 }  # fmt: skip
@@ -42,7 +40,7 @@ CHAT = OBJECT | {
     "properties": {
         "messages": {"type": "array", "minItems": 1, "items": MESSAGE},
         "logprobs": FLAG,
-        "thinking_budget": whole(0, 1 << 53),
+        "thinking_budget": setting("thinking_budget"),
         **COMMON,
     },
 }

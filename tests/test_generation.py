@@ -301,10 +301,10 @@ def test_the_context_ends_generation(chat):
     [
         ([], {}, PromptError, "the prompt is empty"),
         ([5] * 2049, {}, PromptError, "2049 tokens exceed the context of 2048"),
-        ([5], {"max_tokens": 0}, OptionError, "max tokens 0"),
-        ([5], {"max_tokens": -3}, OptionError, "max tokens -3"),
+        ([5], {"max_tokens": 0}, OptionError, "max_tokens 0"),
+        ([5], {"max_tokens": -3}, OptionError, "max_tokens -3"),
         ([5], {"prefill_step_size": 0}, OptionError, "prefill step size 0"),
-        ([5], {"thinking_budget": -1}, OptionError, "thinking budget -1"),
+        ([5], {"thinking_budget": -1}, OptionError, "thinking_budget -1"),
         ([5], {"kv_quantization": KVQuantization(4, 64, 0)}, OptionError, "does not divide head_dim 16"),
     ],
 )

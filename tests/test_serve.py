@@ -158,16 +158,19 @@ def test_logprobs(client):
     assert told == [t.token for t in tokens]
 
 
-def test_penalties_see_the_prompt_as_those_of_generate_do(client, toy):
-    model, tokenizer = toy
-    processors = make_logits_processors(repetition_penalty=20.0)
+@pytest.mark.parametrize("looked_at", [20, 100])
+def test_penalties_see_the_prompt_as_those_of_generate_do(client, toy, looked_at):
+    (model, tokenizer), prompt = toy, PLAIN * 12
+    processors = make_logits_processors(repetition_penalty=20.0, repetition_context_size=looked_at)
     expected = "".join(
-        e.text for e in stream_generate(model, tokenizer, PLAIN, max_tokens=20, logits_processors=processors)
+        e.text for e in stream_generate(model, tokenizer, prompt, max_tokens=20, logits_processors=processors)
     )
-    given = {"repetition_penalty": 20.0}
-    answer = client.completions.create(prompt=PLAIN, extra_body=given, **(GREEDY | {"max_tokens": 20}))
+    given = {"repetition_penalty": 20.0, "repetition_context_size": looked_at}
+    answer = client.completions.create(prompt=prompt, extra_body=given, **(GREEDY | {"max_tokens": 20}))
     assert answer.choices[0].text == expected
-    assert client.completions.create(prompt=PLAIN, **(GREEDY | {"max_tokens": 20})).choices[0].text != expected
+    other = given | {"repetition_context_size": 120 - looked_at}
+    answer = client.completions.create(prompt=prompt, extra_body=other, **(GREEDY | {"max_tokens": 20}))
+    assert answer.choices[0].text != expected
 
 
 def test_a_seed_repeats_an_answer_whatever_else_runs(client):
@@ -307,7 +310,7 @@ def test_messages_are_put_as_templates_want_them():
         {"role": "assistant", "content": "", "reasoning_content": "t", "tool_calls": [inner]},
         {"role": "tool", "content": "r", "tool_call_id": "c"},
     ]
-    assert (asked.sampling.temp, asked.sampling.seed) == (0.25, (1 << 63) - 1)
+    assert (asked.sampling.temp, asked.sampling.seed) == (0.25, -1)
     with pytest.raises(ApiError, match="tool_choice"):
         parse_chat({**body, "tool_choice": "required"}, Sampling())
 

@@ -41,6 +41,8 @@ def test_a_cancelled_job_gets_at_most_one_token_more(serve, toy):
     engine = serve().engine
     body = endless(toy)
     jobs = [engine.prepare(parse_chat(body, Sampling(temp=0))) for _ in range(2)]
+    whole = engine.prepare(parse_chat(body | {"max_tokens": -1}, Sampling()))
+    assert whole.limit == toy[0].config.max_position_embeddings - len(whole.prompt.ids) + 1
     for job in jobs:
         engine.submit(job)
     said = [0, 0]

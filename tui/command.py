@@ -6,15 +6,14 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ring_mlx import RingError, byte_count, harmless
+from ring_mlx import RingError, byte_count, harmless, value_range
+from tui.commands import SETTINGS
 
 EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
 UNSAVED = 2  # exit code
-SAMPLING = ("temp", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed")
 
 
 class NoTerminalError(RingError):
@@ -29,14 +28,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=EXPERTS)
-    parser.add_argument("--max-tokens", "-m", type=_from(int, 1), help="at most so many an answer (2048)")
-    parser.add_argument("--temp", type=_from(float, 0), help="temperature; 0 is greedy (0.6)")
-    parser.add_argument("--top-p", type=_from(float, 0, 1), help="nucleus probability (1)")
-    parser.add_argument("--top-k", type=_from(int, 0), help="only the k likeliest; 0 is all (0)")
-    parser.add_argument("--min-p", type=_from(float, 0, 1), help="least probability, relative to the best (0)")
-    parser.add_argument("--seed", type=_from(int, 0, 2**32 - 1), help="repeats an answer")
+    for name in SETTINGS:
+        flags = [f"--{name.replace('_', '-')}", *(["-m"] if name == "max_tokens" else [])]
+        parser.add_argument(*flags, type=value_range(name).read, help=value_range(name).about)
     parser.add_argument("--system-prompt", help="system prompt for the chat template")
-    parser.add_argument("--thinking-budget", type=_from(int, 0), help="close the thought after so many tokens")
     parser.add_argument("--resume", action="store_true", help="go on with the latest chat")
     parser.add_argument("--plain", action="store_true", help="line by line, for dumb terminals and pipes")
     parser.set_defaults(run=run)
@@ -100,20 +95,8 @@ def _free_disk(nbytes: int) -> int:
 
 def with_options(config: Any, args: argparse.Namespace) -> Any:
     """The configuration, in which the command line's options come first."""
-    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     config = replace(config, sampling=replace(config.sampling, **given))
     if args.system_prompt is not None:
         config = replace(config, system_prompt=args.system_prompt)
     return replace(config, model=args.model) if args.model else config
-
-
-def _from(kind: type[int | float], low: float, high: float = 1e6) -> Callable[[str], float]:
-    """An argparse type: a number from ``low`` to ``high``."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
-        return value
-
-    return number

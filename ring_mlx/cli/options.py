@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
+from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
+from ring_mlx.session_events import Sampling
 from ring_mlx.surrogates import whole_text
 from ring_mlx.terminal_text import note
 from ring_mlx.thinking import STARTS, Thinking
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from ring_mlx.generation import KVQuantization, LogitsProcessor, Sampler
     from ring_mlx.model import Model
 
-MOST_BIAS = 1e30  # beyond, a sum of two is no longer a float32
 TOY_NOTE = (
     "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "
     "--model inclusionAI/Ring-mini-linear-2.0 or a folder."
@@ -103,21 +104,18 @@ def prefill_step_size(args: argparse.Namespace) -> int:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The samplers and logits processors of mlx-lm, under its names and with its defaults."""
     g = parser.add_argument_group("sampling")
-    g.add_argument("--temp", type=in_range(0, 1e6), default=0.0, help="temperature; 0 is greedy (0); 0.6 suits Ring")
-    g.add_argument("--top-p", type=in_range(0, 1), default=1.0, help="nucleus probability (1)")
-    g.add_argument("--min-p", type=in_range(0, 1), default=0.0, help="least probability, relative to the best (0)")
-    g.add_argument("--top-k", type=natural_int, default=0, help="only the k likeliest; 0 is all (0)")
-    g.add_argument("--xtc-probability", type=in_range(0, 1), default=0.0, help="how often XTC applies (0)")
-    g.add_argument("--xtc-threshold", type=in_range(0, 0.5), default=0.1, help="threshold of XTC (0.1)")
-    g.add_argument("--min-tokens-to-keep", type=positive_int, default=1, help="kept by --min-p at least (1)")
-    g.add_argument("--seed", type=natural_int, help="seed of the sampler")
-    g.add_argument("--repetition-penalty", type=in_range(0, 1e6), help="penalty for repeated tokens (1 is none)")
-    g.add_argument("--repetition-context-size", type=positive_int, default=20, help="tokens looked at (20)")
-    g.add_argument("--presence-penalty", type=float, help="subtracted from logits of tokens seen")
-    g.add_argument("--presence-context-size", type=positive_int, default=20, help="tokens looked at (20)")
-    g.add_argument("--frequency-penalty", type=float, help="subtracted for each time a token was seen")
-    g.add_argument("--frequency-context-size", type=positive_int, default=20, help="tokens looked at (20)")
+    for f in fields(Sampling):
+        default = {"temp": 0.0, "logit_bias": None}.get(f.name, f.default)
+        if f.name != "logit_bias":
+            add_setting(g, f.name, default)
     g.add_argument("--logit-bias", type=json_object, help='JSON object of token id to bias, such as {"17": -5}')
+
+
+def add_setting(group: Any, name: str, default: Any, *flags: str, about: str = "") -> None:
+    """A flag for one of RANGES, whose words and values it has."""
+    group.add_argument(
+        f"--{name.replace('_', '-')}", *flags, type=RANGES[name].read, default=default, help=about or RANGES[name].about
+    )
 
 
 def check_template_flags(args: argparse.Namespace) -> None:
@@ -167,11 +165,8 @@ def make_sampling(
         OptionError: If a value does not suit the model's vocabulary.
     """
     from ring_mlx.sampling import start_sampling
-    from ring_mlx.session_events import Sampling
 
     vocabulary = model.config.vocab_size
-    if args.top_k >= vocabulary:
-        raise OptionError(f"--top-k {args.top_k} is not below the vocabulary of {vocabulary}; give 0 for all.")
     names = (f.name for f in fields(Sampling) if f.name != "logit_bias")
     chosen = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
     sampler, processors, _ = start_sampling(chosen, vocabulary, tokenizer)
@@ -253,11 +248,10 @@ def logit_bias(given: Mapping[str, Any], vocabulary: int) -> dict[int, float]:
     for key, value in given.items():
         if not key.isdecimal() or int(key[:20]) >= vocabulary:
             raise OptionError(f"--logit-bias key {key!r} is not a token id below {vocabulary}; give ids.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST_BIAS:
-            raise OptionError(
-                f"--logit-bias value {value!r} of token {key} is not a number up to {MOST_BIAS:g}; give a number."
-            )
-        bias[int(key)] = float(value)
+        try:
+            bias[int(key)] = RANGES["logit_bias"].check(value, f"--logit-bias {key}:")
+        except OutOfRangeError as e:
+            raise OptionError(f"{e}; give one.") from None
     return bias
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ring_mlx.errors import PromptError, RingError, TokenizerError
 from ring_mlx.generation import check_lengths
+from ring_mlx.sampling_ranges import within
 from ring_mlx.serve.encoding import Encoder
 from ring_mlx.serve.failures import ModelLostError, bad, busy
 from ring_mlx.serve.job import Job
@@ -117,7 +118,7 @@ class Engine:
         if max(named) >= config.vocab_size or asked.sampling.top_k >= config.vocab_size:
             raise bad(f"a token id or top_k is not below the vocabulary of {config.vocab_size}.", code="invalid_value")
         most = self.settings.max_tokens if asked.max_tokens is None else asked.max_tokens
-        return Job(asked, prompt, renderer, min(most, config.context_tokens - count + 1))
+        return Job(asked, prompt, renderer, within(most, config.context_tokens - count + 1))
 
     def submit(self, job: Job) -> None:
         """Let a prepared request wait for its place; its events tell the rest.

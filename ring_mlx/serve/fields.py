@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from ring_mlx.sampling_ranges import OutOfRangeError, Range
 from ring_mlx.serve.failures import ApiError, bad
 from ring_mlx.surrogates import whole_text
 
-MOST_INT = 1 << 53  # what every JSON reader keeps exactly
 MOST_LEVELS, MOST_VALUES, MOST_DIGITS = 64, 1 << 18, 64
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 TOKEN, QUOTE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL), 0x22
@@ -39,16 +39,15 @@ class Fields:
             self.refuse(name, "must be true or false")
         return default if value is None else bool(value)
 
-    def number(self, name: str, low: float, high: float) -> float | None:
-        """A number from ``low`` to ``high``."""
+    def within(self, name: str, values: Range) -> Any:
+        """A number among the values of a setting."""
         value = self.values.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            self.refuse(name, f"must be a number from {low:g} to {high:g}")
-        return float(value)
+        try:
+            return None if value is None else values.check(value, f"{self.place}{name}")
+        except OutOfRangeError as e:
+            raise bad(f"{e}; send one.", f"{self.place}{name}", "invalid_value") from None
 
-    def integer(self, name: str, low: int, high: int = MOST_INT) -> int | None:
+    def integer(self, name: str, low: int, high: int) -> int | None:
         """A whole number from ``low`` to ``high``."""
         value = self.values.get(name)
         if value is None:

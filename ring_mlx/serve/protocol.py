@@ -1,8 +1,7 @@
 """What clients of OpenAI's chat and completion routes may ask, checked and put into our words.
 
 Fields that change the answer and that we cannot honour are refused; fields that nobody here knows are ignored, because
-clients send many. Beside OpenAI's own there are ``top_k``, ``min_p``, ``repetition_penalty``, ``thinking_budget`` and
-``chat_template_kwargs``.
+clients send many. Beside OpenAI's own there are all of `Sampling`, ``thinking_budget`` and ``chat_template_kwargs``.
 """
 
 from __future__ import annotations
@@ -11,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ring_mlx.sampling_ranges import RANGES
 from ring_mlx.serve.failures import bad, cannot
 from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
 from ring_mlx.session_events import Sampling
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo")
-MOST_STOPS, MOST_STOP_CHARS, MOST_TOP_LOGPROBS, MOST_SEED = 16, 1_000, 20, 1 << 63
+SENT_AS = {"temp": "temperature"}
+NUMBERS = [name for name in RANGES if name in Sampling.__dataclass_fields__ and name != "logit_bias"]
+MOST_STOPS, MOST_STOP_CHARS, MOST_TOP_LOGPROBS = 16, 1_000, 20
 # An agent's long day is 2,000 messages and as many calls, a large set of tools 100; what is far above only costs time.
 MOST_MESSAGES, MOST_CALLS, MOST_TOOLS, MOST_BIASES, MOST_OPTIONS = 4_096, 4_096, 1_000, 10_000, 100
 TEMPLATE_OWN = {
@@ -36,7 +38,7 @@ class Asked:
         prompt: Messages as templates want them, or text, or ids.
         model: The name that the client gave, or None.
         sampling: How tokens are chosen.
-        max_tokens: At most so many, or None for the server's default.
+        max_tokens: At most so many, -1 for what the context holds, or None for the server's default.
         stop: Texts that end the answer and are not part of it.
         stream: Whether the answer comes in pieces.
         include_usage: Whether a stream ends with the usage.
@@ -67,7 +69,7 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> Asked:
         ApiError: 400 for a wrong value, 422 for what cannot be done here.
     """
     fields = Fields(body)
-    most = fields.integer("max_completion_tokens", 1)
+    most = fields.within("max_completion_tokens", RANGES["max_tokens"])
     logprobs = fields.boolean("logprobs", False)
     top = fields.integer("top_logprobs", 0, MOST_TOP_LOGPROBS)
     if top and not logprobs:
@@ -120,28 +122,17 @@ def _common(fields: Fields, prompt: Any, defaults: Sampling) -> Asked:
         prompt=prompt,
         model=fields.text("model"),
         sampling=_sampling(fields, defaults),
-        max_tokens=fields.integer("max_tokens", 1),
+        max_tokens=fields.within("max_tokens", RANGES["max_tokens"]),
         stop=_stop(fields),
         stream=stream,
         include_usage=usage,
-        thinking_budget=fields.integer("thinking_budget", 0),
+        thinking_budget=fields.within("thinking_budget", RANGES["thinking_budget"]),
     )
 
 
 def _sampling(fields: Fields, defaults: Sampling) -> Sampling:
-    given: dict[str, Any] = {
-        "temp": fields.number("temperature", 0, 2),
-        "top_p": fields.number("top_p", 0, 1),
-        "min_p": fields.number("min_p", 0, 1),
-        "top_k": fields.integer("top_k", 0),
-        "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
-        "presence_penalty": fields.number("presence_penalty", -2, 2) or None,
-        "frequency_penalty": fields.number("frequency_penalty", -2, 2) or None,
-        "seed": fields.integer("seed", -MOST_SEED, MOST_SEED),
-        "logit_bias": _logit_bias(fields),
-    }
-    if given["seed"] is not None:
-        given["seed"] %= MOST_SEED
+    given = {name: fields.within(SENT_AS.get(name, name), RANGES[name]) for name in NUMBERS}
+    given["logit_bias"] = _logit_bias(fields)
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -151,7 +142,7 @@ def _logit_bias(fields: Fields) -> dict[int, float] | None:
     inner = Fields(given, "logit_bias.")
     if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
         fields.refuse("logit_bias", "must have token ids as keys")
-    return {int(key): inner.number(key, -100, 100) or 0.0 for key in given} or None
+    return {int(key): inner.within(key, RANGES["logit_bias"]) or 0.0 for key in given} or None
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

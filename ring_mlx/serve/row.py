@@ -19,7 +19,6 @@ from ring_mlx.speech import Speech
 from ring_mlx.thinking import Thinking, ThoughtSplitter, splitter_after
 
 GOLDEN = 0x9E3779B97F4A7C15
-HISTORY_TOKENS = 64
 
 
 class Row:
@@ -47,7 +46,9 @@ class Row:
         asked, ids = job.asked, job.prompt.ids
         self.job, self.cached, self._tokenizer = job, cached, tokenizer
         self._sampler, processors, self._seed = start_sampling(asked.sampling, vocabulary, tokenizer)
-        before = mx.array(ids[:-1][-HISTORY_TOKENS:], dtype=mx.int32)
+        s = asked.sampling
+        looked_at = max(s.repetition_context_size, s.presence_context_size, s.frequency_context_size)
+        before = mx.array(ids[:-1][-looked_at:], dtype=mx.int32)
         self.processors = [_with_history(p, before) for p in processors]
         splitter, most = ThoughtSplitter("closed"), None
         if asked.chat:

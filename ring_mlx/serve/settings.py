@@ -48,6 +48,6 @@ class Settings:
     thinking: Thinking = field(default_factory=Thinking)
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_batch", "max_queue", "prefill_step_tokens"):
+        for name in ("max_batch", "max_queue", "prefill_step_tokens"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} {getattr(self, name)} is not positive; give 1 or more.")

@@ -6,19 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tui.commands import NAMED
+from ring_mlx import value_range
+from tui.commands import NAMED, SETTINGS
 from tui.messages import Sampling
 
 PROMPT_KEYS = {"send": "enter", "new_line": "ctrl+j,shift+enter,alt+enter"}
-RANGES: dict[str, tuple[type, float, float]] = {
-    "temp": (float, 0, 100),
-    "top_p": (float, 0, 1),
-    "top_k": (int, 0, 1_000_000),
-    "min_p": (float, 0, 1),
-    "max_tokens": (int, 1, 1_000_000),
-    "thinking_budget": (int, 0, 1_000_000),
-    "seed": (int, 0, 2**32 - 1),
-}
 OPTIONAL = ("thinking_budget", "seed")
 
 
@@ -49,19 +41,11 @@ def checked(name: str, value: object) -> int | float | None:
     Raises:
         ValueError: In words for the user.
     """
-    if name not in RANGES:
-        raise ValueError(f"{name} is not a setting; there are {', '.join(RANGES)}")
-    kind, low, high = RANGES[name]
+    if name not in SETTINGS:
+        raise ValueError(f"{name} is not a setting; there are {', '.join(SETTINGS)}")
     if name in OPTIONAL and value in (None, "", "none"):
         return None
-    words = f"{name} {value!r} is not {'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
-    try:
-        number = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(words) from None
-    if isinstance(value, bool) or not low <= number <= high or (isinstance(value, float) and number != value):
-        raise ValueError(words)
-    return number
+    return value_range(name).read(value) if isinstance(value, str) else value_range(name).check(value)
 
 
 def without_preset(config: Config, name: str) -> Config:

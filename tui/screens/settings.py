@@ -13,8 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Select, Static, TextArea
 
 from ring_mlx import harmless
+from tui.commands import SETTINGS
 from tui.config import Preset
-from tui.config.schema import RANGES, with_setting
+from tui.config.schema import with_setting
 from tui.messages import Sampling
 
 HINTS = {
@@ -54,7 +55,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
             with VerticalScroll(can_focus=False):
                 if self._presets:
                     yield Select(self._names, prompt="take over a preset", id="preset", compact=True)
-                for name in RANGES:
+                for name in SETTINGS:
                     with Horizontal(classes="row"):
                         yield Label(name.replace("_", " "))
                         yield Input(_shown(self._now.sampling, name), id=name, compact=True)
@@ -75,7 +76,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
         preset = self._presets.get(str(message.value))
         if preset is not None:
             self.query_one("#wrong", Static).update("")
-            for name in RANGES:
+            for name in SETTINGS:
                 self.query_one(f"#{name}", Input).value = _shown(preset.sampling, name)
             self.query_one("#system", TextArea).text = harmless(preset.system_prompt)
 
@@ -112,7 +113,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
         """End with the values, or say what is wrong with them."""
         sampling = Sampling()
         try:
-            for name in RANGES:
+            for name in SETTINGS:
                 sampling = with_setting(sampling, name, self.query_one(f"#{name}", Input).value.strip())
         except ValueError as e:
             self.query_one("#wrong", Static).update(harmless(str(e)))
