@@ -54,6 +54,44 @@ def load_model(
         OptionError: If experts cannot be read on demand so.
     """
     folder = Path(path).expanduser()
+    model, arrays, shards, target = assemble(folder, dtype, exact)
+    needed = memory.weight_bytes(model, arrays)
+    if expert_cache_bytes is not None:
+        needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
+    memory.check_fit(model.config, needed, folder.name)
+    memory.bound_memory()
+    weights.give(model, arrays)
+    if expert_cache_bytes is not None:
+        experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
+    model.fingerprint = weights.fingerprint(model.config, shards, target, exact)
+    if not lazy:
+        try:
+            _read(model)
+        except RuntimeError as e:
+            raise WeightsError(
+                f"the weights in {folder} cannot be read ({e}); check the disk and the memory."
+            ) from None
+        check_kernels(model)
+    return model
+
+
+def assemble(
+    folder: Path, dtype: mx.Dtype | None = None, exact: bool = False
+) -> tuple[Model, dict[str, mx.array], list[Path], mx.Dtype]:
+    """Hold the files of a checkpoint against each other; no weight is read.
+
+    Args:
+        folder: The checkpoint.
+        dtype: As for `load_model`.
+        exact: As for `load_model`.
+
+    Returns:
+        The model without its weights, the weights under parameter names, still unread, their files, and the dtype of
+        the floats.
+
+    Raises:
+        ConfigError, WeightsError: As `load_model`.
+    """
     config, raw = read_config(folder)
     quantization = loadable_settings(raw)
     shards = find_shards(folder)
@@ -66,24 +104,7 @@ def load_model(
     if quantization is not None:
         weights.quantize_like(model, quantization, arrays)
     weights.check(model, arrays, folder)
-    needed = memory.weight_bytes(model, arrays)
-    if expert_cache_bytes is not None:
-        needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
-    memory.check_fit(config, needed, folder.name)
-    memory.bound_memory()
-    weights.give(model, arrays)
-    if expert_cache_bytes is not None:
-        experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
-    model.fingerprint = weights.fingerprint(config, shards, target, exact)
-    if not lazy:
-        try:
-            _read(model)
-        except RuntimeError as e:
-            raise WeightsError(
-                f"the weights in {folder} cannot be read ({e}); check the disk and the memory."
-            ) from None
-        check_kernels(model)
-    return model
+    return model, arrays, shards, target
 
 
 def load(

@@ -7,6 +7,7 @@ offsets from the end of the header, and ``__metadata__`` of texts. Tensors must 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from ring_mlx.errors import WeightsError
 
 # 100,000 tensors take 15 MiB; a file of the largest models holds a tenth of that.
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_AXES = 32 * MIB, 100_000, 8
+# Some file systems keep no zeros, so a few holes are no damage.
+MOST_HOLES, MOST_HOLE_BYTES = 10_000, 64 * MIB
 METADATA = "__metadata__"
 BITS = {
     "BOOL": 8,
@@ -67,6 +70,9 @@ def read_header(file: Path) -> Header:
             if 8 + length > size:
                 raise _damaged(file, f"{size} bytes, less than its header")
             raw += f.read(length)
+            holes = _hole_bytes(f.fileno(), size)
+            if holes > max(MOST_HOLE_BYTES, size // 2):
+                raise _damaged(file, f"{holes} of its {size} bytes were never written")
     except OSError as e:
         raise _damaged(file, e.strerror or str(e)) from None
     if raw.count(b"{") > MAX_TENSORS + 2:
@@ -76,6 +82,23 @@ def read_header(file: Path) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(file, "metadata that is not text")
     return Header(check_entries(file, parsed, size - 8 - length), metadata, raw)
+
+
+def _hole_bytes(file: int, size: int) -> int:
+    """Bytes of an open file that take no place on the disk, as after a download that reserved its size first."""
+    holes = at = 0
+    for _ in range(MOST_HOLES):
+        start = os.lseek(file, at, os.SEEK_HOLE)
+        if start >= size:
+            break
+        try:
+            at = os.lseek(file, start, os.SEEK_DATA)
+        except OSError:  # no data up to the end
+            at = size
+        holes += at - start
+        if at >= size:
+            break
+    return holes
 
 
 def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None = None) -> dict[str, Entry]:

@@ -185,6 +185,7 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None,
     options: Mapping[str, Any],
     continue_last: bool,
+    add_generation_prompt: bool | None = None,
 ) -> str:
     """The text of a conversation, as transformers would render it.
 
@@ -194,6 +195,7 @@ def render(
         tools: For the template, or None.
         options: Further variables.
         continue_last: Leave the last message open instead of starting a new one.
+        add_generation_prompt: Start a new one; by default unless ``continue_last``.
 
     Raises:
         ValueError, TypeError: If the template refuses, is too long or ends over it, with the reason.
@@ -214,7 +216,7 @@ def render(
         "enable_thinking": tokenizer.has_thinking,
         **options,
         "tools": tools,
-        "add_generation_prompt": not continue_last,
+        "add_generation_prompt": not continue_last if add_generation_prompt is None else add_generation_prompt,
     }
     answer = _worker.ask(template, json.dumps(variables, default=str), said)
     if answer is None:

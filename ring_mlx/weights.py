@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -53,6 +53,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 SAMPLE_BYTES = 4096
 
 
@@ -60,14 +61,30 @@ def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
     """Name, dtype, shape and place of every tensor, without reading data.
 
     Raises:
-        WeightsError: If a shard is truncated, damaged or unreadable, naming it, or there are too many tensors.
+        WeightsError: If a shard is truncated, damaged or unreadable, naming it, or as `add_tensors`.
     """
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        tensors |= {name: Tensor(shard, name, e.dtype, e.shape) for name, e in read_header(shard).tensors.items()}
-        if len(tensors) > MAX_TENSORS:
-            raise WeightsError(f"{shard.parent} holds more than {MAX_TENSORS:,} tensors; give a checkpoint's folder.")
+        found = {name: Tensor(shard, name, e.dtype, e.shape) for name, e in read_header(shard).tensors.items()}
+        add_tensors(tensors, found, shard)
     return tensors
+
+
+def add_tensors(tensors: dict[str, AnyTensor], found: Mapping[str, AnyTensor], shard: Path) -> None:
+    """Put the tensors of one file to those of the others.
+
+    Raises:
+        WeightsError: If one is in two files, of which either could be meant, or there are too many.
+    """
+    for name in found:
+        if name in tensors:
+            raise WeightsError(
+                f"{shown(name)} is in {tensors[name].file.name} and in {shard.name} of {shard.parent}; remove the file "
+                "that is not of this checkpoint."
+            )
+    tensors.update(found)
+    if len(tensors) > MAX_TENSORS:
+        raise WeightsError(f"{shard.parent} holds more than {MAX_TENSORS:,} tensors; give a checkpoint's folder.")
 
 
 def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Tensor | dict[int, Tensor]]:
@@ -76,7 +93,8 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
     Names with mtp, slope or inv_freq, and layers past the last, are left out; so is the head of a tied model.
 
     Raises:
-        WeightsError: If config.json tells of more than the tensors hold, which is found before anything is built.
+        WeightsError: If config.json tells of more than the tensors hold, which is found before anything is built, or
+            two tensors are the same parameter.
     """
     check_sizes(tensors, config)
     out: dict[str, Tensor | dict[int, Tensor]] = {}
@@ -89,11 +107,22 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
         expert = _EXPERT.match(name)
         if expert:
             stacked = out.setdefault(f"{expert[1]}.switch_mlp.{expert[3]}", {})
-            if isinstance(stacked, dict):
-                stacked[int(expert[2])] = tensor
+            if not isinstance(stacked, dict) or int(expert[2]) in stacked:
+                raise _twice(name)
+            stacked[int(expert[2])] = tensor
             continue
-        out[_ROUTER.sub(r"\1.gate_proj.\2", name)] = tensor
+        parameter = _ROUTER.sub(r"\1.gate_proj.\2", name)
+        if parameter in out:
+            raise _twice(name)
+        out[parameter] = tensor
     return out
+
+
+def _twice(name: str) -> WeightsError:
+    return WeightsError(
+        f"{shown(name)} stands for a parameter that another tensor of the checkpoint is too; remove the file that is "
+        "not of this checkpoint."
+    )
 
 
 def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:

@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm import utils
 from mlx_lm.perplexity import load_data
 
 from ring_mlx import demo_model_path, load, load_model, mlx_lm_plugin
@@ -330,6 +331,89 @@ def test_every_command_is_in_the_documentation():
     commands = re.findall(r"'(\w+)'", str(e.value).partition("give one of")[2])
     assert len(commands) >= 17
     assert [c for c in commands if f"`{c}`" not in text] == []
+
+
+def unlike_experts(arrays):
+    name = next(n for n in arrays if ".experts.3.up_proj" in n)
+    arrays[name] = arrays[name][:-1]
+
+
+def no_router(arrays):
+    del arrays[next(n for n in arrays if n.endswith("mlp.gate.weight"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("generate", ["--prompt", "hi"]),
+        ("cache_prompt", ["--prompt", "hi", "--prompt-cache-file", "{out}"]),
+        ("perplexity", []),
+        ("convert", ["--mlx-path", "{out}"]),
+        ("fuse", ["--save-path", "{out}"]),
+        ("chat", []),
+        ("benchmark", []),
+        ("server", ["--port", "0"]),
+    ],
+)
+@pytest.mark.parametrize(("damage", "seen"), [(unlike_experts, "differ in shape"), (no_router, "gate_proj.weight")])
+def test_a_damaged_checkpoint_is_one_line(command, tmp_path, name, args, damage, seen):
+    save_hf(tmp_path / "model", config())
+    shard = next((tmp_path / "model").glob("*.safetensors"))
+    arrays = mx.load(str(shard))
+    damage(arrays)
+    mx.save_safetensors(str(shard), arrays)
+    for file in TOKENIZER_FILES:
+        shutil.copy(demo_model_path() / file, tmp_path / "model")
+    given = "--hf-path" if name == "convert" else "--model"
+    out = [a.format(out=tmp_path / "out.safetensors") for a in args]
+    code, _, err = command(name, given, tmp_path / "model", *out)
+    assert code == 2
+    assert err.startswith("ring-mlx: [weights]")
+    assert seen in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["fuse", "--model", demo_model_path(), "--adapter-path", "nowhere"],
+        ["generate", "--model", demo_model_path(), "--prompt-cache-file", "nowhere.safetensors", "--prompt", "hi"],
+        ["generate", "--model", demo_model_path(), "--prompt", "hi", "--chat-template-config", "{"],
+        ["lora", "--model", demo_model_path(), "--train", "--data", "nowhere/at/all", "--num-layers", "1"],
+        ["lora", "--config", "nowhere.yaml"],
+    ],
+)
+def test_other_bad_input_is_one_line(command, given):
+    code, _, err = command(*given)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"ring-mlx: [option] mlx-lm {given[0]} failed")
+    assert "Traceback" not in err
+
+
+def test_a_template_without_end_is_ended(command, tmp_path):
+    shutil.copytree(demo_model_path(), tmp_path / "model")
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "model" / "chat_template.jinja").write_text(loop)
+    code, _, err = command("generate", "--model", tmp_path / "model", "--prompt", "hi")
+    assert code == 2
+    assert "the chat template refused the messages (it takes too long" in err
+
+
+def test_messages_are_rendered_as_transformers_does():
+    ours = utils.load_tokenizer(demo_model_path())
+    plain = ours._tokenizer
+    said = [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "5"}]
+    for options in (
+        {"add_generation_prompt": True},
+        {"add_generation_prompt": False},
+        {"continue_final_message": True},
+        {"add_generation_prompt": True, "enable_thinking": False},
+    ):
+        told = {"enable_thinking": ours.has_thinking} | options
+        assert ours.apply_chat_template(said, **options) == plain.apply_chat_template(said, return_dict=False, **told)
+    assert ours.apply_chat_template(said, tokenize=False) == plain.apply_chat_template(
+        said, tokenize=False, enable_thinking=ours.has_thinking
+    )
 
 
 def test_help_is_that_of_the_command(capsys):

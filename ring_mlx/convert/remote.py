@@ -12,6 +12,7 @@ from ring_mlx.errors import HubError, OptionError
 from ring_mlx.hub import NEEDED_FILES, REPO_ID, hub_errors
 from ring_mlx.safetensors_header import check_entries
 from ring_mlx.terminal_text import harmless
+from ring_mlx.weights import add_tensors
 
 SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors"))
 
@@ -63,7 +64,7 @@ def tensors(repo: str, revision: str | None) -> dict[str, SourceTensor]:
             name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
             for name, t in part.tensors.items()
         }
-        found |= tensors_of(Path(file), check_entries(Path(file), header))
+        add_tensors(found, tensors_of(Path(file), check_entries(Path(file), header)), Path(repo, file))
     return found
 
 

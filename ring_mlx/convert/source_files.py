@@ -19,7 +19,7 @@ import numpy as np
 from ring_mlx.errors import WeightsError
 from ring_mlx.safetensors_header import Entry, read_header
 from ring_mlx.shards import find_shards
-from ring_mlx.weights import MAX_TENSORS, Tensor
+from ring_mlx.weights import Tensor, add_tensors
 
 NUMPY_DTYPES: dict[str, Any] = {
     "BF16": np.uint16,
@@ -125,9 +125,7 @@ def local_tensors(folder: Path) -> dict[str, SourceTensor]:
     """
     tensors: dict[str, SourceTensor] = {}
     for shard in find_shards(folder):
-        tensors |= tensors_of(shard, read_header(shard).tensors)
-        if len(tensors) > MAX_TENSORS:
-            raise WeightsError(f"{folder} holds more than {MAX_TENSORS:,} tensors; give a checkpoint's folder.")
+        add_tensors(tensors, tensors_of(shard, read_header(shard).tensors), shard)
     return tensors
 
 

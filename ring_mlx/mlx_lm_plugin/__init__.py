@@ -1,7 +1,7 @@
 """mlx-lm with our model: after `register` its commands and functions build it; knows where mlx-lm looks, no arrays.
 
 mlx-lm finds a model's classes by the name ``mlx_lm.models.<type>``, after two tables of other names. `register`
-changes five things, and `unregister` takes them back:
+changes six things, and `unregister` takes them back:
 
 - ``sys.modules["mlx_lm.models.ring_linear"]`` is `ring_mlx.mlx_lm_plugin.architecture`. mlx-lm's own
   ``bailing_moe_linear`` is neither replaced nor hidden: importing it still gives it.
@@ -9,7 +9,9 @@ changes five things, and `unregister` takes them back:
 - ``MODEL_ARCHITECTURE_REMAPPING`` leads ``bailing_moe`` there, where the config names the 2.0 architecture; Ling 1.x
   has the same type and stays with mlx-lm.
 - ``mlx_lm.utils._load_tokenizer`` makes our models' tokenizers by `ring_mlx.tokenizer.make_tokenizer`: with
-  ``<|role_end|>`` among the stop tokens, without which an answer does not end, and without code of the checkpoint.
+  ``<|role_end|>`` among the stop tokens, without which an answer does not end, and without code of the checkpoint. Its
+  chat template runs in a process that can be ended.
+- ``mlx_lm.utils.load_model`` holds the files of our models against each other before anything is built of them.
 - ``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture.
 
 Other models go through mlx-lm as before. In `run`, whose process is ours, their code is refused as well.
@@ -17,13 +19,15 @@ Other models go through mlx-lm as before. In `run`, whose process is ours, their
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ring_mlx.config import LINEAR_TYPES
-from ring_mlx.errors import ConfigError, OptionError, TokenizerError
+from ring_mlx.config_values import shown
+from ring_mlx.errors import ConfigError, OptionError, RingError, TokenizerError
 
 NAME = "ring_linear"
 MODULE = f"mlx_lm.models.{NAME}"
@@ -50,6 +54,7 @@ def register() -> None:
     for pair, name in ARCHITECTURES.items():
         _put(utils.MODEL_ARCHITECTURE_REMAPPING, pair, name)
     _put(vars(utils), "_load_tokenizer", _load_tokenizer)
+    _put(vars(utils), "load_model", _model_loader(utils.load_model))
     _put(vars(utils), "load_config", _config_loader(utils.load_config))
 
 
@@ -67,9 +72,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Run a command of mlx-lm, such as ``generate``, with its own arguments, after `register`; runs no checkpoint's code.
 
     Raises:
-        OptionError: If mlx-lm has no such command, or a checkpoint's code would have to be run.
+        OptionError: If mlx-lm has no such command, a checkpoint's code would have to be run, or the command fails.
+        RingError: If a checkpoint is damaged.
         SystemExit: From its parser of arguments.
-        Exception: Whatever the command raises.
     """
     from mlx_lm import cli
 
@@ -80,17 +85,38 @@ def run(command: str, arguments: Sequence[str]) -> None:
     before = sys.argv
     sys.argv = [f"mlx_lm {command}", command, *arguments]
     try:
+        if command == "server":
+            _check_served(arguments)
         cli.main()
-    except ValueError as e:
-        # mlx-lm knows its commands only inside main, and names them in this message.
-        _, found, known = str(e).partition("CLI requires a subcommand in ")
-        if "trust_remote_code" in str(e):
-            raise OptionError(f"{NEVER_RUN} ({e}); use a checkpoint without it.") from None
-        if not found:
-            raise
-        raise OptionError(f"mlx-lm has no command {command!r}; give one of {known.strip('()')}.") from None
+    except (RingError, BrokenPipeError):
+        raise
+    except Exception as e:
+        raise _in_a_line(command, e) from e
     finally:
         sys.argv = before
+
+
+def _check_served(arguments: Sequence[str]) -> None:
+    """Look at a model before mlx-lm's server does, which loads it in a thread and stays when that has failed."""
+    from ring_mlx.mlx_lm_plugin.checkpoint import bounded_tokenizer, check_weights
+
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", type=Path)
+    folder = parser.parse_known_args(arguments)[0].model
+    if folder is not None and folder.is_dir() and _is_ours(folder):
+        check_weights(folder)
+        bounded_tokenizer(folder)
+
+
+def _in_a_line(command: str, error: Exception) -> OptionError:
+    # mlx-lm knows its commands only inside main, and names them in this message.
+    _, found, known = str(error).partition("CLI requires a subcommand in ")
+    if found:
+        return OptionError(f"mlx-lm has no command {command!r}; give one of {known.strip('()')}.")
+    if "trust_remote_code" in str(error):
+        return OptionError(f"{NEVER_RUN} ({error}); use a checkpoint without it.")
+    seen = shown(f"{type(error).__name__}: {error}", 1000)
+    return OptionError(f"mlx-lm {command} failed ({seen}); check its arguments and the files that they name.")
 
 
 def _put(where: dict[Any, Any], key: Any, value: Any) -> None:
@@ -107,18 +133,37 @@ def _load_tokenizer(
     """Same contract as `mlx_lm.tokenizer_utils.load`."""
     from mlx_lm.tokenizer_utils import load
 
-    from ring_mlx.tokenizer import make_tokenizer
+    from ring_mlx.mlx_lm_plugin.checkpoint import bounded_tokenizer
 
     if _is_ours(model_path):
-        return make_tokenizer(model_path, tokenizer_config_extra, eos_token_ids, defaults)
+        return bounded_tokenizer(model_path, tokenizer_config_extra, eos_token_ids, defaults)
     if _trusts_others:
         return load(model_path, tokenizer_config_extra, eos_token_ids, defaults)
     return load(model_path, {**(tokenizer_config_extra or {}), "trust_remote_code": False}, eos_token_ids, defaults)
 
 
+def _model_loader(load_model: Callable[..., Any]) -> Callable[..., Any]:
+    def load(model_path: Path, *args: Any, **kwargs: Any) -> Any:
+        """Same contract as `mlx_lm.utils.load_model`."""
+        from ring_mlx.mlx_lm_plugin.checkpoint import errors_in_a_line, load_checked
+
+        if _is_ours(model_path):
+            return load_checked(load_model, model_path, *args, **kwargs)
+        if _trusts_others:
+            return load_model(model_path, *args, **kwargs)
+        with errors_in_a_line(model_path):
+            return load_model(model_path, *args, **kwargs)
+
+    return load
+
+
 def _config_loader(load_config: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
     def load(folder: Path) -> dict[str, Any]:
         """Same contract as `mlx_lm.utils.load_config`, but a ``model_file`` is refused."""
+        from ring_mlx.mlx_lm_plugin.checkpoint import check_configs
+
+        if not _trusts_others:
+            check_configs(folder)
         config = load_config(folder)
         file = config.get("model_file")
         if file is not None and (not _trusts_others or _is_our_config(config)):
@@ -151,7 +196,7 @@ def _is_ours(folder: Path) -> bool:
 
     try:
         return _is_our_config(utils.load_config(folder))
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 
@@ -162,5 +207,5 @@ def _is_our_config(config: dict[str, Any]) -> bool:
 
     try:
         return utils._get_classes(config)[0] is Model
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
         return False

@@ -16,9 +16,10 @@ import ring_mlx.model
 from metal_kernels import launch
 from ring_mlx import weights
 from ring_mlx.config import RingConfig
+from ring_mlx.config_values import shown
 from ring_mlx.errors import WeightsError
 from ring_mlx.kernel_check import check_kernels
-from ring_mlx.quantization import with_settings
+from ring_mlx.quantization import foreign_method, with_settings
 
 # What mlx-lm's commands put into a config on their way to the model.
 ADDED_BY_MLX_LM = ("quantize_activations",)
@@ -37,10 +38,10 @@ class ModelArgs(RingConfig):
         """
         if isinstance(raw, dict):
             raw |= with_settings(raw)  # mlx-lm looks there next
-        method = (raw.get("quantization_config") or {}).get("quant_method")
-        if raw.get("quantization") is None and method is not None:
+        method = foreign_method(raw)
+        if method is not None:
             raise WeightsError(
-                f"quantization method {method!r} cannot be loaded as it is; make a folder that can be with "
+                f"quantization method {shown(method)} cannot be loaded as it is; make a folder that can be with "
                 "ring-mlx convert."
             )
         return super().from_dict({k: v for k, v in raw.items() if k not in ADDED_BY_MLX_LM})

@@ -404,6 +404,45 @@ INDICES: dict[str, Damage] = {
 }
 
 
+def _second_shard(change: Callable[[dict[str, Any], list[str]], Any], path: Path) -> None:
+    """A shard beside the first with a tensor of its own, of which another name may stand in the first."""
+    head = folders.header()
+    entry = dict(head["model.norm.weight"])
+    size = entry["data_offsets"][1] - entry["data_offsets"][0]
+    entry["data_offsets"] = [0, size]
+    second = {change(head, list(head)): entry}
+    put(path / "model-00002.safetensors", safetensors(second, bytes(size)))
+
+
+def _sparse_vocabulary(path: Path) -> None:
+    """An embedding of 3 GB that fits config.json, and takes no place on the disk."""
+    head, rows, width = folders.header(), 1 << 22, toy_json(CONFIG)["hidden_size"]
+    names = [n for n in head if n != "__metadata__" and not n.startswith("model.word_embeddings")]
+    end = 0
+    made = {}
+    for name in sorted(names, key=lambda n: head[n]["data_offsets"]):
+        size = head[name]["data_offsets"][1] - head[name]["data_offsets"][0]
+        made[name] = head[name] | {"data_offsets": [end, end + size]}
+        end += size
+    size = 4 * rows * width
+    made["model.word_embeddings.weight"] = {
+        "dtype": "F32",
+        "shape": [rows, width],
+        "data_offsets": [end, end + size],
+    }
+    put(path / WEIGHTS, safetensors(made, b""))
+    os.truncate(path / WEIGHTS, (path / WEIGHTS).stat().st_size + end + size)
+    _configured({"vocab_size": rows, "tie_word_embeddings": True}, path)
+
+
+SHARDS: dict[str, Damage] = {
+    "twice": partial(_second_shard, lambda h, n: "model.norm.weight"),
+    "twice_as_other_form": partial(_second_shard, lambda h, n: "model.layers.1.mlp.gate.weight"),
+    "experts_twice": partial(_second_shard, lambda h, n: "model.layers.1.mlp.experts.0.up_proj.weight"),
+    "sparse": _sparse_vocabulary,
+}
+
+
 def _fifo(name: str, path: Path) -> None:
     put(path / name, None)
     os.mkfifo(path / name)
@@ -473,6 +512,7 @@ HOSTILE: dict[str, Damage] = {
     **{f"tokenizer_config_{n}": partial(_tokenizer_configured, c) for n, c in TOKENIZER_CONFIGS.items()},
     **{f"template_{n}": partial(_put, TEMPLATE, c) for n, c in TEMPLATES.items()},
     **{f"header_{n}": partial(_header, c) for n, c in HEADERS.items()},
+    **{f"shards_{n}": damage for n, damage in SHARDS.items()},
     **{f"index_{n}": damage for n, damage in INDICES.items()},
     **{f"file_{n}": damage for n, damage in FILES.items()},
 }

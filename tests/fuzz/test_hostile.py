@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fuzz import folders
-from tests.fuzz.hostile import HOSTILE
+from tests.fuzz.hostile import HOSTILE, SHARDS
 from tests.fuzz.server import attempt
 
 CLI, SERVE, SESSION = (f"tests.fuzz.doors:{name}" for name in ("cli", "serve", "session"))
@@ -20,6 +20,7 @@ DOORS = {
     "chat": (CLI, ["chat", "--plain", "--model", "{model}"]),
     "serve": (SERVE, "{model}"),
     "session": (SESSION, "{model}"),
+    "mlx-lm": (CLI, ["mlx-lm", "generate", "--model", "{model}", "--prompt", "hi", "--max-tokens", "3"]),
 }
 THROUGH_DOORS = [
     "config_layers_1e9",
@@ -38,6 +39,8 @@ THROUGH_DOORS = [
     "header_many",
     "index_outside",
     "index_long",
+    "header_tensor_gone",
+    "shards_twice",
     "file_fifo_config.json",
     "file_fifo_model.safetensors",
     "file_device_tokenizer.json",
@@ -57,6 +60,20 @@ def test_generate(forks, name):
         HOSTILE[name](model)
         attempt(forks, CLI, ["generate", "--model", str(model), "--prompt", "hi", "--max-tokens", "3"])
         assert not list(model.parent.rglob("PWNED"))
+
+
+@pytest.mark.parametrize("name", SHARDS)
+@pytest.mark.parametrize("command", ["generate", "mlx-lm", "convert", "dry-run"])
+def test_two_tensors_for_a_parameter_or_none_in_the_file(forks, name, command):
+    """The last one of two would be taken without a word; what was never written would be zeros."""
+    with folders.folder() as model:
+        HOSTILE[f"shards_{name}"](model)
+        given = dict(DOORS, generate=(CLI, ["generate", "--model", "{model}", "--prompt", "hi"]))[command][1]
+        outcome = attempt(forks, CLI, [a.format(model=model, out=model.parent / "out") for a in given])
+        assert outcome.code == 2
+        assert (
+            "never written" if name == "sparse" else "model-00002.safetensors" if name == "twice" else "another tensor"
+        ) in outcome.err
 
 
 @pytest.mark.parametrize("name", ["index_outside", "index_absolute", "index_password", "index_zero"])

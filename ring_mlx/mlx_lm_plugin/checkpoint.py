@@ -1,0 +1,105 @@
+"""What mlx-lm reads of our checkpoints, held against our own checks before it does, and its errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx import templates, weights
+from ring_mlx.checkpoint_files import check_small_files, read_json
+from ring_mlx.config_values import shown
+from ring_mlx.errors import RingError, TokenizerError, WeightsError
+from ring_mlx.loading import assemble
+from ring_mlx.tokenizer import make_tokenizer
+
+READ_BY_MLX_LM = "model*.safetensors"  # whatever the index says
+
+
+def check_configs(folder: Path) -> None:
+    """Refuse what mlx-lm would read as settings if it is no JSON object or too long.
+
+    Raises:
+        ConfigError: Naming the file.
+    """
+    check_small_files(folder)
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            read_json(folder / name)
+
+
+def load_checked(load_model: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
+    """`mlx_lm.utils.load_model` of a checkpoint of ours, whose files fit each other.
+
+    Raises:
+        RingError: If they do not.
+    """
+    with errors_in_a_line(folder):
+        # A machine of several may have only its own part, which mlx-lm loads without ``strict``.
+        check_weights(folder, whole=kwargs.get("strict", True) and False not in args[1:2])
+        return load_model(folder, *args, **kwargs)
+
+
+def check_weights(folder: Path, whole: bool = True) -> None:
+    """Hold the files of a checkpoint of ours, or those that there are, against each other.
+
+    Raises:
+        RingError: If they do not fit.
+    """
+    check_configs(folder)
+    found = weights.read_headers(sorted(folder.glob(READ_BY_MLX_LM)))
+    if found and whole:
+        assemble(folder)
+
+
+@contextmanager
+def errors_in_a_line(folder: Path) -> Iterator[None]:
+    """Turn what mlx-lm raises over a checkpoint into one line.
+
+    Raises:
+        WeightsError: For all but ours.
+    """
+    try:
+        yield
+    except RingError:
+        raise
+    except Exception as e:
+        seen = shown(f"{type(e).__name__}: {e}", 1000)
+        raise WeightsError(f"mlx-lm cannot load {folder} ({seen}); download it again.") from e
+
+
+def bounded_tokenizer(
+    folder: Path,
+    options: Mapping[str, Any] | None = None,
+    eos_token_ids: list[int] | int | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> TokenizerWrapper:
+    """`make_tokenizer`, whose chat template is rendered by a process that can be ended."""
+    tokenizer = make_tokenizer(folder, options, eos_token_ids, defaults)
+    if tokenizer.has_chat_template and tokenizer._chat_template is None:
+        tokenizer._chat_template = _renderer(tokenizer)
+    return tokenizer
+
+
+def _renderer(tokenizer: TokenizerWrapper) -> Callable[..., str]:
+    def render(
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_dict: bool = False,
+        **options: Any,
+    ) -> str:
+        """The text of a conversation: same contract as a tokenizer's ``apply_chat_template`` without its tokens."""
+        try:
+            return templates.render(
+                tokenizer, messages, tools, options, continue_final_message, add_generation_prompt=add_generation_prompt
+            )
+        except (ValueError, TypeError) as e:
+            raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
+
+    return render
