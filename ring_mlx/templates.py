@@ -22,6 +22,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint_files import is_litter, read_bounded, read_json
 from ring_mlx.errors import TokenizerError
+from ring_mlx.tool_calls import with_objects
 
 WORKER = Path(__file__).with_name("template_worker.py")
 MAX_TEMPLATE, MORE_OUTPUT, TIMES_INPUT = 1 << 20, 1 << 20, 4
@@ -218,7 +219,12 @@ def render(
         "tools": tools,
         "add_generation_prompt": not continue_last if add_generation_prompt is None else add_generation_prompt,
     }
-    answer = _worker.ask(template, json.dumps(variables, default=str), said)
+    given = json.dumps(variables, default=str)
+    answer = _worker.ask(template, given, said)
+    if answer is not None and "error" in answer and any(m.get("tool_calls") for m in said):
+        # Some templates take arguments as objects only; a conversation must go on with whatever a model once said.
+        second = _worker.ask(template, given, [with_objects(m) if m.get("tool_calls") else m for m in said])
+        answer = answer if second is None or "error" in second else second
     if answer is None:
         raise ValueError("it takes too long or too much memory")
     if "error" in answer:

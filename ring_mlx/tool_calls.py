@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ring_mlx.session_events import ToolCall
@@ -141,6 +141,28 @@ class ToolCallSplitter:
         held = "".join(self._block) + self._rest
         self._block, self._rest, self._go_on = [], "", self._text
         return held
+
+
+def with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose calls all have objects as arguments; those whose arguments are none become text of the message."""
+    calls, texts = [], [message.get("content") or ""]
+    for call in message.get("tool_calls") or ():
+        function = (call.get("function") or call) if isinstance(call, Mapping) else call
+        if not isinstance(function, Mapping):
+            raise TypeError("a tool call is no object")
+        arguments = function.get("arguments")
+        try:
+            found = {} if arguments is None else json.loads(arguments) if isinstance(arguments, str) else arguments
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, Mapping):
+            calls.append({**call, "function": {**function, "arguments": found}})
+        else:
+            given = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
+            body = f'{{"name": {json.dumps(function.get("name"))}, "arguments": {given}}}'
+            texts.append(f"{CALL_START}\n{body}\n{CALL_END}")
+    content = "\n".join(filter(None, texts)) if len(texts) > 1 and isinstance(texts[0], str) else message.get("content")
+    return {**message, "content": content, "tool_calls": calls}
 
 
 def _calls(body: str) -> list[tuple[str, dict[str, Any]]]:

@@ -86,7 +86,6 @@ TOO_MANY = [
     {"stop": ["a", "x" * (protocol.MOST_STOP_CHARS + 1)]},
     {"logit_bias": {str(i): 1 for i in range(protocol.MOST_BIASES + 1)}},
     {"chat_template_kwargs": {f"o{i}": 1 for i in range(protocol.MOST_OPTIONS + 1)}},
-    {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a":' + "[" * 80 + "]" * 80 + "}"}}]}]},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" + "1," * MANY + "1]"}}]}]},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}] * 2049}] * 2},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": [' + "1," * (MANY // 4) + "1]}"}}]}] * 5},

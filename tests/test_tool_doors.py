@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
 
 import pytest
 
-from ring_mlx import AnswerText, End, Sampling, Session, ThinkingText, ToolCall, whole_text
+from ring_mlx import AnswerText, End, Sampling, Session, ThinkingText, ToolCall, load, whole_text
 from ring_mlx.cli import main
+from ring_mlx.errors import TokenizerError
+from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
+from ring_mlx.tokenizer import render_text
 from tests.parrot import cut, make_parrot
 from tests.serving import CHAT, TOOLS, client_of, send, user
 
@@ -120,6 +124,39 @@ def test_the_server_gives_text_where_no_tool_may_be_called(server):
         with client_of(server) as client:
             pieces = list(client.chat.completions.create(model="toy", **BODY, **change, stream=True))
         assert "".join(p.choices[0].delta.content or "" for p in pieces) == ANSWER
+
+
+# What came back
+
+ODD = ["", None, "{", '{"a": NaN}', "[1]", "null", 5, [1], '{"a": ' + "9" * 70 + "}", '{"a":' + "[" * 80 + "]" * 80 + "}", "</think>", {"a": 1}]  # fmt: skip
+STRICT = """{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}|{{ c.function.name }}
+{%- for k, v in c.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}"""
+
+
+def came_back(*arguments):
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": a}} for a in arguments]
+    return [*user("hi"), {"role": "assistant", "content": "So.", "tool_calls": calls}, {"role": "tool", "tool_call_id": "c", "content": "r"}]  # fmt: skip
+
+
+def test_no_arguments_that_come_back_stop_a_conversation(server, session):
+    for odd in ODD:
+        assert send(server, "POST", CHAT, BODY | {"messages": came_back(odd), "max_tokens": 1})[0] == 200, odd
+        assert list(session.send(came_back(odd), max_tokens=1))[-1].reason == "length"
+    assert parse_chat({"messages": came_back('{"a": NaN}')}, Sampling()).prompt == came_back('{"a": NaN}')
+    assert parse_chat({"messages": came_back('{"a": 1}', [1])}, Sampling()).prompt == came_back({"a": 1}, "[1]")
+
+
+def test_a_template_that_needs_objects_gets_other_arguments_as_text(parrot):
+    tokenizer = load(parrot)[1]
+    tokenizer._tokenizer.chat_template = STRICT
+    assert (
+        render_text(tokenizer, came_back({"a": 1}, '{"b": 2}', None)) == "<user>hi<assistant>So.|f a=1|f b=2|f<tool>r"
+    )
+    text = '<user>hi<assistant>So.\n<tool_call>\n{"name": "f", "arguments": {"a": NaN]}\n</tool_call>|f a=1<tool>r'
+    assert render_text(tokenizer, came_back('{"a": NaN]', {"a": 1})) == text
+    for wrong in (5, [5], [{"function": 5}], [{"function": {"name": []}}]):
+        with contextlib.suppress(TokenizerError):
+            render_text(tokenizer, [*came_back("{"), {"role": "user", "content": "x", "tool_calls": wrong}])
 
 
 # Halves of surrogate pairs

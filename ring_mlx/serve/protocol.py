@@ -6,12 +6,13 @@ clients send many. Beside OpenAI's own there are all of `Sampling`, ``thinking_b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ring_mlx.sampling_ranges import RANGES
-from ring_mlx.serve.failures import bad, cannot
+from ring_mlx.serve.failures import ApiError, bad, cannot
 from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
 from ring_mlx.session_events import Sampling
 
@@ -217,17 +218,22 @@ def _call(given: Any, place: str) -> dict[str, Any]:
     name, arguments = function.text("name"), function.get("arguments")
     if not name:
         function.refuse("name", "must be the name of a function")
-    if isinstance(arguments, str):
-        try:
-            arguments = read_json(arguments.encode() or b"{}")
-        except ValueError:
-            function.refuse("arguments", "must be JSON")
-    if arguments is not None and not isinstance(arguments, dict):
-        function.refuse("arguments", "must be a JSON object")
-    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments or {}}}
+    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": _arguments(arguments)}}
     if isinstance(given.get("id"), str):
         call["id"] = given["id"]
     return call
+
+
+def _arguments(given: Any) -> dict[str, Any] | str:
+    """An object; or else the text, since a client cannot mend what a model once said, and would be stuck with it."""
+    if isinstance(given, dict):
+        return given
+    text = "{}" if given in (None, "") else given if isinstance(given, str) else json.dumps(given)
+    try:
+        found = read_json(text.encode())
+    except (ValueError, ApiError):
+        found = None
+    return found if isinstance(found, dict) else text
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
