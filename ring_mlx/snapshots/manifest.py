@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from ring_mlx.snapshots.blocks import BLOCK_TOKENS
 
 FORMAT, VERSION = "ring-mlx-snapshot", 1
 MOST_BYTES, MOST_LAYERS, MOST_TOKENS, MOST_FILE_BYTES = 8 << 20, 10_000, 1 << 31, 1 << 50
+# Two ticks of the coarsest clock of a file system, and about 70 MB of names.
+SETTLED_NS, MOST_KNOWN_NAMES = 2_000_000_000, 500_000
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STEM = re.compile(r"[0-9]{7,10}-[0-9a-f]{64}")
@@ -51,6 +56,51 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if len(manifest["blocks"]) != manifest["offset"] // BLOCK_TOKENS:
         raise ValueError("it has not as many blocks as its tokens need")
     return manifest
+
+
+class Manifests:
+    """Manifests that were read and found good: each is read again only when its file is another or was changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
+        self._names = 0
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Same contract as `read_manifest`; the result is shared and must not be changed."""
+        stamp, now = _stamp(path), time.time_ns()
+        known, manifest = self._known.get(path, ((), {}))
+        if known == stamp:
+            return manifest
+        self._forget(path)
+        manifest = read_manifest(path)
+        # A later change within the clock's tick would leave the stamp as it is.
+        if now - stamp[-1] > SETTLED_NS and _stamp(path) == stamp:
+            self._remember(path, stamp, manifest)
+        return manifest
+
+    def keep_only(self, paths: Iterable[Path]) -> None:
+        """Forget all others."""
+        for path in self._known.keys() - set(paths):
+            self._forget(path)
+
+    def _remember(self, path: Path, stamp: tuple[int, ...], manifest: dict[str, Any]) -> None:
+        if self._names + len(manifest["sizes"]) > MOST_KNOWN_NAMES:
+            return
+        # Snapshots of a conversation share most of their blocks, and so the names.
+        manifest["blocks"] = [sys.intern(name) for name in manifest["blocks"]]
+        manifest["sizes"] = {sys.intern(name): size for name, size in manifest["sizes"].items()}
+        self._names += len(manifest["sizes"])
+        self._known[path] = stamp, manifest
+
+    def _forget(self, path: Path) -> None:
+        _, manifest = self._known.pop(path, ((), {"sizes": ()}))
+        self._names -= len(manifest["sizes"])
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file's content does; its last part is a time, which nobody can set."""
+    found = path.lstat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
 
 
 def _text(manifest: dict[str, Any]) -> str:

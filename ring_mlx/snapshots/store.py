@@ -30,7 +30,7 @@ from ring_mlx.snapshots.blocks import Block, Form, Snapshot, Tokens
 from ring_mlx.snapshots.files import blob_path, read_blob, write_blob
 from ring_mlx.snapshots.folder import ModelFolder, remove, room_bytes
 from ring_mlx.snapshots.keeping import Keeping
-from ring_mlx.snapshots.manifest import read_manifest, write_manifest
+from ring_mlx.snapshots.manifest import Manifests, read_manifest, write_manifest
 from ring_mlx.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
 from ring_mlx.snapshots.shapes import Shapes
 
@@ -69,6 +69,7 @@ class Store:
         self._files = ModelFolder(root, fingerprint)
         self.folder, self._blobs = self._files.path, self._files.blobs
         self._fingerprint = fingerprint
+        self._manifests = Manifests()
         self._keeping = Keeping(self._files, kv_bits, self.manifests, lambda ids: self._candidates(ids, -1))
         self._loaded: dict[str, weakref.ref[Block]] = {}
         self._warned = self._has_looked = False
@@ -174,9 +175,11 @@ class Store:
 
     def manifests(self, say: Callable[[str], object] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Every good manifest; ``say`` is told of those that are not."""
-        for path in self._files.paths():
+        paths = self._files.paths()
+        self._manifests.keep_only(paths)
+        for path in paths:
             try:
-                yield path, read_manifest(path)
+                yield path, self._manifests.read(path)
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as e:
