@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 
 from ring_mlx.decoding import (
     KVQuantization,
@@ -23,7 +23,7 @@ from ring_mlx.model import Model
 from ring_mlx.sampling_ranges import RANGES, OutOfRangeError, within
 from ring_mlx.surrogates import whole_text
 from ring_mlx.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
-from ring_mlx.vocabulary import whole_ids
+from ring_mlx.vocabulary import ByteDetokenizer, whole_ids
 
 __all__ = [
     "GenerationEvent",
@@ -242,7 +242,12 @@ def check_lengths(
             raise OptionError(f"{e}; give one.") from None
 
 
-def _final_segment(detokenizer: Any) -> str:
-    """What is left at the end, without the half of a character whose other bytes never came."""
+def _final_segment(detokenizer: StreamingDetokenizer) -> str:
+    """What is left at the end, without the half of a character whose other bytes never came.
+
+    It becomes whole when the answer is gone on with.
+    """
+    if isinstance(detokenizer, ByteDetokenizer):
+        return str(detokenizer.last_segment)  # it keeps halves to itself
     detokenizer.finalize()
     return str(detokenizer.last_segment).rstrip("\ufffd")

@@ -86,7 +86,7 @@ class Speech:
             yield piece
             return
         if self.thinking_tokens and not self._answer:
-            piece = piece.lstrip()
+            piece = piece.lstrip("\n")
         if piece:
             self._answer += piece
             yield AnswerText(piece)

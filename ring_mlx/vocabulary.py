@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -74,14 +75,49 @@ def know_all_ids(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], row
     mlx-lm's knows as many ids as there are tokens, so that where ids have gaps later tokens fall out of its list.
     """
     count = max(rows, 1 + max(vocabulary.values(), default=0))
-    if isinstance(tokenizer._detokenizer, BPEStreamingDetokenizer):
+    tokenizer.clean_up_tokenization_spaces = False  # it changes text, for which no one asked
+    backend = tokenizer._tokenizer.backend_tokenizer
+    if isinstance(tokenizer._detokenizer, BPEStreamingDetokenizer) or _is_byte_level(backend.decoder):
         names = [""] * count
         for token, i in vocabulary.items():
             names[i] = token
+        for i, added in backend.get_added_tokens_decoder().items():
+            names[i] = added.content
         tokenizer._detokenizer = ByteDetokenizer(names)
     elif isinstance(tokenizer._detokenizer, SPMStreamingDetokenizer):
         known = tokenizer._detokenizer.tokenmap
         known += [b""] * (count - len(known))
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    """Whether letters stand for bytes, also where the decoder stands in a sequence by itself or before a Fuse."""
+    steps = json.loads(decoder.__getstate__()) if decoder is not None else {}
+    kinds = [step.get("type") for step in steps.get("decoders", [steps])]
+    return kinds in (["ByteLevel"], ["ByteLevel", "Fuse"])
+
+
+def token_bytes(tokenizer: TokenizerWrapper, token: int) -> bytes:
+    """What a token adds to the text, of which a character may take several tokens."""
+    detokenizer = tokenizer._detokenizer
+    if isinstance(detokenizer, ByteDetokenizer):
+        return detokenizer.bytes_of(token)
+    return str(tokenizer.decode([token])).encode(errors="replace")
+
+
+class TextOffsets:
+    """Where in the text each token begins, in characters: one that goes on with a character begins where that does."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def next(self, said: bytes) -> int:
+        """The place of the next token, which is so many bytes."""
+        begun = bytes(self._decoder.getstate()[0])
+        is_broken = begun and len((begun + said[:1]).decode("utf-8", "replace")) > 1
+        offset = self._length + bool(is_broken)
+        self._length += len(self._decoder.decode(said))
+        return offset
 
 
 class ByteDetokenizer(StreamingDetokenizer):
@@ -102,15 +138,18 @@ class ByteDetokenizer(StreamingDetokenizer):
         self.text, self.offset, self.tokens = "", 0, list[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def add_token(self, token: int) -> None:
-        """Take an id; one that no token has is no text."""
-        self.tokens.append(token)
+    def bytes_of(self, token: int) -> bytes:
+        """What an id says; one that no token has says nothing."""
         name = self._names[token] if token < len(self._names) else ""
         try:
-            said = b"".join([self._bytes[letter] for letter in name])
+            return b"".join([self._bytes[letter] for letter in name])
         except KeyError:  # an added token, which is text
-            said = name.encode(errors="replace")
-        self.text += self._decoder.decode(said)
+            return name.encode(errors="replace")
+
+    def add_token(self, token: int) -> None:
+        """Take an id."""
+        self.tokens.append(token)
+        self.text += self._decoder.decode(self.bytes_of(token))
 
     def finalize(self) -> None:
         """Say what is left of a character that never became whole."""

@@ -184,12 +184,6 @@ def test_added_tokens_are_text_though_their_letters_stand_for_bytes():
     assert detokenizer.text == "é\ufffdHel \ufffdé ü"
 
 
-def test_the_first_space_of_a_text_is_kept(tmp_path, capsys):
-    folder = make_parrot(tmp_path / "model", [" is", "    x"])
-    assert main(["generate", "--model", str(folder), "--ignore-chat-template", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["text"] == " is    x"
-
-
 # Ids that a caller gives.
 
 

@@ -97,7 +97,7 @@ class Plain(PlainCommands):
                 self.engine.stop()
                 continue
             if isinstance(message, Piece) and message.number == self.number:
-                text = message.answer_text if answer.content else message.answer_text.lstrip()
+                text = message.answer_text if answer.content else message.answer_text.lstrip("\n")
                 answer.thinking += message.thinking_text
                 answer.content += text
                 answer.calls += message.calls

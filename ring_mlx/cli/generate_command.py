@@ -210,8 +210,8 @@ class Printer:
         out: dict[str, Any] = {
             "model": model,
             "text": self.text,
-            "thinking": self.thought.strip(),
-            "answer": self.answer.strip(),
+            "thinking": self.thought.strip("\n"),
+            "answer": self.answer.strip("\n"),
             "thinking_tokens": self.thinking_tokens,
             "finish_reason": "interrupted" if self._interrupted else e.finish_reason if e else None,
         }
@@ -232,10 +232,10 @@ class Printer:
     def _answer_part(self, event: GenerationEvent) -> str:
         text = event.answer_text
         if self._answering and event.revised is not None:  # what was printed as the answer was the thought
-            return "\n" + self._folded("above") + text.lstrip()
+            return "\n" + self._folded("above") + text.lstrip("\n")
         if self._answering:
             return text
-        text = text.lstrip()
+        text = text.lstrip("\n")
         if not text:
             return ""
         self._answering = True

@@ -15,11 +15,12 @@ from ring_mlx.session_events import AnswerText, PrefillProgress, Revised, Thinki
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of the answer and how likely it was, with the likeliest alternatives first."""
+    """One token of the answer, how likely it was, and where in the text it begins; the likeliest alternatives first."""
 
-    token: str
+    token: bytes
     logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    offset: int = 0
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)

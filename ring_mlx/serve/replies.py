@@ -28,7 +28,7 @@ class Reply:
         self._thought, self._answer = "", ""
         self._calls: list[dict[str, Any]] = []
         self._logprobs: list[TokenLogprob] = []
-        self._told = self._offset = self._called = 0
+        self._told = self._called = 0
         self._is_revised = False
 
     def add(self, event: Said) -> Iterator[dict[str, Any]]:
@@ -66,7 +66,7 @@ class Reply:
 
     def whole(self, event: Finished) -> dict[str, Any]:
         """The answer in one piece."""
-        self._told = self._offset = 0
+        self._told = 0
         choice: dict[str, Any] = {"index": 0, "finish_reason": event.reason, "logprobs": self._new_logprobs()}
         if not self._asked.chat:
             choice["text"] = self._answer
@@ -106,15 +106,12 @@ class Reply:
         new, self._told = self._logprobs[self._told :], len(self._logprobs)
         if self._asked.chat:
             return {"content": [_chat_logprob(t) for t in new], "refusal": None}
-        offsets = []
-        for t in new:
-            offsets.append(self._offset)
-            self._offset += len(t.token)
+        tops = [{_token_name(token): logprob for token, logprob in t.top} for t in new]
         return {
-            "tokens": [t.token for t in new],
+            "tokens": [_token_name(t.token) for t in new],
             "token_logprobs": [t.logprob for t in new],
-            "top_logprobs": [dict(t.top) for t in new] if self._asked.top_logprobs else None,
-            "text_offset": offsets,
+            "top_logprobs": tops if self._asked.top_logprobs else None,
+            "text_offset": [t.offset for t in new],
         }
 
 
@@ -149,8 +146,16 @@ def _call(event: ToolCall) -> dict[str, Any]:
     }
 
 
+def _token_name(token: bytes) -> str:
+    """A token as OpenAI's completions write it: its text, or its bytes where it is a part of a character."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
 def _chat_logprob(t: TokenLogprob) -> dict[str, Any]:
-    def one(token: str, logprob: float) -> dict[str, Any]:
-        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    def one(token: bytes, logprob: float) -> dict[str, Any]:
+        return {"token": token.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(token)}
 
     return {**one(t.token, t.logprob), "top_logprobs": [one(*pair) for pair in t.top]}

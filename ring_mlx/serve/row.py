@@ -17,6 +17,7 @@ from ring_mlx.serve.stops import StopText
 from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.speech import Speech
 from ring_mlx.thinking import Thinking, ThoughtSplitter, splitter_after
+from ring_mlx.vocabulary import TextOffsets, token_bytes
 
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -59,6 +60,7 @@ class Row:
         self._token, self._chosen = 0, 0
         self._logprobs = mx.zeros(0)
         self._thought_logprobs: list[TokenLogprob] = []
+        self._offsets = TextOffsets()
         self._events = events_of(
             self._steps(), tokenizer, splitter, job.limit, prompt_tokens=len(ids) - cached, cached_tokens=cached
         )
@@ -144,15 +146,13 @@ class Row:
             return
         values = np.asarray(e.logprobs)
         best = np.argsort(-values, kind="stable")[:count].tolist()
-        top = tuple((self._text(i), float(values[i])) for i in best)
-        told = TokenLogprob(self._text(e.token), float(values[e.token]), top)
+        top = tuple((token_bytes(self._tokenizer, i), float(values[i])) for i in best)
+        token = token_bytes(self._tokenizer, e.token)
+        told = TokenLogprob(token, float(values[e.token]), self._offsets.next(token), top)
         if self.job.asked.chat and (e.thinking or e.revised is not None):
             self._thought_logprobs.append(told)
         else:
             self.job.events.put(told)
-
-    def _text(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
 
 
 def _with_history(process: LogitsProcessor, before: mx.array) -> LogitsProcessor:

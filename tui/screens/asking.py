@@ -83,7 +83,7 @@ class Asking(ChatBase):
             return
         answer, self._figures = self.answer, message.figures
         self.status.figures = message.figures
-        text = message.answer_text if answer.content else message.answer_text.lstrip()
+        text = message.answer_text if answer.content else message.answer_text.lstrip("\n")
         answer.thinking += message.thinking_text
         answer.content += text
         answer.calls += message.calls
