@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ring_mlx.cache import HybridCache
     from ring_mlx.checkpoint_files import read_json
-    from ring_mlx.cli.options import byte_count
+    from ring_mlx.cli.options import add_thinking_options, byte_count, thinking_of
     from ring_mlx.config import RingConfig
     from ring_mlx.decoding import KVQuantization
     from ring_mlx.errors import RingError
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ring_mlx.snapshots.stores import free_disk
     from ring_mlx.surrogates import whole_text
     from ring_mlx.terminal_text import for_output, harmless, harmless_json
+    from ring_mlx.thinking import Thinking, empty_answer
     from ring_mlx.tokenizer import render_chat
 
 __all__ = [
@@ -66,10 +67,13 @@ __all__ = [
     "Sampling",
     "Session",
     "Statistics",
+    "Thinking",
     "ThinkingText",
     "ToolCall",
+    "add_thinking_options",
     "byte_count",
     "demo_model_path",
+    "empty_answer",
     "for_output",
     "free_disk",
     "generate",
@@ -81,6 +85,7 @@ __all__ = [
     "read_json",
     "render_chat",
     "stream_generate",
+    "thinking_of",
     "value_range",
     "whole_text",
     "write_text",
@@ -106,10 +111,13 @@ _HOMES = {
     "Sampling": "ring_mlx.session_events",
     "Session": "ring_mlx.session",
     "Statistics": "ring_mlx.session_events",
+    "Thinking": "ring_mlx.thinking",
     "ThinkingText": "ring_mlx.session_events",
     "ToolCall": "ring_mlx.session_events",
+    "add_thinking_options": "ring_mlx.cli.options",
     "byte_count": "ring_mlx.cli.options",
     "demo_model_path": "ring_mlx.loading",
+    "empty_answer": "ring_mlx.thinking",
     "for_output": "ring_mlx.terminal_text",
     "free_disk": "ring_mlx.snapshots.stores",
     "generate": "ring_mlx.generation",
@@ -121,6 +129,7 @@ _HOMES = {
     "read_json": "ring_mlx.checkpoint_files",
     "render_chat": "ring_mlx.tokenizer",
     "stream_generate": "ring_mlx.generation",
+    "thinking_of": "ring_mlx.cli.options",
     "value_range": "ring_mlx.sampling_ranges",
     "whole_text": "ring_mlx.surrogates",
     "write_text": "ring_mlx.files",

@@ -93,7 +93,8 @@ class Speech:
 
 
 def _parts(message: Mapping[str, Any]) -> tuple[str, str]:
-    """The thought and the answer in a message's text."""
+    """The thought and the answer of a message."""
     splitter = ThoughtSplitter()
     parts = splitter.feed_last(whole_text(str(message.get("content") or "")))
-    return splitter.revised or parts
+    thought, answer = splitter.revised or parts
+    return whole_text(str(message.get("reasoning_content") or "")) + thought, answer

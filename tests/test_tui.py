@@ -10,10 +10,10 @@ from textual.widgets._toast import Toast
 
 from tests.tui_pilot import FIGURES, SIZES, FakeEngine, chat, pause
 from tui.gauges import bar, gauges, loading_text, reading_text, seconds
-from tui.messages import Figures, Loading, Piece, Reading
+from tui.messages import Ended, Figures, Loading, Piece, Reading
 from tui.store import Attachment
 from tui.widgets.answer import Answer
-from tui.widgets.assistant_turn import AssistantTurn
+from tui.widgets.assistant_turn import AssistantTurn, Fold
 from tui.widgets.turn import TurnView
 from tui.widgets.user_turn import UserTurn
 
@@ -382,5 +382,36 @@ def test_large_texts_are_cut_on_screen_only():
         await d.exchange("y" * 10_000, "ok")
         assert len(str(d.app.query_one(UserTurn).content)) < 5000
         assert len(d.engine.asked[0][0]) == 10_000
+
+    chat(script)
+
+
+def test_what_was_shown_wrongly_is_corrected():
+    """A thought that was none becomes the answer, and an answer that was a thought goes into the fold."""
+
+    async def script(d):
+        await d.say("hi")
+        await d.post(d.thought("It is 4.", 3, 1.0))
+        await d.post(Piece(d.engine.number, "", "It is 4.", FIGURES, revised=""), d.end())
+        answer = d.chat.talk.leaf
+        assert (answer.thinking, answer.content, d.said[-1]) == ("", "It is 4.", "It is 4.")
+        assert not d.app.query(Fold).last().display
+        await d.say("why")
+        await d.post(d.text("Hm."), d.call("add", a=1))
+        await d.post(Piece(d.engine.number, "", "So.", FIGURES, revised="Hm."), d.end())
+        answer = d.chat.talk.leaf
+        assert (answer.thinking, answer.content, answer.calls, d.said[-1]) == ("Hm.", "So.", (), "So.")
+        assert d.app.query(Fold).last().display
+
+    chat(script)
+
+
+def test_an_answer_that_was_all_thought_says_so():
+    async def script(d):
+        await d.say("hi")
+        await d.post(d.thought("Hm.", 3, 1.0))
+        await d.post(Ended(d.engine.number, "length", Figures(generated_tokens=9, thinking_tokens=9)))
+        note = str(d.app.query_one(".note").render())
+        assert "the answer is empty: all 9 tokens were thought; raise max_tokens." in note
 
     chat(script)

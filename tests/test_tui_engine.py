@@ -17,7 +17,7 @@ import pytest
 
 import ring_mlx
 import tui
-from ring_mlx import AnswerText, End, PrefillProgress, RingError, Session, ToolCall, load
+from ring_mlx import AnswerText, End, PrefillProgress, RingError, Session, Thinking, ToolCall, load
 from ring_mlx.branches import Renderer
 from ring_mlx.memory import budget_bytes
 from tests.tui_pilot import SIZES, pause
@@ -168,6 +168,20 @@ def test_switching_frees_the_old_model_and_a_bad_choice_brings_it_back():
         assert r.next().name == "two"
         assert made[1].is_closed
         assert not made[2].is_closed
+
+
+def test_rules_for_thoughts_hold_for_the_next_model_too():
+    chosen, rules = [], Thinking("open", 9)
+
+    def load(choice, post):
+        chosen.append((choice.path, choice.thinking))
+        return loader(endless, [])(choice, post)
+
+    with Running(ModelChoice("one", thinking=rules), load) as r:
+        r.until(Loaded)
+        r.engine.switch(ModelChoice("two"))
+        r.until(Loaded)
+    assert chosen == [("one", rules), ("two", rules)]
 
 
 def test_without_a_model_questions_fail_and_a_choice_mends_it():

@@ -24,6 +24,7 @@ class Batch:
         self._number, self._clock = number, clock
         self._thinking_text = self._answer_text = ""
         self._calls: tuple[Call, ...] = ()
+        self._revised: str | None = None
         self._figures = Figures()
         self._thinking_tokens, self._thinking_s, self._thinking_from = 0, 0.0, 0.0
         self._taken_at = float("-inf")
@@ -54,13 +55,20 @@ class Batch:
         """Take a finished tool call."""
         self._calls, self._figures = (*self._calls, call), figures
 
+    def revise(self, thought: str, figures: Figures) -> None:
+        """Forget what was told: the thought is this one, and the answer is told once more."""
+        self._figures, self._revised = figures, thought
+        self._thinking_text, self._answer_text, self._calls = "", "", ()
+        if not thought:
+            self._thinking_tokens, self._thinking_s = 0, 0.0
+
     def is_due(self) -> bool:
         """Whether the last update is long enough ago."""
         return self._clock() - self._taken_at >= UPDATE_EVERY_S
 
     def take(self) -> Piece:
         """The update; the next one starts empty."""
-        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures, self._calls)
-        self._thinking_text, self._answer_text, self._calls = "", "", ()
+        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures, self._calls, self._revised)
+        self._thinking_text, self._answer_text, self._calls, self._revised = "", "", (), None
         self._taken_at = self._clock()
         return piece

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from ring_mlx import RingError, byte_count, harmless, value_range
+from ring_mlx import RingError, add_thinking_options, byte_count, harmless, thinking_of, value_range
 from tui.commands import SETTINGS
 
 EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
         flags = [f"--{name.replace('_', '-')}", *(["-m"] if name == "max_tokens" else [])]
         parser.add_argument(*flags, type=value_range(name).read, help=value_range(name).about)
     parser.add_argument("--system-prompt", help="system prompt for the chat template")
+    add_thinking_options(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the latest chat")
     parser.add_argument("--plain", action="store_true", help="line by line, for dumb terminals and pipes")
     parser.set_defaults(run=run)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     settings, wrong = config.load(paths.config_file())
     settings = with_options(settings, args)
     notes = [wrong] if wrong else []
-    engine = Engine(ModelChoice(settings.model or None, args.revision, args.expert_cache_bytes))
+    engine = Engine(ModelChoice(settings.model or None, args.revision, args.expert_cache_bytes, thinking_of(args)))
     keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)
     talk = keeper.latest() if args.resume else None
     try:

@@ -65,7 +65,7 @@ COMMANDS = (
     Command("import", "read a chat from an exported JSON file", argument="PATH", plain=True),
     Command("set", "change one setting", argument="NAME VALUE", plain=True),
     Command("system", "change the system prompt; without text, none", argument="[TEXT]", plain=True),
-    Command("budget", "close a thought after so many tokens; without a number, never", argument="[N]", plain=True),
+    Command("budget", "close a thought after so many tokens; without, near the limit", argument="[N]", plain=True),
     Command(
         "preset",
         "use a named preset, save the settings as one, or delete one",

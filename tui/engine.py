@@ -75,11 +75,13 @@ class Engine:
     def switch(self, choice: ModelChoice) -> None:
         """End the answer and load another model; the old one is freed first, and comes back if the new one fails.
 
-        Memory for experts is for whichever model is loaded, unless the choice names its own.
+        Memory for experts and the rules for thoughts are for whichever model is loaded, unless the choice names its own.
         """
         self.stop()
         if choice.expert_cache_bytes is None:
             choice = replace(choice, expert_cache_bytes=self._choice.expert_cache_bytes)
+        if choice.thinking is None:
+            choice = replace(choice, thinking=self._choice.thinking)
         self._work.put(choice)
 
     def stop(self) -> None:

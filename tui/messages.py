@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from textual.message import Message
 
+from ring_mlx import Thinking
 from tui.store.records import Call
 
 Messages = Sequence[dict[str, Any]]
@@ -45,7 +46,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is chosen and when it ends; ``thinking_budget`` None lets the thought run."""
+    """How an answer is chosen and when it ends; ``thinking_budget`` None leaves the answer its room."""
 
     temp: float = 0.6
     top_p: float = 1.0
@@ -71,11 +72,13 @@ class ModelChoice:
     """A model by folder or owner/name; ``path`` None is the packaged toy.
 
     ``expert_cache_bytes`` is the memory that routed experts are read into on demand; None keeps them all in memory.
+    ``thinking`` says how answers start and what room a thought leaves; None is what the engine has.
     """
 
     path: str | None = None
     revision: str | None = None
     expert_cache_bytes: int | None = None
+    thinking: Thinking | None = None
 
 
 @dataclass
@@ -117,13 +120,17 @@ class Reading(Message):
 
 @dataclass
 class Piece(Message):
-    """New text of the thought and of the answer, and new tool calls; the figures are those so far."""
+    """New text of the thought and of the answer, and new tool calls; the figures are those so far.
+
+    ``revised`` is the whole thought where what was told so far is otherwise: forget texts and calls before this one.
+    """
 
     number: int
     thinking_text: str
     answer_text: str
     figures: Figures
     calls: tuple[Call, ...] = ()
+    revised: str | None = None
 
 
 @dataclass

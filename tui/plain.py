@@ -21,8 +21,8 @@ from tui.gauges import gauges, reading_text
 from tui.keeper import Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Reading, Sampling
 from tui.plain_commands import PlainCommands
-from tui.records import record_of
-from tui.store import Record
+from tui.records import record_of, why_empty
+from tui.store import Record, Turn
 from tui.store.access import make_private
 from tui.store.exchange import call_text
 
@@ -97,6 +97,8 @@ class Plain(PlainCommands):
                 self.engine.stop()
                 continue
             if isinstance(message, Piece) and message.number == self.number:
+                if message.revised is not None:
+                    self._revise(answer, message.revised)
                 text = message.answer_text if answer.content else message.answer_text.lstrip("\n")
                 answer.thinking += message.thinking_text
                 answer.content += text
@@ -110,6 +112,12 @@ class Plain(PlainCommands):
                 self.tell(reading_text(message))
             elif isinstance(message, (Ended, Failed)) and message.number in (None, self.number):
                 return self._finish(message, answer.id, sampling)
+
+    def _revise(self, answer: Turn, thought: str) -> None:
+        if answer.content:
+            print(flush=True)
+            self.tell("The text above was the thought; the answer follows.")
+        answer.thinking, answer.content, answer.calls = thought, "", ()
 
     def _finish(self, message: Ended | Failed, answer_id: str, sampling: Sampling) -> int:
         answer = self.talk.turns[answer_id]
@@ -127,6 +135,8 @@ class Plain(PlainCommands):
         if isinstance(message, Failed):
             self.tell(message.text)
             return 2
+        if empty := why_empty(answer):
+            self.tell(f"[chat] {empty}")
         if self._is_terminal:
             self.tell(f"[{reason}, {gauges(self.figures, self.model.context, self.model.memory_limit_bytes, WIDTH)}]")
         return 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ring_mlx import harmless
+from ring_mlx import empty_answer, harmless
 from tui.config.schema import with_setting
 from tui.gauges import seconds
 from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
-from tui.store import Record
+from tui.store import Record, Turn
 
 
 def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before: Record | None = None) -> Record:
@@ -56,6 +56,14 @@ def record_text(record: Record) -> str:
         f"{record.generated_tokens:,} tokens at {record.generation_tps:,.0f} tok/s, first after "
         f"{seconds(record.time_to_first_token_s)}{reused}"
     )
+
+
+def why_empty(turn: Turn) -> str:
+    """Why an answer that has ended has no text; nothing where it has some, or was stopped or failed."""
+    r = turn.record
+    if r is None or turn.content.strip() or turn.calls or r.finish_reason not in ("stop", "length"):
+        return ""
+    return empty_answer(r.generated_tokens, r.thinking_tokens, r.finish_reason, "max_tokens")
 
 
 def record_lines(r: Record) -> list[str]:

@@ -14,9 +14,11 @@ from ring_mlx import (
     AnswerText,
     End,
     PrefillProgress,
+    Revised,
     Sampling,
     Session,
     Statistics,
+    Thinking,
     ThinkingText,
     ToolCall,
 )
@@ -49,11 +51,14 @@ class SessionSource:
     def __init__(self, choice: ModelChoice, post: Post) -> None:
         name = Path(choice.path).name if choice.path else TOY
         post(Loading(name))
+        thinking = choice.thinking or Thinking()
         self._session = Session(
             choice.path,
             revision=choice.revision,
             expert_cache_bytes=choice.expert_cache_bytes,
             store=paths.snapshots(),
+            thinking_start=thinking.start,
+            answer_room=thinking.answer_room,
             on_loading=lambda event: post(Loading(name, event.done, event.total)),
         )
         try:
@@ -117,6 +122,8 @@ class _Heard:
             self.batch.add("", event.text, False, self._measured())
         elif isinstance(event, ToolCall):
             self.batch.add_call(Call(event.name, dict(event.arguments)), self._measured())
+        elif isinstance(event, Revised):
+            self.batch.revise(event.thought, self._measured())
         elif isinstance(event, Statistics):
             self.batch.add("", "", False, self._final(event))
         elif isinstance(event, End):

@@ -82,12 +82,17 @@ class Asking(ChatBase):
         if message.number != self.number or self.answer is None:
             return
         answer, self._figures = self.answer, message.figures
+        if message.revised is not None:
+            answer.thinking, answer.content, answer.calls = message.revised, "", ()
         self.status.figures = message.figures
         text = message.answer_text if answer.content else message.answer_text.lstrip("\n")
         answer.thinking += message.thinking_text
         answer.content += text
         answer.calls += message.calls
         self.keeper.keep_growing(self.talk, answer)
+        if message.revised is not None:
+            await self.refresh_turns()
+            text = ""
         if (view := self.answer_view(answer)) is not None:
             view.think(message.figures.thinking_tokens, message.figures.thinking_s)
             await view.write(text)

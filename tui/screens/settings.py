@@ -24,7 +24,7 @@ HINTS = {
     "top_k": "only the k likeliest; 0 is all",
     "min_p": "least, relative to the best",
     "max_tokens": "of an answer, thought included",
-    "thinking_budget": "of the thought; empty is no limit",
+    "thinking_budget": "of the thought; empty leaves room",
     "seed": "repeats an answer; or empty",
 }
 

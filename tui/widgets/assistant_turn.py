@@ -8,7 +8,7 @@ from textual.widgets import Static
 from textual.widgets.markdown import MarkdownStream
 
 from ring_mlx import harmless
-from tui.records import record_text, thought_size
+from tui.records import record_text, thought_size, why_empty
 from tui.store import Turn
 from tui.store.exchange import DAMAGED, call_text
 from tui.widgets.answer import Answer
@@ -120,7 +120,11 @@ class AssistantTurn(TurnView):
 
     def _refresh_note(self) -> None:
         record = self.turn.record
-        parts = [NOTES.get(record.finish_reason, "") if record else "", "edited" if record and record.is_edited else ""]
+        parts = [
+            NOTES.get(record.finish_reason, "") if record else "",
+            why_empty(self.turn),
+            "edited" if record and record.is_edited else "",
+        ]
         parts += [DAMAGED if self.turn.is_damaged else "", self.branch_text, record_text(record) if record else ""]
         self._note.update(harmless(" · ".join(part for part in parts if part)))
         self._note.display = any(parts)
