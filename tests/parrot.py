@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -29,7 +30,9 @@ def byte_letters() -> list[str]:
     return [chr(b) if b in plain else chr(next(others)) for b in range(256)]
 
 
-def make_parrot(folder: Path, pieces: Sequence[str | bytes | int], gap: int = 0, rows: int = 0) -> Path:
+def make_parrot(
+    folder: Path, pieces: Sequence[str | bytes | int], gap: int = 0, rows: int = 0, spare: Iterable[str] = ()
+) -> Path:
     """Write the checkpoint.
 
     Args:
@@ -37,19 +40,22 @@ def make_parrot(folder: Path, pieces: Sequence[str | bytes | int], gap: int = 0,
         pieces: Texts, bytes or ids, each once; those that are no token of the demo become one.
         gap: Ids between the demo's tokens and the new ones that no token has.
         rows: Rows of the embedding beyond the last token.
+        spare: Further tokens, which it can be taught to say.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer: dict[str, Any] = json.loads((demo_model_path() / "tokenizer.json").read_text())
     letters, vocabulary = byte_letters(), tokenizer["model"]["vocab"]
     script, new = [], 1024 + gap
-    for piece in pieces:
+    spare = list(spare)
+    for n, piece in enumerate([*pieces, *spare]):
         if isinstance(piece, int):
             script.append(piece)
             continue
         name = "".join(letters[b] for b in (piece.encode() if isinstance(piece, str) else piece))
         if name not in vocabulary:
             vocabulary[name], new = new, new + 1
-        script.append(vocabulary[name])
+        if n < len(pieces):
+            script.append(vocabulary[name])
     assert len(set(script)) == len(script) < WIDTH - 1, "each piece must be another token"
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     for name in ("tokenizer_config.json", "chat_template.jinja"):
@@ -60,14 +66,27 @@ def make_parrot(folder: Path, pieces: Sequence[str | bytes | int], gap: int = 0,
         vocab_size=size, eos_token_id=ROLE_END, max_position_embeddings=4096,
     )  # fmt: skip
     (folder / "config.json").write_text(json.dumps(raw))
+    save_file(_layers(raw) | _weights(size, script), folder / NAME)
+    return folder
+
+
+def teach(model: Any, tokenizer: Any, pieces: Sequence[str]) -> None:
+    """Let a parrot that has been loaded say other pieces, all of them tokens, in place of its own."""
+    vocabulary, letters = tokenizer.get_vocab(), byte_letters()
+    script = [vocabulary["".join(letters[b] for b in piece.encode())] for piece in pieces]
+    weights = _weights(model.config.vocab_size, script)
+    model.load_weights([(name, mx.array(w)) for name, w in weights.items()], strict=False)
+
+
+def _weights(size: int, script: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
+    """Embedding and head of a script."""
     embedding, head = np.zeros((size, WIDTH), np.float32), np.zeros((size, WIDTH), np.float32)
     embedding[:, 0] = 1  # what is not in the script begins it
     for place, token in enumerate(script):
         embedding[token] = np.eye(WIDTH)[place + 1]
     for place, token in enumerate([*script, ROLE_END]):
         head[token, place] = 8
-    save_file(_layers(raw) | {"model.word_embeddings.weight": embedding, "lm_head.weight": head}, folder / NAME)
-    return folder
+    return {"model.word_embeddings.weight": embedding, "lm_head.weight": head}
 
 
 def cut(text: str, size: int) -> list[str]:
