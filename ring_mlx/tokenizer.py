@@ -72,7 +72,6 @@ def make_tokenizer(
         ConfigError: If config.json is not JSON.
     """
     check_small_files(folder, TokenizerError)
-    templates.warm()
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file, TokenizerError) if settings_file.is_file() else {}
     _check_files(folder, _named_code(settings))
@@ -82,6 +81,7 @@ def make_tokenizer(
     with _library_errors(folder), _collection_paused():
         if (folder / "tokenizer.json").is_file():
             check_tokenizer(folder / "tokenizer.json")
+        templates.warm()
         with without_litter(folder) as clean:
             tokenizer = load_wrapper(clean, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
         if named:
