@@ -34,7 +34,7 @@ FEW_BYTES = 300_000
 
 
 def open_answer(port, **body):
-    data = json.dumps({"temperature": 0, "max_tokens": 40} | body).encode()
+    data = json.dumps({"temperature": 0, "max_tokens": 12} | body).encode()
     url = f"http://127.0.0.1:{port}/v1/{'chat/completions' if 'messages' in body else 'completions'}"
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     return urllib.request.urlopen(request, timeout=60)
@@ -60,7 +60,7 @@ def leave(port):
 def talk(port):
     """Everything that a test asks for: one after the other, several at once, one that leaves, one from its cache."""
     found = []
-    first, _ = ask(port, messages=user(SUMS[0]))
+    first, _ = ask(port, messages=user(SUMS[0]), max_tokens=40)
     turn = {"role": "assistant", "content": first[0]["content"]}
     again, known = ask(port, messages=user("And twice that?", user(SUMS[0])[0], turn))
     assert known > 0
