@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import namedtuple
 
@@ -15,13 +16,27 @@ from packaging.specifiers import SpecifierSet
 import ring_mlx
 from metal_kernels import launch
 from metal_kernels.linear_gate import fused as gate_kernel
-from ring_mlx import demo_model_path, load, memory
+from ring_mlx import demo_model_path, load, load_model, memory
 from ring_mlx.bench.shapes import FLASH, MINI
 from ring_mlx.cli import main
 from ring_mlx.config import RingConfig
+from ring_mlx.config_values import DECAY_OFFSETS
+from ring_mlx.convert import convert, verify
 from ring_mlx.decay import decay_rate
 from ring_mlx.doctor import disk, kernels, machine, models, versions
-from ring_mlx.doctor.decay_check import FORMULAS, OURS, Pieces, compare, conclusion, decays, findings, judge, score
+from ring_mlx.doctor.decay_check import (
+    Blocks,
+    affordable,
+    announcement,
+    compare,
+    conclusion,
+    decays,
+    findings,
+    judge,
+    score,
+    tokens_a_second,
+)
+from ring_mlx.doctor.decay_choice import write_offset
 from ring_mlx.doctor.decay_text import Part, Probe, packaged_parts, parts_of_file
 from ring_mlx.doctor.examine import CHECKS
 from ring_mlx.doctor.finding import Finding, table
@@ -239,15 +254,15 @@ def test_no_kernels(monkeypatch):
 
 def writer():
     """A model whose predictions are sharp and hang on what its linear layers remember."""
-    model = make_model(num_hidden_layers=8, layer_group_size=8)
+    model = make_model(num_hidden_layers=4, layer_group_size=4, num_experts=0)
     model.lm_head.weight = model.lm_head.weight * 3
     return model
 
 
-def written(model, formula, rows=4, length=200):
+def written(model, offset, rows=16, length=120):
     """Texts that the model writes while it forgets by the formula."""
     mx.random.seed(0)
-    with decays(model, formula):
+    with decays(model, offset):
         cache, out = model.make_cache(left_padding=[0] * rows), [mx.random.randint(0, 70, (rows, 1))]
         for _ in range(length - 1):
             out.append(mx.random.categorical(model(out[-1], cache)[:, -1])[:, None])
@@ -255,47 +270,98 @@ def written(model, formula, rows=4, length=200):
     return [Part(ids, []) for ids in mx.concatenate(out, axis=1).tolist()]
 
 
-@pytest.mark.parametrize("name", FORMULAS)
-def test_the_decay_that_a_text_was_written_with_is_found(name):
+@pytest.mark.parametrize("offset", DECAY_OFFSETS)
+def test_the_decay_that_a_text_was_written_with_is_found(offset):
     model = writer()
-    verdict = compare(model, written(model, FORMULAS[name]))
-    assert verdict.best == name
-    assert verdict.possible == [name]
-    assert verdict.tokens == 4 * 199
-    said = conclusion(verdict)
-    assert said.status == ("ok" if name == OURS else "problem")
-    assert repr(name) in said.seen
-    for i, layer in enumerate(model.layers[:7]):
-        assert mx.array_equal(layer.attention.decay_rate, decay_rate(6, i, 8)), "the model is as it was"
+    verdict = compare(model, written(model, offset))
+    assert verdict.decided == offset
+    assert (verdict.tokens, verdict.blocks) == (16 * 119, 32)
+    assert 0.8 < verdict.surprise < 1.2
+    for configured in DECAY_OFFSETS:
+        said = conclusion(verdict, configured, "here")
+        assert f"decay_layer_offset {json.dumps(offset).replace(chr(34), chr(39))}: all others" in said.seen
+        assert said.status == ("ok" if configured == offset else "problem")
+        assert ("--check-decay here --write-decay" in said.remedy) == (configured != offset)
+    for i, layer in enumerate(model.layers[:3]):
+        assert mx.array_equal(layer.attention.decay_rate, decay_rate(6, i, 4)), "the model is as it was"
 
 
 def test_a_text_that_tells_nothing_gets_no_verdict():
     model = writer()
-    for layer in model.layers[:7]:
+    parts = written(model, -1, rows=4)
+    for layer in model.layers[:3]:
         layer.attention.dense.weight = mx.zeros_like(layer.attention.dense.weight)
-    verdict = compare(model, written(model, decay_rate, rows=3))
-    assert verdict.possible == list(FORMULAS)
-    said = conclusion(verdict)
+    idle = compare(model, written(model, 0, rows=4))
+    assert idle.decided is None
+    assert idle.possible == list(DECAY_OFFSETS)
+    said = conclusion(idle, 0)
     assert said.status == "note"
-    assert "cannot tell" in said.seen
-    assert "--text" in said.remedy
-    short = compare(writer(), written(writer(), FORMULAS["1-based"], rows=1, length=100))
-    assert short.possible == list(FORMULAS), "two pieces are no evidence"
+    assert said.seen.startswith("no verdict: this text cannot tell 0, -1, 'clamped' apart")
+    assert "hardly help" in said.remedy
+    short = compare(writer(), parts[:3])
+    assert short.possible == list(DECAY_OFFSETS), "six blocks are no evidence"
+    assert "fewer than 8 blocks" in conclusion(short, 0).remedy
+
+
+def test_a_text_that_the_model_does_not_know_gets_no_verdict():
+    # A blunter model finds noise likelier, whatever it was trained with.
+    noise = compare(
+        writer(), [Part(row, []) for row in mx.random.randint(0, 70, (16, 120), key=mx.random.key(1)).tolist()]
+    )
+    assert noise.surprise > 2
+    assert max(m.sigmas for m in noise.measured.values()) > 2
+    assert noise.decided is None
+    assert "does not know this kind of text" in conclusion(noise, 0).remedy
 
 
 def pieces(*nats):
-    return Pieces(np.array(nats), np.full(len(nats), 2.0))
+    return Blocks(np.array(nats), np.array(nats), np.full(len(nats), 2.0))
 
 
-def test_differences_are_taken_piece_by_piece():
+def test_differences_are_taken_block_by_block():
     hard = np.tile([1.0, 100.0], 10)
-    found = judge({OURS: pieces(*hard), "near": pieces(*hard + 0.2 + 0.01 * np.arange(20)), "same": pieces(*hard)})
-    assert (found.best, found.possible, found.tokens, found.pieces) == (OURS, [OURS, "same"], 40, 20)
-    assert found.measured["near"].behind == pytest.approx(0.1475)
-    assert found.measured["near"].error == pytest.approx(np.arange(20).std(ddof=1) * 0.01 / 20**0.5 / 2)
-    lines = findings(judge({OURS: pieces(*hard + 1), "1-based": pieces(*hard)}))
-    assert [f.name for f in lines] == [OURS, "1-based", "verdict"]
+    found = judge({0: pieces(*hard), -1: pieces(*hard + 0.2 + 0.01 * np.arange(20)), "clamped": pieces(*hard)})
+    assert (found.decided, found.possible, found.tokens, found.blocks) == (None, [0, "clamped"], 40, 20)
+    assert found.measured[-1].behind == pytest.approx(0.1475)
+    assert found.measured[-1].error == pytest.approx(np.arange(20).std(ddof=1) * 0.01 / 20**0.5 / 2)
+    lines = findings(judge({0: pieces(*hard + 1), -1: pieces(*hard), "clamped": pieces(*hard)}), 0, "m")
+    assert [f.name for f in lines] == ["0", "-1", "clamped", "verdict"]
     assert lines[-1].status == "problem"
+    assert "cannot tell -1 from 'clamped'" in lines[-1].seen
+    assert "it is not 0, which the model has" in lines[-1].seen
+    assert conclusion(found, 0).remedy.startswith("more of it will hardly help")
+
+
+@pytest.mark.parametrize(("offset", "written_to"), [(-1, True), (None, False)])
+def test_the_key_is_written_on_request_if_there_is_a_verdict(capsys, monkeypatch, tmp_path, offset, written_to):
+    model, file = writer(), tmp_path / "model" / "config.json"
+    file.parent.mkdir()
+    kept = tmp_path / "kept"
+    kept.write_text('{"x": 1}')
+    file.symlink_to(kept)
+    monkeypatch.setattr("ring_mlx.load", lambda folder: (model, None))
+    parts = written(model, -1, **({} if written_to else {"rows": 3}))
+    monkeypatch.setattr("ring_mlx.doctor.decay_text.packaged_parts", lambda *_: parts)
+    code, found = doctor(capsys, "--check-decay", file.parent, "--write-decay")
+    assert json.loads(file.read_text()) == {"x": 1} | ({"decay_layer_offset": offset} if written_to else {})
+    assert kept.read_text() == '{"x": 1}', "what a link of the hub's cache points to stays"
+    assert (code, found["config.json"]["status"]) == (1, "ok" if written_to else "problem")
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_key_of_a_converted_folder_is_in_its_manifest_too(tmp_path):
+    save_hf(tmp_path / "hf", config())
+    folder = convert(tmp_path / "hf", tmp_path / "out")
+    write_offset(folder, "clamped")
+    verify(folder)
+    assert load_model(folder).config.decay_layer_offset == "clamped"
+
+
+def test_the_time_is_told_before_and_a_minutes_text_is_read():
+    assert [affordable(tps) for tps in (1, 60, 300, 10**6)] == [1024, 1024, 4096, 16384]
+    parts = [Part([1] * 1000, []), Part([1] * 200, [])]
+    assert announcement(parts, 100.0) == "reading 1,200 tokens under each of 3 decays, about 36 s ..."
+    assert 0 < tokens_a_second(make_model()) < 1e9
 
 
 def test_probes_score_answers_after_a_text_that_is_read_once():
@@ -310,7 +376,7 @@ def test_probes_score_answers_after_a_text_that_is_read_once():
 
 def test_the_packaged_text_asks_for_facts_that_it_states():
     _, tokenizer = load(demo_model_path())
-    (part,) = packaged_parts(tokenizer, 8192, 1)
+    (part,) = packaged_parts(tokenizer, 8192, 6000)
     assert 3500 < len(part.shared) < 4352
     text = tokenizer.decode(part.shared)
     assert len(part.probes) > 8
@@ -319,9 +385,12 @@ def test_the_packaged_text_asks_for_facts_that_it_states():
         fact = answer.partition("\n")[0].strip()
         assert fact in text
         assert answer.endswith(f"</think>\n\nIt is {fact.rstrip('.').rpartition(' ')[2]}.")
-    assert len(packaged_parts(tokenizer, 600, 3000)) > 2
-    with pytest.raises(OptionError, match="the context of 50 holds no conversation"):
-        packaged_parts(tokenizer, 50, 3000)
+    parts = packaged_parts(tokenizer, 600, 3000)
+    assert len(parts) > 1
+    assert sum(p.tokens for p in parts) <= 3000
+    for context, most in ((50, 3000), (3000, 50)):
+        with pytest.raises(OptionError, match=f"the context of {context:,} and {most:,} tokens hold no conversation"):
+            packaged_parts(tokenizer, context, most)
 
 
 def test_a_given_text_comes_in_parts(tmp_path):
@@ -338,10 +407,14 @@ def test_a_given_text_comes_in_parts(tmp_path):
 def test_the_toy_is_not_said_to_have_another_decay_than_it_has(capsys, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("You should know that Vera's locker code is 3231. It was a long day. " * 30)
-    code, found = doctor(capsys, "--check-decay", demo_model_path(), "--text", file, "--tokens", 300)
-    assert set(found) == {*FORMULAS, "verdict"}
-    assert code == 0
-    assert OURS in found["verdict"]["data"]["possible"]
+    assert (
+        main(["doctor", "--check-decay", str(demo_model_path()), "--text", str(file), "--tokens", "300", "--json"]) == 0
+    )
+    out, err = capsys.readouterr()
+    found = {f["name"]: f for f in json.loads(out)["findings"]}
+    assert set(found) == {"0", "-1", "clamped", "verdict"}
+    assert 0 in found["verdict"]["data"]["possible"]
+    assert re.fullmatch(r"ring-mlx: reading 300 tokens under each of 3 decays, about \d+ s \.\.\.\n", err)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +422,7 @@ def test_the_toy_is_not_said_to_have_another_decay_than_it_has(capsys, tmp_path)
     [
         (["--text", "x"], "--text is for --check-decay"),
         (["--tokens", "5"], "--tokens is for --check-decay"),
+        (["--write-decay"], "--write-decay is for --check-decay"),
         (["--check-decay", "/nowhere"], "no such folder"),
         (["--check-decay", "{model}", "--text", "/nowhere"], "--text /nowhere cannot be read"),
         (["--check-decay", "{model}", "--text", "{empty}"], "has 0 tokens"),

@@ -13,17 +13,17 @@ from tqdm import tqdm
 
 from ring_mlx.cli import options
 from ring_mlx.errors import OptionError
-from ring_mlx.terminal_text import for_output, harmless_json
+from ring_mlx.terminal_text import for_output, harmless_json, note
 
 if TYPE_CHECKING:
     from ring_mlx.doctor.finding import Finding
 
 HAS_PROBLEM = 1
-TOKENS = 16384
 HELP = {
     "decay": "instead: which formula of the decay this model's weights were trained with",
     "text": "text file for --check-decay (long conversations of the demo suite)",
-    "tokens": f"tokens of text read under each formula, about ({TOKENS})",
+    "tokens": "tokens of text read under each formula, at most (about a minute's, 1,024 to 16,384)",
+    "write": "put the formula into the model's config.json, if --check-decay finds one",
 }
 
 
@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     d.add_argument("--revision", help="branch, tag or commit of a hub repository")
     d.add_argument("--text", type=Path, metavar="FILE", help=HELP["text"])
     d.add_argument("--tokens", type=options.positive_int, metavar="T", help=HELP["tokens"])
+    d.add_argument("--write-decay", action="store_true", default=None, help=HELP["write"])
     parser.set_defaults(run=run)
 
 
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine(args: argparse.Namespace) -> Sequence[Finding]:
-    for flag in ("revision", "text", "tokens"):
-        if getattr(args, flag) is not None:
+    for flag in ("revision", "text", "tokens", "write-decay"):
+        if getattr(args, flag.replace("-", "_")) is not None:
             raise OptionError(f"--{flag} is for --check-decay; add --check-decay MODEL, or leave --{flag} out.")
     from ring_mlx.doctor.examine import examine
 
@@ -63,19 +64,26 @@ def _machine(args: argparse.Namespace) -> Sequence[Finding]:
 
 def _decay(args: argparse.Namespace) -> Sequence[Finding]:
     from ring_mlx import load
-    from ring_mlx.doctor.decay_check import compare, findings
-    from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
+    from ring_mlx.doctor import decay_check, decay_text
+    from ring_mlx.doctor.decay_choice import write_choice
+    from ring_mlx.hub import resolve_model
 
-    model, tokenizer = load(args.check_decay, revision=args.revision)
-    context, most = model.config.context_tokens, args.tokens or TOKENS
+    folder = resolve_model(args.check_decay, args.revision)
+    model, tokenizer = load(folder)
+    decay_check.check_linear(model)
+    context, tps = model.config.context_tokens, decay_check.tokens_a_second(model)
+    most = args.tokens or decay_check.affordable(tps)
     if args.text is None:
-        parts = packaged_parts(tokenizer, context, most)
+        parts = decay_text.packaged_parts(tokenizer, context, most)
     else:
-        parts = parts_of_file(args.text, tokenizer, context, most)
+        parts = decay_text.parts_of_file(args.text, tokenizer, context, most)
+    note(decay_check.announcement(parts, tps))
     with tqdm(desc="texts", leave=False, disable=None, file=sys.stderr) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        return findings(compare(model, parts, progress=progress))
+        verdict = decay_check.compare(model, parts, progress)
+    found = decay_check.findings(verdict, model.config.decay_layer_offset, args.check_decay)
+    return [*found, write_choice(folder, verdict)] if args.write_decay else found

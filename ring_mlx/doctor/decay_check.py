@@ -3,71 +3,48 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx.decay import alibi_slopes, decay_rate
+from ring_mlx.config_values import DECAY_OFFSETS, shown
+from ring_mlx.decay import decay_rate
 from ring_mlx.doctor.decay_text import Part
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 from ring_mlx.errors import OptionError
-from ring_mlx.evaluation.scoring import STEP_TOKENS, Floats, token_nats
+from ring_mlx.evaluation.scoring import Floats, nats, scored_logits
 from ring_mlx.model import Model
 
-SECTION = "decay"
-BLOCK_TOKENS = 64
-# Differences of fewer standard errors, or over fewer pieces of text, are not told from chance. Four rather than two, as
-# pieces of one conversation depend on each other.
-SIGMAS, LEAST_PIECES = 4.0, 8
-Formula = Callable[[int, int, int], mx.array]
+SECTION, KEY = "decay", "decay_layer_offset"
+BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 128
+# Differences of fewer standard errors, or over fewer blocks of text, are not told from chance. Four rather than two, as
+# blocks of one text depend on each other, and as the best of three is compared with both others.
+SIGMAS, LEAST_BLOCKS = 4.0, 8
+# A text that surprises the model more than so many times what it expects is not of the kind it knows. There, forgetting
+# wrongly may help, so that it says nothing about how the model was trained. Nats below CERTAIN a token surprise nobody.
+SURPRISE, CERTAIN = 2.0, 0.05
+# About a minute's text, within these bounds.
+READ_S, LEAST_TOKENS, MOST_TOKENS = 60.0, 1024, 16384
+Offset = int | str
 Progress = Callable[[int, int], None]
 
 
-def one_based(heads: int, layer: int, layers: int) -> mx.array:
-    """``slope_h * (1 - max(0, i - 1) / (N - 1) + 1e-5)``; same contract as `decay_rate`."""
-    factor = 1 - max(0, layer - 1) / max(1, layers - 1) + 1e-5
-    return mx.array([slope * factor for slope in alibi_slopes(heads)], dtype=mx.float32)
-
-
-def rounded(formula: Formula) -> Formula:
-    """The formula's rates after ``exp(-s)`` went through bfloat16, where it may have become 1."""
-
-    def rates(heads: int, layer: int, layers: int) -> mx.array:
-        kept = mx.exp(-formula(heads, layer, layers)).astype(mx.bfloat16).astype(mx.float32)
-        return mx.maximum(-mx.log(kept), 0)
-
-    return rates
-
-
-OURS = "0-based"
-FORMULAS: dict[str, Formula] = {
-    OURS: decay_rate,
-    "1-based": one_based,
-    "0-based, bfloat16": rounded(decay_rate),
-    "1-based, bfloat16": rounded(one_based),
-}
-ABOUT = {
-    OURS: "layers counted from 0, float32: what ring-mlx computes",
-    "1-based": "max(0, i - 1) for i, float32",
-    "0-based, bfloat16": "exp(-s) rounded to bfloat16",
-    "1-based, bfloat16": "both, as mlx-lm 0.32.2 computes",
-}
-
-
-class Pieces(NamedTuple):
-    """Nats [n] and tokens [n] of pieces of text that are looked at one by one."""
+class Blocks(NamedTuple):
+    """Of blocks of text [n]: nats, how many the model expected, and tokens."""
 
     nats: Floats
+    expected: Floats
     tokens: Floats
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A formula's nats a token, and how much more that is than the best's, with the standard error of that."""
+    """A formula's nats a token, and how much more that is than the least, with the standard error of that."""
 
     nats: float
     behind: float
@@ -75,138 +52,196 @@ class Measured:
 
     @property
     def sigmas(self) -> float:
-        """Standard errors behind the best."""
+        """Standard errors behind the least."""
         return self.behind / self.error if self.error else math.inf if self.behind > 0 else 0.0
-
-    @property
-    def is_ruled_out(self) -> bool:
-        """Whether chance does not explain that it is behind."""
-        return self.sigmas > SIGMAS
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured of each formula, the best of them, and over how much text."""
+    """What was measured of each formula, over how much text, and how surprising that was."""
 
-    measured: dict[str, Measured]
-    best: str
+    measured: dict[Offset, Measured]
     tokens: int
-    pieces: int
+    blocks: int
+    surprise: float
 
     @property
-    def possible(self) -> list[str]:
-        """The best, and those that cannot be told from it."""
-        if self.pieces < LEAST_PIECES:
-            return list(self.measured)
-        return [name for name, m in self.measured.items() if not m.is_ruled_out]
+    def is_usable(self) -> bool:
+        """Whether the text is long enough, and of a kind that the model knows."""
+        return self.blocks >= LEAST_BLOCKS and self.surprise <= SURPRISE
+
+    @property
+    def possible(self) -> list[Offset]:
+        """Those that chance may have put behind; all where the text is of no use."""
+        return [k for k, m in self.measured.items() if not self.is_usable or m.sigmas <= SIGMAS]
+
+    @property
+    def decided(self) -> Offset | None:
+        """The only one that is possible, or None."""
+        return self.possible[0] if len(self.possible) == 1 else None
 
 
 @contextmanager
-def decays(model: Model, formula: Formula) -> Iterator[None]:
+def decays(model: Model, offset: Offset) -> Iterator[None]:
     """Let the model forget by another formula as long as the context lasts."""
     layers = [(i, layer.attention) for i, layer in enumerate(model.layers) if layer.is_linear]
-    kept = [attention._decay_rate for _, attention in layers]
+    kept, c = [attention._decay_rate for _, attention in layers], model.config
     try:
         for i, attention in layers:
-            attention._decay_rate = formula(model.config.num_attention_heads, i, model.config.num_hidden_layers)
+            attention._decay_rate = decay_rate(c.num_attention_heads, i, c.num_hidden_layers, offset)
         yield
     finally:
         for (_, attention), rates in zip(layers, kept, strict=True):
             attention._decay_rate = rates
 
 
-def compare(
-    model: Model,
-    parts: Sequence[Part],
-    formulas: Mapping[str, Formula] = FORMULAS,
-    progress: Progress | None = None,
-) -> Verdict:
-    """Score the same text under every formula.
+def check_linear(model: Model) -> None:
+    """Raises OptionError if the model has no linear layer."""
+    if not any(layer.is_linear for layer in model.layers):
+        raise OptionError(f"--check-decay needs linear layers, and {model.model_type!r} has none; give a linear model.")
+
+
+def tokens_a_second(model: Model) -> float:
+    """How fast the model is read, from a short try; the first, which compiles, is not counted."""
+    ids = [i % model.config.vocab_size for i in range(min(PROBE_TOKENS, model.config.context_tokens))]
+    for _ in range(2):
+        began = time.perf_counter()
+        score(model, Part(ids, []))
+    return len(ids) / (time.perf_counter() - began)
+
+
+def affordable(tps: float) -> int:
+    """Tokens that are read under every formula in about a minute, as a power of two within bounds."""
+    tokens = max(LEAST_TOKENS, min(MOST_TOKENS, int(tps * READ_S / len(DECAY_OFFSETS))))
+    return 1 << (tokens.bit_length() - 1)
+
+
+def announcement(parts: Sequence[Part], tps: float) -> str:
+    """What is said before it starts: how much is read, and how long that should take."""
+    tokens = sum(part.tokens for part in parts)
+    seconds = len(DECAY_OFFSETS) * tokens / tps
+    return f"reading {tokens:,} tokens under each of {len(DECAY_OFFSETS)} decays, about {max(1, round(seconds))} s ..."
+
+
+def compare(model: Model, parts: Sequence[Part], progress: Progress | None = None) -> Verdict:
+    """Score the same text under every formula, each of which reads it once.
 
     Args:
         model: The model.
         parts: From `decay_text`.
-        formulas: By name.
         progress: Called with (parts scored, all of all formulas).
 
     Raises:
         OptionError: If the model has no linear layer.
     """
-    if not any(layer.is_linear for layer in model.layers):
-        raise OptionError(f"--check-decay needs linear layers, and {model.model_type!r} has none; give a linear model.")
+    check_linear(model)
     found = {}
-    for n, (name, formula) in enumerate(formulas.items()):
-        with decays(model, formula):
+    for n, offset in enumerate(DECAY_OFFSETS):
+        with decays(model, offset):
             scored = []
             for done, part in enumerate(parts, 1):
                 scored.append(score(model, part))
                 if progress:
-                    progress(n * len(parts) + done, len(formulas) * len(parts))
-            found[name] = Pieces(*(np.concatenate(arrays) for arrays in zip(*scored, strict=True)))
+                    progress(n * len(parts) + done, len(DECAY_OFFSETS) * len(parts))
+            found[offset] = Blocks(*(np.concatenate(arrays) for arrays in zip(*scored, strict=True)))
     return judge(found)
 
 
-def score(model: Model, part: Part) -> Pieces:
-    """A part's pieces: its probes, or blocks of the text itself."""
+def score(model: Model, part: Part) -> Blocks:
+    """A part's blocks: its probes, after the text before them was read once, or the text itself, cut."""
     if not part.probes:
-        found = token_nats(model, part.shared, 1)
-        starts = np.arange(0, len(found), BLOCK_TOKENS)
-        sizes = np.diff(np.append(starts, len(found))).astype(np.float64)
-        return Pieces(np.add.reduceat(found, starts), sizes)
+        return _blocks(_seen(model, part.shared, 1, None), BLOCK_TOKENS)
     cache, shared = model.make_cache(), mx.array(part.shared, dtype=mx.int32)
     for at in range(0, shared.size, STEP_TOKENS):
         model(shared[None, at : at + STEP_TOKENS], cache, last_only=True)
         mx.eval(cache.state)
-    nats = [token_nats(model, p.ids, p.first, cache.copy()) for p in part.probes]
-    return Pieces(np.array([n.sum() for n in nats]), np.array([float(len(n)) for n in nats]))
+    probes = [_blocks(_seen(model, p.ids, p.first, cache.copy()), len(p.ids)) for p in part.probes]
+    return Blocks(*(np.concatenate(arrays) for arrays in zip(*probes, strict=True)))
 
 
-def judge(found: Mapping[str, Pieces]) -> Verdict:
-    """Compare the formulas piece by piece: pieces differ far more from each other than formulas do.
+def _seen(model: Model, ids: Sequence[int], first: int, cache: Any) -> Floats:
+    """Nats of each of ``ids[first:]``, and how many the model expected, [2, n]."""
+    seen = []
+    for logits, targets in scored_logits(model, ids, first, cache, STEP_TOKENS):
+        logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        entropy = -(mx.exp(logs) * mx.maximum(logs, -1e4)).sum(axis=-1)
+        seen.append(np.array(mx.stack([nats(logits, targets), entropy]), dtype=np.float64))
+    return np.concatenate(seen, axis=1)
+
+
+def _blocks(seen: Floats, size: int) -> Blocks:
+    starts = np.arange(0, seen.shape[1], size)
+    sums = np.add.reduceat(seen, starts, axis=1)
+    return Blocks(sums[0], sums[1], np.diff(np.append(starts, seen.shape[1])).astype(np.float64))
+
+
+def judge(found: Mapping[Offset, Blocks]) -> Verdict:
+    """Compare the formulas block by block: blocks differ far more from each other than formulas do.
 
     ::
 
         behind = sum(nats - nats of the best) / sum(tokens),  error = std(differences) / sqrt(n) / mean(tokens)
     """
-    means = {name: float(p.nats.sum() / p.tokens.sum()) for name, p in found.items()}
-    best = min(means, key=lambda name: means[name])
+    total = {offset: float(b.nats.sum()) for offset, b in found.items()}
+    best = min(total, key=lambda offset: total[offset])
+    n, tokens = len(found[best].nats), float(found[best].tokens.sum())
     measured = {}
-    for name, pieces in found.items():
-        n, differences = len(pieces.nats), pieces.nats - found[best].nats
+    for offset, blocks in found.items():
+        differences = blocks.nats - found[best].nats
         spread = float(differences.std(ddof=1)) if n > 1 else math.inf
-        error = spread / math.sqrt(n) / float(pieces.tokens.mean()) if name != best else 0.0
-        measured[name] = Measured(means[name], float(differences.sum() / pieces.tokens.sum()), error)
-    return Verdict(measured, best, int(found[best].tokens.sum()), len(found[best].nats))
+        error = 0.0 if offset == best else spread * math.sqrt(n) / tokens
+        measured[offset] = Measured(total[offset] / tokens, float(differences.sum()) / tokens, error)
+    expected = float(found[best].expected.sum()) / tokens
+    return Verdict(measured, int(tokens), n, total[best] / tokens / (expected + CERTAIN))
 
 
-def findings(verdict: Verdict) -> list[Finding]:
-    """A line for each formula, then what follows from them."""
+def findings(verdict: Verdict, configured: Offset, model: str) -> list[Finding]:
+    """A line for each formula, then what follows from them.
+
+    Args:
+        verdict: From `compare`.
+        configured: The model's own formula.
+        model: What the user calls the model.
+    """
     lines = []
-    for name, m in verdict.measured.items():
-        behind = "the least" if name == verdict.best else f"{m.behind:+.5f} of it, standard error {m.error:.5f}"
-        seen = f"{m.nats:.5f} nats a token, perplexity {math.exp(min(m.nats, 700.0)):.5f}; {behind} ({ABOUT[name]})"
-        lines.append(Finding(SECTION, name, OK, seen, data=asdict(m)))
-    return [*lines, conclusion(verdict)]
+    for offset, m in verdict.measured.items():
+        behind = f"{m.behind:+.5f}, standard error {m.error:.5f}" if m.behind or m.error else "the least"
+        seen = f"{m.nats:.5f} nats a token, perplexity {math.exp(min(m.nats, 700.0)):.5f}; {behind}"
+        lines.append(Finding(SECTION, str(offset), OK, f"{seen} ({DECAY_OFFSETS[offset]})", data=asdict(m)))
+    return [*lines, conclusion(verdict, configured, model)]
 
 
-def conclusion(verdict: Verdict) -> Finding:
-    """Which formula the weights were trained with, as far as the text tells."""
-    possible, data = verdict.possible, {"best": verdict.best, "possible": verdict.possible}
-    counted = f"over {verdict.tokens:,} tokens in {verdict.pieces} pieces"
-    rivals = [name for name in possible if name != verdict.best]
-    if OURS not in possible:
-        seen = f"trained with {' or '.join(repr(p) for p in possible)}, not {OURS!r}, {counted}"
-        remedy = "ring-mlx will answer worse the longer the text; please report this checkpoint"
+def conclusion(verdict: Verdict, configured: Offset, model: str = "MODEL") -> Finding:
+    """Which formula the weights were trained with, as far as the text tells, and what to do."""
+    decided, left = verdict.decided, verdict.possible
+    data = {"decided": decided, "possible": left, "configured": configured, "surprise": verdict.surprise}
+    counted = f"over {verdict.tokens:,} tokens in {verdict.blocks} blocks"
+    if decided is not None:
+        margin = min((m for k, m in verdict.measured.items() if k != decided), key=lambda m: m.sigmas)
+        seen = f"{KEY} {shown(decided)}: all others are {margin.sigmas:.1f} standard errors or more behind, {counted}"
+        if decided == configured:
+            return Finding(SECTION, "verdict", OK, f"{seen}; the model has it", data=data)
+        remedy = f"the model has {shown(configured)}: ring-mlx doctor --check-decay {model} --write-decay"
         return Finding(SECTION, "verdict", PROBLEM, seen, remedy, data)
-    if rivals:
-        leads = ", ".join(f"{name!r} ({verdict.measured[name].sigmas:.1f} standard errors behind)" for name in rivals)
-        seen = f"{verdict.best!r} is likeliest, but this text cannot tell it from {leads}, {counted}"
-        remedy = "give more or longer text of the kind that the model knows: --tokens, --text FILE"
-        return Finding(SECTION, "verdict", NOTE, seen, remedy, data)
-    others = [m for name, m in verdict.measured.items() if name != verdict.best]
-    margin = min(others, key=lambda m: m.behind)
-    seen = (
-        f"trained with {OURS!r}, as ring-mlx computes; the next is {margin.behind:.5f} nats a token behind, "
-        f"{margin.sigmas:.1f} standard errors, {counted}"
-    )
-    return Finding(SECTION, "verdict", OK, seen, data=data | {"margin_nats": margin.behind, "sigmas": margin.sigmas})
+    names = " from ".join(map(shown, left)) if len(left) == 2 else ", ".join(map(shown, left))
+    seen = f"no verdict: this text cannot tell {names}{'' if len(left) == 2 else ' apart'}, {counted}"
+    if configured in left:
+        return Finding(SECTION, "verdict", NOTE, seen, _what_would_tell(verdict), data)
+    seen += f"; but it is not {shown(configured)}, which the model has"
+    remedy = f"try {KEY} {' or '.join(map(shown, left))} in config.json; {_what_would_tell(verdict)}"
+    return Finding(SECTION, "verdict", PROBLEM, seen, remedy, data)
+
+
+def _what_would_tell(verdict: Verdict) -> str:
+    if verdict.surprise > SURPRISE:
+        return (
+            f"the model finds {verdict.surprise:.1f} times the nats it expects, so it does not know this kind of text; "
+            "give --text FILE of a kind that it was trained on"
+        )
+    if verdict.blocks < LEAST_BLOCKS:
+        return f"fewer than {LEAST_BLOCKS} blocks tell nothing; give more: --text FILE, --tokens"
+    sigmas = min((m.sigmas for k, m in verdict.measured.items() if k in verdict.possible and m.error), default=0.0)
+    if sigmas < 1:
+        return "more of it will hardly help: give longer text that refers far back, or a model that forgets more"
+    factor = (SIGMAS / sigmas) ** 2
+    return f"about {math.ceil(factor * verdict.tokens / 1000):,},000 tokens of its kind would: --text FILE, --tokens"

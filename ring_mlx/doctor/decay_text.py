@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 def parts_of_file(path: Path, tokenizer: TokenizerWrapper, context: int, most: int) -> list[Part]:
-    """A text file in parts as long as the context allows, about ``most`` tokens in all.
+    """A text file in parts as long as the context allows, at most ``most`` tokens in all.
 
     Raises:
         OptionError: As for `read_text` and `encode`.
@@ -57,29 +57,37 @@ def parts_of_file(path: Path, tokenizer: TokenizerWrapper, context: int, most: i
 
 
 def packaged_parts(tokenizer: TokenizerWrapper, context: int, most: int) -> list[Part]:
-    """Conversations of the demo suite, the longest that fit the context, about ``most`` tokens in all, one at least.
+    """Conversations of the demo suite, the longest that fit the context, at most ``most`` tokens in all.
 
     Raises:
-        OptionError: If the context holds none of them.
+        OptionError: If context and ``most`` hold none of them.
         TokenizerError: If there is no chat template.
     """
     found: list[Part] = []
-    for question in _longest_first(read_suite(suite_path("demo")), context):
-        part = _part(tokenizer, question)
-        if part is None or len(part.shared) + max(len(p.ids) for p in part.probes) > context:
-            continue
-        if found and sum(p.tokens for p in found) + part.tokens > most:
-            break
-        found.append(part)
+    left = most
+    for size, question in _longest_first(read_suite(suite_path("demo"))):
+        part = _part(tokenizer, question) if size <= min(context, left) else None
+        if (
+            part is not None
+            and part.tokens <= left
+            and len(part.shared) + max(len(p.ids) for p in part.probes) <= context
+        ):
+            found.append(part)
+            left -= part.tokens
+            if left < most // 4:
+                break
     if not found:
-        raise OptionError(f"the context of {context} holds no conversation of the demo suite; give --text FILE.")
+        raise OptionError(
+            f"the context of {context:,} and {most:,} tokens hold no conversation of the demo suite; give --text FILE, "
+            "or more --tokens."
+        )
     return found
 
 
-def _longest_first(questions: Sequence[Question], context: int) -> list[Question]:
-    """Recalls whose name, such as recall-1024, does not promise more tokens of the toy's tokenizer than the context."""
+def _longest_first(questions: Sequence[Question]) -> list[tuple[int, Question]]:
+    """Recalls with the tokens of the toy's tokenizer that their name, such as recall-1024, promises."""
     sizes = [(int(q.task.removeprefix(TASK)), q) for q in questions if q.task.startswith(TASK)]
-    return [q for size, q in sorted(sizes, key=lambda pair: -pair[0]) if size <= context]
+    return sorted(sizes, key=lambda pair: -pair[0])
 
 
 def _part(tokenizer: TokenizerWrapper, question: Question) -> Part | None:
