@@ -152,6 +152,8 @@ class HybridCache(list[Any]):
         try:
             # Shapes come first, so that no terabyte of nothing is read for its checksum.
             count = _count(arrays["tokens"])
+            if shapes is not None:
+                shapes.check_count(count)
             cache = cls(_load_layers(json.loads(header["layers"]), arrays, count, shapes))
             _check_sum(Path(path), arrays, header)
             tokens = _tokens(arrays["tokens"], shapes)

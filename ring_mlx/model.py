@@ -219,6 +219,7 @@ class Model(nn.Module):
             self.config.head_dim,
             self.config.vocab_size,
             softmax.input_layernorm.weight.dtype,
+            self.config.context_tokens,
         )
 
     def make_cache(self, left_padding: Sequence[int] | None = None) -> HybridCache:

@@ -351,11 +351,29 @@ def test_what_the_model_cannot_have_made_is_refused_before_it_is_read(whole, mod
     """A file may have holes: terabytes of nothing."""
 
     def more_tokens(arrays, layers, header):
-        arrays["tokens"] = mx.zeros(1 << 20, dtype=mx.int32)
+        arrays["tokens"] = mx.zeros(64, dtype=mx.int32)
 
     path = rewritten(whole / "plain", tmp_path / "x", more_tokens)
     monkeypatch.setattr("ring_mlx.cache._check_sum", lambda *_: pytest.fail("it was read"))
-    assert "for 1048576 tokens" in refused(path, model)
+    assert "for 64 tokens" in refused(path, model)
+
+
+def test_more_tokens_than_the_context_are_not_read_though_every_shape_fits(whole, model, tmp_path):
+    """34 GB and more of nothing, whose checksum alone would take a minute or hours."""
+    arrays, header = mx.load(str(whole / "plain"), format="safetensors", return_metadata=True)
+    count, at, entries = 1 << 28, 0, {}
+    for name, a in arrays.items():
+        shape = [count if n == COUNT else n for n in a.shape]
+        size = a.nbytes // COUNT * count if shape != list(a.shape) else a.nbytes
+        kind = "I32" if name == "tokens" else "F32"
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    header["layers"] = header["layers"].replace(f'"offset": {COUNT}', f'"offset": {count}')
+    raw = json.dumps({"__metadata__": header | {"checksum": UNSEALED}, **entries}).encode()
+    path = tmp_path / "x"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+    os.truncate(path, 8 + len(raw) + at)
+    assert f"{count} tokens, more than the {model.config.context_tokens} of the model's context" in refused(path, model)
 
 
 def test_a_file_too_large_to_map_takes_one_line(whole, model, monkeypatch):

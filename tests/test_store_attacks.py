@@ -15,7 +15,7 @@ import pytest
 
 from ring_mlx.cli import main
 from ring_mlx.errors import CacheFileError
-from ring_mlx.snapshots import Store
+from ring_mlx.snapshots import Store, files
 from ring_mlx.snapshots import manifest as manifests
 from ring_mlx.snapshots import store as store_module
 from ring_mlx.snapshots.shapes import Shapes
@@ -331,7 +331,7 @@ def test_times_that_no_calendar_has_are_listed(tampered, cache):
 
 
 def shapes_of(made):
-    return Shapes((True, False, True), 2, 1, made.parts[0].arrays[0].shape[-1], 99, mx.float32)
+    return Shapes((True, False, True), 2, 1, made.parts[0].arrays[0].shape[-1], 99, mx.float32, 4096)
 
 
 def test_a_snapshot_is_held_against_the_model(tmp_path, monkeypatch):
@@ -343,15 +343,35 @@ def test_a_snapshot_is_held_against_the_model(tmp_path, monkeypatch):
     assert Store(tmp_path, "mark", BIG, shapes=right).deepest(longer(made)).offset == 300
     others = {
         "linear": [(True, False), (True, True), (False, False, True, True)], "heads": [1, 3], "kv_heads": [2],
-        "head_dim": [16, 64], "vocab_size": [98], "dtype": [mx.bfloat16, mx.float16],
+        "head_dim": [16, 64], "vocab_size": [98], "dtype": [mx.bfloat16, mx.float16], "context_tokens": [299],
     }  # fmt: skip
     for name, values in others.items():
         for value in values:
             other = Shapes(**{**vars(right), name: value})
             shutil.copytree(tmp_path / "v1", tmp_path / "copy" / "v1", dirs_exist_ok=True)
             store = Store(tmp_path / "copy", "mark", BIG, shapes=other)
-            with pytest.warns(UserWarning, match="where the model has|number of layers"):
+            with pytest.warns(UserWarning, match="where the model has|number of layers|model's context"):
                 assert store.deepest(longer(made)) is None
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_blob_that_is_larger_than_it_can_be_is_not_read(tampered, monkeypatch, is_told):
+    """A file may have holes: the checksum of a terabyte of nothing takes hours."""
+    blob = tampered.folder / "blobs" / f"{json.loads(tampered.first.read_text())['rest']}.safetensors"
+    os.truncate(blob, BIG)
+    if is_told:
+        sizes = json.loads(tampered.first.read_text())["sizes"]
+        tampered.forge(sizes=sizes | {blob.stem: BIG})
+    right = files.checksum
+    for module in ("files", "folder"):
+        monkeypatch.setattr(
+            f"ring_mlx.snapshots.{module}.checksum", lambda p: pytest.fail("it was read") if p == blob else right(p)
+        )
+    store = Store(tampered.root, "mark", BIG, shapes=shapes_of(tampered.made[0]))
+    with pytest.warns(UserWarning, match=f"has {BIG} bytes"):
+        assert store.deepest(longer(tampered.made[0])) is None
+    assert not tampered.first.exists()
+    assert not blob.exists()
 
 
 @pytest.mark.parametrize(

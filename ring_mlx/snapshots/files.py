@@ -36,14 +36,23 @@ def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str
     return name, size
 
 
-def read_blob(folder: Path, name: str) -> tuple[dict[str, mx.array], dict[str, str]]:
+def read_blob(folder: Path, name: str, size: int, most_bytes: int) -> tuple[dict[str, mx.array], dict[str, str]]:
     """The arrays and the header of a blob.
+
+    Args:
+        folder: Of the blobs.
+        name: The blob's.
+        size: Bytes that the file has.
+        most_bytes: Bytes that it may have; more are not read, not even for the checksum.
 
     Raises:
         ValueError: If the content is not what the name says.
         OSError: If the file is missing or unreadable.
     """
     path = blob_path(folder, name)
+    found = path.lstat().st_size
+    if found != size or found > most_bytes:
+        raise ValueError(f"{path.name} has {found} bytes")
     if checksum(path) != name:
         raise ValueError(f"{path.name} does not hold what its name says")
     arrays, header = read_arrays(path)

@@ -116,8 +116,8 @@ class ModelFolder:
             if not all(self.has_blob(name) for name in read_manifest(path)["sizes"]):
                 remove(path)
 
-    def discard(self, path: Path) -> None:
-        """Remove a damaged manifest, or one that names damaged blobs, and those."""
+    def discard(self, path: Path, most_bytes: int) -> None:
+        """Remove a damaged manifest, or one that names damaged blobs, and those; larger ones are not even read."""
         with suppress(OSError), self.locked(make=False):
             try:
                 names = list(read_manifest(path)["sizes"])
@@ -125,8 +125,9 @@ class ModelFolder:
                 names = []
             remove(path)
             for name in names:
-                if self.has_blob(name) and checksum(blob_path(self.blobs, name)) != name:
-                    remove(blob_path(self.blobs, name))
+                blob = blob_path(self.blobs, name)
+                if is_plain(blob) and (blob.lstat().st_size > most_bytes or checksum(blob) != name):
+                    remove(blob)
 
     def has_blob(self, name: str) -> bool:
         """Whether there is a file for it."""

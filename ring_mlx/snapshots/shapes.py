@@ -23,6 +23,7 @@ class Shapes:
         head_dim: D.
         vocab_size: Of the logits [1, vocab] float32.
         dtype: Of keys and values.
+        context_tokens: Most tokens of a sequence.
     """
 
     linear: tuple[bool, ...]
@@ -31,6 +32,18 @@ class Shapes:
     head_dim: int
     vocab_size: int
     dtype: mx.Dtype
+    context_tokens: int
+
+    def most_bytes(self, count: int) -> int:
+        """Most bytes that ``count`` tokens, the states after them and logits take; quantised ones take less."""
+        state, token = 4 * self.heads * self.head_dim**2, 2 * self.dtype.size * self.kv_heads * self.head_dim
+        layers = sum(self.linear)
+        return layers * state + (len(self.linear) - layers) * token * count + 4 * self.vocab_size
+
+    def check_count(self, count: int) -> None:
+        """Hold a number of tokens against the model's context; raises as `check`."""
+        if count > self.context_tokens:
+            raise ValueError(f"it is of {count} tokens, more than the {self.context_tokens} of the model's context")
 
     def check(self, s: Snapshot) -> None:
         """Hold a snapshot against the model.
@@ -38,6 +51,7 @@ class Shapes:
         Raises:
             ValueError: If the model could not have made it.
         """
+        self.check_count(s.offset)
         if (len(s.states), len(s.form)) != (sum(self.linear), len(self.linear) - sum(self.linear)):
             raise ValueError("it has another number of layers than the model")
         for state in s.states:

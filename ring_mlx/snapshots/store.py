@@ -26,11 +26,11 @@ import numpy as np
 
 from ring_mlx.errors import CacheFileError
 from ring_mlx.files import is_plain, sync_path
-from ring_mlx.snapshots.blocks import Block, Form, Snapshot, Tokens
-from ring_mlx.snapshots.files import blob_path, read_blob, write_blob
+from ring_mlx.snapshots.blocks import BLOCK_TOKENS, Block, Form, Snapshot, Tokens
+from ring_mlx.snapshots.files import MOST_HEADER_BYTES, blob_path, read_blob, write_blob
 from ring_mlx.snapshots.folder import ModelFolder, remove, room_bytes
 from ring_mlx.snapshots.keeping import Keeping
-from ring_mlx.snapshots.manifest import Manifests, read_manifest, write_manifest
+from ring_mlx.snapshots.manifest import MOST_FILE_BYTES, Manifests, read_manifest, write_manifest
 from ring_mlx.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
 from ring_mlx.snapshots.shapes import Shapes
 
@@ -66,6 +66,7 @@ class Store:
         shapes: Shapes | None = None,
     ) -> None:
         self.budget_bytes, self._kv_bits, self._name, self._shapes = budget_bytes, kv_bits, name, shapes
+        self._most_bytes = MOST_FILE_BYTES if shapes is None else shapes.most_bytes(BLOCK_TOKENS) + MOST_HEADER_BYTES
         self._files = ModelFolder(root, fingerprint)
         self.folder, self._blobs = self._files.path, self._files.blobs
         self._fingerprint = fingerprint
@@ -204,16 +205,17 @@ class Store:
         manifest = read_manifest(path)
         if manifest["fingerprint"] != self._fingerprint:
             raise ValueError("it belongs to another model")
-        form = form_of(manifest)
-        blocks = [self._block(name, form) for name in manifest["blocks"]]
-        snapshot = unpack(manifest, *read_blob(self._blobs, manifest["rest"]), blocks, ids[: manifest["offset"]])
+        form, sizes, rest = form_of(manifest), manifest["sizes"], manifest["rest"]
+        blocks = [self._block(name, sizes[name], form) for name in manifest["blocks"]]
+        read = read_blob(self._blobs, rest, sizes[rest], self._most_bytes)
+        snapshot = unpack(manifest, *read, blocks, ids[: manifest["offset"]])
         if self._shapes is not None:
             self._shapes.check(snapshot)
         return snapshot
 
-    def _block(self, name: str, form: Form) -> Block:
+    def _block(self, name: str, size: int, form: Form) -> Block:
         if name not in self._loaded or (block := self._loaded[name]()) is None:
-            block = unpack_block(*read_blob(self._blobs, name), form)
+            block = unpack_block(*read_blob(self._blobs, name, size, self._most_bytes), form)
             block.blob = name
             self._loaded[name] = weakref.ref(block)
         return block
@@ -281,7 +283,7 @@ class Store:
         self._warn(_damage(path, reason))
         number = getattr(reason, "errno", errno.EINVAL)
         if not isinstance(reason, RuntimeError) and number in (errno.EINVAL, errno.EFBIG):
-            self._files.discard(path)
+            self._files.discard(path, self._most_bytes)
 
     def _warn(self, text: str) -> None:
         if not self._warned:

@@ -16,7 +16,7 @@ from ring_mlx.snapshots import Block, Snapshot, Store
 from ring_mlx.snapshots.shapes import Shapes
 from ring_mlx.snapshots.stores import free_disk
 
-SHAPES = Shapes((True, False, False), 2, 1, 32, 99, mx.float32)
+SHAPES = Shapes((True, False, False), 2, 1, 32, 99, mx.float32, 4096)
 LENGTHS = (20, 300)
 
 
