@@ -19,7 +19,7 @@ from ring_mlx.thinking import CALL_END, CALL_START, tag_prefix
 
 MAX_LEVELS = 64
 SPACE = " \t\r\n"
-MOST_RESTARTS = 64  # each may look at all the text again
+MOST_RESTARTS = 16  # each may look at all the text again
 OUTSIDE, INSIDE = re.compile(r'["{}\[\]<]'), re.compile(r'\\.?|"', re.DOTALL)
 STRING_OR_COMMA = re.compile(r'"(?:[^"\\]++|\\.)*+"?|(?<=[\w"\]}])[ \t\r\n]*,(?=[ \t\r\n]*[\]}])', re.DOTALL)
 ESCAPE = re.compile(r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|.)', re.DOTALL)
@@ -52,7 +52,7 @@ class ToolCallSplitter:
         out: list[Piece] = []
         for _ in range(MOST_RESTARTS):
             is_value, is_whole = self._go_on == self._value, self._go_on == self._after
-            if is_whole and CALL_END.startswith(self._rest.strip(SPACE)):
+            if is_whole and CALL_END.startswith(self._rest):
                 self._hold(len(self._rest))
             if is_whole:
                 self._end_block(out)
@@ -111,8 +111,9 @@ class ToolCallSplitter:
     def _after(self, out: list[Piece]) -> bool:
         """After the JSON: the end tag, or the next call where a model left it out."""
         rest = self._rest.lstrip(SPACE)
+        self._hold(len(self._rest) - len(rest))
         if rest.startswith(CALL_END):
-            self._hold(len(self._rest) - len(rest) + len(CALL_END))
+            self._hold(len(CALL_END))
         elif rest != CALL_START and (CALL_END.startswith(rest) or CALL_START.startswith(rest)):
             return False
         elif not rest.startswith(CALL_START):

@@ -126,6 +126,28 @@ def test_the_server_gives_text_where_no_tool_may_be_called(server):
         assert "".join(p.choices[0].delta.content or "" for p in pieces) == ANSWER
 
 
+FORMS = {
+    "prompt opens it": "<think>\n",
+    "model opens it": "",
+    "model only closes it": "",
+    "no thought": "<think>\n\n</think>\n\n",
+}
+FAMILY = "{% for m in messages %}<role>{{ m.role }}</role>{{ m.content }}{% endfor %}<role>ASSISTANT</role>"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_thought_leaves_the_same_calls(form, tmp_path):
+    said = {"model opens it": f"<think>\n{SAID}", "no thought": ANSWER}.get(form, SAID)
+    folder = make_parrot(tmp_path / "model", cut(said, 4))
+    (folder / "chat_template.jinja").write_text(FAMILY + FORMS[form])
+    thought = "" if form == "no thought" else THOUGHT
+    with Session(folder, store=False) as session:
+        assert heard(session.send(user("hi"), tools=TOOLS, **OPTIONS))[:2] == (thought, TEXT)
+        events = list(session.send(user("hi"), tools=TOOLS, **OPTIONS))
+        assert [(e.name, e.arguments) for e in events if isinstance(e, ToolCall)] == CALLS
+        assert list(session.send(user("hi"), **OPTIONS))[-1].message["content"] == ANSWER
+
+
 # What came back
 
 ODD = ["", None, "{", '{"a": NaN}', "[1]", "null", 5, [1], '{"a": ' + "9" * 70 + "}", '{"a":' + "[" * 80 + "]" * 80 + "}", "</think>", {"a": 1}]  # fmt: skip
