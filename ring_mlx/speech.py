@@ -8,7 +8,7 @@ from typing import Any
 from ring_mlx.generation import GenerationEvent
 from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.surrogates import whole_text
-from ring_mlx.thinking import ThoughtSplitter
+from ring_mlx.thinking import Opening, ThoughtSplitter
 from ring_mlx.tool_calls import ToolCallSplitter
 
 
@@ -28,6 +28,7 @@ class Speech:
         self._last: GenerationEvent | None = None
         self._calls = ToolCallSplitter() if has_tools else None
         self._found: list[ToolCall] = []
+        self._opening = Opening()
         self._thought, self._answer = self._before = ("", "") if before is None else _parts(before)
 
     @property
@@ -76,7 +77,7 @@ class Speech:
     def _revise(self, thought: str) -> Event:
         """Begin again with another thought: the text that the message began with belongs to it."""
         self._calls = ToolCallSplitter() if self._calls is not None else None
-        self._found, self._answer = [], ""
+        self._found, self._answer, self._opening = [], "", Opening()
         self._thought = "".join([*self._before, thought]).lstrip("\n")
         return Revised(self._thought)
 
@@ -86,7 +87,7 @@ class Speech:
             yield piece
             return
         if self.thinking_tokens and not self._answer:
-            piece = piece.lstrip("\n")
+            piece = self._opening.feed(piece)
         if piece:
             self._answer += piece
             yield AnswerText(piece)

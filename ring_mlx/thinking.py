@@ -15,7 +15,15 @@ from ring_mlx.errors import OptionError
 from ring_mlx.thought_end import CALL_END, CALL_START, THINK_END, THINK_START, Place, ThoughtEnd, tag_prefix
 
 __all__ = ["CALL_END", "CALL_START", "STARTS", "THINK_END", "THINK_START", "Start", "Thinking"]
-__all__ += ["ThoughtBudget", "ThoughtSplitter", "empty_answer", "opens_thought", "splitter_after", "tag_prefix"]
+__all__ += [
+    "Opening",
+    "ThoughtBudget",
+    "ThoughtSplitter",
+    "empty_answer",
+    "opens_thought",
+    "splitter_after",
+    "tag_prefix",
+]
 
 ASSISTANT, ROLE = "<role>ASSISTANT</role>", "<role>"
 STARTS = ("auto", "open", "closed")
@@ -58,6 +66,25 @@ def empty_answer(tokens: int, thinking_tokens: int, reason: str, option: str = "
     why = f"all {tokens:,} tokens were thought" if thinking_tokens else f"{tokens:,} tokens and no text came"
     remedy = f"raise {option}" if reason == "length" else "ask again or in other words"
     return f"the answer is empty: {why}; {remedy}."
+
+
+class Opening:
+    """Drops the blank lines between a thought and its answer, of which the first line keeps its indentation."""
+
+    def __init__(self) -> None:
+        self._held: str | None = ""
+
+    def feed(self, text: str) -> str:
+        """Take the answer's next text; returns what is certainly more than a blank line."""
+        if self._held is None:
+            return text
+        self._held += text
+        kept = self._held.lstrip()
+        if not kept:
+            return ""
+        blank = self._held[: len(self._held) - len(kept)]
+        self._held = None
+        return blank[blank.rfind("\n") + 1 :] + kept
 
 
 def opens_thought(prompt: str) -> bool:

@@ -35,6 +35,7 @@ FORMS = {
     "prompt opens": ("<think>\\n", f"hm\n</think>\n\n{SAY}", "hm", SAY, False),
     "model opens": ("", f"<think>\nhm\n</think>\n\n{SAY}", "hm", SAY, False),
     "only closed": ("", f"hm\n</think>\n\n{SAY}", "hm", SAY, False),
+    "blank lines": ("", f"hm.\n\n\n</think> \n\n  {SAY}", "hm.", f"  {SAY}", False),
     "no thought": ("", SAY, "", SAY, True),
     "prompt closes": ("<think>\\n\\n</think>\\n\\n", f"{SAY} </think>", "", f"{SAY} </think>", False),
     "code": ("<think>\\n", f"{CODE}</think>\n\n{SAY}", CODE.strip(), SAY, False),
@@ -112,7 +113,7 @@ def test_generation_and_sessions_wherever_tokens_are_cut(say, form):
         printer = Printer("show", quiet=True)
         for event in found:
             printer.show(event)
-        assert (printer.thought.strip(), printer.answer.strip(), printer.text) == (thought, answer, text)
+        assert (printer.thought.strip(), printer.answer.strip(), printer.text) == (thought, answer.strip(), text)
         assert (printer.thinking_tokens > 0) == bool(thought)
         assert any(e.revised for e in found) <= is_revised
         told, said, _, revised, end, statistics = asked(Worker(model, tokenizer, "x", options()))
@@ -174,7 +175,7 @@ def test_chat(say, form, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
     assert main(["chat", "--plain", "--model", str(folder), "--temp", "0"]) == 0
     out, err = capsys.readouterr()
-    assert out.strip() == answer
+    assert out.strip() == answer.strip()
     assert ("[chat] the answer is empty: all 3 tokens were thought" in err) == (form == "never closed")
     db = Database(paths.data_file("chats.db"))
     (found,) = chats.listed(db)
@@ -226,7 +227,7 @@ def test_a_thought_that_never_closes_leaves_room(say, serve, capsys):
         off = list(stream_generate(model, tokenizer, ids, max_tokens=64, thinking=Thinking(answer_room=0)))
         assert off[-1].thinking_tokens == (64 if start else 0)
         _, said, *_, statistics = asked(Worker(model, tokenizer, "x", options()), max_tokens=64)
-        assert (statistics.thinking_tokens, said[:5]) == (48 - after, "w0 w1")
+        assert (statistics.thinking_tokens, said[:6]) == (48 - after, " w0 w1")
         own = asked(Worker(model, tokenizer, "x", options()), max_tokens=64, thinking_budget=5)[-1]
         assert own.thinking_tokens == 5 + closing - after
         none = asked(Worker(model, tokenizer, "x", options(thinking=Thinking(answer_room=0))), max_tokens=64)[-1]
@@ -234,7 +235,7 @@ def test_a_thought_that_never_closes_leaves_room(say, serve, capsys):
         request = {"model": "toy", "messages": user("hi"), "temperature": 0, "max_tokens": 64}
         answer = client.chat.completions.create(**request)
         assert answer.usage.completion_tokens_details.reasoning_tokens == 48 - after
-        assert answer.choices[0].message.content.startswith("w0 w1")
+        assert answer.choices[0].message.content.startswith(" w0 w1")
         at_once = client.chat.completions.create(extra_body={"thinking_budget": 0}, **request)
         assert at_once.usage.completion_tokens_details.reasoning_tokens == closing - after
     folder, *_ = say("<think>\\n", LONG)

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import INTERRUPTED, options
@@ -14,7 +14,7 @@ from ring_mlx.cli.progress import PrefillBar
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.terminal_text import for_output, harmless_json, note
-from ring_mlx.thinking import empty_answer
+from ring_mlx.thinking import Opening, empty_answer
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -148,6 +148,7 @@ class Printer:
     thinking_tokens: int = 0
     last: GenerationEvent | None = None
     _thought_started: float = 0.0
+    _opening: Opening = field(default_factory=Opening)
     _answering: bool = False
     _interrupted: bool = False
 
@@ -211,7 +212,7 @@ class Printer:
             "model": model,
             "text": self.text,
             "thinking": self.thought.strip("\n"),
-            "answer": self.answer.strip("\n"),
+            "answer": Opening().feed(self.answer).rstrip("\n"),
             "thinking_tokens": self.thinking_tokens,
             "finish_reason": "interrupted" if self._interrupted else e.finish_reason if e else None,
         }
@@ -232,10 +233,10 @@ class Printer:
     def _answer_part(self, event: GenerationEvent) -> str:
         text = event.answer_text
         if self._answering and event.revised is not None:  # what was printed as the answer was the thought
-            return "\n" + self._folded("above") + text.lstrip("\n")
+            return "\n" + self._folded("above") + Opening().feed(text)
         if self._answering:
             return text
-        text = text.lstrip("\n")
+        text = self._opening.feed(text)
         if not text:
             return ""
         self._answering = True
