@@ -54,7 +54,7 @@ def _known(place: str, given: object) -> Iterator[tuple[str, Any]]:
         if value is None or (key == "truncate" and value is True):  # what is done without the key
             continue
         if key not in ROPE_KEYS and key not in MODEL_KEYS:
-            raise ConfigError(f"{place} key {shown(key)} is not supported; remove it or use mlx-lm.")
+            raise ConfigError(f"{place} key {shown(key)} is not supported; remove it from config.json.")
         yield "type" if key == "rope_type" else key, value
 
 
