@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ring_mlx.session_events import ToolCall
+from ring_mlx.generation import GenerationEvent
+from ring_mlx.session_events import AnswerText, Revised, ThinkingText, ToolCall
+from ring_mlx.speech import Speech
+from ring_mlx.thinking import ThoughtSplitter
 from ring_mlx.tool_calls import CALL_END, CALL_START, MAX_LEVELS, ToolCallSplitter
 from tests.fuzz.profile import fuzz
 
@@ -128,7 +133,7 @@ PIECES = (
 )
 
 
-@fuzz(examples=150)
+@fuzz(examples=100)
 @given(arguments=ARGUMENTS, ascii=st.booleans(), as_text=st.booleans(), cuts=CUTS)
 def test_arguments_are_exactly_those_that_were_written(arguments, ascii, as_text, cuts):
     given = json.dumps(arguments, ensure_ascii=ascii) if as_text else arguments
@@ -137,7 +142,7 @@ def test_arguments_are_exactly_those_that_were_written(arguments, ascii, as_text
     assert split(text, *(c for c in cuts if c < len(text))) == ["Well: ", ("f", wanted)]
 
 
-@fuzz(examples=150)
+@fuzz(examples=100)
 @given(arguments=ARGUMENTS, cuts=CUTS)
 def test_values_next_to_a_slip_are_exactly_those_that_were_written(arguments, cuts):
     text = block(f'{{"slip": ["\\d\t",], "name": "f", "arguments": {json.dumps(arguments)}}}')
@@ -145,9 +150,48 @@ def test_values_next_to_a_slip_are_exactly_those_that_were_written(arguments, cu
     assert split(text, *(c for c in cuts if c < len(text))) == [("f", wanted)]
 
 
-@fuzz(examples=300)
+@fuzz(examples=150)
 @given(pieces=st.lists(PIECES, max_size=8), cuts=CUTS)
 @example(pieces=[CALL_START, "{", '"', CALL_END, CALL, '"'], cuts=[3])
 def test_a_mixture_is_split_alike_wherever_it_is_cut(pieces, cuts):
     text = "".join(pieces)
     assert split(text, *(c for c in cuts if c < len(text))) == split(text)
+
+
+FIELDS = [f.name for f in fields(GenerationEvent)]
+TAGS = ["<think>", "</think>", "\n</think>\n\n", "```py\n", "\n```\n", "`</think>`", "`", " so ", "<"]
+MIXTURES = st.lists(
+    st.sampled_from([*TAGS, *RAW, CALL, call(json.dumps(f"</think>{CALL}"))]) | WRITTEN, min_size=1, max_size=8
+)
+STARTS = st.sampled_from(["open", "likely", "unlikely", "closed"])
+
+
+def spoken(text, cuts, start, has_tools):
+    """The message of a model that says a text, and all that its events told, in order."""
+    splitter, speech, told = ThoughtSplitter(start), Speech(has_tools=has_tools), ["", ""]
+    edges = sorted({0, *(c for c in cuts if c < len(text)), len(text)})
+    for n, (a, b) in enumerate(pairwise(edges), start=1):
+        last = b == len(text)
+        parts = (splitter.feed_last if last else splitter.feed)(text[a:b])
+        found = {"thinking_text": parts[0], "answer_text": parts[1], "revised": splitter.revised}
+        counts = {"thinking_tokens": splitter.thinking_tokens, "finish_reason": "stop" if last else None}
+        for event in speech.add(GenerationEvent(**(dict.fromkeys(FIELDS, 0) | {"token": n} | found | counts))):
+            match event:
+                case Revised(thought):
+                    told = [thought, ""]
+                case ThinkingText(said):
+                    told[0] += said
+                case AnswerText(said) | ToolCall(raw=said):
+                    told[1] += said
+    return speech.message(), told
+
+
+@fuzz(examples=100)
+@given(pieces=MIXTURES, cuts=CUTS, start=STARTS, has_tools=st.booleans())
+def test_thought_answer_and_calls_are_all_that_was_said_wherever_it_is_cut(pieces, cuts, start, has_tools):
+    text = "".join(pieces)
+    message, told = spoken(text, cuts, start, has_tools)
+    assert message == spoken(text, [], start, has_tools)[0] == spoken(text, range(len(text)), start, has_tools)[0]
+    thought, answer = ("".join(t.split()) for t in told)  # spaces around a thought belong to nobody
+    assert "".join(text.split()) in {a + thought + b + answer for a in ("", "<think>") for b in ("", "</think>")}
+    assert not message.get("tool_calls") or (has_tools and CALL_START in answer)
