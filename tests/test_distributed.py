@@ -449,9 +449,9 @@ def test_a_rank_lost_while_measuring_ends_the_others(tmp_path):
     assert "Traceback" not in said
 
 
-def refusal(size):
+def refusal(size, folder):
     with pytest.raises(DistributedError) as e:
-        local_config(read_config(demo_model_path())[0], size)
+        local_config(read_config(folder)[0], size)
     return str(e.value)
 
 

@@ -14,6 +14,7 @@ import types
 
 import pytest
 
+from ring_mlx import demo_model_path
 from ring_mlx.bench.job import COLUMNS
 from ring_mlx.cli import main
 from ring_mlx.distributed import hosts, probe, watch
@@ -175,14 +176,16 @@ sys.exit(main(sys.argv[4:]))
 """
 
 
-@pytest.mark.parametrize("interpreter", ["own", "late"])
-def test_launch_refuses_in_one_line_for_all_ranks(interpreter, tmp_path, capfd):
+@pytest.mark.parametrize(("interpreter", "size"), [("own", 4), ("late", 2)])
+def test_launch_refuses_in_one_line_for_all_ranks(interpreter, size, tmp_path, capfd, chat_folder):
     late = tmp_path / "late"
     late.write_text(LATE.format(python=sys.executable))
     late.chmod(0o755)
     python = ("--python", late) if interpreter == "late" else ()
-    code, out, err = launched(capfd, *python, "generate", "--distributed", "tensor", size=4)
-    assert (code, out, err) == (2, "", [f"ring-mlx: {refusal(4)}"])
+    folder = {4: demo_model_path(), 2: chat_folder}[size]
+    words = ("generate", "--model", folder, "--distributed", "tensor")
+    code, out, err = launched(capfd, *python, *words, size=size)
+    assert (code, out, err) == (2, "", [f"ring-mlx: {refusal(size, folder)}"])
 
 
 def test_a_watch_that_wakes_late_takes_nobody_for_silent(monkeypatch):

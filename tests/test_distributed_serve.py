@@ -69,7 +69,7 @@ def talk(port):
     with ThreadPoolExecutor(3) as pool:
         found += pool.map(lambda text: ask(port, messages=user(text))[0], SUMS)
     leaving.join()
-    found.append(ask(port, prompt="What is 3 + 4?", stop=["1"])[0])
+    found.append(ask(port, prompt="What is 3 + 4?", stop=["1"], max_tokens=40)[0])
     found.append(ask(port, messages=user(SUMS[1]), top_logprobs=1, logprobs=True, thinking_budget=3)[0])
     found.append(ask(port, messages=user("word " * 150), max_tokens=4)[0])
     return [first, again, *found]
