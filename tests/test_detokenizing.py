@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ring_mlx import Sampling, Session, demo_model_path
 from ring_mlx.cli import main
 from ring_mlx.tokenizer import load_tokenizer
-from ring_mlx.vocabulary import ByteDetokenizer, TextOffsets, token_bytes
+from ring_mlx.vocabulary import ByteDetokenizer, TextOffsets, know_all_ids, token_bytes
 from tests.parrot import make_parrot
 from tests.serving import client_of, send
 
@@ -185,6 +185,18 @@ def test_streamed_pieces_are_the_whole(tokenizers, ids, which):
     for n, (place, token) in enumerate((offsets.next(s), s) for s in said):
         if token and token[0] & 0xC0 != 0x80:  # begins a character
             assert place == len(b"".join(said[:n]).decode(errors="replace"))
+
+
+def test_an_added_token_that_takes_an_id_of_the_vocabulary_hides_what_had_it(tmp_path):
+    """The library numbers it by the count of the tokens, which with a gap is one of their ids."""
+    folder = with_added(make_parrot(tmp_path / "model", ["zz1", "zz2", "zz3"], gap=2, rows=9), False)
+    tokenizer = load_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
+    assert vocabulary["<tool>"] == vocabulary["zz2"]
+    for names in (vocabulary, dict(reversed(vocabulary.items()))):  # whichever of two comes last
+        know_all_ids(tokenizer, names, 1040)
+        for i in range(1024, 1040):
+            assert token_bytes(tokenizer, i).decode(errors="replace") == tokenizer.decode([i])
 
 
 def test_nothing_is_cleaned_up(tokenizers):
