@@ -6,6 +6,7 @@ compiler behind them.
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from collections.abc import Callable
@@ -27,7 +28,8 @@ class Dialect(Enum):
     CUDA = "NVRTC"
 
 
-def rewrite(source: str, file: str, dialect: Dialect) -> tuple[str, set[int]]:
+@functools.lru_cache(maxsize=64)  # variants of a kernel share most of their text
+def rewrite(source: str, file: str, dialect: Dialect) -> tuple[str, frozenset[int]]:
     """The source in the given dialect, and the ids of its function constants.
 
     Args:
@@ -54,7 +56,7 @@ def rewrite(source: str, file: str, dialect: Dialect) -> tuple[str, set[int]]:
         _drop_qualifiers(tokens)
     else:
         _rewrite_vector_construction(tokens)
-    return str(tokens), constants
+    return str(tokens), frozenset(constants)
 
 
 def _shared_variable(type_: str, name: str, shape: str, is_zeroed: bool) -> str:

@@ -12,7 +12,7 @@ TOKEN = re.compile(
   | (?P<string>R"\((?:.*?)\)"|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
   | (?P<number>(?:0[xX][0-9a-fA-F']+|(?:\d[\d']*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[A-Za-z]*)
   | (?P<name>[A-Za-z_]\w*)
-  | (?P<op>::|->|[^\s\w])
+  | (?P<op>::|->|.)
     """,
     re.DOTALL | re.VERBOSE,
 )
@@ -23,7 +23,7 @@ class RewriteError(Exception):
     """Source that the rewriter cannot read; the message starts with file and line."""
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Token:
     """One token: its text, and its kind as named in `TOKEN`."""
 
@@ -38,17 +38,7 @@ class Token:
 
 def tokenize(source: str) -> list[Token]:
     """Every character of the source, in tokens."""
-    tokens = []
-    at = 0
-    while at < len(source):
-        found = TOKEN.match(source, at)
-        if found is None:
-            tokens.append(Token(source[at], "op"))
-            at += 1
-        else:
-            tokens.append(Token(found.group(), str(found.lastgroup)))
-            at = found.end()
-    return tokens
+    return [Token(found.group(), str(found.lastgroup)) for found in TOKEN.finditer(source)]
 
 
 class TokenList:

@@ -11,18 +11,19 @@ import functools
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
+from metal_kernels.twin import tokens
 from metal_kernels.twin.rewrite import Dialect, RewriteError, rewrite
 from tests.metal_sim.entry import Parameter, entry_source
 from tests.metal_sim.flags import BASE, LOCAL_BOUNDS_VERSION, MODES, OLD_CHECK, RUNTIME
 from tests.metal_sim.toolchain import MetalCompileError, cache_folder, staged, toolchain
 
 HERE = Path(__file__).parent
-TWIN = Path(rewrite.__code__.co_filename).parent
+TWIN = Path(tokens.__file__).parent
 # MLX's wheels carry its Metal headers on every platform.
 MLX_INCLUDE = Path(mx.__file__).parent / "include"
 KERNELS = "mlx/backend/metal/kernels"
@@ -37,7 +38,8 @@ def digest(*parts: object) -> str:
 @functools.cache
 def _shim_digest() -> str:
     """Identifies everything outside of a kernel that shapes its code."""
-    files = [*sorted((HERE / "shim").iterdir()), HERE / "runtime" / "interface.h", HERE / "entry.py"]
+    files = [*sorted((HERE / "shim").iterdir()), HERE / "runtime" / "interface.h"]
+    files += [HERE / f"{module}.py" for module in ("build", "entry", "flags")]
     files += [TWIN / f"{module}.py" for module in ("attributes", "declarations", "overloads", "rewrite", "tokens")]
     return digest([f.read_bytes() for f in files if f.is_file()], toolchain().identity, str(HERE))
 
@@ -73,7 +75,7 @@ def mlx_headers(dialect: Dialect) -> tuple[Path, frozenset[int]]:
                 try:
                     text, ids = rewrite(header.read_text(encoding="utf-8"), str(name), dialect)
                 except RewriteError as error:
-                    text, ids = f'#error "{error}"\n', set()
+                    text, ids = f'#error "{error}"\n', frozenset()
                 constants |= ids
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 (path / name).write_text(text, encoding="utf-8")
@@ -94,6 +96,19 @@ def _prelude(flags: list[str], includes: tuple[str, ...]) -> Path:
     return compiled
 
 
+def rewrite_parts(source: str, file: str, dialect: Dialect, shared: Sequence[str]) -> tuple[str, frozenset[int]]:
+    """As `rewrite`; what all variants of a kernel share is rewritten apart, and so only once."""
+    parts = []
+    for text in filter(None, shared):
+        before, found, source = source.partition(text)
+        parts += [before, found]
+    try:
+        done = [rewrite(part, f"{file}:{i}", dialect) for i, part in enumerate([*parts, source])]
+    except RewriteError:
+        return rewrite("".join([*parts, source]), file, dialect)  # for the right line in the message
+    return "".join(text for text, _ in done), frozenset().union(*(ids for _, ids in done))
+
+
 def build(
     source: str,
     kernel: str,
@@ -102,6 +117,7 @@ def build(
     name: str,
     constants: Mapping[int, int] | None = None,
     includes: tuple[str, ...] = UTILS,
+    shared: Sequence[str] = (),
 ) -> Path:
     """The shared library of a kernel; in mode ``strict`` only checked, and the path then means nothing.
 
@@ -113,23 +129,25 @@ def build(
         name: File name in messages, without its ending.
         constants: Values of function constants; the others are 0.
         includes: What `#include` names before the source.
+        shared: Parts of the source, in order, that the kernel's other variants have too.
 
     Raises:
         MetalCompileError: With the compiler's words.
     """
     dialect = Dialect.STRICT if mode == "strict" else Dialect.ERASED
     headers, ids = mlx_headers(dialect)
-    text, own_ids = rewrite(source, f"{name}.metal", dialect)
+    entry = entry_source(kernel, parameters)
+    key = digest(source, entry, mode, name, sorted((constants or {}).items()), includes, str(headers), _shim_digest())
+    library = cache_folder() / f"{name[:40]}-{key}.{'ok' if mode == 'strict' else 'so'}"
+    if library.exists():
+        return library
+    text, own_ids = rewrite_parts(source, f"{name}.metal", dialect, shared)
     values = {**dict.fromkeys(ids | own_ids, 0), **(constants or {})}
     flags = [*BASE, *MODES[mode], f"-I{HERE / 'shim'}", f"-I{headers}", "-Dis_function_constant_defined(x)=1"]
     if mode == "check" and toolchain().major < LOCAL_BOUNDS_VERSION:
         flags += OLD_CHECK
     flags += [f"-DMSL_FC_{i}={int(v)}" for i, v in sorted(values.items())]
-    text = f'#line 1 "{name}.metal"\n{text}\n{entry_source(kernel, parameters)}'
-    key = digest(text, flags, includes, _shim_digest())
-    library = cache_folder() / f"{name[:40]}-{key}.{'ok' if mode == 'strict' else 'so'}"
-    if library.exists():
-        return library
+    text = f'#line 1 "{name}.metal"\n{text}\n{entry}'
     prelude = _prelude(flags, includes)
     with staged(library) as path:
         unit = path.with_suffix(".cpp")

@@ -32,6 +32,8 @@ NUMPY_TYPES = {
     mx.float32: np.float32,
 }
 
+_linted: set[tuple[KernelSpec, tuple[str, ...]]] = set()
+
 
 def to_numpy(x: mx.array) -> npt.NDArray[np.generic]:
     """The bits of an array; numpy holds bfloat16 as uint16."""
@@ -77,7 +79,7 @@ class SimulatedKernel:
         if verbose:
             print(f"Generated source code for `{spec.name}`:\n```\n{source}\n```")
         if (source, mode) not in self._libraries:
-            types = [k for k, v in template if isinstance(v, mx.Dtype)]
+            types = tuple(k for k, v in template if isinstance(v, mx.Dtype))
             self._libraries[source, mode] = self._build(source, function, instance, mode, types)
         outputs = [
             output_buffer(name, shape, dtype, init_value)
@@ -91,15 +93,18 @@ class SimulatedKernel:
             for b, shape, dtype in zip(outputs, output_shapes, output_dtypes, strict=True)
         ]
 
-    def _build(self, source: str, function: str, instance: str, mode: str, template_types: Sequence[str]) -> Path:
+    def _build(self, source: str, function: str, instance: str, mode: str, template_types: tuple[str, ...]) -> Path:
         """Check the source, if that is asked for, and compile it."""
         parameters = kernel_parameters(source, function)
+        shared = self.spec.header, self.spec.source
         if self.is_strict:
-            found = lint(source, self.spec.name, template_types)
-            if found:
-                raise MetalCompileError("\n".join(found))
-            build(source, instance, parameters, "strict", self.spec.name)
-        return build(source, instance, parameters, mode, self.spec.name)
+            if (self.spec, template_types) not in _linted:  # what else differs between variants MLX writes
+                found = lint(source, self.spec.name, template_types)
+                if found:
+                    raise MetalCompileError("\n".join(found))
+                _linted.add((self.spec, template_types))
+            build(source, instance, parameters, "strict", self.spec.name, shared=shared)
+        return build(source, instance, parameters, mode, self.spec.name, shared=shared)
 
 
 def _input_buffers(spec: KernelSpec, arrays: Sequence[mx.array]) -> list[Buffer]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from metal_kernels import fused_qmv
 from metal_kernels.twin.rewrite import Dialect, RewriteError, rewrite
 from tests.metal_sim import toolchain
-from tests.metal_sim.build import KERNELS, MLX_INCLUDE, build, mlx_headers
+from tests.metal_sim.build import KERNELS, MLX_INCLUDE, build, mlx_headers, rewrite_parts
 from tests.metal_sim.entry import Parameter, kernel_parameters
 from tests.metal_sim.lint import lint
 from tests.metal_sim.marks import needs_simulator
@@ -22,6 +25,28 @@ def test_rewriting_keeps_every_line_of_mlxs_headers(dialect):
         source = header.read_text(encoding="utf-8")
         text, _ = rewrite(source, header.name, dialect)
         assert text.count("\n") == source.count("\n"), header
+
+
+@pytest.mark.parametrize("dialect", ALL)
+def test_a_kernels_parts_are_rewritten_alike_alone_and_together(dialect):
+    header, body = fused_qmv.fused.KERNEL.source()
+    body += "metal::vec<float, 4> v = float4(1.0h);"
+    source = (
+        f"{header}template <int K> [[kernel]] void k(constant int s[2], uint i [[thread_position_in_grid]]) {{{body}}}"
+    )
+
+    def without_ids(text):
+        return re.sub(r"\(\d+u, ", "(", text)
+
+    whole, parts = rewrite(source, "f", dialect), rewrite_parts(source, "f", dialect, (header, body))
+    assert without_ids(parts[0]) == without_ids(whole[0]) != source
+    assert parts[1] == whole[1]
+
+
+def test_an_error_in_a_part_names_the_line_of_the_whole():
+    body = "\n int x [[no_such]];"
+    with pytest.raises(RewriteError, match=r"^f:3: unknown Metal attribute 'no_such'"):
+        rewrite_parts(f"\n{{{body}}}", "f", Dialect.ERASED, (body,))
 
 
 @pytest.mark.parametrize(
