@@ -16,6 +16,7 @@ MODES = {
         " -fsanitize=thread -mllvm -tsan-instrument-func-entry-exit=0"
         " -fsanitize=bounds,alignment,integer-divide-by-zero,shift-exponent,float-cast-overflow"
         " -fsanitize=local-bounds -fno-sanitize-trap=local-bounds"
+        " -mllvm -fast-isel -mllvm -regalloc=fast -mllvm -optimize-regalloc=false"  # compiling takes longer than running
     ),
 }
 # Private arrays behind pointers: before this version clang could only end the process there.
