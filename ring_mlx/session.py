@@ -73,9 +73,7 @@ class Session(AbstractContextManager["Session"]):
         prefill_step_tokens: Prompt tokens a step, and so how long `stop` may take; by default 2,048 on a GPU, 128 on a CPU.
         snapshot_every_tokens: A snapshot at each multiple of this within a long prompt.
         read_ahead: While nobody waits, read the start of the next prompt: the answer without its thought.
-        thinking_start: Whether answers start within a thought: "auto" (as the template and the text say), "open" or
-            "closed".
-        answer_room: Tokens kept for the answer, as `ring_mlx.thinking.Thinking` has it; 0 lets a thought run to the end.
+        thinking_start, answer_room: How answers start and the tokens kept for them, as `ring_mlx.Thinking` has it.
         on_loading: Told how far loading is, on the session's thread; the first reply tells it as well.
     """
 

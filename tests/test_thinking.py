@@ -210,6 +210,20 @@ def test_words_for_an_empty_answer():
     assert "ask again" in empty_answer(9, 9, "stop")
 
 
+def test_a_budget_closes_a_thought_within_code_unless_a_tag_may_have():
+    splitter = ThoughtSplitter("open")
+    budget = ThoughtBudget(1, [7], lambda: splitter.may_be_closed, splitter.close_next)
+    assert budget.next_forced() is None
+    splitter.feed("```\ncode")
+    assert budget.next_forced() == 7
+    assert splitter.feed("\n</think>\n\n42") == ("\n", "\n\n42")
+    for text in ("```\n</think>", "the ` key</think>"):
+        splitter = ThoughtSplitter("open")
+        splitter.feed(text)
+        assert splitter.inside
+        assert ThoughtBudget(0, [7], lambda s=splitter: s.may_be_closed).next_forced() is None
+
+
 def drive(budget, opens, closing=(7, 8)):
     """Which ids are forced at each of ten tokens, where the model never closes by itself."""
     state = {"inside": opens}
