@@ -74,7 +74,7 @@ UNDERSTOOD = {
     "within text": (f"ok {CALL} bye", ["ok ", ONE, " bye"]),
     "after a mention": (f"Put it in `<tool_call>`: {CALL}", ["Put it in `<tool_call>`: ", ONE]),
     "after one that lacks a bracket": (block('{"name": "f"') + CALL, [block('{"name": "f"'), ONE]),
-    "after one with a quote too many": (call('"5" tall') + CALL, [call('"5" tall'), ONE]),
+    "after one with a quote too many": (call('"5" tall"') + CALL, [call('"5" tall"'), ONE]),
     "half a pair": (call(r'"\ud83d \ude00\ud83d"'), [("f", '{"a": "\ufffd \ufffd\ufffd"}')]),
     "half a pair in names": (block(r'{"name": "\ud83d", "arguments": {"\ude00": 1}}'), [("\ufffd", '{"\ufffd": 1}')]),
     "half a pair in text in text": (block(r'{"name": "f", "arguments": "{\"a\": \"\\ud83d\"}"}'), [("f", '{"a": "\ufffd"}')]),
