@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -9,23 +10,36 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
+from tests.fuzz import folders
+
 IMPORTED = (
     "transformers",
     "mlx_lm.tokenizer_utils",
     "mlx_lm.utils",
     "mlx_lm.sample_utils",
+    "mlx_lm.tool_parsers.json_tools",
+    "multiprocessing.synchronize",
     "ring_mlx.bench.job",
+    "ring_mlx.cli.prompt_cache",
     "ring_mlx.convert",
     "ring_mlx.convert.job",
+    "ring_mlx.convert.report",
+    "ring_mlx.distributed.lifeline",
+    "ring_mlx.doctor.decay_check",
     "ring_mlx.doctor.examine",
     "ring_mlx.doctor.models",
+    "ring_mlx.evaluation.divergence",
     "ring_mlx.evaluation.perplexity",
     "ring_mlx.generation",
     "ring_mlx.loading",
     "ring_mlx.serve.server",
     "ring_mlx.session",
     "ring_mlx.session_worker",
+    "tests.fuzz.store_doors",
     "tui.command",
+    "tui.plain",
 )
 
 
@@ -74,6 +88,19 @@ def session(folder: str, message: str = "hi") -> None:
     with Session(folder, store=False, read_ahead=False) as session:
         for _ in session.send([{"role": "user", "content": message}], max_tokens=3):
             pass
+
+
+def encode(pattern: str) -> None:
+    """Split texts by the pattern that make an engine go back."""
+    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(folders.toy_json(folders.TOKENIZER) | {"pre_tokenizer": step}))
+    except ValueError:
+        return
+    except Exception:  # noqa: BLE001 the library's own, of a pattern that it does not know
+        return
+    for text in ("a" * 2000, "ab" * 1000 + "c", " " * 2000, "a" * 1000 + " " * 1000 + "\n"):
+        tokenizer.encode(text)
 
 
 def trace() -> None:

@@ -6,7 +6,6 @@ import json
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 from ring_mlx.regex_cost import regex_problem
 from tests.fuzz import folders
@@ -199,17 +198,4 @@ def test_template(forks, body):
 @given(pattern=PATTERNS)
 def test_patterns_that_pass_end_soon(forks, pattern):
     assume(regex_problem(pattern) is None)
-    attempt(forks, "tests.fuzz.test_checkpoints:encode", pattern)
-
-
-def encode(pattern):
-    """Split texts by the pattern that make an engine go back."""
-    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    try:
-        tokenizer = Tokenizer.from_str(json.dumps(TOKENIZER_JSON | {"pre_tokenizer": step}))
-    except ValueError:
-        return
-    except Exception:  # noqa: BLE001 the library's own, of a pattern that it does not know
-        return
-    for text in ("a" * 2000, "ab" * 1000 + "c", " " * 2000, "a" * 1000 + " " * 1000 + "\n"):
-        tokenizer.encode(text)
+    attempt(forks, "tests.fuzz.doors:encode", pattern)
