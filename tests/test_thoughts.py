@@ -52,8 +52,8 @@ EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 
 
 def halves(text):
-    """The text in one token and in two, cut at every place, or at 24 places of a long one."""
-    return [[text], middle(text), *([text[:k], text[k:]] for k in range(1, len(text), max(1, len(text) // 24)))]
+    """The text in one token and in two, cut at every place, or at 12 places of a long one."""
+    return [[text], middle(text), *([text[:k], text[k:]] for k in range(1, len(text), max(1, len(text) // 12)))]
 
 
 @pytest.fixture(scope="module")
