@@ -15,6 +15,7 @@ from ring_mlx.cli.eval_command import mean_accuracy, select
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation import Result, accuracy_by_task, complete, evaluate
 from ring_mlx.generation import generate_step
+from ring_mlx.model import Model
 from ring_mlx.suite import Question, read_suite, suite_path
 from tests.tiny import make_model, tokens
 
@@ -37,6 +38,16 @@ def test_a_batch_completes_as_each_prompt_alone():
     stop = {alone[1][4]}
     expected = [ids[: next((i for i, t in enumerate(ids) if t in stop), 9)] for ids in alone]
     assert complete(model, prompts, 9, stop) == expected
+
+
+def test_rows_that_have_ended_leave_the_batch(monkeypatch):
+    model, rows, call = make_model(), [], Model.__call__
+    prompts = [tokens(n, seed=n)[0].tolist() for n in (3, 11, 7)]
+    stop = {complete(model, prompts, 5, stop=())[1][4]}
+    monkeypatch.setattr(Model, "__call__", lambda *a, **k: rows.append(len(a[1])) or call(*a, **k))
+    complete(model, prompts, 9, stop)
+    assert rows[:5] == [3] * 5
+    assert max(rows[5:]) < 3
 
 
 def test_results_keep_the_order_of_the_questions(chat):
