@@ -65,11 +65,13 @@ def test_any_chunk_length(golden, chunk_size, monkeypatch):
     assert_close(model(expected["tokens"][None])[0], expected["logits"], TOLERANCE)
 
 
-def test_every_split_of_the_prompt_in_two(golden):
+def test_splits_of_the_prompt_in_two(golden):
+    """At and beside the edges of chunks and prompt, and at every ninth token: in a long prompt, each place of 16."""
     model, expected = golden
     tokens = expected["tokens"][None]
     T = tokens.shape[1]
-    for at in range(1, T):
+    edges = {at + d for at in range(0, T + 1, 64) for d in (-1, 0, 1)} | {2, T - 2, T - 1}
+    for at in sorted((edges | set(range(4, T, 9))) & set(range(1, T))):
         cache = model.make_cache()
         a = model(tokens[:, :at], cache)
         b = model(tokens[:, at:], cache)
