@@ -101,17 +101,23 @@ def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question]) -> float
 
 
 def recall(
-    model: Any, tokenizer: Any, tokens: int, contexts: int, seed: int = 0, is_under_headings: bool = False
+    model: Any,
+    tokenizer: Any,
+    tokens: int,
+    contexts: int,
+    seed: int = 0,
+    is_under_headings: bool = False,
+    asking: int = QUESTIONS_OF_A_CONTEXT,
 ) -> Recall:
-    """Ask held-out facts, several of each conversation of about ``tokens`` tokens, which is read once.
+    """Ask ``asking`` held-out facts of each conversation of about ``tokens`` tokens, which is read once.
 
-    Facts name their person, or are told under headings that do.
+    Facts name their person, or are told under headings that do. An answer that is the likeliest at each of its tokens is
+    the greedy one, so it is not decoded token by token too.
     """
     make_long = make_topic_recall if is_under_headings else make_many_recall
     rng = random.Random(seed)
     right, asked, nats, answered = 0, 0, 0.0, 0
     for _ in range(contexts):
-        asking = QUESTIONS_OF_A_CONTEXT
         drawn, first = make_long(rng, "test", tokens + 60 * asking, token_counter(tokenizer), asking)
         cache, read = read_shared(model, tokenizer, drawn, first)
         for at in range(first, len(drawn.messages), 2):
@@ -120,7 +126,9 @@ def recall(
             answer = tokenizer.encode(f"{reply.thinking}\n</think>\n\n{reply.content}<|role_end|>")
             logits = model(mx.array([ids + answer[:-1]]), cache.copy())[0, len(ids) - 1 :].astype(mx.float32)
             nats, answered = nats + scoring.nats(logits, mx.array(answer)).sum().item(), answered + len(answer)
-            text = tokenizer.decode(greedy(model, ids, cache.copy(), tokenizer.eos_token_ids))
+            is_likeliest = mx.argmax(logits, axis=-1).tolist() == answer
+            said = answer[:-1] if is_likeliest else greedy(model, ids, cache.copy(), tokenizer.eos_token_ids)
+            text = tokenizer.decode(said)
             right, asked = right + (extract_answer(text) == extract_answer(reply.content)), asked + 1
     return Recall(right, asked, nats / answered)
 
