@@ -340,8 +340,8 @@ def test_the_key_is_written_on_request_if_there_is_a_verdict(capsys, monkeypatch
     kept.write_text('{"x": 1}')
     file.symlink_to(kept)
     monkeypatch.setattr("ring_mlx.load", lambda folder: (model, None))
-    parts = written(model, -1, **({} if written_to else {"rows": 3}))
-    monkeypatch.setattr("ring_mlx.doctor.decay_text.packaged_parts", lambda *_: parts)
+    parts = written(model, -1, rows=8 if written_to else 3, length=100)
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.packaged_parts", lambda *_: parts)
     code, found = doctor(capsys, "--check-decay", file.parent, "--write-decay")
     assert json.loads(file.read_text()) == {"x": 1} | ({"decay_layer_offset": offset} if written_to else {})
     assert kept.read_text() == '{"x": 1}', "what a link of the hub's cache points to stays"
@@ -408,13 +408,13 @@ def test_the_toy_is_not_said_to_have_another_decay_than_it_has(capsys, tmp_path)
     file = tmp_path / "text.txt"
     file.write_text("You should know that Vera's locker code is 3231. It was a long day. " * 30)
     assert (
-        main(["doctor", "--check-decay", str(demo_model_path()), "--text", str(file), "--tokens", "300", "--json"]) == 0
+        main(["doctor", "--check-decay", str(demo_model_path()), "--text", str(file), "--tokens", "130", "--json"]) == 0
     )
     out, err = capsys.readouterr()
     found = {f["name"]: f for f in json.loads(out)["findings"]}
     assert set(found) == {"0", "-1", "clamped", "verdict"}
     assert 0 in found["verdict"]["data"]["possible"]
-    assert re.fullmatch(r"ring-mlx: reading 300 tokens under each of 3 decays, about \d+ s \.\.\.\n", err)
+    assert re.fullmatch(r"ring-mlx: reading 130 tokens under each of 3 decays, about \d+ s \.\.\.\n", err)
 
 
 @pytest.mark.parametrize(
@@ -440,3 +440,42 @@ def test_a_model_without_linear_layers_has_no_decay():
     model = make_model(model_type="bailing_moe_v2", layer_group_size=..., group_norm_size=...)
     with pytest.raises(OptionError, match="'bailing_moe_v2' has none"):
         compare(model, [Part([1, 2, 3], [])])
+
+
+@pytest.mark.parametrize("mode", ["auto", "always", "never", None])
+def test_a_conversion_checks_the_decay_of_its_source_and_says_so(capsys, monkeypatch, tmp_path, mode):
+    model, asked = writer(), "clamped" if mode is None else None
+    save_hf(tmp_path / "hf", config())
+    parts = written(model, -1, rows=8, length=100) if mode in ("auto", "always") else []
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.load", lambda folder: (model, None))
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.packaged_parts", lambda *_: parts)
+    options = ["--decay-layer-offset", "clamped"] if mode is None else ["--check-decay", mode]
+    arguments = ["convert", "--model", tmp_path / "hf", "--mlx-path", tmp_path / "out", *options]
+    assert main([*map(str, arguments)]) == 0
+    card, err = (tmp_path / "out" / "README.md").read_text(), capsys.readouterr().err
+    verify(tmp_path / "out")
+    written_key = asked or (-1 if parts else 0)
+    assert load_model(tmp_path / "out").config.decay_layer_offset == written_key
+    assert ("decay_layer_offset" in json.loads((tmp_path / "out" / "config.json").read_text())) == (mode != "never")
+    if parts:
+        assert re.search(r"reading [\d,]+ tokens under each of 3 decays, about \d+ s", err)
+        assert err.endswith("decay_layer_offset -1 is written.\n")
+        assert card.count(" nats a token, perplexity ") == 3
+        assert "\n    decay_layer_offset -1 is written\n" in card
+    else:
+        assert (err, "## Decay" in card) == ("", mode is None)
+
+
+def test_a_conversion_goes_on_where_the_decay_cannot_be_checked_unless_that_was_asked_for(capsys, tmp_path):
+    save_hf(tmp_path / "hf", config())  # which has no tokenizer
+    arguments = ["convert", "--model", str(tmp_path / "hf"), "--mlx-path", str(tmp_path / "out")]
+    assert main([*arguments, "--check-decay", "always"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(arguments) == 0
+    assert "the decay was not checked: [tokenizer]" in capsys.readouterr().err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\n    not checked; decay_layer_offset 0\n" in card
+    assert str(tmp_path) not in card
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments[:-1], str(tmp_path / "b"), "--decay-layer-offset", "2"])
+    assert "'2' is not 0 or -1 or clamped" in capsys.readouterr().err

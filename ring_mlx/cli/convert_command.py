@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ HELP = {
     "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be given again",
     "fit": "search the scales of least squared error, or round to nearest (search)",
     "layout": "streamed: each expert's matrices side by side, to be read on demand (stacked)",
+    "decay": "0 (Ant's engines), -1 (the released Hugging Face file) or clamped (mlx-lm): written to config.json",
+    "check": "find it on the source by a minute's text: where config.json says nothing and it can be loaded (auto)",
     "dry": "print size, memory and bits per weight per part; fetches no shard and writes nothing",
     "stream": "fetch the shards of a repository one by one and drop each after use",
     "report": "compare the result with the source on a packaged text, or on FILE",
@@ -52,6 +55,8 @@ def add(commands: Any) -> None:
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
     q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantised")
     q.add_argument("--expert-layout", choices=("stacked", "streamed"), default="stacked", help=HELP["layout"])
+    q.add_argument("--decay-layer-offset", type=options.decay_offset, metavar="N", help=HELP["decay"])
+    q.add_argument("--check-decay", choices=("auto", "always", "never"), default="auto", help=HELP["check"])
     w = parser.add_argument_group("how it is done")
     w.add_argument("--dry-run", action="store_true", help=HELP["dry"])
     w.add_argument("--resume", action="store_true", help="go on with an interrupted conversion, or start one")
@@ -77,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError("--hf-path (or --model) is missing; name a folder, or owner/name on the hub.")
     if args.source is None and (args.report is not None or args.dry_run):
         raise OptionError("--report and --dry-run need the source; add --model.")
+    if args.check_decay == "always" and args.decay_layer_offset is not None:
+        raise OptionError("--check-decay always and --decay-layer-offset contradict each other; give one.")
     if args.q_fit is not None and not args.quantize:
         raise OptionError("--q-fit needs --quantize; add -q.")
     if args.upload_repo:
@@ -120,6 +127,7 @@ def _options(args: argparse.Namespace) -> Options:
         args.q_override,
         args.q_fit or "search",
         args.expert_layout,
+        args.decay_layer_offset,
     )
 
 
@@ -135,9 +143,13 @@ def _convert(args: argparse.Namespace) -> Path:
     import mlx.core as mx
 
     from ring_mlx.convert import convert
+    from ring_mlx.doctor.decay_choice import choose
 
+    check, said = None, list[str]()
+    if args.check_decay != "never":
+        check = partial(choose, is_wanted=args.check_decay == "always", say=note, say_later=said.append)
     with Bar("B", "convert") as bar:
-        return convert(
+        folder = convert(
             args.source,
             args.mlx_path,
             revision=args.revision,
@@ -153,8 +165,13 @@ def _convert(args: argparse.Namespace) -> Path:
             resume=args.resume,
             stream=args.stream,
             expert_layout=args.expert_layout,
+            decay_layer_offset=args.decay_layer_offset,
+            choose_decay=check,
             progress=bar,
         )
+    for line in said:
+        note(line)
+    return folder
 
 
 class Bar(AbstractContextManager["Bar"]):

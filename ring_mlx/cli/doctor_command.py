@@ -64,26 +64,18 @@ def _machine(args: argparse.Namespace) -> Sequence[Finding]:
 
 def _decay(args: argparse.Namespace) -> Sequence[Finding]:
     from ring_mlx import load
-    from ring_mlx.doctor import decay_check, decay_text
-    from ring_mlx.doctor.decay_choice import write_choice
+    from ring_mlx.doctor import decay_choice
+    from ring_mlx.doctor.decay_check import findings
     from ring_mlx.hub import resolve_model
 
     folder = resolve_model(args.check_decay, args.revision)
     model, tokenizer = load(folder)
-    decay_check.check_linear(model)
-    context, tps = model.config.context_tokens, decay_check.tokens_a_second(model)
-    most = args.tokens or decay_check.affordable(tps)
-    if args.text is None:
-        parts = decay_text.packaged_parts(tokenizer, context, most)
-    else:
-        parts = decay_text.parts_of_file(args.text, tokenizer, context, most)
-    note(decay_check.announcement(parts, tps))
     with tqdm(desc="texts", leave=False, disable=None, file=sys.stderr) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        verdict = decay_check.compare(model, parts, progress)
-    found = decay_check.findings(verdict, model.config.decay_layer_offset, args.check_decay)
-    return [*found, write_choice(folder, verdict)] if args.write_decay else found
+        verdict = decay_choice.check(model, tokenizer, note, args.text, args.tokens, progress)
+    found = findings(verdict, model.config.decay_layer_offset, args.check_decay)
+    return [*found, decay_choice.write_choice(folder, verdict)] if args.write_decay else found

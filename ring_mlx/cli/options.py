@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
 from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
@@ -213,6 +214,14 @@ def byte_count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 8GB or 512MiB")
     power = 1 + "KMGT".index(found[2].upper()) if found[2] else 0
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def decay_offset(text: str) -> int | str:
+    """An argparse type: a key of DECAY_OFFSETS."""
+    for value in DECAY_OFFSETS:
+        if text == str(value):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(map(str, DECAY_OFFSETS))}")
 
 
 def in_range(low: float, high: float) -> Callable[[str], float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,27 @@ COPIED = (
 DROPPED_KEYS = ("quantization", "quantization_config", "dtype", "_name_or_path")
 
 
-def write_files(folder: Path, source: Source, plan: Plan, options: Mapping[str, Any]) -> set[str]:
+@dataclass(frozen=True)
+class DecayChoice:
+    """What becomes of ``decay_layer_offset``.
+
+    Args:
+        offset: What config.json gets; None leaves it as it is.
+        lines: Why, for the model card.
+    """
+
+    offset: int | str | None
+    lines: tuple[str, ...]
+
+
+def write_files(
+    folder: Path, source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None = None
+) -> set[str]:
     """Write them and return their names."""
     texts = {
         INDEX: _json(_index(plan)),
-        "config.json": _json(config(source, plan)),
-        "README.md": card(source, plan, options),
+        "config.json": _json(config(source, plan, decay)),
+        "README.md": card(source, plan, options, decay),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -50,16 +66,18 @@ def write_files(folder: Path, source: Source, plan: Plan, options: Mapping[str, 
     return names
 
 
-def config(source: Source, plan: Plan) -> dict[str, Any]:
-    """The source's config.json with our dtype and quantisation, sorted as mlx-lm writes it."""
+def config(source: Source, plan: Plan, decay: DecayChoice | None = None) -> dict[str, Any]:
+    """The source's config.json with our dtype, quantisation and decay, sorted as mlx-lm writes it."""
     raw = {k: v for k, v in source.raw.items() if k not in DROPPED_KEYS}
     raw["torch_dtype"] = _dtype(plan)
     if plan.quantization is not None:
         raw["quantization"] = raw["quantization_config"] = plan.quantization
+    if decay is not None and decay.offset is not None:
+        raw["decay_layer_offset"] = decay.offset
     return dict(sorted(raw.items()))
 
 
-def card(source: Source, plan: Plan, options: Mapping[str, Any]) -> str:
+def card(source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None = None) -> str:
     """The README.md of the result: how it was made and what is in it."""
     is_repo = source.repo is not None or source.name.count("/") == 1
     front = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx", "- ring-linear"]
@@ -84,6 +102,7 @@ def card(source: Source, plan: Plan, options: Mapping[str, Any]) -> str:
             "",
             "    ring-mlx chat --model FOLDER_OR_REPOSITORY",
             "",
+            *(["## Decay", "", *(f"    {line}" for line in decay.lines), ""] if decay is not None else []),
             "`conversion.json` holds the SHA-256 of every file: `ring-mlx convert --verify --mlx-path FOLDER`.",
             "",
         ]

@@ -14,9 +14,11 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.checkpoint_files import read_json
+from ring_mlx.config_values import is_decay_offset, shown
 from ring_mlx.convert import folder_files, remote
 from ring_mlx.convert.expert_shards import ExpertShardFile
 from ring_mlx.convert.fit import FITS, quantize
+from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.plan import LAYOUTS, SHARD_BYTES, Output, Plan, make_plan, quantisable_paths, uses
 from ring_mlx.convert.settings import make_rule, make_setting, unmatched
 from ring_mlx.convert.source_files import SourceFiles, identity
@@ -56,10 +58,12 @@ class Options:
     overrides: list[str] = field(default_factory=list)
     fit: str = "search"
     expert_layout: str = "stacked"
+    decay_layer_offset: int | str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For manifest and card; a plain layout is not named, as it was not before there was another."""
-        return {k: v for k, v in asdict(self).items() if (k, v) != ("expert_layout", "stacked")}
+        """For manifest and card; what is newer is not named where it is not used, as it was not before."""
+        plain = {"expert_layout": "stacked", "decay_layer_offset": None}
+        return {k: v for k, v in asdict(self).items() if k not in plain or v != plain[k]}
 
 
 def convert(
@@ -80,6 +84,8 @@ def convert(
     stream: bool = False,
     shard_bytes: int = SHARD_BYTES,
     expert_layout: str = "stacked",
+    decay_layer_offset: int | str | None = None,
+    choose_decay: Callable[[Source], DecayChoice | None] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write ``source`` to a new folder ``target`` with stacked experts, loadable here and by mlx-lm.
@@ -105,6 +111,8 @@ def convert(
         shard_bytes: The most that a shard holds; an interruption loses at most one.
         expert_layout: "streamed" puts the three matrices of an expert side by side, in one shard a layer, to be read
             on demand; see `ring_mlx.experts.layout`.
+        decay_layer_offset: What config.json says of the decay's layers; None leaves the source's word.
+        choose_decay: Called with the source before anything is written, where the offset is None, to choose one.
         progress: Called with (bytes written, all bytes, tensor).
 
     Returns:
@@ -116,7 +124,10 @@ def convert(
         RingError: As for `ring_mlx.load_model`, and if the hub refuses.
     """
     name = str(dtype).removeprefix("mlx.core.") if dtype else None
-    options = Options(quantize, bits, group_size, mode, name, dequantize, recipe, list(overrides), fit, expert_layout)
+    options = Options(
+        *(quantize, bits, group_size, mode, name, dequantize, recipe, list(overrides), fit, expert_layout),
+        decay_layer_offset,
+    )
     target = Path(target).expanduser()
     _check_name(target)
     if target.exists() and not resume:
@@ -135,11 +146,20 @@ def convert(
         _check_space(target, plan)
         place = Workplace(target, job, resume)
         try:
+            decay = _decay(opened, decay_layer_offset, choose_decay)
             _write_shards(opened, plan, place, options, progress)
-            names = folder_files.write_files(place.folder, opened, plan, options.as_dict())
+            names = folder_files.write_files(place.folder, opened, plan, options.as_dict(), decay)
             return place.finish(names)
         finally:
             place.close()
+
+
+def _decay(
+    source: Source, offset: int | str | None, choose: Callable[[Source], DecayChoice | None] | None
+) -> DecayChoice | None:
+    if offset is not None:
+        return DecayChoice(offset, (f"decay_layer_offset {shown(offset)}, as asked",))
+    return choose(source) if choose is not None else None
 
 
 def convert_plan(
@@ -204,6 +224,8 @@ def _check_options(o: Options) -> None:
         raise OptionError(f"{useless[0]} needs --quantize; add -q.")
     if o.recipe and o.bits is not None:
         raise OptionError(f"--q-bits {o.bits} has no effect on --quant-predicate {o.recipe}; leave one out.")
+    if o.decay_layer_offset is not None and not is_decay_offset(o.decay_layer_offset):
+        raise OptionError(f"--decay-layer-offset {shown(o.decay_layer_offset)} is not 0, -1 or 'clamped'; choose one.")
     if o.fit not in FITS:
         raise OptionError(f"--q-fit {o.fit!r} is not one of {', '.join(FITS)}; choose one.")
     if o.expert_layout not in LAYOUTS:

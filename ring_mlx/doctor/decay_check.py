@@ -21,7 +21,7 @@ from ring_mlx.evaluation.scoring import Floats, nats, scored_logits
 from ring_mlx.model import Model
 
 SECTION, KEY = "decay", "decay_layer_offset"
-BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 128
+BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 64
 # Differences of fewer standard errors, or over fewer blocks of text, are not told from chance. Four rather than two, as
 # blocks of one text depend on each other, and as the best of three is compared with both others.
 SIGMAS, LEAST_BLOCKS = 4.0, 8

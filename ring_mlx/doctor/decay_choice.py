@@ -1,17 +1,93 @@
-"""What follows from a check of the decay: a key of config.json, written on request; knows files and no statistics."""
+"""The whole check of a model's decay, and what follows from it: a key of config.json; knows no statistics."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint_files import read_json
 from ring_mlx.config_values import shown
+from ring_mlx.convert.folder_files import DecayChoice
+from ring_mlx.convert.sources import Source
 from ring_mlx.convert.writer import MANIFEST, amend
-from ring_mlx.doctor.decay_check import KEY, SECTION, Offset, Verdict
+from ring_mlx.doctor import decay_check
+from ring_mlx.doctor.decay_check import KEY, SECTION, Offset, Progress, Verdict
+from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
 from ring_mlx.doctor.finding import OK, PROBLEM, Finding
-from ring_mlx.errors import ConfigError
+from ring_mlx.errors import ConfigError, OptionError, RingError
 from ring_mlx.files import write_atomically
+from ring_mlx.loading import load
+from ring_mlx.model import Model
+
+Say = Callable[[str], None]
+
+
+def check(
+    model: Model,
+    tokenizer: TokenizerWrapper,
+    say: Say,
+    text: Path | None = None,
+    tokens: int | None = None,
+    bar: Progress | None = None,
+) -> Verdict:
+    """Read about a minute's text under each formula, having said how long it takes.
+
+    Args:
+        model, tokenizer: From `ring_mlx.load`.
+        say: Takes a line.
+        text: A text file in place of the packaged conversations.
+        tokens: Read at most so many.
+        bar: Called with (parts scored, all of all formulas).
+
+    Raises:
+        OptionError: If the model has no linear layer, or there is no text that fits.
+        TokenizerError: If there is no chat template, and no text is given.
+    """
+    decay_check.check_linear(model)
+    tps = decay_check.tokens_a_second(model)
+    context, most = model.config.context_tokens, tokens or decay_check.affordable(tps)
+    parts = packaged_parts(tokenizer, context, most) if text is None else parts_of_file(text, tokenizer, context, most)
+    say(decay_check.announcement(parts, tps))
+    return decay_check.compare(model, parts, bar)
+
+
+def choose(source: Source, is_wanted: bool, say: Say, say_later: Say) -> DecayChoice | None:
+    """What `ring_mlx.convert` writes of the decay: what the check finds on the source.
+
+    Args:
+        source: What is converted.
+        is_wanted: Whether to check in any case, and to fail where that cannot be; otherwise only where config.json says
+            nothing and the source can be loaded, and to say so where it cannot.
+        say: Takes what is said before the check.
+        say_later: Takes what came of it, which matters if the conversion succeeds.
+
+    Raises:
+        RingError: As for `ring_mlx.load` and `check`, if it is wanted.
+    """
+    try:
+        if not is_wanted and (
+            KEY in source.raw or not any(map(source.config.is_linear, range(source.config.num_hidden_layers)))
+        ):
+            return None
+        if source.repo is not None:
+            raise OptionError("the decay cannot be checked while shards are streamed; leave --stream out.")
+        model, tokenizer = load(source.folder)
+        verdict = check(model, tokenizer, say)
+    except RingError as e:
+        if is_wanted:
+            raise
+        say_later(f"the decay was not checked: {e}")
+        return DecayChoice(None, (f"not checked; {KEY} {shown(source.config.decay_layer_offset)}",))
+    del model
+    mx.clear_cache()
+    found = decay_check.findings(verdict, source.config.decay_layer_offset, source.name)
+    end = f"{KEY} {shown(verdict.decided)} is written" if verdict.decided is not None else f"no {KEY} is written"
+    say_later(f"{found[-1].seen}; {end}.")
+    return DecayChoice(verdict.decided, (*(f"{f.name}: {f.seen}" for f in found), end))
 
 
 def write_choice(folder: Path, verdict: Verdict) -> Finding:
