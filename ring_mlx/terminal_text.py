@@ -24,8 +24,15 @@ _UNSAFE = re.compile(
 )
 
 
-def harmless(text: str) -> str:
-    r"""The text with such characters made visible, as ``\x1b`` or ``\u202e``; Windows' ends of lines become plain."""
+def harmless(text: str, is_name: bool = False) -> str:
+    r"""The text with such characters made visible, as ``\x1b`` or ``\u202e``; Windows' ends of lines become plain.
+
+    Args:
+        text: The text.
+        is_name: Make ends of lines and tabs visible too, so that a name has no line of its own.
+    """
+    if is_name:
+        return _UNSAFE.sub(_escape, text).replace("\n", r"\n").replace("\t", r"\t")
     return _UNSAFE.sub(_escape, text.replace("\r\n", "\n"))
 
 

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ring_mlx import RingError
+from ring_mlx import RingError, harmless
 from tui.store import Attachment
 
 MOST_BYTES, MOST_COMPLETIONS = 4_000_000, 50
@@ -92,7 +92,7 @@ def is_file(path: str) -> bool:
 
 
 def completions(start: str) -> list[str]:
-    """Paths that begin so, folders with a slash; hidden ones only after a dot."""
+    """Paths that begin so, folders with a slash; hidden ones only after a dot, and none that a terminal would act on."""
     folder, slash, name = start.rpartition("/")
     try:
         base = Path(f"{folder}{slash}" or ".").expanduser()
@@ -101,7 +101,8 @@ def completions(start: str) -> list[str]:
         return []
     found = []
     for entry in entries:
-        if entry.name.lower().startswith(name.lower()) and (name.startswith(".") or not entry.name.startswith(".")):
+        is_wanted = entry.name.lower().startswith(name.lower()) and entry.name == harmless(entry.name, is_name=True)
+        if is_wanted and (name.startswith(".") or not entry.name.startswith(".")):
             found.append(f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}")
         if len(found) == MOST_COMPLETIONS:
             break

@@ -82,4 +82,4 @@ def record_lines(r: Record) -> list[str]:
         ("end", r.finish_reason or "unknown"),
         ("edited", "yes, by hand" if r.is_edited else "no"),
     ]
-    return [f"{name:<12} {harmless(value)}" for name, value in rows]
+    return [f"{name:<12} {harmless(value, is_name=True)}" for name, value in rows]

@@ -172,14 +172,18 @@ def chat_line(chat: Chat, is_current: bool, now: float) -> Content:
     """A chat in a row: pinned or not, title, number of turns, age."""
     mark = "★ " if chat.pinned else "● " if is_current else "  "
     return Content.assemble(
-        mark, harmless(chat.title or "untitled"), (f"  {chat.turns} turns · {age(now - chat.changed)}", "$text-muted")
+        mark,
+        harmless(chat.title or "untitled", is_name=True),
+        (f"  {chat.turns} turns · {age(now - chat.changed)}", "$text-muted"),
     )
 
 
 def hit_line(hit: search.Hit) -> Content:
     """A hit in two rows: the title, and the words where they were said."""
     line = (
-        Content(harmless(hit.title or "untitled")).append(Content.styled(f"  {hit.role}", "$text-muted")).append("\n  ")
+        Content(harmless(hit.title or "untitled", is_name=True))
+        .append(Content.styled(f"  {hit.role}", "$text-muted"))
+        .append("\n  ")
     )
     for n, part in enumerate(harmless(hit.snippet).split(search.OPEN)):
         marked, _, rest = part.partition(search.CLOSE) if n else ("", "", part)

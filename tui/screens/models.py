@@ -61,8 +61,8 @@ class ModelsScreen(ModalScreen[ModelChoice | None]):
                 Option(
                     Content.assemble(
                         "● " if f.name == self._current else "  ",
-                        harmless(f.name),
-                        (f"  {harmless(f.remark)}", "$text-muted"),
+                        harmless(f.name, is_name=True),
+                        (f"  {harmless(f.remark, is_name=True)}", "$text-muted"),
                     )
                 )
                 for f in found

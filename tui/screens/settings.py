@@ -9,6 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Select, Static, TextArea
 
@@ -98,8 +99,8 @@ class SettingsScreen(ModalScreen[Preset | None]):
             self.refresh_bindings()
 
     @property
-    def _names(self) -> list[tuple[str, str]]:
-        return [(harmless(name), name) for name in self._presets]
+    def _names(self) -> list[tuple[Content, str]]:
+        return [(Content(harmless(name, is_name=True)), name) for name in self._presets]
 
     @property
     def _preset(self) -> str | None:

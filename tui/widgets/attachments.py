@@ -17,7 +17,8 @@ class Chip(Static):
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(
-            f"▪ {harmless(attachment.name)} {size_text(attachment.text)} \N{MULTIPLICATION SIGN}", markup=False
+            f"▪ {harmless(attachment.name, is_name=True)} {size_text(attachment.text)} \N{MULTIPLICATION SIGN}",
+            markup=False,
         )
         self.attachment = attachment
 

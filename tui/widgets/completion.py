@@ -41,4 +41,4 @@ class Completion(OptionList, can_focus=False):
 
 
 def _line(text: str, remark: str) -> Content:
-    return Content(harmless(text)).append(Content.styled(f"  {harmless(remark)}", "$text-muted"))
+    return Content(harmless(text, is_name=True)).append(Content.styled(f"  {harmless(remark)}", "$text-muted"))

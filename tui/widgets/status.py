@@ -34,7 +34,9 @@ class StatusLine(Widget):
         if self.figures is not None:
             room = width - GAP - min(12, len(self.model))
             right = Content(gauges(self.figures, self.context, self.memory_limit_bytes, room))
-        left = Content(harmless(self.model)).truncate(max(width - right.cell_length - GAP, 0), ellipsis=True)
+        left = Content(harmless(self.model, is_name=True)).truncate(
+            max(width - right.cell_length - GAP, 0), ellipsis=True
+        )
         if self.unsaved:
             left = Content.styled(f"{self.unsaved} {'turn' if self.unsaved == 1 else 'turns'} not saved", "$text-error")
         return Content(" " * max(width - left.cell_length - right.cell_length, 0)).join([left, right])

@@ -28,7 +28,7 @@ class UserTurn(TurnView):
         if len(text) > SHOWN_CHARACTERS:
             text = f"{text[:SHOWN_CHARACTERS]}… ({len(text):,} characters)"
         parts = [text] if text else []
-        notes = [f"▪ {harmless(a.name)} {size_text(a.text)}" for a in self.turn.attachments]
+        notes = [f"▪ {harmless(a.name, is_name=True)} {size_text(a.text)}" for a in self.turn.attachments]
         notes += [DAMAGED] if self.turn.is_damaged else []
         notes += [self.branch_text] if self.branch_text else []
         if not notes:
