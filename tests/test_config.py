@@ -12,6 +12,7 @@ from ring_mlx.errors import ConfigError
 from tests.tiny import GOLDENS, config, softmax_config
 
 OPTIONAL = {
+    "decay_layer_offset",
     "head_dim",
     "moe_shared_expert_intermediate_size",
     "rope_scaling",

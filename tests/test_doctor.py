@@ -445,7 +445,7 @@ def test_a_model_without_linear_layers_has_no_decay():
 @pytest.mark.parametrize("mode", ["auto", "always", "never", None])
 def test_a_conversion_checks_the_decay_of_its_source_and_says_so(capsys, monkeypatch, tmp_path, mode):
     model, asked = writer(), "clamped" if mode is None else None
-    save_hf(tmp_path / "hf", config())
+    save_hf(tmp_path / "hf", config(decay_layer_offset=...))
     parts = written(model, -1, rows=8, length=100) if mode in ("auto", "always") else []
     monkeypatch.setattr("ring_mlx.doctor.decay_choice.load", lambda folder: (model, None))
     monkeypatch.setattr("ring_mlx.doctor.decay_choice.packaged_parts", lambda *_: parts)
@@ -467,7 +467,7 @@ def test_a_conversion_checks_the_decay_of_its_source_and_says_so(capsys, monkeyp
 
 
 def test_a_conversion_goes_on_where_the_decay_cannot_be_checked_unless_that_was_asked_for(capsys, tmp_path):
-    save_hf(tmp_path / "hf", config())  # which has no tokenizer
+    save_hf(tmp_path / "hf", config(decay_layer_offset=...))  # which has no tokenizer
     arguments = ["convert", "--model", str(tmp_path / "hf"), "--mlx-path", str(tmp_path / "out")]
     assert main([*arguments, "--check-decay", "always"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

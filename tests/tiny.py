@@ -15,6 +15,7 @@ from ring_mlx.model import Model
 GOLDENS = Path(__file__).parent / "goldens"
 
 CONFIG: dict[str, Any] = {
+    "decay_layer_offset": 0,  # so that a conversion need not look for it
     "model_type": "bailing_moe_linear",
     "architectures": ["BailingMoeLinearV2ForCausalLM"],
     "hidden_size": 48,
