@@ -67,7 +67,7 @@ def parrot(tmp_path_factory):
 
 @pytest.fixture
 def say(parrot, monkeypatch):
-    """Chooses the template and what the model says; whoever loads the checkpoint gets that model."""
+    """Sets the template and what the model says; every later load of the checkpoint gives that model."""
     folder, model, tokenizer = parrot
     for place in ("ring_mlx.loading", "ring_mlx.session_worker", "ring_mlx.serve.parts"):
         monkeypatch.setattr(f"{place}.load", lambda *args, **options: (model, tokenizer))

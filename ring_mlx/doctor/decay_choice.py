@@ -1,4 +1,4 @@
-"""The whole check of a model's decay, and what follows from it: a key of config.json; knows no statistics."""
+"""Checks a model's decay on a text, and writes the formula that was found into config.json."""
 
 from __future__ import annotations
 
