@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx.checkpoint_files import read_json
-from ring_mlx.config_values import DECAY_OFFSETS, check_integers, is_count, is_decay_offset, is_number, shown
+from ring_mlx.config_values import check_integers, is_count, is_decay_offset, is_number, no_decay_offset, shown
 from ring_mlx.errors import ConfigError
 from ring_mlx.quantization import with_settings
 from ring_mlx.rope_scaling import lengthened, one_spelling, rope_scaling
@@ -249,8 +249,7 @@ def _fill_partial_rotary(values: dict[str, Any]) -> None:
 def _check_kinds(known: Mapping[str, Any]) -> None:
     offset = known.get("decay_layer_offset", 0)
     if not is_decay_offset(offset):
-        allowed = " or ".join(shown(value) for value in DECAY_OFFSETS)
-        raise ConfigError(f"decay_layer_offset {shown(offset)} is not {allowed}; correct config.json.")
+        raise ConfigError(f"{no_decay_offset(offset)}; correct config.json.")
     for f in fields(RingConfig):
         if f.name not in known or f.name in ("rope_scaling", "decay_layer_offset"):
             continue

@@ -56,6 +56,11 @@ def is_decay_offset(value: object) -> TypeGuard[int | str]:
     return isinstance(value, (int, str)) and not isinstance(value, bool) and value in DECAY_OFFSETS
 
 
+def no_decay_offset(value: object) -> str:
+    """What is said of a value that `is_decay_offset` refuses."""
+    return f"decay_layer_offset {shown(value)} is not {' or '.join(map(shown, DECAY_OFFSETS))}"
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is one that float32 holds."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST_FLOAT <= value <= MOST_FLOAT

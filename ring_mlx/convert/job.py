@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.checkpoint_files import read_json
-from ring_mlx.config_values import is_decay_offset, shown
+from ring_mlx.config_values import is_decay_offset, no_decay_offset, shown
 from ring_mlx.convert import folder_files, remote
 from ring_mlx.convert.expert_shards import ExpertShardFile
 from ring_mlx.convert.fit import FITS, quantize
@@ -225,7 +225,7 @@ def _check_options(o: Options) -> None:
     if o.recipe and o.bits is not None:
         raise OptionError(f"--q-bits {o.bits} has no effect on --quant-predicate {o.recipe}; leave one out.")
     if o.decay_layer_offset is not None and not is_decay_offset(o.decay_layer_offset):
-        raise OptionError(f"--decay-layer-offset {shown(o.decay_layer_offset)} is not 0, -1 or 'clamped'; choose one.")
+        raise OptionError(f"{no_decay_offset(o.decay_layer_offset)}; choose one.")
     if o.fit not in FITS:
         raise OptionError(f"--q-fit {o.fit!r} is not one of {', '.join(FITS)}; choose one.")
     if o.expert_layout not in LAYOUTS:
