@@ -309,13 +309,6 @@ def test_unknown_command(cli):
     assert_one_line(cli("fly"), "fly")
 
 
-def test_no_command_prints_help(cli):
-    code, out, _ = cli()
-    assert code == 0
-    for name in ("generate", "cache-prompt", "convert", "chat"):
-        assert name in out
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_config(cli, damaged):
     (damaged / "config.json").chmod(0)

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from ring_mlx import RingError, add_thinking_options, byte_count, harmless, thinking_of, value_range
+from ring_mlx import RingError, add_command, add_thinking_options, byte_count, harmless, thinking_of, value_range
 from tui.commands import SETTINGS
 
 EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
@@ -24,17 +24,22 @@ class NoTerminalError(RingError):
 
 def add(commands: Any) -> None:
     """Add the subcommand; registered under the entry point group ``ring_mlx.commands``."""
-    parser = commands.add_parser("chat", help="chat in the terminal", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=EXPERTS)
+    parser = add_command(
+        commands, "chat", "conversations in the terminal", "Conversations in the terminal.", "ring-mlx chat --resume"
+    )
+    c = parser.add_argument_group("chat")
+    c.add_argument("--resume", action="store_true", help="go on with the latest chat")
+    c.add_argument("--plain", action="store_true", help="line by line, for dumb terminals and pipes")
+    c.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")
+    m = parser.add_argument_group("model")
+    m.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
+    m.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    m.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=EXPERTS)
+    a = parser.add_argument_group("answer")
     for name in SETTINGS:
         flags = [f"--{name.replace('_', '-')}", *(["-m"] if name == "max_tokens" else [])]
-        parser.add_argument(*flags, type=value_range(name).read, help=value_range(name).about)
-    parser.add_argument("--system-prompt", help="system prompt for the chat template")
+        a.add_argument(*flags, type=value_range(name).read, help=value_range(name).about)
     add_thinking_options(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the latest chat")
-    parser.add_argument("--plain", action="store_true", help="line by line, for dumb terminals and pipes")
     parser.set_defaults(run=run)
 
 

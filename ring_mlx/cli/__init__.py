@@ -8,22 +8,29 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any, NoReturn
+from typing import Any
 
 from ring_mlx import __version__
+from ring_mlx.cli.parsing import BAD_INPUT, OneLineParser
 from ring_mlx.errors import RingError
-from ring_mlx.terminal_text import harmless, note
+from ring_mlx.terminal_text import note
 
-BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+INTERRUPTED, BROKEN_PIPE = 130, 141
 COMMANDS_GROUP = "ring_mlx.commands"
+FIRST = """\
+ring-mlx runs Ring-linear 2.0 models. Try first:
 
+  ring-mlx chat
+      a chat with the toy that comes with it: it adds, sorts and spells, and needs no network
+  ring-mlx generate --prompt "What is 27 + 35?"
+      one answer of the toy
+  ring-mlx doctor
+      what this machine can run, and what it lacks
+  ring-mlx chat --model mlx-community/Ring-mini-linear-2.0-4bit
+      the real model in 4 bits, which is fetched once (8.6 GB)
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line, with exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message without the usage, and exit."""
-        self.exit(BAD_INPUT, harmless(f"{self.prog}: [option] {message}; see {self.prog} --help.\n"))
+ring-mlx --help lists all commands, ring-mlx COMMAND --help the options of one.
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,21 +52,25 @@ def build_parser() -> argparse.ArgumentParser:
         serve_command,
     )
 
-    parser = OneLineParser(prog="ring-mlx", description="Run Ring-linear 2.0 models with MLX.")
+    parser = OneLineParser(
+        prog="ring-mlx",
+        description="Run Ring-linear 2.0 models with MLX.",
+        epilog="ring-mlx COMMAND --help lists the options of one, with an example.",
+    )
     parser.add_argument("--version", action="version", version=f"ring-mlx {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
-    generate_command.add(commands)
-    launch_command.add(commands)
-    cache_prompt_command.add(commands)
-    cache_command.add(commands)
-    convert_command.add(commands)
-    eval_command.add(commands)
-    bench_command.add(commands)
-    doctor_command.add(commands)
-    mlx_lm_command.add(commands)
-    serve_command.add(commands)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog=parser.prog)
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda e: e.name):
         entry.load()(commands)
+    generate_command.add(commands)
+    serve_command.add(commands)
+    convert_command.add(commands)
+    doctor_command.add(commands)
+    eval_command.add(commands)
+    bench_command.add(commands)
+    cache_prompt_command.add(commands)
+    cache_command.add(commands)
+    launch_command.add(commands)
+    mlx_lm_command.add(commands)
     return parser
 
 
@@ -71,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.command is None:
-        parser.print_help()
+        print(FIRST, end="")
         return 0
     try:
         code: int = args.run(args)

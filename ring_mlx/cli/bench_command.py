@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.cli import options
+from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.distributed.member import joined
 from ring_mlx.terminal_text import for_output, note
 
@@ -30,7 +31,7 @@ HELP = {
     "layers": "so many layers instead of the model's own, with --random",
     "prompt": "prompt tokens, several with commas (512,2048,8192, as far as the context goes)",
     "csv": "append a row for each cell, with a header if the file is new",
-    "vs_max": "longest prompt that mlx-lm reads itself, a token at a time (2048); longer ones it gets read",
+    "vs_max": "longest prompt that mlx-lm reads itself, a token at a time; longer ones it gets read (2048)",
     "floor": "measure bandwidth and matmul rate, and print our share of what they allow",
     "ops": "count the dispatches of a decode step by primitive",
 }
@@ -38,11 +39,18 @@ HELP = {
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("bench", help="speed and memory", description=__doc__, allow_abbrev=False)
+    parser = add_command(
+        commands,
+        "bench",
+        "speed and memory",
+        "How fast a model runs here, beside mlx-lm and beside what the machine could do.",
+        "ring-mlx bench -p 512 -g 32 -n 2",
+    )
     options.add_model_options(parser)
-    parser.add_argument("--random", choices=SHAPES, help=HELP["random"])
-    parser.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8, UNQUANTISED), help=HELP["bits"])
-    parser.add_argument("--layers", type=options.positive_int, help=HELP["layers"])
+    r = group_of(parser, "model")
+    r.add_argument("--random", choices=SHAPES, help=HELP["random"])
+    r.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8, UNQUANTISED), help=HELP["bits"])
+    r.add_argument("--layers", type=options.positive_int, help=HELP["layers"])
     options.add_expert_options(parser)
     options.add_distributed_option(parser)
     m = parser.add_argument_group("what is measured")
@@ -61,7 +69,7 @@ def add(commands: Any) -> None:
     f.add_argument("--csv", type=Path, help=HELP["csv"])
     f.add_argument("--json", type=Path, help="write one JSON object")
     f.add_argument("--markdown", type=Path, help="write a Markdown table")
-    f.add_argument("--plot", type=Path, help="write a PNG of speed against context (needs matplotlib)")
+    f.add_argument("--plot", type=Path, help="write a PNG of speed against context; needs matplotlib")
     parser.set_defaults(run=run)
 
 

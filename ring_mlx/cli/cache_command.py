@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
+from ring_mlx.cli.parsing import add_command
 from ring_mlx.errors import CacheFileError, OptionError
 from ring_mlx.terminal_text import harmless, note
 
@@ -21,14 +22,20 @@ DAY_S = 86400.0
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("cache", help="list or prune the snapshots on disk", description=__doc__)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text, run in (
-        ("info", "where the snapshots are and how much room they take", _info),
-        ("list", "every snapshot, the one used last first", _list),
-        ("prune", "remove snapshots, and files that belong to none", _prune),
+    parser = add_command(
+        commands,
+        "cache",
+        "list or prune the snapshots on disk",
+        "What the snapshots of prompts on disk are, and how to have fewer.",
+        "ring-mlx cache info",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog=parser.prog)
+    for name, text, run, more in (
+        ("info", "where the snapshots are and how much room they take", _info, ""),
+        ("list", "every snapshot, the one used last first", _list, " --json"),
+        ("prune", "remove snapshots, and files that belong to none", _prune, " --unused-days 30"),
     ):
-        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action = add_command(actions, name, text, text.capitalize() + ".", f"ring-mlx cache {name}{more}")
         action.add_argument("--cache-dir", help="folder of the snapshots (default: the system's, or RING_MLX_CACHE)")
         action.add_argument("--model", help="only the model whose name or fingerprint starts so")
         action.set_defaults(run=run)

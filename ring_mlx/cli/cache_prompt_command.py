@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from ring_mlx.cli import options
+from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import PrefillBar
 from ring_mlx.errors import CacheFileError, PromptError
 from ring_mlx.files import behind_links, check_writable
@@ -16,14 +17,19 @@ from ring_mlx.terminal_text import harmless
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
-        "cache-prompt", help="read a prompt once and save the state", description=__doc__, allow_abbrev=False
+    parser = add_command(
+        commands,
+        "cache-prompt",
+        "read a prompt once and save the state",
+        "Read a long text once and keep what the model knows of it, for `ring-mlx generate --prompt-cache-file`.",
+        "ring-mlx cache-prompt --prompt - --prompt-cache-file book.safetensors < book.txt",
     )
+    p = group_of(parser, "prompt")
+    p.add_argument("--prompt", required=True, help="text to read; - reads standard input")
+    p.add_argument("--prompt-cache-file", required=True, help="file to write")
+    p.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")
+    p.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
     options.add_model_options(parser)
-    parser.add_argument("--prompt", required=True, help="text to read ('-' for standard input)")
-    parser.add_argument("--prompt-cache-file", required=True, help="file to write")
-    parser.add_argument("--system-prompt", help="system prompt for the chat template")
-    parser.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
     options.add_prefill_options(parser)
     parser.set_defaults(run=run)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ring_mlx.cli import options
+from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, harmless, note
 
@@ -38,12 +39,17 @@ HELP = {
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
-        "convert", help="convert and quantise a checkpoint", description=__doc__, allow_abbrev=False
+    parser = add_command(
+        commands,
+        "convert",
+        "convert and quantise a checkpoint",
+        "A checkpoint to the mlx-community form, quantised or not, checked, measured and uploaded.",
+        "ring-mlx convert --model inclusionAI/Ring-mini-linear-2.0 --mlx-path ring-mini-q4 -q --quant-predicate ring-q4",
     )
-    parser.add_argument("--hf-path", "--model", dest="source", help="folder, or owner/name on the hub")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument("--mlx-path", default="mlx_model", help=HELP["mlx_path"])
+    m = group_of(parser, "model")
+    m.add_argument("--hf-path", "--model", metavar="MODEL", dest="source", help="folder, or owner/name on the hub")
+    m.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    m.add_argument("--mlx-path", default="mlx_model", help=HELP["mlx_path"])
     q = parser.add_argument_group("what becomes of the weights")
     q.add_argument("-q", "--quantize", action="store_true", help="quantise")
     q.add_argument("--q-bits", type=options.positive_int, help=HELP["bits"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ring_mlx.cli import options
+from ring_mlx.cli.parsing import add_command
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, harmless_json, note
 
@@ -29,7 +30,13 @@ HELP = {
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("doctor", help="what this machine lacks", description=__doc__, allow_abbrev=False)
+    parser = add_command(
+        commands,
+        "doctor",
+        "what this machine can run, and what it lacks",
+        "Whether this machine can run Ring models, and which decay a checkpoint was trained with.",
+        "ring-mlx doctor",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     d = parser.add_argument_group("decay")
     d.add_argument("--check-decay", metavar="MODEL", help=HELP["decay"])

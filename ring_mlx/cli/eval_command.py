@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ring_mlx.cli import options
 from ring_mlx.cli.bench_command import counts as numbers
+from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, harmless_json
 
@@ -46,16 +47,24 @@ HELP = {
     "depths": "places of the facts, evenly from start to end (5)",
     "needles": "facts at each place, each asked for alone (3)",
     "filler": "text file whose sentences hide the facts (small talk)",
-    "plot": "write the recall as a PNG (needs matplotlib)",
+    "plot": "write the recall as a PNG; needs matplotlib",
 }
 
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("eval", help="how good a model is", description=__doc__, allow_abbrev=False)
+    parser = add_command(
+        commands,
+        "eval",
+        "how good a model is",
+        "A suite's questions, perplexity, divergence from another model, recall from long texts.",
+        "ring-mlx eval --suite demo --limit 2",
+    )
     options.add_model_options(parser)
-    parser.add_argument("--max-tokens", "-m", type=options.positive_int, default=400, help="of an answer (400)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    group_of(parser, "answer").add_argument(
+        "--max-tokens", "-m", type=options.positive_int, default=400, help="of an answer (400)"
+    )
+    group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
     s = parser.add_argument_group("a suite of questions with one right answer")
     s.add_argument("--suite", help=HELP["suite"])
     s.add_argument("--task", action="append", help="only this task of the suite; may be given again")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import INTERRUPTED, options
+from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import PrefillBar
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError, PromptError
@@ -43,30 +44,39 @@ RULE = "=" * 10
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("generate", help="generate text", description=__doc__, allow_abbrev=False)
-    options.add_model_options(parser)
-    parser.add_argument("--prompt", "-p", default="hello", help="the message ('-' for standard input)")
-    parser.add_argument("--system-prompt", help="system prompt for the chat template")
-    parser.add_argument("--prefill-response", help="text that the answer starts with")
-    options.add_setting(parser, "max_tokens", 100, "-m", about="at most so many; -1 is what the context holds (100)")
-    parser.add_argument("--extra-eos-token", nargs="+", default=(), help="further tokens that stop")
-    parser.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
-    parser.add_argument("--chat-template-config", type=options.json_object, help="JSON object for the template")
-    parser.add_argument("--verbose", type=_str2bool, default=True, help="with statistics, or the text only (True)")
-    parser.add_argument("--prompt-cache-file", help="continue what `ring-mlx cache-prompt` saved")
-    parser.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
-    options.add_setting(parser, "thinking_budget", None)
+    parser = add_command(
+        commands,
+        "generate",
+        "one prompt in, text out",
+        "One prompt in, text out, with the flags of mlx_lm.generate.",
+        'ring-mlx generate --prompt "What is 27 + 35?"',
+    )
+    p = group_of(parser, "prompt")
+    p.add_argument("--prompt", "-p", default="hello", help="the message; - reads standard input (hello)")
+    p.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")
+    p.add_argument("--prefill-response", metavar="TEXT", help="text that the answer starts with")
+    p.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
+    p.add_argument("--chat-template-config", type=options.json_object, help="JSON object for the template")
+    p.add_argument("--prompt-cache-file", help="continue what `ring-mlx cache-prompt` saved")
+    a = group_of(parser, "answer")
+    options.add_setting(a, "max_tokens", 100, "-m", about="at most so many; -1 is what the context holds (100)")
+    a.add_argument("--extra-eos-token", nargs="+", default=(), help="further tokens that stop")
+    options.add_setting(a, "thinking_budget", None)
     options.add_thinking_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    options.add_distributed_option(parser)
+    o = group_of(parser, "output")
+    o.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
+    o.add_argument("--verbose", type=_str2bool, default=True, help="with statistics, or the text only (True)")
+    o.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    options.add_model_options(parser)
     options.add_expert_options(parser)
-    options.add_prefill_options(parser)
+    options.add_distributed_option(parser)
     options.add_sampling_options(parser)
-    refused = parser.add_argument_group("not supported", "flags of mlx_lm.generate that are refused with the reason")
-    for flag in REFUSED:
-        refused.add_argument(flag, nargs="+", help=argparse.SUPPRESS)
-    for flag in REFUSED_SWITCHES:
-        refused.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    options.add_prefill_options(parser)
+    refused = group_of(parser, "flags of mlx_lm.generate that are refused, and why")
+    for flag, why in REFUSED.items():
+        refused.add_argument(flag, nargs="+", metavar="X", help=why)
+    for flag, why in REFUSED_SWITCHES.items():
+        refused.add_argument(flag, action="store_true", help=why)
     parser.set_defaults(run=run)
 
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ring_mlx.cli import OneLineParser, options
+from ring_mlx.cli import options
+from ring_mlx.cli.parsing import OneLineParser, add_command
 from ring_mlx.errors import OptionError
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ _ANY = " or ".join((", ".join(COMMANDS[:-1]), COMMANDS[-1]))
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
-        "launch", help="a command on several Macs that share a model", description=__doc__, allow_abbrev=False
+    parser = add_command(
+        commands,
+        "launch",
+        "a command on several Macs that share a model",
+        "One command on several machines, or in several processes here.",
+        "ring-mlx launch --hosts mac1,mac2 generate --model inclusionAI/Ring-flash-linear-2.0 --prompt hello",
     )
     parser.add_argument("--hosts", help="names for ssh, each with =IP if it has several addresses: mac1,mac2=10.0.0.2")
     parser.add_argument("-n", "--repeat-hosts", type=options.positive_int, default=1, help="processes a host (1)")
@@ -80,7 +85,7 @@ def _launch(args: argparse.Namespace, command: list[str], chosen: list[Host], na
 
 def _model(command: list[str]) -> tuple[str | None, str | None]:
     """--model and --revision of a command."""
-    parser = OneLineParser(prog=f"ring-mlx {command[0]}", add_help=False, allow_abbrev=False)
+    parser = OneLineParser(prog=f"ring-mlx {command[0]}", add_help=False)
     parser.add_argument("--model")
     parser.add_argument("--revision")
     found, _ = parser.parse_known_args(command[1:])

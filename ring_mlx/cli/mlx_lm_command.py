@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ring_mlx.cli.parsing import add_command
+
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
-        "mlx-lm", help="a command of mlx-lm, with our model in it", description=__doc__, allow_abbrev=False
+    parser = add_command(
+        commands,
+        "mlx-lm",
+        "a command of mlx-lm, with our model in it",
+        "A command of mlx-lm, with our model where the checkpoint is one of ours.",
+        "ring-mlx mlx-lm perplexity --model ring-mini-q4",
     )
     parser.add_argument("name", metavar="COMMAND", help="generate, server, lora, perplexity and so on")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments; try --help")

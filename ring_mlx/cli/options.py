@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ring_mlx.cli.parsing import group_of
 from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
@@ -33,42 +34,45 @@ TOY_NOTE = (
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--model, --revision and --exact."""
-    parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument(
-        "--exact", action="store_true", help="residual stream, norms and head in float32 too (slower, more memory)"
+    g = group_of(parser, "model")
+    g.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
+    g.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    g.add_argument(
+        "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
     )
 
 
 def add_expert_options(parser: argparse.ArgumentParser) -> None:
     """Routed experts that are read on demand."""
-    parser.add_argument(
+    g = group_of(parser, "model")
+    g.add_argument(
         "--expert-cache-bytes",
         type=byte_count,
         metavar="N",
         help="read routed experts on demand into so much memory, such as 8GB (default: all in memory)",
     )
-    parser.add_argument(
+    g.add_argument(
         "--expert-policy", choices=("lru", "lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)"
     )
 
 
 def add_distributed_option(parser: argparse.ArgumentParser) -> None:
     """How several processes share the model."""
-    parser.add_argument(
+    group_of(parser, "model").add_argument(
         "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"
     )
 
 
 def add_thinking_options(parser: argparse.ArgumentParser) -> None:
     """How answers start, and the room that a thought leaves."""
-    parser.add_argument(
+    g = group_of(parser, "answer")
+    g.add_argument(
         "--thinking-start",
         choices=STARTS,
         default="auto",
         help="whether answers start within a thought: as prompt and text say, always, or never (auto)",
     )
-    parser.add_argument(
+    g.add_argument(
         "--answer-room",
         type=natural_int,
         metavar="N",
@@ -87,12 +91,11 @@ STEP_HELP = "prompt tokens a step (2048 on a GPU, 128 on a CPU)"
 
 def add_prefill_options(parser: argparse.ArgumentParser) -> None:
     """Steps of the prefill and quantised keys and values."""
-    parser.add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
-    parser.add_argument("--kv-bits", type=int, help="quantise keys and values of softmax layers to 2, 4 or 8 bits")
-    parser.add_argument("--kv-group-size", type=int, default=64, help="group size of --kv-bits (64)")
-    parser.add_argument(
-        "--quantized-kv-start", type=natural_int, default=5000, help="tokens before --kv-bits begins (5000)"
-    )
+    g = group_of(parser, "memory")
+    g.add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
+    g.add_argument("--kv-bits", type=int, help="quantise keys and values of softmax layers to 2, 4 or 8 bits")
+    g.add_argument("--kv-group-size", type=int, default=64, help="group size of --kv-bits (64)")
+    g.add_argument("--quantized-kv-start", type=natural_int, default=5000, help="tokens before --kv-bits begins (5000)")
 
 
 def prefill_step_size(args: argparse.Namespace) -> int:
@@ -104,11 +107,12 @@ def prefill_step_size(args: argparse.Namespace) -> int:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The samplers and logits processors of mlx-lm, under its names and with its defaults."""
-    g = parser.add_argument_group("sampling")
+    g = group_of(parser, "sampling")
     for f in fields(Sampling):
         default = {"temp": 0.0, "logit_bias": None}.get(f.name, f.default)
         if f.name != "logit_bias":
-            add_setting(g, f.name, default)
+            about = "temperature; 0 is greedy (0)" if f.name == "temp" else ""
+            add_setting(g, f.name, default, about=about)
     g.add_argument("--logit-bias", type=json_object, help='JSON object of token id to bias, such as {"17": -5}')
 
 

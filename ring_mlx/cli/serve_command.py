@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
+from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.member import joined
 from ring_mlx.terminal_text import for_output, note
@@ -42,22 +43,28 @@ HELP = {
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("serve", help="OpenAI's routes over HTTP", description=__doc__, allow_abbrev=False)
+    parser = add_command(
+        commands,
+        "serve",
+        "OpenAI's routes over HTTP, for editors and agents",
+        "OpenAI's chat and completion routes for editors and agents; several requests at once.",
+        "ring-mlx serve --model inclusionAI/Ring-mini-linear-2.0 --port 8080",
+    )
     options.add_model_options(parser)
     options.add_expert_options(parser)
     options.add_distributed_option(parser)
-    options.add_thinking_options(parser)
-    parser.add_argument("--model-name", help=HELP["model_name"])
+    group_of(parser, "model").add_argument("--model-name", help=HELP["model_name"])
     a = parser.add_argument_group("address")
     a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     a.add_argument("--port", type=options.natural_int, default=8080, help="port; 0 takes a free one (8080)")
     a.add_argument("--api-key", help=HELP["api_key"])
     a.add_argument("--allowed-hosts", type=_names, default=(), metavar="NAMES", help=HELP["hosts"])
     a.add_argument("--log-requests", action="store_true", help="print a line for each request")
-    d = parser.add_argument_group("where a request says nothing else")
-    options.add_setting(d, "max_tokens", 2048, about=HELP["max_tokens"])
-    options.add_setting(d, "temp", 0.6, about=HELP["temp"])
-    options.add_setting(d, "top_p", 1.0, about=HELP["top_p"])
+    a = group_of(parser, "answer")
+    options.add_setting(a, "max_tokens", 2048, about=HELP["max_tokens"])
+    options.add_setting(a, "temp", 0.6, about=HELP["temp"])
+    options.add_setting(a, "top_p", 1.0, about=HELP["top_p"])
+    options.add_thinking_options(parser)
     g = parser.add_argument_group("how much at once")
     g.add_argument("--max-batch", type=options.positive_int, default=8, help=HELP["batch"])
     g.add_argument("--max-queue", type=options.positive_int, default=64, help=HELP["queue"])

@@ -1,0 +1,77 @@
+"""How commands read their options and show their help; knows no command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from ring_mlx.terminal_text import harmless
+
+BAD_INPUT = 2
+_DEFAULT = re.compile(r"\((?!default)([^()]*)\)$")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Help with a short usage, short names for values, and what holds without an option as its default."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 32, **settings})
+
+    def add_usage(self, usage: Any, actions: Iterable[Any], groups: Iterable[Any], prefix: str | None = None) -> None:
+        """Name what must be given; the options below say the rest."""
+        options = argparse.Action([], "options", metavar="[options]")
+        needed = [a for a in actions if a.required or not a.option_strings]
+        super().add_usage(usage, [options, *needed], [], prefix)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(sorted(action.option_strings, key=len))} {value}".rstrip()
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return super()._get_default_metavar_for_optional(action).rpartition("_")[2]
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        # The texts end in the default in brackets: "tokens after the first (128)".
+        text = action.help or ""
+        return text if action.nargs == 0 else _DEFAULT.sub(r"(default: \1)", text)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports an error in one line, with exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message without the usage, and exit."""
+        self.exit(BAD_INPUT, harmless(f"{self.prog}: [option] {message}; see {self.prog} --help.\n"))
+
+
+def add_command(commands: Any, name: str, about: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """A parser for one more command.
+
+    Args:
+        commands: What ``add_subparsers`` gave.
+        name: The command.
+        about: What it does in a few words, for the list of commands.
+        description: The same in a sentence, for its own help.
+        examples: Lines that can be typed as they are.
+    """
+    shown = "".join(f"\n  {line}" for line in examples)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=description, epilog=f"example{'s' * (len(examples) > 1)}:{shown}"
+    )
+    return parser
+
+
+def group_of(parser: argparse.ArgumentParser, title: str) -> Any:
+    """The group of options with this title, made where there is none yet."""
+    found = (g for g in parser._action_groups if g.title == title)
+    return next(found, None) or parser.add_argument_group(title)
