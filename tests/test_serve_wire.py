@@ -183,6 +183,18 @@ def test_broken_chunks(server, sent):
     assert statuses(server, POST + CHUNKED + b"\r\n", sent) == [400]
 
 
+@pytest.mark.parametrize("body", [b"", BODY])
+@pytest.mark.parametrize(
+    "end", [b"\n", b"A: b\n\n", b"A: b\n\r\n", b"A: b\r\n\n", b"A: b\r\n c\r\n\r\n", b"A: b\nC: d\r\n\r\n"]
+)
+def test_chunks_that_could_end_in_two_places(server, body, end):
+    """A proxy that reads on to the next \\r\\n would send the request behind them as a part of this one."""
+    sent = chunks(body, 1000)[:-2] + end + HEALTH + b"\r\n"
+    for pieces in ([sent], [sent[i : i + 5] for i in range(0, len(sent), 5)]):
+        ((status, answer),) = exchange(server, POST + CHUNKED + b"\r\n", *pieces)
+        assert (status, json.loads(answer)["error"]["code"]) == (400, "bad_http")
+
+
 def test_requests_in_one_go_are_answered_in_turn(server):
     posts = (
         POST + LENGTH + b"\r\n" + BODY,

@@ -35,6 +35,7 @@ MOST_HEAD_BYTES, MOST_HEADERS, MOST_CHUNKS, READ_BYTES = 1 << 16, 100, 1 << 15, 
 JSON = "application/json"
 Headers = Mapping[str, str]
 NOT_HTTP = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\n[ \t]|[\0-\x08\x0b\x0c\x0e-\x1f]")
+NOT_STRICT = "this is not HTTP/1.1 (a control character, a bare or folded line)."
 ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 ONCE = {
     *("authorization", "content-encoding", "content-length", "content-type", "expect", "host", "origin"),
@@ -181,6 +182,7 @@ class Wire(socketserver.BaseRequestHandler):
 
     def _read_body(self, most: int) -> bytes:
         body, chunks, deadline = bytearray(), 0, time.monotonic() + BODY_S
+        tail = bytearray(self._buffer)  # as much as the trailers of a body in chunks may take
         if self._buffer and self._http.their_state is h11.SEND_BODY:
             self._http.receive_data(self._buffer)
             self._buffer = b""
@@ -199,9 +201,21 @@ class Wire(socketserver.BaseRequestHandler):
                 data = self._receive(deadline)
                 if not data:
                     raise GoneError
+                tail += data
+                if len(tail) > 4 * MOST_HEAD_BYTES:
+                    del tail[: -2 * MOST_HEAD_BYTES]
                 self._http.receive_data(data)
+            elif isinstance(event, h11.EndOfMessage) and "transfer-encoding" in self.headers:
+                self._check_trailers(tail.removesuffix(self._http.trailing_data[0]), len(event.headers))
         self._buffer = self._http.trailing_data[0] or self._buffer
         return bytes(body)
+
+    def _check_trailers(self, sent: bytearray, count: int) -> None:
+        """Refuse an end of a body in chunks where h11 is lenient: its last line, ``count`` trailers, an empty line."""
+        lines = sent.split(b"\r\n")[-3 - count :]
+        if NOT_HTTP.search(b"\r\n".join([b"", *lines])):
+            self._closing = True  # what follows may be a part of this body
+            raise bad(NOT_STRICT, code="bad_http")
 
     def _receive(self, deadline: float) -> bytes:
         left = deadline - time.monotonic()
@@ -283,7 +297,7 @@ class Wire(socketserver.BaseRequestHandler):
 def _check_head(head: bytearray, start: int, end: int) -> None:
     """Refuse what more lenient readers than h11 could take for something else, and what is too long."""
     if NOT_HTTP.search(head, start, end):
-        raise bad("this is not HTTP/1.1 (a control character, a bare or folded line).", code="bad_http")
+        raise bad(NOT_STRICT, code="bad_http")
     if end > MOST_HEAD_BYTES:
         status, what = (414, "address is") if head.find(b"\r\n", 0, MOST_HEAD_BYTES) < 0 else (431, "headers are")
         raise ApiError(status, f"the {what} longer than {MOST_HEAD_BYTES} bytes.", code="bad_http")
