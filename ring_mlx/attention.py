@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
-from mlx_lm.models.rope_utils import initialize_rope
+from mlx_lm.models.rope_utils import YarnRoPE, initialize_rope
 
 from metal_kernels import (
     Heads,
@@ -23,6 +23,7 @@ from metal_kernels import (
 from ring_mlx.config import RingConfig
 from ring_mlx.decay import decay_rate
 from ring_mlx.packing import PackedLayers
+from ring_mlx.rope_scaling import attention_factor
 
 Result = tuple[mx.array, "mx.array | None"]
 
@@ -49,6 +50,8 @@ class _Attention(nn.Module):
             scaling_config=dict(config.rope_scaling) if config.rope_scaling else None,
             max_position_embeddings=config.max_position_embeddings,
         )
+        if isinstance(self.rope, YarnRoPE) and config.rope_scaling:
+            self.rope.mscale = attention_factor(config.rope_scaling)
         self._eps = config.rms_norm_eps
         inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
         self._inv_freq = _constant(inv_freq)

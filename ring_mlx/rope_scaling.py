@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ring_mlx.config_values import MOST_INTEGER, is_number, shown
 from ring_mlx.errors import ConfigError
 
-ROPE_TYPES = ("default", "linear", "yarn")
-ROPE_KEYS = frozenset(
-    [
-        "type",
-        "rope_type",
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-    ]
-)
+# Which keys say something of each type; all else is refused.
+ROPE_TYPES = {
+    "default": frozenset(["type", "factor", "original_max_position_embeddings"]),
+    "linear": frozenset(["type", "factor", "original_max_position_embeddings"]),
+    "yarn": frozenset(
+        ["type", "factor", "original_max_position_embeddings"]
+        + ["attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"]
+    ),
+}
+ROPE_KEYS = ROPE_TYPES["yarn"]
 # Keys of the model itself that newer files put beside those of the scaling.
 MODEL_KEYS = ("rope_theta", "partial_rotary_factor")
 LEAST_FACTOR = 1e-4
@@ -30,19 +28,20 @@ def one_spelling(values: dict[str, Any]) -> None:
     """Bring what ``rope_parameters`` and ``rope_scaling`` say to the keys of the model and to ``rope_scaling``.
 
     Raises:
-        ConfigError: If one is not an object or has an unknown key, or two places say different things.
+        ConfigError: If one is not an object, or has an unknown type or key, or two places say different things.
     """
     top = {k: values[k] for k in MODEL_KEYS if values.get(k) is not None}
     found: dict[str, tuple[str, Any]] = {k: ("config.json", v) for k, v in top.items()}
     for place in ("rope_parameters", "rope_scaling"):
         for key, value in _known(place, values.get(place)):
             before = found.setdefault(key, (place, value))
-            if before[1] != value:
+            if before != (place, value) and before[1] != value:
                 raise ConfigError(
                     f"{key} {shown(value)} in {place} contradicts {shown(before[1])} in {before[0]}; remove the wrong "
                     "one from config.json."
                 )
     values |= {k: found.pop(k)[1] for k in MODEL_KEYS if k in found}
+    _check_keys(found)
     values["rope_scaling"] = {k: v for k, (_, v) in found.items()}
 
 
@@ -51,30 +50,36 @@ def _known(place: str, given: object) -> Iterator[tuple[str, Any]]:
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"{place} {shown(given)} is not an object; correct config.json.")
     for key, value in (given or {}).items():
-        if value is None or (key == "truncate" and value is True):  # what is done without the key
-            continue
-        if key not in ROPE_KEYS and key not in MODEL_KEYS:
-            raise ConfigError(f"{place} key {shown(key)} is not supported; remove it from config.json.")
-        yield "type" if key == "rope_type" else key, value
+        if value is not None and not (key == "truncate" and value is True):  # what is done without the key
+            yield "type" if key == "rope_type" else key, value
+
+
+def _check_keys(found: Mapping[str, tuple[str, Any]]) -> None:
+    """Refuse a type that the model does not have, and a key that says nothing of the type."""
+    place, kind = found.get("type", ("", "default"))
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        raise ConfigError(
+            f"{place} type {shown(kind)} is not supported, only {', '.join(ROPE_TYPES)}; "
+            "use a checkpoint with one of them."
+        )
+    for key, (place, _) in found.items():
+        if key not in ROPE_TYPES[kind]:
+            raise ConfigError(
+                f"{place} key {shown(key)} is not supported with the type {kind}; remove it from config.json."
+            )
 
 
 def rope_scaling(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The scaling with its defaults, of a file in `one_spelling`; None where there is none.
 
     Raises:
-        ConfigError: If it is of another type or has a value that cannot be computed with.
+        ConfigError: If it has a value that cannot be computed with.
     """
     scaling = dict(values["rope_scaling"])
-    kind = scaling.setdefault("type", "default")
-    if kind not in ROPE_TYPES:
-        raise ConfigError(
-            f"rope_scaling type {shown(kind)} is not supported, only {', '.join(ROPE_TYPES)}; "
-            "use a checkpoint with one of them."
-        )
-    if kind == "default":
+    if scaling.setdefault("type", "default") == "default":
         if scaling.get("factor", 1) != 1:
             raise ConfigError(
-                f"rope_scaling factor {shown(scaling['factor'])} is of no type; write one of {', '.join(ROPE_TYPES[1:])} "
+                f"rope_scaling factor {shown(scaling['factor'])} is of no type; write {' or '.join([*ROPE_TYPES][1:])} "
                 "as its type into config.json, or remove it."
             )
         return None
@@ -90,8 +95,20 @@ def lengthened(context: int, scaling: Mapping[str, Any] | None) -> int:
     return max(context, round(scaling["factor"] * scaling["original_max_position_embeddings"]))
 
 
+def attention_factor(scaling: Mapping[str, Any]) -> float:
+    """The factor of the rotated dimensions under YaRN, as transformers computes it.
+
+    mlx-lm's own takes ``mscale`` and ``mscale_all_dim`` alone too, and no ``attention_factor``.
+    """
+    if "attention_factor" in scaling:
+        return float(scaling["attention_factor"])
+    stretch = 0.1 * max(0.0, math.log(scaling["factor"]))
+    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return (1 + above * stretch) / (1 + below * stretch) if above and below else 1 + stretch
+
+
 def _check_scaling(scaling: Mapping[str, Any]) -> None:
-    for key in sorted(ROPE_KEYS - {"type", "rope_type"}):
+    for key in sorted(ROPE_KEYS - {"type"}):
         value = scaling.get(key)
         positive = not key.startswith("mscale")
         if key != "factor" and value is None:

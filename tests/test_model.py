@@ -112,6 +112,30 @@ def test_yarn_stretches_low_frequencies_only():
     np.testing.assert_allclose(slow[0], gain * slow[1], rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("given", "factor"),
+    [
+        ({}, 0.1 * np.log(4.0) + 1),
+        ({"attention_factor": 1.0}, 1.0),
+        ({"attention_factor": 0.75, "mscale": 2.0, "mscale_all_dim": 1.0}, 0.75),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5}, (0.2 * np.log(4.0) + 1) / (0.05 * np.log(4.0) + 1)),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        *((alone, 0.1 * np.log(4.0) + 1) for alone in ({"mscale": 2.0}, {"mscale_all_dim": 1.0}, {"mscale": 0})),
+        ({"factor": 0.5}, 1.0),
+    ],
+)
+def test_yarns_factor_is_the_one_of_transformers(given, factor):
+    """In the operations and in what kernels get."""
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, **given}
+    attention = make_model(num_hidden_layers=1, num_experts=0, rope_scaling=scaling).layers[0].attention
+    heads = attention.heads()
+    x = mx.random.normal((1, 1, 1, 16), key=mx.random.key(0))
+    turned, plain = to_numpy(heads.rope(x, offset=0)), to_numpy(x)
+    assert heads.rope_scale == pytest.approx(factor, rel=1e-6)
+    np.testing.assert_allclose(turned[..., :8], factor * plain[..., :8], rtol=1e-5)
+    np.testing.assert_array_equal(turned[..., 8:], plain[..., 8:])
+
+
 def test_bfloat16_drift_over_a_thousand_tokens_stays_under_twice_the_naive_form(monkeypatch):
     x = tokens(1000)
     exact = make_model(hidden_size=32, num_experts=0)
