@@ -15,6 +15,9 @@ from ring_mlx.errors import OptionError
 from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
 from ring_mlx.session_events import Sampling
 
+# Below it a difference of a millionth in two logits decides, which float32 does not tell.
+LEAST_TEMP = 1e-6
+
 
 def start_sampling(
     s: Sampling, vocabulary: int, tokenizer: TokenizerWrapper
@@ -28,7 +31,7 @@ def start_sampling(
     seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed % (1 << 64)
     mx.random.seed(seed)
     sampler: Sampler = make_sampler(
-        s.temp if s.top_p else 0.0,  # the smallest set is the likeliest token, but mlx-lm takes 0 for all
+        0.0 if _is_greedy(s, vocabulary) else s.temp,
         s.top_p,
         s.min_p,
         min(s.min_tokens_to_keep, vocabulary),
@@ -47,6 +50,14 @@ def start_sampling(
         s.frequency_context_size,
     )
     return sampler, processors, seed
+
+
+def _is_greedy(s: Sampling, vocabulary: int) -> bool:
+    """Whether only the likeliest token is left, which is more than 1 / vocabulary likely.
+
+    mlx-lm takes a ``top_p`` of 0 for all tokens, and rounds smaller ones, and what it divides by, to 0.
+    """
+    return s.temp < LEAST_TEMP or s.top_p * vocabulary <= 1
 
 
 def _checked(s: Sampling, vocabulary: int) -> Sampling:

@@ -132,17 +132,18 @@ def test_both_ends_of_the_penalties_leave_finite_logits_and_all_tokens_may_be_ke
     assert 0 <= sampler(logits - mx.logsumexp(logits)).item() < VOCABULARY
 
 
-def test_a_top_p_of_zero_is_the_likeliest_token(toy):
+def test_a_top_p_or_temperature_of_next_to_zero_is_the_likeliest_token(toy):
     model, tokenizer = toy
     texts = set()
-    for seed, (temp, top_p) in enumerate([(0, 1), (2, 0), (2, 0), (100, 0.0), (2, 1)]):
+    greedy = [(0, 1), (2, 0), (100, 0.0), (2, 1e-10), (2, 1e-300), (1e-40, 1), (5e-324, 1), (1e-9, 1)]
+    for seed, (temp, top_p) in enumerate([*greedy, (2, 1)]):
         given = Sampling(temp=temp, top_p=top_p, seed=seed, xtc_probability=0.0)
         sampler, processors, _ = start_sampling(given, VOCABULARY, tokenizer)
         events = stream_generate(
             model, tokenizer, "Tell me", max_tokens=8, sampler=sampler, logits_processors=processors
         )
         texts.add("".join(e.text for e in events))
-        assert len(texts) == (1 if top_p == 0 or seed == 0 else 2)
+        assert len(texts) == (1 if seed < len(greedy) else 2), (temp, top_p)
 
 
 def test_an_answer_of_all_that_the_context_holds(toy, monkeypatch):
