@@ -15,7 +15,6 @@ import pytest
 
 from ring_mlx import load, stream_generate
 from ring_mlx.cli import main
-from ring_mlx.cli.generate_command import REFUSED, REFUSED_SWITCHES
 from tests.tiny import config, save_hf, write
 
 
@@ -280,29 +279,6 @@ def test_a_template_that_refuses(cli, damaged):
 )
 def test_bad_options(cli, chat_folder, args, match):
     assert_one_line(generate(cli, chat_folder, *args), match)
-
-
-@pytest.mark.parametrize("flag", [*REFUSED, *REFUSED_SWITCHES])
-def test_flags_of_mlx_lm_that_are_refused_say_why(cli, chat_folder, flag):
-    value = ["1"] if flag in REFUSED else []
-    assert_one_line(generate(cli, chat_folder, flag, *value), rf"{flag} is not supported: .*\.")
-
-
-def test_every_flag_of_mlx_lm_generate_is_known():
-    from mlx_lm.generate import setup_arg_parser
-
-    from ring_mlx.cli import build_parser
-    from ring_mlx.decoding import GPU_PREFILL_STEP_SIZE
-
-    ours = build_parser()._subparsers._group_actions[0].choices["generate"]
-    theirs = {o: a for a in setup_arg_parser()._actions for o in a.option_strings if a.dest != "help"}
-    mine = {o: a for a in ours._actions for o in a.option_strings}
-    assert set(theirs) - set(mine) == {"-qa"}
-    for option, action in theirs.items():
-        if option in mine and option not in (*REFUSED, *REFUSED_SWITCHES, "--model", "--prefill-step-size"):
-            assert mine[option].default == action.default, option
-    assert theirs["--prefill-step-size"].default == GPU_PREFILL_STEP_SIZE  # None is the device's
-    assert mine["--prefill-step-size"].default is None
 
 
 def test_unknown_command(cli):

@@ -297,19 +297,6 @@ def test_the_bar_shows_bytes_time_left_and_the_tensor(monkeypatch):
     assert "layers.1.mlp.switch_mlp.up_proj" in shown
 
 
-def test_every_flag_of_mlx_lms_convert_is_known_and_all_are_in_the_documentation():
-    from mlx_lm.convert import configure_parser
-
-    commands = build_parser()._subparsers._group_actions[0].choices["convert"]
-    ours = {flag: a for a in commands._actions for flag in a.option_strings}
-    theirs = {flag for a in configure_parser()._actions for flag in a.option_strings}
-    assert theirs <= set(ours)
-    text = (ROOT / "docs" / "convert.md").read_text()
-    for flag, action in ours.items():
-        assert action.help
-        assert flag in ("-h", "--help") or f"`{flag}" in text or f" {flag}" in text or f"/{flag}" in text, flag
-
-
 def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -326,7 +313,6 @@ def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     ("args", "match"),
     [
         ([], "--hf-path (or --model) is missing"),
-        (["--trust-remote-code"], "code in a checkpoint is never run"),
         (["--dry-run"], "--hf-path (or --model) is missing"),
         (["--verify", "--report"], "--report and --dry-run need the source"),
         (["--verify", "--mlx-path", "/nowhere"], "no conversion.json in /nowhere"),

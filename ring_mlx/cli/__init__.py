@@ -12,6 +12,7 @@ from typing import Any
 
 from ring_mlx import __version__
 from ring_mlx.cli.parsing import BAD_INPUT, OneLineParser
+from ring_mlx.cli.refused import add_refused
 from ring_mlx.errors import RingError
 from ring_mlx.terminal_text import note
 
@@ -71,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     cache_command.add(commands)
     launch_command.add(commands)
     mlx_lm_command.add(commands)
+    for name, command in commands.choices.items():
+        add_refused(command, name)
     return parser
 
 
@@ -80,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning
     parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.command is None:
-        print(FIRST, end="")
-        return 0
     try:
+        args = parser.parse_args(argv)
+        if args.command is None:
+            print(FIRST, end="")
+            return 0
         code: int = args.run(args)
         return code
     except RingError as e:

@@ -70,7 +70,6 @@ def add(commands: Any) -> None:
     w.add_argument("--verify", action="store_true", help="check the hashes of the result; alone, of one made before")
     w.add_argument("--report", nargs="?", const="", metavar="FILE", help=HELP["report"])
     w.add_argument("--upload-repo", metavar="OWNER/NAME", help="repository to upload the result to")
-    w.add_argument("--trust-remote-code", action="store_true", help="refused: code in a checkpoint is never run")
     parser.set_defaults(run=run)
 
 
@@ -82,8 +81,6 @@ def run(args: argparse.Namespace) -> int:
     from ring_mlx.convert import describe, remote, report, verify
     from ring_mlx.convert.writer import read_manifest
 
-    if args.trust_remote_code:
-        raise OptionError("--trust-remote-code: code in a checkpoint is never run and never needed; leave it out.")
     if args.source is None and not args.verify:
         raise OptionError("--hf-path (or --model) is missing; name a folder, or owner/name on the hub.")
     if args.source is None and (args.report is not None or args.dry_run):

@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from ring_mlx.generation import GenerationEvent
     from ring_mlx.model import Model
 
-# Flags of mlx_lm.generate that have no meaning here, each with the reason that a person is told.
-REFUSED = {
-    "--max-kv-size": "a rotating cache forgets the prompt, and this model's linear state cannot forget with it; "
-    "leave it out, or use --kv-bits to save memory",
-    "--adapter-path": "adapters are not supported; fuse the adapter into the checkpoint first",
-    "--draft-model": "speculative decoding is not supported; leave it out",
-    "--num-draft-tokens": "speculative decoding is not supported; leave it out",
-    "--image": "the model reads text only; leave it out",
-}
-REFUSED_SWITCHES = {
-    "--trust-remote-code": "code in a checkpoint is never run and never needed; leave it out",
-    "--use-default-chat-template": "there is no default template; the checkpoint's own is used if it has one",
-    "--quantize-activations": "activations are never quantised; leave it out",
-}
 RULE = "=" * 10
 
 
@@ -72,11 +58,6 @@ def add(commands: Any) -> None:
     options.add_distributed_option(parser)
     options.add_sampling_options(parser)
     options.add_prefill_options(parser)
-    refused = group_of(parser, "flags of mlx_lm.generate that are refused, and why")
-    for flag, why in REFUSED.items():
-        refused.add_argument(flag, nargs="+", metavar="X", help=why)
-    for flag, why in REFUSED_SWITCHES.items():
-        refused.add_argument(flag, action="store_true", help=why)
     parser.set_defaults(run=run)
 
 
@@ -92,9 +73,6 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
     if member is not None:
         member.check(args)
     options.check_template_flags(args)
-    for flag, reason in (REFUSED | REFUSED_SWITCHES).items():
-        if getattr(args, flag[2:].replace("-", "_")):
-            raise OptionError(f"{flag} is not supported: {reason}.")
     text = options.read_prompt(args.prompt)
     if not text.strip():
         raise PromptError("the prompt is empty; give some text.")
