@@ -9,16 +9,10 @@ from typing import Any
 from ring_mlx.config_values import MOST_INTEGER, is_number, shown
 from ring_mlx.errors import ConfigError
 
+SCALING_KEYS = frozenset(["type", "factor", "original_max_position_embeddings"])
+YARN_KEYS = SCALING_KEYS | {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
 # Which keys say something of each type; all else is refused.
-ROPE_TYPES = {
-    "default": frozenset(["type", "factor", "original_max_position_embeddings"]),
-    "linear": frozenset(["type", "factor", "original_max_position_embeddings"]),
-    "yarn": frozenset(
-        ["type", "factor", "original_max_position_embeddings"]
-        + ["attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"]
-    ),
-}
-ROPE_KEYS = ROPE_TYPES["yarn"]
+ROPE_TYPES = {"default": SCALING_KEYS, "linear": SCALING_KEYS, "yarn": YARN_KEYS}
 # Keys of the model itself that newer files put beside those of the scaling.
 MODEL_KEYS = ("rope_theta", "partial_rotary_factor")
 LEAST_FACTOR = 1e-4
@@ -108,7 +102,7 @@ def attention_factor(scaling: Mapping[str, Any]) -> float:
 
 
 def _check_scaling(scaling: Mapping[str, Any]) -> None:
-    for key in sorted(ROPE_KEYS - {"type"}):
+    for key in sorted(YARN_KEYS - {"type"}):
         value = scaling.get(key)
         positive = not key.startswith("mscale")
         if key != "factor" and value is None:
