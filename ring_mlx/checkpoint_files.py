@@ -32,7 +32,7 @@ Error = Callable[[str], RingError]
 
 
 def open_regular(path: Path, error: Error = ConfigError) -> BinaryIO:
-    """Open a file for reading; a FIFO, socket or device is refused before anything waits for it.
+    """Open a file for reading; a FIFO, socket, device or file of /proc is refused before anything waits for it.
 
     Args:
         path: May be a symbolic link, as in huggingface_hub's cache.
@@ -54,7 +54,8 @@ def open_regular(path: Path, error: Error = ConfigError) -> BinaryIO:
         raise error(f"{_short(path)} cannot be read ({e.strerror}); check it and its permissions.") from None
     except ValueError as e:
         raise error(f"{_short(path)} is no name of a file ({e}); correct it.") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or (not found.st_size and _has_content(file.fileno())):
         file.close()
         raise error(f"{path} is not a file; download it again.")
     return file
@@ -156,6 +157,14 @@ def is_inside(name: object) -> bool:
     if not isinstance(name, str) or "\0" in name or name == "..":
         return False
     return name == Path(name).name and 0 < len(name.encode("utf-8", "replace")) <= 255
+
+
+def _has_content(handle: int) -> bool:
+    """Whether what says that it is empty is not: files of /proc and the like, some of which wait or have no end."""
+    try:
+        return bool(os.read(handle, 1))
+    except OSError:
+        return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

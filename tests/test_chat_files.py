@@ -241,6 +241,19 @@ def test_what_is_no_file_is_neither_attached_nor_imported_nor_exported_to(tmp_pa
     assert "cannot be read" in wrong
 
 
+def test_a_file_that_would_wait_is_not_attached(tmp_path, monkeypatch):
+    """As the kernel's log in /proc, which a pipe's mode does not show."""
+
+    class Waits(io.FileIO):
+        def read(self, size=-1):
+            return None
+
+    (tmp_path / "log").touch()
+    monkeypatch.setattr(files, "open", Waits, raising=False)
+    with pytest.raises(files.AttachError, match="is not a file"):
+        files.read_attachment(str(tmp_path / "log"))
+
+
 @pytest.mark.parametrize(
     "text", ["a = " + "[" * 20_000, "a = 1\n" * 300_000, "\0", "\udcff", "[sampling]\ntop_k = inf"]
 )

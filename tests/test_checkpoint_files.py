@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,26 @@ def test_what_is_no_file_is_not_opened(tmp_path):
         open_regular(tmp_path / ("x" * 300))
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["environ", "pagemap", "mem"])
+def test_what_the_system_makes_up_is_no_file(tmp_path, name):
+    """Such files say that they are empty; some wait for ever, others have no end."""
+    made_up = Path("/proc/self") / name
+    if not made_up.exists():
+        pytest.skip("no such folder here")
+    (tmp_path / "special_tokens_map.json").symlink_to(made_up)
+    for read in (
+        lambda: read_bounded(made_up, 1 << 30, TokenizerError),
+        lambda: check_small_files(tmp_path, TokenizerError),
+    ):
+        with pytest.raises(TokenizerError, match="is not a file"):
+            read()
+
+
+def test_an_empty_file_is_read(tmp_path):
+    (tmp_path / "merges.txt").touch()
+    assert read_bounded(tmp_path / "merges.txt", 1) == b""
 
 
 def test_a_long_file_is_not_read(tmp_path):

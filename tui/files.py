@@ -58,6 +58,8 @@ def text_of(path: Path, most_bytes: int) -> str:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is not a file")
         data = f.read(most_bytes + 1)  # some files have more than they say, such as those of /proc
+    if data is None:  # or would wait
+        raise OSError(errno.EAGAIN, "it is not a file")
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"it has more than {most_bytes // 1_000_000} MB")
     return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
