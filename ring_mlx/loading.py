@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import experts, memory, weights
+from ring_mlx.adapters import read_adapter
 from ring_mlx.config import read_config
 from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
@@ -32,6 +33,7 @@ def load_model(
     lazy: bool = False,
     expert_cache_bytes: int | None = None,
     expert_policy: str | None = None,
+    adapter_path: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load the model of a checkpoint folder, which needs no tokenizer.
 
@@ -43,27 +45,36 @@ def load_model(
         lazy: Leave the weights unread until they are used.
         expert_cache_bytes: Read routed experts on demand, into so much memory; None keeps them all in memory.
         expert_policy: Which make room, one of `ring_mlx.experts.POLICIES`; None is the default.
+        adapter_path: Folder of an adapter of mlx_lm.lora to put over the model.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
         ConfigError: If config.json is missing, broken or asks for something unsupported.
-        WeightsError: If tensors are missing, extra, misshapen or damaged.
+        WeightsError: If tensors are missing, extra, misshapen or damaged, in the checkpoint or the adapter.
         NoFitError: If the machine's memory cannot hold it; nothing has been read then.
         OptionError: If experts cannot be read on demand so.
     """
     folder = Path(path).expanduser()
+    adapter = None if adapter_path is None else read_adapter(adapter_path)
     model, arrays, shards, target = assemble(folder, dtype, exact)
     needed = memory.weight_bytes(model, arrays)
     if expert_cache_bytes is not None:
         needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
+    if adapter is not None:
+        adapter.check(model, expert_cache_bytes is not None)
+        needed += adapter.nbytes
+        adapter.put_into(arrays)
     memory.check_fit(model.config, needed, folder.name)
     memory.bound_memory()
     weights.give(model, arrays)
     if expert_cache_bytes is not None:
         experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
     model.fingerprint = weights.fingerprint(model.config, shards, target, exact)
+    if adapter is not None:
+        adapter.attach(model)
+        model.fingerprint = adapter.fingerprint(model.fingerprint)
     if not lazy:
         try:
             _read(model)
@@ -116,6 +127,7 @@ def load(
     lazy: bool = False,
     expert_cache_bytes: int | None = None,
     expert_policy: str | None = None,
+    adapter_path: str | os.PathLike[str] | None = None,
 ) -> tuple[Model, TokenizerWrapper]:
     """Load a model and its tokenizer from a folder or the hub.
 
@@ -127,6 +139,7 @@ def load(
         lazy: As for `load_model`.
         expert_cache_bytes: As for `load_model`.
         expert_policy: As for `load_model`.
+        adapter_path: As for `load_model`.
 
     Returns:
         The model and the tokenizer.
@@ -145,6 +158,7 @@ def load(
         lazy=lazy,
         expert_cache_bytes=expert_cache_bytes,
         expert_policy=expert_policy,
+        adapter_path=adapter_path,
     )
     return model, tokenizer
 

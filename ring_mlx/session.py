@@ -62,7 +62,7 @@ class Session(AbstractContextManager["Session"]):
     Args:
         model: Folder of a checkpoint, or ``owner/name`` on the hub; None is the packaged toy.
         revision: Branch, tag or commit of a hub repository.
-        exact, expert_cache_bytes: As for `ring_mlx.load`.
+        exact, expert_cache_bytes, adapter_path: As for `ring_mlx.load`.
         kv_quantization: For keys and values of softmax layers, or None.
         memory_budget_bytes: Most bytes of snapshots in memory, but for the one that the present conversation goes on
             from; by default a quarter of what the machine has left, and 0 keeps none.
@@ -84,6 +84,7 @@ class Session(AbstractContextManager["Session"]):
         revision: str | None = None,
         exact: bool = False,
         expert_cache_bytes: int | None = None,
+        adapter_path: str | os.PathLike[str] | None = None,
         kv_quantization: KVQuantization | None = None,
         memory_budget_bytes: int | None = None,
         store: str | os.PathLike[str] | bool = True,
@@ -101,6 +102,7 @@ class Session(AbstractContextManager["Session"]):
             revision=revision,
             exact=exact,
             expert_cache_bytes=expert_cache_bytes,
+            adapter_path=adapter_path,
             kv_quantization=kv_quantization,
             memory_budget_bytes=memory_budget_bytes,
             store=store,

@@ -55,6 +55,7 @@ class SessionOptions:
     revision: str | None = None
     exact: bool = False
     expert_cache_bytes: int | None = None
+    adapter_path: str | os.PathLike[str] | None = None
     kv_quantization: KVQuantization | None = None
     memory_budget_bytes: int | None = None
     store: str | os.PathLike[str] | bool = True

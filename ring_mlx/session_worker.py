@@ -116,6 +116,7 @@ class Worker:
             exact=options.exact,
             lazy=True,
             expert_cache_bytes=options.expert_cache_bytes,
+            adapter_path=options.adapter_path,
         )
         total = len(model.layers) + 1
         for i, layer in enumerate(model.layers):

@@ -16,7 +16,7 @@ from mlx_lm import convert as mlx_lm_convert
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from ring_mlx import demo_model_path, load_model
-from ring_mlx.cli import build_parser, main
+from ring_mlx.cli import main
 from ring_mlx.cli.convert_command import Bar
 from ring_mlx.convert import convert, describe, job
 from ring_mlx.decay import decay_rate

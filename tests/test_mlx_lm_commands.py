@@ -126,7 +126,7 @@ def test_perplexity(command, texts, datasets):
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_lora_with_checkpointing_then_generate_and_fuse(command, texts, chat_folder, tmp_path, monkeypatch):
+def test_lora_with_checkpointing_then_generate_and_fuse(command, texts, chat_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(DecoderLayer, "__call__", DecoderLayer.__call__)  # --grad-checkpoint replaces it for good
     monkeypatch.setattr(mx, "compile", lambda f, **_: f)  # MLX calls a C++ compiler on the CPU
     adapter = ("--adapter-path", tmp_path / "adapters")
@@ -145,6 +145,8 @@ def test_lora_with_checkpointing_then_generate_and_fuse(command, texts, chat_fol
     code, fused, _ = command("generate", "--model", tmp_path / "fused", "--prompt", "one", "-m", 8)
     assert code == 0
     assert adapted.split("=" * 10)[1] == fused.split("=" * 10)[1]
+    assert main(["generate", "--model", str(chat_folder), *map(str, adapter), "--prompt=one", "-m8", "--temp=0"]) == 0
+    assert capsys.readouterr().out.split("=" * 10)[1].strip() == adapted.split("=" * 10)[1].strip()
 
 
 def test_lora_lowers_the_loss_of_the_quantised_demo_model(command, texts, tmp_path):

@@ -34,6 +34,7 @@ def add(commands: Any) -> None:
     m = parser.add_argument_group("model")
     m.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     m.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    m.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
     m.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=EXPERTS)
     a = parser.add_argument_group("answer")
     for name in SETTINGS:
@@ -60,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     settings, wrong = config.load(paths.config_file())
     settings = with_options(settings, args)
     notes = [wrong] if wrong else []
-    engine = Engine(ModelChoice(settings.model or None, args.revision, args.expert_cache_bytes, thinking_of(args)))
+    choice = ModelChoice(
+        settings.model or None, args.revision, args.adapter_path, args.expert_cache_bytes, thinking_of(args)
+    )
+    engine = Engine(choice)
     keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)
     talk = keeper.latest() if args.resume else None
     try:

@@ -71,12 +71,14 @@ class Question:
 class ModelChoice:
     """A model by folder or owner/name; ``path`` None is the packaged toy.
 
+    ``adapter_path`` is a folder of mlx_lm.lora's, for this model only.
     ``expert_cache_bytes`` is the memory that routed experts are read into on demand; None keeps them all in memory.
     ``thinking`` says how answers start and what room a thought leaves; None is what the engine has.
     """
 
     path: str | None = None
     revision: str | None = None
+    adapter_path: str | None = None
     expert_cache_bytes: int | None = None
     thinking: Thinking | None = None
 

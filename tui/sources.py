@@ -55,6 +55,7 @@ class SessionSource:
         self._session = Session(
             choice.path,
             revision=choice.revision,
+            adapter_path=choice.adapter_path,
             expert_cache_bytes=choice.expert_cache_bytes,
             store=paths.snapshots(),
             thinking_start=thinking.start,

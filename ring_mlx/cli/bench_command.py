@@ -87,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
         raise BenchError("--random makes its own weights; leave --model and --revision out, or --random.")
     if args.random is None and (args.bits is not None or args.layers is not None):
         raise BenchError("--bits and --layers shape random weights; add --random mini or --random flash.")
+    for flag, value in (("--random", args.random), ("--vs", args.vs)):
+        if args.adapter_path is not None and value is not None:
+            raise BenchError(f"--adapter-path does not work with {flag} {value}; leave one of them out.")
     if options.expert_options(args)["expert_cache_bytes"] is not None:
         _check_experts(args)
     with joined(args.distributed) as member:
@@ -176,9 +179,11 @@ def _checkpoint(args: argparse.Namespace, member: Member | None) -> tuple[Model,
             folder = resolve_model(args.model or str(demo_model_path()), args.revision)
         return member.load_folder(folder, args.exact), read_config(folder)[1], name + _exact(args)
     folder = resolve_model(args.model or str(demo_model_path()), args.revision)
-    model = load_model(folder, exact=args.exact, **options.expert_options(args))
+    model = load_model(folder, exact=args.exact, adapter_path=args.adapter_path, **options.expert_options(args))
     if args.expert_cache_bytes is not None:
         name += f", experts in {args.expert_cache_bytes / 1e9:.3g} GB"
+    if args.adapter_path is not None:
+        name += f" with {Path(args.adapter_path).name}"
     return model, read_config(folder)[1], name + _exact(args)
 
 

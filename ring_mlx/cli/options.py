@@ -33,13 +33,14 @@ TOY_NOTE = (
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --revision and --exact."""
+    """--model, --revision, --exact and --adapter-path."""
     g = group_of(parser, "model")
     g.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     g.add_argument("--revision", help="branch, tag or commit of a hub repository")
     g.add_argument(
         "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
     )
+    g.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
 
 
 def add_expert_options(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +146,13 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     if args.model is None:
         note(TOY_NOTE)
     name = args.model or str(demo_model_path())
-    model, tokenizer = load(name, revision=args.revision, exact=args.exact, **expert_options(args))
+    model, tokenizer = load(
+        name,
+        revision=args.revision,
+        exact=args.exact,
+        adapter_path=args.adapter_path,
+        **expert_options(args),
+    )
     return model, tokenizer, name
 
 

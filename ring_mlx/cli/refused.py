@@ -18,7 +18,6 @@ _TEMPLATE = "no template is made up; the checkpoint's own is used if it has one"
 REFUSED: dict[str, dict[tuple[str, ...], str]] = {
     "generate": {
         ("--max-kv-size",): _ROTATES.format("leave it out, or save memory with --kv-bits"),
-        ("--adapter-path",): "fuse the adapter into the checkpoint first, with `ring-mlx mlx-lm fuse`",
         ("--draft-model",): _DRAFTS,
         ("--num-draft-tokens",): _DRAFTS,
         ("--image",): "the model reads text only; leave it out",

@@ -184,6 +184,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         name=args.model_name or _name(args.model),
         revision=args.revision,
         exact=args.exact,
+        adapter_path=args.adapter_path,
         **options.expert_options(args),
         sampling=Sampling(temp=args.temp, top_p=args.top_p),
         max_tokens=args.max_tokens,

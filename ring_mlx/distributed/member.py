@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 REFUSED = {
     "prompt": "standard input goes to one process only; give the text itself",
     "prompt_cache_file": "it holds a whole cache, of which a rank has a part; leave it out",
+    "adapter_path": "it would have to be cut as the weights are; fuse it first, with `ring-mlx mlx-lm fuse`",
     "expert_cache_bytes": "each rank holds its part of the experts; leave it out",
     "vs": "mlx-lm would need the whole model; measure it in one process",
     "floor": "the limits are those of one machine and a whole model; measure them in one process",

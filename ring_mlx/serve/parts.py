@@ -43,6 +43,7 @@ class Parts:
             exact=settings.exact,
             expert_cache_bytes=settings.expert_cache_bytes,
             expert_policy=settings.expert_policy,
+            adapter_path=settings.adapter_path,
         )
         return cls(model, tokenizer, settings)
 

@@ -17,7 +17,7 @@ class Settings:
     Args:
         model: Folder of a checkpoint, or ``owner/name`` on the hub.
         name: What clients call the model.
-        revision, exact, expert_cache_bytes, expert_policy: As for `ring_mlx.load`.
+        revision, exact, expert_cache_bytes, expert_policy, adapter_path: As for `ring_mlx.load`.
         sampling: Where a request says nothing else.
         max_tokens: Likewise.
         max_batch: Requests that are read or generate at once.
@@ -36,6 +36,7 @@ class Settings:
     exact: bool = False
     expert_cache_bytes: int | None = None
     expert_policy: str | None = None
+    adapter_path: str | os.PathLike[str] | None = None
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 2048
     max_batch: int = 8
