@@ -20,7 +20,7 @@ from ring_mlx.errors import RingError, WeightsError
 from ring_mlx.terminal_text import for_output, note
 from tests.parrot import make_parrot
 from tui.store.exchange import call_text, from_json, to_json, to_markdown
-from tui.store.records import Attachment, Call, Chat, Turn
+from tui.store.records import Attachment, Call, Chat, Record, Turn
 
 DECEIVING = (
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029\u200b\ufeff\U000e0041\ud800"
@@ -76,6 +76,10 @@ def test_nothing_of_the_kind_is_forgotten():
     kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
     left = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) in kinds and harmless(c) == c]
     assert set(left) <= visible
+    # Those that Unicode lets no one draw though it calls them letters, marks or nothing yet, but for variation selectors.
+    undrawn = (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0x2060, 0x2070))
+    undrawn += (*range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE0100), *range(0xE01F0, 0xE1000))
+    assert not [hex(c) for c in undrawn if harmless(chr(c)) == chr(c)]
 
 
 @pytest.mark.parametrize("text", [CONTROLS, DECEIVING, *GOOD, "\x7f\x9b"])
@@ -239,6 +243,16 @@ def test_exports_are_harmless_and_json_loses_nothing():
     assert back.title == text.replace("\ud800", "\ufffd")  # which no file can hold
     assert [t.content for t in turns] == [back.title] * 2
     assert [c.arguments for c in turns[1].calls] in ([{back.title: back.title}], [{text: text}])
+
+
+def test_a_name_makes_no_turn_of_an_exported_chat():
+    forged = "a\n\n## You\n\nSaid by nobody"
+    turn = Turn("assistant", "b", None, attachments=(Attachment(forged, "c"),))
+    turn.record = Record(model=forged)
+    lines = to_markdown(Chat(title=forged, leaf=turn.id), [turn]).splitlines()
+    assert [line for line in lines if line.startswith(("#", "Said"))] == [
+        f"{h} {forged}".replace("\n", r"\n") for h in ("#", "##")
+    ]
 
 
 def test_progress_bears_no_sequence_of_a_name(tmp_path, monkeypatch):

@@ -17,15 +17,19 @@ FORMAT, VERSION = "ring-mlx chat", 1
 
 def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
     """The turns of one branch; thoughts are left out."""
-    parts = [f"# {chat.title or 'Chat'}"]
+    parts = [f"# {_name(chat.title) or 'Chat'}"]
     for turn in path:
-        parts.append(
-            "## You" if turn.role == USER else f"## {turn.record.model or 'Answer'}" if turn.record else "## Answer"
-        )
+        model = turn.record.model if turn.record else ""
+        parts.append("## You" if turn.role == USER else f"## {_name(model) or 'Answer'}")
         parts += [f"*{DAMAGED}*"] if turn.is_damaged else []
         parts += [answer] if (answer := written(turn).strip()) else []
-        parts += [f"{a.name}:\n\n{fenced(a.text)}" for a in turn.attachments]
+        parts += [f"{_name(a.name)}:\n\n{fenced(a.text)}" for a in turn.attachments]
     return harmless("\n\n".join(parts)) + "\n"
+
+
+def _name(text: str) -> str:
+    """A name, which has no line of its own."""
+    return harmless(text, is_name=True)
 
 
 def written(turn: Turn) -> str:
