@@ -12,6 +12,8 @@ demo: .venv/ready
 	@if [ -t 0 ] && [ -t 1 ]; then set -x; .venv/bin/ring-mlx chat; \
 	else set -x; .venv/bin/ring-mlx generate --prompt "$(DEMO_PROMPT)" --max-tokens 256; fi
 
+# Tests start hundreds of processes, which must not compile each module again.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv-test/ready lint
 	.venv-test/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 

@@ -116,7 +116,7 @@ def produce(queue: Any, seed: int, width: int, count: int, tokenizer_folder: str
 def start_workers(seed: int, args: argparse.Namespace) -> dict[int, Any]:
     """Queues of short and long batches, with the processes shared between them."""
     context = multiprocessing.get_context("spawn")
-    queues = {SHORT: context.Queue(maxsize=64), LONG: context.Queue(maxsize=64)}
+    queues = {SHORT: context.Queue(maxsize=4 * args.workers), LONG: context.Queue(maxsize=4 * args.workers)}
     for i in range(max(2, args.workers)):
         width = LONG if i % 2 else SHORT
         work = (queues[width], seed * 1000 + i, width, max(1, args.tokens // width), args.tokenizer)

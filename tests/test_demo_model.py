@@ -128,7 +128,7 @@ def test_dense_experts_equal_the_chosen_ones():
 
 def test_the_training_runs_and_goes_on_from_its_checkpoint(tmp_path):
     def train(*more):
-        command = [sys.executable, "-m", "demo.train", "--out", str(tmp_path), "--tokens", "512", "--workers", "2"]
+        command = [sys.executable, "-m", "demo.train", "--out", str(tmp_path), "--tokens", "512", "--workers", "1"]
         subprocess.run([*command, "--minutes", "60", *more], cwd=ROOT, check=True, timeout=300)
         return json.loads((tmp_path / "checkpoint" / "progress.json").read_text())
 
