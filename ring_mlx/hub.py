@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ring_mlx.checkpoint_files import is_inside, read_bounded
+from ring_mlx.checkpoint_files import check_small_files, is_inside, read_bounded
 from ring_mlx.errors import HubError, RingError
 from ring_mlx.shards import look_up
 
@@ -86,7 +86,7 @@ def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
     found = next((s for s in snapshots if _is_complete(s)), None)
     if found is None:
         raise HubError(f"{folder} holds no complete snapshot of a checkpoint; download it again.")
-    if wanted is not None:
+    if (folder / "refs" / "main").exists():
         warnings.warn(f"[hub] main in {folder} is not complete; {found.name} is read instead.", stacklevel=3)
     return found
 
@@ -103,8 +103,9 @@ def _snapshot_of(folder: Path, revision: str) -> Path | None:
 
 
 def _is_complete(snapshot: Path) -> bool:
-    """Whether config.json and all that the weights' index names are there."""
+    """Whether config.json and all that the weights' index names are there, and no link leads nowhere."""
     try:
+        check_small_files(snapshot)
         shards, missing, _ = look_up(snapshot)
     except RingError:
         return False

@@ -128,6 +128,12 @@ def test_without_a_whole_main_the_newest_complete_snapshot_is_read(tmp_path, mad
     (repo / "refs" / "main").write_text("ccc\n")
     with pytest.warns(UserWarning, match=r"\[hub\] main in .* is not complete; bbb is read"):
         assert resolve_model(repo) == repo / "snapshots" / "bbb"
+    (repo / "snapshots" / "bbb" / "tokenizer.json").unlink()
+    (repo / "snapshots" / "bbb" / "tokenizer.json").symlink_to("lost")
+    for main_is in ("bbb", "gone"):
+        (repo / "refs" / "main").write_text(main_is)
+        with pytest.warns(UserWarning, match=r"\[hub\] main in .* is not complete; aaa is read"):
+            assert resolve_model(repo) == repo / "snapshots" / "aaa"
     for commit in ("aaa", "bbb"):
         (repo / "snapshots" / commit / "config.json").unlink()
     with pytest.raises(HubError, match="no complete snapshot"):
