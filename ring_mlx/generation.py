@@ -23,7 +23,7 @@ from ring_mlx.model import Model
 from ring_mlx.sampling_ranges import RANGES, OutOfRangeError, within
 from ring_mlx.surrogates import whole_text
 from ring_mlx.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
-from ring_mlx.vocabulary import ByteDetokenizer, whole_ids
+from ring_mlx.vocabulary import ByteDetokenizer, TextDetokenizer, whole_ids
 
 __all__ = [
     "GenerationEvent",
@@ -125,7 +125,7 @@ def stream_generate(
         progress=progress,
         next_forced=thought_closer(tokenizer, splitter, thinking_budget, thinking.budget(limit)),
     )
-    yield from events_of(steps, tokenizer, splitter, limit, prompt_tokens=len(ids), cached_tokens=cached)
+    yield from events_of(steps, tokenizer, splitter, limit, prompt_tokens=len(ids), cached_tokens=cached, before=ids)
 
 
 def thought_closer(
@@ -155,6 +155,7 @@ def events_of(
     *,
     prompt_tokens: int,
     cached_tokens: int,
+    before: Sequence[int] = (),
     started: float | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[GenerationEvent]:
@@ -166,10 +167,13 @@ def events_of(
         splitter: Tells thought from answer; it knows whether the prompt opened a thought.
         limit: How many tokens ``steps`` gives at most.
         prompt_tokens, cached_tokens: Passed on.
+        before: The prompt, or its end, which the text goes on with.
         started: When reading the prompt began (``time.perf_counter``), by default now.
         stopped: Asked after each token; where it is true, the event is the last and its reason "stopped".
     """
     detokenizer = tokenizer.detokenizer
+    if isinstance(detokenizer, TextDetokenizer):
+        detokenizer.follow(before)
     first = started = time.perf_counter() if started is None else started
     for n, (token, logprobs) in enumerate(steps, start=1):
         now = time.perf_counter()

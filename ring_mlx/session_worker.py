@@ -276,6 +276,7 @@ class Worker:
             turn.limit,
             prompt_tokens=len(ids) - turn.reused,
             cached_tokens=turn.reused,
+            before=ids,
             started=turn.started,
             stopped=request.stopped.is_set,
         )

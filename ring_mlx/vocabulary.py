@@ -5,19 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlx_lm.tokenizer_utils import (
-    BPEStreamingDetokenizer,
-    SPMStreamingDetokenizer,
-    StreamingDetokenizer,
-    TokenizerWrapper,
-    _byte_decoder,
-)
+from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, StreamingDetokenizer, TokenizerWrapper, _byte_decoder
 
 from ring_mlx.config_values import shown
 from ring_mlx.errors import PromptError, TokenizerError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+KEPT_TOKENS = 8
 
 
 def check_rows(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], rows: int, where: str) -> None:
@@ -70,9 +68,10 @@ def whole_ids(ids: Iterable[Any], rows: int) -> list[int]:
 
 
 def know_all_ids(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], rows: int) -> None:
-    """Let the streaming detokenizer take every id below ``rows``; those that no token has are no text.
+    """Give the tokenizer a streaming detokenizer of ours, which takes every id below ``rows``, and cleans nothing up.
 
-    mlx-lm's knows as many ids as there are tokens, so that where ids have gaps later tokens fall out of its list.
+    mlx-lm's know as many ids as there are tokens, so that where ids have gaps later tokens fall out of their lists, and
+    they drop spaces: the first one of a text, or one behind each line break.
     """
     count = max(rows, 1 + max(vocabulary.values(), default=0))
     tokenizer.clean_up_tokenization_spaces = False  # it changes text, for which no one asked
@@ -84,9 +83,8 @@ def know_all_ids(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], row
         for i, added in backend.get_added_tokens_decoder().items():
             names[i] = added.content
         tokenizer._detokenizer = ByteDetokenizer(names)
-    elif isinstance(tokenizer._detokenizer, SPMStreamingDetokenizer):
-        known = tokenizer._detokenizer.tokenmap
-        known += [b""] * (count - len(known))
+    else:
+        tokenizer._detokenizer = TextDetokenizer(tokenizer, vocabulary)
 
 
 def _is_byte_level(decoder: Any) -> bool:
@@ -99,7 +97,7 @@ def _is_byte_level(decoder: Any) -> bool:
 def token_bytes(tokenizer: TokenizerWrapper, token: int) -> bytes:
     """What a token adds to the text, of which a character may take several tokens."""
     detokenizer = tokenizer._detokenizer
-    if isinstance(detokenizer, ByteDetokenizer):
+    if isinstance(detokenizer, (ByteDetokenizer, TextDetokenizer)):
         return detokenizer.bytes_of(token)
     return str(tokenizer.decode([token])).encode(errors="replace")
 
@@ -154,3 +152,66 @@ class ByteDetokenizer(StreamingDetokenizer):
     def finalize(self) -> None:
         """Say what is left of a character that never became whole."""
         self.text += self._decoder.decode(b"", final=True)
+
+
+class TextDetokenizer(StreamingDetokenizer):
+    """Tokens of any kind to text as they come, through ``tokenizer.decode`` of the last ones.
+
+    What decoders do to the first token alone is done to one of the text before, where `follow` has told of one: the
+    first space of what goes on with a text is not lost.
+
+    Args:
+        tokenizer: mlx-lm's wrapper.
+        vocabulary: Its tokens.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int]) -> None:
+        self._decode = tokenizer.decode
+        backend = tokenizer._tokenizer.backend_tokenizer
+        self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        has_bytes = backend.decoder is not None and b"ByteFallback" in backend.decoder.__getstate__()
+        found = {i: _BYTE_TOKEN.fullmatch(token) for token, i in vocabulary.items()} if has_bytes else {}
+        self._bytes = {i: bytes.fromhex(byte[1]) for i, byte in found.items() if byte}
+        self._texts = {*vocabulary.values()} - {*self._bytes}
+        self._before = next((i for i in sorted(self._texts) if self._decode([i]).isalpha()), None)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what has been said."""
+        self.text, self.offset, self.tokens = "", 0, list[int]()
+        self._window, self._shown = list[int](), 0
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """Go on with a text; behind a special token one begins."""
+        if ids and ids[-1] not in self._special:
+            self._keep(list(ids[-KEPT_TOKENS:]))
+
+    def bytes_of(self, token: int) -> bytes:
+        """What an id says within a text; one that no token has says nothing."""
+        if token in self._bytes:
+            return self._bytes[token]
+        before = [] if self._before is None else [self._before]
+        return str(self._decode([*before, token]))[len(self._decode(before)) :].encode(errors="replace")
+
+    def add_token(self, token: int) -> None:
+        """Take an id; bytes wait for the token behind them, which tells whether they are characters."""
+        self.tokens.append(token)
+        self._window.append(token)
+        if token in self._texts:
+            self._show(self._decode(self._window).rstrip("\ufffd"))
+            if len(self._window) > 4 * KEPT_TOKENS and self._shown == len(self._decode(self._window)):
+                self._keep(self._window[-KEPT_TOKENS:])
+
+    def finalize(self) -> None:
+        """Say what is left."""
+        self._show(self._decode(self._window))
+
+    def _show(self, text: str) -> None:
+        self.text += text[self._shown :]
+        self._shown = max(self._shown, len(text))
+
+    def _keep(self, window: list[int]) -> None:
+        """Go on behind some tokens, unless all that decoders may take from the first ones is theirs."""
+        text = self._decode(window)
+        if text.strip():
+            self._window, self._shown = window, len(text)

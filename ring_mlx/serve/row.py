@@ -62,7 +62,13 @@ class Row:
         self._thought_logprobs: list[TokenLogprob] = []
         self._offsets = TextOffsets()
         self._events = events_of(
-            self._steps(), tokenizer, splitter, job.limit, prompt_tokens=len(ids) - cached, cached_tokens=cached
+            self._steps(),
+            tokenizer,
+            splitter,
+            job.limit,
+            prompt_tokens=len(ids) - cached,
+            cached_tokens=cached,
+            before=ids,
         )
 
     @property
