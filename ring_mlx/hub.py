@@ -9,9 +9,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 from ring_mlx.checkpoint_files import check_small_files, is_inside, read_bounded
 from ring_mlx.errors import HubError, RingError
+from ring_mlx.pace import Progress
 from ring_mlx.shards import look_up
 
 # All that a checkpoint needs; weights in other formats, code and pictures are never fetched.
@@ -33,7 +36,9 @@ NEEDED_FILES = (
 REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
-def resolve_model(path_or_repo: str | os.PathLike[str], revision: str | None = None) -> Path:
+def resolve_model(
+    path_or_repo: str | os.PathLike[str], revision: str | None = None, progress: Progress | None = None
+) -> Path:
     """Find a checkpoint: a folder as it is, or a hub repository downloaded with progress.
 
     Only the files that are needed are fetched, into huggingface_hub's cache; what is there already is not fetched
@@ -43,6 +48,7 @@ def resolve_model(path_or_repo: str | os.PathLike[str], revision: str | None = N
     Args:
         path_or_repo: A folder, which may be a repository's in a hub's cache, or ``owner/name``.
         revision: Branch, tag or commit of a repository.
+        progress: Called with (bytes there, all) during a download; None shows the hub's own bars at a terminal.
 
     Returns:
         The local folder.
@@ -63,7 +69,7 @@ def resolve_model(path_or_repo: str | os.PathLike[str], revision: str | None = N
         raise HubError(f"{name} is a file, not a folder; give the folder of a checkpoint.")
     if not REPO_ID.match(name):
         raise HubError(f"no such folder {name!r}, and it is not owner/name of a hub repository; check the spelling.")
-    return _download(name, revision)
+    return _download(name, revision, progress)
 
 
 def is_cached_repo(folder: Path) -> bool:
@@ -112,15 +118,34 @@ def _is_complete(snapshot: Path) -> bool:
     return (snapshot / "config.json").is_file() and bool(shards) and not missing and all(s.exists() for s in shards)
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, progress: Progress | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    told = None if progress is None else _told(progress)
     with hub_errors(repo, revision):
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(NEEDED_FILES)))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(NEEDED_FILES), tqdm_class=told))
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise HubError(f"{repo} has no {pattern}, so it is not a checkpoint for MLX; check the name.")
     return folder
+
+
+def _told(progress: Progress) -> type[Any]:
+    """A bar for the hub that shows nothing and tells ``progress`` its bytes."""
+    from tqdm import tqdm
+
+    class Told(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})
+            self._is_bytes = kwargs.get("unit") == "B"  # others count files
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if self._is_bytes and self.n < (self.total or 0):
+                progress(self.n, self.total)
+
+    Told.set_lock(RLock())
+    return Told
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import Model
+from ring_mlx.pace import Progress
 from ring_mlx.quantization import loadable_settings
 from ring_mlx.shards import find_shards
 from ring_mlx.tokenizer import load_tokenizer
@@ -34,6 +35,7 @@ def load_model(
     expert_cache_bytes: int | None = None,
     expert_policy: str | None = None,
     adapter_path: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Load the model of a checkpoint folder, which needs no tokenizer.
 
@@ -46,6 +48,7 @@ def load_model(
         expert_cache_bytes: Read routed experts on demand, into so much memory; None keeps them all in memory.
         expert_policy: Which make room, one of `ring_mlx.experts.POLICIES`; None is the default.
         adapter_path: Folder of an adapter of mlx_lm.lora to put over the model.
+        progress: Called with (parts in memory, all), unless it is lazy.
 
     Returns:
         The model, in evaluation mode.
@@ -77,12 +80,14 @@ def load_model(
         model.fingerprint = adapter.fingerprint(model.fingerprint)
     if not lazy:
         try:
-            _read(model)
+            _read(model, progress)
         except RuntimeError as e:
             raise WeightsError(
                 f"the weights in {folder} cannot be read ({e}); check the disk and the memory."
             ) from None
         check_kernels(model)
+        if progress:
+            progress(len(model.layers) + 1, len(model.layers) + 1)
     return model
 
 
@@ -128,6 +133,7 @@ def load(
     expert_cache_bytes: int | None = None,
     expert_policy: str | None = None,
     adapter_path: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Model, TokenizerWrapper]:
     """Load a model and its tokenizer from a folder or the hub.
 
@@ -140,6 +146,7 @@ def load(
         expert_cache_bytes: As for `load_model`.
         expert_policy: As for `load_model`.
         adapter_path: As for `load_model`.
+        progress: As for `load_model`.
 
     Returns:
         The model and the tokenizer.
@@ -159,13 +166,16 @@ def load(
         expert_cache_bytes=expert_cache_bytes,
         expert_policy=expert_policy,
         adapter_path=adapter_path,
+        progress=progress,
     )
     return model, tokenizer
 
 
-def _read(model: Model) -> None:
+def _read(model: Model, progress: Progress | None) -> None:
     """Evaluate layer by layer, so that at most one layer's unstacked experts are held beside the model."""
-    for layer in model.layers:
+    for done, layer in enumerate(model.layers, 1):
         mx.eval(layer.parameters())
+        if progress:
+            progress(done, len(model.layers) + 1)
     mx.eval(model.parameters())
     mx.clear_cache()

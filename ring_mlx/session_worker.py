@@ -19,7 +19,6 @@ from ring_mlx.branches import Prompt, Renderer, branch_points, next_turn
 from ring_mlx.decoding import LogitsProcessor, Sampler, decode
 from ring_mlx.errors import OptionError
 from ring_mlx.generation import GenerationEvent, check_lengths, encode_prompt, events_of, thought_closer
-from ring_mlx.kernel_check import check_kernels
 from ring_mlx.loading import load
 from ring_mlx.model import Model
 from ring_mlx.reading import Reader
@@ -114,18 +113,10 @@ class Worker:
             options.model,
             revision=options.revision,
             exact=options.exact,
-            lazy=True,
             expert_cache_bytes=options.expert_cache_bytes,
             adapter_path=options.adapter_path,
+            progress=lambda done, total, *_: emit(Loading(name, int(done), int(total))),
         )
-        total = len(model.layers) + 1
-        for i, layer in enumerate(model.layers):
-            mx.eval(layer.parameters())
-            emit(Loading(name, i + 1, total))
-        mx.eval(model.parameters())
-        mx.clear_cache()
-        check_kernels(model)
-        emit(Loading(name, total, total))
         return cls(model, tokenizer, name, options)
 
     @property

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ring_mlx.errors import OptionError
 
+SUITES = Path(__file__).parent / "suites"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -22,18 +24,21 @@ class Question:
     answer: str
 
 
+def is_packaged(name: str) -> bool:
+    """Whether a suite of this name comes with the package."""
+    return (SUITES / f"{name}.jsonl.gz").is_file()
+
+
 def suite_path(name: str) -> Path:
     """The file of a packaged suite by name, such as "demo", or the path of another.
 
     Raises:
         OptionError: If there is neither.
     """
-    packaged = Path(__file__).parent / "suites"
-    path = packaged / f"{name}.jsonl.gz"
-    if path.is_file():
-        return path
+    if is_packaged(name):
+        return SUITES / f"{name}.jsonl.gz"
     if not Path(name).is_file():
-        known = ", ".join(sorted(p.name.removesuffix(".jsonl.gz") for p in packaged.glob("*.jsonl.gz")))
+        known = ", ".join(sorted(p.name.removesuffix(".jsonl.gz") for p in SUITES.glob("*.jsonl.gz")))
         raise OptionError(f"no suite {name!r}; give {known} or a gzipped JSON-lines file.")
     return Path(name)
 

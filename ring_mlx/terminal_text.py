@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import Any, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TextIO
 
 # Control characters but tab and line feed, those of C1, halves of surrogate pairs, and what is invisible and changes how
 # the rest is shown. What letters need stays: joiners (emoji, Persian, Indic scripts) and variation selectors.
@@ -42,9 +44,36 @@ def for_output(text: str, stream: TextIO | None = None) -> str:
     return harmless(text) if (stream or sys.stdout).isatty() else text
 
 
+class ShownBar(Protocol):
+    """A line of a terminal that is drawn again and again."""
+
+    def hide(self) -> None:
+        """Take it away until `show`."""
+
+    def show(self) -> None:
+        """Draw it again."""
+
+
+shown_bars: list[ShownBar] = []
+
+
+@contextmanager
+def beside_bars() -> Iterator[None]:
+    """Take all bars off the terminal while lines are printed."""
+    bars = list(shown_bars)
+    for bar in bars:
+        bar.hide()
+    try:
+        yield
+    finally:
+        for bar in bars:
+            bar.show()
+
+
 def note(text: str) -> None:
     """Say something beside the output, on standard error."""
-    print(harmless(f"ring-mlx: {text}"), file=sys.stderr, flush=True)
+    with beside_bars():
+        print(harmless(f"ring-mlx: {text}"), file=sys.stderr, flush=True)
 
 
 def harmless_json(value: Any, indent: int | None = None) -> str:

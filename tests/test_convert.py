@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,7 +15,6 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.cli import main
-from ring_mlx.cli.convert_command import Bar
 from ring_mlx.convert import convert, describe, job
 from ring_mlx.decay import decay_rate
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
@@ -274,27 +271,10 @@ def test_the_door_and_the_command(tmp_path):
             check=False,
         )
         assert result.returncode == 0, result.stderr
-        (line,) = result.stderr.splitlines()  # the bar is silent without a terminal
+        (line,) = result.stderr.splitlines()
         assert line.startswith("ring-mlx: the decay was not checked: [tokenizer] no tokenizer")
         assert "8-bit affine" in result.stdout
         assert json.loads((out / "config.json").read_text())["quantization"]["bits"] == 8
-
-
-def test_the_bar_shows_bytes_time_left_and_the_tensor(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    with Bar("B", "convert") as bar:
-        for i in range(3):
-            time.sleep(0.11)
-            bar(1000 * (i + 1), 4000, "model.layers.1.mlp.switch_mlp.up_proj.weight")
-    shown = sys.stderr.getvalue()
-    assert "3.00k/4.00k" in shown
-    assert "75%" in shown
-    assert "<00:0" in shown
-    assert "layers.1.mlp.switch_mlp.up_proj" in shown
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from ring_mlx.cli import main
 from ring_mlx.cli.eval_command import mean_accuracy, select
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation import Result, accuracy_by_task, complete, evaluate
+from ring_mlx.evaluation.answers import _batches
 from ring_mlx.generation import generate_step
 from ring_mlx.model import Model
 from ring_mlx.suite import Question, read_suite, suite_path
@@ -56,7 +57,15 @@ def test_results_keep_the_order_of_the_questions(chat):
     seen = []
     results = evaluate(model, tokenizer, questions, max_tokens=3, batch_size=2, progress=lambda *a: seen.append(a))
     assert [r.question.task for r in results] == ["5", "1", "3"]
-    assert seen == [(2, 3), (3, 3)]
+    assert [s[:3] for s in seen] == [(0, 3, ""), (2, 3, "0 right"), (2, 3, "0 right"), (3, 3, "0 right")]
+    assert seen[-1][3] == 0
+
+
+def test_batches_hold_prompts_of_like_length_and_come_in_turn():
+    lengths = [20, 30, 25, 40, 1000, 1100, 4000, 22]
+    batches = _batches([[0] * n for n in lengths], 3)
+    assert [[lengths[i] for i in part] for part in batches] == [[20, 22, 25], [1000, 1100], [30, 40], [4000]]
+    assert _batches([[0]], 4) == [[0]]
 
 
 def test_counts_and_mean():

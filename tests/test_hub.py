@@ -191,3 +191,21 @@ def test_a_full_disk_for_real(hub, fetch, tmp_path):
         refused(fetch(), "the disk is full while downloading")
     finally:
         subprocess.run(["umount", str(home)], check=True)
+
+
+def test_a_download_tells_its_bytes_and_not_its_files(monkeypatch, tmp_path):
+    def snapshot_download(repo, tqdm_class, **_):
+        with tqdm_class(desc="bytes", total=0, unit="B", unit_scale=True) as bar, tqdm_class(total=2) as files:
+            bar.total += 5
+            bar.refresh()
+            for _ in range(2):
+                bar.update(2)
+                files.update()
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).write_bytes(b"")
+        return str(tmp_path)
+
+    told = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_model(NAME, progress=lambda *step: told.append(step)) == tmp_path
+    assert told == [(2, 5), (4, 5)]

@@ -18,6 +18,7 @@ from ring_mlx.bench.measure import measure
 from ring_mlx.bench.plot import check_plot, plot
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.model import Model
+from ring_mlx.pace import Progress
 
 Head = dict[str, Any]
 HEAD = ("date", "device", "backend", "kernels", "ring_mlx", "mlx", "mlx_lm", "python", "system")
@@ -71,6 +72,7 @@ def bench(
     expert_cache_bytes: int | None = None,
     company: Company = ALONE,
     say: Callable[[str], None] = print,
+    progress: Progress | None = None,
 ) -> Result:
     """Build the model, measure every cell, say and append each as it comes, and write the other files at the end.
 
@@ -82,6 +84,7 @@ def bench(
         expert_cache_bytes: What the model reads its routed experts into, for the report.
         company: Other processes that call this with the same settings; one of them has files.
         say: Takes lines for the reader.
+        progress: Called with (repetitions done, all, what is measured, seconds left).
 
     Raises:
         BenchError: If the settings do not suit the model or the machine, or a file cannot be written.
@@ -101,7 +104,7 @@ def bench(
         result = Result(head, report.columns(settings.vs, settings.floor))
         say(heading(result.head))
         try:
-            _measure(model, raw, settings, files, result, rates, ops, company, say)
+            _measure(model, raw, settings, files, result, rates, ops, company, say, progress)
         finally:
             write(result, files)
     except OSError as e:
@@ -136,6 +139,7 @@ def _measure(
     ops: bool,
     company: Company,
     say: Callable[[str], None],
+    progress: Progress | None,
 ) -> None:
     """Fill the result."""
     ours = Engine(OURS, model, company.agree)
@@ -146,7 +150,7 @@ def _measure(
         say(report.counts_table(result.counts))
     totals = {engine: sum(c.values()) for engine, c in result.counts.items()}
     say(report.text_lines(result.columns, None))
-    for cells in measure(ours, other, settings, vocabulary, company):
+    for cells in measure(ours, other, settings, vocabulary, company, progress):
         limit = floor(model, rates, cells[0].batch, cells[0].context) if rates else None
         rows = [result.head | row for row in report.rows_of(cells, limit, totals, settings)]
         result.rows += rows

@@ -13,6 +13,7 @@ import mlx.core as mx
 from ring_mlx.bench.company import ALONE, Company
 from ring_mlx.bench.engines import Engine, seeded_cache
 from ring_mlx.bench.settings import Settings
+from ring_mlx.pace import Pace, Progress
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,18 @@ class Cell:
 
 
 def measure(
-    ours: Engine, other: Engine | None, settings: Settings, vocabulary: int, company: Company = ALONE
+    ours: Engine,
+    other: Engine | None,
+    settings: Settings,
+    vocabulary: int,
+    company: Company = ALONE,
+    progress: Progress | None = None,
 ) -> Iterator[list[Cell]]:
-    """The cells of every batch size and context: ours, then mlx-lm's if there is one, measured in alternation."""
+    """The cells of every batch size and context: ours, then mlx-lm's if there is one, measured in alternation.
+
+    ``progress`` is called with (repetitions done, all, what is measured, seconds left).
+    """
+    clock = _Clock(ours, other, settings, progress)
     for batch in settings.batch_sizes:
         for context in settings.contexts or ():
             key = mx.random.key(settings.seed + context)
@@ -61,25 +71,65 @@ def measure(
             mx.eval(prompt)
             cells = [Cell(e.name, batch, context) for e in (ours, other) if e is not None]
             for repeat in range(settings.repeats + 1):
-                found = [_run(ours, prompt, settings, company=company)]
+                clock.said = f"{batch} x {context:,} tokens, " + (f"run {repeat}" if repeat else "warm-up")
+                found = [_run(ours, prompt, settings, clock, company=company)]
                 if other is not None and repeat <= settings.vs_repeats:
-                    found.append(_run_theirs(ours, other, prompt, settings))
+                    found.append(_run_theirs(ours, other, prompt, settings, clock))
+                clock.tell(1)
                 if repeat:
                     for cell, run in zip(cells, found, strict=False):
                         cell.runs.append(run)
             yield cells
 
 
-def _run_theirs(ours: Engine, other: Engine, prompt: mx.array, settings: Settings) -> Run:
+class _Clock:
+    """Tells how far a benchmark is: reading and answering go at their own speeds in each engine."""
+
+    def __init__(self, ours: Engine, other: Engine | None, settings: Settings, progress: Progress | None) -> None:
+        self.said, self._done, self._progress = "", 0, progress
+        cells = [(batch, context) for batch in settings.batch_sizes for context in settings.contexts or ()]
+        runs = settings.repeats + 1
+        self._runs = runs * len(cells)
+        work = {f"{ours.name} reads": runs * sum(b * c for b, c in cells)}
+        work[f"{ours.name} answers"] = runs * len(cells) * settings.generate
+        if other is not None:
+            runs = min(runs, settings.vs_repeats + 1)
+            alone = runs * sum(b * c for b, c in cells if _reads_itself(c, settings))
+            work |= {f"{other.name} reads": alone, f"{other.name} answers": runs * len(cells) * settings.generate}
+            work[f"{ours.name} reads"] += runs * sum(b * c for b, c in cells) - alone
+        self._pace = Pace(**work)
+
+    def did(self, engine: Engine, kind: str, amount: int) -> None:
+        self._pace.did(f"{engine.name} {kind}", amount)
+        self.tell()
+
+    def tell(self, runs: int = 0) -> None:
+        self._done += runs
+        if self._progress:
+            self._progress(self._done, self._runs, self.said, self._pace.left_s())
+
+
+def _reads_itself(context: int, settings: Settings) -> bool:
+    """Whether mlx-lm reads so long a prompt."""
+    return context <= max(1, settings.vs_max_prefill)
+
+
+def _run_theirs(ours: Engine, other: Engine, prompt: mx.array, settings: Settings, clock: _Clock) -> Run:
     """mlx-lm's run; where its token-by-token prefill would take minutes, it decodes after a prompt that ours read."""
-    if prompt.shape[1] <= max(1, settings.vs_max_prefill):
-        return _run(other, prompt, settings)
+    if _reads_itself(prompt.shape[1], settings):
+        return _run(other, prompt, settings, clock)
     cache = seeded_cache(ours, other, prompt[:, :-1], settings.prefill_step_size)
-    return _run(other, prompt[:, -1:], settings, cache)
+    clock.did(ours, "reads", prompt.size)
+    return _run(other, prompt[:, -1:], settings, clock, cache)
 
 
 def _run(
-    engine: Engine, prompt: mx.array, settings: Settings, cache: Any | None = None, company: Company = ALONE
+    engine: Engine,
+    prompt: mx.array,
+    settings: Settings,
+    clock: _Clock,
+    cache: Any | None = None,
+    company: Company = ALONE,
 ) -> Run:
     is_seeded = cache is not None
     mx.synchronize()
@@ -91,8 +141,10 @@ def _run(
     for n, _ in enumerate(tokens):
         if n == 0:
             first = time.perf_counter()
+            clock.did(engine, "reads", prompt.size * (not is_seeded))
     decode_s = time.perf_counter() - first
     mx.synchronize()
+    clock.did(engine, "answers", settings.generate)
     peak = company.greatest(mx.get_peak_memory())
     tps = settings.generate * prompt.shape[0] / max(decode_s, 1e-9)
     return Run(None if is_seeded else first - started, tps, peak)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.cli import options
 from ring_mlx.cli.parsing import add_command, group_of
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.member import joined
-from ring_mlx.terminal_text import for_output, note
+from ring_mlx.terminal_text import beside_bars, for_output, note
 
 if TYPE_CHECKING:
     from ring_mlx.distributed.member import Member
@@ -65,6 +66,7 @@ def add(commands: Any) -> None:
     m.add_argument("--floor", action="store_true", help=HELP["floor"])
     m.add_argument("--ops", action="store_true", help=HELP["ops"])
     m.add_argument("--seed", type=options.natural_int, default=0, help="of prompts and random weights (0)")
+    options.add_quiet_option(parser)
     f = parser.add_argument_group("files")
     f.add_argument("--csv", type=Path, help=HELP["csv"])
     f.add_argument("--json", type=Path, help="write one JSON object")
@@ -109,16 +111,23 @@ def _bench(args: argparse.Namespace, member: Member | None) -> int:
         company = member.company()
     is_writer = member is None or member.is_first
     files = job.Files(args.csv, args.json, args.markdown, args.plot) if is_writer else job.Files()
-    job.bench(
-        make,
-        settings_of(args),
-        files,
-        ops=args.ops,
-        expert_cache_bytes=args.expert_cache_bytes,
-        company=company,
-        say=lambda text: print(for_output(text), flush=True),
-    )
+    with bar_of(args, "bench", "runs", is_writer) as bar:
+        job.bench(
+            make,
+            settings_of(args),
+            files,
+            ops=args.ops,
+            expert_cache_bytes=args.expert_cache_bytes,
+            company=company,
+            say=_say,
+            progress=bar,
+        )
     return 0
+
+
+def _say(text: str) -> None:
+    with beside_bars():
+        print(for_output(text), flush=True)
 
 
 def _check_experts(args: argparse.Namespace) -> None:
@@ -178,8 +187,15 @@ def _checkpoint(args: argparse.Namespace, member: Member | None) -> tuple[Model,
         with member.together():
             folder = resolve_model(args.model or str(demo_model_path()), args.revision)
         return member.load_folder(folder, args.exact), read_config(folder)[1], name + _exact(args)
-    folder = resolve_model(args.model or str(demo_model_path()), args.revision)
-    model = load_model(folder, exact=args.exact, adapter_path=args.adapter_path, **options.expert_options(args))
+    folder = options.find_model(args, args.model or str(demo_model_path()))
+    with bar_of(args, "loading the model") as bar:
+        model = load_model(
+            folder,
+            exact=args.exact,
+            adapter_path=args.adapter_path,
+            progress=bar,
+            **options.expert_options(args),
+        )
     if args.expert_cache_bytes is not None:
         name += f", experts in {args.expert_cache_bytes / 1e9:.3g} GB"
     if args.adapter_path is not None:

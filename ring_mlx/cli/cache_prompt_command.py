@@ -9,7 +9,7 @@ from typing import Any
 
 from ring_mlx.cli import options
 from ring_mlx.cli.parsing import add_command, group_of
-from ring_mlx.cli.progress import PrefillBar
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import CacheFileError, PromptError
 from ring_mlx.files import behind_links, check_writable
 from ring_mlx.terminal_text import harmless
@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
     p.add_argument("--prompt-cache-file", required=True, help="file to write")
     p.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")
     p.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
+    options.add_quiet_option(parser)
     options.add_model_options(parser)
     options.add_prefill_options(parser)
     parser.set_defaults(run=run)
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         kv_quantization.check(model.config.head_dim)
     started = time.perf_counter()
     step = options.prefill_step_size(args)
-    with PrefillBar(step) as bar:
+    with bar_of(args, "prompt", "tokens") as bar:
         for _ in generate_step(
             ids,
             model,

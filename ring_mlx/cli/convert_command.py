@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from ring_mlx.cli import options
 from ring_mlx.cli.parsing import add_command, group_of
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import OptionError
-from ring_mlx.terminal_text import for_output, harmless, note
+from ring_mlx.terminal_text import for_output, note
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +46,7 @@ def add(commands: Any) -> None:
     m.add_argument("--hf-path", "--model", metavar="MODEL", dest="source", help="folder, or owner/name on the hub")
     m.add_argument("--revision", help="branch, tag or commit of a hub repository")
     m.add_argument("--mlx-path", default="mlx_model", help=HELP["mlx_path"])
+    options.add_quiet_option(parser)
     q = parser.add_argument_group("what becomes of the weights")
     q.add_argument("-q", "--quantize", action="store_true", help="quantise")
     q.add_argument("--q-bits", type=options.positive_int, help=HELP["bits"])
@@ -103,11 +100,13 @@ def run(args: argparse.Namespace) -> int:
             return INTERRUPTED
         print(for_output(describe(folder)))
     if args.verify:
-        print(f"{verify(folder)} files are as they were written")
+        with bar_of(args, "verify", "B") as bar:
+            checked = verify(folder, bar)
+        print(f"{checked} files are as they were written")
     if rows is not None:
         # The branch may have moved since.
         revision = read_manifest(folder).get("source_commit") or args.revision
-        with Bar("layer", "report") as bar:
+        with bar_of(args, "report", "layers") as bar:
             found = report.compare(args.source, folder, rows, revision=revision, progress=bar)
         report.save(found, folder)
         print(for_output(report.table(found)))
@@ -137,7 +136,8 @@ def _options(args: argparse.Namespace) -> Options:
 def _dry_run(args: argparse.Namespace) -> int:
     from ring_mlx.convert import convert_plan, sizes
 
-    source, plan = convert_plan(args.source, _options(args), revision=args.revision)
+    with bar_of(args, "reading headers"):
+        source, plan = convert_plan(args.source, _options(args), revision=args.revision)
     print(for_output(sizes.table(source, plan)))
     return 0
 
@@ -150,8 +150,14 @@ def _convert(args: argparse.Namespace) -> Path:
 
     check, said = None, list[str]()
     if args.check_decay != "never":
-        check = partial(choose, is_wanted=args.check_decay == "always", say=note, say_later=said.append)
-    with Bar("B", "convert") as bar:
+        check = partial(
+            choose,
+            is_wanted=args.check_decay == "always",
+            say=note,
+            say_later=said.append,
+            watch=partial(bar_of, args),
+        )
+    with bar_of(args, "convert", "B") as bar:
         folder = convert(
             args.source,
             args.mlx_path,
@@ -175,21 +181,3 @@ def _convert(args: argparse.Namespace) -> Path:
     for line in said:
         note(line)
     return folder
-
-
-class Bar(AbstractContextManager["Bar"]):
-    """A bar on standard error with rate, time left and what is being done; silent without a terminal."""
-
-    def __init__(self, unit: str, name: str) -> None:
-        self._bar = tqdm(unit=unit, desc=name, unit_scale=True, leave=False, disable=None, file=sys.stderr)
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """Show that ``done`` of ``total`` units are done, and at what it is."""
-        self._bar.total = total
-        self._bar.set_postfix_str(harmless(what.removeprefix("model.")), refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()

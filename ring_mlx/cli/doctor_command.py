@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from ring_mlx.cli import options
-from ring_mlx.cli.parsing import add_command
+from ring_mlx.cli.parsing import add_command, group_of
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, harmless_json, note
 
@@ -37,7 +35,8 @@ def add(commands: Any) -> None:
         "Whether this machine can run Ring models, and which decay a checkpoint was trained with.",
         "ring-mlx doctor",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    options.add_quiet_option(parser)
     d = parser.add_argument_group("decay")
     d.add_argument("--check-decay", metavar="MODEL", help=HELP["decay"])
     d.add_argument("--revision", help="branch, tag or commit of a hub repository")
@@ -66,23 +65,19 @@ def _machine(args: argparse.Namespace) -> Sequence[Finding]:
             raise OptionError(f"--{flag} is for --check-decay; add --check-decay MODEL, or leave --{flag} out.")
     from ring_mlx.doctor.examine import examine
 
-    return examine()
+    with bar_of(args, "doctor", "checks") as bar:
+        return examine(bar)
 
 
 def _decay(args: argparse.Namespace) -> Sequence[Finding]:
     from ring_mlx import load
     from ring_mlx.doctor import decay_choice
     from ring_mlx.doctor.decay_check import findings
-    from ring_mlx.hub import resolve_model
 
-    folder = resolve_model(args.check_decay, args.revision)
-    model, tokenizer = load(folder)
-    with tqdm(desc="texts", leave=False, disable=None, file=sys.stderr) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        verdict = decay_choice.check(model, tokenizer, note, args.text, args.tokens, progress)
+    folder = options.find_model(args, args.check_decay)
+    with bar_of(args, "loading the model") as bar:
+        model, tokenizer = load(folder, progress=bar)
+    with bar_of(args, "checking the decay", "texts") as bar:
+        verdict = decay_choice.check(model, tokenizer, note, args.text, args.tokens, bar)
     found = findings(verdict, model.config.decay_layer_offset, args.check_decay)
     return [*found, decay_choice.write_choice(folder, verdict)] if args.write_decay else found

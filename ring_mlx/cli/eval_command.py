@@ -6,16 +6,14 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from ring_mlx.cli import options
 from ring_mlx.cli.bench_command import counts as numbers
 from ring_mlx.cli.parsing import add_command, group_of
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, harmless_json
 
@@ -36,9 +34,12 @@ NEEDS = {
     "seed": "recall",
     "plot": "recall",
 }
-SUITE_ONLY = ("task", "limit", "batch_size", "show_wrong")
+SUITE_ONLY = ("task", "limit", "full", "batch_size", "show_wrong")
+# Questions of each task of a packaged suite, so that the toy needs about a minute.
+QUICK_LIMIT = 2
 HELP = {
     "suite": "demo, or a gzipped JSON-lines file (demo, where nothing else is asked for)",
+    "limit": f"only so many questions of each task ({QUICK_LIMIT} of a packaged suite; all of a file)",
     "perplexity": "perplexity of this text file, in sliding windows",
     "window": "tokens read at a time (4096, or the context or the text where that is less)",
     "stride": "tokens counted at a time after the first window (half of it)",
@@ -65,10 +66,12 @@ def add(commands: Any) -> None:
         "--max-tokens", "-m", type=options.positive_int, default=400, help="of an answer (400)"
     )
     group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    options.add_quiet_option(parser)
     s = parser.add_argument_group("a suite of questions with one right answer")
     s.add_argument("--suite", help=HELP["suite"])
     s.add_argument("--task", action="append", help="only this task of the suite; may be given again")
-    s.add_argument("--limit", type=options.positive_int, help="only so many questions of each task")
+    s.add_argument("--limit", type=options.positive_int, metavar="N", help=HELP["limit"])
+    s.add_argument("--full", action="store_true", help="all questions of a packaged suite")
     s.add_argument("--batch-size", type=options.positive_int, help="questions at a time (16)")
     s.add_argument("--show-wrong", action="store_true", help="print each wrong answer beside the right one")
     p = parser.add_argument_group("perplexity and divergence on a text")
@@ -118,8 +121,12 @@ def _check(args: argparse.Namespace) -> None:
 def _prepare_suite(args: argparse.Namespace) -> Measurement | None:
     if args.suite is None:
         return None
-    from ring_mlx.suite import read_suite, suite_path
+    from ring_mlx.suite import is_packaged, read_suite, suite_path
 
+    if args.full and args.limit is not None:
+        raise OptionError(f"--full asks all questions, but --limit {args.limit} is given too; leave one of them out.")
+    if args.limit is None and not args.full and is_packaged(args.suite):
+        args.limit = QUICK_LIMIT
     questions = select(read_suite(suite_path(args.suite)), args.task, args.limit)
     return lambda args, model, tokenizer, _: _measure_suite(args, model, tokenizer, questions)
 
@@ -130,7 +137,7 @@ def _measure_suite(
     from ring_mlx.evaluation import accuracy_by_task, evaluate
 
     started = time.perf_counter()
-    with _bar("questions") as progress:
+    with bar_of(args, "suite", "questions") as progress:
         results = evaluate(
             model,
             tokenizer,
@@ -148,9 +155,10 @@ def _measure_suite(
         for task, (right, asked) in found.items():
             print(for_output(f"{task:{width}}  {right / asked:7.1%}  {right} of {asked}"))
         print(f"{'mean':{width}}  {mean_accuracy(found):7.1%}  of {len(found)} tasks")
-        print(f"{len(results)} questions in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        limit = "" if args.limit is None else f", at most {args.limit} of a task (--full asks all)"
+        print(f"{len(results)} questions in {time.perf_counter() - started:.0f} s{limit}", file=sys.stderr)
     tasks = {task: {"right": right, "asked": asked} for task, (right, asked) in found.items()}
-    return {"suite": args.suite, "mean": mean_accuracy(found), "tasks": tasks}
+    return {"suite": args.suite, "limit": args.limit, "mean": mean_accuracy(found), "tasks": tasks}
 
 
 def _prepare_text(args: argparse.Namespace) -> Measurement | None:
@@ -172,12 +180,12 @@ def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWr
         context = min(context, reference.config.context_tokens)
     window, stride = perplexity.window_of(context, args.window, args.stride, len(ids))
     if reference is None:
-        with _bar("tokens") as progress:
+        with bar_of(args, "perplexity", "tokens") as progress:
             found = perplexity.perplexity(model, ids, window, stride, progress)
         if not args.json:
             print(perplexity.table(found))
         return {"perplexity": {"file": str(args.perplexity), **asdict(found)}}
-    with _bar("tokens") as progress:
+    with bar_of(args, "divergence", "tokens") as progress:
         both = divergence.diverge(model, reference, ids, window, stride, progress)
     if not args.json:
         print(for_output(divergence.table(both, args.kl)))
@@ -192,10 +200,12 @@ def _reference(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapp
     from ring_mlx.loading import load_model
     from ring_mlx.tokenizer import load_tokenizer
 
-    folder = resolve_model(args.kl)
+    with bar_of(args, "downloading the reference", "B") as bar:
+        folder = resolve_model(args.kl, progress=bar)
     check_same_tokens(tokenizer, load_tokenizer(folder), text, args.kl)
     check_both_fit(model, folder)
-    return load_model(folder, exact=args.exact)
+    with bar_of(args, "loading the reference") as bar:
+        return load_model(folder, exact=args.exact, progress=bar)
 
 
 def _prepare_recall(args: argparse.Namespace) -> Measurement | None:
@@ -216,7 +226,7 @@ def _measure_recall(
     from ring_mlx.evaluation.heat_map import plot
     from ring_mlx.evaluation.recall import recall, table
 
-    with _bar("facts") as progress:
+    with bar_of(args, "recall", "questions") as progress:
         grid = recall(
             model,
             tokenizer,
@@ -233,18 +243,6 @@ def _measure_recall(
     if args.plot is not None:
         plot(grid, f"{Path(name).name}: facts recalled", args.plot)
     return {"recall": asdict(grid)}
-
-
-@contextmanager
-def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, as a function of (done, all)."""
-    with tqdm(desc=unit, leave=False, disable=None, file=sys.stderr) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 def select(questions: list[Question], tasks: list[str] | None, limit: int | None) -> list[Question]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import INTERRUPTED, options
 from ring_mlx.cli.parsing import add_command, group_of
-from ring_mlx.cli.progress import PrefillBar
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.terminal_text import for_output, harmless_json, note
@@ -53,6 +53,7 @@ def add(commands: Any) -> None:
     o.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
     o.add_argument("--verbose", type=_str2bool, default=True, help="with statistics, or the text only (True)")
     o.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    options.add_quiet_option(parser)
     options.add_model_options(parser)
     options.add_expert_options(parser)
     options.add_distributed_option(parser)
@@ -87,7 +88,7 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
     printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts)
     code = 0
     step = options.prefill_step_size(args)
-    with PrefillBar(step) as bar:
+    with bar_of(args, "prompt", "tokens", member is None or member.is_first) as bar:
         try:
             for event in stream_generate(
                 model,

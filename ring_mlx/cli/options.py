@@ -8,9 +8,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli.parsing import group_of
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
@@ -41,6 +43,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
     )
     g.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
+
+
+def add_quiet_option(parser: argparse.ArgumentParser) -> None:
+    """--quiet."""
+    group_of(parser, "output").add_argument("--quiet", action="store_true", help="show no progress on standard error")
 
 
 def add_expert_options(parser: argparse.ArgumentParser) -> None:
@@ -146,14 +153,28 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     if args.model is None:
         note(TOY_NOTE)
     name = args.model or str(demo_model_path())
-    model, tokenizer = load(
-        name,
-        revision=args.revision,
-        exact=args.exact,
-        adapter_path=args.adapter_path,
-        **expert_options(args),
-    )
+    folder = find_model(args, name)
+    with bar_of(args, "loading the model") as bar:
+        model, tokenizer = load(
+            folder,
+            exact=args.exact,
+            adapter_path=args.adapter_path,
+            progress=bar,
+            **expert_options(args),
+        )
     return model, tokenizer, name
+
+
+def find_model(args: argparse.Namespace, name: str) -> Path:
+    """The folder of a model, which is downloaded where it is the hub's.
+
+    Raises:
+        HubError: As `resolve_model`.
+    """
+    from ring_mlx.hub import resolve_model
+
+    with bar_of(args, "downloading", "B") as bar:
+        return resolve_model(name, args.revision, bar)
 
 
 def expert_options(args: argparse.Namespace) -> dict[str, Any]:

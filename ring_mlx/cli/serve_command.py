@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
 from ring_mlx.cli.parsing import add_command, group_of
+from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.member import joined
 from ring_mlx.terminal_text import for_output, note
@@ -54,6 +55,7 @@ def add(commands: Any) -> None:
     options.add_expert_options(parser)
     options.add_distributed_option(parser)
     group_of(parser, "model").add_argument("--model-name", help=HELP["model_name"])
+    options.add_quiet_option(parser)
     a = parser.add_argument_group("address")
     a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     a.add_argument("--port", type=options.natural_int, default=8080, help="port; 0 takes a free one (8080)")
@@ -117,8 +119,9 @@ def _serve(
         server.start()
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(for_output(f"http://{host}:{server.server_port}/v1 loads {server.engine.settings.name}"), flush=True)
-        while not stop.is_set() and not server.engine.wait_until_loaded(0.2):
-            pass
+        with bar_of(args, "loading the model"):
+            while not stop.is_set() and not server.engine.wait_until_loaded(0.2):
+                pass
         if not stop.is_set():
             print("ready; Ctrl-C ends it", flush=True)
         while not stop.wait(0.5):

@@ -34,14 +34,13 @@ from ring_mlx.convert.writer import (
     verify,
 )
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
+from ring_mlx.pace import Progress
 from ring_mlx.quantization import settings
 
 # Weights that are in float32 at one time; the fit of scales holds about twelve times that.
 CHUNK_WEIGHTS = 2 << 20
 CACHE_LIMIT_BYTES = 64 << 20
 FETCHED = "source"
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
 from ring_mlx.files import write_text
+from ring_mlx.pace import Progress
 from ring_mlx.tokenizer import load_tokenizer, render_chat
 
 TEXT = Path(__file__).parent / "report_text.jsonl"
@@ -30,7 +31,6 @@ BATCH_TOKENS, HEAD_TOKENS = 2048, 128
 REPORT = "report.json"
 HEADING = "## Divergence from the source\n"
 
-Progress = Callable[[int, int, str], None]
 Floats = npt.NDArray[np.float64]
 
 
@@ -115,7 +115,7 @@ def compare(
         revision: Of a repository.
         dtype: In which layers compute, by default float32 on MLX's CPU backend and bfloat16 elsewhere; the residual
             streams and the divergence are always float32.
-        progress: Called with (layers done, all, layer).
+        progress: Called with (layers done, all and one for the head, what it is at).
 
     Raises:
         RingError: As for `ring_mlx.load`, and if no row has two tokens.
@@ -228,8 +228,13 @@ def _run(
         for stream, own in zip(streams, states, strict=True):
             stream.advance(layer, own)
         if progress:
-            progress(layer + 1, count, f"layer {layer}")
-    return [_measure(b, [(s, own[i]) for s, own in zip(streams, states, strict=True)]) for i, b in enumerate(batches)]
+            progress(layer + 1, count + 1, f"layer {layer}")
+    found = []
+    for i, batch in enumerate(batches):
+        found.append(_measure(batch, [(s, own[i]) for s, own in zip(streams, states, strict=True)]))
+        if progress:
+            progress(count + len(found) / len(batches), count + 1, "the head")
+    return found
 
 
 def _measure(batch: Batch, streams: Sequence[tuple[Stream, mx.array]]) -> dict[str, list[Floats]]:

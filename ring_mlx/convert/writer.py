@@ -24,6 +24,7 @@ from ring_mlx.checkpoint_files import MAX_JSON_BYTES, is_inside, parse_object, r
 from ring_mlx.convert.plan import Stored
 from ring_mlx.errors import ConvertError
 from ring_mlx.files import TEMPORARY, place, sync_path, write_text
+from ring_mlx.pace import Progress
 
 FORMAT = 1
 MANIFEST = "conversion.json"
@@ -199,8 +200,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path) -> int:
+def verify(folder: Path, progress: Progress | None = None) -> int:
     """Hold every file of a converted folder against its manifest.
+
+    Args:
+        folder: The folder.
+        progress: Called with (bytes read, all, file).
 
     Returns:
         How many files were checked.
@@ -214,7 +219,13 @@ def verify(folder: Path) -> int:
     if missing:
         raise ConvertError(f"{folder} lacks {', '.join(missing[:6])}; convert again.")
     try:
-        changed = [name for name, digest in hashes.items() if sha256(folder / name) != digest]
+        sizes = {name: (folder / name).stat().st_size for name in hashes}
+        changed, read = [], 0
+        for name, digest in hashes.items():
+            if progress:
+                progress(read, sum(sizes.values()), name)
+            changed += [name] * (sha256(folder / name) != digest)
+            read += sizes[name]
     except OSError as e:
         raise ConvertError(f"{folder} cannot be checked ({e}); check the disk, or convert again.") from None
     if changed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import Floats, nats, scored_logits
 from ring_mlx.model import Model
+from ring_mlx.pace import Progress
 
 SECTION, KEY = "decay", "decay_layer_offset"
 BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 64
@@ -31,7 +32,6 @@ SURPRISE, CERTAIN = 2.0, 0.05
 # About a minute's text, within these bounds.
 READ_S, LEAST_TOKENS, MOST_TOKENS = 60.0, 1024, 16384
 Offset = int | str
-Progress = Callable[[int, int], None]
 
 
 class Blocks(NamedTuple):
@@ -142,7 +142,7 @@ def compare(model: Model, parts: Sequence[Part], progress: Progress | None = Non
             for done, part in enumerate(parts, 1):
                 scored.append(score(model, part))
                 if progress:
-                    progress(n * len(parts) + done, len(DECAY_OFFSETS) * len(parts))
+                    progress(n * len(parts) + done, len(DECAY_OFFSETS) * len(parts), f"decay {shown(offset)}")
             found[offset] = Blocks(*(np.concatenate(arrays) for arrays in zip(*scored, strict=True)))
     return judge(found)
 

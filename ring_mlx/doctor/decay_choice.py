@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,15 +16,17 @@ from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.sources import Source
 from ring_mlx.convert.writer import MANIFEST, amend
 from ring_mlx.doctor import decay_check
-from ring_mlx.doctor.decay_check import KEY, SECTION, Offset, Progress, Verdict
+from ring_mlx.doctor.decay_check import KEY, SECTION, Offset, Verdict
 from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
 from ring_mlx.doctor.finding import OK, PROBLEM, Finding
 from ring_mlx.errors import ConfigError, OptionError, RingError
 from ring_mlx.files import write_atomically
 from ring_mlx.loading import load
 from ring_mlx.model import Model
+from ring_mlx.pace import Progress
 
 Say = Callable[[str], None]
+Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
 
 def check(
@@ -55,7 +58,9 @@ def check(
     return decay_check.compare(model, parts, bar)
 
 
-def choose(source: Source, is_wanted: bool, say: Say, say_later: Say) -> DecayChoice | None:
+def choose(
+    source: Source, is_wanted: bool, say: Say, say_later: Say, watch: Watch = lambda what: nullcontext()
+) -> DecayChoice | None:
     """What `ring_mlx.convert` writes of the decay: what the check finds on the source.
 
     Args:
@@ -64,6 +69,7 @@ def choose(source: Source, is_wanted: bool, say: Say, say_later: Say) -> DecayCh
             nothing and the source can be loaded, and to say so where it cannot.
         say: Takes what is said before the check.
         say_later: Takes what came of it, which matters if the conversion succeeds.
+        watch: Gives what is told how far a step is, by the step's name.
 
     Raises:
         RingError: As for `ring_mlx.load` and `check`, if it is wanted.
@@ -75,8 +81,10 @@ def choose(source: Source, is_wanted: bool, say: Say, say_later: Say) -> DecayCh
             return None
         if source.repo is not None:
             raise OptionError("the decay cannot be checked while shards are streamed; leave --stream out.")
-        model, tokenizer = load(source.folder)
-        verdict = check(model, tokenizer, say)
+        with watch("loading the source") as progress:
+            model, tokenizer = load(source.folder, progress=progress)
+        with watch("checking the decay") as progress:
+            verdict = check(model, tokenizer, say, bar=progress)
     except RingError as e:
         if is_wanted:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from ring_mlx.doctor.finding import PROBLEM, Finding
+from ring_mlx.pace import Progress
 
 # A module of this package and what to call it where it fails.
 CHECKS = {
@@ -16,10 +17,16 @@ CHECKS = {
 }
 
 
-def examine() -> list[Finding]:
-    """Everything but the decay. A check that fails itself is a problem, and the rest go on."""
+def examine(progress: Progress | None = None) -> list[Finding]:
+    """Everything but the decay. A check that fails itself is a problem, and the rest go on.
+
+    Args:
+        progress: Called with (checks done, all, what is checked next).
+    """
     found: list[Finding] = []
-    for name, section in CHECKS.items():
+    for done, (name, section) in enumerate(CHECKS.items()):
+        if progress:
+            progress(done, len(CHECKS), section)
         try:
             found += import_module(f"ring_mlx.doctor.{name}").check()
         except ImportError as e:

@@ -12,11 +12,16 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.decoding import check_finite, largest_logit, prefill_step_or_default
 from ring_mlx.model import Model
+from ring_mlx.pace import Pace, Progress
 from ring_mlx.suite import Question, extract_answer
 from ring_mlx.tokenizer import render_chat
 
 # Rows that have ended leave a batch when they are so many of it: each costs as much as one that goes on.
 DROPPED_SHARE = 0.25
+# A prompt so much longer than a batch's first begins another, since padding costs as much as a prompt.
+MOST_PADDED, STEP_PADDED = 1.25, 64
+# Multiples of it, without their whole parts, are spread evenly however many they are.
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ def evaluate(
     *,
     max_tokens: int = 400,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Result]:
-    """Answer every question greedily, in batches of similar length.
+    """Answer every question greedily, in batches of similar length, long and short ones in turn.
 
     Args:
         model: The model.
@@ -50,27 +55,60 @@ def evaluate(
         questions: The suite.
         max_tokens: Of an answer, thought included.
         batch_size: Questions at a time.
-        progress: Called with (questions done, all).
+        progress: Called with (questions done, all, how many are right, seconds left) and after each step of a prompt.
 
     Returns:
         Results in the order of the questions.
     """
     prompts = [render_chat(tokenizer, q.messages) for q in questions]
-    order = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
-    texts: dict[int, str] = {}
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        for i, ids in zip(part, complete(model, [prompts[i] for i in part], max_tokens, tokenizer.eos_token_ids)):  # noqa: B905
-            texts[i] = tokenizer.decode(ids)
+    batches = _batches(prompts, batch_size)
+    pace = Pace(tokens=sum(len(part) * _width(prompts, part) for part in batches), answers=len(questions))
+    results: dict[int, Result] = {}
+
+    def tell(tokens: int) -> None:
+        if tokens:
+            pace.did("tokens", tokens)
         if progress:
-            progress(len(texts), len(order))
-    return [Result(q, texts[i], extract_answer(texts[i])) for i, q in enumerate(questions)]
+            right = sum(r.right for r in results.values())
+            progress(len(results), len(questions), f"{right} right" * bool(results), pace.left_s())
+
+    for part in batches:
+        for i, ids in zip(  # noqa: B905
+            part, complete(model, [prompts[i] for i in part], max_tokens, tokenizer.eos_token_ids, tell)
+        ):
+            text = tokenizer.decode(ids)
+            results[i] = Result(questions[i], text, extract_answer(text))
+        pace.did("answers", len(part))
+        tell(0)
+    return [results[i] for i in range(len(questions))]
 
 
-def complete(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Iterable[int]) -> list[list[int]]:
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """The numbers of prompts of similar length together, and so in turn that any first batches are like all."""
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        last = batches[-1]
+        if last and (len(last) == size or len(prompts[i]) > MOST_PADDED * len(prompts[last[0]]) + STEP_PADDED):
+            batches.append([])
+        batches[-1].append(i)
+    return [batches[i] for i in sorted(range(len(batches)), key=lambda i: i * GOLDEN % 1)]
+
+
+def _width(prompts: Sequence[Sequence[int]], part: Iterable[int]) -> int:
+    return max(len(prompts[i]) for i in part)
+
+
+def complete(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stop: Iterable[int],
+    tell: Callable[[int], None] = lambda tokens: None,
+) -> list[list[int]]:
     """Greedy continuations of several prompts at once, without the stop tokens.
 
-    Rows are padded on the left; the padding enters no state and no attention.
+    Rows are padded on the left; the padding enters no state and no attention. ``tell`` is called with the tokens of each
+    step of the prompts, padding included.
     """
     width, stops = max(map(len, prompts)), set(stop)
     pads = [width - len(p) for p in prompts]
@@ -80,6 +118,7 @@ def complete(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int, st
     for at in range(0, width, step):
         logits = model(batch[:, at : at + step], cache, last_only=True)
         mx.eval(logits, cache.state)
+        tell(len(prompts) * min(step, width - at))
     out: list[list[int]] = [[] for _ in prompts]
     rows, ended = list(range(len(prompts))), set[int]()  # the prompt of each row, and the rows that said all
     for _ in range(max_tokens):

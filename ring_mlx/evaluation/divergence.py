@@ -18,9 +18,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ring_mlx import memory
 from ring_mlx.convert.report import HEAD_TOKENS, divergence
 from ring_mlx.errors import NoFitError, OptionError
-from ring_mlx.evaluation.perplexity import Progress
 from ring_mlx.evaluation.scoring import scored_logits, windows
 from ring_mlx.model import Model
+from ring_mlx.pace import Progress
 from ring_mlx.shards import safetensors_in
 
 

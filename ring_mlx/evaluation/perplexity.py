@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import token_nats, windows
 from ring_mlx.model import Model
+from ring_mlx.pace import Progress
 
 DEFAULT_WINDOW = 4096
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def perplexity(
         found = token_nats(model, ids[start:end], first - start)
         total, counted = total + float(found.sum()), counted + len(found)
         if progress:
-            progress(counted, len(ids) - 1)
+            progress(counted, len(ids) - 1, f"perplexity {math.exp(min(total / counted, 700.0)):.4f}")
     mean = total / counted
     return Perplexity(counted, mean, math.exp(min(mean, 700.0)), len(parts), window, stride)
 

@@ -17,10 +17,9 @@ from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts, small_talk
 from ring_mlx.evaluation.sharing import SharedReader
 from ring_mlx.model import Model
+from ring_mlx.pace import Pace, Progress
 from ring_mlx.thinking import ThoughtSplitter, splitter_after
 from ring_mlx.tokenizer import render_chat, render_text
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def recall(
         max_tokens: Of an answer, thought included.
         filler: Sentences; None is small talk.
         seed: Of facts and small talk.
-        progress: Called with (questions answered, all).
+        progress: Called with (questions answered, all, how many are right, seconds left) and after each step of a text.
 
     Raises:
         OptionError: If a length holds no sentence beside the facts or exceeds the context, or there are more facts
@@ -108,12 +107,21 @@ def recall(
             f"--recall {max(lengths)} and {max_tokens} tokens of an answer exceed the context of {context}; give less."
         )
     asked = _questions(tokenizer, sorted(set(lengths)), depths_of(depths), needles, filler, seed)
-    reader = SharedReader(model, [a.ids for a in asked], prefill_step_or_default())
     graded: dict[int, tuple[bool, bool]] = {}
-    for i, cache, rest in reader.read():
-        graded[i] = _answer(model, tokenizer, asked[i], cache, rest, max_tokens)
+
+    def tell(tokens: int) -> None:
+        if tokens:
+            pace.did("tokens", tokens)
         if progress:
-            progress(len(graded), len(asked))
+            right = sum(is_right for is_right, _ in graded.values())
+            progress(len(graded), len(asked), f"{right} right" * bool(graded), pace.left_s())
+
+    reader = SharedReader(model, [a.ids for a in asked], prefill_step_or_default(), tell)
+    pace = Pace(tokens=reader.total_tokens(), answers=len(asked))
+    for i, cache, rest in reader.read():
+        graded[i] = _answer(model, tokenizer, asked[i], cache, rest, max_tokens, tell)
+        pace.did("answers", 1)
+        tell(0)
     return Grid(_cells(asked, graded), sum(len(a.ids) for a in asked), reader.read_tokens)
 
 
@@ -184,11 +192,24 @@ def _size(tokenizer: TokenizerWrapper, facts: Sequence[Fact]) -> int:
 
 
 def _answer(
-    model: Model, tokenizer: TokenizerWrapper, asked: Asked, cache: HybridCache, rest: Sequence[int], max_tokens: int
+    model: Model,
+    tokenizer: TokenizerWrapper,
+    asked: Asked,
+    cache: HybridCache,
+    rest: Sequence[int],
+    max_tokens: int,
+    tell: Callable[[int], None],
 ) -> tuple[bool, bool]:
-    """Whether the answer is right, and whether it was cut off."""
+    """Whether the answer is right, and whether it was cut off; ``tell`` is called with the tokens of each step."""
     out: list[int] = []
-    for token, _ in generate_step(rest, model, cache, max_tokens=max_tokens):
+    read = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal read
+        tell(done - read)
+        read = done
+
+    for token, _ in generate_step(rest, model, cache, max_tokens=max_tokens, progress=report):
         if token in tokenizer.eos_token_ids:
             break
         out.append(token)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, takewhile
 
 import mlx.core as mx
 
@@ -19,14 +19,26 @@ class SharedReader:
         model: The model.
         prompts: Token ids of each, at least one.
         step: Tokens read at a time.
+        tell: Called with the tokens of each step.
 
     Attributes:
         read_tokens: What `read` has fed to the model, the rests that it gives out included.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], step: int) -> None:
-        self._model, self._prompts, self._step = model, prompts, step
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        step: int,
+        tell: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        self._model, self._prompts, self._step, self._tell = model, prompts, step, tell
         self.read_tokens = 0
+
+    def total_tokens(self) -> int:
+        """What `read` will have fed in the end, but for a token or two where prompts are alike."""
+        ordered = sorted(map(list, self._prompts))
+        return sum(map(len, ordered)) - sum(_shared(a, b) for a, b in pairwise(ordered))
 
     def read(self) -> Iterator[tuple[int, HybridCache, Sequence[int]]]:
         """Yields the index of a prompt, a cache of its own, and its last tokens, at least one, still to be fed."""
@@ -60,10 +72,16 @@ class SharedReader:
 
     def _parting(self, members: list[int], at: int) -> int:
         """Where these prompts first differ, but before the last token of each."""
-        columns = zip(*(self._prompts[i][at:-1] for i in members), strict=False)
-        return at + sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        return at + _shared(*(self._prompts[i][at:-1] for i in members))
 
     def _feed(self, ids: Sequence[int], cache: HybridCache) -> None:
-        for _ in prefill(mx.array(list(ids), dtype=mx.int32), self._model, cache, step_sizes(len(ids), self._step)):
-            pass
+        sizes = step_sizes(len(ids), self._step)
+        steps = prefill(mx.array(list(ids), dtype=mx.int32), self._model, cache, sizes)
+        for size, _ in zip(sizes, steps, strict=True):
+            self._tell(size)
         self.read_tokens += len(ids)
+
+
+def _shared(*rows: Sequence[int]) -> int:
+    """How many of their first tokens are the same."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))

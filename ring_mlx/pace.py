@@ -1,0 +1,50 @@
+"""How far long work is and how long it still takes; knows amounts and clocks, not who shows them."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Is told how far work is: what is done of all, a few words about it, and the seconds left.
+
+    Without ``left_s`` the rest is taken to go as fast as what is done; infinite is not known yet.
+    """
+
+    def __call__(self, done: float, total: float, said: str = "", left_s: float | None = None, /) -> object: ...
+
+
+# What is told of a kind of which less than this is done: nothing, since the first steps are slow.
+LEAST_SHARE = 0.02
+
+
+class Pace:
+    """The time left of work of several kinds, each at its own speed so far.
+
+    Args:
+        amounts: How much there is of each kind, in any unit.
+    """
+
+    def __init__(self, **amounts: float) -> None:
+        self._all, self._todo = amounts, dict(amounts)
+        self._done, self._took = (dict.fromkeys(amounts, 0.0) for _ in range(2))
+        self._since = time.perf_counter()
+
+    def did(self, kind: str, amount: float) -> None:
+        """So much of a kind was done since the last call, and nothing else."""
+        now = time.perf_counter()
+        self._took[kind] += now - self._since
+        self._done[kind] += amount
+        self._todo[kind] -= amount
+        self._since = now
+
+    def left_s(self) -> float:
+        """Seconds; infinite while there is a kind of which next to nothing is done."""
+        left = 0.0
+        for kind, todo in self._todo.items():
+            if todo > 0 and self._done[kind] < LEAST_SHARE * self._all[kind]:
+                return math.inf
+            left += max(0.0, todo) * self._took[kind] / (self._done[kind] or 1.0)
+        return left
