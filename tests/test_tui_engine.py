@@ -11,6 +11,7 @@ import sys
 import threading
 from argparse import ArgumentParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -431,6 +432,57 @@ def test_options_come_before_the_configuration():
     assert (config.model, config.system_prompt) == ("x", "s")
     assert parse().expert_cache_bytes is None
     assert parse("--expert-cache-bytes", "1.5GB").expert_cache_bytes == 1_500_000_000
+
+
+class Silent:
+    """A session that hears what it is made with and asked, and answers nothing."""
+
+    heard: ClassVar[list[dict[str, object]]] = []
+    counters = ring_mlx.Counters()
+
+    def __init__(self, model, on_loading, **options):
+        self.heard.append({"model": model, **options})
+
+    def wait_until_loaded(self):
+        return SimpleNamespace(quantization="none", context_tokens=10, memory_limit_bytes=0)
+
+    def send(self, messages, **options):
+        self.heard.append(options)
+        return iter([End("stop")])
+
+    def stop(self):
+        pass
+
+    close = stop
+
+
+def test_options_reach_the_session(monkeypatch):
+    class Chosen(Exception):
+        pass
+
+    def engine(choice):
+        raise Chosen(choice)
+
+    monkeypatch.setattr("tui.engine.Engine", engine)
+    monkeypatch.setattr("tui.sources.Session", Silent)
+    monkeypatch.setattr(Silent, "heard", [])
+    args = parse("--plain", "--adapter-path=a", "--prefill-step-size=7", "--xtc-probability=0.5", "--xtc-threshold=0")
+    with pytest.raises(Chosen) as caught:
+        command.run(args)
+    sampling = command.with_options(Config(), args).sampling
+    with Running(caught.value.args[0]) as r:
+        r.until(Loaded)
+        r.engine.ask(Question(1, [{"role": "user", "content": "hi"}], sampling))
+        r.until(Ended)
+        r.engine.ask(Question(2, [{"role": "user", "content": "hi"}], Sampling()))
+        r.until(Ended)
+        r.engine.switch(ModelChoice("other"))
+        r.until(Loaded)
+    made, asked, plain, switched = Silent.heard
+    assert (made["model"], made["adapter_path"], made["prefill_step_tokens"]) == (None, "a", 7)
+    assert (asked["sampling"].xtc_probability, asked["sampling"].xtc_threshold) == (0.5, 0.0)
+    assert plain["sampling"] == ring_mlx.Sampling()
+    assert (switched["model"], switched["adapter_path"], switched["prefill_step_tokens"]) == ("other", None, 7)
 
 
 @pytest.mark.parametrize(

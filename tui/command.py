@@ -9,7 +9,16 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from ring_mlx import RingError, add_command, add_thinking_options, byte_count, harmless, thinking_of, value_range
+from ring_mlx import (
+    RingError,
+    add_command,
+    add_step_option,
+    add_thinking_options,
+    byte_count,
+    harmless,
+    thinking_of,
+    value_range,
+)
 from tui.commands import SETTINGS
 
 EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
@@ -41,6 +50,7 @@ def add(commands: Any) -> None:
         flags = [f"--{name.replace('_', '-')}", *(["-m"] if name == "max_tokens" else [])]
         a.add_argument(*flags, type=value_range(name).read, help=value_range(name).about)
     add_thinking_options(parser)
+    add_step_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -62,7 +72,12 @@ def run(args: argparse.Namespace) -> int:
     settings = with_options(settings, args)
     notes = [wrong] if wrong else []
     choice = ModelChoice(
-        settings.model or None, args.revision, args.adapter_path, args.expert_cache_bytes, thinking_of(args)
+        settings.model or None,
+        args.revision,
+        args.adapter_path,
+        args.expert_cache_bytes,
+        thinking_of(args),
+        args.prefill_step_size,
     )
     engine = Engine(choice)
     keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SETTINGS = ("temp", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed")  # of answers, by /set
+ON_SCREEN = ("temp", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed")
+SETTINGS = (*ON_SCREEN, "xtc_probability", "xtc_threshold")  # of answers, by /set
 
 
 @dataclass(frozen=True)

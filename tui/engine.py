@@ -75,14 +75,12 @@ class Engine:
     def switch(self, choice: ModelChoice) -> None:
         """End the answer and load another model; the old one is freed first, and comes back if the new one fails.
 
-        Memory for experts and the rules for thoughts are for whichever model is loaded, unless the choice names its own.
+        What the choice leaves open of memory for experts, steps and the rules for thoughts stays as it is.
         """
         self.stop()
-        if choice.expert_cache_bytes is None:
-            choice = replace(choice, expert_cache_bytes=self._choice.expert_cache_bytes)
-        if choice.thinking is None:
-            choice = replace(choice, thinking=self._choice.thinking)
-        self._work.put(choice)
+        names = ("expert_cache_bytes", "thinking", "prefill_step_tokens")
+        kept = {name: getattr(self._choice, name) for name in names if getattr(choice, name) is None}
+        self._work.put(replace(choice, **kept))
 
     def stop(self) -> None:
         """End the latest question's answer after the token or prompt step at hand."""

@@ -46,7 +46,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is chosen and when it ends; ``thinking_budget`` None leaves the answer its room."""
+    """How an answer is chosen and when it ends; ``thinking_budget`` None leaves the answer its room, XTC's are off."""
 
     temp: float = 0.6
     top_p: float = 1.0
@@ -55,6 +55,8 @@ class Sampling:
     max_tokens: int = 2048
     thinking_budget: int | None = None
     seed: int | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class ModelChoice:
 
     ``adapter_path`` is a folder of mlx_lm.lora's, for this model only.
     ``expert_cache_bytes`` is the memory that routed experts are read into on demand; None keeps them all in memory.
-    ``thinking`` says how answers start and what room a thought leaves; None is what the engine has.
+    ``thinking`` says how answers start and what room a thought leaves, ``prefill_step_tokens`` how many of a prompt are
+    read at once. None of these three is what the engine has.
     """
 
     path: str | None = None
@@ -81,6 +84,7 @@ class ModelChoice:
     adapter_path: str | None = None
     expert_cache_bytes: int | None = None
     thinking: Thinking | None = None
+    prefill_step_tokens: int | None = None
 
 
 @dataclass

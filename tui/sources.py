@@ -26,6 +26,7 @@ from tui import paths
 from tui.batch import Batch
 from tui.engine import Source, StoppedError
 from tui.messages import Ended, Figures, Loaded, Loading, ModelChoice, Post, Question, Reading
+from tui.messages import Sampling as Chosen
 from tui.store import Call
 
 TOY = "toy"
@@ -58,6 +59,7 @@ class SessionSource:
             adapter_path=choice.adapter_path,
             expert_cache_bytes=choice.expert_cache_bytes,
             store=paths.snapshots(),
+            prefill_step_tokens=choice.prefill_step_tokens,
             thinking_start=thinking.start,
             answer_room=thinking.answer_room,
             on_loading=lambda event: post(Loading(name, event.done, event.total)),
@@ -88,7 +90,7 @@ class SessionSource:
         s = question.sampling
         reply = self._session.send(
             list(question.messages),
-            sampling=Sampling(temp=s.temp, top_p=s.top_p, min_p=s.min_p, top_k=s.top_k, seed=s.seed),
+            sampling=_sampling(s),
             max_tokens=s.max_tokens,
             thinking_budget=s.thinking_budget,
             continue_last=question.continues,
@@ -101,6 +103,11 @@ class SessionSource:
         if heard.end is None or (heard.end.reason == "stopped" and not heard.tokens):
             raise StoppedError
         return Ended(question.number, heard.end.reason, heard.batch.figures)
+
+
+def _sampling(s: Chosen) -> Sampling:
+    given = {name: getattr(s, name) for name in ("xtc_probability", "xtc_threshold") if getattr(s, name) is not None}
+    return Sampling(temp=s.temp, top_p=s.top_p, min_p=s.min_p, top_k=s.top_k, seed=s.seed, **given)
 
 
 class _Heard:

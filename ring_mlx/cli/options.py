@@ -97,10 +97,15 @@ def thinking_of(args: argparse.Namespace) -> Thinking:
 STEP_HELP = "prompt tokens a step (2048 on a GPU, 128 on a CPU)"
 
 
+def add_step_option(parser: argparse.ArgumentParser) -> None:
+    """How much of a prompt is read at once."""
+    group_of(parser, "memory").add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
+
+
 def add_prefill_options(parser: argparse.ArgumentParser) -> None:
     """Steps of the prefill and quantised keys and values."""
+    add_step_option(parser)
     g = group_of(parser, "memory")
-    g.add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
     g.add_argument("--kv-bits", type=int, help="quantise keys and values of softmax layers to 2, 4 or 8 bits")
     g.add_argument("--kv-group-size", type=int, default=64, help="group size of --kv-bits (64)")
     g.add_argument("--quantized-kv-start", type=natural_int, default=5000, help="tokens before --kv-bits begins (5000)")

@@ -38,6 +38,7 @@ START = """\
 # max_tokens = 2048        of an answer, thought included
 # thinking_budget = 1024   close the thought after so many tokens
 # seed = 7
+# xtc_probability = 0.5    how often the likeliest tokens are left out; xtc_threshold = 0.1 from which probability
 
 # [presets.exact]          /preset exact
 # temp = 0.0

@@ -11,7 +11,7 @@ from tui.commands import NAMED, SETTINGS
 from tui.messages import Sampling
 
 PROMPT_KEYS = {"send": "enter", "new_line": "ctrl+j,shift+enter,alt+enter"}
-OPTIONAL = ("thinking_budget", "seed")
+OPTIONAL = ("thinking_budget", "seed", "xtc_probability", "xtc_threshold")
 
 
 @dataclass(frozen=True)

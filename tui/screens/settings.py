@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Select, Static, TextArea
 
 from ring_mlx import harmless
-from tui.commands import SETTINGS
+from tui.commands import ON_SCREEN
 from tui.config import Preset
 from tui.config.schema import with_setting
 from tui.messages import Sampling
@@ -56,7 +56,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
             with VerticalScroll(can_focus=False):
                 if self._presets:
                     yield Select(self._names, prompt="take over a preset", id="preset", compact=True)
-                for name in SETTINGS:
+                for name in ON_SCREEN:
                     with Horizontal(classes="row"):
                         yield Label(name.replace("_", " "))
                         yield Input(_shown(self._now.sampling, name), id=name, compact=True)
@@ -76,8 +76,9 @@ class SettingsScreen(ModalScreen[Preset | None]):
         self.refresh_bindings()
         preset = self._presets.get(str(message.value))
         if preset is not None:
+            self._now = preset
             self.query_one("#wrong", Static).update("")
-            for name in SETTINGS:
+            for name in ON_SCREEN:
                 self.query_one(f"#{name}", Input).value = _shown(preset.sampling, name)
             self.query_one("#system", TextArea).text = harmless(preset.system_prompt)
 
@@ -112,9 +113,9 @@ class SettingsScreen(ModalScreen[Preset | None]):
     @on(Input.Submitted)
     def action_save(self) -> None:
         """End with the values, or say what is wrong with them."""
-        sampling = Sampling()
+        sampling = self._now.sampling
         try:
-            for name in SETTINGS:
+            for name in ON_SCREEN:
                 sampling = with_setting(sampling, name, self.query_one(f"#{name}", Input).value.strip())
         except ValueError as e:
             self.query_one("#wrong", Static).update(harmless(str(e)))
