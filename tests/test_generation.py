@@ -357,9 +357,9 @@ def test_each_step_of_a_prompt_is_computed_and_freed_before_the_next(model, monk
 
 
 def test_what_decoding_leaves_is_freed_now_and_then(model, monkeypatch):
-    cleared, clear = [], mx.clear_cache
+    order, clear = [], mx.clear_cache
     monkeypatch.setattr(decoding, "CLEAR_EVERY_TOKENS", 3)
-    monkeypatch.setattr(mx, "clear_cache", lambda: (cleared.append(n), clear())[1])
-    for n, _ in enumerate(decoding.decode(mx.zeros((1, 4)), model, model.make_cache(), tokens(1)[0], max_tokens=8)):
-        pass
-    assert cleared == [2, 5]
+    monkeypatch.setattr(mx, "clear_cache", lambda: (order.append("clear"), clear())[1])
+    for _ in decoding.decode(mx.zeros((1, 4)), model, model.make_cache(), tokens(1)[0], max_tokens=8):
+        order.append("token")
+    assert order == ["token", "token", "token", "clear"] * 2 + ["token", "token"]
