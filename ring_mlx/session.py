@@ -157,11 +157,11 @@ class Session(AbstractContextManager["Session"]):
         """
         request = Request(
             prompt=copy.deepcopy(prompt),
-            sampling=sampling or Sampling(),
+            sampling=copy.deepcopy(sampling or Sampling()),
             max_tokens=max_tokens,
             thinking_budget=thinking_budget,
-            tools=tools,
-            template_options=template_options,
+            tools=copy.deepcopy(tools),
+            template_options=copy.deepcopy(template_options),
             continue_last=continue_last,
         )
         reply = Reply(request.stopped)

@@ -39,6 +39,29 @@ def test_a_prompt_that_is_changed_after_sending_is_answered_as_it_was(chat_folde
         assert total == next(e.total for e in session.send(user("Which?"), **GREEDY) if isinstance(e, PrefillProgress))
 
 
+def test_nor_do_its_tools_options_and_biases_change(chat_folder):
+    def given():
+        return {
+            "tools": [{"type": "function", "function": {"name": "look"}}],
+            "template_options": {"enable_thinking": True},
+            "sampling": Sampling(temp=0, logit_bias={5: 1e3}),
+        }
+
+    def total_and_end(reply):
+        events = list(reply)
+        return next(e.total for e in events if isinstance(e, PrefillProgress)), events[-1]
+
+    with Session(chat_folder, store=False) as session:
+        blocker, changed = session.send(user("Wait"), **ENDLESS), given()
+        reply = session.send(user("Which?"), max_tokens=6, **changed)
+        changed["tools"][0]["function"]["name"] = "look at all that there is"
+        changed["template_options"]["enable_thinking"] = False
+        changed["sampling"].logit_bias.clear()
+        blocker.stop()
+        list(blocker)
+        assert total_and_end(reply) == total_and_end(session.send(user("Which?"), max_tokens=6, **given()))
+
+
 def test_after_an_error_the_live_cache_is_not_believed(chat, monkeypatch):
     """A step that failed half-way has written keys and values which no snapshot may point to."""
     talk = Talk(Worker(*chat, "toy", options()))
