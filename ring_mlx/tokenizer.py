@@ -149,6 +149,16 @@ def render_chat(
     return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
 
 
+def use_template(tokenizer: TokenizerWrapper, template: str, template_options: Mapping[str, Any]) -> None:
+    """Take another chat template than the checkpoint's.
+
+    Raises:
+        TokenizerError: If it cannot render a short message.
+    """
+    tokenizer.has_chat_template, tokenizer.chat_template = True, template
+    render_text(tokenizer, [{"role": "user", "content": "Hello"}], template_options=template_options)
+
+
 def render_text(
     tokenizer: TokenizerWrapper,
     messages: Sequence[Mapping[str, Any]],

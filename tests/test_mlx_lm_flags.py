@@ -10,7 +10,7 @@ import pytest
 from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.refused import REFUSED, THEIR_NAMES, Refusal
 
-COMMANDS = ("generate", "chat", "convert", "cache-prompt")
+COMMANDS = ("generate", "chat", "convert", "serve", "cache-prompt")
 REFUSALS = [(command, flag) for command, table in REFUSED.items() for flags in table for flag in flags]
 
 

@@ -72,11 +72,22 @@ def test_origins():
     assert Hosts("127.0.0.1", ["*"]).allows_origin("null")
 
 
+@pytest.mark.parametrize(
+    "origin", ["ui.example.com", "https://ui.example.com/", "https://", "", "https://a b@c", "Null"]
+)
+def test_an_allowed_origin_that_never_matches_is_refused(origin):
+    with pytest.raises(OptionError, match="give one as browsers do"):
+        Hosts("127.0.0.1", origins=["https://ok.example.com", origin])
+
+
+UI = "https://UI.example.com:8443"
+
+
 @pytest.fixture(scope="module")
 def keyed():
     """A server with a key; it need not have loaded its model."""
     settings = Settings(demo_model_path(), "toy", store=False, read_ahead=False)
-    server = Server(settings, port=0, api_key=" schlüssel\n", allowed_hosts=["box.local"])
+    server = Server(settings, port=0, api_key=" schlüssel\n", allowed_hosts=["box.local"], allowed_origins=[UI])
     server.start()
     server.engine.wait_until_loaded(60)
     yield server
@@ -107,6 +118,36 @@ def test_foreign_hosts_and_pages_are_refused_on_every_route_and_with_a_key(keyed
     ):
         assert send(keyed, "POST", CHAT, GOOD, **own, **KEY)[0] == 200
     assert "Access-Control-Allow-Origin" not in send(keyed, "GET", "/health", Origin="http://localhost:3000")[1]
+
+
+def test_an_allowed_page_may_ask_and_read(keyed):
+    page = {"Origin": UI.lower(), "Sec-Fetch-Site": "cross-site"}
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    status, headers, _ = send(keyed, "OPTIONS", CHAT, **page, **ask)
+    assert status == 200
+    assert headers["Access-Control-Allow-Headers"] == "authorization,x-stainless-os"
+    assert "POST" in headers["Access-Control-Allow-Methods"]
+    for answer in (
+        send(keyed, "POST", CHAT, GOOD, **page, **KEY),
+        send(keyed, "POST", CHAT, GOOD, **page),
+        send(keyed, "GET", "/health", **page),
+        (status, headers),
+    ):
+        assert answer[1]["Access-Control-Allow-Origin"] == UI.lower()
+        assert answer[1]["Vary"] == "Origin"
+    assert send(keyed, "POST", CHAT, GOOD, **page)[0] == 401, "the key is still asked for"
+    assert send(keyed, "POST", CHAT, GOOD, **page, Host="evil.com", **KEY)[0] == 403
+    for other in ("http://localhost:3000", "https://ui.example.com", f"{UI.lower()}.evil.com", "null", ""):
+        status, headers, _ = send(keyed, "OPTIONS", CHAT, Origin=other, **ask)
+        assert status in (401, 403), other
+        assert not [name for name in headers if name.startswith("Access-Control")], other
+
+
+def test_any_page_where_that_is_asked_for():
+    hosts = Hosts("127.0.0.1", origins=["*"])
+    assert all(hosts.grants(page) and hosts.allows_origin(page) for page in ("null", "https://evil.com"))
+    assert not hosts.grants(None)
+    assert not hosts.allows("evil.com")
 
 
 @pytest.mark.parametrize(

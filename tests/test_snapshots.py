@@ -211,6 +211,17 @@ def test_inner_places_go_before_the_first_ones_of_any_conversation():
     assert left(tree_of(0, a, b)) == []
 
 
+def test_at_most_so_many_are_kept():
+    tree, reader = SnapshotTree(1 << 40, 3), Reader()
+    for end in range(1, 7):
+        turn(tree, reader, list(range(end)))
+        assert len(tree) == min(end, 3)
+    assert tree.is_full
+    assert tree.deepest(list(range(9))).offset == 6
+    tree.remove(tree.deepest(list(range(9))))
+    assert not tree.is_full
+
+
 def test_a_conversation_that_is_over_gives_way_to_edits_of_the_latest():
     tree = tree_of(1 << 40, [1, 2], *([[5, 6, 7]] * PLACE_AGES))
     tree.budget_bytes = 16

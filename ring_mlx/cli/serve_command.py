@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import threading
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.member import joined
+from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, note
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ring_mlx.serve.server import Server
     from ring_mlx.serve.settings import Settings
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HELP = {
     "model_name": "what clients call the model (the repository, or the folder's name)",
@@ -34,9 +37,16 @@ HELP = {
     "top_p": "nucleus probability where the request names none (1)",
     "batch": "requests that are read or answered at once (8)",
     "queue": "requests that may wait beyond those; more get 503 (64)",
+    "reading": "of these, the most whose prompts are read, in turns (all)",
     "step": "prompt tokens read between two tokens of the other answers (512)",
     "body": "longest body of a request (8 MiB)",
     "hosts": "further names, separated by commas, that clients may ask for; * admits all (this machine's own)",
+    "origins": "web pages of other places, separated by commas, such as https://ui.example.com; * admits all (none)",
+    "log": "what is told on standard error: INFO a line for each request, WARNING what is odd, ERROR less (WARNING)",
+    "template": "text of a chat template in place of the checkpoint's",
+    "template_args": "JSON object of template options where a request says nothing else",
+    "memory": "most memory (a quarter of what is left, at most 4 GiB)",
+    "count": "at most so many in memory (any number)",
     "cache_dir": "folder for snapshots (the system's for caches, or RING_MLX_CACHE)",
     "ahead": "do not read the start of the next turn while nobody waits",
 }
@@ -61,14 +71,23 @@ def add(commands: Any) -> None:
     a.add_argument("--port", type=options.natural_int, default=8080, help="port; 0 takes a free one (8080)")
     a.add_argument("--api-key", help=HELP["api_key"])
     a.add_argument("--allowed-hosts", type=_names, default=(), metavar="NAMES", help=HELP["hosts"])
+    a.add_argument("--allowed-origins", type=_names, default=(), metavar="ORIGINS", help=HELP["origins"])
     a.add_argument("--log-requests", action="store_true", help="print a line for each request")
+    a.add_argument("--log-level", choices=LOG_LEVELS, default="WARNING", help=HELP["log"])
     a = group_of(parser, "answer")
     options.add_setting(a, "max_tokens", 2048, about=HELP["max_tokens"])
     options.add_setting(a, "temp", 0.6, about=HELP["temp"])
     options.add_setting(a, "top_p", 1.0, about=HELP["top_p"])
+    options.add_setting(a, "top_k", 0)
+    options.add_setting(a, "min_p", 0.0)
+    a.add_argument("--chat-template", metavar="TEXT", help=HELP["template"])
+    a.add_argument("--chat-template-args", type=options.json_object, help=HELP["template_args"])
     options.add_thinking_options(parser)
     g = parser.add_argument_group("how much at once")
-    g.add_argument("--max-batch", type=options.positive_int, default=8, help=HELP["batch"])
+    g.add_argument(
+        *("--max-batch", "--decode-concurrency"), type=options.positive_int, default=8, metavar="N", help=HELP["batch"]
+    )
+    g.add_argument("--prompt-concurrency", type=options.positive_int, metavar="N", help=HELP["reading"])
     g.add_argument("--max-queue", type=options.positive_int, default=64, help=HELP["queue"])
     g.add_argument("--max-body", type=options.byte_count, default=8 << 20, metavar="SIZE", help=HELP["body"])
     g.add_argument("--prefill-step-size", type=options.positive_int, default=512, help=HELP["step"])
@@ -79,17 +98,17 @@ def add(commands: Any) -> None:
         "--store-size", type=options.byte_count, default=8 << 30, metavar="SIZE", help="most room on disk (8 GiB)"
     )
     s.add_argument(
-        "--cache-memory",
-        type=options.byte_count,
-        metavar="SIZE",
-        help="most memory (a quarter of what is left, at most 4 GiB)",
+        *("--cache-memory", "--prompt-cache-bytes"), type=options.byte_count, metavar="SIZE", help=HELP["memory"]
     )
+    s.add_argument("--prompt-cache-size", type=options.positive_int, metavar="N", help=HELP["count"])
     s.add_argument("--no-read-ahead", action="store_true", help=HELP["ahead"])
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted or terminated; returns the exit code."""
+    if args.log_level in ("ERROR", "CRITICAL"):
+        warnings.simplefilter("ignore")
     key = args.api_key if args.api_key is not None else os.environ.get("RING_MLX_API_KEY")
     with joined(args.distributed) as member:
         if member is None:
@@ -171,7 +190,8 @@ def make_server(args: argparse.Namespace, key: str | None, load: Load | None = N
         api_key=key,
         max_body_bytes=args.max_body,
         allowed_hosts=args.allowed_hosts,
-        log_requests=args.log_requests,
+        allowed_origins=args.allowed_origins,
+        log_requests=args.log_requests or args.log_level in ("DEBUG", "INFO"),
         load=load,
     )
 
@@ -189,17 +209,30 @@ def make_settings(args: argparse.Namespace) -> Settings:
         exact=args.exact,
         adapter_path=args.adapter_path,
         **options.expert_options(args),
-        sampling=Sampling(temp=args.temp, top_p=args.top_p),
+        sampling=Sampling(temp=args.temp, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p),
         max_tokens=args.max_tokens,
         max_batch=args.max_batch,
+        max_reading=args.prompt_concurrency,
         max_queue=args.max_queue,
         prefill_step_tokens=args.prefill_step_size,
         memory_budget_bytes=args.cache_memory,
+        max_snapshots=args.prompt_cache_size,
         store=False if args.no_store else args.cache_dir or True,
         store_budget_bytes=args.store_size,
         read_ahead=not args.no_read_ahead,
         thinking=options.thinking_of(args),
+        chat_template=args.chat_template or None,
+        template_options=_template_options(args.chat_template_args or {}),
     )
+
+
+def _template_options(given: dict[str, Any]) -> dict[str, Any]:
+    from ring_mlx.serve.protocol import TEMPLATE_OWN
+
+    for name in given:
+        if name in TEMPLATE_OWN:
+            raise OptionError(f"--chat-template-args has {name!r}, which the server itself says; leave it out.")
+    return given
 
 
 def _names(text: str) -> tuple[str, ...]:

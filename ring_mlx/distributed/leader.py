@@ -127,7 +127,7 @@ class _Tree(SnapshotTree):
     """Numbers what is added, whether or not it is kept, and says what is not."""
 
     def __init__(self, leader: Leader) -> None:
-        super().__init__(leader.budget_bytes())
+        super().__init__(leader.budget_bytes(), leader.settings.max_snapshots)
         self._gone, self._count = leader.gone, itertools.count()
         self._numbers: dict[Snapshot, int] = {}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ring_mlx.branches import Prompt, Renderer, encode
 from ring_mlx.errors import PromptError
@@ -31,10 +31,13 @@ class Encoder:
     Args:
         tokenizer: The model's.
         context_tokens: Most tokens of a prompt.
+        template_options: For the template, where a request says nothing else.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper, context_tokens: int) -> None:
-        self._tokenizer, self._context = tokenizer, context_tokens
+    def __init__(
+        self, tokenizer: TokenizerWrapper, context_tokens: int, template_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self._tokenizer, self._context, self._options = tokenizer, context_tokens, template_options or {}
         self._longest_bytes = max(len(token.encode()) for token in tokenizer.get_vocab())
         self._large, self._rests_until = threading.Lock(), 0.0
 
@@ -77,7 +80,7 @@ class Encoder:
         if asked.chat:
             # Before rendering, since templates are rendered one at a time, for the model's thread too.
             self._check("".join(_certain(asked)), gone)
-            renderer = Renderer(self._tokenizer, asked.tools or None, asked.template_options)
+            renderer = Renderer(self._tokenizer, asked.tools or None, {**self._options, **asked.template_options})
             text = renderer.text(given)  # type: ignore[arg-type]
             self._check(text, gone)
             return encode(self._tokenizer, text), renderer

@@ -186,7 +186,7 @@ class Engine:
         parts = (self._load_parts or Parts.load)(self.settings)
         work = Work(parts, self.metrics)
         self._gauges = work.gauges()
-        self._encoder = Encoder(parts.tokenizer, parts.model.config.context_tokens)
+        self._encoder = Encoder(parts.tokenizer, parts.model.config.context_tokens, self.settings.template_options)
         self._model = parts.model
         return work
 

@@ -50,6 +50,9 @@ class Handler(Wire):
     def _route(self) -> None:
         path = self._path()
         self._check_hosts()
+        if self.method == "OPTIONS" and self.server.hosts.grants(self.headers.get("origin")):
+            self._preflight()
+            return
         if path not in OPEN:
             self._check_key()
         named = path.removeprefix(MODELS + "/") if path.startswith(MODELS + "/") else None
@@ -78,6 +81,12 @@ class Handler(Wire):
         if foreign if origin is None else not hosts.allows_origin(origin):
             text = f"the web page {(origin or '')[:100]!r} may not ask here; start with --allowed-hosts to let it."
             raise ApiError(403, text, code="origin_not_allowed")
+
+    def _preflight(self) -> None:
+        """Tell a browser that an allowed page may send what it asks for; the key comes with the request itself."""
+        asked = self.headers.get("access-control-request-headers", "")
+        headers = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": asked}
+        self._send(200, b"", "text/plain", headers)
 
     def _check_key(self) -> None:
         key = self.server.api_key

@@ -25,16 +25,22 @@ class Hosts:
     Args:
         bound: Where the server listens. A wildcard such as ``0.0.0.0`` admits every IP address, but no further name.
         allowed: Further names; ``*`` admits all.
+        origins: Pages of other places, as browsers name them (``https://ui.example.com``); ``*`` admits all.
 
     Raises:
-        OptionError: If one of them is more than a name, and so would never match.
+        OptionError: If one of them is more than a name, and so would never match, or no origin.
     """
 
-    def __init__(self, bound: str, allowed: Iterable[str] = ()) -> None:
+    def __init__(self, bound: str, allowed: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
+        self._origins = frozenset(map(_origin, origins))
         address = _name(bound or "::")
         self._any_address = not isinstance(address, str) and address.is_unspecified
         self._all = ANY in allowed
         self._names = {"localhost", address, *map(_plain, allowed)}
+
+    def grants(self, origin: str | None) -> bool:
+        """Whether pages of this ``Origin`` may also read what they are answered."""
+        return origin is not None and (ANY in self._origins or origin.lower() in self._origins)
 
     def allows(self, authority: str) -> bool:
         """Whether ``name``, ``name:port``, ``address:port`` or ``[address]:port`` is this server; any port will do."""
@@ -49,9 +55,9 @@ class Hosts:
         return not isinstance(name, str) and (name.is_loopback or self._any_address)
 
     def allows_origin(self, origin: str) -> bool:
-        """Whether a page of this ``Origin`` is served by this machine or an allowed name; ``null`` is not."""
+        """Whether a page of this ``Origin`` is served by this machine or an allowed name, or is allowed itself."""
         match = ORIGIN.fullmatch(origin)
-        return self._all or (match is not None and self.allows(match[1]))
+        return self._all or self.grants(origin) or (match is not None and self.allows(match[1]))
 
 
 def _plain(name: str) -> str | Address:
@@ -61,6 +67,12 @@ def _plain(name: str) -> str | Address:
             f"allowed host {name!r} is not a plain name; give names without https://, port or part of a name in *."
         )
     return _name(match[1] or match[2] if match else name)
+
+
+def _origin(text: str) -> str:
+    if text not in (ANY, "null") and not ORIGIN.fullmatch(text):
+        raise OptionError(f"allowed origin {text!r} is none; give one as browsers do: https://ui.example.com, or *.")
+    return text.lower()
 
 
 def _name(text: str) -> str | Address:

@@ -11,6 +11,7 @@ from ring_mlx.loading import load
 from ring_mlx.reading import Reader
 from ring_mlx.snapshots import SnapshotTree, Store
 from ring_mlx.snapshots.store import default_folder
+from ring_mlx.tokenizer import use_template
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -25,10 +26,15 @@ class Parts:
     Args:
         model, tokenizer: From `ring_mlx.load`.
         settings: The server's.
+
+    Raises:
+        TokenizerError: If the settings have a chat template that cannot be used.
     """
 
     def __init__(self, model: Model, tokenizer: TokenizerWrapper, settings: Settings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        if settings.chat_template is not None:
+            use_template(tokenizer, settings.chat_template, settings.template_options)
 
     @classmethod
     def load(cls, settings: Settings) -> Parts:
@@ -54,7 +60,7 @@ class Parts:
 
     def tree(self) -> SnapshotTree:
         """Snapshots in memory."""
-        return SnapshotTree(self.budget_bytes())
+        return SnapshotTree(self.budget_bytes(), self.settings.max_snapshots)
 
     def store(self) -> Store | None:
         """Snapshots on disk, in the folder that chats with this model use too."""

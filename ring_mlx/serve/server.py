@@ -41,6 +41,7 @@ class Server(socketserver.ThreadingTCPServer):
         max_body_bytes: Longer bodies are refused.
         max_connections: Beyond them, those that wait for their client are closed, or the new one is refused.
         allowed_hosts: Names that clients may ask for, beside this machine's own; see `Hosts`.
+        allowed_origins: Web pages of other places that may ask and read.
         log_requests: Print a line for each.
         load: As for `Engine`.
 
@@ -62,13 +63,14 @@ class Server(socketserver.ThreadingTCPServer):
         max_body_bytes: int = MOST_BODY_BYTES,
         max_connections: int = 256,
         allowed_hosts: Iterable[str] = (),
+        allowed_origins: Iterable[str] = (),
         log_requests: bool = False,
         load: Load | None = None,
     ) -> None:
         self.api_key = _key(api_key) if api_key is not None else None
         self.max_body_bytes, self.log_requests = max_body_bytes, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
-        self.hosts = Hosts(host, allowed_hosts)
+        self.hosts = Hosts(host, allowed_hosts, allowed_origins)
         self.slots = Slots(max_connections, max(MOST_BODIES_BYTES, max_body_bytes))
         _allow_files(2 * max_connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -257,6 +257,8 @@ class Wire(socketserver.BaseRequestHandler):
         own = {"Server": f"ring-mlx/{__version__}", "Date": formatdate(usegmt=True)}
         if self._closing or self._http.their_state is not h11.DONE:
             own["Connection"] = "close"  # neither must a body that is not read
+        if self.server.hosts.grants(origin := self.headers.get("origin")):
+            own |= {"Access-Control-Allow-Origin": str(origin), "Vary": "Origin"}
         if self.server.log_requests:
             note(f"{self.client_address[0]} {self.method} {self.path[:200]} {status}")
         phrase, lines = HTTPStatus(status).phrase, list({**own, **headers}.items())

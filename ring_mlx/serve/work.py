@@ -53,7 +53,8 @@ class Work:
     def has_room(self, job: Job) -> bool:
         """Whether a request can come in: a place is free, and all caches at their longest fit into memory."""
         jobs = [*(r.job for r in self._reading), *(r.job for r in self._rows.values())]
-        if len(jobs) >= self._settings.max_batch:
+        s = self._settings
+        if len(jobs) >= s.max_batch or len(self._reading) >= (s.max_reading or s.max_batch):
             return False
         longest = max([job.most_tokens, *(j.most_tokens for j in jobs)])
         needed = (len(jobs) + 1) * memory.cache_bytes(self._model.config, longest)

@@ -48,10 +48,11 @@ class SnapshotTree:
 
     Args:
         budget_bytes: Most bytes that snapshots may take; 0 keeps none.
+        most: At most so many of them, as far as those in use go; None is any number.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, budget_bytes: int, most: int | None = None) -> None:
+        self.budget_bytes, self._most = budget_bytes, most
         self._root = _Node(np.zeros(0, dtype=np.int32), None)
         self._nodes: dict[Snapshot, _Node] = {}
         self._shared: Counter[Block] = Counter()
@@ -81,7 +82,8 @@ class SnapshotTree:
     @property
     def is_full(self) -> bool:
         """Whether one more snapshot of the latest conversation takes another's place."""
-        return self._latest is not None and self._nbytes + self._latest.own_bytes > self.budget_bytes
+        more = self._latest.own_bytes if self._latest is not None else 0
+        return self._latest is not None and not self._holds(self._nbytes + more, len(self) + 1)
 
     def path(self, tokens: Sequence[int] | Tokens) -> list[Snapshot]:
         """Every snapshot that is a prefix of ``tokens``, the shortest first."""
@@ -148,8 +150,11 @@ class SnapshotTree:
 
     def evict(self) -> None:
         """Drop snapshots until the rest fits the budget, or only what must stay is left."""
-        while self._nbytes > self.budget_bytes and (least := self._least()) is not None:
+        while not self._holds(self._nbytes, len(self)) and (least := self._least()) is not None:
             self._drop(self._nodes[least])
+
+    def _holds(self, nbytes: int, count: int) -> bool:
+        return nbytes <= self.budget_bytes and (self._most is None or count <= self._most)
 
     def _go_on_from(self, path: Sequence[Snapshot]) -> None:
         """Give ranks to a conversation's snapshots, of which the last is its first place now."""
