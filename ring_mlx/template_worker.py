@@ -1,7 +1,7 @@
 """Renders chat templates in a process of their own: a template is a checkpoint's program, and this one can be ended.
 
 Run as a file by `ring_mlx.templates`. Reads a JSON object a line: ``template``, ``variables``, ``messages`` after the
-``same`` first ones of the request before, and the ``most`` characters of output. Answers ``error``, or ``text`` after the
+``same`` first ones of the request before, and the ``most`` characters of output. Answers ``error``, with ``broken`` where it is no template, or ``text`` after the
 ``same`` first characters of the text before, which counts as empty where no message was the same. What templates are given is what transformers gives them, in its sandbox:
 the filter ``tojson``, ``raise_exception``, ``strftime_now``, ``dict``, ``namespace`` and the tag ``generation``.
 """
@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError, ext, nodes
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -103,6 +103,8 @@ def _answer(template: str, variables: dict[str, Any], most: int) -> dict[str, An
                 return {"error": f"its output is longer than {most:,} characters"}
             pieces.append(piece)
         return {"text": "".join(pieces)}
+    except TemplateSyntaxError as e:
+        return {"error": str(e)[:2000], "broken": True}
     except MemoryError:
         return {"error": f"it takes more than {MEMORY_BYTES >> 20} MiB"}
     except RecursionError:

@@ -20,59 +20,17 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint_files import is_litter, read_bounded, read_json
+from ring_mlx.config_values import some
 from ring_mlx.errors import TokenizerError
+from ring_mlx.template_files import MAX_TEMPLATE
 from ring_mlx.tool_calls import with_objects
 
 WORKER = Path(__file__).with_name("template_worker.py")
-MAX_TEMPLATE, MORE_OUTPUT, TIMES_INPUT = 1 << 20, 1 << 20, 4
+MORE_OUTPUT, TIMES_INPUT = 1 << 20, 4
 RESERVED = ("messages", "tools", "add_generation_prompt")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Ends the last message where it is to be gone on with; everything from it on is cut off.
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
-
-
-def templates_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The chat templates of a checkpoint by name, of which "default" is for all that no other is for.
-
-    What a later place says of a name holds: tokenizer_config.json, chat_template.json, chat_template.jinja,
-    additional_chat_templates.
-
-    Args:
-        folder: The checkpoint.
-        settings: Its tokenizer_config.json.
-
-    Raises:
-        TokenizerError: If one is not text.
-    """
-    found = _by_name(settings.get("chat_template"), folder / "tokenizer_config.json")
-    path = folder / "chat_template.json"
-    if path.exists():
-        found |= _by_name(read_json(path, TokenizerError).get("chat_template"), path)
-    named = {
-        f.name.removesuffix(".jinja"): f for f in folder.glob("additional_chat_templates/*.jinja") if not is_litter(f)
-    }
-    for name, file in {"default": folder / "chat_template.jinja", **named}.items():
-        if file.exists():
-            try:
-                found[name] = read_bounded(file, MAX_TEMPLATE * 4, TokenizerError).decode()
-            except UnicodeDecodeError as e:
-                raise TokenizerError(f"{file} is not text ({e}); download it again.") from None
-    return found
-
-
-def _by_name(given: object, file: Path) -> dict[str, str]:
-    """Templates as JSON has them: a text, texts by name, or a list of objects with name and template."""
-    if isinstance(given, list) and all(isinstance(t, Mapping) for t in given):
-        pairs = [(t.get("name"), t.get("template")) for t in given]
-    else:
-        pairs = list(given.items()) if isinstance(given, Mapping) else [("default", given)] * (given is not None)
-    if not all(isinstance(part, str) for pair in pairs for part in pair):
-        raise TokenizerError(
-            f"chat_template in {file} is neither a text nor a list of named templates; correct it, or download the file "
-            "again."
-        )
-    return dict(pairs)
 
 
 @dataclass(frozen=True)
@@ -136,7 +94,7 @@ class _Worker:
                 return None
             found = json.loads(answer)
             if "error" in found:
-                return {"error": found["error"]}
+                return dict(found)
             self._messages, self._text = written, before[: found["same"]] + found["text"]
             return {"text": self._text}
 
@@ -200,10 +158,11 @@ def render(
 
     Raises:
         ValueError, TypeError: If the template refuses, is too long or ends over it, with the reason.
+        TokenizerError: If it is no template of Jinja's, or there is none for such a conversation.
     """
     if not messages:
         raise ValueError("there is no message")
-    template = tokenizer.get_chat_template(None, tools)
+    template = _chosen(tokenizer, tools)
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
         raise ValueError("it is no text, or too long")
     taken = [name for name in RESERVED if name in options]
@@ -227,9 +186,25 @@ def render(
         answer = answer if second is None or "error" in second else second
     if answer is None:
         raise ValueError("it takes too long or too much memory")
+    if "broken" in answer:
+        raise TokenizerError(
+            f"the chat template is broken ({answer['error']}); take it from the original checkpoint, or give "
+            "--ignore-chat-template for plain text."
+        )
     if "error" in answer:
         raise ValueError(answer["error"])
     return _before_mark(answer["text"], final) if continue_last else answer["text"]
+
+
+def _chosen(tokenizer: TokenizerWrapper, tools: object) -> object:
+    """The text of the template, as transformers chooses it."""
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named and not (tools and "tool_use" in named):
+        raise TokenizerError(
+            f"the checkpoint has no default chat template, only {some(sorted(named))}; give --ignore-chat-template for "
+            "plain text."
+        )
+    return tokenizer.get_chat_template(None, tools)
 
 
 def _request(template: str, variables: str, messages: Sequence[_Written], same: int) -> str:

@@ -23,6 +23,7 @@ from ring_mlx.checkpoint_files import check_small_files, read_json, without_litt
 from ring_mlx.config_values import MOST_INTEGER, shown
 from ring_mlx.errors import TokenizerError
 from ring_mlx.surrogates import whole_text
+from ring_mlx.template_files import templates_of
 from ring_mlx.tokenizer_check import check_tokenizer
 from ring_mlx.vocabulary import check_rows, know_all_ids
 
@@ -75,7 +76,7 @@ def make_tokenizer(
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file, TokenizerError) if settings_file.is_file() else {}
     _check_files(folder, _named_code(settings))
-    named = templates.templates_of(folder, settings)
+    named = templates_of(folder, settings)
     for key, package in NAMED_MODULES.items():
         _check_named_module(folder, key, settings.get(key), package)
     with _library_errors(folder), _collection_paused():
@@ -87,6 +88,8 @@ def make_tokenizer(
         if named:
             tokenizer.has_chat_template = True
             tokenizer.chat_template = named["default"] if set(named) == {"default"} else named
+        elif tokenizer._chat_template is None:
+            tokenizer.has_chat_template = False
         vocabulary, rows = tokenizer.get_vocab(), _rows(folder)
         know_all_ids(tokenizer, vocabulary, rows or 0)
         tokenizer.decode(tokenizer.encode(PROBE))

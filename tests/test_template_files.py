@@ -54,7 +54,9 @@ def write(folder, files):
         ({JINJA: "plain", TOOL_USE: "tools", "additional_chat_templates/rag.jinja": "rag"}, "plain", "tools"),
         ({SETTINGS: "older", OTHER: "old", JINJA: "plain"}, "plain", "plain"),
         ({SETTINGS: "older", OTHER: "plain"}, "plain", "plain"),
-        ({JINJA: "plain", SETTINGS: NAMED}, "plain", "tools"),
+        ({JINJA: "plain", SETTINGS: NAMED, OTHER: NAMED}, "plain", "plain"),
+        ({JINJA: "plain", SETTINGS: NAMED, TOOL_USE: "tools"}, "plain", "tools"),
+        ({SETTINGS: "plain", OTHER: ""}, "plain", "plain"),
     ],
 )
 def test_a_template_is_found_wherever_it_lies(folder, files, plain, tools):
@@ -102,11 +104,29 @@ def test_templates_that_cannot_be_used(folder):
     write(folder, {TOOL_USE: "tools"})
     tokenizer = load_tokenizer(folder)
     assert render_text(tokenizer, USER, TOOLS) == "tools"
-    with pytest.raises(TokenizerError, match="no default"):
+    with pytest.raises(TokenizerError, match="no default chat template, only tool_use; give"):
         render_text(tokenizer, USER)
     (folder / TOOL_USE).write_bytes(b"\xff")
     with pytest.raises(TokenizerError, match=r"tool_use\.jinja is not text"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("files", [{}, {SETTINGS: []}, {SETTINGS: {}}, {SETTINGS: ""}, {OTHER: ""}, {JINJA: " \n"}])
+def test_what_says_nothing_is_no_template(folder, files):
+    write(folder, files)
+    for tools in (None, TOOLS):
+        with pytest.raises(TokenizerError, match="the checkpoint has no chat template; use --ignore-chat-template"):
+            render_text(load_tokenizer(folder), USER, tools)
+
+
+def test_of_several_templates_only_the_one_that_is_taken_must_be_whole(folder):
+    for good, tools in ((TOOLS, None), (None, TOOLS)):
+        broken = {"default": "{% if %}", "tool_use": "tools"} if good else {"default": "plain", "tool_use": "{{ a"}
+        write(folder, {SETTINGS: broken})
+        tokenizer = load_tokenizer(folder)
+        assert render_text(tokenizer, USER, good) == ("tools" if good else "plain")
+        with pytest.raises(TokenizerError, match=r"the chat template is broken \(.*\); take it from the original"):
+            render_text(tokenizer, USER, tools)
 
 
 def test_a_download_brings_all_templates():
