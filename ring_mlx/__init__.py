@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ring_mlx.cache import HybridCache
     from ring_mlx.checkpoint_files import read_json
-    from ring_mlx.cli.options import add_step_option, add_thinking_options, byte_count, thinking_of
+    from ring_mlx.cli.options import add_decay_option, add_step_option, add_thinking_options, byte_count, thinking_of
     from ring_mlx.cli.parsing import add_command
     from ring_mlx.config import RingConfig
     from ring_mlx.decoding import KVQuantization
@@ -72,6 +72,7 @@ __all__ = [
     "ThinkingText",
     "ToolCall",
     "add_command",
+    "add_decay_option",
     "add_step_option",
     "add_thinking_options",
     "byte_count",
@@ -118,6 +119,7 @@ _HOMES = {
     "ThinkingText": "ring_mlx.session_events",
     "ToolCall": "ring_mlx.session_events",
     "add_command": "ring_mlx.cli.parsing",
+    "add_decay_option": "ring_mlx.cli.options",
     "add_step_option": "ring_mlx.cli.options",
     "add_thinking_options": "ring_mlx.cli.options",
     "byte_count": "ring_mlx.cli.options",

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx.checkpoint_files import read_json
-from ring_mlx.config_values import check_integers, is_count, is_decay_offset, is_number, no_decay_offset, shown
-from ring_mlx.errors import ConfigError
+from ring_mlx.config_values import (
+    DECAY_KEY,
+    check_decay_offset,
+    check_integers,
+    is_count,
+    is_decay_offset,
+    is_number,
+    no_decay_offset,
+    shown,
+)
+from ring_mlx.errors import ConfigError, OptionError
 from ring_mlx.quantization import with_settings
 from ring_mlx.rope_scaling import lengthened, one_spelling, rope_scaling
 
@@ -140,6 +149,11 @@ class RingConfig:
         whole = self.num_hidden_layers // self.layer_group_size * self.layer_group_size
         return layer < whole and (layer + 1) % self.layer_group_size != 0
 
+    @property
+    def has_linear(self) -> bool:
+        """Whether any layer is a lightning attention layer, and so has a decay."""
+        return any(self.is_linear(i) for i in range(self.num_hidden_layers))
+
     def is_moe(self, layer: int) -> bool:
         """Whether ``layer`` (0-based) has experts."""
         return self.num_experts > 0 and layer >= self.first_k_dense_replace
@@ -183,17 +197,41 @@ class RingConfig:
         return config
 
 
-def read_config(folder: str | os.PathLike[str]) -> tuple[RingConfig, dict[str, Any]]:
+def read_config(
+    folder: str | os.PathLike[str], decay_layer_offset: int | str | None = None
+) -> tuple[RingConfig, dict[str, Any]]:
     """Read and check ``folder/config.json``.
+
+    Args:
+        folder: A checkpoint.
+        decay_layer_offset: In place of the file's; None leaves it.
 
     Returns:
         The checked configuration, and the raw file for what is not the model's business (eos ids, quantisation).
 
     Raises:
         ConfigError: As `RingConfig.from_dict`, or if the file is missing or not JSON.
+        OptionError: As `with_decay_offset`.
     """
-    raw = with_settings(read_json(Path(folder) / "config.json"))
+    raw = with_decay_offset(with_settings(read_json(Path(folder) / "config.json")), decay_layer_offset)
     return RingConfig.from_dict(raw), raw
+
+
+def with_decay_offset(raw: dict[str, Any], offset: int | str | None) -> dict[str, Any]:
+    """The content of a config.json with another ``decay_layer_offset``; None leaves it as it is.
+
+    Raises:
+        OptionError: If it is none of DECAY_OFFSETS, or the model has no decay.
+    """
+    if offset is None:
+        return raw
+    check_decay_offset(offset)
+    if raw.get("model_type") in SOFTMAX_TYPES:
+        raise OptionError(
+            f"{DECAY_KEY} {shown(offset)} is for models with linear layers, and {raw['model_type']!r} has none; leave it "
+            "out."
+        )
+    return raw | {DECAY_KEY: offset}
 
 
 def _check_model_type(raw: Mapping[str, Any]) -> None:
@@ -247,11 +285,11 @@ def _fill_partial_rotary(values: dict[str, Any]) -> None:
 
 
 def _check_kinds(known: Mapping[str, Any]) -> None:
-    offset = known.get("decay_layer_offset", 0)
+    offset = known.get(DECAY_KEY, 0)
     if not is_decay_offset(offset):
         raise ConfigError(f"{no_decay_offset(offset)}; correct config.json.")
     for f in fields(RingConfig):
-        if f.name not in known or f.name in ("rope_scaling", "decay_layer_offset"):
+        if f.name not in known or f.name in ("rope_scaling", DECAY_KEY):
             continue
         value, kind = known[f.name], str(f.type)
         ok = {
@@ -297,7 +335,7 @@ def _check_values(c: RingConfig) -> None:
     if c.rope_scaling and c.rope_scaling["type"] == "yarn" and c.rope_theta <= 1:
         raise ConfigError(f"rope_theta {c.rope_theta} is not above 1, which yarn needs; correct config.json.")
     _divides(c, "num_key_value_heads", "num_attention_heads", c.num_attention_heads)
-    if any(c.is_linear(i) for i in range(c.num_hidden_layers)):
+    if c.has_linear:
         _divides(c, "group_norm_size", "num_attention_heads x head_dim", c.num_attention_heads * c.head_dim)
     if c.num_experts:
         _divides(c, "n_group", "num_experts", c.num_experts)

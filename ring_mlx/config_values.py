@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from ring_mlx.errors import ConfigError
+from ring_mlx.errors import ConfigError, OptionError
 
 # No model of the family comes near. Without a limit, a size would be believed before the weights are looked at.
 MOST = {
@@ -24,6 +24,7 @@ MOST = {
 }
 # How layers are numbered in the decay's formula. Public sources disagree, and nobody here has read real weights: see
 # docs/doctor.md.
+DECAY_KEY = "decay_layer_offset"
 CLAMPED = "clamped"
 DECAY_OFFSETS: dict[int | str, str] = {
     0: "layers counted from 0, as in the authors' engines",
@@ -58,7 +59,17 @@ def is_decay_offset(value: object) -> TypeGuard[int | str]:
 
 def no_decay_offset(value: object) -> str:
     """What is said of a value that `is_decay_offset` refuses."""
-    return f"decay_layer_offset {shown(value)} is not {' or '.join(map(shown, DECAY_OFFSETS))}"
+    return f"{DECAY_KEY} {shown(value)} is not {' or '.join(map(shown, DECAY_OFFSETS))}"
+
+
+def check_decay_offset(value: object) -> None:
+    """Refuse what was given in place of a key of DECAY_OFFSETS or None.
+
+    Raises:
+        OptionError: Naming the value.
+    """
+    if value is not None and not is_decay_offset(value):
+        raise OptionError(f"{no_decay_offset(value)}; choose one.")
 
 
 def is_number(value: object) -> TypeGuard[float]:

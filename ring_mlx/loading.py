@@ -35,6 +35,7 @@ def load_model(
     expert_cache_bytes: int | None = None,
     expert_policy: str | None = None,
     adapter_path: str | os.PathLike[str] | None = None,
+    decay_layer_offset: int | str | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load the model of a checkpoint folder, which needs no tokenizer.
@@ -48,6 +49,7 @@ def load_model(
         expert_cache_bytes: Read routed experts on demand, into so much memory; None keeps them all in memory.
         expert_policy: Which make room, one of `ring_mlx.experts.POLICIES`; None is the default.
         adapter_path: Folder of an adapter of mlx_lm.lora to put over the model.
+        decay_layer_offset: 0, -1 or "clamped" in place of config.json's, for linear models; None leaves it.
         progress: Called with (parts in memory, all), unless it is lazy.
 
     Returns:
@@ -57,11 +59,11 @@ def load_model(
         ConfigError: If config.json is missing, broken or asks for something unsupported.
         WeightsError: If tensors are missing, extra, misshapen or damaged, in the checkpoint or the adapter.
         NoFitError: If the machine's memory cannot hold it; nothing has been read then.
-        OptionError: If experts cannot be read on demand so.
+        OptionError: If experts cannot be read on demand so, or the model has no such decay.
     """
     folder = Path(path).expanduser()
     adapter = None if adapter_path is None else read_adapter(adapter_path)
-    model, arrays, shards, target = assemble(folder, dtype, exact)
+    model, arrays, shards, target = assemble(folder, dtype, exact, decay_layer_offset)
     needed = memory.weight_bytes(model, arrays)
     if expert_cache_bytes is not None:
         needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
@@ -92,23 +94,22 @@ def load_model(
 
 
 def assemble(
-    folder: Path, dtype: mx.Dtype | None = None, exact: bool = False
+    folder: Path, dtype: mx.Dtype | None = None, exact: bool = False, decay_layer_offset: int | str | None = None
 ) -> tuple[Model, dict[str, mx.array], list[Path], mx.Dtype]:
     """Hold the files of a checkpoint against each other; no weight is read.
 
     Args:
         folder: The checkpoint.
-        dtype: As for `load_model`.
-        exact: As for `load_model`.
+        dtype, exact, decay_layer_offset: As for `load_model`.
 
     Returns:
         The model without its weights, the weights under parameter names, still unread, their files, and the dtype of
         the floats.
 
     Raises:
-        ConfigError, WeightsError: As `load_model`.
+        ConfigError, WeightsError, OptionError: As `load_model`.
     """
-    config, raw = read_config(folder)
+    config, raw = read_config(folder, decay_layer_offset)
     quantization = loadable_settings(raw)
     shards = find_shards(folder)
     tensors = weights.read_headers(shards)
@@ -133,6 +134,7 @@ def load(
     expert_cache_bytes: int | None = None,
     expert_policy: str | None = None,
     adapter_path: str | os.PathLike[str] | None = None,
+    decay_layer_offset: int | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Model, TokenizerWrapper]:
     """Load a model and its tokenizer from a folder or the hub.
@@ -140,13 +142,8 @@ def load(
     Args:
         path_or_repo: A local folder, or ``owner/name`` on the Hugging Face hub.
         revision: Branch, tag or commit of a hub repository.
-        dtype: As for `load_model`.
-        exact: As for `load_model`.
-        lazy: As for `load_model`.
-        expert_cache_bytes: As for `load_model`.
-        expert_policy: As for `load_model`.
-        adapter_path: As for `load_model`.
-        progress: As for `load_model`.
+        dtype, exact, lazy, expert_cache_bytes, expert_policy, adapter_path, decay_layer_offset, progress: As for
+            `load_model`.
 
     Returns:
         The model and the tokenizer.
@@ -166,6 +163,7 @@ def load(
         expert_cache_bytes=expert_cache_bytes,
         expert_policy=expert_policy,
         adapter_path=adapter_path,
+        decay_layer_offset=decay_layer_offset,
         progress=progress,
     )
     return model, tokenizer

@@ -62,7 +62,7 @@ class Session(AbstractContextManager["Session"]):
     Args:
         model: Folder of a checkpoint, or ``owner/name`` on the hub; None is the packaged toy.
         revision: Branch, tag or commit of a hub repository.
-        exact, expert_cache_bytes, adapter_path: As for `ring_mlx.load`.
+        exact, decay_layer_offset, expert_cache_bytes, adapter_path: As for `ring_mlx.load`.
         kv_quantization: For keys and values of softmax layers, or None.
         memory_budget_bytes: Most bytes of snapshots in memory, but for the one that the present conversation goes on
             from; by default a quarter of what the machine has left, and 0 keeps none.
@@ -83,6 +83,7 @@ class Session(AbstractContextManager["Session"]):
         *,
         revision: str | None = None,
         exact: bool = False,
+        decay_layer_offset: int | str | None = None,
         expert_cache_bytes: int | None = None,
         adapter_path: str | os.PathLike[str] | None = None,
         kv_quantization: KVQuantization | None = None,
@@ -101,6 +102,7 @@ class Session(AbstractContextManager["Session"]):
             model=_toy() if model is None else model,
             revision=revision,
             exact=exact,
+            decay_layer_offset=decay_layer_offset,
             expert_cache_bytes=expert_cache_bytes,
             adapter_path=adapter_path,
             kv_quantization=kv_quantization,

@@ -54,6 +54,7 @@ class SessionOptions:
     model: str | os.PathLike[str]
     revision: str | None = None
     exact: bool = False
+    decay_layer_offset: int | str | None = None
     expert_cache_bytes: int | None = None
     adapter_path: str | os.PathLike[str] | None = None
     kv_quantization: KVQuantization | None = None

@@ -113,6 +113,7 @@ class Worker:
             options.model,
             revision=options.revision,
             exact=options.exact,
+            decay_layer_offset=options.decay_layer_offset,
             expert_cache_bytes=options.expert_cache_bytes,
             adapter_path=options.adapter_path,
             progress=lambda done, total, *_: emit(Loading(name, int(done), int(total))),

@@ -12,6 +12,7 @@ from typing import Any
 from ring_mlx import (
     RingError,
     add_command,
+    add_decay_option,
     add_step_option,
     add_thinking_options,
     byte_count,
@@ -44,6 +45,7 @@ def add(commands: Any) -> None:
     m.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     m.add_argument("--revision", help="branch, tag or commit of a hub repository")
     m.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
+    add_decay_option(m)
     m.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=EXPERTS)
     a = parser.add_argument_group("answer")
     for name in SETTINGS:
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         args.expert_cache_bytes,
         thinking_of(args),
         args.prefill_step_size,
+        args.decay_layer_offset,
     )
     engine = Engine(choice)
     keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)

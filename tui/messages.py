@@ -73,7 +73,8 @@ class Question:
 class ModelChoice:
     """A model by folder or owner/name; ``path`` None is the packaged toy.
 
-    ``adapter_path`` is a folder of mlx_lm.lora's, for this model only.
+    ``adapter_path`` is a folder of mlx_lm.lora's, and ``decay_layer_offset`` comes before what config.json says; both are
+    for this model only.
     ``expert_cache_bytes`` is the memory that routed experts are read into on demand; None keeps them all in memory.
     ``thinking`` says how answers start and what room a thought leaves, ``prefill_step_tokens`` how many of a prompt are
     read at once. None of these three is what the engine has.
@@ -85,6 +86,7 @@ class ModelChoice:
     expert_cache_bytes: int | None = None
     thinking: Thinking | None = None
     prefill_step_tokens: int | None = None
+    decay_layer_offset: int | str | None = None
 
 
 @dataclass

@@ -56,6 +56,7 @@ class SessionSource:
         self._session = Session(
             choice.path,
             revision=choice.revision,
+            decay_layer_offset=choice.decay_layer_offset,
             adapter_path=choice.adapter_path,
             expert_cache_bytes=choice.expert_cache_bytes,
             store=paths.snapshots(),

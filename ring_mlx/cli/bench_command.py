@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     for flag, value in (("--random", args.random), ("--vs", args.vs)):
         if args.adapter_path is not None and value is not None:
             raise BenchError(f"--adapter-path does not work with {flag} {value}; leave one of them out.")
-    if options.expert_options(args)["expert_cache_bytes"] is not None:
+    if options.loading_options(args)["expert_cache_bytes"] is not None:
         _check_experts(args)
     with joined(args.distributed) as member:
         return _bench(args, member)
@@ -156,6 +156,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dict[str, Any], str]:
     from ring_mlx.bench import shapes
     from ring_mlx.bench.random_weights import plain_dtype, random_model_of
+    from ring_mlx.config import with_decay_offset
 
     whole = shapes.SHAPES[args.random]
     if (args.layers or 0) > whole["num_hidden_layers"]:
@@ -163,7 +164,8 @@ def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dic
     bits = args.bits or (UNQUANTISED if args.random == "golden" else 4)
     if args.random == "golden" and bits != UNQUANTISED:
         raise BenchError(f"golden is too narrow for --bits {bits}; leave --bits out.")
-    raw, packed = shapes.cut(whole, args.layers), None if bits == UNQUANTISED else bits
+    raw = with_decay_offset(shapes.cut(whole, args.layers), args.decay_layer_offset)
+    packed = None if bits == UNQUANTISED else bits
     dtype = plain_dtype(args.random)
     if member is None:
         model = random_model_of(raw, args.random, packed, 64, args.exact, dtype, args.seed)
@@ -172,7 +174,7 @@ def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dic
     name = f"{args.random}, random {'unquantised' if bits == UNQUANTISED else f'{bits}-bit'} weights"
     if args.layers is not None:
         name += f", {args.layers} of {whole['num_hidden_layers']} layers"
-    return model, raw, name + _exact(args)
+    return model, raw, name + _how(args)
 
 
 def _checkpoint(args: argparse.Namespace, member: Member | None) -> tuple[Model, dict[str, Any], str]:
@@ -186,22 +188,18 @@ def _checkpoint(args: argparse.Namespace, member: Member | None) -> tuple[Model,
     if member is not None:
         with member.together():
             folder = resolve_model(args.model or str(demo_model_path()), args.revision)
-        return member.load_folder(folder, args.exact), read_config(folder)[1], name + _exact(args)
+        model = member.load_folder(folder, args.exact, args.decay_layer_offset)
+        return model, read_config(folder)[1], name + _how(args)
     folder = options.find_model(args, args.model or str(demo_model_path()))
     with bar_of(args, "loading the model") as bar:
-        model = load_model(
-            folder,
-            exact=args.exact,
-            adapter_path=args.adapter_path,
-            progress=bar,
-            **options.expert_options(args),
-        )
+        model = load_model(folder, progress=bar, **options.loading_options(args))
     if args.expert_cache_bytes is not None:
         name += f", experts in {args.expert_cache_bytes / 1e9:.3g} GB"
     if args.adapter_path is not None:
         name += f" with {Path(args.adapter_path).name}"
-    return model, read_config(folder)[1], name + _exact(args)
+    return model, read_config(folder)[1], name + _how(args)
 
 
-def _exact(args: argparse.Namespace) -> str:
-    return ", exact" if args.exact else ""
+def _how(args: argparse.Namespace) -> str:
+    offset = args.decay_layer_offset
+    return (", exact" if args.exact else "") + (f", decay_layer_offset {offset}" if offset is not None else "")

@@ -25,7 +25,6 @@ HELP = {
     "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be given again",
     "fit": "search the scales of least squared error, or round to nearest (search)",
     "layout": "streamed: each expert's matrices side by side, to be read on demand (stacked)",
-    "decay": "0 (Ant's engines), -1 (the released Hugging Face file) or clamped (mlx-lm): written to config.json",
     "check": "find it on the source by a minute's text: where config.json says nothing and it can be loaded (auto)",
     "dry": "print size, memory and bits per weight per part; fetches no shard and writes nothing",
     "stream": "fetch the shards of a repository one by one and drop each after use",
@@ -58,7 +57,7 @@ def add(commands: Any) -> None:
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
     q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantised")
     q.add_argument("--expert-layout", choices=("stacked", "streamed"), default="stacked", help=HELP["layout"])
-    q.add_argument("--decay-layer-offset", type=options.decay_offset, metavar="N", help=HELP["decay"])
+    options.add_decay_option(q, "is written to config.json (what the source says)")
     q.add_argument("--check-decay", choices=("auto", "always", "never"), default="auto", help=HELP["check"])
     w = parser.add_argument_group("how it is done")
     w.add_argument("--dry-run", action="store_true", help=HELP["dry"])

@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     d = parser.add_argument_group("decay")
     d.add_argument("--check-decay", metavar="MODEL", help=HELP["decay"])
     d.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    options.add_decay_option(d)
     d.add_argument("--text", type=Path, metavar="FILE", help=HELP["text"])
     d.add_argument("--tokens", type=options.positive_int, metavar="T", help=HELP["tokens"])
     d.add_argument("--write-decay", action="store_true", default=None, help=HELP["write"])
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine(args: argparse.Namespace) -> Sequence[Finding]:
-    for flag in ("revision", "text", "tokens", "write-decay"):
+    for flag in ("revision", "decay-layer-offset", "text", "tokens", "write-decay"):
         if getattr(args, flag.replace("-", "_")) is not None:
             raise OptionError(f"--{flag} is for --check-decay; add --check-decay MODEL, or leave --{flag} out.")
     from ring_mlx.doctor.examine import examine
@@ -76,7 +77,7 @@ def _decay(args: argparse.Namespace) -> Sequence[Finding]:
 
     folder = options.find_model(args, args.check_decay)
     with bar_of(args, "loading the model") as bar:
-        model, tokenizer = load(folder, progress=bar)
+        model, tokenizer = load(folder, decay_layer_offset=args.decay_layer_offset, progress=bar)
     with bar_of(args, "checking the decay", "texts") as bar:
         verdict = decay_choice.check(model, tokenizer, note, args.text, args.tokens, bar)
     found = findings(verdict, model.config.decay_layer_offset, args.check_decay)

@@ -35,7 +35,7 @@ TOY_NOTE = (
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --revision, --exact and --adapter-path."""
+    """Which model, and how it computes."""
     g = group_of(parser, "model")
     g.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     g.add_argument("--revision", help="branch, tag or commit of a hub repository")
@@ -43,6 +43,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
     )
     g.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
+    add_decay_option(g)
+
+
+def add_decay_option(group: Any, about: str = "(what config.json says, else 0)") -> None:
+    """Which of the decay's formulas holds, wherever a model is loaded or written."""
+    words = "layers in the decay's formula: 0 (Ant's engines), -1 (the released Hugging Face file), clamped (mlx-lm)"
+    group.add_argument("--decay-layer-offset", type=decay_offset, metavar="N", help=f"{words} {about}")
 
 
 def add_quiet_option(parser: argparse.ArgumentParser) -> None:
@@ -160,13 +167,7 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     name = args.model or str(demo_model_path())
     folder = find_model(args, name)
     with bar_of(args, "loading the model") as bar:
-        model, tokenizer = load(
-            folder,
-            exact=args.exact,
-            adapter_path=args.adapter_path,
-            progress=bar,
-            **expert_options(args),
-        )
+        model, tokenizer = load(folder, progress=bar, **loading_options(args))
     return model, tokenizer, name
 
 
@@ -182,8 +183,8 @@ def find_model(args: argparse.Namespace, name: str) -> Path:
         return resolve_model(name, args.revision, bar)
 
 
-def expert_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_expert_options` found, as arguments of `ring_mlx.load`; without these options nothing.
+def loading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model_options` and perhaps `add_expert_options` found, as arguments of `ring_mlx.load_model`.
 
     Raises:
         OptionError: If only the policy is given.
@@ -191,7 +192,13 @@ def expert_options(args: argparse.Namespace) -> dict[str, Any]:
     cache_bytes, policy = getattr(args, "expert_cache_bytes", None), getattr(args, "expert_policy", None)
     if policy is not None and cache_bytes is None:
         raise OptionError(f"--expert-policy {policy} needs --expert-cache-bytes; add it, or leave the policy out.")
-    return {"expert_cache_bytes": cache_bytes, "expert_policy": policy}
+    return {
+        "exact": args.exact,
+        "adapter_path": args.adapter_path,
+        "decay_layer_offset": args.decay_layer_offset,
+        "expert_cache_bytes": cache_bytes,
+        "expert_policy": policy,
+    }
 
 
 def make_sampling(

@@ -173,7 +173,7 @@ def _load_part(member: Member, orders: Orders, settings: Settings) -> Parts:
     from ring_mlx.distributed.leader import Leader
 
     try:
-        model, tokenizer = member.load(str(settings.model), settings.revision, settings.exact)
+        model, tokenizer = member.load(settings.model, settings.revision, settings.exact, settings.decay_layer_offset)
         return Leader(model, tokenizer, settings, member, orders)
     except RuntimeError as e:
         raise member.lost(e) from None
@@ -206,9 +206,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         model=args.model or str(demo_model_path()),
         name=args.model_name or _name(args.model),
         revision=args.revision,
-        exact=args.exact,
-        adapter_path=args.adapter_path,
-        **options.expert_options(args),
+        **options.loading_options(args),
         sampling=Sampling(temp=args.temp, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p),
         max_tokens=args.max_tokens,
         max_batch=args.max_batch,

@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.checkpoint_files import read_json
-from ring_mlx.config_values import is_decay_offset, no_decay_offset, shown
+from ring_mlx.config import with_decay_offset
+from ring_mlx.config_values import shown
 from ring_mlx.convert import folder_files, remote
 from ring_mlx.convert.expert_shards import ExpertShardFile
 from ring_mlx.convert.fit import FITS, quantize
@@ -184,6 +185,7 @@ def convert_plan(
     _check_options(options)
     default = make_setting(options.bits, options.group_size, options.mode) if options.quantize else None
     opened = open_source(source, revision, remote_only)
+    with_decay_offset(opened.raw, options.decay_layer_offset)
     rule = None
     if default is not None:
         rule = make_rule(default, options.recipe, options.overrides, opened.config.num_hidden_layers)
@@ -223,8 +225,6 @@ def _check_options(o: Options) -> None:
         raise OptionError(f"{useless[0]} needs --quantize; add -q.")
     if o.recipe and o.bits is not None:
         raise OptionError(f"--q-bits {o.bits} has no effect on --quant-predicate {o.recipe}; leave one out.")
-    if o.decay_layer_offset is not None and not is_decay_offset(o.decay_layer_offset):
-        raise OptionError(f"{no_decay_offset(o.decay_layer_offset)}; choose one.")
     if o.fit not in FITS:
         raise OptionError(f"--q-fit {o.fit!r} is not one of {', '.join(FITS)}; choose one.")
     if o.expert_layout not in LAYOUTS:

@@ -62,6 +62,7 @@ def load_sharded(
     *,
     dtype: mx.Dtype | None = None,
     exact: bool = False,
+    decay_layer_offset: int | str | None = None,
 ) -> Model:
     """This rank's part of the model in a folder; every rank must call it.
 
@@ -69,7 +70,7 @@ def load_sharded(
         folder: A folder with config.json and safetensors, the same on every rank.
         group: The ranks, from ``mx.distributed.init``.
         mode: "tensor": every layer is cut; "pipeline": every rank has some of the layer groups.
-        dtype, exact: As for `ring_mlx.load_model`.
+        dtype, exact, decay_layer_offset: As for `ring_mlx.load_model`.
 
     Returns:
         A model that gives whole logits on every rank, as long as every rank makes the same calls. Its caches hold
@@ -77,13 +78,13 @@ def load_sharded(
 
     Raises:
         DistributedError: On every rank: if the model cannot be cut so, or ranks differ in versions or weights.
-        ConfigError, WeightsError, NoFitError: As for `ring_mlx.load_model`.
+        ConfigError, WeightsError, NoFitError, OptionError: As for `ring_mlx.load_model`.
     """
     path = Path(folder).expanduser()
     if mode not in MODES:
         raise DistributedError(f"mode {mode!r} is not one of {', '.join(MODES)}; choose one of them.")
     with together(group) as said:
-        config, raw = read_config(path)
+        config, raw = read_config(path, decay_layer_offset)
         tensors = local_tensors(path)
         target = weights.compute_dtype(raw, tensors, dtype)
         said["weights"] = weights.fingerprint(config, find_shards(path), target, exact)

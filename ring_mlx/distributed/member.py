@@ -61,7 +61,13 @@ class Member:
         """Whether this is the rank that prints."""
         return self.group.rank() == 0
 
-    def load(self, name: str, revision: str | None = None, exact: bool = False) -> tuple[Model, TokenizerWrapper]:
+    def load(
+        self,
+        name: str | os.PathLike[str],
+        revision: str | None = None,
+        exact: bool = False,
+        decay_layer_offset: int | str | None = None,
+    ) -> tuple[Model, TokenizerWrapper]:
         """This rank's part of a folder or hub repository, and the tokenizer; `mode` is what it is cut by then.
 
         Raises:
@@ -73,9 +79,9 @@ class Member:
         with self.together():
             folder = resolve_model(name, revision)
             tokenizer = load_tokenizer(folder)
-        return self.load_folder(folder, exact), tokenizer
+        return self.load_folder(folder, exact, decay_layer_offset), tokenizer
 
-    def load_folder(self, folder: Path, exact: bool = False) -> Model:
+    def load_folder(self, folder: Path, exact: bool = False, decay_layer_offset: int | str | None = None) -> Model:
         """This rank's part of the model in a folder, without a tokenizer; `mode` is what it is cut by then.
 
         Raises:
@@ -89,7 +95,7 @@ class Member:
             with self.together():
                 config, raw = read_config(folder)
                 self._settle_mode(raw, config, local_tensors(folder))
-        return load_sharded(folder, self.group, self.mode, exact=exact)
+        return load_sharded(folder, self.group, self.mode, exact=exact, decay_layer_offset=decay_layer_offset)
 
     def draw(self, raw: dict[str, Any], name: str, bits: int | None, dtype: mx.Dtype, exact: bool, seed: int) -> Model:
         """This rank's part of a model with random weights; `mode` is what it is cut by then.
@@ -117,7 +123,7 @@ class Member:
         from ring_mlx.loading import demo_model_path
 
         name = args.model or str(demo_model_path())
-        return *self.load(name, args.revision, args.exact), name
+        return *self.load(name, args.revision, args.exact, args.decay_layer_offset), name
 
     def agreed(self, sampler: Sampler) -> Sampler:
         """A sampler that gives rank 0's tokens on every rank."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx.config_values import DECAY_OFFSETS, shown
+from ring_mlx.config_values import DECAY_KEY, DECAY_OFFSETS, shown
 from ring_mlx.decay import decay_rate
 from ring_mlx.doctor.decay_text import Part
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
@@ -21,7 +21,7 @@ from ring_mlx.evaluation.scoring import Floats, nats, scored_logits
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 
-SECTION, KEY = "decay", "decay_layer_offset"
+SECTION, KEY = "decay", DECAY_KEY
 BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 64
 # Differences of fewer standard errors, or over fewer blocks of text, are not told from chance. Four rather than two, as
 # blocks of one text depend on each other, and as the best of three is compared with both others.
@@ -97,7 +97,7 @@ def decays(model: Model, offset: Offset) -> Iterator[None]:
 
 def check_linear(model: Model) -> None:
     """Raises OptionError if the model has no linear layer."""
-    if not any(layer.is_linear for layer in model.layers):
+    if not model.config.has_linear:
         raise OptionError(f"--check-decay needs linear layers, and {model.model_type!r} has none; give a linear model.")
 
 

@@ -75,9 +75,7 @@ def choose(
         RingError: As for `ring_mlx.load` and `check`, if it is wanted.
     """
     try:
-        if not is_wanted and (
-            KEY in source.raw or not any(map(source.config.is_linear, range(source.config.num_hidden_layers)))
-        ):
+        if not is_wanted and (KEY in source.raw or not source.config.has_linear):
             return None
         if source.repo is not None:
             raise OptionError("the decay cannot be checked while shards are streamed; leave --stream out.")

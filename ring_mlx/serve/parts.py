@@ -47,6 +47,7 @@ class Parts:
             settings.model,
             revision=settings.revision,
             exact=settings.exact,
+            decay_layer_offset=settings.decay_layer_offset,
             expert_cache_bytes=settings.expert_cache_bytes,
             expert_policy=settings.expert_policy,
             adapter_path=settings.adapter_path,

@@ -19,7 +19,7 @@ class Settings:
     Args:
         model: Folder of a checkpoint, or ``owner/name`` on the hub.
         name: What clients call the model.
-        revision, exact, expert_cache_bytes, expert_policy, adapter_path: As for `ring_mlx.load`.
+        revision, exact, decay_layer_offset, expert_cache_bytes, expert_policy, adapter_path: As for `ring_mlx.load`.
         sampling: Where a request says nothing else.
         max_tokens: Likewise.
         max_batch: Requests that are read or generate at once.
@@ -40,6 +40,7 @@ class Settings:
     name: str
     revision: str | None = None
     exact: bool = False
+    decay_layer_offset: int | str | None = None
     expert_cache_bytes: int | None = None
     expert_policy: str | None = None
     adapter_path: str | os.PathLike[str] | None = None
