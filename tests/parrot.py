@@ -31,7 +31,12 @@ def byte_letters() -> list[str]:
 
 
 def make_parrot(
-    folder: Path, pieces: Sequence[str | bytes | int], gap: int = 0, rows: int = 0, spare: Iterable[str] = ()
+    folder: Path,
+    pieces: Sequence[str | bytes | int],
+    gap: int = 0,
+    rows: int = 0,
+    spare: Iterable[str] = (),
+    **shape: Any,
 ) -> Path:
     """Write the checkpoint.
 
@@ -41,6 +46,7 @@ def make_parrot(
         gap: Ids between the demo's tokens and the new ones that no token has.
         rows: Rows of the embedding beyond the last token.
         spare: Further tokens, which it can be taught to say.
+        shape: Other values of config.json than the smallest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer: dict[str, Any] = json.loads((demo_model_path() / "tokenizer.json").read_text())
@@ -61,10 +67,9 @@ def make_parrot(
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(demo_model_path() / name, folder)
     size = max(new + rows, *(i + 1 for i in script))
-    raw = config(
-        hidden_size=WIDTH, num_hidden_layers=2, layer_group_size=2, first_k_dense_replace=2, num_experts=0,
-        vocab_size=size, eos_token_id=ROLE_END, max_position_embeddings=4096,
-    )  # fmt: skip
+    least = {"num_hidden_layers": 2, "layer_group_size": 2, "first_k_dense_replace": 2, "num_experts": 0}
+    least["max_position_embeddings"] = 4096
+    raw = config(**least | shape, hidden_size=WIDTH, vocab_size=size, eos_token_id=ROLE_END)
     (folder / "config.json").write_text(json.dumps(raw))
     save_file(_layers(raw) | _weights(size, script), folder / NAME)
     return folder
