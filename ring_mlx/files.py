@@ -12,8 +12,8 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,8 +21,10 @@ TEMPORARY = ".writing-"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 LOCK_WAIT_S = 60.0
 
+Write = Callable[[str], object]
 
-def write_atomically(path: Path, write: Callable[[str], object], private: bool = True) -> None:
+
+def write_atomically(path: Path, write: Write, private: bool = True) -> None:
     """Let ``write`` fill a new file, then put it in the place of ``path``; a reader sees the old or the new one.
 
     Args:
@@ -34,12 +36,43 @@ def write_atomically(path: Path, write: Callable[[str], object], private: bool =
         OSError: If there is no space or no permission, or ``path`` is something else than a file; nothing is left
             behind then.
     """
-    make_folder(path.parent)
-    with unfinished(path.parent, private) as name:
-        if not private and path.is_file():
-            name.chmod(stat.S_IMODE(path.stat().st_mode))
-        write(str(name))
-        place(name, path)
+    with _naming(path):
+        make_folder(path.parent)
+        with unfinished(path.parent, private) as name:
+            if not private and path.is_file():
+                name.chmod(stat.S_IMODE(path.stat().st_mode))
+            write(str(name))
+            place(name, path)
+
+
+def write_named(path: Path, content: str | Write) -> None:
+    """`write_atomically` a file that a user named, or text; a pipe or a device gets it as it comes.
+
+    Raises:
+        OSError: As `write_atomically`.
+    """
+
+    def write(name: str) -> None:
+        if isinstance(content, str):
+            Path(name).write_bytes(content.encode())
+        else:
+            content(name)
+
+    if is_stream(path):
+        write(str(path))
+    else:
+        write_atomically(behind_links(path), write, private=False)
+
+
+def write_together(folder: Path, texts: Mapping[str, str]) -> None:
+    """Replace several files of a folder once all of them are written, so that a full disk changes none."""
+    with ExitStack() as stack:
+        names = {name: stack.enter_context(unfinished(folder, private=False)) for name in texts}
+        for name, text in texts.items():
+            names[name].write_bytes(text.encode())
+            sync_path(names[name])
+        for name in texts:
+            place(names[name], folder / name)
 
 
 @contextmanager
@@ -53,7 +86,7 @@ def unfinished(folder: Path, private: bool = True) -> Iterator[Path]:
         yield name
     finally:
         os.close(handle)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # What went wrong before it matters more.
             os.unlink(name)
 
 
@@ -71,13 +104,19 @@ def place(name: Path, path: Path) -> None:
     """Bring a written file or folder to the disk and rename it, so that ``path`` is whole or absent after a power cut.
 
     Raises:
-        OSError: If something that is not a file is in the way of a file.
+        OSError: If something that is not a file is in the way of a file, or a file that may not be changed.
     """
     if not name.is_dir():
-        _check_no_stranger(path)
+        _check_replaceable(path)
     sync_path(name)
     os.replace(name, path)
     sync_path(path.parent)
+
+
+def check_named(path: Path) -> None:
+    """`check_writable` for `write_named`."""
+    if not is_stream(path):
+        check_writable(behind_links(path))
 
 
 def check_writable(path: Path) -> None:
@@ -86,15 +125,37 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: As `write_atomically`.
     """
-    _check_no_stranger(path)
-    make_folder(path.parent)
-    with unfinished(path.parent):
-        pass
+    with _naming(path):
+        _check_replaceable(path)
+        make_folder(path.parent)
+        with unfinished(path.parent):
+            pass
 
 
-def _check_no_stranger(path: Path) -> None:
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EEXIST, "it is there and not a file", str(path))
+def is_stream(path: Path) -> bool:
+    """Whether there is a pipe or a device, such as /dev/stdout."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _check_replaceable(path: Path) -> None:
+    if os.path.exists(path):
+        if not os.path.isfile(path):
+            raise OSError(errno.EEXIST, "it is there and not a file", str(path))
+        if not os.access(path, os.W_OK):  # A rename would not ask.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file that is meant in an error, not the temporary one."""
+    try:
+        yield
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) if e.errno else e from None
 
 
 def sync(file: BinaryIO | int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ring_mlx.bench.floor import Rates, floor, measure_rates
 from ring_mlx.bench.measure import measure
 from ring_mlx.bench.plot import check_plot, plot
 from ring_mlx.bench.settings import BenchError, Settings
+from ring_mlx.files import Write, check_named, write_named
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 
@@ -44,8 +47,8 @@ class Files:
             later: Which of `LATER` the run fills.
         """
         for path in (self.csv, self.json, self.markdown, self.plot):
-            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-                raise BenchError(f"{path} cannot be written; name a file in a folder that exists.")
+            if path is not None:
+                _check_place(path)
         if self.csv is not None:
             report.check_csv(self.csv, [c for c in COLUMNS if c not in LATER or c in later], COLUMNS)
         if self.plot is not None:
@@ -107,6 +110,8 @@ def bench(
             _measure(model, raw, settings, files, result, rates, ops, company, say, progress)
         finally:
             write(result, files)
+    except BrokenPipeError:
+        raise
     except OSError as e:
         raise BenchError(f"a file could not be read or written ({e}); check space and permissions.") from None
     except (RuntimeError, MemoryError, OverflowError) as e:
@@ -115,6 +120,16 @@ def bench(
         words = " ".join(str(e).split())[:300] or type(e).__name__
         raise BenchError(f"MLX gave up ({words}); try shorter contexts, fewer rows or a smaller model.") from None
     return result
+
+
+def _check_place(path: Path) -> None:
+    """Raises BenchError where a file could not be written."""
+    try:
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+        check_named(path)
+    except (OSError, ValueError) as e:
+        raise BenchError(f"{path} cannot be written ({e}); name a file in a folder that exists and is yours.") from None
 
 
 def _check_caches(model: Model, settings: Settings) -> None:
@@ -177,21 +192,30 @@ def heading(head: dict[str, Any]) -> str:
 
 
 def write(result: Result, files: Files) -> None:
-    """Write the files that hold a whole run; nothing if no cell was measured."""
+    """Write the files that hold a whole run; nothing if no cell was measured.
+
+    Raises:
+        BenchError: If some cannot be written; the others are.
+    """
     if not result.rows:
         return
     title = heading(result.head)
-    if files.json is not None:
-        files.json.write_text(
-            report.json_text(result.head, result.rows, result.counts, result.experts), encoding="utf-8"
-        )
-    if files.markdown is not None:
-        counted = f"\n\n```\n{report.counts_table(result.counts)}\n```" if result.counts else ""
-        lines = title.replace("\n", "  \n")
-        table = report.markdown_table(result.columns, result.rows)
-        files.markdown.write_text(f"{lines}\n\n{table}{counted}\n", encoding="utf-8")
-    if files.plot is not None:
-        plot(result.rows, title, files.plot)
+    counted = f"\n\n```\n{report.counts_table(result.counts)}\n```" if result.counts else ""
+    table = report.markdown_table(result.columns, result.rows)
+    contents: dict[Path | None, str | Write] = {
+        files.json: report.json_text(result.head, result.rows, result.counts, result.experts),
+        files.markdown: title.replace("\n", "  \n") + f"\n\n{table}{counted}\n",
+        files.plot: partial(plot, result.rows, title),
+    }
+    failed = []
+    for path, content in contents.items():
+        try:
+            if path is not None:
+                write_named(path, content)
+        except OSError as e:
+            failed.append(f"{path} ({e.strerror or e})")
+    if failed:
+        raise BenchError(f"{', '.join(failed)} could not be written; check space and permissions.")
 
 
 def _head(model: Model, name: str, rates: Rates | None, company: Company) -> Head:

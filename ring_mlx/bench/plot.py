@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ring_mlx.bench.settings import BenchError
@@ -16,7 +15,7 @@ def check_plot() -> None:
         raise BenchError("--plot needs matplotlib; install it with: pip install matplotlib")
 
 
-def plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], title: str, path: str) -> None:
     """Prefill and decode side by side, one line an engine and batch size, with the spread as a band."""
     from matplotlib.figure import Figure
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ from ring_mlx.bench.engines import OURS
 from ring_mlx.bench.floor import Floor
 from ring_mlx.bench.measure import Cell, spread
 from ring_mlx.bench.settings import BenchError
+from ring_mlx.files import is_stream
 
 Row = dict[str, Any]
 Column = tuple[str, int, Callable[[Row], str]]
@@ -107,15 +111,30 @@ def check_csv(path: Path, needed: Sequence[str], columns: Sequence[str]) -> None
 
 
 def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Append rows, with a header if the file is new, else under its own: one file can hold all runs of a machine."""
+    """Append rows, with a header if the file is new, else under its own: one file can hold all runs of a machine.
+
+    Raises:
+        BenchError: If they do not fit on the disk; no part of them is in the file then.
+        OSError: If the file cannot be opened.
+    """
     text, header = io.StringIO(), _csv_header(path)
     columns = header or columns
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if not header:
         writer.writeheader()
     writer.writerows({c: _rounded(row.get(c)) for c in columns} for row in rows)
-    with path.open("a", encoding="utf-8", newline="") as f:
-        f.write(text.getvalue())
+    data = text.getvalue().encode()
+    if header and not path.read_bytes().endswith(b"\n"):
+        data = b"\n" + data
+    with path.open("ab", buffering=0) as f:
+        size = 0 if is_stream(path) else os.fstat(f.fileno()).st_size
+        try:
+            if f.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as e:
+            with suppress(OSError):
+                f.truncate(size)
+            raise BenchError(f"{path} could not be written ({e.strerror}); check space and permissions.") from None
 
 
 def json_text(head: Row, rows: Sequence[Row], counts: dict[str, dict[str, int]], experts: Row | None = None) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.recall import Grid, axes
+from ring_mlx.files import check_named, write_named
 
 
 def check_plot(path: Path) -> None:
-    """Raises OptionError, before anything is measured, where matplotlib or the file's folder is missing."""
+    """Raises OptionError, before anything is measured, where matplotlib is missing or the file cannot be written."""
     if find_spec("matplotlib") is None:
         raise OptionError("--plot needs matplotlib; install it with: pip install matplotlib")
     if not path.parent.is_dir():
         raise OptionError(f"--plot {path} is in a folder that does not exist; make {path.parent} first.")
+    with _written(path):
+        check_named(path)
 
 
 def plot(grid: Grid, title: str, path: Path) -> None:
@@ -39,7 +44,13 @@ def plot(grid: Grid, title: str, path: Path) -> None:
     chart.set(xlabel="length, tokens", ylabel="depth of the fact")
     chart.set_title(title, fontsize=9)
     figure.colorbar(image, label="recalled")
+    with _written(path):
+        write_named(path, lambda name: figure.savefig(name, dpi=120, format="png"))
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
     try:
-        figure.savefig(path, dpi=120, format="png")
-    except OSError as e:
+        yield
+    except (OSError, ValueError) as e:
         raise OptionError(f"--plot {path} cannot be written ({e}); give another file.") from None

@@ -1,0 +1,123 @@
+"""What commands write besides chats and snapshots, where the disk takes no more: one line, and old files stay whole."""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import stat
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ring_mlx import files
+from ring_mlx.bench import job, report
+from ring_mlx.bench.settings import BenchError
+from ring_mlx.errors import OptionError, RingError
+from ring_mlx.evaluation.heat_map import check_plot, plot
+from ring_mlx.evaluation.recall import Cell, Grid
+
+OLD = "old" * 40
+HEAD = {
+    **dict.fromkeys((*job.HEAD, *job.MODEL, *job.LATER), "x"),
+    "weights_gb": 1.0,
+    "build_peak_gb": 1.0,
+    "bandwidth_gbps": None,
+}
+ROW = dict.fromkeys(report.CELL_COLUMNS, 1.0) | {"engine": "ring-mlx", "context": 8}
+
+
+@contextmanager
+def short_files(most_bytes):
+    """No file may grow beyond so many bytes, as on a disk that fills up while it is written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fonts():
+    """matplotlib writes a list of fonts when it is first imported."""
+    import matplotlib.font_manager  # noqa: F401
+
+
+def result():
+    return job.Result(HEAD, report.columns(False, False), [HEAD | ROW])
+
+
+def grid():
+    return Grid([Cell(90, 0.0, 90, 1, 2, 0), Cell(90, 1.0, 90, 2, 2, 0)], 180, 180)
+
+
+WRITERS = {
+    "json": lambda path: job.write(result(), job.Files(json=path)),
+    "markdown": lambda path: job.write(result(), job.Files(markdown=path)),
+    "plot": lambda path: job.write(result(), job.Files(plot=path)),
+    "heat map": lambda path: plot(grid(), "title", path),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("most_bytes", [0, 100])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, kind, most_bytes):
+    path = tmp_path / "a"
+    path.write_text(OLD)
+    with short_files(most_bytes), pytest.raises(RingError, match=r"/a .*(File too large|written)"):
+        WRITERS[kind](path)
+    assert path.read_text() == OLD
+    assert os.listdir(tmp_path) == ["a"]
+    WRITERS[kind](path)
+    assert not path.read_bytes().startswith(b"old")
+
+
+def test_a_file_that_cannot_be_written_costs_no_other_one(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(BenchError, match=r"a\.json \(it is there and not a file\) could not be written"):
+        job.write(result(), job.Files(json=tmp_path / "a.json", markdown=tmp_path / "a.md"))
+    assert "ring-mlx" in (tmp_path / "a.md").read_text()
+
+
+def test_rows_that_do_not_fit_are_no_part_of_a_table(tmp_path):
+    path = tmp_path / "a.csv"
+    report.append_csv(path, ["engine", "runs"], [{"engine": "one", "runs": 1}])
+    before = path.read_bytes()
+    with short_files(len(before) + 3), pytest.raises(BenchError, match="could not be written"):
+        report.append_csv(path, ["engine", "runs"], [{"engine": "two", "runs": 2}])
+    assert path.read_bytes() == before
+    path.write_bytes(before.rstrip(b"\n"))  # as an editor may leave it
+    report.append_csv(path, ["engine", "runs"], [{"engine": "two", "runs": 2}])
+    assert [row["engine"] for row in csv.DictReader(path.read_text().splitlines())] == ["one", "two"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "markdown", "plot"])
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path, monkeypatch, kind):
+    path = tmp_path / "a"
+    with pytest.raises(BenchError, match="there is no such folder"):
+        job.Files(**{kind: tmp_path / "none" / "a"}).check()
+    path.touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everything
+    with pytest.raises(BenchError, match=r"a cannot be written.*Permission denied"):
+        job.Files(**{kind: path}).check()
+    with pytest.raises(OptionError, match=r"a cannot be written.*Permission denied"):
+        check_plot(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "no/folder")
+    with pytest.raises(BenchError, match=r"a cannot be written \(\[Errno 2\].*/a'\)"):
+        job.Files(**{kind: path}).check()
+
+
+def test_pipes_and_devices_get_what_would_be_in_a_file(tmp_path):
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    job.Files(json=pipe, markdown=Path("/dev/null")).check()
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    job.write(result(), job.Files(json=pipe))
+    reader.join()
+    assert '"cells"' in found[0]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
