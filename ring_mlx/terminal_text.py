@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
 # Control characters but tab and line feed, those of C1, halves of surrogate pairs, and what is invisible and changes how
@@ -71,8 +71,8 @@ def beside_bars() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Say something beside the output, on standard error."""
-    with beside_bars():
+    """Say something beside the output, on standard error; where that takes nothing, it is lost."""
+    with suppress(OSError), beside_bars():
         print(harmless(f"ring-mlx: {text}"), file=sys.stderr, flush=True)
 
 

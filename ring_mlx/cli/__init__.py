@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ring_mlx import __version__
+from ring_mlx.cli import streams
 from ring_mlx.cli.parsing import BAD_INPUT, OneLineParser
 from ring_mlx.cli.refused import add_refused
 from ring_mlx.errors import RingError
@@ -78,18 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ring-mlx`` and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run ``ring-mlx`` and return its exit code: 0, 2 for bad input, 130 when interrupted, 141 when nobody reads."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning
-    parser = build_parser()
+    streams.replace_closed()
     try:
-        args = parser.parse_args(argv)
-        if args.command is None:
-            print(FIRST, end="")
-            return 0
-        code: int = args.run(args)
-        return code
+        return _run(argv)
     except RingError as e:
         note(str(e))
         return BAD_INPUT
@@ -97,8 +93,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         note("interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as e:
+        where = "standard output, or a file," if e.filename is None else e.filename
+        note(f"[file] {where} could not be read or written ({e.strerror or e}); check space and permissions.")
+        return BAD_INPUT
+    finally:
+        streams.give_up_unwritable()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit:
+        sys.stdout.flush()  # The help may be cut, too.
+        raise
+    code: int = 0
+    if args.command is None:
+        print(FIRST, end="")
+    else:
+        code = args.run(args)
+    sys.stdout.flush()
+    return code
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
