@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ring_mlx.config import RingConfig
     from ring_mlx.decoding import KVQuantization
     from ring_mlx.errors import RingError
-    from ring_mlx.files import write_text
+    from ring_mlx.files import text_of, write_text
     from ring_mlx.generation import GenerationEvent, generate, stream_generate
     from ring_mlx.loading import demo_model_path, load, load_model
     from ring_mlx.model import Model
@@ -89,6 +89,7 @@ __all__ = [
     "read_json",
     "render_chat",
     "stream_generate",
+    "text_of",
     "thinking_of",
     "value_range",
     "whole_text",
@@ -136,6 +137,7 @@ _HOMES = {
     "read_json": "ring_mlx.checkpoint_files",
     "render_chat": "ring_mlx.tokenizer",
     "stream_generate": "ring_mlx.generation",
+    "text_of": "ring_mlx.files",
     "thinking_of": "ring_mlx.cli.options",
     "value_range": "ring_mlx.sampling_ranges",
     "whole_text": "ring_mlx.surrogates",

@@ -20,6 +20,8 @@ from typing import BinaryIO
 TEMPORARY = ".writing-"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 LOCK_WAIT_S = 60.0
+# Of a text that a model is to read; beyond that its tokens alone take a gigabyte.
+MOST_TEXT_BYTES = 32_000_000
 
 Write = Callable[[str], object]
 
@@ -226,6 +228,38 @@ def is_plain(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def text_of(path: Path, most_bytes: int) -> str:
+    """The text of a file that a user names, whose line ends are line feeds afterwards.
+
+    Raises:
+        OSError, ValueError: As `bytes_of`, or if it is not UTF-8 text.
+    """
+    return bytes_of(path, most_bytes).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def bytes_of(path: Path, most_bytes: int) -> bytes:
+    """The content of a file that a user names, perhaps by a link.
+
+    Raises:
+        OSError: If it cannot be read, is no file but a pipe or a device, or has more than ``most_bytes``.
+        ValueError: If its name is none.
+    """
+    try:
+        path = path.expanduser()
+    except RuntimeError as e:
+        raise OSError(errno.ENOENT, str(e)) from None
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
+    with open(handle, "rb") as f:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
+        data = f.read(most_bytes + 1)  # some files have more than they say, such as those of /proc
+    if data is None:  # or would wait
+        raise OSError(errno.EAGAIN, "it is not a file")
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {most_bytes // 1_000_000} MB")
+    return data
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ring_mlx.errors import OptionError
+from ring_mlx.files import MOST_TEXT_BYTES, bytes_of
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -26,7 +31,7 @@ class Question:
 
 def is_packaged(name: str) -> bool:
     """Whether a suite of this name comes with the package."""
-    return (SUITES / f"{name}.jsonl.gz").is_file()
+    return os.path.isfile(SUITES / f"{name}.jsonl.gz")
 
 
 def suite_path(name: str) -> Path:
@@ -37,7 +42,7 @@ def suite_path(name: str) -> Path:
     """
     if is_packaged(name):
         return SUITES / f"{name}.jsonl.gz"
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         known = ", ".join(sorted(p.name.removesuffix(".jsonl.gz") for p in SUITES.glob("*.jsonl.gz")))
         raise OptionError(f"no suite {name!r}; give {known} or a gzipped JSON-lines file.")
     return Path(name)
@@ -50,11 +55,26 @@ def read_suite(path: Path) -> list[Question]:
         OptionError: If the file is missing or not a suite.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as f:
-            raw = [json.loads(line) for line in f]
-        return [Question(r["task"], tuple(r["messages"]), r["answer"]) for r in raw]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
+        with gzip.open(io.BytesIO(bytes_of(path, MOST_TEXT_BYTES))) as f:
+            text = f.read(MOST_TEXT_BYTES + 1)
+        if len(text) > MOST_TEXT_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_TEXT_BYTES // 1_000_000} MB")
+        found = [_question(json.loads(line.decode())) for line in text.splitlines()]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, zlib.error) as e:
         raise OptionError(f"suite {path} cannot be read ({e}); give a gzipped JSON-lines suite.") from None
+    if not found:
+        raise OptionError(f"suite {path} has no question; give another.")
+    return found
+
+
+def _question(row: Any) -> Question:
+    task, messages, answer = row["task"], row["messages"], row["answer"]
+    if not isinstance(task, str) or not isinstance(answer, str) or not isinstance(messages, list):
+        raise TypeError("task and answer must be texts, messages an array")
+    for m in messages:
+        if not isinstance(m, dict) or not all(isinstance(m.get(name), str) for name in ("role", "content")):
+            raise TypeError("a message must have a role and a content, both texts")
+    return Question(task, tuple(messages), answer)
 
 
 def extract_answer(text: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -12,9 +15,12 @@ from demo.suite import write_suite
 from ring_mlx import demo_model_path, load
 from ring_mlx.cli import main
 from ring_mlx.cli.eval_command import mean_accuracy, select
-from ring_mlx.errors import OptionError
+from ring_mlx.convert import report
+from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.evaluation import Result, accuracy_by_task, complete, evaluate
 from ring_mlx.evaluation.answers import _batches
+from ring_mlx.evaluation.needles import sentences_of
+from ring_mlx.evaluation.perplexity import read_text
 from ring_mlx.generation import generate_step
 from ring_mlx.model import Model
 from ring_mlx.suite import Question, read_suite, suite_path
@@ -83,12 +89,71 @@ def test_select():
         select(questions, ["c"], None)
 
 
-@pytest.mark.parametrize("text", [None, b"{}\n", b"[1]\n", b"{"])
-def test_a_broken_suite_is_one_line(tmp_path, capsys, text):
+ROW = {"task": "t", "messages": [{"role": "user", "content": "x"}], "answer": "y"}
+BROKEN = {
+    "not gzip": b"not gzip",
+    "a broken stream": gzip.compress(json.dumps(ROW).encode() * 50)[:40] + b"\xff" * 60,
+    "cut": gzip.compress(json.dumps(ROW).encode())[:-9],
+    "nested": gzip.compress(b"[" * 200_000),
+    "long": gzip.compress(b" " * 33_000_000, 1),
+    **{text: gzip.compress(text.encode()) for text in ("{}", "[1]", "{", "1", '"x"', "null", "9" * 6000)},
+    **{
+        f"{name} {value}": gzip.compress(json.dumps(ROW | {name: value}).encode())
+        for name, values in {
+            "task": (None, 5, [1], {}),
+            "answer": (None, 5),
+            "messages": (
+                None,
+                "x",
+                {"a": 1},
+                [1],
+                [{}],
+                [{"role": 5, "content": "x"}],
+                [{"role": "user", "content": []}],
+            ),
+        }.items()
+        for value in values
+    },
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_suite_is_one_line(tmp_path, capsys, name):
     path = tmp_path / "suite.gz"
-    path.write_bytes(b"not gzip" if text is None else gzip.compress(text))
+    path.write_bytes(BROKEN[name])
     assert main(["eval", "--suite", str(path)]) == 2
-    assert capsys.readouterr().err.startswith(f"ring-mlx: [option] suite {path} cannot be read")
+    assert re.fullmatch(rf"ring-mlx: \[option\] suite {path} cannot be read [^\n]*\n", capsys.readouterr().err)
+
+
+def test_a_suite_without_questions_is_one_line(tmp_path):
+    (tmp_path / "suite.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(OptionError, match="has no question"):
+        read_suite(tmp_path / "suite.gz")
+
+
+def test_a_question_longer_than_the_context_is_refused(chat):
+    long = Question("t", ({"role": "user", "content": "word " * 5000},), "x")
+    with pytest.raises(PromptError, match="exceed the context of 2048"):
+        evaluate(*chat, [SUMS[0], long], max_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder", "/dev/zero", "x" * 300, "~nobody-of-that-name/x", "a\0b", "long"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_suite,
+        lambda path: read_text(path, "--perplexity"),
+        sentences_of,
+        report.read_text,
+    ],
+)
+def test_what_is_no_text_is_one_line_and_waited_for_by_none(tmp_path, read, name):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "long").open("wb") as f:
+        f.truncate(1 << 40)
+    with pytest.raises(OptionError, match=r"^[^\n]* cannot be read [^\n]*$"):
+        read(Path(name) if name[0] in "/~" else tmp_path / name)
 
 
 def test_an_unknown_suite_names_those_there_are():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import shlex
-import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ring_mlx import RingError, harmless
+from ring_mlx import RingError, harmless, text_of
 from tui.store import Attachment
 
 MOST_BYTES, MOST_COMPLETIONS = 4_000_000, 50
@@ -40,29 +37,6 @@ def read_attachment(path: str) -> Attachment:
     if "\0" in text:
         raise AttachError(f"{path} is not text; attach a text file.")
     return Attachment(Path(path).name, text)
-
-
-def text_of(path: Path, most_bytes: int) -> str:
-    """The text of a file, whose line ends are line feeds afterwards.
-
-    Raises:
-        OSError: If it cannot be read, is no file but a pipe or a device, or has more than ``most_bytes``.
-        ValueError: If it is not UTF-8 text, or its name is none.
-    """
-    try:
-        path = path.expanduser()
-    except RuntimeError as e:
-        raise OSError(errno.ENOENT, str(e)) from None
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
-    with open(handle, "rb") as f:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is not a file")
-        data = f.read(most_bytes + 1)  # some files have more than they say, such as those of /proc
-    if data is None:  # or would wait
-        raise OSError(errno.EAGAIN, "it is not a file")
-    if len(data) > most_bytes:
-        raise OSError(errno.EFBIG, f"it has more than {most_bytes // 1_000_000} MB")
-    return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def mentioned(text: str) -> list[str]:

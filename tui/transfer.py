@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ring_mlx import whole_text, write_text
-from tui import files
+from ring_mlx import text_of, whole_text, write_text
 from tui.conversation import Conversation
 from tui.store import StoreError, exchange
 
@@ -40,6 +39,6 @@ def import_talk(path: str) -> Conversation:
         StoreError: If it cannot be read or is something else.
     """
     try:
-        return Conversation(*exchange.from_json(files.text_of(Path(path), MOST_BYTES)))
+        return Conversation(*exchange.from_json(text_of(Path(path), MOST_BYTES)))
     except (OSError, ValueError) as e:
         raise StoreError(f"{path} cannot be read ({e}); give a file of /export json.") from None

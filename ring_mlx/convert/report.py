@@ -22,7 +22,7 @@ from ring_mlx.convert import writer
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
-from ring_mlx.files import write_text
+from ring_mlx.files import MOST_TEXT_BYTES, text_of, write_text
 from ring_mlx.pace import Progress
 from ring_mlx.tokenizer import load_tokenizer, render_chat
 
@@ -80,10 +80,10 @@ def read_text(path: Path | None = None) -> list[dict[str, Any]]:
     """
     chosen = path or TEXT
     try:
-        content = chosen.read_text(encoding="utf-8")
+        content = text_of(chosen, MOST_TEXT_BYTES)
         if chosen.suffix == ".jsonl":
-            return [_checked(json.loads(line)) for line in content.splitlines() if line]
-    except (OSError, ValueError, TypeError) as e:
+            return [_checked(json.loads(line)) for line in content.split("\n") if line]
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise OptionError(f"--report {chosen} cannot be read ({e}); give a text or JSON-lines file.") from None
     return [{"kind": "text", "text": part} for part in content.split("\n\n") if part.strip()]
 

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.decoding import check_finite, largest_logit, prefill_step_or_default
+from ring_mlx.generation import check_lengths
 from ring_mlx.model import Model
 from ring_mlx.pace import Pace, Progress
 from ring_mlx.suite import Question, extract_answer
@@ -59,8 +60,13 @@ def evaluate(
 
     Returns:
         Results in the order of the questions.
+
+    Raises:
+        PromptError: If a question exceeds the context.
     """
     prompts = [render_chat(tokenizer, q.messages) for q in questions]
+    for prompt in prompts:
+        check_lengths(model, len(prompt), 0, max_tokens, None, None)
     batches = _batches(prompts, batch_size)
     pace = Pace(tokens=sum(len(part) * _width(prompts, part) for part in batches), answers=len(questions))
     results: dict[int, Result] = {}

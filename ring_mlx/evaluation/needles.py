@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ring_mlx.errors import OptionError
+from ring_mlx.evaluation.perplexity import read_text
 from ring_mlx.filler import filler
 
 NAMES = (
@@ -57,10 +58,7 @@ def sentences_of(path: Path) -> Iterator[str]:
     Raises:
         OptionError: If it cannot be read or holds no word.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise OptionError(f"--filler {path} cannot be read ({e}); give a UTF-8 text file.") from None
+    text = read_text(path, "--filler")
     sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
     if not sentences:
         raise OptionError(f"--filler {path} holds no sentence; give a text.")

@@ -11,6 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import token_nats, windows
+from ring_mlx.files import MOST_TEXT_BYTES, text_of
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 
@@ -30,14 +31,14 @@ class Perplexity:
 
 
 def read_text(path: Path, option: str) -> str:
-    """A text file.
+    """A text file that an option names.
 
     Raises:
-        OptionError: If it cannot be read or is not UTF-8.
+        OptionError: If it cannot be read, is too long, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        return text_of(path, MOST_TEXT_BYTES)
+    except (OSError, ValueError) as e:
         raise OptionError(f"{option} {path} cannot be read ({e}); give a UTF-8 text file.") from None
 
 

@@ -19,7 +19,7 @@ A test in this folder is written so::
         folder = ...                                                    # written by the test
         attempt(forks, "tests.fuzz.doors:cli", ["generate", "--model", str(folder), "--prompt", "hi"])
 
-`attempt` fails the test unless the call returns, or raises a RingError, within 10 s of processor time (60 s in all) and
+`attempt` fails the test unless the call returns, or raises a RingError, within 10 s of processor time (240 s in all) and
 1 GB of memory over the server's own. What is called must be importable by name and take JSON. A function that is known
 to be bounded needs no fork: it may be called in the test itself.
 

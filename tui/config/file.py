@@ -8,9 +8,8 @@ from pathlib import Path
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from ring_mlx import RingError, write_text
+from ring_mlx import RingError, text_of, write_text
 from tui.config.schema import Config, Preset, parse
-from tui.files import text_of
 from tui.messages import Sampling, sampling_as_dict
 
 MOST_BYTES = 1_000_000
