@@ -48,7 +48,7 @@ class GenerationEvent:
     parts without tags. ``revised`` is set where earlier parts were told wrongly, as `ring_mlx.thinking` says: the right
     thought and answer so far; the parts of its event are then what is new in each. The last event has a ``finish_reason``: "stop" (a stop token, whose text is not shown),
     "length" or "stopped" (from outside). ``thinking`` says where the token belongs; tags belong to the thought, of which
-    there are ``thinking_tokens`` so far. Times are seconds, memory is in GB (1e9 bytes); ``prompt_tokens`` counts what was read, ``cached_tokens`` what the cache already held.
+    there are ``thinking_tokens`` so far. Where not ``is_certain``, a later event may revise ``answer_text``. Times are seconds, memory is in GB (1e9 bytes); ``prompt_tokens`` counts what was read, ``cached_tokens`` what the cache already held.
     """
 
     text: str
@@ -67,6 +67,7 @@ class GenerationEvent:
     thinking_tokens: int
     finish_reason: str | None = None
     revised: tuple[str, str] | None = None
+    is_certain: bool = True
 
 
 def stream_generate(
@@ -123,13 +124,18 @@ def stream_generate(
         prefill_step_size=prefill_step_size,
         kv_quantization=kv_quantization,
         progress=progress,
-        next_forced=thought_closer(tokenizer, splitter, thinking_budget, thinking.budget(limit)),
+        next_forced=thought_closer(tokenizer, splitter, thinking_budget, thinking, limit),
     )
     yield from events_of(steps, tokenizer, splitter, limit, prompt_tokens=len(ids), cached_tokens=cached, before=ids)
 
 
 def thought_closer(
-    tokenizer: TokenizerWrapper, splitter: ThoughtSplitter, budget: int | None, most: int | None = None
+    tokenizer: TokenizerWrapper,
+    splitter: ThoughtSplitter,
+    budget: int | None,
+    thinking: Thinking,
+    limit: int,
+    thinks: bool = False,
 ) -> Callable[[], int | None] | None:
     """What `decode` takes as ``next_forced`` to close a thought.
 
@@ -137,14 +143,22 @@ def thought_closer(
         tokenizer: Encodes what closes it.
         splitter: Tells whether it is open.
         budget: Tokens of the thought, or None.
-        most: Where ``budget`` is None, the same with its end; None lets the thought run.
+        thinking: Where ``budget`` is None, says how much room it leaves.
+        limit: Tokens that may be generated.
+        thinks: Whether the model is known to think. If not, only a budget or a room that was asked for closes what may
+            be an answer.
     """
     closing = tokenizer.encode(f"\n{THINK_END}\n\n", add_special_tokens=False)
+    thinks = thinks or budget is not None or thinking.answer_room is not None
     if budget is None:
-        if most is None:
+        if (most := thinking.budget(limit)) is None:
             return None
         budget = max(0, most - len(closing))
-    return ThoughtBudget(budget, closing, lambda: splitter.may_be_closed, splitter.close_next).next_forced
+
+    def is_open() -> bool:
+        return splitter.may_be_closed and (thinks or splitter.start == "open")
+
+    return ThoughtBudget(budget, closing, is_open, splitter.close_next).next_forced
 
 
 def events_of(
@@ -206,6 +220,7 @@ def events_of(
             thinking_tokens=splitter.thinking_tokens,
             finish_reason=reason,
             revised=splitter.revised,
+            is_certain=splitter.is_certain,
         )
         if reason is not None:
             break

@@ -28,6 +28,7 @@ class Speech:
         self._last: GenerationEvent | None = None
         self._calls = ToolCallSplitter() if has_tools else None
         self._found: list[ToolCall] = []
+        self._held: list[str | ToolCall] = []
         self._opening = Opening()
         self._thought, self._answer = self._before = ("", "") if before is None else _parts(before)
 
@@ -50,7 +51,7 @@ class Speech:
         pieces: list[str | ToolCall] = [text] if self._calls is None else self._calls.feed(text)
         if self._calls is not None and e.finish_reason is not None:
             pieces += self._calls.flush()
-        for piece in pieces:
+        for piece in self._certain(pieces, e.is_certain):
             yield from self._say(piece)
 
     @property
@@ -61,7 +62,7 @@ class Speech:
     def message(self) -> dict[str, Any]:
         """The assistant's turn, as templates want it."""
         message: dict[str, Any] = {"role": "assistant", "content": self._answer}
-        if thought := self._thought.strip("\n"):
+        if thought := self._thought.strip("\r\n"):
             message["reasoning_content"] = thought
         if self._found:
             message["tool_calls"] = [
@@ -69,16 +70,27 @@ class Speech:
             ]
         return message
 
+    def _certain(self, pieces: list[str | ToolCall], is_certain: bool) -> list[str | ToolCall]:
+        """What can be told: a call, and what follows it, only where it cannot turn out to be a part of a thought.
+
+        Texts can be taken back, calls may have been executed by then.
+        """
+        held = [*self._held, *pieces]
+        count = next((n for n, piece in enumerate(held) if isinstance(piece, ToolCall)), len(held))
+        count = len(held) if is_certain else count
+        self._held = held[count:]
+        return held[:count]
+
     def _think(self, text: str) -> Iterator[Event]:
-        if text := text if self._thought else text.lstrip("\n"):
+        if text := text if self._thought else text.lstrip("\r\n"):
             self._thought += text
             yield ThinkingText(text)
 
     def _revise(self, thought: str) -> Event:
         """Begin again with another thought: the text that the message began with belongs to it."""
         self._calls = ToolCallSplitter() if self._calls is not None else None
-        self._found, self._answer, self._opening = [], "", Opening()
-        self._thought = "".join([*self._before, thought]).lstrip("\n")
+        self._found, self._held, self._answer, self._opening = [], [], "", Opening()
+        self._thought = "".join([*self._before, thought]).lstrip("\r\n")
         return Revised(self._thought)
 
     def _say(self, piece: str | ToolCall) -> Iterator[Event]:

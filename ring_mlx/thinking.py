@@ -7,9 +7,9 @@ a thought, and what comes before a lone ``</think>`` was one. Once the first tho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ring_mlx.errors import OptionError
 from ring_mlx.thought_end import CALL_END, CALL_START, THINK_END, THINK_START, Place, ThoughtEnd, tag_prefix
@@ -20,6 +20,7 @@ __all__ += [
     "ThoughtBudget",
     "ThoughtSplitter",
     "empty_answer",
+    "has_thought",
     "opens_thought",
     "splitter_after",
     "tag_prefix",
@@ -39,8 +40,8 @@ class Thinking:
         start: "auto" (as the prompt and the model's text say), "open" (answers start within a thought) or "closed"
             (they start outside; only a ``<think>`` opens one).
         answer_room: Tokens kept for the answer, at most half of all: a thought that is open when only so many are left
-            is closed. None is a quarter of all, at most 1,024, and nothing where there are less than 64; 0 lets a
-            thought run to the end.
+            is closed. None is a quarter of all, at most 1,024, and nothing where there are less than 64 or where it
+            is not certain that the text is a thought; 0 lets a thought run to the end.
     """
 
     start: str = "auto"
@@ -66,6 +67,11 @@ def empty_answer(tokens: int, thinking_tokens: int, reason: str, option: str = "
     why = f"all {tokens:,} tokens were thought" if thinking_tokens else f"{tokens:,} tokens and no text came"
     remedy = f"raise {option}" if reason == "length" else "ask again or in other words"
     return f"the answer is empty: {why}; {remedy}."
+
+
+def has_thought(prompt: str | Sequence[Any]) -> bool:
+    """Whether an answer of a conversation so far had a thought: then the next one is likely to have one."""
+    return not isinstance(prompt, str) and any(isinstance(m, Mapping) and m.get("reasoning_content") for m in prompt)
 
 
 class Opening:
@@ -132,13 +138,13 @@ class ThoughtSplitter:
     def __init__(self, start: Start = "unlikely", said: str = "") -> None:
         self.start: Start = start
         self.revised: tuple[str, str] | None = None
-        self._end = ThoughtEnd(with_calls=start != "open")
+        self._end = ThoughtEnd()
         self._lead, self._has_begun, self._ended = "", False, False
         self._given: list[str] = []
         self._held, self._base, self._pieces, self._thinking_tokens = "", 0, 0, 0
         self.feed(said)
-        if not self._has_begun:
-            self._lead = ""
+        self._has_begun = self._has_begun and (self._ended or bool("".join([*self._given, self._held]).strip()))
+        self._lead = ""
         self._base += len(self._held)
         self._origin, self._held, self._given, self.revised = self._base, "", [], None
         self._pieces = self._thinking_tokens = 0
@@ -150,8 +156,13 @@ class ThoughtSplitter:
 
     @property
     def may_be_closed(self) -> bool:
-        """Whether a thought goes on that a tag in code may have ended, so that nothing should be put in."""
-        return self.inside and self._end.waiting is None
+        """Whether a thought goes on that can be closed: no tag in code may have ended it already."""
+        return self.inside and not self._end.is_in_doubt
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether what has been given out as the answer will never be revised."""
+        return self._ended or self.start != "unlikely"
 
     @property
     def thinking_tokens(self) -> int:
@@ -213,7 +224,8 @@ class ThoughtSplitter:
         """The text has more than space: it opens a thought, or it does not."""
         text, self._lead, self._has_begun = self._lead, "", True
         if start.startswith(THINK_START):
-            self.start, self._end = "open", ThoughtEnd(with_calls=False)
+            self.start, self._end = "open", ThoughtEnd()
+            self._base = self._origin = 0
             text = text.replace(THINK_START, "", 1)
         elif self.start == "closed":
             self._ended = True
@@ -249,7 +261,7 @@ class ThoughtBudget:
     """Ends a thought after a number of tokens, in the form that the model was trained to end it.
 
     Args:
-        budget: Thinking tokens allowed; 0 closes the thought at once.
+        budget: Tokens before its end, from the first one on; 0 closes the thought at once.
         closing: The ids of a closed thought's end, tag included.
         is_thinking: Tells whether the text so far is within a thought.
         close_next: Told that the tag comes.
@@ -271,10 +283,10 @@ class ThoughtBudget:
         """The id that must come next, or None where the model may choose. Call once before each token."""
         if self._forced:
             return self._forced.pop(0)
-        if self._done or not self._is_thinking():
-            return None
         if self._left > 0:
             self._left -= 1
+            return None
+        if self._done or not self._is_thinking():
             return None
         self._done = True
         self._close_next()

@@ -4,8 +4,10 @@ A ``</think>`` ends the thought unless it stands in code. What code is follows M
 
 - Inline code is between two runs of as many backticks on one line. After a single run the tag waits for the end of its
   line: another run of that length makes it code, the end of the line makes it the end of the thought.
-- A fenced block is between lines that begin with three or more backticks or tildes. A tag in it is passed over.
-- Where an answer may come without a thought, a ``<tool_call>`` block counts as code as well.
+- A fenced block is between lines that begin with three or more backticks or tildes, in a quote or a list too. A tag in
+  it is passed over. One on a line of its own that no ``<think>`` precedes in the block is suspect while a block is left
+  open: the thought may never have closed its block.
+- A string in the JSON of a ``<tool_call>`` counts as code as well.
 
 What is found depends on the text alone, not on how it was cut.
 """
@@ -17,8 +19,12 @@ from typing import NamedTuple
 
 THINK_START, THINK_END = "<think>", "</think>"
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
-MARKS = re.compile(f"`+|~~~+|{THINK_END}|{CALL_START}|{CALL_END}|\n")
-GROWING = re.compile(r"(`+|~+)\Z")
+CALL = rf"{CALL_START}[ \t\r\n]*"
+CALL = rf"{CALL_START}[ \t\r\n]*"
+MARKS = re.compile(rf"`+|~~~+|{THINK_START}|{THINK_END}|{CALL}[\[{{]|\n")
+GROWING = re.compile(rf"(?:`+|~+|{CALL})\Z")
+CALL_MARKS = re.compile(rf'\\.|"|{THINK_END}|{CALL_END}', re.DOTALL)
+PREFIXES = " \t\r>*+-"  # of a line in a quote or a list
 
 
 class Place(NamedTuple):
@@ -29,32 +35,35 @@ class Place(NamedTuple):
 
 
 class ThoughtEnd:
-    """Reads a thought up to its end.
+    """Reads a thought up to its end."""
 
-    Args:
-        with_calls: Whether a tag in a tool call is no end.
-    """
-
-    def __init__(self, with_calls: bool) -> None:
+    def __init__(self) -> None:
         self.found: Place | None = None
         self.waiting: Place | None = None  # the first tag in code that is still open
         self.passed: Place | None = None  # the first tag in code that has ended
-        self._with_calls = with_calls
+        self.suspect: Place | None = None
         self._rest, self._at = "", 0
         self._region, self._fence, self._inline = "", "", 0
-        self._is_line_start = True
+        self._is_line_start, self._is_quoted, self._is_opened = True, False, False
+        self._fences = 0
 
     @property
     def is_inline(self) -> bool:
         """Whether a tag waits for the end of its line."""
         return self.waiting is not None and not self._region
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the thought may have ended in what looks like code."""
+        return self.waiting is not None or (self.suspect is not None and self._fences % 2 == 1)
+
     def look(self, text: str, pieces: int, last: bool = False) -> int:
         """Take the next text; returns up to where all of it is certain to be before the end of the thought."""
         self._rest += text
         at = 0
-        while self.found is None and (mark := MARKS.search(self._rest, at)):
-            if mark.end() == len(self._rest) and mark[0][0] in "`~" and not last:
+        growing = None if last else GROWING.search(self._rest)
+        while self.found is None and (mark := self._next_mark(at)):
+            if growing and mark.end() > growing.start() and self._region != CALL_START:
                 break
             self._pass(self._rest[at : mark.start()])
             self._take(mark[0], Place(self._at + mark.start(), pieces))
@@ -79,45 +88,64 @@ class ThoughtEnd:
         Args:
             is_certain: Whether the text began with a thought; if not, code that has ended holds no end.
         """
-        return (self.passed or self.waiting) if is_certain else self.waiting
+        if is_certain:
+            return self.suspect or self.passed or self.waiting
+        return (self.suspect if self.is_in_doubt else None) or self.waiting
+
+    def _next_mark(self, at: int) -> re.Match[str] | None:
+        return (CALL_MARKS if self._region == CALL_START else MARKS).search(self._rest, at)
 
     def _unsure(self, at: int) -> int:
         """Length of the end that may become a mark."""
-        run = GROWING.search(self._rest, at)
-        tags = (tag_prefix(self._rest[at:], tag) for tag in (THINK_END, CALL_START, CALL_END))
-        return max(len(run[0]) if run else 0, *tags)
+        rest = self._rest[at:]
+        if self._region == CALL_START:
+            return max(rest.endswith("\\"), tag_prefix(rest, THINK_END), tag_prefix(rest, CALL_END))
+        run = GROWING.search(rest)
+        return max(len(run[0]) if run else 0, *(tag_prefix(rest, tag) for tag in (THINK_START, THINK_END, CALL_START)))
 
     def _pass(self, text: str) -> None:
         """Text without marks."""
-        if text.strip():
+        if text.strip(PREFIXES):
             self._is_line_start = False
-            if self._region:
-                self._fence = ""
+        if self._region and text.strip():
+            self._fence = ""
 
     def _take(self, mark: str, place: Place) -> None:
         if mark == "\n":
             self._end_line()
-            return
-        starts_line, self._is_line_start = self._is_line_start, False
-        if mark[0] in "`~":
-            self._take_run(mark, starts_line)
+        elif mark[0] in "`~":
+            self._take_run(mark)
         elif mark == THINK_END:
-            self._fence = ""
-            if not self._region and not self._inline:
-                self.found = place
-            self.waiting = self.waiting or place
-        elif mark == CALL_START and self._with_calls and not self._region and not self._inline:
-            self._region = CALL_START
-        elif mark == CALL_END and self._region == CALL_START:
-            self._leave()
+            self._take_end(place)
+        elif self._region == CALL_START:
+            if mark == CALL_END and not self._is_quoted:
+                self._leave()
+            self._is_quoted ^= mark == '"'
+        elif mark != THINK_START and not self._region and not self._inline:
+            self._region, self._is_quoted = CALL_START, False
+        else:
+            self._is_opened |= mark == THINK_START
+            self._pass(mark)
+            if "\n" in mark:
+                self._end_line()
 
-    def _take_run(self, run: str, starts_line: bool) -> None:
+    def _take_end(self, place: Place) -> None:
+        if (not self._inline and not self._region) or (self._region == CALL_START and not self._is_quoted):
+            self.found = place
+        elif self._region and self._region != CALL_START and self._is_line_start and not self._is_opened:
+            self.suspect = self.suspect or place
+        self.waiting = self.waiting or place
+        self._fence, self._is_line_start, self._is_opened = "", False, False
+
+    def _take_run(self, run: str) -> None:
         """Backticks or tildes."""
+        may_fence, self._is_line_start = self._is_line_start and len(run) >= 3, False
         if self._region:
-            ends = starts_line and run[0] == self._region[0] and len(run) >= len(self._region)
+            ends = may_fence and run[0] == self._region[0] and len(run) >= len(self._region)
             self._fence = run if ends else ""
+            self._fences += may_fence
             return
-        self._fence = run if starts_line and len(run) >= 3 else ""
+        self._fence = run if may_fence else ""
         if run[0] == "`" and not self._inline:
             self._inline = len(run)
         elif run[0] == "`" and self._inline == len(run):
@@ -131,7 +159,8 @@ class ThoughtEnd:
         if self._fence and self._region:
             self._leave()
         elif self._fence:
-            self._region = self._fence
+            self._region, self._is_opened = self._fence, False
+            self._fences += 1
         self._fence = ""
 
     def _leave(self) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_mlx.errors import OptionError
-from ring_mlx.thinking import Thinking, ThoughtBudget, ThoughtSplitter, empty_answer, opens_thought, splitter_after
+from ring_mlx.thinking import (
+    Thinking,
+    ThoughtBudget,
+    ThoughtSplitter,
+    empty_answer,
+    has_thought,
+    opens_thought,
+    splitter_after,
+)
 
 MARKS = ["<think>", "</think>", "<", "</", "think", ">", "`", "``", "```", "~~~", "\n", "\n\n", " ", "a < b", "5"]
 MARKS += ["<tool_call>", "</tool_call>", "</tool", "```py\n", "\n```\n", "\n</think>\n\n", "`</think>`", "\\", "\ufffd"]
@@ -95,6 +103,35 @@ def test_one_letter_at_a_time_is_the_whole(pieces, start):
         ("open", "the ` key</think>\n\nuse `x`", "the ` key", "\n\nuse `x`"),
         ("open", "the ` key</think>42", "the ` key", "42"),
         ("open", "the `` key ` x</think>42", "the `` key ` x", "42"),
+        # In a quote or a list; a call that is only mentioned, and one that is cut off.
+        ("open", "> ```\n> </think>\n> ```\nso\n</think>\n\n42", "> ```\n> </think>\n> ```\nso\n", "\n\n42"),
+        ("open", "- ```\n  </think>\n  ```\nso\n</think>\n\n42", "- ```\n  </think>\n  ```\nso\n", "\n\n42"),
+        (
+            "likely",
+            "use <tool_call> or\n</think>\n\n<tool_call>{}</tool_call>",
+            "use <tool_call> or\n",
+            "\n\n<tool_call>{}</tool_call>",
+        ),
+        (
+            "unlikely",
+            "I <tool_call>\n {\n</think>4 <tool_call>{}</tool_call>",
+            "I <tool_call>\n {\n",
+            "4 <tool_call>{}</tool_call>",
+        ),
+        (
+            "likely",
+            '<tool_call>{"a": "b\n</think>4 <tool_call>{"c": 1}</tool_call>',
+            '<tool_call>{"a": "b\n',
+            '4 <tool_call>{"c": 1}</tool_call>',
+        ),
+        ("likely", '<tool_call>{"\\"": "</think>"}</tool_call>', "", '<tool_call>{"\\"": "</think>"}</tool_call>'),
+        ("likely", "the ` <tool_call> {`</think>4", "the ` <tool_call> {`", "4"),
+        # A block that the thought leaves open: then the next one of the answer only seems to end it.
+        ("likely", "```py\nx\n</think>\n\n42\n```py\ny\n```\n", "```py\nx\n", "\n\n42\n```py\ny\n```\n"),
+        ("likely", "```\nx\n</think>\n\n42\n```\ny\n```\n", "```\nx\n", "\n\n42\n```\ny\n```\n"),
+        ("open", "`</think>`\n```\nx\n</think>\n\n42\n```\ny\n```", "`</think>`\n```\nx\n", "\n\n42\n```\ny\n```"),
+        ("likely", "```\n<think>\n</think>\n\n```\n```\nso", "", "```\n<think>\n</think>\n\n```\n```\nso"),
+        ("likely", "```\na </think>\n```\n```\nso", "", "```\na </think>\n```\n```\nso"),
         # No close outside of code: that in code has to do, if there is a thought for certain.
         ("open", "```\nx\n</think>\n\n42\n```py\ny\n```\n", "```\nx\n", "\n\n42\n```py\ny\n```\n"),
         ("open", "a `</think>` b", "a `", "` b"),
@@ -148,6 +185,9 @@ def test_tokens_of_a_thought_are_counted_up_to_its_tag():
         ("<think>\n\n</think>\n\n", "a </think> b", ("", "a </think> b")),
         ("<think>say `", "</think>` and</think>4", ("</think>` and", "4")),
         ("<think>hm</thi", "nk>4", ("", "4")),
+        ("<think>\n", "<think>\nhm</think>4", ("\nhm", "4")),
+        ("<think>\n", " <th", (" <th", "")),
+        ("<think>", "\n`</think>` <think> </think>4", ("\n`</think>` <think> ", "4")),
         ("So: ", "4", ("", "4")),
         ("Hm, ", "so</think>4", ("so", "4")),
     ],
@@ -168,6 +208,9 @@ def test_which_prompts_open_a_thought():
     assert opens_thought("<role>HUMAN</role>hi<|role_end|><role>ASSISTANT</role><think>\n")
     assert opens_thought("<role>ASSISTANT</role><think>\nLet me see")
     assert opens_thought("plain text <think>")
+    assert has_thought([{"role": "assistant", "content": "4", "reasoning_content": "hm"}])
+    assert not has_thought([{"role": "assistant", "content": "4", "reasoning_content": ""}])
+    assert not has_thought("reasoning_content")
     assert not opens_thought("<role>HUMAN</role>what is <think>?<|role_end|><role>ASSISTANT</role>")
     assert not opens_thought("<role>ASSISTANT</role><think>\n\n</think>\n\n")
     assert not opens_thought("")
@@ -217,7 +260,7 @@ def test_a_budget_closes_a_thought_within_code_unless_a_tag_may_have():
     splitter.feed("```\ncode")
     assert budget.next_forced() == 7
     assert splitter.feed("\n</think>\n\n42") == ("\n", "\n\n42")
-    for text in ("```\n</think>", "the ` key</think>"):
+    for text in ("```\n</think>", "the ` key</think>", "```py\nx\n</think>\n\n42\n```py\ny\n```\nand"):
         splitter = ThoughtSplitter("open")
         splitter.feed(text)
         assert splitter.inside
@@ -243,6 +286,5 @@ def test_a_budget_closes_the_thought():
 
 
 def test_a_budget_spares_a_thought_that_closes_in_time():
-    inside = iter([True, True, False, False, False])
-    b = ThoughtBudget(3, [7], lambda: next(inside))
+    b = ThoughtBudget(3, [7], lambda: False)
     assert [b.next_forced() for _ in range(5)] == [None] * 5

@@ -170,24 +170,30 @@ def spoken(text, cuts, start, has_tools):
     """The message of a model that says a text, and all that its events told, in order."""
     splitter, speech, told = ThoughtSplitter(start), Speech(has_tools=has_tools), ["", ""]
     edges = sorted({0, *(c for c in cuts if c < len(text)), len(text)})
+    given = []
     for n, (a, b) in enumerate(pairwise(edges), start=1):
         last = b == len(text)
         parts = (splitter.feed_last if last else splitter.feed)(text[a:b])
         found = {"thinking_text": parts[0], "answer_text": parts[1], "revised": splitter.revised}
         counts = {"thinking_tokens": splitter.thinking_tokens, "finish_reason": "stop" if last else None}
+        counts["is_certain"] = splitter.is_certain
         for event in speech.add(GenerationEvent(**(dict.fromkeys(FIELDS, 0) | {"token": n} | found | counts))):
             match event:
                 case Revised(thought):
                     told = [thought, ""]
+                    assert not any(isinstance(g, ToolCall) for g in given), "a call has been given that was a thought"
                 case ThinkingText(said):
                     told[0] += said
                 case AnswerText(said) | ToolCall(raw=said):
                     told[1] += said
+            given.append(event)
     return speech.message(), told
 
 
 @fuzz(examples=100)
 @given(pieces=MIXTURES, cuts=CUTS, start=STARTS, has_tools=st.booleans())
+@example(pieces=[CALL, "\n</think>\n\n", " so "], cuts=[90], start="unlikely", has_tools=True)
+@example(pieces=[call(json.dumps(f"</think>{CALL}"))], cuts=[], start="likely", has_tools=True)
 def test_thought_answer_and_calls_are_all_that_was_said_wherever_it_is_cut(pieces, cuts, start, has_tools):
     text = "".join(pieces)
     message, told = spoken(text, cuts, start, has_tools)

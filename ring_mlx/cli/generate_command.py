@@ -200,7 +200,7 @@ class Printer:
         out: dict[str, Any] = {
             "model": model,
             "text": self.text,
-            "thinking": self.thought.strip("\n"),
+            "thinking": self.thought.strip("\r\n"),
             "answer": Opening().feed(self.answer).rstrip("\n"),
             "thinking_tokens": self.thinking_tokens,
             "finish_reason": "interrupted" if self._interrupted else e.finish_reason if e else None,

@@ -77,7 +77,7 @@ class Reply:
     def _message(self) -> dict[str, Any]:
         content = None if self._calls and not self._answer.strip() else self._answer
         message: dict[str, Any] = {"role": "assistant", "content": content}
-        if thought := self._thought.strip("\n"):
+        if thought := self._thought.strip("\r\n"):
             message["reasoning_content"] = thought
         if self._calls:
             message["tool_calls"] = self._calls

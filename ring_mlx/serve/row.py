@@ -16,7 +16,7 @@ from ring_mlx.serve.job import Finished, Job, TokenLogprob, Usage
 from ring_mlx.serve.stops import StopText
 from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.speech import Speech
-from ring_mlx.thinking import Thinking, ThoughtSplitter, splitter_after
+from ring_mlx.thinking import Thinking, has_thought, splitter_after
 from ring_mlx.vocabulary import TextOffsets, token_bytes
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -51,11 +51,11 @@ class Row:
         looked_at = max(s.repetition_context_size, s.presence_context_size, s.frequency_context_size)
         before = mx.array(ids[:-1][-looked_at:], dtype=mx.int32)
         self.processors = [_with_history(p, before) for p in processors]
-        splitter, most = ThoughtSplitter("closed"), None
-        if asked.chat:
-            splitter = splitter_after(job.prompt.text, thinking.start, tokenizer.has_thinking)
-            most = thinking.budget(job.limit)
-        self._forced = thought_closer(tokenizer, splitter, asked.thinking_budget, most)
+        splitter = splitter_after(job.prompt.text, thinking.start, asked.chat and tokenizer.has_thinking)
+        room = thinking if asked.chat else Thinking(answer_room=0)
+        self._forced = thought_closer(
+            tokenizer, splitter, asked.thinking_budget, room, job.limit, has_thought(asked.prompt)
+        )
         self._speech, self._stops, self._called = Speech(has_tools=bool(asked.tools)), StopText(asked.stop), False
         self._token, self._chosen = 0, 0
         self._logprobs = mx.zeros(0)
