@@ -1,11 +1,11 @@
-# Both targets need Python 3.11 to 3.13 and make, nothing else.
+# All targets need Python 3.11 to 3.13 and make, nothing else.
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 EXTRA ?= $(if $(filter Linux,$(shell uname -s)),cpu)
 PROJECT := .$(if $(EXTRA),[$(EXTRA)])
 DEMO_PROMPT ?= What is 27 + 35?
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint dist clean
 
 # The main job with the packaged model: the chat at a terminal, else one streamed answer.
 demo: .venv/ready
@@ -21,6 +21,12 @@ lint: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
+
+# Wheel and sdist, and each tried in an environment of its own, as .github/workflows/release.yml does.
+dist: .venv-test/ready
+	rm -rf dist
+	.venv-test/bin/python -m build
+	.venv-test/bin/python tests/check_dist.py dist $(WAYS)
 
 .venv/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."; exit 1; }

@@ -7,13 +7,16 @@ import inspect
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import metal_kernels
 import ring_mlx
+from tests import check_dist
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {"metal_kernels": set(), "ring_mlx": {"metal_kernels"}, "tui": {"ring_mlx"}}
@@ -29,10 +32,16 @@ def test_float32_products_are_not_rounded_unless_asked_for(asked, expected):
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT], check=True, capture_output=True)
-    (path,) = out.glob("*.whl")
+def dist(tmp_path_factory):
+    """The sdist, and the wheel that is made of it."""
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", out, ROOT], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def wheel(dist):
+    (path,) = dist.glob("*.whl")
     return path
 
 
@@ -48,6 +57,59 @@ def test_the_wheel_carries_the_demo_model_and_stylesheets(wheel):
         assert f"ring_mlx/demo_model/{name}" in names
     assert any(n.startswith("tui/") and n.endswith(".tcss") for n in names)
     assert wheel.stat().st_size < 9_000_000
+
+
+def test_the_sdist_holds_all_that_its_tests_need(dist):
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "pyproject.toml", "convert.py"} <= held
+    for folder in ("ring_mlx", "metal_kernels", "tui", "tests", "demo", "docs", "benchmarks", ".github"):
+        files = {f for f in (ROOT / folder).rglob("*") if f.is_file() and "__pycache__" not in f.parts}
+        assert files
+        assert {str(f.relative_to(ROOT)) for f in files if f.name != ".DS_Store"} <= held, folder
+    assert not [name for name in held if name.split("/")[0] in (".venv", ".venv-test", "dist", ".git")]
+
+
+def test_the_release_workflow_checks_before_it_publishes_and_only_tags():
+    text = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    flow = yaml.safe_load(text)
+    jobs = flow["jobs"]
+    assert flow[True]["push"] == {"tags": ["v*"]}  # YAML takes "on" for a truth value
+    assert (jobs["check"]["needs"], jobs["publish"]["needs"]) == ("build", "check")
+    assert jobs["publish"]["if"] == "github.event_name == 'push' && github.ref_type == 'tag'"
+    assert jobs["publish"]["environment"] == "pypi"
+    assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
+    assert flow["permissions"] == {"contents": "read"}
+    assert "secrets." not in text
+    pythons = {f"3.{n}" for n in range(11, 14)}
+    assert set(jobs["check"]["strategy"]["matrix"]["python"]) == pythons
+    steps = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    (checking,) = [step for step in steps if "check_dist.py" in step]
+    assert checking.split() == ["python", "tests/check_dist.py", "dist", *check_dist.WAYS, "sdist"]
+
+
+def test_each_way_to_install_is_tried(monkeypatch, tmp_path):
+    ran = []
+
+    def run(*command, cwd=None, **variables):
+        ran.append([str(part) for part in command])
+        return {"--version": "ring-mlx 1.2\n"}.get(ran[-1][-1], "generate 62 what fits")
+
+    monkeypatch.setattr(check_dist, "run", run)
+    monkeypatch.setattr(check_dist.venv, "create", lambda folder, with_pip: (folder / "bin").mkdir(parents=True))
+    (tmp_path / "ring_mlx-1.2-py3-none-any.whl").touch()
+    with tarfile.open(tmp_path / "ring_mlx-1.2.tar.gz", "w:gz") as archive:
+        archive.add(ROOT / "pyproject.toml", "ring_mlx-1.2/pyproject.toml")
+    check_dist.main(str(tmp_path), *check_dist.WAYS, "sdist")
+    installs = [command for command in ran if "install" in command]
+    assert len(installs) == len(check_dist.WAYS)
+    assert all(command[-1] == f"{tmp_path}/ring_mlx-1.2-py3-none-any.whl{check_dist.EXTRA}" for command in installs)
+    assert sum("generate" in command for command in ran) == len(check_dist.WAYS)
+    assert sum("--collect-only" in command for command in ran) == 1
+    (tmp_path / "ring_mlx-1.2.tar.gz").rename(tmp_path / "ring_mlx-1.3.tar.gz")
+    with pytest.raises(AssertionError, match="not of the version"):
+        check_dist.main(str(tmp_path))
 
 
 def imports(path):
