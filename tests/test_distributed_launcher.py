@@ -152,7 +152,9 @@ def test_a_rank_that_is_lost_is_told_in_one_line(stage, hosts, how):
     said = [line for line in err.decode().splitlines() if line.startswith("ring-mlx")]
     assert len(said) == 1, err
     assert f"rank 1 ({hosts[1]}) " in said[0]
-    assert {"STOP": "is silent", "cut": "is silent", "KILL": "was killed"}[how] in said[0]
+    # On a busy machine rank 1 may be lost before it has been heard at all.
+    silent = "is silent", "has not reached the others"
+    assert any(words in said[0] for words in {"KILL": ("was killed",)}.get(how, silent))
     assert b"Traceback" not in err
     wait_for_none(stage)
 

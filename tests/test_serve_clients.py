@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 
-from ring_mlx import render_chat
 from ring_mlx.serve.protocol import parse_chat
+from ring_mlx.serve.row import Row
+from ring_mlx.serve.work import Work
 from ring_mlx.session_events import AnswerText, Sampling, ThinkingText
 from tests.serving import (
     GREEDY,
@@ -59,17 +62,32 @@ def test_a_cancelled_job_gets_at_most_one_token_more(serve, toy):
     wait_until(lambda: engine.gauges()["batch_size"] == 0)
 
 
+def test_reading_takes_half_of_the_time_beside_answers(monkeypatch):
+    """By a clock of its own, on which a step of a prompt takes as long as four tokens."""
+    work, done, clock = Work.__new__(Work), [], [0.0]
+    work._reading, work._rows, work._owed_s = deque(["prompt"]), {1: "row"}, 0.0
+    monkeypatch.setattr("ring_mlx.serve.work.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def took(kind, seconds):
+        done.append(kind)
+        clock[0] += seconds
+
+    work._read = lambda reading: (took("read", 4), work._reading.append(reading))
+    work._generate = lambda: took("token", 1)
+    for _ in range(12):
+        work.step()
+    assert done == ["read", "token", "token", "token", "token"] * 3
+    work._rows = {}
+    work.step()
+    assert done[-1] == "read"
+
+
 def test_a_long_prompt_does_not_stop_the_others(serve, toy):
     server = serve(prefill_step_tokens=32)
     s = start_stream(server, endless(toy))
     wait_until(lambda: metric(server, "generated_tokens_total") > 3)
-    long = user("3 + 4, " * 150)
-    steps = len(render_chat(toy[1], long)) // 32
-    late = start_stream(server, {"messages": long, "stream": True})
-    wait_until(lambda: metric(server, "reading") == 1)
-    before = metric(server, "generated_tokens_total")
-    wait_until(lambda: metric(server, "batch_size") == 2, 60)
-    assert metric(server, "generated_tokens_total") - before > 2 * steps, "reading got more than its half of the time"
+    late = start_stream(server, {"messages": user("3 + 4, " * 150), "stream": True})
+    wait_until(lambda: metric(server, "batch_size") == 2, 120)
     s.close()
     late.close()
 
@@ -124,6 +142,28 @@ def test_a_failure_in_the_model_is_told_and_forgotten(serve, monkeypatch, toy, c
     s.close()
     broken.clear()
     assert send(server, "POST", "/v1/chat/completions", {"messages": user(SUMS[0]), "temperature": 0})[0] == 200
+    assert "made to fail" in capfd.readouterr().err
+
+
+def test_a_row_that_fails_leaves_the_batch_and_no_other_does(serve, monkeypatch, toy, capfd):
+    server, take, broken = serve(), Row.take, threading.Event()
+
+    def breaking(row, token):
+        if broken.is_set() and row.job.limit == 3999:
+            raise ValueError("made to fail")
+        return take(row, token)
+
+    monkeypatch.setattr(Row, "take", breaking)
+    fails, goes_on = start_stream(server, endless(toy) | {"max_tokens": 3999}), start_stream(server, endless(toy))
+    wait_until(lambda: metric(server, "batch_size") == 2)
+    broken.set()
+    assert b'"code": "internal_error"' in b"".join(iter(lambda: fails.recv(1 << 16), b""))
+    wait_until(lambda: metric(server, "batch_size") == 1)
+    assert metric(server, 'requests_finished_total{reason="failed"}') == 1
+    seen = metric(server, "generated_tokens_total")
+    wait_until(lambda: metric(server, "generated_tokens_total") > seen)
+    for s in (fails, goes_on):
+        s.close()
     assert "made to fail" in capfd.readouterr().err
 
 
