@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ring_mlx.errors import RingError
     from ring_mlx.files import text_of, write_text
     from ring_mlx.generation import GenerationEvent, generate, stream_generate
+    from ring_mlx.hub import cached_models
     from ring_mlx.loading import demo_model_path, load, load_model
     from ring_mlx.model import Model
     from ring_mlx.sampling_ranges import value_range
@@ -76,6 +77,7 @@ __all__ = [
     "add_step_option",
     "add_thinking_options",
     "byte_count",
+    "cached_models",
     "demo_model_path",
     "empty_answer",
     "for_output",
@@ -124,6 +126,7 @@ _HOMES = {
     "add_step_option": "ring_mlx.cli.options",
     "add_thinking_options": "ring_mlx.cli.options",
     "byte_count": "ring_mlx.cli.options",
+    "cached_models": "ring_mlx.hub",
     "demo_model_path": "ring_mlx.loading",
     "empty_answer": "ring_mlx.thinking",
     "for_output": "ring_mlx.terminal_text",

@@ -83,18 +83,33 @@ def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
     Raises:
         HubError: If there is no such revision, or no snapshot is complete.
     """
-    wanted = _snapshot_of(folder, "main" if revision is None else revision)
-    if revision is not None and wanted is None:
-        raise HubError(f"{folder} has no revision {revision!r}; leave it out, or download that revision.")
-    if wanted is not None and (revision is not None or _is_complete(wanted)):
+    if revision is not None:
+        wanted = _snapshot_of(folder, revision)
+        if wanted is None:
+            raise HubError(f"{folder} has no revision {revision!r}; leave it out, or download that revision.")
         return wanted
-    snapshots = sorted((folder / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
-    found = next((s for s in snapshots if _is_complete(s)), None)
+    found = _complete_snapshot(folder)
     if found is None:
         raise HubError(f"{folder} holds no complete snapshot of a checkpoint; download it again.")
-    if (folder / "refs" / "main").exists():
+    if (folder / "refs" / "main").exists() and found != _snapshot_of(folder, "main"):
         warnings.warn(f"[hub] main in {folder} is not complete; {found.name} is read instead.", stacklevel=3)
     return found
+
+
+def cached_models() -> dict[str, Path]:
+    """By owner/name, the snapshots in the hub's cache that `cached_snapshot` reads."""
+    from huggingface_hub import constants
+
+    repos = (p for p in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")) if is_cached_repo(p))
+    found = {p.name.removeprefix("models--").replace("--", "/", 1): _complete_snapshot(p) for p in repos}
+    return {name: folder for name, folder in found.items() if folder is not None}
+
+
+def _complete_snapshot(folder: Path) -> Path | None:
+    """Main where it is there whole, else the newest that is."""
+    newest = sorted((folder / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+    main = _snapshot_of(folder, "main")
+    return next((s for s in (*filter(None, [main]), *newest) if _is_complete(s)), None)
 
 
 def _snapshot_of(folder: Path, revision: str) -> Path | None:

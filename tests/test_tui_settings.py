@@ -209,7 +209,14 @@ def checkpoint(folder, **extra):
 
 def test_models_are_found_in_folders_and_the_hubs_cache(home):
     checkpoint(home / "mine", quantization={"bits": 4})
-    checkpoint(home / "hub" / "models--owner--ring" / "snapshots" / "abc")
+    cached = home / "hub" / "models--owner--ring"
+    checkpoint(cached / "snapshots" / "abc", quantization={"bits": 8})
+    checkpoint(cached / "snapshots" / "newer")  # not main, which is what is loaded
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    checkpoint(home / "hub" / "models--owner--part" / "snapshots" / "abc")
+    (home / "hub" / "models--owner--part" / "snapshots" / "abc" / "model.safetensors").unlink()
+    (home / "hub" / "models--owner--empty").mkdir()
     other = checkpoint(home / "other")
     (other / "config.json").write_text('{"model_type": "llama"}')
     (home / "broken").mkdir()
@@ -218,7 +225,7 @@ def test_models_are_found_in_folders_and_the_hubs_cache(home):
     assert [(f.name, f.remark) for f in found] == [
         ("toy", "packaged, for trying things out"),
         ("mine", "4-bit, 2 MB"),
-        ("owner/ring", "in the hub's cache, 2 MB"),
+        ("owner/ring", "in the hub's cache, 8-bit, 2 MB"),
     ]
     assert found[2].path == "owner/ring"
 

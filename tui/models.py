@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ring_mlx import RingError, read_json
+from ring_mlx import RingError, cached_models, read_json
 
 TOY_NAME = "toy"
 FAMILY = "bailing"
@@ -23,7 +23,8 @@ class Found:
 def found_models(folders: tuple[str, ...] = (".", "~/models")) -> list[Found]:
     """The toy, checkpoints in the given folders and in the hub's cache; what is no Ring-linear model is left out."""
     local = [f for folder in folders for f in _checkpoints(Path(folder).expanduser())]
-    return [Found(TOY_NAME, None, "packaged, for trying things out"), *local, *_cached()]
+    cached = [Found(n, n, f"in the hub's cache, {_remark(p)}") for n, p in cached_models().items() if _is_ring(p)]
+    return [Found(TOY_NAME, None, "packaged, for trying things out"), *local, *cached]
 
 
 def _checkpoints(folder: Path) -> list[Found]:
@@ -32,19 +33,6 @@ def _checkpoints(folder: Path) -> list[Found]:
     except OSError:
         return []
     return [Found(p.resolve().name, str(p.resolve()), _remark(p)) for p in candidates if _is_ring(p)]
-
-
-def _cached() -> list[Found]:
-    """Repositories of the hub's cache whose newest snapshot is complete enough to be tried."""
-    from huggingface_hub import constants
-
-    found = []
-    for repo in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
-        newest = sorted(repo.glob("snapshots/*"), key=lambda p: p.stat().st_mtime)
-        if newest and _is_ring(newest[-1]):
-            name = repo.name.removeprefix("models--").replace("--", "/", 1)
-            found.append(Found(name, name, f"in the hub's cache, {_remark(newest[-1])}"))
-    return found
 
 
 def _config(folder: Path) -> dict[str, object]:
