@@ -198,6 +198,17 @@ def test_no_kernel_passes_an_adapter_by(folders, models, tmp_path, backend, form
     assert_close(found, expected, 1e-4)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_the_pieces_of_a_decode_step_have_it_too(folders, models, tmp_path, monkeypatch, kind):
+    paths = [p for p in EVERYWHERE if kind == "lora" or "switch_mlp" not in p]
+    model = load_model(folders["affine"], adapter_path=adapter(tmp_path / "a", models["affine"], paths, kind)[0])
+    plain = said(model)
+    monkeypatch.setattr("ring_mlx.model.is_worthwhile", lambda: True)
+    monkeypatch.setattr(mx, "compile", lambda f: f)  # takes seconds on a CPU
+    assert_close(said(model), plain, 1e-6)
+    assert model.model._step._pieces
+
+
 @pytest.mark.parametrize("backend", backends("fast"))
 def test_other_layers_keep_their_kernels(folders, models, tmp_path, backend, monkeypatch):
     launched, call = [], launch.Kernel.__call__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from importlib import import_module
 
 import pytest
@@ -10,6 +11,15 @@ import pytest
 from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.refused import REFUSED, THEIR_NAMES, Refusal
 
+VALUES = {
+    int: "16",
+    float: "0.25",
+    json.loads: '{"a": true}',
+    "--chat-template-config": '{"a": true}',
+    "--verbose": "F",
+    "--prompt-cache-bytes": "1.5G",
+    "--allowed-origins": "https://a.example.com,https://b.example.com",
+}
 COMMANDS = ("generate", "chat", "convert", "serve", "cache-prompt")
 REFUSALS = [(command, flag) for command, table in REFUSED.items() for flags in table for flag in flags]
 
@@ -55,6 +65,20 @@ def test_every_flag_of_mlx_lm_is_known(command, theirs):
         assert (mine[flag].nargs == 0) == (action.nargs == 0), flag
         assert mine[flag].nargs in (action.nargs, "?"), flag
         assert set(action.choices or ()) <= set(mine[flag].choices or action.choices or ()), flag
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_value_that_mlx_lm_takes_is_taken(command, theirs):
+    parser = build_parser()._subparsers._group_actions[0].choices[command]
+    for action in parser._actions:
+        action.required = False
+    for flag, action in theirs(command).items():
+        if isinstance(ours(command)[flag], Refusal):
+            continue
+        values = action.choices or [VALUES.get(flag) or VALUES.get(action.type, "text")]
+        for value in values if action.nargs != 0 else [None]:
+            found = parser.parse_args([flag] if value is None else [flag, value])
+            assert found != parser.parse_args([]) or value == parser.get_default(action.dest), (flag, value)
 
 
 @pytest.mark.parametrize("command", REFUSED)

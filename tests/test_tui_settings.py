@@ -136,8 +136,10 @@ def test_settings_by_command_and_presets():
         await d.command("/set temp 0")
         await d.command("/set seed 7")
         await d.command("/budget 10")
+        await d.command("/set xtc_probability 0.5")
         await d.command("/system Say so.")
         await d.command("/preset save exact")
+        await d.command("/set xtc_probability none")
         await d.command("/budget")
         await d.command("/system")
         await d.command("/set seed none")
@@ -147,13 +149,17 @@ def test_settings_by_command_and_presets():
         await d.command("/preset nothing")
         assert d.chat.sampling == Sampling(temp=0.0)
         await d.command("/preset exact")
-        assert d.chat.sampling == Sampling(temp=0.0, seed=7, thinking_budget=10)
+        assert d.chat.sampling == Sampling(temp=0.0, seed=7, thinking_budget=10, xtc_probability=0.5)
+        await d.command("/settings")
+        await d.press("ctrl+s")
+        assert d.chat.sampling.xtc_probability == 0.5, "what the panel does not show stays"
+        await d.command("/set xtc_probability none")
         assert d.chat.system_prompt == "Say so."
         await d.command("/settings")
         d.app.screen.query_one("#preset").value = "exact"
         await d.settle()
         await d.press("ctrl+s")
-        assert d.chat.sampling.seed == 7
+        assert (d.chat.sampling.seed, d.chat.sampling.xtc_probability) == (7, 0.5)
 
     chat(script)
     assert list(config.load(paths.config_file())[0].presets) == ["exact"]

@@ -17,7 +17,17 @@ from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
 from ring_mlx.session_events import Sampling
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo")
+UNSUPPORTED = (
+    "functions",
+    "function_call",
+    "audio",
+    "prediction",
+    "web_search_options",
+    "suffix",
+    "best_of",
+    "echo",
+    "adapters",
+)
 SENT_AS = {"temp": "temperature"}
 NUMBERS = [name for name in RANGES if name in Sampling.__dataclass_fields__ and name != "logit_bias"]
 MOST_STOPS, MOST_STOP_CHARS, MOST_TOP_LOGPROBS = 16, 1_000, 20
