@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -390,6 +391,31 @@ def test_other_bad_input_is_one_line(command, given):
     assert code == 2
     assert err.splitlines()[-1].startswith(f"ring-mlx: [option] mlx-lm {given[0]} failed")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["generate", "chat", "server"])
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        (["--model", "/nowhere/x"], "[hub] no such folder '/nowhere/x'"),
+        (["--model", "nobody/none"], "[hub] the disk is full while downloading nobody/none"),
+        (["--model", demo_model_path(), "--adapter-path", "/nowhere"], "/nowhere"),
+        (["--model", demo_model_path(), "--draft-model", "nobody/none"], "[hub] the disk is full"),
+        (["--model", demo_model_path(), "--draft-model", demo_model_path()], "raft"),
+    ],
+)
+def test_what_is_not_there_is_one_line(command, monkeypatch, name, given, seen):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if name == "chat" and "--draft-model" in given:
+        pytest.skip("mlx-lm's chat takes no draft")
+    monkeypatch.setattr(utils, "snapshot_download", full)
+    code, _, err = command(name, *given, *{"generate": ["--prompt", "hi"], "server": ["--port", "0"]}.get(name, []))
+    assert code == 2
+    assert err.startswith("ring-mlx: [")
+    assert seen in err or (name == "generate" and "Speculative" in err)
+    assert err.count("\n") == 1
 
 
 def test_a_template_without_end_is_ended(command, tmp_path):

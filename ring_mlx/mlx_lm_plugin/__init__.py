@@ -1,7 +1,7 @@
 """mlx-lm with our model: after `register` its commands and functions build it; knows where mlx-lm looks, no arrays.
 
 mlx-lm finds a model's classes by the name ``mlx_lm.models.<type>``, after two tables of other names. `register`
-changes six things, and `unregister` takes them back:
+changes seven things, and `unregister` takes them back:
 
 - ``sys.modules["mlx_lm.models.ring_linear"]`` is `ring_mlx.mlx_lm_plugin.architecture`. mlx-lm's own
   ``bailing_moe_linear`` is neither replaced nor hidden: importing it still gives it.
@@ -13,13 +13,13 @@ changes six things, and `unregister` takes them back:
   chat template runs in a process that can be ended.
 - ``mlx_lm.utils.load_model`` holds the files of our models against each other before anything is built of them.
 - ``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture.
+- ``mlx_lm.utils._download`` says in one line what went wrong.
 
 Other models go through mlx-lm as before. In `run`, whose process is ours, their code is refused as well.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +27,8 @@ from typing import Any
 
 from ring_mlx.config import LINEAR_TYPES
 from ring_mlx.config_values import shown
-from ring_mlx.errors import ConfigError, OptionError, RingError, TokenizerError
+from ring_mlx.errors import ConfigError, HubError, OptionError, RingError, TokenizerError
+from ring_mlx.hub import REPO_ID, hub_errors
 
 NAME = "ring_linear"
 MODULE = f"mlx_lm.models.{NAME}"
@@ -56,6 +57,7 @@ def register() -> None:
     _put(vars(utils), "_load_tokenizer", _load_tokenizer)
     _put(vars(utils), "load_model", _model_loader(utils.load_model))
     _put(vars(utils), "load_config", _config_loader(utils.load_config))
+    _put(vars(utils), "_download", _downloader(utils._download))
 
 
 def unregister() -> None:
@@ -86,7 +88,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     sys.argv = [f"mlx_lm {command}", command, *arguments]
     try:
         if command == "server":
-            _check_served(arguments)
+            _load_before_serving()
         cli.main()
     except (RingError, BrokenPipeError):
         raise
@@ -96,16 +98,21 @@ def run(command: str, arguments: Sequence[str]) -> None:
         sys.argv = before
 
 
-def _check_served(arguments: Sequence[str]) -> None:
-    """Look at a model before mlx-lm's server does, which loads it in a thread and stays when that has failed."""
-    from ring_mlx.mlx_lm_plugin.checkpoint import bounded_tokenizer, check_weights
+def _load_before_serving() -> None:
+    """Let mlx-lm's server load its models before it listens: it does so in a thread, and stays when that has failed."""
+    from mlx_lm import server
+    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--model", type=Path)
-    folder = parser.parse_known_args(arguments)[0].model
-    if folder is not None and folder.is_dir() and _is_ours(folder):
-        check_weights(folder)
-        bounded_tokenizer(folder)
+    provider: Any = server.ModelProvider
+
+    class Loaded(provider):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.load_default()
+            if self.draft_model is not None and not can_trim_prompt_cache(make_prompt_cache(self.model)):
+                raise OptionError("--draft-model: this model cannot take tokens back; leave the draft out.")
+
+    _put(vars(server), "ModelProvider", Loaded)
 
 
 def _in_a_line(command: str, error: Exception) -> OptionError:
@@ -174,6 +181,25 @@ def _config_loader(load_config: Callable[[Path], dict[str, Any]]) -> Callable[[P
         return config
 
     return load
+
+
+def _downloader(download: Callable[..., Path]) -> Callable[..., Path]:
+    def fetch(name: str, revision: str | None = None, *args: Any, **kwargs: Any) -> Path:
+        """Same contract as `mlx_lm.utils._download`.
+
+        Raises:
+            HubError: If there is no such folder or repository, or it cannot be fetched.
+        """
+        if _trusts_others or Path(name).exists():
+            return download(name, revision, *args, **kwargs)
+        if "/" in name and not REPO_ID.match(name):
+            raise HubError(
+                f"no such folder {name!r}, and it is not owner/name of a hub repository; check the spelling."
+            )
+        with hub_errors(name, revision):
+            return download(name, revision, *args, **kwargs)
+
+    return fetch
 
 
 def _trust_no_code() -> None:
