@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import namedtuple
+from functools import cache
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +27,8 @@ from ring_mlx.decay import decay_rate
 from ring_mlx.doctor import disk, kernels, machine, models, versions
 from ring_mlx.doctor.decay_check import (
     Blocks,
+    Measured,
+    Verdict,
     affordable,
     announcement,
     compare,
@@ -259,24 +262,29 @@ def writer():
     return model
 
 
-def written(model, offset, rows=16, length=120):
-    """Texts that the model writes while it forgets by the formula."""
+@cache
+def written(offset, is_rounded=False):
+    """Texts that `writer` writes while it forgets by the formula, with mlx-lm's rounding of each token's factor or not."""
+    model, rows = writer(), 12
     mx.random.seed(0)
     with decays(model, offset):
-        cache, out = model.make_cache(left_padding=[0] * rows), [mx.random.randint(0, 70, (rows, 1))]
-        for _ in range(length - 1):
-            out.append(mx.random.categorical(model(out[-1], cache)[:, -1])[:, None])
+        for layer in model.layers[:3] if is_rounded else ():
+            factor = mx.exp(-layer.attention.decay_rate).astype(mx.bfloat16).astype(mx.float32)
+            layer.attention._decay_rate = -mx.log(factor)
+        memory, out = model.make_cache(left_padding=[0] * rows), [mx.random.randint(0, 70, (rows, 1))]
+        for _ in range(119):
+            out.append(mx.random.categorical(model(out[-1], memory)[:, -1])[:, None])
             mx.eval(out[-1])
     return [Part(ids, []) for ids in mx.concatenate(out, axis=1).tolist()]
 
 
-@pytest.mark.parametrize("offset", DECAY_OFFSETS)
-def test_the_decay_that_a_text_was_written_with_is_found(offset):
+@pytest.mark.parametrize(("offset", "is_rounded"), [*((o, False) for o in DECAY_OFFSETS), ("clamped", True)])
+def test_the_decay_that_a_text_was_written_with_is_found(offset, is_rounded):
     model = writer()
-    verdict = compare(model, written(model, offset))
+    verdict = compare(model, written(offset, is_rounded))
     assert verdict.decided == offset
-    assert (verdict.tokens, verdict.blocks) == (16 * 119, 32)
-    assert 0.8 < verdict.surprise < 1.2
+    assert (verdict.tokens, verdict.blocks) == (12 * 119, 24)
+    assert verdict.excess < 0.15, "a text of its own is what a model expects"
     for configured in DECAY_OFFSETS:
         said = conclusion(verdict, configured, "here")
         assert f"decay_layer_offset {json.dumps(offset).replace(chr(34), chr(39))}: all others" in said.seen
@@ -287,31 +295,47 @@ def test_the_decay_that_a_text_was_written_with_is_found(offset):
 
 
 def test_a_text_that_tells_nothing_gets_no_verdict():
-    model = writer()
-    parts = written(model, -1, rows=4)
+    model, parts = writer(), written(-1)
+    short = compare(model, parts[:3])
+    assert short.possible == list(DECAY_OFFSETS), "six blocks are no evidence"
+    assert "fewer than 8 blocks" in conclusion(short, 0).remedy
     for layer in model.layers[:3]:
         layer.attention.dense.weight = mx.zeros_like(layer.attention.dense.weight)
-    idle = compare(model, written(model, 0, rows=4))
+    idle = compare(model, parts[:4])
     assert idle.decided is None
     assert idle.possible == list(DECAY_OFFSETS)
     said = conclusion(idle, 0)
     assert said.status == "note"
     assert said.seen.startswith("no verdict: this text cannot tell 0, -1, 'clamped' apart")
-    assert "hardly help" in said.remedy
-    short = compare(writer(), parts[:3])
-    assert short.possible == list(DECAY_OFFSETS), "six blocks are no evidence"
-    assert "fewer than 8 blocks" in conclusion(short, 0).remedy
 
 
 def test_a_text_that_the_model_does_not_know_gets_no_verdict():
     # A blunter model finds noise likelier, whatever it was trained with.
     noise = compare(
-        writer(), [Part(row, []) for row in mx.random.randint(0, 70, (16, 120), key=mx.random.key(1)).tolist()]
+        writer(), [Part(row, []) for row in mx.random.randint(0, 70, (8, 120), key=mx.random.key(1)).tolist()]
     )
-    assert noise.surprise > 2
+    assert noise.excess > 1
     assert max(m.sigmas for m in noise.measured.values()) > 2
-    assert noise.decided is None
-    assert "does not know this kind of text" in conclusion(noise, 0).remedy
+    assert (noise.decided, noise.possible) == (None, list(DECAY_OFFSETS))
+
+
+def lead(*, excess=0.0, **behind):
+    """A verdict on 100 blocks: how far each is behind, with an error of a hundredth of a nat."""
+    named = {0: "zero", -1: "one", "clamped": "clamped", 1: "late", -2: "soon"}
+    return Verdict({k: Measured(2.0, behind.get(n, 0.2), 0.01) for k, n in named.items()}, 6400, 100, excess)
+
+
+def test_a_lead_counts_beyond_noise_beyond_what_surprises_and_before_the_controls_only():
+    assert lead(zero=0).decided == 0
+    assert lead(zero=0, one=0.039).decided is None
+    assert lead(zero=0, one=0.039).possible == [0, -1]
+    assert (lead(zero=0, excess=0.79).decided, lead(zero=0, excess=0.81).decided) == (0, None)
+    assert "0.810 nats a token more than the model expects" in conclusion(lead(zero=0, excess=0.81), 0).remedy
+    for control in ("soon", "late"):
+        near, best = lead(one=0, **{control: 0.03}), lead(one=0.02, **{control: 0})
+        assert near.possible == best.possible == list(DECAY_OFFSETS), "so nothing is ruled out either"
+        assert "which nobody computes, is the likeliest" in conclusion(best, 0).remedy
+    assert "about 12,000 tokens of its kind may" in conclusion(lead(zero=0, one=0.03), 0).remedy
 
 
 def pieces(*nats):
@@ -320,12 +344,13 @@ def pieces(*nats):
 
 def test_differences_are_taken_block_by_block():
     hard = np.tile([1.0, 100.0], 10)
-    found = judge({0: pieces(*hard), -1: pieces(*hard + 0.2 + 0.01 * np.arange(20)), "clamped": pieces(*hard)})
+    far = {1: pieces(*hard + 5), -2: pieces(*hard + 5)}
+    found = judge({0: pieces(*hard), -1: pieces(*hard + 0.2 + 0.01 * np.arange(20)), "clamped": pieces(*hard), **far})
     assert (found.decided, found.possible, found.tokens, found.blocks) == (None, [0, "clamped"], 40, 20)
     assert found.measured[-1].behind == pytest.approx(0.1475)
     assert found.measured[-1].error == pytest.approx(np.arange(20).std(ddof=1) * 0.01 / 20**0.5 / 2)
-    lines = findings(judge({0: pieces(*hard + 1), -1: pieces(*hard), "clamped": pieces(*hard)}), 0, "m")
-    assert [f.name for f in lines] == ["0", "-1", "clamped", "verdict"]
+    lines = findings(judge({0: pieces(*hard + 1), -1: pieces(*hard), "clamped": pieces(*hard), **far}), 0, "m")
+    assert [f.name for f in lines] == ["0", "-1", "clamped", "1", "-2", "verdict"]
     assert lines[-1].status == "problem"
     assert "cannot tell -1 from 'clamped'" in lines[-1].seen
     assert "it is not 0, which the model has" in lines[-1].seen
@@ -339,8 +364,8 @@ def test_the_key_is_written_on_request_if_there_is_a_verdict(capsys, monkeypatch
     kept = tmp_path / "kept"
     kept.write_text('{"x": 1}')
     file.symlink_to(kept)
-    monkeypatch.setattr("ring_mlx.load", lambda folder: (model, None))
-    parts = written(model, -1, rows=8 if written_to else 3, length=100)
+    monkeypatch.setattr("ring_mlx.load", lambda folder, **_: (model, None))
+    parts = written(-1)[: 8 if written_to else 3]
     monkeypatch.setattr("ring_mlx.doctor.decay_choice.packaged_parts", lambda *_: parts)
     code, found = doctor(capsys, "--check-decay", file.parent, "--write-decay")
     assert json.loads(file.read_text()) == {"x": 1} | ({"decay_layer_offset": offset} if written_to else {})
@@ -358,9 +383,9 @@ def test_the_key_of_a_converted_folder_is_in_its_manifest_too(tmp_path):
 
 
 def test_the_time_is_told_before_and_a_minutes_text_is_read():
-    assert [affordable(tps) for tps in (1, 60, 300, 10**6)] == [1024, 1024, 4096, 16384]
+    assert [affordable(tps) for tps in (1, 100, 500, 10**6)] == [1024, 1024, 4096, 16384]
     parts = [Part([1] * 1000, []), Part([1] * 200, [])]
-    assert announcement(parts, 100.0) == "reading 1,200 tokens under each of 3 decays, about 36 s ..."
+    assert announcement(parts, 100.0) == "reading 1,200 tokens under each of 3 decays and 2 controls, about 60 s ..."
     assert 0 < tokens_a_second(make_model()) < 1e9
 
 
@@ -408,13 +433,13 @@ def test_the_toy_is_not_said_to_have_another_decay_than_it_has(capsys, tmp_path)
     file = tmp_path / "text.txt"
     file.write_text("You should know that Vera's locker code is 3231. It was a long day. " * 30)
     assert (
-        main(["doctor", "--check-decay", str(demo_model_path()), "--text", str(file), "--tokens", "130", "--json"]) == 0
+        main(["doctor", "--check-decay", str(demo_model_path()), "--text", str(file), "--tokens", "66", "--json"]) == 0
     )
     out, err = capsys.readouterr()
     found = {f["name"]: f for f in json.loads(out)["findings"]}
-    assert set(found) == {"0", "-1", "clamped", "verdict"}
+    assert set(found) == {"0", "-1", "clamped", "1", "-2", "verdict"}
     assert 0 in found["verdict"]["data"]["possible"]
-    assert re.fullmatch(r"ring-mlx: reading 130 tokens under each of 3 decays, about \d+ s \.\.\.\n", err)
+    assert re.fullmatch(r"ring-mlx: reading 66 tokens under each of 3 decays and 2 controls, about \d+ s \.\.\.\n", err)
 
 
 @pytest.mark.parametrize(
@@ -446,8 +471,8 @@ def test_a_model_without_linear_layers_has_no_decay():
 def test_a_conversion_checks_the_decay_of_its_source_and_says_so(capsys, monkeypatch, tmp_path, mode):
     model, asked = writer(), "clamped" if mode is None else None
     save_hf(tmp_path / "hf", config(decay_layer_offset=...))
-    parts = written(model, -1, rows=8, length=100) if mode in ("auto", "always") else []
-    monkeypatch.setattr("ring_mlx.doctor.decay_choice.load", lambda folder: (model, None))
+    parts = written(-1)[:8] if mode in ("auto", "always") else []
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.load", lambda folder, **_: (model, None))
     monkeypatch.setattr("ring_mlx.doctor.decay_choice.packaged_parts", lambda *_: parts)
     options = ["--decay-layer-offset", "clamped"] if mode is None else ["--check-decay", mode]
     arguments = ["convert", "--model", tmp_path / "hf", "--mlx-path", tmp_path / "out", *options]
@@ -458,9 +483,9 @@ def test_a_conversion_checks_the_decay_of_its_source_and_says_so(capsys, monkeyp
     assert load_model(tmp_path / "out").config.decay_layer_offset == written_key
     assert ("decay_layer_offset" in json.loads((tmp_path / "out" / "config.json").read_text())) == (mode != "never")
     if parts:
-        assert re.search(r"reading [\d,]+ tokens under each of 3 decays, about \d+ s", err)
+        assert re.search(r"reading [\d,]+ tokens under each of 3 decays and 2 controls, about \d+ s", err)
         assert err.endswith("decay_layer_offset -1 is written.\n")
-        assert card.count(" nats a token, perplexity ") == 3
+        assert card.count(" nats a token, perplexity ") == 5
         assert "\n    decay_layer_offset -1 is written\n" in card
     else:
         assert (err, "## Decay" in card) == ("", mode is None)

@@ -26,9 +26,14 @@ BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 64
 # Differences of fewer standard errors, or over fewer blocks of text, are not told from chance. Four rather than two, as
 # blocks of one text depend on each other, and as the best of three is compared with both others.
 SIGMAS, LEAST_BLOCKS = 4.0, 8
-# A text that surprises the model more than so many times what it expects is not of the kind it knows. There, forgetting
-# wrongly may help, so that it says nothing about how the model was trained. Nats below CERTAIN a token surprise nobody.
-SURPRISE, CERTAIN = 2.0, 0.05
+# A text of a kind that the model was not trained on surprises it more than it expects, and forgetting wrongly may then
+# help: in models trained under each formula by up to a seventh of that excess. A lead must be more than a quarter of it.
+MISFIT = 0.25
+# Numbers that nobody uses, beyond the others on either side. Some text rewards what forgets soonest, or latest, whatever a
+# model was trained with; so what leads must be likelier than these too.
+CONTROLS: dict[int | str, str] = dict.fromkeys((1, -2), "nobody computes so: a control")
+FORMULAS = DECAY_OFFSETS | CONTROLS
+_KNOWN_TEXT = "give --text FILE of a kind that it was trained on, such as answers from its authors' own service"
 # About a minute's text, within these bounds.
 READ_S, LEAST_TOKENS, MOST_TOKENS = 60.0, 1024, 16384
 Offset = int | str
@@ -58,22 +63,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured of each formula, over how much text, and how surprising that was."""
+    """What was measured of each formula, over how much text, and how many nats a token the model did not expect."""
 
     measured: dict[Offset, Measured]
     tokens: int
     blocks: int
-    surprise: float
+    excess: float
 
     @property
-    def is_usable(self) -> bool:
-        """Whether the text is long enough, and of a kind that the model knows."""
-        return self.blocks >= LEAST_BLOCKS and self.surprise <= SURPRISE
+    def near(self) -> list[Offset]:
+        """Those, controls too, that chance or the kind of text may have put behind; all where there is too little."""
+        least = MISFIT * self.excess if self.blocks >= LEAST_BLOCKS else math.inf
+        return [k for k, m in self.measured.items() if m.behind <= max(SIGMAS * m.error, least)]
 
     @property
     def possible(self) -> list[Offset]:
-        """Those that chance may have put behind; all where the text is of no use."""
-        return [k for k, m in self.measured.items() if not self.is_usable or m.sigmas <= SIGMAS]
+        """The formulas that are not ruled out: those that are near, or all if a control is."""
+        return list(DECAY_OFFSETS) if any(k in CONTROLS for k in self.near) else self.near
 
     @property
     def decided(self) -> Offset | None:
@@ -112,15 +118,17 @@ def tokens_a_second(model: Model) -> float:
 
 def affordable(tps: float) -> int:
     """Tokens that are read under every formula in about a minute, as a power of two within bounds."""
-    tokens = max(LEAST_TOKENS, min(MOST_TOKENS, int(tps * READ_S / len(DECAY_OFFSETS))))
+    tokens = max(LEAST_TOKENS, min(MOST_TOKENS, int(tps * READ_S / len(FORMULAS))))
     return 1 << (tokens.bit_length() - 1)
 
 
 def announcement(parts: Sequence[Part], tps: float) -> str:
     """What is said before it starts: how much is read, and how long that should take."""
     tokens = sum(part.tokens for part in parts)
-    seconds = len(DECAY_OFFSETS) * tokens / tps
-    return f"reading {tokens:,} tokens under each of {len(DECAY_OFFSETS)} decays, about {max(1, round(seconds))} s ..."
+    about = f"about {max(1, round(len(FORMULAS) * tokens / tps))} s"
+    return (
+        f"reading {tokens:,} tokens under each of {len(DECAY_OFFSETS)} decays and {len(CONTROLS)} controls, {about} ..."
+    )
 
 
 def compare(model: Model, parts: Sequence[Part], progress: Progress | None = None) -> Verdict:
@@ -136,13 +144,13 @@ def compare(model: Model, parts: Sequence[Part], progress: Progress | None = Non
     """
     check_linear(model)
     found = {}
-    for n, offset in enumerate(DECAY_OFFSETS):
+    for n, offset in enumerate(FORMULAS):
         with decays(model, offset):
             scored = []
             for done, part in enumerate(parts, 1):
                 scored.append(score(model, part))
                 if progress:
-                    progress(n * len(parts) + done, len(DECAY_OFFSETS) * len(parts), f"decay {shown(offset)}")
+                    progress(n * len(parts) + done, len(FORMULAS) * len(parts), f"decay {shown(offset)}")
             found[offset] = Blocks(*(np.concatenate(arrays) for arrays in zip(*scored, strict=True)))
     return judge(found)
 
@@ -191,8 +199,8 @@ def judge(found: Mapping[Offset, Blocks]) -> Verdict:
         spread = float(differences.std(ddof=1)) if n > 1 else math.inf
         error = 0.0 if offset == best else spread * math.sqrt(n) / tokens
         measured[offset] = Measured(total[offset] / tokens, float(differences.sum()) / tokens, error)
-    expected = float(found[best].expected.sum()) / tokens
-    return Verdict(measured, int(tokens), n, total[best] / tokens / (expected + CERTAIN))
+    excess = max(0.0, total[best] - float(found[best].expected.sum())) / tokens
+    return Verdict(measured, int(tokens), n, excess)
 
 
 def findings(verdict: Verdict, configured: Offset, model: str) -> list[Finding]:
@@ -207,14 +215,14 @@ def findings(verdict: Verdict, configured: Offset, model: str) -> list[Finding]:
     for offset, m in verdict.measured.items():
         behind = f"{m.behind:+.5f}, standard error {m.error:.5f}" if m.behind or m.error else "the least"
         seen = f"{m.nats:.5f} nats a token, perplexity {math.exp(min(m.nats, 700.0)):.5f}; {behind}"
-        lines.append(Finding(SECTION, str(offset), OK, f"{seen} ({DECAY_OFFSETS[offset]})", data=asdict(m)))
+        lines.append(Finding(SECTION, str(offset), OK, f"{seen} ({FORMULAS[offset]})", data=asdict(m)))
     return [*lines, conclusion(verdict, configured, model)]
 
 
 def conclusion(verdict: Verdict, configured: Offset, model: str = "MODEL") -> Finding:
     """Which formula the weights were trained with, as far as the text tells, and what to do."""
     decided, left = verdict.decided, verdict.possible
-    data = {"decided": decided, "possible": left, "configured": configured, "surprise": verdict.surprise}
+    data = {"decided": decided, "possible": left, "configured": configured, "excess": verdict.excess}
     counted = f"over {verdict.tokens:,} tokens in {verdict.blocks} blocks"
     if decided is not None:
         margin = min((m for k, m in verdict.measured.items() if k != decided), key=lambda m: m.sigmas)
@@ -233,15 +241,17 @@ def conclusion(verdict: Verdict, configured: Offset, model: str = "MODEL") -> Fi
 
 
 def _what_would_tell(verdict: Verdict) -> str:
-    if verdict.surprise > SURPRISE:
-        return (
-            f"the model finds {verdict.surprise:.1f} times the nats it expects, so it does not know this kind of text; "
-            "give --text FILE of a kind that it was trained on"
-        )
+    best = min(verdict.measured, key=lambda k: verdict.measured[k].behind)
+    sigmas = [verdict.measured[k].sigmas for k in verdict.near if k != best]
     if verdict.blocks < LEAST_BLOCKS:
         return f"fewer than {LEAST_BLOCKS} blocks tell nothing; give more: --text FILE, --tokens"
-    sigmas = min((m.sigmas for k, m in verdict.measured.items() if k in verdict.possible and m.error), default=0.0)
-    if sigmas < 1:
+    if best in CONTROLS and min(sigmas, default=math.inf) >= 1:
+        return f"{shown(best)}, which nobody computes, is the likeliest, so this text rewards something else; {_KNOWN_TEXT}"
+    if max(sigmas, default=0.0) > SIGMAS:
+        return (
+            f"it costs {verdict.excess:.3f} nats a token more than the model expects, which may decide; {_KNOWN_TEXT}"
+        )
+    if min(sigmas, default=0.0) < 1:
         return "more of it will hardly help: give longer text that refers far back, or a model that forgets more"
-    factor = (SIGMAS / sigmas) ** 2
-    return f"about {math.ceil(factor * verdict.tokens / 1000):,},000 tokens of its kind would: --text FILE, --tokens"
+    factor = (SIGMAS / min(sigmas)) ** 2
+    return f"about {math.ceil(factor * verdict.tokens / 1000):,},000 tokens of its kind may: --text FILE, --tokens"
