@@ -246,9 +246,9 @@ def pair(chat_folder, tmp_path_factory):
 
 
 def test_whatever_changes_the_model_changes_the_fingerprint(chat_folder, pair, tmp_path):
-    tensors = mx.load(str(pair[0] / "adapters.safetensors"))
-    parameters = {"rank": RANK, "scale": SCALE / 2}
-    folders = [None, *pair, save(tmp_path / "scale", tensors, lora_parameters=parameters)]
+    other = shutil.copytree(pair[0], tmp_path / "scale")
+    settings(lora_parameters={"rank": RANK, "scale": SCALE / 2})(other)
+    folders = [None, *pair, other]
     marks = [load_model(chat_folder, adapter_path=f).fingerprint for f in folders]
     assert len(set(marks)) == len(marks)
     assert all(len(m) == 32 for m in marks)
@@ -284,6 +284,25 @@ def test_snapshots_belong_to_one_adapter(chat_folder, pair, tmp_path):
 def test_the_server_loads_it(chat_folder, pair):
     parts = Parts.load(Settings(model=chat_folder, name="x", adapter_path=pair[0]))
     assert parts.model.fingerprint == load_model(chat_folder, adapter_path=pair[0]).fingerprint
+
+
+def test_the_benchmark_loads_it_and_refuses_what_would_leave_it_out(chat_folder, pair, tmp_path, capsys):
+    measure = ["bench", "--adapter-path", str(pair[0]), "-p", "4", "-g", "1", "-n", "1", "--json", str(tmp_path / "x")]
+    assert main([*measure, "--model", str(chat_folder)]) == 0
+    assert f"{chat_folder} with a" in (tmp_path / "x").read_text()
+    for other in (["--random", "mini"], ["--vs", "mlx-lm"]):
+        capsys.readouterr()
+        assert main([*measure, *other]) == 2
+        assert f"--adapter-path does not work with {' '.join(other)}" in capsys.readouterr().err
+
+
+def test_an_adapter_of_nonsense_ends_in_a_line(chat_folder, pair, tmp_path, capsys):
+    tensors = mx.load(str(pair[0] / "adapters.safetensors"))
+    folder = save(tmp_path / "a", {name: t * float("nan") for name, t in tensors.items()})
+    assert main(["generate", "--model", str(chat_folder), "--adapter-path", str(folder), "-p", "a"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ring-mlx: [model] ")
+    assert err.count("\n") == 1
 
 
 # Folders that are none, or not for this model.

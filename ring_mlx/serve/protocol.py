@@ -18,15 +18,8 @@ from ring_mlx.session_events import Sampling
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 UNSUPPORTED = (
-    "functions",
-    "function_call",
-    "audio",
-    "prediction",
-    "web_search_options",
-    "suffix",
-    "best_of",
-    "echo",
-    "adapters",
+    *("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo"),
+    "adapters",  # mlx_lm.server's
 )
 SENT_AS = {"temp": "temperature"}
 NUMBERS = [name for name in RANGES if name in Sampling.__dataclass_fields__ and name != "logit_bias"]
