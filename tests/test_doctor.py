@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from functools import cache
 
 import mlx.core as mx
@@ -23,6 +24,7 @@ from ring_mlx.cli import main
 from ring_mlx.config import RingConfig
 from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.convert import convert, verify
+from ring_mlx.convert.sources import open_source
 from ring_mlx.decay import decay_rate
 from ring_mlx.doctor import disk, kernels, machine, models, versions
 from ring_mlx.doctor.decay_check import (
@@ -39,11 +41,11 @@ from ring_mlx.doctor.decay_check import (
     score,
     tokens_a_second,
 )
-from ring_mlx.doctor.decay_choice import write_offset
+from ring_mlx.doctor.decay_choice import choose, write_offset
 from ring_mlx.doctor.decay_text import Part, Probe, packaged_parts, parts_of_file
 from ring_mlx.doctor.examine import CHECKS
 from ring_mlx.doctor.finding import Finding, table
-from ring_mlx.errors import NoFitError, OptionError
+from ring_mlx.errors import NoFitError, OptionError, RingError
 from ring_mlx.evaluation.scoring import token_nats
 from ring_mlx.experts import recommend_cache_bytes
 from tests.kernel_backends import mutated, simulator
@@ -504,3 +506,64 @@ def test_a_conversion_goes_on_where_the_decay_cannot_be_checked_unless_that_was_
     with pytest.raises(SystemExit, match="2"):
         main([*arguments[:-1], str(tmp_path / "b"), "--decay-layer-offset", "2"])
     assert "'2' is not 0 or -1 or clamped" in capsys.readouterr().err
+
+
+def quantised_elsewhere(source, monkeypatch):
+    file = source.folder / "config.json"
+    file.write_text(json.dumps(source.raw | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    return source
+
+
+def too_large(source, monkeypatch):
+    monkeypatch.setattr(memory, "budget_bytes", lambda: 1 << 20)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (quantised_elsewhere, "gptq"),
+        (too_large, "this machine can give 0.0 GB"),
+        (lambda source, _: replace(source, repo=("a/b", None)), "leave --stream out"),
+        (lambda source, _: replace(source, config=RingConfig.from_dict(softmax_config())), "'bailing_moe_v2' has none"),
+    ],
+)
+def test_where_a_source_cannot_be_checked_auto_names_what_can_be_and_always_refuses(
+    monkeypatch, chat_copy, change, why
+):
+    source, said = change(open_source(chat_copy(decay_layer_offset=None)), monkeypatch), []
+    with pytest.raises(RingError, match=re.escape(why)):
+        choose(source, True, said.append, said.append)
+    assert not said
+    found = choose(source, False, said.append, said.append, result="here")
+    if not source.config.has_linear:
+        assert (found, said) == (None, [])
+        return
+    assert found.offset is None
+    assert why in said[0]
+    assert said[1:] == ["the result can be: ring-mlx doctor --check-decay here --write-decay"]
+
+
+@pytest.mark.parametrize(("key", "is_checked"), [(None, True), (..., True), (0, False), ("clamped", False)])
+def test_a_source_that_says_the_key_is_checked_only_on_request(monkeypatch, chat_copy, key, is_checked):
+    asked = []
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.load", lambda *_, **__: (None, None))
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.check", lambda *_, **__: asked.append(1) or lead(one=0))
+    source, said = open_source(chat_copy(decay_layer_offset=key)), []
+    found = choose(source, False, said.append, said.append)
+    assert (found is not None, bool(asked)) == (is_checked, is_checked)
+    assert choose(source, True, said.append, said.append).offset == -1
+    assert said[-1].endswith("decay_layer_offset -1 is written.")
+
+
+@pytest.fixture
+def chat_copy(chat_folder, tmp_path):
+    """Copies the checkpoint that has a tokenizer, with changes of its config.json; ... takes a key away."""
+
+    def copy(**changes):
+        shutil.copytree(chat_folder, tmp_path / "hf")
+        raw = json.loads((tmp_path / "hf" / "config.json").read_text()) | changes
+        (tmp_path / "hf" / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
+        return tmp_path / "hf"
+
+    return copy

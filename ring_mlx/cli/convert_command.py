@@ -155,6 +155,7 @@ def _convert(args: argparse.Namespace) -> Path:
             say=note,
             say_later=said.append,
             watch=partial(bar_of, args),
+            result=args.mlx_path,
         )
     with bar_of(args, "convert", "B") as bar:
         folder = convert(

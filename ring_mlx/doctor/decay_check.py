@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ring_mlx.config import RingConfig
 from ring_mlx.config_values import DECAY_KEY, DECAY_OFFSETS, shown
 from ring_mlx.decay import decay_rate
 from ring_mlx.doctor.decay_text import Part
@@ -101,10 +102,12 @@ def decays(model: Model, offset: Offset) -> Iterator[None]:
             attention._decay_rate = rates
 
 
-def check_linear(model: Model) -> None:
+def check_linear(config: RingConfig) -> None:
     """Raises OptionError if the model has no linear layer."""
-    if not model.config.has_linear:
-        raise OptionError(f"--check-decay needs linear layers, and {model.model_type!r} has none; give a linear model.")
+    if not config.has_linear:
+        raise OptionError(
+            f"--check-decay needs linear layers, and {config.model_type!r} has none; give a linear model."
+        )
 
 
 def tokens_a_second(model: Model) -> float:
@@ -142,7 +145,7 @@ def compare(model: Model, parts: Sequence[Part], progress: Progress | None = Non
     Raises:
         OptionError: If the model has no linear layer.
     """
-    check_linear(model)
+    check_linear(model.config)
     found = {}
     for n, offset in enumerate(FORMULAS):
         with decays(model, offset):

@@ -50,7 +50,7 @@ def check(
         OptionError: If the model has no linear layer, or there is no text that fits.
         TokenizerError: If there is no chat template, and no text is given.
     """
-    decay_check.check_linear(model)
+    decay_check.check_linear(model.config)
     tps = decay_check.tokens_a_second(model)
     context, most = model.config.context_tokens, tokens or decay_check.affordable(tps)
     parts = packaged_parts(tokenizer, context, most) if text is None else parts_of_file(text, tokenizer, context, most)
@@ -59,7 +59,12 @@ def check(
 
 
 def choose(
-    source: Source, is_wanted: bool, say: Say, say_later: Say, watch: Watch = lambda what: nullcontext()
+    source: Source,
+    is_wanted: bool,
+    say: Say,
+    say_later: Say,
+    watch: Watch = lambda what: nullcontext(),
+    result: str = "FOLDER",
 ) -> DecayChoice | None:
     """What `ring_mlx.convert` writes of the decay: what the check finds on the source.
 
@@ -70,13 +75,15 @@ def choose(
         say: Takes what is said before the check.
         say_later: Takes what came of it, which matters if the conversion succeeds.
         watch: Gives what is told how far a step is, by the step's name.
+        result: Where the conversion goes, which can be loaded where the source cannot.
 
     Raises:
         RingError: As for `ring_mlx.load` and `check`, if it is wanted.
     """
     try:
-        if not is_wanted and (KEY in source.raw or not source.config.has_linear):
+        if not is_wanted and (source.raw.get(KEY) is not None or not source.config.has_linear):
             return None
+        decay_check.check_linear(source.config)
         if source.repo is not None:
             raise OptionError("the decay cannot be checked while shards are streamed; leave --stream out.")
         with watch("loading the source") as progress:
@@ -87,6 +94,7 @@ def choose(
         if is_wanted:
             raise
         say_later(f"the decay was not checked: {e}")
+        say_later(f"the result can be: ring-mlx doctor --check-decay {result} --write-decay")
         return DecayChoice(None, (f"not checked; {KEY} {shown(source.config.decay_layer_offset)}",))
     del model
     mx.clear_cache()
