@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ring_mlx.snapshots.stores import free_disk
     from ring_mlx.surrogates import whole_text
     from ring_mlx.terminal_text import for_output, harmless, harmless_json
-    from ring_mlx.thinking import Thinking, empty_answer
+    from ring_mlx.thinking import Thinking, end_note
     from ring_mlx.tokenizer import render_chat
 
 __all__ = [
@@ -79,7 +79,7 @@ __all__ = [
     "byte_count",
     "cached_models",
     "demo_model_path",
-    "empty_answer",
+    "end_note",
     "for_output",
     "free_disk",
     "generate",
@@ -128,7 +128,7 @@ _HOMES = {
     "byte_count": "ring_mlx.cli.options",
     "cached_models": "ring_mlx.hub",
     "demo_model_path": "ring_mlx.loading",
-    "empty_answer": "ring_mlx.thinking",
+    "end_note": "ring_mlx.thinking",
     "for_output": "ring_mlx.terminal_text",
     "free_disk": "ring_mlx.snapshots.stores",
     "generate": "ring_mlx.generation",

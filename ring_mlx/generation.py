@@ -20,7 +20,7 @@ from ring_mlx.decoding import (
 )
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.model import Model
-from ring_mlx.sampling_ranges import RANGES, OutOfRangeError, within
+from ring_mlx.sampling_ranges import RANGES, REST, OutOfRangeError, within
 from ring_mlx.surrogates import whole_text
 from ring_mlx.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
 from ring_mlx.vocabulary import ByteDetokenizer, TextDetokenizer, whole_ids
@@ -75,7 +75,7 @@ def stream_generate(
     tokenizer: TokenizerWrapper,
     prompt: str | Sequence[int] | mx.array,
     *,
-    max_tokens: int = 256,
+    max_tokens: int = REST,
     cache: Any | None = None,
     thinking_budget: int | None = None,
     thinking: Thinking | None = None,

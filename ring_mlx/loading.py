@@ -11,6 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ring_mlx import experts, memory, weights
 from ring_mlx.adapters import read_adapter
 from ring_mlx.config import read_config
+from ring_mlx.defaults import read_defaults
 from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
 from ring_mlx.kernel_check import check_kernels
@@ -118,6 +119,7 @@ def assemble(
     if exact and "lm_head.scales" not in arrays and "lm_head.weight" in arrays:
         arrays["lm_head.weight"] = arrays["lm_head.weight"].astype(mx.float32)
     model = Model(config, exact=exact)
+    model.sampling = read_defaults(folder, config.vocab_size)
     if quantization is not None:
         weights.quantize_like(model, quantization, arrays)
     weights.check(model, arrays, folder)

@@ -1,4 +1,4 @@
-"""The hybrid model: tokens and a cache in, logits out; knows nothing of files, text or sampling."""
+"""The hybrid model: tokens and a cache in, logits out; knows nothing of files or text."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ring_mlx.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.cache import HybridCache, make_kv_cache
 from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
+from ring_mlx.defaults import FAMILY
 from ring_mlx.moe import MLP, MoE
 from ring_mlx.snapshots.shapes import Shapes
 
@@ -172,6 +173,7 @@ class Model(nn.Module):
         self.config, self.exact = config, exact
         self.model_type = config.model_type
         self.fingerprint = ""
+        self.sampling = FAMILY  # what holds where nobody says otherwise
         self.model = LanguageModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -11,6 +11,7 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.decoding import LogitsProcessor, Sampler
+from ring_mlx.defaults import FAMILY, filled
 from ring_mlx.errors import OptionError
 from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
 from ring_mlx.session_events import Sampling
@@ -20,14 +21,20 @@ LEAST_TEMP = 1e-6
 
 
 def start_sampling(
-    s: Sampling, vocabulary: int, tokenizer: TokenizerWrapper
+    s: Sampling, vocabulary: int, tokenizer: TokenizerWrapper, defaults: Sampling = FAMILY
 ) -> tuple[Sampler, list[LogitsProcessor], int]:
     """Sampler, processors and the seed that MLX's random numbers have been set to.
+
+    Args:
+        s: What was asked for.
+        vocabulary: The model's.
+        tokenizer: The model's.
+        defaults: The model's, for what was not.
 
     Raises:
         OptionError: If a value cannot work with the vocabulary.
     """
-    s = _checked(s, vocabulary)
+    s = _checked(filled(s, defaults), vocabulary)
     seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed % (1 << 64)
     mx.random.seed(seed)
     sampler: Sampler = make_sampler(
@@ -57,6 +64,8 @@ def _is_greedy(s: Sampling, vocabulary: int) -> bool:
 
     mlx-lm takes a ``top_p`` of 0 for all tokens, and rounds smaller ones, and what it divides by, to 0.
     """
+    assert s.temp is not None
+    assert s.top_p is not None
     return s.temp < LEAST_TEMP or s.top_p * vocabulary <= 1
 
 
@@ -72,7 +81,7 @@ def _checked(s: Sampling, vocabulary: int) -> Sampling:
             RANGES["logit_bias"].check(value)
     except OutOfRangeError as e:
         raise OptionError(f"{e}; give one.") from None
-    if s.top_k >= vocabulary:
+    if (s.top_k or 0) >= vocabulary:
         raise OptionError(f"top_k {s.top_k} is not below the vocabulary of {vocabulary}; give 0 for all.")
     for token in s.logit_bias or {}:
         if type(token) is not int or not 0 <= token < vocabulary:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.errors import RingError, SessionError
+from ring_mlx.sampling_ranges import REST
 from ring_mlx.session_events import Counters, End, Event, Loading, ModelInfo, Request, Sampling, SessionOptions
 from ring_mlx.thinking import Thinking
 
@@ -136,7 +137,7 @@ class Session(AbstractContextManager["Session"]):
         prompt: str | Sequence[Mapping[str, Any]],
         *,
         sampling: Sampling | None = None,
-        max_tokens: int = 2048,
+        max_tokens: int = REST,
         thinking_budget: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
@@ -147,7 +148,7 @@ class Session(AbstractContextManager["Session"]):
         Args:
             prompt: Messages with ``role`` and ``content``, rendered by the checkpoint's template; or text that is
                 continued as it stands.
-            sampling: How tokens are chosen.
+            sampling: How tokens are chosen; what it leaves open is what the checkpoint says.
             max_tokens: At most so many; the end of the context may come first. -1 is as many as it holds.
             thinking_budget: Close the thought after so many tokens; None leaves the answer its room.
             tools: Tool descriptions for the template.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ring_mlx.errors import OptionError
+from ring_mlx.sampling_ranges import REST
 from ring_mlx.thinking import Thinking
 
 if TYPE_CHECKING:
@@ -27,13 +28,15 @@ class Sampling:
     """How tokens are chosen; the samplers and processors of mlx-lm under its names.
 
     Args:
+        temp, top_p, min_p, top_k, repetition_penalty: None is what the checkpoint says, or else its family, as
+            `ring_mlx.defaults` has it.
         seed: Repeats an answer; without it one is drawn, and `Statistics` names it.
     """
 
-    temp: float = 0.6
-    top_p: float = 1.0
-    min_p: float = 0.0
-    top_k: int = 0
+    temp: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    top_k: int | None = None
     min_tokens_to_keep: int = 1
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
@@ -84,7 +87,7 @@ class Request:
 
     prompt: str | Sequence[Mapping[str, Any]]
     sampling: Sampling = Sampling()
-    max_tokens: int = 2048
+    max_tokens: int = REST
     thinking_budget: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     template_options: Mapping[str, Any] | None = None
@@ -212,7 +215,8 @@ Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | Revis
 class ModelInfo:
     """The model that a session holds.
 
-    ``memory_limit_bytes`` is what this machine should give a model: on Metal the recommended working set.
+    ``memory_limit_bytes`` is what this machine should give a model: on Metal the recommended working set. ``sampling`` is
+    what holds where a request says nothing.
     """
 
     name: str
@@ -222,6 +226,7 @@ class ModelInfo:
     has_chat_template: bool
     fingerprint: str
     memory_limit_bytes: int
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Worker:
             has_chat_template=bool(tokenizer.has_chat_template),
             fingerprint=model.fingerprint,
             memory_limit_bytes=memory.budget_bytes(),
+            sampling=model.sampling,
         )
         budget = memory.snapshot_budget_bytes() if options.memory_budget_bytes is None else options.memory_budget_bytes
         self.reader = Reader(
@@ -192,7 +193,8 @@ class Worker:
         check_lengths(
             self._model, count, 0, request.max_tokens, self._options.prefill_step_tokens, request.thinking_budget
         )
-        sampling = start_sampling(request.sampling, self._model.config.vocab_size, self._tokenizer)
+        vocabulary = self._model.config.vocab_size
+        sampling = start_sampling(request.sampling, vocabulary, self._tokenizer, self._model.sampling)
         limit = within(request.max_tokens, self.info.context_tokens - count + 1)
         return _Turn(request, renderer, prompt, started, limit, *sampling)
 

@@ -19,7 +19,7 @@ __all__ += [
     "Opening",
     "ThoughtBudget",
     "ThoughtSplitter",
-    "empty_answer",
+    "end_note",
     "has_thought",
     "opens_thought",
     "splitter_after",
@@ -62,11 +62,20 @@ class Thinking:
         return limit - room if room else None
 
 
-def empty_answer(tokens: int, thinking_tokens: int, reason: str, option: str = "--max-tokens") -> str:
-    """Why an answer of so many tokens has no text, and the remedy; ``option`` is what raises their number."""
+def end_note(reason: str, tokens: int, thinking_tokens: int, has_text: bool, remedy: str) -> str:
+    """What is to be said of an answer that has ended: that it was cut off, or has no text. Else nothing.
+
+    Args:
+        reason: Why it ended.
+        tokens: Of it, the thought included.
+        thinking_tokens: Of these, the thought.
+        has_text: Whether there is more than a thought.
+        remedy: How to have the rest of an answer that was cut off.
+    """
+    if has_text:
+        return f"the answer was cut off after {tokens:,} tokens; {remedy}." if reason == "length" else ""
     why = f"all {tokens:,} tokens were thought" if thinking_tokens else f"{tokens:,} tokens and no text came"
-    remedy = f"raise {option}" if reason == "length" else "ask again or in other words"
-    return f"the answer is empty: {why}; {remedy}."
+    return f"the answer is empty: {why}; {remedy if reason == 'length' else 'ask again or in other words'}."
 
 
 def has_thought(prompt: str | Sequence[Any]) -> bool:

@@ -62,7 +62,7 @@ def make_parrot(
             vocabulary[name], new = new, new + 1
         if n < len(pieces):
             script.append(vocabulary[name])
-    assert len(set(script)) == len(script) < WIDTH - 1, "each piece must be another token"
+    assert len(set(script)) == len(script), "each piece must be another token"
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(demo_model_path() / name, folder)
@@ -86,12 +86,19 @@ def teach(model: Any, tokenizer: Any, pieces: Sequence[str]) -> None:
 def _weights(size: int, script: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
     """Embedding and head of a script."""
     embedding, head = np.zeros((size, WIDTH), np.float32), np.zeros((size, WIDTH), np.float32)
-    embedding[:, 0] = 1  # what is not in the script begins it
-    for place, token in enumerate(script):
-        embedding[token] = np.eye(WIDTH)[place + 1]
-    for place, token in enumerate([*script, ROLE_END]):
-        head[token, place] = 8
+    places = _places(len(script) + 1)
+    embedding[:] = places[0]  # what is not in the script begins it
+    embedding[list(script)] = places[1:]
+    head[[*script, ROLE_END]] = 8 * places
     return {"model.word_embeddings.weight": embedding, "lm_head.weight": head}
+
+
+def _places(count: int) -> np.ndarray[Any, Any]:
+    """So many directions, far enough apart that each is told from the others."""
+    if count <= WIDTH:
+        return np.eye(WIDTH, dtype=np.float32)[:count]
+    signs = np.random.default_rng(0).choice(np.float32([-1, 1]), (count, WIDTH))
+    return signs / np.float32(np.sqrt(WIDTH))
 
 
 def cut(text: str, size: int) -> list[str]:

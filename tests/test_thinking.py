@@ -13,7 +13,7 @@ from ring_mlx.thinking import (
     Thinking,
     ThoughtBudget,
     ThoughtSplitter,
-    empty_answer,
+    end_note,
     has_thought,
     opens_thought,
     splitter_after,
@@ -248,9 +248,12 @@ def test_the_room_that_a_thought_leaves():
         Thinking("maybe")
 
 
-def test_words_for_an_empty_answer():
-    assert empty_answer(9, 9, "length") == "the answer is empty: all 9 tokens were thought; raise --max-tokens."
-    assert "ask again" in empty_answer(9, 9, "stop")
+def test_words_for_the_end_of_an_answer():
+    assert end_note("length", 9, 9, False, "raise it") == "the answer is empty: all 9 tokens were thought; raise it."
+    assert end_note("stop", 9, 9, False, "raise it").endswith("all 9 tokens were thought; ask again or in other words.")
+    assert end_note("stop", 1, 0, False, "").startswith("the answer is empty: 1 tokens and no text came")
+    assert end_note("length", 1200, 9, True, "raise it") == "the answer was cut off after 1,200 tokens; raise it."
+    assert end_note("stop", 9, 9, True, "raise it") == ""
 
 
 def test_a_budget_closes_a_thought_within_code_unless_a_tag_may_have():

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from ring_mlx import AnswerText, End, Sampling, Session, ThinkingText, ToolCall, load, whole_text
-from ring_mlx.cli import main
+from ring_mlx.cli import CUT_OFF, main
 from ring_mlx.errors import TokenizerError
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
@@ -221,6 +221,6 @@ def test_the_server_reads_halves_of_pairs(server):
 def test_commands_read_halves_of_pairs(parrot, capsys):
     half = "a\udcff"  # what an argument that is not UTF-8 becomes
     command = ["generate", "--model", str(parrot), "--verbose", "False", "--max-tokens", "3", "--prompt", half]
-    assert main([*command, "--system-prompt", half, "--prefill-response", half]) == 0
-    assert main([*command, "--ignore-chat-template"]) == 0
-    assert capsys.readouterr().err == ""
+    assert main([*command, "--system-prompt", half, "--prefill-response", half]) == CUT_OFF
+    assert main([*command, "--ignore-chat-template"]) == CUT_OFF
+    assert all(line.startswith("ring-mlx: [generate] the answer ") for line in capsys.readouterr().err.splitlines())

@@ -372,7 +372,7 @@ def test_an_empty_answer_is_still_an_answer():
         await d.say("hi")
         await d.post(Piece(d.engine.number, "", "", FIGURES), d.end("length"))
         assert d.said == ["hi", ""]
-        assert "cut off" in str(d.app.query_one(".note").render())
+        assert "/continue goes on, or raise max_tokens" in str(d.app.query_one(".note").render())
 
     chat(script)
 
@@ -412,6 +412,6 @@ def test_an_answer_that_was_all_thought_says_so():
         await d.post(d.thought("Hm.", 3, 1.0))
         await d.post(Ended(d.engine.number, "length", Figures(generated_tokens=9, thinking_tokens=9)))
         note = str(d.app.query_one(".note").render())
-        assert "the answer is empty: all 9 tokens were thought; raise max_tokens." in note
+        assert "the answer is empty: all 9 tokens were thought; /continue goes on, or raise max_tokens." in note
 
     chat(script)

@@ -428,7 +428,7 @@ def test_the_command_needs_a_terminal(monkeypatch):
 
 def test_options_come_before_the_configuration():
     config = command.with_options(Config(model="m", system_prompt="s"), parse("--temp=0", "--seed=3", "--model=x"))
-    assert (config.sampling.temp, config.sampling.seed, config.sampling.top_p) == (0.0, 3, 1.0)
+    assert (config.sampling.temp, config.sampling.seed, config.sampling.top_p) == (0.0, 3, None)
     assert (config.model, config.system_prompt) == ("x", "s")
     assert parse().expert_cache_bytes is None
     assert parse("--expert-cache-bytes", "1.5GB").expert_cache_bytes == 1_500_000_000

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -42,7 +43,10 @@ class Answering(FakeEngine):
         self.post(Piece(question.number, "", f"\n\nre: {text}" if not question.continues else " and more", FIGURES))
         if text == "call":
             self.post(Piece(question.number, "", "", FIGURES, (Call("add", {"a": 1}),)))
-        self.post(Ended(question.number, "stop", FIGURES))
+        self.post(Ended(question.number, "length" if text in ("cut", "full") else "stop", self.figures(text)))
+
+    def figures(self, text):
+        return replace(FIGURES, prompt_tokens=4093) if text == "full" else FIGURES
 
 
 def plain(monkeypatch, capsys, *lines):
@@ -65,6 +69,15 @@ def test_answers_go_to_standard_output_and_nothing_else(monkeypatch, capsys):
     assert [t.content for t in turns.load(db, found.id)][1] == "re: one"
     assert found.title == "one: re: one"
     db.close()
+
+
+def test_an_answer_that_was_cut_off_says_so_and_the_exit_code_tells(monkeypatch, capsys):
+    _, code, out, err = plain(monkeypatch, capsys, "cut", "one")
+    assert (code, out) == (4, "re: cut\nre: one\n")
+    assert "[chat] the answer was cut off after 4 tokens; /continue goes on, or raise max_tokens.\n" in err
+    _, code, _, err = plain(monkeypatch, capsys, "full", "fail")
+    assert code == 2
+    assert "[chat] the answer was cut off after 4 tokens; the context is full: begin a new chat" in err
 
 
 def test_commands(monkeypatch, capsys, home):

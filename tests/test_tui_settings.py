@@ -12,7 +12,7 @@ from tests.tui_pilot import SIZES, FakeEngine, chat, pause
 from tui import config, models, paths
 from tui.config import Config, Preset
 from tui.config.file import START
-from tui.messages import ModelChoice, Sampling
+from tui.messages import Loaded, ModelChoice, Sampling
 from tui.screens.help import HelpScreen
 from tui.screens.models import ModelsScreen
 from tui.screens.settings import SettingsScreen
@@ -113,8 +113,11 @@ def test_a_wrong_value_is_named_and_the_rest_holds(tmp_path, text, said):
 
 def test_the_settings_panel(home):
     async def script(d):
+        await d.post(Loaded("fake", 4096, sampling=Sampling(temp=0.25, top_k=20)))
         await d.press("ctrl+s")
         assert isinstance(d.app.screen, SettingsScreen)
+        temp, top_k = (d.app.screen.query_one(f"#{name}", Input) for name in ("temp", "top_k"))
+        assert (temp.value, temp.placeholder, top_k.placeholder) == ("", "0.25", "20")
         d.app.screen.query_one("#temp", Input).value = "hot"
         await d.press("ctrl+s")
         assert "temp 'hot' is not a number" in "\n".join(d.screen_text)

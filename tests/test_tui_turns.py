@@ -11,7 +11,7 @@ from textual.widgets import Input, OptionList, TextArea
 from tests.tui_pilot import SIZES, chat, pause
 from tui.conversation import Conversation
 from tui.keeper import Keeper
-from tui.messages import Loaded, Sampling
+from tui.messages import Loaded, Sampling, sampling_as_dict
 from tui.screens.chats import ChatsScreen
 from tui.screens.help import HelpScreen
 from tui.screens.record import RecordScreen
@@ -97,7 +97,7 @@ def test_repeat_asks_with_the_seed_and_sampling_of_the_record():
         await answer(d, "a1")
         assert d.said == ["q1", "a1"]
         assert "branch 2/2" in "".join(d.screen_text)
-        assert d.chat.talk.leaf.record.sampling == {**vars(asked.sampling)}
+        assert d.chat.talk.leaf.record.sampling == sampling_as_dict(asked.sampling)
         await d.exchange("q3", "a3")
         assert d.engine.questions[-1].sampling == Sampling(temp=0.1)
         assert d.engine.questions[-1].sampling.seed is None

@@ -46,13 +46,17 @@ class Figures:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is chosen and when it ends; ``thinking_budget`` None leaves the answer its room, XTC's are off."""
+    """How an answer is chosen and when it ends.
 
-    temp: float = 0.6
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int = 2048
+    ``thinking_budget`` None leaves the answer its room, XTC's are off; ``max_tokens`` -1 is what the context holds; of others
+    None is what the model says.
+    """
+
+    temp: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    max_tokens: int = -1
     thinking_budget: int | None = None
     seed: int | None = None
     xtc_probability: float | None = None
@@ -107,12 +111,14 @@ class Loaded(Message):
         context: The most tokens it can hold.
         quantisation: In words.
         memory_limit_bytes: What the machine should give it, 0 where that is not known.
+        sampling: What holds where the settings say nothing.
     """
 
     name: str
     context: int
     quantisation: str = ""
     memory_limit_bytes: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass

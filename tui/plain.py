@@ -21,12 +21,13 @@ from tui.gauges import gauges, reading_text
 from tui.keeper import Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Reading, Sampling
 from tui.plain_commands import PlainCommands
-from tui.records import record_of, why_empty
+from tui.records import GO_ON, end_words, record_of
 from tui.store import Record, Turn
 from tui.store.access import make_private
 from tui.store.exchange import call_text
 
 WIDTH = 100
+FAILED, CUT_OFF = 2, 4  # exit codes; the first comes before the second
 
 
 class Plain(PlainCommands):
@@ -51,24 +52,24 @@ class Plain(PlainCommands):
         keeper.tell_with(self.tell)
 
     def run(self) -> int:
-        """Read and answer until the input ends; returns the exit code: 2 if a question failed."""
+        """Read and answer until the input ends; returns the exit code: 2 if a question failed, 4 if an answer was cut off."""
         for note in self._notes:
             self.tell(note)
         history = self._start_history()
         self.engine.start(self._heard.put)
         if not self._wait_for_model():
-            return 2
-        code = 0
+            return FAILED
+        codes = {0}
         while not self.is_over and (line := self._read()) is not None:
             if commands.is_command(line):
                 self.command(line)
             elif line or self.attachments:
-                code = max(code, self.asked(line))
+                codes.add(self.asked(line))
             if self.wants_answer:
-                code = max(code, self._answer())
+                codes.add(self._answer())
         if history is not None:
             self._keep_history(history)
-        return code
+        return FAILED if FAILED in codes else max(codes)
 
     def asked(self, text: str) -> int:
         """Ask a question."""
@@ -134,12 +135,12 @@ class Plain(PlainCommands):
             self.keeper.keep(self.talk)
         if isinstance(message, Failed):
             self.tell(message.text)
-            return 2
-        if empty := why_empty(answer):
-            self.tell(f"[chat] {empty}")
+            return FAILED
+        if said := end_words(answer):
+            self.tell(f"[chat] {said}")
         if self._is_terminal:
             self.tell(f"[{reason}, {gauges(self.figures, self.model.context, self.model.memory_limit_bytes, WIDTH)}]")
-        return 0
+        return CUT_OFF if answer.record and answer.record.finish_reason in GO_ON else 0
 
     def _wait_for_model(self) -> bool:
         while True:

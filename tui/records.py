@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from ring_mlx import empty_answer, harmless
+from ring_mlx import end_note, harmless
 from tui.config.schema import with_setting
 from tui.gauges import seconds
 from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
 from tui.store import Record, Turn
 
+FULL = "context"  # an answer that ended with the context
+GO_ON = {
+    "length": "/continue goes on, or raise max_tokens",
+    FULL: "the context is full: begin a new chat, or go back by /branch",
+}
+
 
 def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before: Record | None = None) -> Record:
     """The record of an answer that has ended; ``before`` is that of the part that was continued."""
     before = before or Record()
+    if reason == "length" and f.prompt_tokens + f.generated_tokens > model.context:
+        reason = FULL
+    seed = {} if f.seed is None else {"seed": f.seed}
     return Record(
         model=model.name,
         quantisation=model.quantisation,
-        sampling=sampling_as_dict(sampling if f.seed is None else replace(sampling, seed=f.seed)),
+        sampling=sampling_as_dict(model.sampling) | sampling_as_dict(sampling) | seed,
         prompt_tokens=f.prompt_tokens,
         reused_tokens=f.reused_tokens,
         generated_tokens=before.generated_tokens + f.generated_tokens,
@@ -58,12 +65,14 @@ def record_text(record: Record) -> str:
     )
 
 
-def why_empty(turn: Turn) -> str:
-    """Why an answer that has ended has no text; nothing where it has some, or was stopped or failed."""
+def end_words(turn: Turn) -> str:
+    """What is to be said of how an answer ended; nothing of one that has all, was stopped or failed."""
     r = turn.record
-    if r is None or turn.content.strip() or turn.calls or r.finish_reason not in ("stop", "length"):
+    if r is None or r.finish_reason not in ("stop", *GO_ON):
         return ""
-    return empty_answer(r.generated_tokens, r.thinking_tokens, r.finish_reason, "max_tokens")
+    reason, remedy = ("length", GO_ON[r.finish_reason]) if r.finish_reason in GO_ON else ("stop", "")
+    has_text = bool(turn.content.strip() or turn.calls)
+    return end_note(reason, r.generated_tokens, r.thinking_tokens, has_text, remedy)
 
 
 def record_lines(r: Record) -> list[str]:

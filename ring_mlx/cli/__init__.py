@@ -17,7 +17,7 @@ from ring_mlx.cli.refused import add_refused
 from ring_mlx.errors import RingError
 from ring_mlx.terminal_text import note
 
-INTERRUPTED, BROKEN_PIPE = 130, 141
+CUT_OFF, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
 COMMANDS_GROUP = "ring_mlx.commands"
 FIRST = """\
 ring-mlx runs Ring-linear 2.0 models. Try first:
@@ -79,7 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ring-mlx`` and return its exit code: 0, 2 for bad input, 130 when interrupted, 141 when nobody reads."""
+    """Run ``ring-mlx`` and return its exit code.
+
+    It is 0, 2 for bad input, 4 for an answer cut off, 130 when interrupted, 141 when nobody reads.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ring_mlx.cli import INTERRUPTED, options
+from ring_mlx.cli import CUT_OFF, INTERRUPTED, options
 from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
+from ring_mlx.defaults import MAX_TOKENS
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.terminal_text import for_output, harmless_json, note
-from ring_mlx.thinking import Opening, empty_answer
+from ring_mlx.thinking import Opening, end_note
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ring_mlx.model import Model
 
 RULE = "=" * 10
+RAISE = "raise --max-tokens, or leave it out to have all"
 
 
 def add(commands: Any) -> None:
@@ -45,7 +47,7 @@ def add(commands: Any) -> None:
     p.add_argument("--chat-template-config", type=options.json_object, help="JSON object for the template")
     p.add_argument("--prompt-cache-file", help="continue what `ring-mlx cache-prompt` saved")
     a = group_of(parser, "answer")
-    options.add_setting(a, "max_tokens", 100, "-m", about="at most so many; -1 is what the context holds (100)")
+    options.add_setting(a, "max_tokens", MAX_TOKENS, "-m")
     a.add_argument("--extra-eos-token", nargs="+", default=(), help="further tokens that stop")
     options.add_setting(a, "thinking_budget", None)
     options.add_thinking_options(parser)
@@ -108,11 +110,11 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
         except KeyboardInterrupt:
             code = INTERRUPTED
     printer.finish(interrupted=code != 0)
-    if printer.is_empty and code == 0:
-        note(f"[generate] {printer.why_empty()}")
+    if code == 0 and (said := printer.end_note(model.config.context_tokens)):
+        note(f"[generate] {said}")
     if args.json:
         print(harmless_json(printer.as_json(name)))
-    return code
+    return code or (CUT_OFF if printer.is_cut_off else 0)
 
 
 @dataclass
@@ -161,14 +163,20 @@ class Printer:
             self._out(event.text if self.thinking == "show" else self._answer_part(event))
 
     @property
-    def is_empty(self) -> bool:
-        """Whether tokens came, but no answer."""
-        return self.last is not None and not self.answer.strip()
+    def is_cut_off(self) -> bool:
+        """Whether the model would have gone on."""
+        return self.last is not None and self.last.finish_reason == "length"
 
-    def why_empty(self) -> str:
-        """Of an empty answer."""
-        assert self.last is not None
-        return empty_answer(self.last.generation_tokens, self.thinking_tokens, str(self.last.finish_reason))
+    def end_note(self, context: int) -> str:
+        """What is to be said of how the answer ended, in a context of so many tokens."""
+        e = self.last
+        if e is None:
+            return ""
+        is_full = e.cached_tokens + e.prompt_tokens + e.generation_tokens > context
+        remedy = f"the context of {context:,} tokens is full: shorten the prompt" if is_full else RAISE
+        return end_note(
+            str(e.finish_reason), e.generation_tokens, self.thinking_tokens, bool(self.answer.strip()), remedy
+        )
 
     def finish(self, interrupted: bool = False) -> None:
         """Print what belongs after the text."""

@@ -126,13 +126,11 @@ def prefill_step_size(args: argparse.Namespace) -> int:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """The samplers and logits processors of mlx-lm, under its names and with its defaults."""
+    """The samplers and logits processors of mlx-lm, under its names."""
     g = group_of(parser, "sampling")
     for f in fields(Sampling):
-        default = {"temp": 0.0, "logit_bias": None}.get(f.name, f.default)
         if f.name != "logit_bias":
-            about = "temperature; 0 is greedy (0)" if f.name == "temp" else ""
-            add_setting(g, f.name, default, about=about)
+            add_setting(g, f.name, f.default)
     g.add_argument("--logit-bias", type=json_object, help='JSON object of token id to bias, such as {"17": -5}')
 
 
@@ -214,7 +212,7 @@ def make_sampling(
     vocabulary = model.config.vocab_size
     names = (f.name for f in fields(Sampling) if f.name != "logit_bias")
     chosen = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
-    sampler, processors, _ = start_sampling(chosen, vocabulary, tokenizer)
+    sampler, processors, _ = start_sampling(chosen, vocabulary, tokenizer, model.sampling)
     return sampler, processors
 
 

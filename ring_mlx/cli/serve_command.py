@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ring_mlx.cli import options
 from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
+from ring_mlx.defaults import MAX_TOKENS
 from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.member import joined
 from ring_mlx.errors import OptionError
@@ -27,14 +28,12 @@ if TYPE_CHECKING:
     from ring_mlx.serve.server import Server
     from ring_mlx.serve.settings import Settings
 
+ANSWER = "answer, where a request says nothing else"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HELP = {
     "model_name": "what clients call the model (the repository, or the folder's name)",
     "api_key": "clients must send it as Bearer or X-Api-Key; RING_MLX_API_KEY keeps it out of the list of processes",
-    "max_tokens": "tokens of an answer where the request names no number (2048)",
-    "temp": "temperature where the request names none (0.6)",
-    "top_p": "nucleus probability where the request names none (1)",
     "batch": "requests that are read or answered at once (8)",
     "queue": "requests that may wait beyond those; more get 503 (64)",
     "reading": "of these, the most whose prompts are read, in turns (all)",
@@ -74,12 +73,10 @@ def add(commands: Any) -> None:
     a.add_argument("--allowed-origins", type=_names, default=(), metavar="ORIGINS", help=HELP["origins"])
     a.add_argument("--log-requests", action="store_true", help="print a line for each request")
     a.add_argument("--log-level", choices=LOG_LEVELS, default="WARNING", help=HELP["log"])
-    a = group_of(parser, "answer")
-    options.add_setting(a, "max_tokens", 2048, about=HELP["max_tokens"])
-    options.add_setting(a, "temp", 0.6, about=HELP["temp"])
-    options.add_setting(a, "top_p", 1.0, about=HELP["top_p"])
-    options.add_setting(a, "top_k", 0)
-    options.add_setting(a, "min_p", 0.0)
+    a = group_of(parser, ANSWER)
+    options.add_setting(a, "max_tokens", MAX_TOKENS)
+    for name in ("temp", "top_p", "top_k", "min_p"):
+        options.add_setting(a, name, None)
     a.add_argument("--chat-template", metavar="TEXT", help=HELP["template"])
     a.add_argument("--chat-template-args", type=options.json_object, help=HELP["template_args"])
     options.add_thinking_options(parser)

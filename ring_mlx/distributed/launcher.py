@@ -19,6 +19,7 @@ from ring_mlx.distributed.lifeline import BEAT, BEAT_S, INTERRUPT, SILENT_S, STA
 from ring_mlx.distributed.rank_process import Job, RankProcess
 
 BROKEN_PIPE, INTERRUPTED = 141, 130
+CUT_OFF = 4  # an answer that was cut off: the rank has not failed
 TURN_S = 0.05
 # How long ranks may take to start, to find each other, to do as they are told, and to end of themselves when one has
 # failed or is lost.
@@ -91,7 +92,7 @@ class Launcher:
         for rank in self._ranks:
             if rank not in self._ended and rank.code is not None:
                 self._ended.append(rank)
-                if rank.code and not self._is_closing:
+                if rank.code not in (0, CUT_OFF) and not self._is_closing:
                     self._failed.append(rank)
                 if rank.code or self._is_interrupted:
                     self._end_within(LOST_S if rank.code == LOST else FAILED_S)
@@ -158,8 +159,9 @@ class Launcher:
     def _conclude(self) -> int:
         """Say in one line why, where nobody has yet; returns the exit code."""
         failed = [r for r in self._failed if r.code != LOST] or self._failed
-        code = (failed[0].code or LOST) if failed else 0 if self._missed is None else LOST
-        if self._is_interrupted or code in (0, BROKEN_PIPE):
+        ended = self._ranks[0].code or 0
+        code = (failed[0].code or LOST) if failed else ended if self._missed is None else LOST
+        if self._is_interrupted or code in (0, CUT_OFF, BROKEN_PIPE):
             self._messages.conclude(None)
             return INTERRUPTED if self._is_interrupted else code
         # What a refusing rank says comes before what the others make of its end.

@@ -18,6 +18,7 @@ from ring_mlx import memory, weights
 from ring_mlx.config import RingConfig, read_config
 from ring_mlx.convert.source_files import local_tensors
 from ring_mlx.decay import decay_rate
+from ring_mlx.defaults import read_defaults
 from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.cuts import Cut, Entry, plan_cuts
 from ring_mlx.distributed.failure import DistributedError
@@ -93,6 +94,7 @@ def load_sharded(
     compare(said["all"])
     with together(group):
         model = _read(part, path, target, exact)
+        model.sampling = read_defaults(path, config.vocab_size)
     model.fingerprint = f"{said['weights']}-{mode}-{group.rank()}-{group.size()}"
     with part.alone():
         check_kernels(model)

@@ -8,8 +8,10 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ring_mlx.defaults import filled
 from ring_mlx.errors import PromptError, RingError, TokenizerError
 from ring_mlx.generation import check_lengths
 from ring_mlx.sampling_ranges import within
@@ -114,8 +116,9 @@ class Engine:
         except PromptError as e:
             code = "context_length_exceeded" if prompt is None or prompt.ids else "invalid_value"
             raise bad(str(e), "messages" if asked.chat else "prompt", code) from None
+        asked = replace(asked, sampling=filled(asked.sampling, self._model.sampling))
         named = [*prompt.ids, *(asked.sampling.logit_bias or {})]
-        if max(named) >= config.vocab_size or asked.sampling.top_k >= config.vocab_size:
+        if max(named) >= config.vocab_size or (asked.sampling.top_k or 0) >= config.vocab_size:
             raise bad(f"a token id or top_k is not below the vocabulary of {config.vocab_size}.", code="invalid_value")
         most = self.settings.max_tokens if asked.max_tokens is None else asked.max_tokens
         return Job(asked, prompt, renderer, within(most, config.context_tokens - count + 1))

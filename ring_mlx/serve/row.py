@@ -83,7 +83,7 @@ class Row:
         forced = self._forced() if self._forced else None
         if forced is not None:
             return mx.array([forced], dtype=mx.uint32)
-        if self.job.asked.sampling.temp:
+        if self.job.asked.sampling.temp != 0:
             mx.random.seed((self._seed + self._chosen * GOLDEN) % (1 << 64))
         self._chosen += 1
         return self._sampler(logprobs)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ring_mlx.defaults import MAX_TOKENS
 from ring_mlx.errors import OptionError
 from ring_mlx.session_events import Sampling
 from ring_mlx.thinking import Thinking
@@ -20,7 +21,7 @@ class Settings:
         model: Folder of a checkpoint, or ``owner/name`` on the hub.
         name: What clients call the model.
         revision, exact, decay_layer_offset, expert_cache_bytes, expert_policy, adapter_path: As for `ring_mlx.load`.
-        sampling: Where a request says nothing else.
+        sampling: Where a request says nothing else; what it leaves open is what the checkpoint says.
         max_tokens: Likewise.
         max_batch: Requests that are read or generate at once.
         max_reading: Of those, the most whose prompts are read, in turns; None is all.
@@ -45,7 +46,7 @@ class Settings:
     expert_policy: str | None = None
     adapter_path: str | os.PathLike[str] | None = None
     sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 2048
+    max_tokens: int = MAX_TOKENS
     max_batch: int = 8
     max_reading: int | None = None
     max_queue: int = 64

@@ -17,7 +17,7 @@ DOORS = {
     "bench": (CLI, ["bench", "--model", "{model}", "-p", "8", "-g", "2", "-n", "1"]),
     "cache-prompt": (CLI, ["cache-prompt", "--model", "{model}", "--prompt", "hi", "--prompt-cache-file", "{out}"]),
     "doctor": (CLI, ["doctor", "--check-decay", "{model}", "--text", "{text}", "--tokens", "32"]),
-    "chat": (CLI, ["chat", "--plain", "--model", "{model}"]),
+    "chat": (CLI, ["chat", "--plain", "--model", "{model}", "--max-tokens", "3"]),
     "serve": (SERVE, "{model}"),
     "session": (SESSION, "{model}"),
     "mlx-lm": (CLI, ["mlx-lm", "generate", "--model", "{model}", "--prompt", "hi", "--max-tokens", "3"]),

@@ -30,11 +30,11 @@ START = """\
 # system_prompt = ""
 
 # [sampling]
-# temp = 0.6               0 is greedy
+# temp = 0.6               0 is greedy; without a line, this and the next three are what the model says
 # top_p = 1.0
 # top_k = 0                0 is all
 # min_p = 0.0
-# max_tokens = 2048        of an answer, thought included
+# max_tokens = -1          of an answer, thought included; -1 is what the context holds
 # thinking_budget = 1024   close the thought after so many tokens
 # seed = 7
 # xtc_probability = 0.5    how often the likeliest tokens are left out; xtc_threshold = 0.1 from which probability

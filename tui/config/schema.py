@@ -11,7 +11,6 @@ from tui.commands import NAMED, SETTINGS
 from tui.messages import Sampling
 
 PROMPT_KEYS = {"send": "enter", "new_line": "ctrl+j,shift+enter,alt+enter"}
-OPTIONAL = ("thinking_budget", "seed", "xtc_probability", "xtc_threshold")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def checked(name: str, value: object) -> int | float | None:
     """
     if name not in SETTINGS:
         raise ValueError(f"{name} is not a setting; there are {', '.join(SETTINGS)}")
-    if name in OPTIONAL and value in (None, "", "none"):
+    if name != "max_tokens" and value in (None, "", "none"):
         return None
     return value_range(name).read(value) if isinstance(value, str) else value_range(name).check(value)
 

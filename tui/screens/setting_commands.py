@@ -44,7 +44,8 @@ class SettingCommands(ChatCommands):
                 self.say("The settings hold from the next answer on.")
 
         now = Preset(self.sampling, self.system_prompt)
-        self.app.push_screen(SettingsScreen(now, self.config.presets, self._delete_preset), chosen)
+        panel = SettingsScreen(now, self.config.presets, self._delete_preset, self.model.sampling)
+        self.app.push_screen(panel, chosen)
 
     def _delete_preset(self, name: str) -> None:
         self._save(without_preset(self.config, name))
@@ -62,7 +63,7 @@ class SettingCommands(ChatCommands):
         except ValueError as e:
             self.say(f"{e}.", "warning")
             return
-        self.say(f"{name} is now {value.strip() or 'without limit'}.")
+        self.say(f"{name} is now {value.strip() or 'the default'}.")
 
     def do_system(self, text: str) -> None:
         """Change the system prompt."""

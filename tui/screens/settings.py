@@ -24,7 +24,7 @@ HINTS = {
     "top_p": "nucleus probability",
     "top_k": "only the k likeliest; 0 is all",
     "min_p": "least, relative to the best",
-    "max_tokens": "of an answer, thought included",
+    "max_tokens": "of an answer; -1 is what the context holds",
     "thinking_budget": "of the thought; empty leaves room",
     "seed": "repeats an answer; or empty",
 }
@@ -37,6 +37,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
         now: The settings in force.
         presets: Those that can be taken over.
         delete: Takes the name of a preset that the user deletes.
+        plain: What holds where a setting is left empty.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -45,9 +46,11 @@ class SettingsScreen(ModalScreen[Preset | None]):
         Binding("escape", "dismiss(None)", "Back", priority=True),
     ]
 
-    def __init__(self, now: Preset, presets: Mapping[str, Preset], delete: Callable[[str], None]) -> None:
+    def __init__(
+        self, now: Preset, presets: Mapping[str, Preset], delete: Callable[[str], None], plain: Sampling
+    ) -> None:
         super().__init__()
-        self._now, self._presets, self._delete = now, dict(presets), delete
+        self._now, self._presets, self._delete, self._plain = now, dict(presets), delete, plain
 
     def compose(self) -> ComposeResult:
         """A row for each value, the system prompt below."""
@@ -59,7 +62,8 @@ class SettingsScreen(ModalScreen[Preset | None]):
                 for name in ON_SCREEN:
                     with Horizontal(classes="row"):
                         yield Label(name.replace("_", " "))
-                        yield Input(_shown(self._now.sampling, name), id=name, compact=True)
+                        shown, plain = _shown(self._now.sampling, name), _shown(self._plain, name)
+                        yield Input(shown, placeholder=plain, id=name, compact=True)
                         yield Static(HINTS[name], classes="hint")
                 yield Label("system prompt")
                 yield TextArea(harmless(self._now.system_prompt), id="system", compact=True)

@@ -8,17 +8,13 @@ from textual.widgets import Static
 from textual.widgets.markdown import MarkdownStream
 
 from ring_mlx import harmless
-from tui.records import record_text, thought_size, why_empty
+from tui.records import end_words, record_text, thought_size
 from tui.store import Turn
 from tui.store.exchange import DAMAGED, call_text
 from tui.widgets.answer import Answer
 from tui.widgets.turn import TurnView
 
-NOTES = {
-    "length": "cut off: the limit of tokens is reached; /continue goes on",
-    "stopped": "stopped",
-    "failed": "failed",
-}
+NOTES = {"stopped": "stopped", "failed": "failed"}
 FOLDED, OPEN = "▸", "▾"
 
 
@@ -122,7 +118,7 @@ class AssistantTurn(TurnView):
         record = self.turn.record
         parts = [
             NOTES.get(record.finish_reason, "") if record else "",
-            why_empty(self.turn),
+            end_words(self.turn),
             "edited" if record and record.is_edited else "",
         ]
         parts += [DAMAGED if self.turn.is_damaged else "", self.branch_text, record_text(record) if record else ""]
