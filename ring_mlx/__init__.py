@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx import quick_start
+from ring_mlx.install import explained
 
 quick_start.install()
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ring_mlx.generation import GenerationEvent, generate, stream_generate
     from ring_mlx.hub import cached_models
     from ring_mlx.loading import demo_model_path, load, load_model
+    from ring_mlx.mlx_lm_plugin import register
     from ring_mlx.model import Model
     from ring_mlx.sampling_ranges import value_range
     from ring_mlx.session import Reply, Session
@@ -89,6 +91,7 @@ __all__ = [
     "load_model",
     "make_sampler",
     "read_json",
+    "register",
     "render_chat",
     "stream_generate",
     "text_of",
@@ -138,6 +141,7 @@ _HOMES = {
     "load_model": "ring_mlx.loading",
     "make_sampler": "mlx_lm.sample_utils",
     "read_json": "ring_mlx.checkpoint_files",
+    "register": "ring_mlx.mlx_lm_plugin",
     "render_chat": "ring_mlx.tokenizer",
     "stream_generate": "ring_mlx.generation",
     "text_of": "ring_mlx.files",
@@ -151,4 +155,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ring_mlx' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ImportError as e:
+        raise explained(e) from e

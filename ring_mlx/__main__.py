@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 # With -m Python looks for modules in the present folder first, which may be a checkpoint's and hold a json.py.
-if not sys.flags.safe_path and Path(__file__).parents[1] != Path.cwd():
+if not getattr(sys.flags, "safe_path", False) and Path(__file__).parents[1] != Path.cwd():
     sys.path[:] = [p for p in sys.path if p != os.getcwd()]
 
 from ring_mlx.cli import main

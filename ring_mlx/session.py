@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.errors import RingError, SessionError
+from ring_mlx.install import explained
 from ring_mlx.sampling_ranges import REST
 from ring_mlx.session_events import Counters, End, Event, Loading, ModelInfo, Request, Sampling, SessionOptions
 from ring_mlx.thinking import Thinking
@@ -294,6 +295,8 @@ def _rest() -> None:
 def _as_ring_error(e: Exception) -> RingError:
     if isinstance(e, RingError):
         return e
+    if isinstance(e, ImportError):
+        return explained(e)
     return SessionError(f"{type(e).__name__}: {str(e)[:200]}; shorten the prompt if memory is short, or report this.")
 
 

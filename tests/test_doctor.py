@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 import ring_mlx
 from metal_kernels import launch
 from metal_kernels.linear_gate import fused as gate_kernel
-from ring_mlx import demo_model_path, load, load_model, memory
+from ring_mlx import demo_model_path, install, load, load_model, machine_fit, memory
 from ring_mlx.bench.shapes import FLASH, MINI
 from ring_mlx.cli import main
 from ring_mlx.config import RingConfig
@@ -123,7 +123,9 @@ def test_versions_out_of_range():
     assert versions.python(SpecifierSet(">=3.11,<3.14"), "3.14.0").status == "problem"
     assert versions.package("mlx", SpecifierSet(">=0.1")).status == "ok"
     old = versions.package("mlx", SpecifierSet(">=99"))
-    assert (old.status, old.remedy) == ("problem", 'pip install "mlx>=99"')
+    assert (old.status, old.remedy) == ("problem", install.command_for_extra(install.backend_extra()))
+    other = versions.package("numpy", SpecifierSet(">=99"))
+    assert (other.status, other.remedy) == ("problem", install.command_for("numpy>=99"))
     assert versions.package("no-such-package", SpecifierSet(">=1")).seen == "not installed"
 
 
@@ -131,7 +133,7 @@ def test_versions_out_of_range():
     ("release", "processor", "translated", "status", "said"),
     [
         ("15.2", "arm64", False, "ok", "macOS 15.2"),
-        ("13.6", "arm64", False, "problem", "update macOS"),
+        ("13.6", "arm64", False, "problem", "update to macOS 14"),
         ("15.2", "x86_64", True, "problem", "Rosetta"),
         ("15.2", "x86_64", False, "problem", "Apple Silicon"),
     ],
@@ -140,7 +142,7 @@ def test_macs(monkeypatch, release, processor, translated, status, said):
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr("platform.machine", lambda: processor)
     monkeypatch.setattr("platform.mac_ver", lambda: (release, ("", "", ""), ""))
-    monkeypatch.setattr(machine, "_is_translated", lambda: translated)
+    monkeypatch.setattr(machine_fit, "_is_translated", lambda: translated)
     found = machine.system()
     assert found.status == status
     assert said in found.seen + found.remedy

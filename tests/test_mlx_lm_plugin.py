@@ -6,10 +6,12 @@ import copy
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx_lm
 import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm import utils
@@ -17,6 +19,7 @@ from mlx_lm.models import bailing_moe
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+import ring_mlx
 from metal_kernels import launch
 from ring_mlx import demo_model_path, load, load_model, mlx_lm_plugin
 from ring_mlx.decode_step import DecodeStep
@@ -50,6 +53,26 @@ def test_stock_mlx_lm_cannot_even_load_the_goldens(name):
     mlx_lm_plugin.unregister()
     with pytest.raises(ValueError, match="Expected shape"):
         utils.load_model(GOLDENS / name)
+
+
+def test_a_script_registers_in_one_line_before_or_after_it_imports_mlx_lm():
+    mlx_lm_plugin.unregister()
+    loader = mlx_lm.load  # as a script has it that imports mlx-lm first
+    ring_mlx.register()
+    ring_mlx.register()
+    model, tokenizer = loader(str(demo_model_path()))
+    assert type(model) is architecture.Model
+    assert mlx_lm.generate(model, tokenizer, "2 + 3 =", max_tokens=1) is not None
+    mlx_lm_plugin.unregister()
+    assert "mlx_lm.models.ring_linear" not in sys.modules
+
+
+def test_the_line_itself_imports_nothing_heavy():
+    script = (
+        "import sys, ring_mlx; ring_mlx.register; print([m for m in ('mlx', 'mlx_lm', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_stock_mlx_lm_computes_something_else(tmp_path):

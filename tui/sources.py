@@ -22,7 +22,7 @@ from ring_mlx import (
     ThinkingText,
     ToolCall,
 )
-from tui import messages, paths
+from tui import paths
 from tui.batch import Batch
 from tui.engine import Source, StoppedError
 from tui.messages import Ended, Figures, Loaded, Loading, ModelChoice, Post, Question, Reading
@@ -72,7 +72,7 @@ class SessionSource:
             raise
         quantisation = "" if info.quantization == "none" else info.quantization
         s = info.sampling
-        plain = messages.Sampling(temp=s.temp, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p)
+        plain = Chosen(temp=s.temp, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p)
         post(Loaded(name, info.context_tokens, quantisation, info.memory_limit_bytes, plain))
 
     def stop(self) -> None:

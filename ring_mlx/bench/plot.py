@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from ring_mlx.bench.settings import BenchError
+from ring_mlx.install import command_for
 
 
 def check_plot() -> None:
     """Raises BenchError where matplotlib is missing, before anything is measured."""
     if find_spec("matplotlib") is None:
-        raise BenchError("--plot needs matplotlib; install it with: pip install matplotlib")
+        raise BenchError(f"--plot needs matplotlib; install it: {command_for('matplotlib')}")
 
 
 def plot(rows: Sequence[dict[str, Any]], title: str, path: str) -> None:

@@ -15,9 +15,12 @@ from ring_mlx.cli import streams
 from ring_mlx.cli.parsing import BAD_INPUT, OneLineParser
 from ring_mlx.cli.refused import add_refused
 from ring_mlx.errors import RingError
+from ring_mlx.install import check_backend, explained
+from ring_mlx.machine_fit import unfit
 from ring_mlx.terminal_text import note
 
 CUT_OFF, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
+WITHOUT_MLX = ("doctor", "cache", "launch")
 COMMANDS_GROUP = "ring_mlx.commands"
 FIRST = """\
 ring-mlx runs Ring-linear 2.0 models. Try first:
@@ -87,8 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning
     streams.replace_closed()
+    if reason := unfit():
+        note(str(reason))
+        return BAD_INPUT
     try:
         return _run(argv)
+    except ImportError as e:
+        note(str(explained(e)))
+        return BAD_INPUT
     except RingError as e:
         note(str(e))
         return BAD_INPUT
@@ -116,6 +125,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.command is None:
         print(FIRST, end="")
     else:
+        if args.command not in WITHOUT_MLX:
+            check_backend()
         code = args.run(args)
     sys.stdout.flush()
     return code

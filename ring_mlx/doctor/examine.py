@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from ring_mlx.doctor.finding import PROBLEM, Finding
+from ring_mlx.install import diagnosis
 from ring_mlx.pace import Progress
 
 # A module of this package and what to call it where it fails.
@@ -30,10 +31,7 @@ def examine(progress: Progress | None = None) -> list[Finding]:
         try:
             found += import_module(f"ring_mlx.doctor.{name}").check()
         except ImportError as e:
-            said = " ".join(str(e).split())
-            found.append(
-                Finding(section, "import", PROBLEM, said, "install again: pip install --force-reinstall ring-mlx")
-            )
+            found.append(Finding(section, "import", PROBLEM, *diagnosis(e)))
         except Exception as e:  # noqa: BLE001 a doctor must not die of what it finds
             said = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
             found.append(Finding(section, "check", PROBLEM, f"failed ({said})", "please report this"))

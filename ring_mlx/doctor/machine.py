@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 
+from ring_mlx import install
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
+from ring_mlx.machine_fit import unfit_system
 
 SECTION = "machine"
 GB = 1e9
-# What MLX's wheels are built for.
-OLDEST_MACOS = 14
 
 
 def check() -> list[Finding]:
@@ -26,17 +25,9 @@ def system() -> Finding:
         return Finding(
             SECTION, "system", NOTE, seen, "made for Apple Silicon Macs; elsewhere commands work, speeds say little"
         )
-    version, machine = platform.mac_ver()[0], platform.machine()
-    seen = f"macOS {version}, {machine}"
-    if machine != "arm64":
-        if _is_translated():
-            return Finding(
-                SECTION, "system", PROBLEM, f"{seen}, translated by Rosetta", "install a Python for arm64 and use that"
-            )
-        return Finding(SECTION, "system", PROBLEM, seen, "MLX needs a Mac with Apple Silicon")
-    if int(version.split(".")[0] or 0) < OLDEST_MACOS:
-        return Finding(SECTION, "system", PROBLEM, seen, f"MLX needs macOS {OLDEST_MACOS} or later; update macOS")
-    return Finding(SECTION, "system", OK, seen)
+    if reason := unfit_system():
+        return Finding(SECTION, "system", PROBLEM, reason.seen, reason.remedy)
+    return Finding(SECTION, "system", OK, f"macOS {platform.mac_ver()[0]}, {platform.machine()}")
 
 
 def chip() -> Finding:
@@ -79,12 +70,5 @@ def backend() -> Finding:
         )
     if mx.cuda.is_available():
         return Finding(SECTION, "backend", OK, "CUDA")
-    return Finding(
-        SECTION, "backend", NOTE, "CPU", 'for correctness only; with an NVIDIA GPU: pip install "ring-mlx[cuda13]"'
-    )
-
-
-def _is_translated() -> bool:
-    """Whether this process runs under Rosetta."""
-    asked = subprocess.run(["sysctl", "-n", "sysctl.proc_translated"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() == "1"
+    remedy = f"for correctness only; with an NVIDIA GPU: {install.command_for_extra(install.CUDA)}"
+    return Finding(SECTION, "backend", NOTE, "CPU", remedy)

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import ring_mlx
+from ring_mlx import install
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 
 SECTION, PROJECT = "versions", "ring-mlx"
@@ -31,7 +32,11 @@ def check() -> list[Finding]:
     """Look at all of them."""
     found = ranges()
     if found is None:
-        return [Finding(SECTION, PROJECT, NOTE, f"{ring_mlx.__version__}, not installed as a package", "pip install .")]
+        return [
+            Finding(
+                SECTION, PROJECT, NOTE, f"{ring_mlx.__version__}, not installed as a package", install.command_again()
+            )
+        ]
     out = [Finding(SECTION, PROJECT, OK, ring_mlx.__version__), python(found.python, platform.python_version())]
     looked_at = {name: package(name, allowed) for name, allowed in found.packages.items()}
     out += [f for name, f in looked_at.items() if name in SHOWN or f.status != OK]
@@ -67,13 +72,15 @@ def python(allowed: SpecifierSet, version: str) -> Finding:
 
 def package(name: str, allowed: SpecifierSet) -> Finding:
     """A package's version."""
+    extra = install.backend_extra() if name == "mlx" else ""
+    remedy = install.command_for_extra(extra) if extra else install.command_for(f"{name}{allowed}")
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding(SECTION, name, PROBLEM, "not installed", f'pip install "{name}{allowed}"')
+        return Finding(SECTION, name, PROBLEM, "not installed", remedy)
     if allowed.contains(version, prereleases=True):
         return Finding(SECTION, name, OK, f"{version}, in {allowed}")
-    return Finding(SECTION, name, PROBLEM, f"{version}, not {allowed}", f'pip install "{name}{allowed}"')
+    return Finding(SECTION, name, PROBLEM, f"{version}, not {allowed}", remedy)
 
 
 def _packages(lines: list[str]) -> dict[str, SpecifierSet]:

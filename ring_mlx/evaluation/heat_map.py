@@ -10,12 +10,13 @@ from pathlib import Path
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.recall import Grid, axes
 from ring_mlx.files import check_named, write_named
+from ring_mlx.install import command_for
 
 
 def check_plot(path: Path) -> None:
     """Raises OptionError, before anything is measured, where matplotlib is missing or the file cannot be written."""
     if find_spec("matplotlib") is None:
-        raise OptionError("--plot needs matplotlib; install it with: pip install matplotlib")
+        raise OptionError(f"--plot needs matplotlib; install it: {command_for('matplotlib')}")
     if not path.parent.is_dir():
         raise OptionError(f"--plot {path} is in a folder that does not exist; make {path.parent} first.")
     with _written(path):

@@ -90,7 +90,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         if command == "server":
             _load_before_serving()
         cli.main()
-    except (RingError, BrokenPipeError):
+    except (RingError, BrokenPipeError, ImportError):
         raise
     except Exception as e:
         raise _in_a_line(command, e) from e

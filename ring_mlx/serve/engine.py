@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ring_mlx.defaults import filled
 from ring_mlx.errors import PromptError, RingError, TokenizerError
 from ring_mlx.generation import check_lengths
+from ring_mlx.install import explained
 from ring_mlx.sampling_ranges import within
 from ring_mlx.serve.encoding import Encoder
 from ring_mlx.serve.failures import ModelLostError, bad, busy
@@ -164,6 +165,7 @@ class Engine:
         try:
             work: Work | None = self._load()
         except Exception as e:  # noqa: BLE001 whatever happens is told to those who ask
+            e = explained(e) if isinstance(e, ImportError) else e
             self.failure, work = e if isinstance(e, RingError) else RingError(f"{type(e).__name__}: {e}"), None
         self._loaded.set()
         try:
