@@ -13,10 +13,12 @@ import pytest
 from tests.tui_pilot import FIGURES, FakeEngine
 from tui import config, paths
 from tui.config import Config
+from tui.conversation import Conversation
 from tui.keeper import Keeper
-from tui.messages import Ended, Failed, Piece
+from tui.messages import Ended, Failed, Loaded, Piece
 from tui.plain import Plain
 from tui.store import Call, Database, chats, turns
+from tui.transfer import export_talk
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +133,39 @@ def test_a_tool_call_is_printed_kept_and_sent_back(monkeypatch, capsys):
     assert '"name": "add"' in out
     assert engine.questions[-1].messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
     assert len(engine.questions) == 2
+
+
+def test_a_name_has_no_line_of_its_own(monkeypatch, capsys, tmp_path):
+    odd, seen = "a\n  2 fake\tb\u202e", r"a\n  2 fake\tb\u202e"
+    monkeypatch.chdir(tmp_path)
+    keeper = Keeper(paths.data_file("chats.db"), print)
+    for _ in range(2):
+        talk = Conversation()
+        talk.chat.title = odd
+        keeper.keep(talk, talk.add("user", "q"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/chats\n/chats 1\none\n/export x/y\n"))
+    monkeypatch.setattr("tui.plain_commands.export_talk", lambda *_: f"Written to {odd}.")
+    chat = Plain(Answering(), keeper, Config(), None, [f"from {odd}"])
+    assert chat.run() == 0
+    chat.model = Loaded(odd, 9)
+    chat.command("/model")
+    assert keeper.close()
+    err = capsys.readouterr().err.splitlines()
+    listed = [f"  {n} {seen}" for n in (1, 2)]
+    assert [line for line in err if "fake" in line and "Opened" not in line] == [
+        f"from {seen}",
+        *listed,
+        f"Written to {seen}.",
+        f"The model is {seen}; /model NAME loads another one.",
+    ]
+    assert not [line for line in err if line.startswith("  2 fake")]
+
+
+def test_a_long_title_fits_into_the_name_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    talk = Conversation()
+    talk.chat.title = "\U00010400" * 200  # four bytes each
+    assert export_talk(talk, "").startswith("Written to ")
 
 
 def test_repeat_and_preset_delete(monkeypatch, capsys):

@@ -78,8 +78,8 @@ class Plain(PlainCommands):
         return self._answer()
 
     def tell(self, text: str) -> None:
-        """Show one line beside the answers."""
-        print(harmless(text), file=sys.stderr, flush=True)
+        """Show one line beside the answers, whatever the names in it hold."""
+        print(harmless(text, is_name=True), file=sys.stderr, flush=True)
 
     def _answer(self) -> int:
         continues, self.wants_answer, self.continues = self.continues, False, False

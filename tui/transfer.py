@@ -10,13 +10,14 @@ from tui.conversation import Conversation
 from tui.store import StoreError, exchange
 
 MOST_BYTES = 512_000_000
+LONGEST_NAME = 60  # of 4 bytes each, as far as a file's name goes
 
 
 def export_talk(talk: Conversation, argument: str) -> str:
     """Write a chat as "md" or "json" to a path, by default one named after it; says where, or why not."""
     kind, _, path = argument.partition(" ") if argument.split(" ")[0] in ("md", "json") else ("", "", argument)
     kind = kind or ("json" if path.endswith(".json") else "md")
-    name = re.sub(r"[^\w]+", "-", talk.chat.title.lower()).strip("-") or "chat"
+    name = re.sub(r"[^\w]+", "-", talk.chat.title.lower()).strip("-")[:LONGEST_NAME] or "chat"
     if kind == "md":
         text = exchange.to_markdown(talk.chat, talk.path())
     else:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ring_mlx import write_text
+from ring_mlx import harmless, write_text
 from tui.conversation import Conversation
 from tui.store import Turn, exchange
 
@@ -25,7 +25,8 @@ def _saved(talk: Conversation, turns: list[Turn]) -> list[str]:
             write_text(file, text, private=True)
         except (OSError, ValueError):
             continue
-        return [f"[store] {what} could not be saved; the whole chat is in {file}, /import takes it back."]
+        where = harmless(str(file), is_name=True)
+        return [f"[store] {what} could not be saved; the whole chat is in {where}, /import takes it back."]
     said = exchange.to_markdown(talk.chat, [turn for turn in talk.path() if turn in turns])
     return [f"[store] {what} could not be saved anywhere; they follow.", *said.splitlines()]
 
