@@ -44,6 +44,11 @@ def for_output(text: str, stream: TextIO | None = None) -> str:
     return harmless(text) if (stream or sys.stdout).isatty() else text
 
 
+def is_seen(text: str) -> bool:
+    """Whether anything of a text can be seen; control characters and what has no width cannot."""
+    return any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
 class ShownBar(Protocol):
     """A line of a terminal that is drawn again and again."""
 

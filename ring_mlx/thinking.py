@@ -12,19 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ring_mlx.errors import OptionError
+from ring_mlx.terminal_text import is_seen
 from ring_mlx.thought_end import CALL_END, CALL_START, THINK_END, THINK_START, Place, ThoughtEnd, tag_prefix
 
 __all__ = ["CALL_END", "CALL_START", "STARTS", "THINK_END", "THINK_START", "Start", "Thinking"]
-__all__ += [
-    "Opening",
-    "ThoughtBudget",
-    "ThoughtSplitter",
-    "end_note",
-    "has_thought",
-    "opens_thought",
-    "splitter_after",
-    "tag_prefix",
-]
+__all__ += ["Opening", "ThoughtBudget", "ThoughtSplitter", "end_note"]
+__all__ += ["has_thought", "opens_thought", "splitter_after", "tag_prefix"]
 
 ASSISTANT, ROLE = "<role>ASSISTANT</role>", "<role>"
 STARTS = ("auto", "open", "closed")
@@ -62,19 +55,25 @@ class Thinking:
         return limit - room if room else None
 
 
-def end_note(reason: str, tokens: int, thinking_tokens: int, has_text: bool, remedy: str) -> str:
+def end_note(reason: str, tokens: int, thinking_tokens: int, text: str, remedy: str) -> str:
     """What is to be said of an answer that has ended: that it was cut off, or has no text. Else nothing.
 
     Args:
         reason: Why it ended.
         tokens: Of it, the thought included.
         thinking_tokens: Of these, the thought.
-        has_text: Whether there is more than a thought.
+        text: What came besides the thought.
         remedy: How to have the rest of an answer that was cut off.
     """
-    if has_text:
+    if is_seen(text):
         return f"the answer was cut off after {tokens:,} tokens; {remedy}." if reason == "length" else ""
-    why = f"all {tokens:,} tokens were thought" if thinking_tokens else f"{tokens:,} tokens and no text came"
+    if tokens == 1 and reason == "stop":
+        why = "the model ended it at once"
+    elif text.strip():
+        why = "nothing of it can be seen"
+    else:
+        count = f"{tokens:,} tokens" if tokens != 1 else "1 token"
+        why = f"all {count} were thought" if thinking_tokens else f"{count} and no text came"
     return f"the answer is empty: {why}; {remedy if reason == 'length' else 'ask again or in other words'}."
 
 

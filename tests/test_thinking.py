@@ -249,11 +249,17 @@ def test_the_room_that_a_thought_leaves():
 
 
 def test_words_for_the_end_of_an_answer():
-    assert end_note("length", 9, 9, False, "raise it") == "the answer is empty: all 9 tokens were thought; raise it."
-    assert end_note("stop", 9, 9, False, "raise it").endswith("all 9 tokens were thought; ask again or in other words.")
-    assert end_note("stop", 1, 0, False, "").startswith("the answer is empty: 1 tokens and no text came")
-    assert end_note("length", 1200, 9, True, "raise it") == "the answer was cut off after 1,200 tokens; raise it."
-    assert end_note("stop", 9, 9, True, "raise it") == ""
+    assert end_note("length", 9, 9, "", "raise it") == "the answer is empty: all 9 tokens were thought; raise it."
+    assert end_note("stop", 9, 9, "", "raise it").endswith("all 9 tokens were thought; ask again or in other words.")
+    assert end_note("stop", 2, 0, " ", "").startswith("the answer is empty: 2 tokens and no text came")
+    assert end_note("length", 1200, 9, "a", "raise it") == "the answer was cut off after 1,200 tokens; raise it."
+    assert end_note("stop", 9, 9, "a", "raise it") == ""
+    assert "the model ended it at once; ask" in end_note("stop", 1, 1, "", "")
+    assert "1 token and no text came; raise it" in end_note("length", 1, 0, "", "raise it")
+    for text in ("a", "\ufffd", "\u65e5", " .\n", "\U0001f469\u200d\U0001f52c", "e\u0301"):
+        assert end_note("stop", 2, 1, text, "") == ""
+    for text in ("\u200b", "\0", "\u200d\ufeff\n", "\x1b"):
+        assert "nothing of it can be seen; ask again" in end_note("stop", 2, 0, text, "")
 
 
 def test_a_budget_closes_a_thought_within_code_unless_a_tag_may_have():

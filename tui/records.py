@@ -71,8 +71,8 @@ def end_words(turn: Turn) -> str:
     if r is None or r.finish_reason not in ("stop", *GO_ON):
         return ""
     reason, remedy = ("length", GO_ON[r.finish_reason]) if r.finish_reason in GO_ON else ("stop", "")
-    has_text = bool(turn.content.strip() or turn.calls)
-    return end_note(reason, r.generated_tokens, r.thinking_tokens, has_text, remedy)
+    text = "".join([turn.content, *(call.name for call in turn.calls)])
+    return end_note(reason, r.generated_tokens, r.thinking_tokens, text, remedy)
 
 
 def record_lines(r: Record) -> list[str]:

@@ -15,7 +15,7 @@ from ring_mlx.cli.bench_command import counts as numbers
 from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import OptionError
-from ring_mlx.terminal_text import for_output, harmless_json
+from ring_mlx.terminal_text import for_output, harmless_json, note
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -147,6 +147,10 @@ def _measure_suite(
             progress=progress,
         )
     found = accuracy_by_task(results)
+    if empty := sum(r.is_empty for r in results):
+        note(
+            f"[eval] {empty} of {len(results)} answers are empty or all thought; raise --max-tokens, or try the prompt."
+        )
     if not args.json:
         if args.show_wrong:
             for r in (r for r in results if not r.right):

@@ -174,9 +174,7 @@ class Printer:
             return ""
         is_full = e.cached_tokens + e.prompt_tokens + e.generation_tokens > context
         remedy = f"the context of {context:,} tokens is full: shorten the prompt" if is_full else RAISE
-        return end_note(
-            str(e.finish_reason), e.generation_tokens, self.thinking_tokens, bool(self.answer.strip()), remedy
-        )
+        return end_note(str(e.finish_reason), e.generation_tokens, self.thinking_tokens, self.answer, remedy)
 
     def finish(self, interrupted: bool = False) -> None:
         """Print what belongs after the text."""

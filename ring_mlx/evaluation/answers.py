@@ -15,7 +15,9 @@ from ring_mlx.generation import check_lengths
 from ring_mlx.model import Model
 from ring_mlx.pace import Pace, Progress
 from ring_mlx.suite import Question, extract_answer
-from ring_mlx.tokenizer import render_chat
+from ring_mlx.terminal_text import is_seen
+from ring_mlx.thinking import splitter_after
+from ring_mlx.tokenizer import render_text
 
 # Rows that have ended leave a batch when they are so many of it: each costs as much as one that goes on.
 DROPPED_SHARE = 0.25
@@ -27,11 +29,17 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Result:
-    """What the model said to a question, and whether its final answer is exactly the right one."""
+    """What the model said to a question, what of it is not thought, and whether its final answer is exactly the right one."""
 
     question: Question
     text: str
     given: str
+    answer: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing can be seen of the answer."""
+        return not is_seen(self.answer)
 
     @property
     def right(self) -> bool:
@@ -64,7 +72,8 @@ def evaluate(
     Raises:
         PromptError: If a question exceeds the context.
     """
-    prompts = [render_chat(tokenizer, q.messages) for q in questions]
+    texts = [render_text(tokenizer, q.messages) for q in questions]
+    prompts = [[int(i) for i in tokenizer.encode(text, add_special_tokens=False)] for text in texts]
     for prompt in prompts:
         check_lengths(model, len(prompt), 0, max_tokens, None, None)
     batches = _batches(prompts, batch_size)
@@ -83,7 +92,8 @@ def evaluate(
             part, complete(model, [prompts[i] for i in part], max_tokens, tokenizer.eos_token_ids, tell)
         ):
             text = tokenizer.decode(ids)
-            results[i] = Result(questions[i], text, extract_answer(text))
+            answer = splitter_after(texts[i], is_likely=tokenizer.has_thinking).feed_last(text)[1]
+            results[i] = Result(questions[i], text, extract_answer(answer), answer)
         pace.did("answers", len(part))
         tell(0)
     return [results[i] for i in range(len(questions))]

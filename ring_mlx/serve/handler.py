@@ -144,7 +144,7 @@ class Handler(Wire):
             engine.cancel(job)
 
     def _whole(self, job: Job, reply: Reply) -> None:
-        for event in self._events(job):
+        for event in self._events(job, reply):
             if isinstance(event, Finished):
                 self._send(200, reply.whole(event))
             elif event is not None:
@@ -154,7 +154,7 @@ class Handler(Wire):
     def _stream(self, job: Job, reply: Reply) -> None:
         """Server-sent events; the status is sent with the first, so that what fails before has its own."""
         quiet_since, progress = time.monotonic(), "waiting"
-        for event in self._events(job):
+        for event in self._events(job, reply):
             if isinstance(event, PrefillProgress):
                 progress = f"reading {event.done}/{event.total}"
             silent = event is None or isinstance(event, PrefillProgress)
@@ -175,8 +175,8 @@ class Handler(Wire):
         for piece in pieces:
             self._event(piece)
 
-    def _events(self, job: Job) -> Iterator[Said | None]:
-        """The job's events up to the last; None while there are none.
+    def _events(self, job: Job, reply: Reply) -> Iterator[Said | None]:
+        """The job's events up to the last, which the log tells where the reply is empty; None while there are none.
 
         Raises:
             GoneError: If the client has left.
@@ -193,6 +193,8 @@ class Handler(Wire):
                 raise event
             yield event
             if isinstance(event, Finished):
+                if why := reply.why_empty(event):
+                    note(f"[serve] {why}")
                 return
 
     def _refuse(self, e: ApiError) -> None:

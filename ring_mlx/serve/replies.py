@@ -11,6 +11,8 @@ from typing import Any
 from ring_mlx.serve.job import Finished, Said, TokenLogprob, Usage
 from ring_mlx.serve.protocol import Asked
 from ring_mlx.session_events import AnswerText, Revised, ThinkingText, ToolCall
+from ring_mlx.terminal_text import is_seen
+from ring_mlx.thinking import end_note
 
 
 class Reply:
@@ -73,6 +75,14 @@ class Reply:
         else:
             choice["message"] = self._message()
         return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(event.usage)}
+
+    def why_empty(self, event: Finished) -> str:
+        """What the server's log says of an answer without call and text; nothing for another."""
+        if self._calls or is_seen(self._answer):
+            return ""
+        usage = event.usage
+        tokens = usage.completion_tokens, usage.reasoning_tokens
+        return end_note(event.reason, *tokens, self._answer, "raise max_tokens")
 
     def _message(self) -> dict[str, Any]:
         content = None if self._calls and not self._answer.strip() else self._answer
