@@ -205,7 +205,7 @@ def test_quantisation_of_other_makers_is_refused_by_name(tmp_path):
 
 
 def test_data_that_cannot_be_read(tmp_path, monkeypatch):
-    def fail(model):
+    def fail(model, progress):
         raise RuntimeError("[read] Unable to read from file.")
 
     save_hf(tmp_path, config())
