@@ -46,7 +46,8 @@ class Range:
     def words(self) -> str:
         """The values, such as "a number from 0 to 1"."""
         kind = "a whole number" if self.is_whole else "a number"
-        ends = f"from {self.least:g} {'up' if self.greatest >= MOST else f'to {self.greatest:.10g}'}"
+        least, greatest = (str(e) if isinstance(e, int) else f"{e:.10g}" for e in (self.least, self.greatest))
+        ends = f"from {least} {'up' if self.greatest == MOST else f'to {greatest}'}"
         return " or ".join([f"{kind} {ends}", *map(str, self.also)])
 
     def read(self, text: str) -> float:

@@ -115,6 +115,16 @@ def test_what_is_no_number_is_refused_in_one_line(text):
         assert "\x1b" not in str(e.value)
 
 
+def test_the_words_of_a_refusal_exclude_what_was_refused():
+    for name, value, words in (
+        ("seed", 1 << 64, "a whole number from -9223372036854775808 to 18446744073709551615"),
+        ("logit_bias", 1e31, "a number from -1e+30 to 1e+30"),
+        ("top_k", -1, "a whole number from 0 up"),
+    ):
+        with pytest.raises(ValueError, match=f"is not {re.escape(words)}$"):
+            RANGES[name].check(value)
+
+
 def test_both_ends_of_the_penalties_leave_finite_logits_and_all_tokens_may_be_kept(toy):
     logits = mx.random.normal((1, VOCABULARY), key=mx.random.key(0))
     penalties = [name for name in NUMBERS if name.endswith("_penalty")]
