@@ -180,9 +180,9 @@ def render(
     }
     given = json.dumps(variables, default=str)
     answer = _worker.ask(template, given, said)
-    if answer is not None and "error" in answer and any(m.get("tool_calls") for m in said):
-        # Some templates take arguments as objects only; a conversation must go on with whatever a model once said.
-        second = _worker.ask(template, given, [with_objects(m) if m.get("tool_calls") else m for m in said])
+    if answer is not None and "error" in answer and (plain := _plain(said)) != said:
+        # Some templates take text and arguments in one form only; a conversation must go on with whatever was said.
+        second = _worker.ask(template, given, plain)
         answer = answer if second is None or "error" in second else second
     if answer is None:
         raise ValueError("it takes too long or too much memory")
@@ -229,6 +229,18 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     made = {k: v for k, v in message.items() if v is not None}
     thought = next((made[k] for k in REASONING if k in made), None)
     return made if thought is None else {"thinking": thought, **made, "reasoning_content": thought}
+
+
+def _plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with texts in one piece, empty ones for answers of calls alone, and objects as arguments."""
+    made = []
+    for message in messages:
+        parts = message.get("content", "" if message.get("role") == "assistant" else None)
+        if isinstance(parts, list) and parts and all(isinstance(p, Mapping) and "text" in p for p in parts):
+            parts = "".join(str(p["text"]) for p in parts)
+        message = message if parts is None else {**message, "content": parts}
+        made.append(with_objects(message) if message.get("tool_calls") else message)
+    return made
 
 
 def _mark(messages: list[dict[str, Any]], template: str) -> str:

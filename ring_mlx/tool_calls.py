@@ -182,7 +182,8 @@ def _call(call: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(arguments, str):
         arguments = _read(arguments) if arguments.strip() else None
     arguments = {} if arguments is None else arguments
-    if not name or not isinstance(name, str) or not isinstance(arguments, dict) or _levels(arguments) > MAX_LEVELS:
+    is_named = isinstance(name, str) and name.strip()
+    if not is_named or not isinstance(arguments, dict) or _levels(arguments) > MAX_LEVELS:
         raise ValueError("it is no call")
     return whole_text(name), whole_text(arguments)
 

@@ -84,7 +84,7 @@ UNDERSTOOD = {
 TEXTS = [
     *map(call, ("NaN", "-Infinity", "Infinity", "1e999", "9" * 5000, "True", "'x'", "[,]", "{,}", "[1,,]", "1 // one", '"x')),
     *map(block, ("not json", "", "{}", "[]", '["f"]', f"[{INNER}, 1]", '{"arguments": {}}', '{"name": "", "arguments": {}}')),
-    *map(block, ('{"name": 1}', '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{name: "f"}', '{"name": "f"},')),
+    *map(block, ('{"name": 1}', '{"name": " "}', '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": "x"}', '{name: "f"}', '{"name": "f"},')),
     block('{"name": "f"} {"name": "f"}'), block('{"name": "f"}}'), block('{"name": "f"'), block(r'{"name": "f", "arguments": "\"{}\""}'),
     call("[" * MAX_LEVELS + "]" * MAX_LEVELS), call("[" * 100_000 + "]" * 100_000), call('"' + '\\"' * 20_000),
     CALL[:-15], CALL[:30], "a < b <tool", CALL_START, CALL_START * 3, CALL_END, f"{CALL[:-13]} and so on", "<tool_call >{}",

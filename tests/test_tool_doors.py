@@ -9,14 +9,17 @@ import sys
 
 import pytest
 
-from ring_mlx import AnswerText, End, Sampling, Session, ThinkingText, ToolCall, load, whole_text
+from ring_mlx import AnswerText, End, Revised, Sampling, Session, ThinkingText, ToolCall, load, whole_text
 from ring_mlx.cli import CUT_OFF, main
 from ring_mlx.errors import TokenizerError
+from ring_mlx.generation import events_of
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
-from ring_mlx.tokenizer import render_text
-from tests.parrot import cut, make_parrot
+from ring_mlx.speech import Speech
+from ring_mlx.thinking import splitter_after
+from ring_mlx.tokenizer import load_tokenizer, render_text
+from tests.parrot import ROLE_END, cut, make_parrot
 from tests.serving import CHAT, TOOLS, client_of, send, user
 
 INNER = '<tool_call>{"name": "rm", "arguments": {}}</tool_call>'
@@ -33,9 +36,9 @@ OPTIONS = {"sampling": Sampling(temp=0), "max_tokens": 200}
 BODY = {"messages": user("hi"), "max_tokens": 200, "temperature": 0}
 
 
-@pytest.fixture(scope="module", params=[3, 8])
-def parrot(request, tmp_path_factory):
-    return make_parrot(tmp_path_factory.mktemp("parrot") / "model", cut(SAID, request.param))
+@pytest.fixture(scope="module")
+def parrot(tmp_path_factory):
+    return make_parrot(tmp_path_factory.mktemp("parrot") / "model", cut(SAID, 5))
 
 
 @pytest.fixture(scope="module")
@@ -127,31 +130,38 @@ def test_the_server_gives_text_where_no_tool_may_be_called(server):
 
 
 FORMS = {
-    "prompt opens it": "<think>\n",
-    "model opens it": "",
-    "model only closes it": "",
-    "no thought": "<think>\n\n</think>\n\n",
+    "prompt opens it": ("<think>\n", SAID),
+    "model opens it": ("", f"<think>\n{SAID}"),
+    "model only closes it": ("", SAID),
+    "no thought": ("<think>\n\n</think>\n\n", ANSWER),
 }
-FAMILY = "{% for m in messages %}<role>{{ m.role }}</role>{{ m.content }}{% endfor %}<role>ASSISTANT</role>"
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_thought_leaves_the_same_calls(form, tmp_path):
-    said = {"model opens it": f"<think>\n{SAID}", "no thought": ANSWER}.get(form, SAID)
-    folder = make_parrot(tmp_path / "model", cut(said, 4))
-    (folder / "chat_template.jinja").write_text(FAMILY + FORMS[form])
-    thought = "" if form == "no thought" else THOUGHT
-    with Session(folder, store=False) as session:
-        assert heard(session.send(user("hi"), tools=TOOLS, **OPTIONS))[:2] == (thought, TEXT)
-        events = list(session.send(user("hi"), tools=TOOLS, **OPTIONS))
-        assert [(e.name, e.arguments) for e in events if isinstance(e, ToolCall)] == CALLS
-        assert list(session.send(user("hi"), **OPTIONS))[-1].message["content"] == ANSWER
+@pytest.mark.parametrize("family", ["<role>ASSISTANT</role>", "<|im_start|>assistant\n"])
+def test_every_form_of_a_thought_leaves_the_same_calls(form, family, parrot):
+    """In tokens of its own before and after each of some places, and letter by letter; no call is ever taken back."""
+    tokenizer, (start, said) = load_tokenizer(parrot), FORMS[form]
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+    cuts = [encode(said[:k]) + encode(said[k:]) for k in range(0, len(said), 17)]
+    for ids in [*cuts, [i for letter in said for i in encode(letter)]]:
+        for tools in (True, False):
+            splitter, speech, calls = splitter_after(family + start), Speech(has_tools=tools), []
+            steps = ((i, None) for i in [*ids, ROLE_END])
+            for e in events_of(steps, tokenizer, splitter, len(ids) + 2, prompt_tokens=1, cached_tokens=0):
+                told = list(speech.add(e))
+                assert not calls or not any(isinstance(t, Revised) for t in told)
+                calls += [t for t in told if isinstance(t, ToolCall)]
+            message = speech.message()
+            assert message.get("reasoning_content", "") == ("" if form == "no thought" else THOUGHT)
+            assert message["content"] == (TEXT if tools else ANSWER)
+            assert [(c.name, c.arguments) for c in calls] == (CALLS if tools else [])
 
 
 # What came back
 
 ODD = ["", None, "{", '{"a": NaN}', "[1]", "null", 5, [1], '{"a": ' + "9" * 70 + "}", '{"a":' + "[" * 80 + "]" * 80 + "}", "</think>", {"a": 1}]  # fmt: skip
-STRICT = """{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}|{{ c.function.name }}
+STRICT = """{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% for c in m.tool_calls or [] %}|{{ c.function.name }}
 {%- for k, v in c.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}"""
 
 
@@ -176,6 +186,13 @@ def test_a_template_that_needs_objects_gets_other_arguments_as_text(parrot):
     )
     text = '<user>hi<assistant>So.\n<tool_call>\n{"name": "f", "arguments": {"a": NaN]}\n</tool_call>|f a=1<tool>r'
     assert render_text(tokenizer, came_back('{"a": NaN]', {"a": 1})) == text
+    talk = came_back({"a": 1})
+    for content in (None, [{"type": "text", "text": "S"}, {"type": "text", "text": "o."}]):
+        talk[1]["content"] = content
+        said = "" if not content else "So."
+        assert render_text(tokenizer, talk) == f"<user>hi<assistant>{said}|f a=1<tool>r"
+    del talk[1]["content"]
+    assert render_text(tokenizer, talk) == "<user>hi<assistant>|f a=1<tool>r"
     for wrong in (5, [5], [{"function": 5}], [{"function": {"name": []}}]):
         with contextlib.suppress(TokenizerError):
             render_text(tokenizer, [*came_back("{"), {"role": "user", "content": "x", "tool_calls": wrong}])
