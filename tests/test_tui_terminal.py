@@ -48,7 +48,7 @@ class Terminal:
     def keys(self, *keys):
         """Press keys as a person does: the focus has moved before the next one."""
         self.tmux("send-keys", *keys)
-        time.sleep(0.3)
+        time.sleep(0.8)  # 0.3 s did not do beside a second suite
 
     def type(self, text):
         self.tmux("send-keys", "-l", text)
@@ -91,7 +91,9 @@ def test_a_day_in_the_life(terminal, tmp_path):
     t.keys("e")
     t.until("Edit the question")
     t.keys("C-u")
+    t.until("Edit the question", missing=["4756"])
     t.type("What is 3 + 4?")
+    t.until("What is 3 + 4?")
     t.keys("C-s")
     t.until("The sum is 7.", "branch 2/2")
     t.keys("BTab")
