@@ -41,10 +41,15 @@ def write_atomically(path: Path, write: Write, private: bool = True) -> None:
     with _naming(path):
         make_folder(path.parent)
         with unfinished(path.parent, private) as name:
-            if not private and path.is_file():
-                name.chmod(stat.S_IMODE(path.stat().st_mode))
+            if not private:
+                _keep_mode(name, path)
             write(str(name))
             place(name, path)
+
+
+def _keep_mode(name: Path, path: Path) -> None:
+    if path.is_file():
+        name.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
 def write_named(path: Path, content: str | Write) -> None:
@@ -68,9 +73,10 @@ def write_named(path: Path, content: str | Write) -> None:
 
 def write_together(folder: Path, texts: Mapping[str, str]) -> None:
     """Replace several files of a folder once all of them are written, so that a full disk changes none."""
-    with ExitStack() as stack:
+    with _naming(folder), ExitStack() as stack:
         names = {name: stack.enter_context(unfinished(folder, private=False)) for name in texts}
         for name, text in texts.items():
+            _keep_mode(names[name], folder / name)
             names[name].write_bytes(text.encode())
             sync_path(names[name])
         for name in texts:

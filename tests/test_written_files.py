@@ -15,7 +15,10 @@ import pytest
 from ring_mlx import files
 from ring_mlx.bench import job, report
 from ring_mlx.bench.settings import BenchError
-from ring_mlx.errors import OptionError, RingError
+from ring_mlx.convert import writer
+from ring_mlx.convert.report import Report, save
+from ring_mlx.doctor.decay_choice import write_offset
+from ring_mlx.errors import ConvertError, OptionError, RingError
 from ring_mlx.evaluation.heat_map import check_plot, plot
 from ring_mlx.evaluation.recall import Cell, Grid
 
@@ -121,3 +124,52 @@ def test_pipes_and_devices_get_what_would_be_in_a_file(tmp_path):
     reader.join()
     assert '"cells"' in found[0]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """A folder with what a conversion's notes are about."""
+    folder = tmp_path / "out"
+    place = writer.Workplace(folder, {}, resume=False)
+    for name in ("README.md", "config.json"):
+        (place.folder / name).write_text("{}")
+    place.finish({"README.md", "config.json"})
+    place.close()
+    return folder
+
+
+NOTES = {
+    "report": (lambda folder: save(Report(1, 1, {}), folder), "could not be written"),
+    "decay": (lambda folder: write_offset(folder, -1), "config.json cannot be written"),
+}
+
+
+@pytest.mark.parametrize("note", NOTES)
+@pytest.mark.parametrize("most_bytes", [0, 150])
+def test_notes_that_do_not_fit_leave_a_converted_folder_as_it_was(converted, note, most_bytes):
+    before = {p.name: p.read_bytes() for p in converted.iterdir()}
+    write, said = NOTES[note]
+    with short_files(most_bytes), pytest.raises(RingError, match=said):
+        write(converted)
+    assert {p.name: p.read_bytes() for p in converted.iterdir()} == before
+    writer.verify(converted)
+    (converted / "config.json").chmod(0o640)
+    write(converted)
+    writer.verify(converted)
+    assert {p.name: p.read_bytes() for p in converted.iterdir()} != before
+    assert stat.S_IMODE((converted / "config.json").stat().st_mode) == 0o640
+
+
+def test_a_shard_that_vanished_is_not_taken_for_converted(tmp_path):
+    place = writer.Workplace(tmp_path / "out", {}, resume=False)
+    for shard in ("a.safetensors", "b.safetensors"):
+        (place.folder / "x").write_text(shard)
+        place.finish_shard(shard, place.folder / "x")
+    (place.folder / "b.safetensors").unlink()
+    with pytest.raises(ConvertError, match=r"b\.safetensors vanished from .*--resume"):
+        place.finish(set())
+    assert not (tmp_path / "out").exists()
+    place.close()
+    place = writer.Workplace(tmp_path / "out", {}, resume=True)
+    assert [place.has(f"{shard}.safetensors") for shard in "ab"] == [True, False]
+    place.close()

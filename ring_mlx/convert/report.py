@@ -22,7 +22,7 @@ from ring_mlx.convert import writer
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
-from ring_mlx.files import MOST_TEXT_BYTES, text_of, write_text
+from ring_mlx.files import MOST_TEXT_BYTES, text_of
 from ring_mlx.pace import Progress
 from ring_mlx.tokenizer import load_tokenizer, render_chat
 
@@ -153,12 +153,16 @@ def table(report: Report) -> str:
 
 
 def save(report: Report, folder: Path) -> None:
-    """Put a report into a converted folder: report.json, and a section of its README.md; the manifest follows."""
+    """Put a report into a converted folder: report.json, and a section of its README.md; the manifest follows.
+
+    Raises:
+        ConvertError: If they cannot be written; the folder is as before then.
+    """
     readme = (folder / "README.md").read_text(encoding="utf-8").partition(HEADING)[0]
     text = "".join(f"    {line}\n" for line in table(report).splitlines())
-    write_text(folder / "README.md", f"{readme}{HEADING}\n{text}")
-    write_text(folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
-    writer.amend(folder, ("README.md", REPORT))
+    texts = {"README.md": f"{readme}{HEADING}\n{text}", REPORT: json.dumps(asdict(report), indent=2) + "\n"}
+    with writer.disk_errors(folder):
+        writer.amend(folder, texts)
 
 
 def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Batch]:

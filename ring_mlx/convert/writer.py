@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import mlx.core as mx
 from ring_mlx.checkpoint_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
 from ring_mlx.convert.plan import Stored
 from ring_mlx.errors import ConvertError
-from ring_mlx.files import TEMPORARY, place, sync_path, write_text
+from ring_mlx.files import TEMPORARY, place, sync_path, write_text, write_together
 from ring_mlx.pace import Progress
 
 FORMAT = 1
@@ -78,8 +78,11 @@ class Workplace:
         """Hash the other files, remove what is not named, and turn the folder into the target.
 
         Raises:
-            ConvertError: If something has taken the target's place.
+            ConvertError: If something has taken the target's place, or a shard is gone.
         """
+        gone = [shard for shard in self.done if not self.has(shard)]
+        if gone:
+            raise ConvertError(f"{', '.join(gone[:6])} vanished from {self.folder}; run again with --resume.")
         kept = {Path(name).parts[0] for name in keep} | set(self.done) | {MANIFEST}
         for path in self.folder.iterdir():
             if path.name not in kept:
@@ -233,11 +236,17 @@ def verify(folder: Path, progress: Progress | None = None) -> int:
     return len(hashes)
 
 
-def amend(folder: Path, names: Iterable[str]) -> None:
-    """Note the hashes of files that were added to a finished folder, or changed on purpose."""
+def amend(folder: Path, texts: Mapping[str, str]) -> None:
+    """Add text files to a finished folder, or change them on purpose, together with their hashes.
+
+    Raises:
+        ConvertError: If the manifest is damaged.
+        OSError: If they cannot be written; none is changed then.
+    """
     manifest = read_manifest(folder)
-    manifest["files"] = dict(sorted((manifest["files"] | {n: sha256(folder / n) for n in names}).items()))
-    write_text(folder / MANIFEST, _text(manifest))
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    manifest["files"] = dict(sorted((manifest["files"] | hashes).items()))
+    write_together(folder, {**texts, MANIFEST: _text(manifest)})
 
 
 def sha256(path: Path) -> str:

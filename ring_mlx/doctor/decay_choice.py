@@ -20,7 +20,7 @@ from ring_mlx.doctor.decay_check import KEY, SECTION, Offset, Verdict
 from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
 from ring_mlx.doctor.finding import OK, PROBLEM, Finding
 from ring_mlx.errors import ConfigError, OptionError, RingError
-from ring_mlx.files import write_atomically
+from ring_mlx.files import write_together
 from ring_mlx.loading import load
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
@@ -121,8 +121,12 @@ def write_offset(folder: Path, offset: Offset) -> None:
     file = folder / "config.json"
     text = json.dumps(read_json(file) | {KEY: offset}, indent=4, ensure_ascii=False) + "\n"
     try:
-        write_atomically(file, lambda name: Path(name).write_text(text, encoding="utf-8"), private=False)
         if (folder / MANIFEST).is_file():
-            amend(folder, ("config.json",))
+            amend(folder, {file.name: text})
+        else:
+            write_together(folder, {file.name: text})
     except OSError as e:
-        raise ConfigError(f"{file} cannot be written ({e}); copy the model to a folder of yours.") from None
+        seen = e.strerror or e
+        raise ConfigError(
+            f"{file} cannot be written ({seen}); make room, or copy the model to a folder of yours."
+        ) from None
