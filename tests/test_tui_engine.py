@@ -18,7 +18,7 @@ import pytest
 
 import ring_mlx
 import tui
-from ring_mlx import AnswerText, End, PrefillProgress, RingError, Session, Thinking, ToolCall, load
+from ring_mlx import End, RingError, Session, Thinking, load
 from ring_mlx.branches import Renderer
 from ring_mlx.memory import budget_bytes
 from tests.tui_pilot import SIZES, pause
@@ -350,39 +350,12 @@ def test_a_folder_that_vanishes_before_a_switch_is_named_and_the_chat_goes_on(ch
     assert engine.close(60)
 
 
-EVENTS = [
-    PrefillProgress(9, 9, 0, 0.0),
-    AnswerText("I call."),
-    ToolCall("add", {"a": 1}),
-    End("stop", {"role": "assistant", "content": "I call."}),
-]
-
-
-def test_a_tool_call_comes_through_and_goes_back_in_the_templates_form(monkeypatch, chat_folder):
-    class Made(Session):
-        """Says what the test wants, and that to the messages that it is sent."""
-
-        sent: ClassVar = []
-
-        def send(self, messages, **options):
-            self.sent.append(messages)
-            return iter(EVENTS) if len(messages) == 1 else super().send(messages, **options)
-
-    monkeypatch.setattr("tui.sources.Session", Made)
-    with Running(ModelChoice(str(chat_folder))) as r:
-        r.until(Loaded)
-        r.ask("add one")
-        found = r.read()
-        calls = [c for m in found if isinstance(m, Piece) for c in m.calls]
-        assert calls == [Call("add", {"a": 1})]
-        assert found[-1].reason == "stop"
-        talk = Conversation()
-        talk.add("user", "add one")
-        talk.add("assistant", "I call.").calls = tuple(calls)
-        talk.add("user", "and?")
-        r.engine.ask(Question(2, talk.messages(), Sampling(max_tokens=3)))
-        assert r.read()[-1].reason in ("stop", "length")
-        text = Renderer(load(chat_folder)[1], None, None, False).text(Made.sent[-1])
+def test_a_stored_tool_call_goes_back_in_the_templates_form(chat_folder):
+    talk = Conversation()
+    talk.add("user", "add one")
+    talk.add("assistant", "I call.").calls = (Call("add", {"a": 1}),)
+    talk.add("user", "and?")
+    text = Renderer(load(chat_folder)[1], None, None, False).text(talk.messages())
     assert 'I call.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>' in text
 
 

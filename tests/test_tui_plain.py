@@ -43,8 +43,6 @@ class Answering(FakeEngine):
             return
         self.post(Piece(question.number, "hm", "", FIGURES))
         self.post(Piece(question.number, "", f"\n\nre: {text}" if not question.continues else " and more", FIGURES))
-        if text == "call":
-            self.post(Piece(question.number, "", "", FIGURES, (Call("add", {"a": 1}),)))
         self.post(Ended(question.number, "length" if text in ("cut", "full") else "stop", self.figures(text)))
 
     def figures(self, text):
@@ -127,12 +125,14 @@ def test_commands(monkeypatch, capsys, home):
     assert config.load(paths.config_file())[0].sampling.temp == 0
 
 
-def test_a_tool_call_is_printed_kept_and_sent_back(monkeypatch, capsys):
-    engine, code, out, _ = plain(monkeypatch, capsys, "call", "/continue", "more")
-    assert (code, out[: out.index("```json")]) == (0, "re: call\n")
-    assert '"name": "add"' in out
-    assert engine.questions[-1].messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
-    assert len(engine.questions) == 2
+def test_a_stored_tool_call_is_sent_back_and_not_continued(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/continue\nmore\n"))
+    engine, talk = Answering(), Conversation()
+    talk.add("user", "q")
+    talk.add("assistant", "I call.").calls = (Call("add", {"a": 1}),)
+    assert Plain(engine, Keeper(None, print), Config(), talk, []).run() == 0
+    (question,) = engine.questions
+    assert question.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
 
 
 def test_a_name_has_no_line_of_its_own(monkeypatch, capsys, tmp_path):

@@ -9,7 +9,6 @@ from textual import _wait
 from tui.app import RingChat
 from tui.keeper import Keeper
 from tui.messages import Ended, Figures, Loaded, Piece
-from tui.store import Call
 
 
 async def pause(seconds):
@@ -116,9 +115,6 @@ class Driver:
 
     def text(self, text):
         return Piece(self.engine.number, "", text, FIGURES)
-
-    def call(self, name, **arguments):
-        return Piece(self.engine.number, "", "", FIGURES, (Call(name, arguments),))
 
     def end(self, reason="stop"):
         return Ended(self.engine.number, reason)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tui.messages import Figures, Piece
-from tui.store import Call
 
 UPDATE_EVERY_S = 0.06
 
@@ -23,7 +22,6 @@ class Batch:
     def __init__(self, number: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._number, self._clock = number, clock
         self._thinking_text = self._answer_text = ""
-        self._calls: tuple[Call, ...] = ()
         self._revised: str | None = None
         self._figures = Figures()
         self._thinking_tokens, self._thinking_s, self._thinking_from = 0, 0.0, 0.0
@@ -38,7 +36,7 @@ class Batch:
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits for the next update."""
-        return not (self._thinking_text or self._answer_text or self._calls)
+        return not (self._thinking_text or self._answer_text)
 
     def add(self, thinking_text: str, answer_text: str, is_thinking: bool, figures: Figures | None = None) -> None:
         """Take one token; ``figures`` replace those so far."""
@@ -51,14 +49,10 @@ class Batch:
             self._thinking_s = now - self._thinking_from
             self._thinking_tokens += 1
 
-    def add_call(self, call: Call, figures: Figures) -> None:
-        """Take a finished tool call."""
-        self._calls, self._figures = (*self._calls, call), figures
-
     def revise(self, thought: str, figures: Figures) -> None:
         """Forget what was told: the thought is this one, and the answer is told once more."""
         self._figures, self._revised = figures, thought
-        self._thinking_text, self._answer_text, self._calls = "", "", ()
+        self._thinking_text = self._answer_text = ""
         if not thought:
             self._thinking_tokens, self._thinking_s = 0, 0.0
 
@@ -68,7 +62,7 @@ class Batch:
 
     def take(self) -> Piece:
         """The update; the next one starts empty."""
-        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures, self._calls, self._revised)
-        self._thinking_text, self._answer_text, self._calls, self._revised = "", "", (), None
+        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures, self._revised)
+        self._thinking_text, self._answer_text, self._revised = "", "", None
         self._taken_at = self._clock()
         return piece

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from textual.message import Message
 
 from ring_mlx import Thinking
-from tui.store.records import Call
 
 Messages = Sequence[dict[str, Any]]
 Post = Callable[[Message], object]
@@ -134,16 +133,15 @@ class Reading(Message):
 
 @dataclass
 class Piece(Message):
-    """New text of the thought and of the answer, and new tool calls; the figures are those so far.
+    """New text of the thought and of the answer; the figures are those so far.
 
-    ``revised`` is the whole thought where what was told so far is otherwise: forget texts and calls before this one.
+    ``revised`` is the whole thought where what was told so far is otherwise: forget the texts before this one.
     """
 
     number: int
     thinking_text: str
     answer_text: str
     figures: Figures
-    calls: tuple[Call, ...] = ()
     revised: str | None = None
 
 

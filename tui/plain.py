@@ -24,7 +24,6 @@ from tui.plain_commands import PlainCommands
 from tui.records import GO_ON, end_words, record_of
 from tui.store import Record, Turn
 from tui.store.access import make_private
-from tui.store.exchange import call_text
 
 WIDTH = 100
 FAILED, CUT_OFF = 2, 4  # exit codes; the first comes before the second
@@ -103,11 +102,8 @@ class Plain(PlainCommands):
                 text = message.answer_text if answer.content else message.answer_text.lstrip("\n")
                 answer.thinking += message.thinking_text
                 answer.content += text
-                answer.calls += message.calls
                 self.figures = message.figures
                 print(for_output(text), end="", flush=True)
-                for call in message.calls:
-                    print(for_output(f"\n{call_text(call)}" if answer.content else call_text(call)), flush=True)
                 self.keeper.keep_growing(self.talk, answer)
             elif isinstance(message, Reading) and self._is_terminal and message.done < message.total:
                 self.tell(reading_text(message))
@@ -118,7 +114,7 @@ class Plain(PlainCommands):
         if answer.content:
             print(flush=True)
             self.tell("The text above was the thought; the answer follows.")
-        answer.thinking, answer.content, answer.calls = thought, "", ()
+        answer.thinking, answer.content = thought, ""
 
     def _finish(self, message: Ended | Failed, answer_id: str, sampling: Sampling) -> int:
         answer = self.talk.turns[answer_id]

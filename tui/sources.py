@@ -20,14 +20,12 @@ from ring_mlx import (
     Statistics,
     Thinking,
     ThinkingText,
-    ToolCall,
 )
 from tui import paths
 from tui.batch import Batch
 from tui.engine import Source, StoppedError
 from tui.messages import Ended, Figures, Loaded, Loading, ModelChoice, Post, Question, Reading
 from tui.messages import Sampling as Chosen
-from tui.store import Call
 
 TOY = "toy"
 
@@ -131,8 +129,6 @@ class _Heard:
             self.batch.add(event.text, "", True, self._measured())
         elif isinstance(event, AnswerText):
             self.batch.add("", event.text, False, self._measured())
-        elif isinstance(event, ToolCall):
-            self.batch.add_call(Call(event.name, dict(event.arguments)), self._measured())
         elif isinstance(event, Revised):
             self.batch.revise(event.thought, self._measured())
         elif isinstance(event, Statistics):

@@ -83,12 +83,11 @@ class Asking(ChatBase):
             return
         answer, self._figures = self.answer, message.figures
         if message.revised is not None:
-            answer.thinking, answer.content, answer.calls = message.revised, "", ()
+            answer.thinking, answer.content = message.revised, ""
         self.status.figures = message.figures
         text = message.answer_text if answer.content else message.answer_text.lstrip("\n")
         answer.thinking += message.thinking_text
         answer.content += text
-        answer.calls += message.calls
         self.keeper.keep_growing(self.talk, answer)
         if message.revised is not None:
             await self.refresh_turns()
@@ -96,8 +95,6 @@ class Asking(ChatBase):
         if (view := self.answer_view(answer)) is not None:
             view.think(message.figures.thinking_tokens, message.figures.thinking_s)
             await view.write(text)
-            if message.calls:
-                await view.show_calls()
 
     @on(Ended)
     async def ended(self, message: Ended) -> None:

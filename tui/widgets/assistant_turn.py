@@ -46,7 +46,7 @@ class AssistantTurn(TurnView):
         self._fold = Fold("", classes="fold", markup=False)
         self._thought = Static("", classes="thought", markup=False)
         self.body = Answer(turn.content)
-        self._calls = self._answer_of_calls() if turn.calls else None
+        self._calls = Answer("\n\n".join(map(call_text, turn.calls)), classes="calls") if turn.calls else None
         self._note = Static("", classes="note", markup=False)
         self._stream: MarkdownStream | None = None
 
@@ -79,13 +79,6 @@ class AssistantTurn(TurnView):
             self._stream = Answer.get_stream(self.body)
         await self._stream.write(harmless(text))
 
-    async def show_calls(self) -> None:
-        """Show the tools that the turn asks for by now, below its text."""
-        if self._calls is not None:
-            await self._calls.remove()
-        self._calls = self._answer_of_calls()
-        await self.mount(self._calls, before=self._note)
-
     def codes(self) -> list[str]:
         """The code of every block, tool calls included, in order."""
         return [*self.body.codes(), *(self._calls.codes() if self._calls is not None else [])]
@@ -110,9 +103,6 @@ class AssistantTurn(TurnView):
         self.is_open = not self.is_open and bool(self.turn.thinking)
         self._thought.display = self.is_open
         self._refresh_fold()
-
-    def _answer_of_calls(self) -> Answer:
-        return Answer("\n\n".join(map(call_text, self.turn.calls)), classes="calls")
 
     def _refresh_note(self) -> None:
         record = self.turn.record
