@@ -146,7 +146,7 @@ def test_lora_with_checkpointing_then_generate_and_fuse(command, texts, chat_fol
     code, fused, _ = command("generate", "--model", tmp_path / "fused", "--prompt", "one", "-m", 8)
     assert code == 0
     assert adapted.split("=" * 10)[1] == fused.split("=" * 10)[1]
-    assert main(["generate", "--model", str(chat_folder), *map(str, adapter), "--prompt=one", "-m8", "--temp=0"]) == 0
+    main(["generate", "--model", str(chat_folder), *map(str, adapter), "--prompt=one", "-m8", "--temp=0"])
     assert capsys.readouterr().out.split("=" * 10)[1].strip() == adapted.split("=" * 10)[1].strip()
 
 

@@ -417,7 +417,9 @@ class Silent:
         self.heard.append({"model": model, **options})
 
     def wait_until_loaded(self):
-        return SimpleNamespace(quantization="none", context_tokens=10, memory_limit_bytes=0)
+        return SimpleNamespace(
+            quantization="none", context_tokens=10, memory_limit_bytes=0, sampling=ring_mlx.Sampling()
+        )
 
     def send(self, messages, **options):
         self.heard.append(options)
