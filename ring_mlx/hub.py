@@ -206,7 +206,7 @@ def _unreachable(repo: str, error: Exception) -> str:
 
 def _failed(repo: str, error: Exception) -> str:
     code = getattr(error, "errno", None)
-    if code == errno.ENOSPC:
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full while downloading {repo}; free some space and run again, it goes on where it stopped."
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the download folder of {repo} is not writable ({error}); check HF_HOME and its permissions."

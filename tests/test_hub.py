@@ -167,6 +167,7 @@ def test_the_hub_is_down(hub, fetch):
     ("raised", "match"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full while downloading a/b"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full while downloading a/b"),
         (PermissionError(errno.EACCES, "Permission denied"), "is not writable"),
         (OSError(errno.EROFS, "Read-only file system"), "is not writable"),
         (OSError("Consistency check failed: file should be of size 9"), "downloading a/b failed (Consistency check"),

@@ -17,6 +17,7 @@ from ring_mlx.bench import job, report
 from ring_mlx.bench.settings import BenchError
 from ring_mlx.convert import writer
 from ring_mlx.convert.report import Report, save
+from ring_mlx.distributed.hosts import Host, write_host_file
 from ring_mlx.doctor.decay_choice import write_offset
 from ring_mlx.errors import ConvertError, OptionError, RingError
 from ring_mlx.evaluation.heat_map import check_plot, plot
@@ -62,6 +63,7 @@ WRITERS = {
     "markdown": lambda path: job.write(result(), job.Files(markdown=path)),
     "plot": lambda path: job.write(result(), job.Files(plot=path)),
     "heat map": lambda path: plot(grid(), "title", path),
+    "hosts": lambda path: write_host_file(path, [Host("a", "10.0.0.1"), Host("b", "10.0.0.2")]),
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from ring_mlx.distributed.agreement import difference
 from ring_mlx.distributed.failure import DistributedError
-from ring_mlx.files import behind_links, read_bounded
+from ring_mlx.files import behind_links, read_bounded, write_named
 
 LOCAL = "127.0.0.1"
 # A host that is cut off is missed after 6 s. No terminal there, which would mix errors with answers.
@@ -93,9 +93,7 @@ def write_host_file(path: Path, hosts: Sequence[Host]) -> None:
     """
     entries = [{"ssh": h.name, "ips": [h.ip]} for h in hosts]
     try:
-        path.write_text(
-            json.dumps({"backend": "ring", "envs": [], "hosts": entries}, indent=2) + "\n", encoding="utf-8"
-        )
+        write_named(path, json.dumps({"backend": "ring", "envs": [], "hosts": entries}, indent=2) + "\n")
     except OSError as e:
         raise DistributedError(f"{path} could not be written ({e}); give another path.") from None
 
