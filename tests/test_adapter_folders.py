@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import mlx.core as mx
 import pytest
 
-from ring_mlx import RingError, Sampling, Session, load_model
-from ring_mlx.cli import main
+from ring_mlx import Sampling, Session, load_model
+from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.parsing import BAD_INPUT
+from ring_mlx.distributed.member import Member
+from ring_mlx.errors import OptionError, WeightsError
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.settings import Settings
 from tests.adapters import LINEAR, PLACES, RANK, SCALE, SOFTMAX, adapter, said, save, with_weights
@@ -79,6 +82,14 @@ def test_the_benchmark_loads_it_and_refuses_what_would_leave_it_out(chat_folder,
         capsys.readouterr()
         assert main([*measure, *other]) == 2
         assert f"--adapter-path does not work with {' '.join(other)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "serve", "bench"])
+def test_several_processes_refuse_it(command, monkeypatch):
+    monkeypatch.setattr(Member, "together", lambda self: nullcontext())
+    args = build_parser().parse_args([command, "--adapter-path", "x"])
+    with pytest.raises(OptionError, match=r"--adapter-path does not work in several processes: .*mlx-lm fuse"):
+        Member(None, "tensor", None).check(args)
 
 
 def test_an_adapter_of_nonsense_ends_in_a_line(chat_folder, pair, tmp_path, capsys):
@@ -189,7 +200,7 @@ def test_experts_on_disk_have_no_adapter(chat_folder, pair, tmp_path):
     for kind in ("experts", "router", "shared expert"):
         folder, merged = adapter(tmp_path / kind, model, PLACES[kind])
         if kind == "experts":
-            with pytest.raises(RingError, match="changes routed experts, which --expert-cache-bytes"):
+            with pytest.raises(WeightsError, match="changes routed experts, which --expert-cache-bytes"):
                 load_model(chat_folder, adapter_path=folder, expert_cache_bytes=1 << 20)
             continue
         found = load_model(chat_folder, adapter_path=folder, expert_cache_bytes=1 << 20)
