@@ -252,11 +252,9 @@ def bytes_of(path: Path, most_bytes: int) -> bytes:
         OSError: If it cannot be read, is no file but a pipe or a device, or has more than ``most_bytes``.
         ValueError: If its name is none.
     """
-    try:
-        path = path.expanduser()
-    except RuntimeError as e:
-        raise OSError(errno.ENOENT, str(e)) from None
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
+    handle = os.open(
+        os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # a pipe would wait for a writer
     with open(handle, "rb") as f:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is not a file")

@@ -58,7 +58,7 @@ def resolve_model(
             is cached, or the disk is full; the message names which.
     """
     name = os.fspath(path_or_repo)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir() and is_cached_repo(folder):
         return cached_snapshot(folder, revision)
     if folder.is_dir():

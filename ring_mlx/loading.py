@@ -62,7 +62,7 @@ def load_model(
         NoFitError: If the machine's memory cannot hold it; nothing has been read then.
         OptionError: If experts cannot be read on demand so, or the model has no such decay.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     model, arrays, shards, target = assemble(folder, dtype, exact, decay_layer_offset)
     needed = memory.weight_bytes(model, arrays)

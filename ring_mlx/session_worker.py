@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -301,7 +302,7 @@ class Worker:
 def _open_store(options: SessionOptions, model: Model, name: str) -> Store | None:
     if options.store is False or not model.fingerprint:
         return None
-    root = default_folder() if options.store is True else Path(options.store).expanduser()
+    root = default_folder() if options.store is True else Path(os.path.expanduser(options.store))
     kv = options.kv_quantization
     form = f"-kv{kv.bits}x{kv.group_size}from{kv.start}" if kv else ""
     form += f"-disk{options.store_kv_bits}" if options.store_kv_bits else ""

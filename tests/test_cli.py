@@ -299,3 +299,24 @@ def test_a_closed_pipe_is_no_error(chat_folder):
     command = f"{sys.executable} -m ring_mlx generate --model {chat_folder} -m 300 | head -c 5"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["generate", "--model", "{nobody}"],
+        ["chat", "--plain", "--model", "{nobody}"],
+        ["serve", "--model", "{nobody}"],
+        ["convert", "--model", "{nobody}", "--mlx-path", "out"],
+        ["convert", "--verify", "--mlx-path", "{nobody}"],
+        ["eval", "--model", "{nobody}"],
+        ["cache", "list", "--cache-dir", "{nobody}"],
+        ["cache", "prune", "--all", "--cache-dir", "{nobody}"],
+    ],
+    ids=" ".join,
+)
+def test_the_home_of_nobody_is_a_name_like_others(args, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = main([a.format(nobody="~nobody-of-that-name/x") for a in args])
+    assert code == (0 if args[0] == "cache" else 2)
+    assert code == 0 or re.fullmatch(r"(ring-mlx: )?\[\w+\] [^\n]*\n", capsys.readouterr().err)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -62,7 +63,7 @@ def dropped(pasted: str) -> list[str]:
 def is_file(path: str) -> bool:
     """Whether there is such a file; names that no system takes are none."""
     try:
-        return Path(path).expanduser().is_file()
+        return Path(os.path.expanduser(path)).is_file()
     except (OSError, ValueError, RuntimeError):
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Found:
 
 def found_models(folders: tuple[str, ...] = (".", "~/models")) -> list[Found]:
     """The toy, checkpoints in the given folders and in the hub's cache; what is no Ring-linear model is left out."""
-    local = [f for folder in folders for f in _checkpoints(Path(folder).expanduser())]
+    local = [f for folder in folders for f in _checkpoints(Path(os.path.expanduser(folder)))]
     cached = [Found(n, n, f"in the hub's cache, {_remark(p)}") for n, p in cached_models().items() if _is_ring(p)]
     return [Found(TOY_NAME, None, "packaged, for trying things out"), *local, *cached]
 

@@ -27,4 +27,4 @@ def snapshots() -> str | bool:
 
 def _home() -> Path | None:
     home = os.environ.get(HOME)
-    return Path(home).expanduser() if home else None
+    return Path(os.path.expanduser(home)) if home else None

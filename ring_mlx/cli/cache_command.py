@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -104,7 +105,7 @@ def _prune(args: argparse.Namespace) -> int:
 def _folder(args: argparse.Namespace) -> Path:
     from ring_mlx.snapshots.store import default_folder
 
-    return Path(args.cache_dir).expanduser() if args.cache_dir else default_folder()
+    return Path(os.path.expanduser(args.cache_dir)) if args.cache_dir else default_folder()
 
 
 def _stores(args: argparse.Namespace) -> list[Store]:

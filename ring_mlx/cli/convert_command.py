@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     rows = None if args.report is None else report.read_text(Path(args.report) if args.report else None)
     if args.dry_run:
         return _dry_run(args)
-    folder = Path(args.mlx_path).expanduser()
+    folder = Path(os.path.expanduser(args.mlx_path))
     if args.source is not None:
         try:
             folder = _convert(args)

@@ -237,4 +237,5 @@ def _names(text: str) -> tuple[str, ...]:
 def _name(model: str | None) -> str:
     if model is None:
         return "ring-nano"
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+    folder = Path(os.path.expanduser(model))
+    return folder.resolve().name if folder.is_dir() else model

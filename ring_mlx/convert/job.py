@@ -128,7 +128,7 @@ def convert(
         *(quantize, bits, group_size, mode, name, dequantize, recipe, list(overrides), fit, expert_layout),
         decay_layer_offset,
     )
-    target = Path(target).expanduser()
+    target = Path(os.path.expanduser(target))
     _check_name(target)
     if target.exists() and not resume:
         raise ConvertError(f"{target} exists already; name a folder that does not, or remove it.")

@@ -81,7 +81,7 @@ def load_sharded(
         DistributedError: On every rank: if the model cannot be cut so, or ranks differ in versions or weights.
         ConfigError, WeightsError, NoFitError, OptionError: As for `ring_mlx.load_model`.
     """
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     if mode not in MODES:
         raise DistributedError(f"mode {mode!r} is not one of {', '.join(MODES)}; choose one of them.")
     with together(group) as said:

@@ -41,7 +41,7 @@ def folder(name: str, path: Path, wanted_bytes: float, variable: str) -> Finding
         wanted_bytes: Less free is worth a note; less than 1 GB of it free is a problem.
         variable: The environment variable that moves it.
     """
-    path = path.expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     existing = next(p for p in (path, *path.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     seen, data = f"{free / GB:.1f} GB free at {path}", {"path": str(path), "free_bytes": free}

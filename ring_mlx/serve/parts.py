@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ class Parts:
         s = self.settings
         if s.store is False or not self.model.fingerprint:
             return None
-        root = default_folder() if s.store is True else Path(s.store).expanduser()
+        root = default_folder() if s.store is True else Path(os.path.expanduser(s.store))
         shapes = self.model.cache_shapes
         return Store(root, self.model.fingerprint, s.store_budget_bytes, name=Path(s.model).name, shapes=shapes)
 

@@ -40,7 +40,7 @@ def default_folder() -> Path:
     from platformdirs import user_cache_path
 
     named = os.environ.get("RING_MLX_CACHE")
-    return Path(named).expanduser() if named else user_cache_path("ring-mlx", appauthor=False)
+    return Path(os.path.expanduser(named)) if named else user_cache_path("ring-mlx", appauthor=False)
 
 
 class Store:
