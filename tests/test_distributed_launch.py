@@ -16,7 +16,7 @@ import pytest
 
 from ring_mlx import demo_model_path
 from ring_mlx.bench.job import COLUMNS
-from ring_mlx.cli import main
+from ring_mlx.cli import CUT_OFF, main
 from ring_mlx.distributed import hosts, probe, watch
 from ring_mlx.distributed.failure import DistributedError
 from tests.test_distributed import ROOT, free_ports, refusal, running
@@ -45,9 +45,11 @@ def test_launch_ends_with_an_error_when_a_rank_is_killed(tmp_path):
 def test_auto_falls_back_to_a_pipeline_and_says_why(chat_folder, capfd):
     port, _ = free_ports(2)
     words = ["launch", "-n", "2", "--starting-port", str(port), "generate", "--model", str(chat_folder), "-m", "3"]
-    assert main([*words, "--json"]) == 0
+    assert main([*words, "--json"]) == CUT_OFF  # of the answer: no rank has failed, and none is said to have
     out, err = capfd.readouterr()
     assert json.loads(out)["generation_tokens"] == 3
+    assert err.count("cut off after 3 tokens") + err.count("all 3 tokens were thought") == 1
+    assert "ended with exit code" not in err
     assert err.count("group_norm_size 3 does not divide among 2 ranks") == 1
     assert "A pipeline is used instead." in err
 
@@ -162,7 +164,7 @@ def test_bad_input_is_one_line(words, why, capsys):
 # An interpreter whose rank 0 is slow to tell the others that it fails, and to say why.
 LATE = """#!{python}
 import os, sys, time
-from ring_mlx.cli import main
+from ring_mlx.cli import CUT_OFF, main
 from ring_mlx.distributed import watch
 fail = watch.Watch.fail
 def late(self):
