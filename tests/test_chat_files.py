@@ -242,6 +242,12 @@ def test_what_is_no_file_is_neither_attached_nor_imported_nor_exported_to(tmp_pa
     assert "cannot be read" in wrong
 
 
+def test_bytes_that_no_text_has_are_not_attached(tmp_path):
+    (tmp_path / "a").write_bytes(b"a\0b")
+    with pytest.raises(files.AttachError, match="is not text"):
+        files.read_attachment(str(tmp_path / "a"))
+
+
 def test_a_file_that_would_wait_is_not_attached(tmp_path, monkeypatch):
     """As the kernel's log in /proc, which a pipe's mode does not show."""
 

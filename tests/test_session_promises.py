@@ -26,6 +26,14 @@ def test_stop_ends_the_oldest_request_and_no_other(chat_folder):
         assert [list(r)[-1].reason == "stopped" for r in (first, second, third)] == [True, False, False]
 
 
+def test_stop_ends_what_runs_and_not_what_has_ended(chat_folder):
+    with Session(chat_folder, store=False) as session:
+        list(session.send(user("One"), **GREEDY))
+        running = session.send(user("Two"), **ENDLESS)
+        session.stop()
+        assert list(running)[-1].reason == "stopped"
+
+
 def test_a_prompt_that_is_changed_after_sending_is_answered_as_it_was(chat_folder):
     with Session(chat_folder, store=False) as session:
         blocker = session.send(user("Wait"), **ENDLESS)
