@@ -271,8 +271,9 @@ def test_the_door_and_the_command(tmp_path):
             check=False,
         )
         assert result.returncode == 0, result.stderr
-        (line,) = result.stderr.splitlines()
+        line, then = result.stderr.splitlines()
         assert line.startswith("ring-mlx: the decay was not checked: [tokenizer] no tokenizer")
+        assert then.startswith("ring-mlx: the result can be: ring-mlx doctor --check-decay")
         assert "8-bit affine" in result.stdout
         assert json.loads((out / "config.json").read_text())["quantization"]["bits"] == 8
 
