@@ -168,7 +168,9 @@ def test_a_change_in_any_column_of_a_turn_marks_it_and_no_other(tmp_path, column
     (talk,) = fill(tmp_path / "chats.db", 1).values()
     turn = talk.path()[3]
     outside = sqlite3.connect(tmp_path / "chats.db")
-    value = {"parent": talk.path()[0].id, "created": 5.5, "role": "user"}.get(column, "[1]")
+    # Such as could have been written: what cannot be unpacked is marked whatever its seal.
+    said = {"role": "user", "attachments": '[["a.txt", "other"]]', "calls": '[["f", {}]]', "record": '{"model": "x"}'}
+    value = {"parent": talk.path()[0].id, "created": 5.5, **said}.get(column, "[1]")
     outside.execute(f"UPDATE turns SET {column} = ? WHERE id = ?", (value, turn.id))
     outside.commit()
     outside.close()
