@@ -138,6 +138,22 @@ def test_a_note_stands_on_a_line_of_its_own(error):
         wait_for(stream, r"\r *\rring-mlx: hello\n\r.*1 of 2 steps")
 
 
+@pytest.mark.parametrize("error_class", [BrokenPipeError, ValueError])
+def test_work_goes_on_where_nobody_hears_of_it(error, monkeypatch, error_class):
+    stream, tried = error(is_terminal=False), threading.Event()
+
+    def write(text):
+        tried.set()
+        raise error_class
+
+    monkeypatch.setattr(stream, "write", write)
+    with ProgressBar("x", "steps") as bar:
+        assert tried.wait(60)
+        bar._thread.join(60)
+        bar(1, 2)
+    assert not shown_bars
+
+
 def test_what_was_entered_last_is_shown_and_begins_again(error):
     stream = error(is_terminal=False)
     with ProgressBar("outer") as outer:

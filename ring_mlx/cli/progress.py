@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -103,6 +103,11 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         self._lock.release()
 
     def _watch(self) -> None:
+        # Who closed standard error wants no progress, and the work goes on.
+        with suppress(OSError, ValueError):
+            self._show_until_over()
+
+    def _show_until_over(self) -> None:
         while not self._over.wait(TICK_S):
             with self._lock:
                 is_over = self._total and self._done >= self._total
