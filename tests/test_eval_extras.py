@@ -209,7 +209,7 @@ def test_json_of_every_measurement_at_once(text_file, capsys, chat_folder):
     arguments += ["--needles", 1, "--filler", text_file, "--seed", 5, "--suite", "demo", "--task", "add", "--limit", 1]
     assert main(["eval", "--model", str(chat_folder), "--json", *map(str, arguments)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"model", "suite", "limit", "mean", "tasks", "kl", "recall"}
+    assert set(found) == {"model", "suite", "limit", "mean", "cut_off", "tasks", "kl", "recall"}
     assert found["kl"]["kl_mean"] == 0
     assert found["kl"]["window"] == 50
     assert found["recall"]["cells"][0]["asked"] == 1
@@ -242,7 +242,7 @@ def test_text_of_every_measurement(text_file, capsys, chat_folder):
         (["--perplexity", "{text}", "--window", "20", "--stride", "20"], "stride 20 is not from 1 to 19"),
         (["--perplexity", "{text}", "--kl", "/nowhere"], "no such folder"),
         (["--recall", "20"], "--recall 20 has no room for filler"),
-        (["--recall", "2000"], "exceed the context of 2048"),
+        (["--recall", "2048"], "exceed the context of 2048"),
         (["--recall", "100", "--needles", "99"], "--needles 99 is more than"),
         (["--recall", "100", "--filler", "{empty}"], "holds no sentence"),
         (["--recall", "x"], "is not a list of numbers"),

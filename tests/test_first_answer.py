@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -98,6 +99,18 @@ def test_an_answer_that_fills_the_context_says_so(parrot, tmp_path, capsys):
     assert (code, found["finish_reason"]) == (CUT_OFF, "length")
     assert found["prompt_tokens"] + found["generation_tokens"] == 61
     assert "the context of 60 tokens is full: shorten the prompt." in err
+
+
+def test_an_evaluation_lets_answers_end_and_says_how_many_were_cut_off(parrot, tmp_path, capsys):
+    suite = tmp_path / "suite.jsonl.gz"
+    question = {"task": "ask", "messages": ASK, "answer": "The answer is 42."}
+    suite.write_bytes(gzip.compress(json.dumps(question).encode()))
+    words = ["eval", "--model", str(parrot), "--suite", str(suite), "--json"]
+    for flags, cut_off in (((), 0), (("--max-tokens", "50"), 1)):
+        assert main([*words, *flags]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["cut_off"] == cut_off
+        assert ("[eval] 1 answers were cut off" in err) == bool(cut_off)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ring_mlx.cli import options
 from ring_mlx.cli.bench_command import counts as numbers
 from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
+from ring_mlx.defaults import MAX_TOKENS
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, harmless_json, note
 
@@ -62,9 +63,7 @@ def add(commands: Any) -> None:
         "ring-mlx eval --suite demo --limit 2",
     )
     options.add_model_options(parser)
-    group_of(parser, "answer").add_argument(
-        "--max-tokens", "-m", type=options.positive_int, default=400, help="of an answer (400)"
-    )
+    options.add_setting(group_of(parser, "answer"), "max_tokens", MAX_TOKENS, "-m")
     group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options.add_quiet_option(parser)
     s = parser.add_argument_group("a suite of questions with one right answer")
@@ -161,8 +160,11 @@ def _measure_suite(
         print(f"{'mean':{width}}  {mean_accuracy(found):7.1%}  of {len(found)} tasks")
         limit = "" if args.limit is None else f", at most {args.limit} of a task (--full asks all)"
         print(f"{len(results)} questions in {time.perf_counter() - started:.0f} s{limit}", file=sys.stderr)
+    cut_off = sum(r.is_cut_off for r in results)
+    if cut_off:
+        note(f"[eval] {cut_off} answers were cut off and count as they stand; raise --max-tokens, or leave it out.")
     tasks = {task: {"right": right, "asked": asked} for task, (right, asked) in found.items()}
-    return {"suite": args.suite, "limit": args.limit, "mean": mean_accuracy(found), "tasks": tasks}
+    return {"suite": args.suite, "limit": args.limit, "mean": mean_accuracy(found), "cut_off": cut_off, "tasks": tasks}
 
 
 def _prepare_text(args: argparse.Namespace) -> Measurement | None:

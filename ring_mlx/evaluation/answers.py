@@ -11,9 +11,11 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.decoding import check_finite, largest_logit, prefill_step_or_default
+from ring_mlx.defaults import MAX_TOKENS
 from ring_mlx.generation import check_lengths
 from ring_mlx.model import Model
 from ring_mlx.pace import Pace, Progress
+from ring_mlx.sampling_ranges import within
 from ring_mlx.suite import Question, extract_answer
 from ring_mlx.terminal_text import is_seen
 from ring_mlx.thinking import splitter_after
@@ -29,12 +31,16 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Result:
-    """What the model said to a question, what of it is not thought, and whether its final answer is exactly the right one."""
+    """What the model said to a question, what of it is not thought, and whether its final answer is exactly the right one.
+
+    ``is_cut_off`` says whether it would have gone on.
+    """
 
     question: Question
     text: str
     given: str
     answer: str = ""
+    is_cut_off: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -52,7 +58,7 @@ def evaluate(
     tokenizer: TokenizerWrapper,
     questions: Sequence[Question],
     *,
-    max_tokens: int = 400,
+    max_tokens: int = MAX_TOKENS,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> list[Result]:
@@ -62,7 +68,7 @@ def evaluate(
         model: The model.
         tokenizer: Its tokenizer, with a chat template.
         questions: The suite.
-        max_tokens: Of an answer, thought included.
+        max_tokens: Of an answer, thought included; -1 is what the context holds.
         batch_size: Questions at a time.
         progress: Called with (questions done, all, how many are right, seconds left) and after each step of a prompt.
 
@@ -88,12 +94,12 @@ def evaluate(
             progress(len(results), len(questions), f"{right} right" * bool(results), pace.left_s())
 
     for part in batches:
-        for i, ids in zip(  # noqa: B905
-            part, complete(model, [prompts[i] for i in part], max_tokens, tokenizer.eos_token_ids, tell)
-        ):
+        most = within(max_tokens, model.config.context_tokens - _width(prompts, part) + 1)
+        answers = complete(model, [prompts[i] for i in part], most, tokenizer.eos_token_ids, tell)
+        for i, ids in zip(part, answers, strict=True):
             text = tokenizer.decode(ids)
             answer = splitter_after(texts[i], is_likely=tokenizer.has_thinking).feed_last(text)[1]
-            results[i] = Result(questions[i], text, extract_answer(answer), answer)
+            results[i] = Result(questions[i], text, extract_answer(answer), answer, len(ids) == most)
         pace.did("answers", len(part))
         tell(0)
     return [results[i] for i in range(len(questions))]

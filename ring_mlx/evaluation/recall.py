@@ -13,11 +13,13 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.cache import HybridCache
 from ring_mlx.decoding import generate_step, prefill_step_or_default
+from ring_mlx.defaults import MAX_TOKENS
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts, small_talk
 from ring_mlx.evaluation.sharing import SharedReader
 from ring_mlx.model import Model
 from ring_mlx.pace import Pace, Progress
+from ring_mlx.sampling_ranges import within
 from ring_mlx.thinking import ThoughtSplitter, splitter_after
 from ring_mlx.tokenizer import render_chat, render_text
 
@@ -74,7 +76,7 @@ def recall(
     depths: int,
     *,
     needles: int = 3,
-    max_tokens: int = 400,
+    max_tokens: int = MAX_TOKENS,
     filler: Iterator[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -89,7 +91,7 @@ def recall(
         lengths: Tokens of the prompts, about.
         depths: How many, as `depths_of`.
         needles: Facts stated together at each place, each asked for alone.
-        max_tokens: Of an answer, thought included.
+        max_tokens: Of an answer, thought included; -1 is what the context holds.
         filler: Sentences; None is small talk.
         seed: Of facts and small talk.
         progress: Called with (questions answered, all, how many are right, seconds left) and after each step of a text.
@@ -102,9 +104,10 @@ def recall(
     if needles > MOST_FACTS:
         raise OptionError(f"--needles {needles} is more than {MOST_FACTS} different facts; give fewer.")
     context = model.config.context_tokens
-    if max(lengths) + max_tokens > context:
+    room = max(max_tokens, 1)
+    if max(lengths) + room > context:
         raise OptionError(
-            f"--recall {max(lengths)} and {max_tokens} tokens of an answer exceed the context of {context}; give less."
+            f"--recall {max(lengths)} and {room} tokens of an answer exceed the context of {context}; give less."
         )
     asked = _questions(tokenizer, sorted(set(lengths)), depths_of(depths), needles, filler, seed)
     graded: dict[int, tuple[bool, bool]] = {}
@@ -119,7 +122,8 @@ def recall(
     reader = SharedReader(model, [a.ids for a in asked], prefill_step_or_default(), tell)
     pace = Pace(tokens=reader.total_tokens(), answers=len(asked))
     for i, cache, rest in reader.read():
-        graded[i] = _answer(model, tokenizer, asked[i], cache, rest, max_tokens, tell)
+        most = within(max_tokens, context - len(asked[i].ids) + 1)
+        graded[i] = _answer(model, tokenizer, asked[i], cache, rest, most, tell)
         pace.did("answers", 1)
         tell(0)
     return Grid(_cells(asked, graded), sum(len(a.ids) for a in asked), reader.read_tokens)
