@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx import quick_start
-from ring_mlx.install import explained
 
 quick_start.install()
 
@@ -158,4 +157,7 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ImportError as e:
+        # Not at the top: with -m a json.py of the present folder would be taken until __main__ has put it aside.
+        from ring_mlx.install import explained
+
         raise explained(e) from e
