@@ -135,7 +135,6 @@ def thought_closer(
     budget: int | None,
     thinking: Thinking,
     limit: int,
-    thinks: bool = False,
 ) -> Callable[[], int | None] | None:
     """What `decode` takes as ``next_forced`` to close a thought.
 
@@ -145,20 +144,13 @@ def thought_closer(
         budget: Tokens of the thought, or None.
         thinking: Where ``budget`` is None, says how much room it leaves.
         limit: Tokens that may be generated.
-        thinks: Whether the model is known to think. If not, only a budget or a room that was asked for closes what may
-            be an answer.
     """
     closing = tokenizer.encode(f"\n{THINK_END}\n\n", add_special_tokens=False)
-    thinks = thinks or budget is not None or thinking.answer_room is not None
     if budget is None:
         if (most := thinking.budget(limit)) is None:
             return None
         budget = max(0, most - len(closing))
-
-    def is_open() -> bool:
-        return splitter.may_be_closed and (thinks or splitter.start == "open")
-
-    return ThoughtBudget(budget, closing, is_open, splitter.close_next).next_forced
+    return ThoughtBudget(budget, closing, lambda: splitter.may_be_closed, splitter.close_next).next_forced
 
 
 def events_of(

@@ -40,7 +40,7 @@ from ring_mlx.session_events import (
 from ring_mlx.snapshots import Snapshot, SnapshotTree, Store
 from ring_mlx.snapshots.store import default_folder
 from ring_mlx.speech import Speech
-from ring_mlx.thinking import has_thought, splitter_after
+from ring_mlx.thinking import splitter_after
 
 AHEAD_STEP_TOKENS = 256
 Emit = Callable[[Event], None]
@@ -262,9 +262,7 @@ class Worker:
             sampler=turn.sampler,
             logits_processors=turn.processors,
             kv_quantization=reader.kv_quantization,
-            next_forced=thought_closer(
-                self._tokenizer, splitter, request.thinking_budget, thinking, turn.limit, has_thought(request.prompt)
-            ),
+            next_forced=thought_closer(self._tokenizer, splitter, request.thinking_budget, thinking, turn.limit),
         )
         return events_of(
             steps,

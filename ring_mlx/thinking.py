@@ -7,9 +7,9 @@ a thought, and what comes before a lone ``</think>`` was one. Once the first tho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import is_seen
@@ -17,7 +17,7 @@ from ring_mlx.thought_end import CALL_END, CALL_START, THINK_END, THINK_START, P
 
 __all__ = ["CALL_END", "CALL_START", "STARTS", "THINK_END", "THINK_START", "Start", "Thinking"]
 __all__ += ["Opening", "ThoughtBudget", "ThoughtSplitter", "end_note"]
-__all__ += ["has_thought", "opens_thought", "splitter_after", "tag_prefix"]
+__all__ += ["opens_thought", "splitter_after", "tag_prefix"]
 
 ASSISTANT, ROLE = "<role>ASSISTANT</role>", "<role>"
 STARTS = ("auto", "open", "closed")
@@ -33,8 +33,8 @@ class Thinking:
         start: "auto" (as the prompt and the model's text say), "open" (answers start within a thought) or "closed"
             (they start outside; only a ``<think>`` opens one).
         answer_room: Tokens kept for the answer, at most half of all: a thought that is open when only so many are left
-            is closed. None is a quarter of all, at most 1,024, and nothing where there are less than 64 or where it
-            is not certain that the text is a thought; 0 lets a thought run to the end.
+            is closed. None is a quarter of all, at most 1,024, and nothing where there are less than 64; 0 lets a
+            thought run to the end.
     """
 
     start: str = "auto"
@@ -75,11 +75,6 @@ def end_note(reason: str, tokens: int, thinking_tokens: int, text: str, remedy: 
         count = f"{tokens:,} tokens" if tokens != 1 else "1 token"
         why = f"all {count} were thought" if thinking_tokens else f"{count} and no text came"
     return f"the answer is empty: {why}; {remedy if reason == 'length' else 'ask again or in other words'}."
-
-
-def has_thought(prompt: str | Sequence[Any]) -> bool:
-    """Whether an answer of a conversation so far had a thought: then the next one is likely to have one."""
-    return not isinstance(prompt, str) and any(isinstance(m, Mapping) and m.get("reasoning_content") for m in prompt)
 
 
 class Opening:

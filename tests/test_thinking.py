@@ -14,7 +14,6 @@ from ring_mlx.thinking import (
     ThoughtBudget,
     ThoughtSplitter,
     end_note,
-    has_thought,
     opens_thought,
     splitter_after,
 )
@@ -208,9 +207,6 @@ def test_which_prompts_open_a_thought():
     assert opens_thought("<role>HUMAN</role>hi<|role_end|><role>ASSISTANT</role><think>\n")
     assert opens_thought("<role>ASSISTANT</role><think>\nLet me see")
     assert opens_thought("plain text <think>")
-    assert has_thought([{"role": "assistant", "content": "4", "reasoning_content": "hm"}])
-    assert not has_thought([{"role": "assistant", "content": "4", "reasoning_content": ""}])
-    assert not has_thought("reasoning_content")
     assert not opens_thought("<role>HUMAN</role>what is <think>?<|role_end|><role>ASSISTANT</role>")
     assert not opens_thought("<role>ASSISTANT</role><think>\n\n</think>\n\n")
     assert not opens_thought("")

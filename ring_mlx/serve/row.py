@@ -16,7 +16,7 @@ from ring_mlx.serve.job import Finished, Job, TokenLogprob, Usage
 from ring_mlx.serve.stops import StopText
 from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.speech import Speech
-from ring_mlx.thinking import Thinking, has_thought, splitter_after
+from ring_mlx.thinking import Thinking, splitter_after
 from ring_mlx.vocabulary import TextOffsets, token_bytes
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -53,9 +53,7 @@ class Row:
         self.processors = [_with_history(p, before) for p in processors]
         splitter = splitter_after(job.prompt.text, thinking.start, asked.chat and tokenizer.has_thinking)
         room = thinking if asked.chat else Thinking(answer_room=0)
-        self._forced = thought_closer(
-            tokenizer, splitter, asked.thinking_budget, room, job.limit, has_thought(asked.prompt)
-        )
+        self._forced = thought_closer(tokenizer, splitter, asked.thinking_budget, room, job.limit)
         self._speech, self._stops, self._called = Speech(has_tools=bool(asked.tools)), StopText(asked.stop), False
         self._token, self._chosen = 0, 0
         self._logprobs = mx.zeros(0)
