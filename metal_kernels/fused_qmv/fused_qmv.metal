@@ -29,7 +29,8 @@ const auto w = is_second ? second_w : first_w;
 const auto s = is_second ? second_s : first_s;
 const auto b = is_second ? second_b : first_b;
 const float eps = as_type<float>(EPS);
-threadgroup O shared[K];
+threadgroup uint4 packs[K * sizeof(O) / 16];  // an array of O would start at a multiple of its own size only
+threadgroup O* shared = (threadgroup O*)packs;
 threadgroup float sums[UNITS];
 threadgroup float partial[TOKENS * OWNED * TEAM];
 

@@ -8,7 +8,8 @@
 // ---- kernel ----
   constexpr int CHUNK = 16 / sizeof(T), LD = BK + CHUNK, THREADS = 32 * WM * WN, HALF = BN / 2;
   constexpr int XCHUNKS = BM * (BK / CHUNK) / THREADS, MATRIX = MODE == 0 ? N * K : N * (K / 32 * BITS);
-  threadgroup T tile[(BM + BN) * LD];  // alone, so it starts at a multiple of 16 bytes
+  threadgroup uint4 packs[(BM + BN) * LD / CHUNK];  // an array of T would start at a multiple of its own size only
+  threadgroup T* tile = (threadgroup T*)packs;
   const uint thread_index = thread_index_in_threadgroup, simdgroup = simdgroup_index_in_threadgroup;
   const uint column = threadgroup_position_in_grid.x * HALF, at = 4 * threadgroup_position_in_grid.y;
   const int total = order_shape[0], first = tiles[at + 1], last = tiles[at + 2];

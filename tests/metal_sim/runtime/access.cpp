@@ -119,7 +119,7 @@ static void access_arena(const Access& a) {
   for (int i = 0; i < state.n_variables; i++) {
     const Variable& v = state.variables[i];
     if (offset < v.offset || offset + a.size > v.offset + v.size) continue;
-    unsigned size = v.element_size;
+    unsigned size = v.element_size < 4 ? v.element_size : 4;  // an array of wide values may be used as one of narrow ones
     for (unsigned k = offset / size; k <= (offset + a.size - 1) / size; k++)
       touch_cell(state.arena_cells[k * size], a, kThreadgroup, v.is_zeroed);
     return;

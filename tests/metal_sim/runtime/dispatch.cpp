@@ -115,6 +115,8 @@ void* msl_tg_alloc(unsigned id, unsigned long size, unsigned align, const char* 
     if (state.variables[i].id == id) return state.arena + state.variables[i].offset;
   const unsigned kGap = 256;
   unsigned offset = (state.arena_top + kGap + kGap - 1) / kGap * kGap;
+  // Metal promises the alignment of the type and no more: an odd multiple of it, another for each variable and schedule.
+  if (state.options.check) offset += align * (1 + 2 * ((state.n_variables + 3 * state.options.reverse) % 4));
   if (state.n_variables == kMaxVariables || offset + size + kGap > kArenaBytes) {
     report("threadgroup memory", "the simulator's threadgroup memory is full", 0, {nullptr, 0});
     abort_dispatch();
