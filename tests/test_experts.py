@@ -19,7 +19,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from metal_kernels import launch
 from ring_mlx import Session, demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model_of
-from ring_mlx.cli import build_parser, main
+from ring_mlx.cli import CUT_OFF, build_parser, main
 from ring_mlx.cli.serve_command import make_server
 from ring_mlx.config import RingConfig
 from ring_mlx.convert import convert, verify
@@ -346,7 +346,7 @@ def test_generate_says_the_same_and_prints_counts(capsys, tmp_path):
     plain = generate(capsys, *model, "--verbose", "False")
     found = generate(capsys, *model, "--verbose", "False", "--expert-cache-bytes", "2MB", "--expert-policy", "lfu")
     assert found == plain
-    assert plain[0] == 0
+    assert plain[0] == CUT_OFF
     assert "Experts (lfu, " in generate(capsys, *model, "--expert-cache-bytes", "2MB", "--expert-policy", "lfu")[1]
     as_json = json.loads(generate(capsys, *model, "--json", "--expert-cache-bytes", "2MB")[1])
     assert as_json["experts"]["decode"]["tokens"] == 11

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 # The wall's time ends what waits for ever. It is long, since on a busy machine 10 s of the processor's take minutes.
 CPU_S, WALL_S, MEMORY_MB = 10, 240, 1024
+CUT_OFF = 4  # an answer as long as was asked for
 PREFIX, LINE = "ring-mlx: ", 4000
 
 
@@ -30,7 +31,7 @@ class Outcome:
             f"{self.mb} MB" if self.mb > MEMORY_MB else "",
             "traceback" if "Traceback (most recent call last)" in self.err else "",
             "panic" if "panicked" in self.err else "",
-            f"exit code {self.code}" if self.code not in (0, 2) else "",
+            f"exit code {self.code}" if self.code not in (0, 2, CUT_OFF) else "",
             self._not_one_line() if self.code == 2 else "",
         ]
         return ", ".join(f for f in found if f) or None
