@@ -10,7 +10,7 @@ DEMO_PROMPT ?= What is 27 + 35?
 # The main job with the packaged model: the chat at a terminal, else one streamed answer.
 demo: .venv/ready
 	@if [ -t 0 ] && [ -t 1 ]; then set -x; .venv/bin/ring-mlx chat; \
-	else set -x; .venv/bin/ring-mlx generate --prompt "$(DEMO_PROMPT)" --max-tokens 256; fi
+	else set -x; .venv/bin/ring-mlx generate --prompt "$(DEMO_PROMPT)"; fi
 
 # Tests start hundreds of processes, which must not compile each module again.
 test: export PYTHONDONTWRITEBYTECODE =
