@@ -271,9 +271,9 @@ def asked(monkeypatch):
 
 
 def test_an_evaluation_is_short_unless_all_is_asked_for(asked, tmp_path, capsys):
-    for options in ([], ["--limit", "1"], ["--full"]):
+    for options in ([], ["--limit", "3"], ["--full"]):
         assert main(["eval", *options]) == 0
-    assert asked == [28 * QUICK_LIMIT, 28, 28 * 40]
+    assert asked == [28 * QUICK_LIMIT, 28 * 3, 28 * 40]
     said = capsys.readouterr().err
     assert f"at most {QUICK_LIMIT} of a task (--full asks all)" in said
     row = {"task": "a", "messages": [{"role": "user", "content": "?"}], "answer": "1"}

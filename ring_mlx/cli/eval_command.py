@@ -37,7 +37,7 @@ NEEDS = {
 }
 SUITE_ONLY = ("task", "limit", "full", "batch_size", "show_wrong")
 # Questions of each task of a packaged suite, so that the toy needs about a minute.
-QUICK_LIMIT = 2
+QUICK_LIMIT = 1
 HELP = {
     "suite": "demo, or a gzipped JSON-lines file (demo, where nothing else is asked for)",
     "limit": f"only so many questions of each task ({QUICK_LIMIT} of a packaged suite; all of a file)",
