@@ -183,6 +183,7 @@ def test_exact_keeps_residual_norms_and_head_in_float32():
 
 def test_gradients_reach_every_parameter():
     model = make_model()
+    model.train()  # without the kernels, which have no gradients
     x = tokens(24)
 
     def loss(parameters):
