@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from ring_mlx import Session, load, load_model
-from ring_mlx.cli import bench_command, build_parser, main, options, serve_command
+from ring_mlx.cli import CUT_OFF, bench_command, build_parser, main, options, serve_command
 from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.convert.job import Options, convert_plan
 from ring_mlx.decay import decay_rate
@@ -105,7 +105,7 @@ def test_a_file_of_cache_prompt_is_refused_under_another_formula(capsys, chat_fo
     for other in ([], ["--decay-layer-offset", "clamped"]):
         assert main([*ask, *other]) == 2
         assert "another model" in capsys.readouterr().err
-    assert main([*ask, *under]) == 0
+    assert main([*ask, *under]) == CUT_OFF
 
 
 def test_snapshots_on_disk_are_not_used_under_another_formula(chat_folder, tmp_path):

@@ -13,6 +13,7 @@ import threading
 import types
 import urllib.request
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlx.core as mx
@@ -389,7 +390,9 @@ def test_a_damaged_checkpoint_is_one_line(command, tmp_path, name, args, damage,
 def test_other_bad_input_is_one_line(command, given):
     code, _, err = command(*given)
     assert code == 2
-    assert err.splitlines()[-1].startswith(f"ring-mlx: [option] mlx-lm {given[0]} failed")
+    lacks_datasets = given[0] == "lora" and "--data" in given and find_spec("datasets") is None
+    origin = "install] the package datasets" if lacks_datasets else f"option] mlx-lm {given[0]} failed"
+    assert err.splitlines()[-1].startswith(f"ring-mlx: [{origin}")
     assert "Traceback" not in err
 
 

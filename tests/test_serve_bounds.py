@@ -108,9 +108,13 @@ class Counted:
 
     bos_token, is_fast, has_chat_template, has_thinking = None, False, True, False
     special_tokens_map: ClassVar = {}
+    chat_template = "{{ messages[-1].content }}"
 
     def __init__(self):
         self.encoded = 0
+
+    def get_chat_template(self, *_):
+        return self.chat_template
 
     def get_vocab(self):
         return {"x": 0, "lengthy": 1, "éé": 2}
@@ -118,9 +122,6 @@ class Counted:
     def encode(self, text, add_special_tokens=True):
         self.encoded += len(text)
         return [1] * len(text.split())
-
-    def get_chat_template(self, *_):
-        return "{{ messages[0].content }}"
 
 
 def stay():
@@ -157,11 +158,28 @@ def test_a_client_that_leaves_stops_the_encoding():
     assert tokenizer.encoded <= 4 * PIECE_CHARS
 
 
-@pytest.mark.parametrize("more", [{"prompt": user("x" * 8000)}, {"tools": [{"x": "x" * 8000}]}])
+def answered(text):
+    return user("x", {"role": "assistant", "content": text})
+
+
+TOO_LONG = [
+    {"prompt": user("x" * 8000)},
+    {"tools": [{"x": "x" * 8000}]},
+    {"prompt": answered("x" * 8000)},
+    {"prompt": answered("hm</think>" + "x" * 8000)},
+]
+
+
+@pytest.mark.parametrize("more", TOO_LONG)
 def test_what_cannot_fit_is_not_rendered(more, monkeypatch):
     monkeypatch.setattr("ring_mlx.branches.render_text", lambda *_: pytest.fail("it was rendered"))
     with pytest.raises(PromptError, match="exceed the context"):
         Encoder(Counted(), 1000).prompt(Asked(**({"chat": True, "prompt": user("x")} | more)), stay)
+
+
+def test_a_thought_that_the_template_may_drop_is_rendered():
+    asked = Asked(True, answered("x" * 8000 + "</think>4"))
+    assert Encoder(Counted(), 1000).prompt(asked, stay)[0].text == "x"
 
 
 def test_ids_beyond_the_context_are_counted_only():

@@ -397,10 +397,10 @@ def test_what_was_shown_wrongly_is_corrected():
         assert (answer.thinking, answer.content, d.said[-1]) == ("", "It is 4.", "It is 4.")
         assert not d.app.query(Fold).last().display
         await d.say("why")
-        await d.post(d.text("Hm."), d.call("add", a=1))
+        await d.post(d.text("Hm."))
         await d.post(Piece(d.engine.number, "", "So.", FIGURES, revised="Hm."), d.end())
         answer = d.chat.talk.leaf
-        assert (answer.thinking, answer.content, answer.calls, d.said[-1]) == ("Hm.", "So.", (), "So.")
+        assert (answer.thinking, answer.content, d.said[-1]) == ("Hm.", "So.", "So.")
         assert d.app.query(Fold).last().display
 
     chat(script)

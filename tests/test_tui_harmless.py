@@ -7,7 +7,9 @@ import re
 import pytest
 
 from tests.tui_pilot import SIZES, chat
+from tui.conversation import Conversation
 from tui.messages import Loaded
+from tui.store import Call
 
 EVIL = "\u202eevil\u2066\x9b2J\u200f\U000e0041"
 BAD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
@@ -59,9 +61,10 @@ def test_characters_that_markdown_spells_are_harmless():
 
 def test_a_tool_call_is_harmless():
     async def script(d):
-        await d.say("q")
-        await d.post(d.call(f"tool{EVIL}", **{f"key{EVIL}": EVIL}), d.end())
         assert "tool" in shown(d)
         assert not BAD.search(shown(d))
 
-    chat(script, SIZES[1])
+    talk = Conversation()
+    talk.add("user", "q")
+    talk.add("assistant", "").calls = (Call(f"tool{EVIL}", {f"key{EVIL}": EVIL}),)
+    chat(script, SIZES[1], talk=talk)

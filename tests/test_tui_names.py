@@ -71,14 +71,15 @@ def test_completions_chips_and_turns(named, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["attach ", "import ", "export md no/folder/", "theme ", "set ", "go "])
-def test_toasts_about_a_name(name, tmp_path, monkeypatch, command):
+def test_toasts_about_a_name(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
 
     async def script(d):
         await d.exchange("q", "a")
-        await d.command(f"/{command}{name}")
-        assert not BAD.search(shown(d)), repr(BAD.search(shown(d)))
-        assert not any(BAD.search(t) for t in d.toasts)
+        for name in NAMES:
+            await d.command(f"/{command}{name}")
+            assert not BAD.search(shown(d)), repr(BAD.search(shown(d)))
+            assert not any(BAD.search(t) for t in d.toasts)
 
     chat(script, SIZE)
 
@@ -102,12 +103,15 @@ def test_models_status_and_record(name, monkeypatch):
     chat(script, SIZE)
 
 
-def test_presets(name):
+def test_presets():
     async def script(d):
-        await d.app.push_screen(SettingsScreen(Preset(), {name: Preset()}, lambda _: None))
-        (option,) = [p for p, value in d.app.screen.query_one("#preset", Select)._options if value == name]
-        assert isinstance(option, Content)
-        assert option.plain == NAMES[name]
+        presets, now = dict.fromkeys(NAMES, Preset()), Preset()
+        await d.app.push_screen(SettingsScreen(now, presets, lambda _: None, now.sampling))
+        options = d.app.screen.query_one("#preset", Select)._options
+        for name, text in NAMES.items():
+            (option,) = [p for p, value in options if value == name]
+            assert isinstance(option, Content)
+            assert option.plain == text
 
     chat(script, SIZE)
 

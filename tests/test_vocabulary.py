@@ -314,7 +314,7 @@ def test_measurements_say_it(copied, capsys):
     poison(copied, "lm_head.weight", math.nan, POISON)
     with pytest.raises(ModelError):
         perplexity(load_model(copied), [5, 6, 7, 8], 4, 2)
-    assert main(["eval", "--model", str(copied), "--limit", "1", "-m", "2"]) == 2
+    assert main(["eval", "--model", str(copied), "--task", "add", "--limit", "1", "-m", "2"]) == 2
     assert "[model]" in capsys.readouterr().err
 
 

@@ -14,6 +14,7 @@ from ring_mlx.errors import PromptError
 from ring_mlx.generation import encode_prompt
 from ring_mlx.serve.failures import GoneError
 from ring_mlx.serve.protocol import Asked
+from ring_mlx.thinking import THINK_END
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -112,10 +113,10 @@ class Encoder:
 
 
 def _certain(asked: Asked) -> Iterator[str]:
-    """The texts of a chat that every template keeps; of an answer it may drop the thought."""
+    """The texts of a chat that every template keeps: of an answer what follows its thought."""
     for message in asked.prompt:
         assert isinstance(message, dict)
-        if message["role"] != "assistant":
-            yield message["content"]
+        content = message["content"]
+        yield content.rpartition(THINK_END)[2] if message["role"] == "assistant" else content
     if asked.tools:
         yield json.dumps(asked.tools, ensure_ascii=False)

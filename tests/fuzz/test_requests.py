@@ -209,7 +209,8 @@ def check(server, sent, capsys):
             error = json.loads(body)["error"]
             assert set(error) == {"message", "type", "param", "code"}
             assert len(error["message"]) < 1000
-    assert capsys.readouterr().err == ""
+    noted = capsys.readouterr().err.splitlines()
+    assert [line for line in noted if not line.startswith("ring-mlx: [serve] the answer is empty")] == []
     return [int(a[:3]) for a in answers]
 
 
