@@ -12,19 +12,11 @@ from ring_mlx import load_model
 from tests.adapters import EVERYWHERE, LINEAR, PLACES, SOFTMAX, adapter, said, save, with_weights
 from tests.compare import assert_close
 from tests.kernel_backends import backends
-from tests.tiny import config, make_model, save_hf, write
-
-SHAPES = {
-    "head_dim": 32,
-    "hidden_size": 64,
-    "moe_intermediate_size": 32,
-    "moe_shared_expert_intermediate_size": 32,
-    "intermediate_size": 96,
-}
+from tests.tiny import PACKABLE, config, make_model, save_hf, write
 
 
 def quantised(folder, bits, mode):
-    model = make_model(**SHAPES)
+    model = make_model(**PACKABLE)
     nn.quantize(
         model,
         32,
@@ -33,15 +25,15 @@ def quantised(folder, bits, mode):
         class_predicate=lambda p, m: hasattr(m, "to_quantized") and not p.endswith("gate.gate_proj"),
     )
     settings = {"quantization": {"group_size": 32, "bits": bits, "mode": mode}}
-    write(folder, config(**SHAPES) | settings, dict(tree_flatten(model.parameters())))
+    write(folder, config(**PACKABLE) | settings, dict(tree_flatten(model.parameters())))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Checkpoints by form."""
     made = {name: tmp_path_factory.mktemp("base") / name for name in ("plain", "biases", "affine", "mxfp4")}
-    save_hf(made["plain"], config(**SHAPES))
-    save_hf(made["biases"], config(**SHAPES, use_bias=True, use_qkv_bias=True))
+    save_hf(made["plain"], config(**PACKABLE))
+    save_hf(made["biases"], config(**PACKABLE, use_bias=True, use_qkv_bias=True))
     quantised(made["affine"], 6, "affine")
     quantised(made["mxfp4"], 4, "mxfp4")
     return made
@@ -73,7 +65,7 @@ def test_each_form_of_weights_and_kind_of_adapter(folders, models, tmp_path, for
 
 
 def test_exact_and_tied_embeddings(tmp_path):
-    save_hf(tmp_path / "tied", config(**SHAPES, tie_word_embeddings=True))
+    save_hf(tmp_path / "tied", config(**PACKABLE, tie_word_embeddings=True))
     for kind in ("lora", "dora"):
         model = load_model(tmp_path / "tied", exact=True)
         folder, merged = adapter(tmp_path / kind, model, ["model.word_embeddings", f"{LINEAR}.attention.dense"], kind)
@@ -83,7 +75,7 @@ def test_exact_and_tied_embeddings(tmp_path):
 
 def test_layers_that_were_trained_whole(folders, models, tmp_path):
     names = [n for n, _ in tree_flatten(models["plain"].parameters()) if n.startswith((LINEAR, SOFTMAX))]
-    other = dict(tree_flatten(make_model(seed=8, **SHAPES).parameters()))
+    other = dict(tree_flatten(make_model(seed=8, **PACKABLE).parameters()))
     folder = save(tmp_path / "a", {n: other[n] for n in names}, "full", lora_parameters=None)
     expected = load_model(folders["plain"])
     expected.load_weights([(n, other[n]) for n in names], strict=False)

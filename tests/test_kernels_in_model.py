@@ -12,15 +12,7 @@ from ring_mlx import load_model
 from ring_mlx.kernel_check import check_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import backends
-from tests.tiny import GOLDENS, make_model, tokens
-
-SHAPES = {
-    "head_dim": 32,
-    "hidden_size": 64,
-    "moe_intermediate_size": 32,
-    "moe_shared_expert_intermediate_size": 32,
-    "intermediate_size": 96,
-}
+from tests.tiny import GOLDENS, PACKABLE, make_model, tokens
 
 
 @pytest.fixture(scope="module", params=["mini_like", "flash_like"])
@@ -60,7 +52,7 @@ def test_prefill_then_decode_equals_the_whole(golden, backend):
 @pytest.mark.parametrize("backend", backends("fast"))
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_a_padded_quantised_batch_equals_the_plain_forms(backend, bits):
-    model = make_model(**SHAPES)
+    model = make_model(**PACKABLE)
     if bits:
         nn.quantize(
             model,
@@ -86,7 +78,7 @@ def test_a_padded_quantised_batch_equals_the_plain_forms(backend, bits):
 
 @pytest.mark.parametrize("backend", backends("fast"))
 def test_a_linear_layer_decodes_in_seven_dispatches(backend, monkeypatch):
-    layer = make_model(**SHAPES, first_k_dense_replace=0).layers[0]
+    layer = make_model(**PACKABLE, first_k_dense_replace=0).layers[0]
     assert layer.is_linear
     launched, call = [], launch.Kernel.__call__
     monkeypatch.setattr(
@@ -101,7 +93,7 @@ def test_a_linear_layer_decodes_in_seven_dispatches(backend, monkeypatch):
 
 
 def test_a_changed_weight_reaches_the_kernels():
-    block = make_model(**SHAPES).layers[1].mlp
+    block = make_model(**PACKABLE).layers[1].mlp
     before = block.weights()
     assert block.weights() is before
     block.switch_mlp.up_proj.weight = block.switch_mlp.up_proj.weight * 2
@@ -150,7 +142,7 @@ def test_kernels_that_compute_nonsense_are_turned_off_with_a_warning(value, matc
     off = []
     monkeypatch.setattr(launch, "turn_off", lambda: off.append(True))
     with launch.use(launch.Backend("simulator", _Wrong(value))), pytest.warns(UserWarning, match=match):
-        check_kernels(make_model(**SHAPES))
+        check_kernels(make_model(**PACKABLE))
     assert off == [True]
 
 
@@ -158,7 +150,7 @@ def test_kernels_that_compute_nonsense_are_turned_off_with_a_warning(value, matc
 def test_right_kernels_stay_on(backend, monkeypatch):
     monkeypatch.setattr(launch, "turn_off", lambda: pytest.fail("turned off"))
     with launch.use(backend):
-        check_kernels(make_model(**SHAPES))
+        check_kernels(make_model(**PACKABLE))
 
 
 def test_turned_off_means_plain_forms(monkeypatch):
@@ -171,7 +163,7 @@ def test_turned_off_means_plain_forms(monkeypatch):
 
 @pytest.mark.parametrize("backend", backends("fast"))
 def test_no_kernel_of_a_step_reads_a_number_that_the_host_keeps(backend, monkeypatch):
-    model = make_model(**SHAPES)
+    model = make_model(**PACKABLE)
     cache = model.make_cache()
     mx.eval(model(tokens(9), cache), cache.state)
     small, call = set(), launch.Kernel.__call__

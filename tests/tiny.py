@@ -50,6 +50,16 @@ CONFIG: dict[str, Any] = {
 }
 
 
+# Sizes that divide by 32, so that every layer can be quantised in groups of so many and read by the kernels.
+PACKABLE = {
+    "head_dim": 32,
+    "hidden_size": 64,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 32,
+    "intermediate_size": 96,
+}
+
+
 def config(**changes: Any) -> dict[str, Any]:
     """The small configuration with changes; a value of ``...`` removes the key."""
     merged = CONFIG | changes

@@ -1,4 +1,4 @@
-"""How commands read their options and show their help; knows no command."""
+"""The argument parser of all commands: groups of options, their help, and errors in one line."""
 
 from __future__ import annotations
 

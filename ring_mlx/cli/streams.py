@@ -1,4 +1,4 @@
-"""Standard streams that a shell has closed, or that take nothing more; knows no command."""
+"""Keeps commands running when standard input, output or error is closed or cannot be written."""
 
 from __future__ import annotations
 
