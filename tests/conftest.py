@@ -21,9 +21,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 def pytest_configure(config):
     """Give each run a temporary folder of its own: those that pytest numbers are cleaned by all runs on a machine.
 
-    Commands show no progress, which comes after some seconds: whether it comes would depend on the machine.
+    Commands show no progress, which comes after some seconds: whether it comes would depend on the machine. What was seen
+    of this machine is neither read nor kept.
     """
     os.environ["RING_MLX_PROGRESS"] = "0"
+    os.environ["RING_MLX_MACHINE"] = "off"
     if config.option.basetemp is None:
         folder = tempfile.TemporaryDirectory(prefix="ring-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)

@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from metal_kernels import machine
+
 
 def cache_folder() -> Path:
-    """Where compiled kernels stay: XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ring-mlx" / "twin"
+    """Where compiled kernels stay."""
+    return machine.cache_folder() / "twin"
 
 
 def cached(parts: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
