@@ -31,7 +31,7 @@ from metal_kernels import (
 from metal_kernels.fused_qmv.fused import MAX_TOKENS
 from ring_mlx.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.config import RingConfig
-from ring_mlx.model import DecoderLayer
+from ring_mlx.layer import DecoderLayer
 from ring_mlx.moe import MoE, Router
 from ring_mlx.packing import PackedLayers
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ring_mlx.cli.options import add_decay_option, add_step_option, add_thinking_options, byte_count, thinking_of
     from ring_mlx.cli.parsing import add_command
     from ring_mlx.config import RingConfig
-    from ring_mlx.decoding import KVQuantization
     from ring_mlx.errors import RingError
     from ring_mlx.files import text_of, write_text
     from ring_mlx.generation import GenerationEvent, generate, stream_generate
     from ring_mlx.hub import cached_models
+    from ring_mlx.kv_quantization import KVQuantization
     from ring_mlx.loading import demo_model_path, load, load_model
     from ring_mlx.mlx_lm_plugin import register
     from ring_mlx.model import Model
@@ -108,7 +108,7 @@ _HOMES = {
     "End": "ring_mlx.session_events",
     "GenerationEvent": "ring_mlx.generation",
     "HybridCache": "ring_mlx.cache",
-    "KVQuantization": "ring_mlx.decoding",
+    "KVQuantization": "ring_mlx.kv_quantization",
     "Loading": "ring_mlx.session_events",
     "Model": "ring_mlx.model",
     "ModelInfo": "ring_mlx.session_events",

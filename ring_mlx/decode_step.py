@@ -13,15 +13,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from operator import eq, getitem, is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from metal_kernels import launch, resident
-
-if TYPE_CHECKING:
-    from ring_mlx.model import DecoderLayer
+from ring_mlx.layer import DecoderLayer
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
 COMPILED_ON = ("metal", "cuda")

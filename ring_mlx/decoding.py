@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +11,8 @@ import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.sample_utils import greedy_sampler
 
-from ring_mlx.errors import ModelError, OptionError, PromptError
+from ring_mlx.errors import ModelError, PromptError
+from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.model import Model
 
 # Prompt tokens a step where nobody says. A CPU reads the toy 1.25 and a tiny model 1.6 times as fast in steps of 128 as of
@@ -23,31 +23,6 @@ CLEAR_EVERY_TOKENS = 256
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class KVQuantization:
-    """How keys and values of softmax layers are quantised; linear states never are.
-
-    Args:
-        bits: 2, 4 or 8.
-        group_size: 32, 64 or 128, a divisor of head_dim.
-        start: Tokens before which keys and values stay as they are.
-    """
-
-    bits: int
-    group_size: int = 64
-    start: int = 5000
-
-    def check(self, head_dim: int) -> None:
-        """Raises OptionError where MLX could not hold a head of this size."""
-        if self.bits not in (2, 4, 8):
-            raise OptionError(f"kv bits {self.bits} is not one of 2, 4, 8; choose one of them.")
-        if self.group_size not in (32, 64, 128) or head_dim % self.group_size:
-            raise OptionError(
-                f"kv group size {self.group_size} is not 32, 64 or 128 or does not divide head_dim {head_dim}; "
-                "choose one that does."
-            )
 
 
 def prefill_step_or_default(asked: int | None = None) -> int:

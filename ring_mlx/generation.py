@@ -12,13 +12,13 @@ import numpy as np
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 
 from ring_mlx.decoding import (
-    KVQuantization,
     LogitsProcessor,
     Progress,
     Sampler,
     generate_step,
 )
 from ring_mlx.errors import OptionError, PromptError
+from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.model import Model
 from ring_mlx.sampling_ranges import RANGES, REST, OutOfRangeError, within
 from ring_mlx.surrogates import whole_text

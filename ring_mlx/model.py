@@ -12,64 +12,17 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, BatchKVCache
 
-from metal_kernels import add_norm, launch
-from ring_mlx.attention import LinearAttention, SoftmaxAttention
+from metal_kernels import launch
 from ring_mlx.cache import HybridCache, make_kv_cache
 from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
 from ring_mlx.defaults import FAMILY
-from ring_mlx.moe import MLP, MoE
+from ring_mlx.layer import DecoderLayer
 from ring_mlx.snapshots.shapes import Shapes
 
 # Tokens of a call from which layers are computed one after the other, and how many may be under way.
 LONG_FROM_TOKENS = 512
 LAYERS_UNDER_WAY = 2
-
-
-class DecoderLayer(nn.Module):
-    """``x + attention(rmsnorm(x))``, then ``x + mlp(rmsnorm(x))``."""
-
-    def __init__(self, config: RingConfig, layer: int) -> None:
-        super().__init__()
-        self.is_linear = config.is_linear(layer)
-        self.attention = LinearAttention(config, layer) if self.is_linear else SoftmaxAttention(config)
-        self.mlp = MoE(config) if config.is_moe(layer) else MLP(config, config.intermediate_size)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def __call__(
-        self, x: mx.array, mask: Any, cache: Any | None, offset: int | mx.array, last_only: bool = False
-    ) -> mx.array:
-        """Advance the residual stream x [B, T, hidden], in the dtype it comes in; with ``last_only`` to [B, 1, hidden]."""
-        x, r = self.attention(x, self.input_layernorm, mask, cache, offset)
-        if last_only:
-            x, r = x[:, -1:], None if r is None else r[:, -1:]
-        return self._feed_forward(x, r)
-
-    def recur(self, x: mx.array, state: mx.array, offset: mx.array, mask: mx.array | None) -> tuple[mx.array, mx.array]:
-        """A linear layer from one state to the next, both [B, H, K, V]."""
-        (x, r), state = self.attention.recur(x, self.input_layernorm, state, mask, offset)
-        return self._feed_forward(x, r), state
-
-    def open(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """A softmax layer as far as q, k and v."""
-        return self.attention.open(x, self.input_layernorm, offset)
-
-    def close(self, x: mx.array, o: mx.array) -> mx.array:
-        """A softmax layer from what its heads read, o [B, T, heads D], to the end."""
-        return self._feed_forward(*self.attention.close(x, o))
-
-    def _feed_forward(self, x: mx.array, r: mx.array | None) -> mx.array:
-        """x, to which r is still to be added, through the experts or the dense block."""
-        norm, dtype = self.post_attention_layernorm, self.input_layernorm.weight.dtype
-        if isinstance(self.mlp, MoE):
-            x, normed, logits = self.mlp.gate.score(x, r, norm, dtype)
-            return self.mlp(normed, dtype, x, logits)
-        added = self.mlp.after_norm(x, norm, dtype) if r is None else None
-        if added is not None:
-            return added
-        x, normed = add_norm(x, r, norm.weight, norm.eps, dtype)
-        return x + self.mlp(normed).astype(x.dtype)
 
 
 class LanguageModel(nn.Module):

@@ -9,8 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import KVQuantization, prefill, prefill_step_or_default
+from ring_mlx.decoding import prefill, prefill_step_or_default
 from ring_mlx.errors import CacheFileError
+from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.model import Model
 from ring_mlx.snapshots import BLOCK_TOKENS, Live, Snapshot, SnapshotTree, Store, common_prefix
 from ring_mlx.snapshots.blocks import softmax_layers

@@ -20,7 +20,7 @@ from ring_mlx.session_events import Counters, End, Event, Loading, ModelInfo, Re
 from ring_mlx.thinking import Thinking
 
 if TYPE_CHECKING:
-    from ring_mlx.decoding import KVQuantization
+    from ring_mlx.kv_quantization import KVQuantization
     from ring_mlx.session_worker import Worker
 
 Job = Callable[["Worker"], None]

@@ -11,14 +11,12 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ring_mlx.errors import OptionError
+from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.sampling_ranges import REST
 from ring_mlx.thinking import Thinking
-
-if TYPE_CHECKING:
-    from ring_mlx.decoding import KVQuantization
 
 Reason = Literal["stop", "length", "stopped", "error"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from ring_mlx import Sampling, Session, load_model
 from ring_mlx.cli import build_parser, main
-from ring_mlx.cli.parsing import BAD_INPUT
+from ring_mlx.cli.exit_codes import BAD_INPUT
 from ring_mlx.distributed.member import Member
 from ring_mlx.errors import OptionError, WeightsError
 from ring_mlx.serve.parts import Parts

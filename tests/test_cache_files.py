@@ -11,7 +11,8 @@ import pytest
 from mlx_lm.models.cache import QuantizedKVCache
 
 from ring_mlx.cache import HybridCache
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.errors import CacheFileError
 from ring_mlx.snapshots.files import UNSEALED, array_checksum, seal
 from tests.compare import assert_close

@@ -14,7 +14,8 @@ import mlx.core as mx
 import pytest
 
 from ring_mlx import load, stream_generate
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from tests.tiny import config, save_hf, write
 
 

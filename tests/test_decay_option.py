@@ -6,7 +6,8 @@ import mlx.core as mx
 import pytest
 
 from ring_mlx import Session, load, load_model
-from ring_mlx.cli import CUT_OFF, bench_command, build_parser, main, options, serve_command
+from ring_mlx.cli import bench_command, build_parser, main, options, serve_command
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.convert.job import Options, convert_plan
 from ring_mlx.decay import decay_rate

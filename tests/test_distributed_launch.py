@@ -16,7 +16,8 @@ import pytest
 
 from ring_mlx import demo_model_path
 from ring_mlx.bench.job import COLUMNS
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.distributed import hosts, probe, watch
 from ring_mlx.distributed.failure import DistributedError
 from tests.test_distributed import ROOT, free_ports, refusal, running
@@ -164,7 +165,8 @@ def test_bad_input_is_one_line(words, why, capsys):
 # An interpreter whose rank 0 is slow to tell the others that it fails, and to say why.
 LATE = """#!{python}
 import os, sys, time
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.distributed import watch
 fail = watch.Watch.fail
 def late(self):

@@ -19,7 +19,8 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from metal_kernels import launch
 from ring_mlx import Session, demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model_of
-from ring_mlx.cli import CUT_OFF, build_parser, main
+from ring_mlx.cli import build_parser, main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.cli.serve_command import make_server
 from ring_mlx.config import RingConfig
 from ring_mlx.convert import convert, verify

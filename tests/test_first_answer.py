@@ -8,7 +8,8 @@ import json
 import pytest
 
 from ring_mlx import Session, load
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.defaults import FAMILY, filled, read_defaults
 from ring_mlx.errors import ConfigError
 from ring_mlx.loading import demo_model_path

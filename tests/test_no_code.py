@@ -16,7 +16,8 @@ import pytest
 from mlx_lm import utils
 from transformers import PreTrainedTokenizerFast
 
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.errors import ConfigError, TokenizerError
 from ring_mlx.tokenizer import ROLE_END, load_tokenizer
 from tests.evil import DOORS, WAYS, make_evil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import os
 import subprocess
@@ -128,6 +129,29 @@ def test_imports_point_one_way(package):
         forbidden |= {"mlx", "mlx_lm"}
     for path in (ROOT / package).rglob("*.py"):
         assert not set(imports(path)) & forbidden, path
+
+
+def modules():
+    """Each module of the packages, by its full name."""
+    for path in sorted(p for package in ALLOWED for p in (ROOT / package).rglob("*.py")):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+def uses(path, known):
+    """Modules that a file imports anywhere, in functions and for types too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in known else node.module for name in full if {name, node.module} & known)
+
+
+def test_no_module_imports_another_in_a_circle():
+    paths = dict(modules())
+    graph = {name: set(uses(path, set(paths))) - {name} for name, path in paths.items()}
+    assert {"ring_mlx.layer", "metal_kernels.launch"} <= graph["ring_mlx.decode_step"]
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the circle
 
 
 def test_all_is_sorted_and_complete():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ring_mlx import Session
-from ring_mlx.decoding import KVQuantization
+from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.session_events import End, PrefillProgress, Request, Sampling
 from ring_mlx.session_worker import Worker
 from tests.sessions import Talk, options

@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils
 
 from ring_mlx import load
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.config import read_config
 from ring_mlx.convert.source_files import local_tensors
 from ring_mlx.doctor import models

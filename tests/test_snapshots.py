@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ring_mlx.decoding import KVQuantization, prefill
+from ring_mlx.decoding import prefill
+from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.snapshots import BLOCK_TOKENS, Live, Snapshot, SnapshotTree, common_prefix
 from ring_mlx.snapshots.tree import PLACE_AGES
 from tests.compare import assert_close

@@ -21,7 +21,8 @@ import pytest
 
 from ring_mlx import Session
 from ring_mlx.branches import Prompt
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.cli.generate_command import Printer
 from ring_mlx.generation import events_of, thought_closer
 from ring_mlx.loading import load

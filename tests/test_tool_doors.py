@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from ring_mlx import AnswerText, End, Revised, Sampling, Session, ThinkingText, ToolCall, load, whole_text
-from ring_mlx.cli import CUT_OFF, main
+from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.errors import TokenizerError
 from ring_mlx.generation import events_of
 from ring_mlx.serve.protocol import parse_chat

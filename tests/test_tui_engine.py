@@ -28,11 +28,12 @@ from tui.app import RingChat
 from tui.batch import Batch
 from tui.config import Config
 from tui.conversation import Conversation
-from tui.engine import Engine, StoppedError
+from tui.engine import Engine
 from tui.keeper import Keeper
 from tui.messages import Ended, Failed, Figures, Loaded, Loading, ModelChoice, Piece, Question, Reading, Sampling
 from tui.plain_commands import PlainCommands
 from tui.screens.chat import ChatScreen
+from tui.sources import StoppedError
 from tui.store import Call
 
 

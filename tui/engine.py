@@ -9,34 +9,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from textual.message import Message
 
 from ring_mlx import RingError
+from tui import sources
 from tui.messages import Ended, Failed, ModelChoice, Post, Question
-
-
-class StoppedError(Exception):
-    """The user stopped the answer while its prompt was being read."""
-
-
-class Source(Protocol):
-    """A loaded model, used on the engine's thread only."""
-
-    def answer(self, question: Question, stopped: threading.Event, post: Post) -> Ended:
-        """Post the answer's messages and return the last; raises StoppedError between steps of the prompt."""
-
-    def stop(self) -> None:
-        """End the running answer; the one method that any thread may call."""
-
-    def close(self) -> None:
-        """Free the model."""
-
-
-Load = Callable[[ModelChoice, Post], Source]
+from tui.sources import Load, Source, StoppedError
 
 
 @dataclass
@@ -54,7 +34,7 @@ class Engine:
     """
 
     def __init__(self, choice: ModelChoice | None = None, load: Load | None = None) -> None:
-        self._choice, self._load = choice or ModelChoice(), load
+        self._choice, self._load = choice or ModelChoice(), load or sources.load
         self._post: Post = lambda message: None
         self._work: queue.Queue[_Asked | ModelChoice | None] = queue.Queue()
         self._latest: _Asked | None = None
@@ -111,10 +91,6 @@ class Engine:
 
     def _use(self, choice: ModelChoice) -> bool:
         try:
-            if self._load is None:
-                from tui.sources import load
-
-                self._load = load
             self._source, self._choice = self._load(choice, self._post), choice
         except Exception as e:  # noqa: BLE001 as above; another choice may fare better
             self._post(Failed(in_one_line(e)))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from ring_mlx import (
     AnswerText,
@@ -23,11 +25,30 @@ from ring_mlx import (
 )
 from tui import paths
 from tui.batch import Batch
-from tui.engine import Source, StoppedError
 from tui.messages import Ended, Figures, Loaded, Loading, ModelChoice, Post, Question, Reading
 from tui.messages import Sampling as Chosen
 
 TOY = "toy"
+
+
+class StoppedError(Exception):
+    """The user stopped the answer while its prompt was being read."""
+
+
+class Source(Protocol):
+    """A loaded model, used on the engine's thread only."""
+
+    def answer(self, question: Question, stopped: threading.Event, post: Post) -> Ended:
+        """Post the answer's messages and return the last; raises StoppedError between steps of the prompt."""
+
+    def stop(self) -> None:
+        """End the running answer; the one method that any thread may call."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+Load = Callable[[ModelChoice, Post], Source]
 
 
 def load(choice: ModelChoice, post: Post) -> Source:

@@ -12,14 +12,14 @@ from typing import Any
 
 from ring_mlx import __version__
 from ring_mlx.cli import streams
-from ring_mlx.cli.parsing import BAD_INPUT, OneLineParser
+from ring_mlx.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, INTERRUPTED
+from ring_mlx.cli.parsing import OneLineParser
 from ring_mlx.cli.refused import add_refused
 from ring_mlx.errors import RingError
 from ring_mlx.install import check_backend, explained
 from ring_mlx.machine_fit import unfit
 from ring_mlx.terminal_text import note
 
-CUT_OFF, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
 WITHOUT_MLX = ("doctor", "cache", "launch")
 COMMANDS_GROUP = "ring_mlx.commands"
 FIRST = """\

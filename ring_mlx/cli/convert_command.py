@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
+from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import OptionError
@@ -74,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
     """Convert and say what was written; returns the exit code."""
     from pathlib import Path
 
-    from ring_mlx.cli import INTERRUPTED
     from ring_mlx.convert import describe, remote, report, verify
     from ring_mlx.convert.writer import read_manifest
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ring_mlx.cli import CUT_OFF, INTERRUPTED, options
+from ring_mlx.cli import options
+from ring_mlx.cli.exit_codes import CUT_OFF, INTERRUPTED
 from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.defaults import MAX_TOKENS

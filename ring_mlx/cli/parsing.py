@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from ring_mlx.cli.exit_codes import BAD_INPUT
 from ring_mlx.terminal_text import harmless
 
-BAD_INPUT = 2
 _DEFAULT = re.compile(r"\((?!default)([^()]*)\)$")
 
 

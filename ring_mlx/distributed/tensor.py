@@ -18,7 +18,8 @@ from ring_mlx.attention import LinearAttention, Result, SoftmaxAttention
 from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep
 from ring_mlx.distributed.ranks import Ranks
-from ring_mlx.model import DecoderLayer, LanguageModel
+from ring_mlx.layer import DecoderLayer
+from ring_mlx.model import LanguageModel
 from ring_mlx.moe import MLP, MoE
 
 

@@ -16,17 +16,17 @@ import time
 from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import h11
 
 from ring_mlx import __version__
+from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import ApiError, GoneError, bad
-from ring_mlx.serve.slots import Stage
+from ring_mlx.serve.hosts import Hosts
+from ring_mlx.serve.metrics import Metrics
+from ring_mlx.serve.slots import Slots, Stage
 from ring_mlx.terminal_text import note
-
-if TYPE_CHECKING:
-    from ring_mlx.serve.server import Server
 
 # Seconds for all of a request's head, all of its body, between two requests, for one piece of an answer to be taken, and
 # to let a client that is refused go on sending until it has read why.
@@ -43,10 +43,23 @@ ONCE = {
 }
 
 
-class Wire(socketserver.BaseRequestHandler):
-    """What the routes speak through."""
+class Shared(Protocol):
+    """What all connections of a server share; `ring_mlx.serve.server.Server` describes each."""
 
-    server: Server
+    engine: Engine
+    metrics: Metrics
+    hosts: Hosts
+    slots: Slots
+    api_key: bytes | None
+    max_body_bytes: int
+    log_requests: bool
+    created: int
+
+
+class Wire(socketserver.BaseRequestHandler):
+    """One connection, as the routes read and write it."""
+
+    server: Shared  # type: ignore[assignment]
 
     def setup(self) -> None:
         """Start with nothing read."""

@@ -142,7 +142,7 @@ def _child(function: str, args: list[Any], files: list[int]) -> None:
 
 
 def _called(function: str, args: list[Any]) -> int:
-    from ring_mlx.cli import BAD_INPUT
+    from ring_mlx.cli.exit_codes import BAD_INPUT
     from ring_mlx.errors import RingError
 
     module, _, name = function.partition(":")
