@@ -1,4 +1,4 @@
-"""Operations of the Ring-linear models, each a folder with its plain form; knows arrays, not checkpoints or models."""
+"""Operations of the Ring-linear models, each a folder with its plain form."""
 
 from metal_kernels.arguments import resident
 from metal_kernels.dispatch import (

@@ -1,4 +1,4 @@
-"""How a fused projection becomes heads: counts, norms and rotation, in the form that both paths need; knows no model."""
+"""How a fused projection becomes heads: counts, norms and rotation, in the form that both paths need."""
 
 from __future__ import annotations
 

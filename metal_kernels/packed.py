@@ -1,4 +1,4 @@
-"""A matrix, or a stack of one per expert, as MLX stores it: plain or quantised; knows the layout, not who uses it."""
+"""A matrix, or a stack of one per expert, as MLX stores it: plain or quantised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mlx_lm.lora has trained, put over a model: LoRA, DoRA, or whole layers; knows its folder, no command.
+"""Adapters from mlx_lm.lora, applied to a model: LoRA, DoRA or whole layers.
 
 A layer with an adapter runs on MLX's operations, and the kernels that would have read its weight pass it by
 (`ring_mlx.packing`); all other layers keep theirs.

@@ -1,4 +1,4 @@
-"""The two kinds of attention layer; knows projections, heads and one layer's cache, not the layers around it."""
+"""The two kinds of attention layer."""
 
 from __future__ import annotations
 

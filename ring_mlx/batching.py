@@ -1,4 +1,4 @@
-"""Several sequences in one step, each of its own length and age; knows tokens and caches, not text."""
+"""Several sequences in one step, each of its own length and age."""
 
 from __future__ import annotations
 

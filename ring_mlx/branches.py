@@ -1,4 +1,4 @@
-"""Where the next prompt can leave this one, found by rendering what else could be said.
+"""Finds the places where the next prompt can differ from this one, by rendering alternatives.
 
 The next prompt of a conversation shares with this one what the checkpoint's template renders alike in both. That is
 found by rendering the alternatives with made-up texts: another user message in the place of one (the end of the system

@@ -1,4 +1,4 @@
-"""What the model remembers of one sequence, and its file form; knows layers' caches, not the model or text."""
+"""What the model remembers of one sequence, and its file form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.json as a checked, frozen record; knows the model's vocabulary of keys, not its arrays."""
+"""config.json as a checked, frozen record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single values of a config.json: which sizes and numbers are believed, and how a value is shown in an error."""
+"""Checks single values of a config.json, and shortens them for error messages."""
 
 from __future__ import annotations
 

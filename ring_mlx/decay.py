@@ -1,4 +1,4 @@
-"""The fixed decay rates of lightning attention, which no checkpoint holds; knows head and layer counts only."""
+"""The fixed decay rates of lightning attention, which no checkpoint holds."""
 
 from __future__ import annotations
 

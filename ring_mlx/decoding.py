@@ -1,4 +1,4 @@
-"""Prefill and decode: tokens in, tokens out; knows the model's call and caches, not text."""
+"""Prefill and decode: tokens in, tokens out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for an answer where nobody says otherwise, the same at every door.
+"""Defaults of sampling and answer length, the same in every command.
 
 A setting is the first of these that is given: that of the request or the option, that of the checkpoint's
 generation_config.json, that which the cards of the model family recommend. An answer goes on until the model ends it or the

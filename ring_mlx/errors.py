@@ -1,4 +1,4 @@
-"""Errors that a person can cause and mend; knows nothing of the model, MLX or the command line.
+"""Errors that a user can cause and correct.
 
     RingError
     |-- ConfigError       config.json lacks a key or holds a value that the model cannot honour

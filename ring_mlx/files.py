@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also after a power cut, and private ones.
+"""Writes files atomically (whole or absent, also after a power cut), and private files.
 
 What must last is written under another name, brought to the disk, renamed, and then the folder is brought to the disk:
 a name that is there after a power cut names the whole file.

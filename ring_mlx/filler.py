@@ -1,4 +1,4 @@
-"""Sentences that state no fact of a person, to hide facts among; knows words only."""
+"""Filler sentences that state no fact about a person."""
 
 from __future__ import annotations
 

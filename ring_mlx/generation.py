@@ -1,4 +1,4 @@
-"""Text generation as a stream of events; knows a tokenizer and `ring_mlx.decoding`, not files or screens."""
+"""Text generation as a stream of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder or hub repository to a local folder, through huggingface_hub; knows names and errors, not file contents."""
+"""A folder or a hub repository to a local folder, through huggingface_hub."""
 
 from __future__ import annotations
 

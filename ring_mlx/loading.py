@@ -1,4 +1,4 @@
-"""A checkpoint folder or hub repository to a ready model and tokenizer; knows the order of the steps, not the steps."""
+"""A checkpoint folder or hub repository to a ready model and tokenizer."""
 
 from __future__ import annotations
 

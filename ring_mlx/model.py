@@ -1,4 +1,4 @@
-"""The hybrid model: tokens and a cache in, logits out; knows nothing of files or text."""
+"""The hybrid model: tokens and a cache in, logits out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feed-forward blocks: dense SwiGLU and the mixture of experts; knows nothing of attention or caches."""
+"""Feed-forward blocks: dense SwiGLU and the mixture of experts."""
 
 from __future__ import annotations
 

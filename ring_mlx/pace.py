@@ -1,4 +1,4 @@
-"""How far long work is and how long it still takes; knows amounts and clocks, not who shows them."""
+"""Estimates how far long work is and how long it still takes."""
 
 from __future__ import annotations
 

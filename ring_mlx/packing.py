@@ -1,4 +1,4 @@
-"""Linear layers as the kernels take them; knows modules and packed matrices, not what is computed with them."""
+"""Linear layers as the kernels take them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brings the live cache to the end of a prompt, reading only what no snapshot knows; knows tokens, not text."""
+"""Brings the live cache to the end of a prompt; reads only what no snapshot covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session says and is told, as plain values that need no MLX; knows no model.
+"""The requests and events of a session, as plain values without MLX.
 
 An answer is a stream of events::
 

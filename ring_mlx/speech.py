@@ -1,4 +1,4 @@
-"""Generated tokens to a session's events and to the assistant's message; knows text, not models."""
+"""Turns generated tokens into a session's events and the assistant's message."""
 
 from __future__ import annotations
 

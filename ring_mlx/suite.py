@@ -1,4 +1,4 @@
-"""Suites of questions with one right answer, as files; knows text, not models."""
+"""Question suites with one right answer each, read from files."""
 
 from __future__ import annotations
 

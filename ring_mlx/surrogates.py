@@ -1,4 +1,4 @@
-"""Text without halves of surrogate pairs: escapes of JSON and names of files can make them, and UTF-8 cannot hold them."""
+"""Removes halves of surrogate pairs from text: JSON escapes and file names can hold them, UTF-8 cannot."""
 
 from __future__ import annotations
 

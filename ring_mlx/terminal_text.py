@@ -1,4 +1,4 @@
-"""Text that cannot act on a terminal or deceive who reads it; knows characters only.
+"""Makes text safe for a terminal: no control sequences, no bidirectional overrides.
 
 Model output, names of tensors and files, templates and configuration come from others. Written to a terminal as they
 are, escape sequences move the cursor or name the window, and directional overrides show another text than there is.

@@ -1,4 +1,4 @@
-"""Tells thought from answer in streamed text, and ends a thought that exceeds its budget; knows text, not models.
+"""Separates thought from answer in streamed text, and ends a thought that exceeds its budget.
 
 An answer may begin in four ways, which `Start` names: within a thought, likely or unlikely so, or outside. Two are
 certain from the prompt; where the prompt says nothing, the model's text decides: a ``<think>`` at its very start opens

@@ -1,4 +1,4 @@
-"""Finds the tag that ends a thought in text that comes in pieces; knows code spans, not tokens.
+"""Finds the tag that ends a thought in text that comes in pieces.
 
 A ``</think>`` ends the thought unless it stands in code. What code is follows Markdown, read line by line:
 

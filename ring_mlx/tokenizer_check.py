@@ -1,4 +1,4 @@
-"""A tokenizer.json held against what its library can take: no pattern without end, no text that grows without bound.
+"""Checks a tokenizer.json before its library reads it: no endless pattern, no text that grows without bound.
 
 The library is native code. It cannot be stopped from outside, and some files make it panic, hang or fill the memory, so
 a file is looked at before the library sees it. What real tokenizers have passes.

@@ -1,4 +1,4 @@
-"""Finds tool calls in streamed answer text; knows the tags and JSON, not the tools.
+"""Finds tool calls in streamed answer text.
 
 What is valid JSON is read by `json` alone, so its values are exact: agents write files from them. Only what is not goes
 through `_mended`, which knows the few slips that models make. Libraries that repair JSON guess at all others too: half a

@@ -1,4 +1,4 @@
-"""Token ids against the rows of a model's embedding, and their text; knows tokenizers, not files and not models."""
+"""Token ids and their bytes, checked against the rows of a model's embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gathers generated tokens into a few updates a second; knows messages, no model and no widget."""
+"""Gathers generated tokens into a few updates a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one table of commands: slash commands, keys, palette and help all come from it; knows no widget.
+"""The one table of commands: slash commands, keys, palette and help all come from it.
 
 ``run`` of a command named ``new`` is the method ``do_new`` of whoever carries it out.
 """

@@ -1,4 +1,4 @@
-"""One thread that owns the model: takes questions, posts messages; knows no widget.
+"""One thread that owns the model: takes questions, posts messages.
 
 The model's package is imported on that thread, so that the screen is there before MLX is. The thread never ends, it
 comes to rest: what MLX keeps for a thread is freed when the thread ends, which needs the interpreter, and a process

@@ -1,4 +1,4 @@
-"""Text files that come with a question: read, found in what was pasted, completed."""
+"""Text files attached to a question: reading them, finding them in pasted text, completing names."""
 
 from __future__ import annotations
 

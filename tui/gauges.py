@@ -1,4 +1,4 @@
-"""Figures and progress as short texts that need no colour; knows numbers, not where they come from."""
+"""Formats figures and progress as short texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps chats on disk while they are talked: writes, and where that fails keeps them in memory and tries again.
+"""Saves chats while they are talked; when that fails, keeps them in memory and tries again.
 
 Knows the store, no screen. Where the file cannot be opened, a store in memory stands in for it until it can be.
 """

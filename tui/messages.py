@@ -1,4 +1,4 @@
-"""What screens ask of an engine, and what it tells them as typed messages; knows no widget and no model.
+"""The typed messages between screens and the engine.
 
 ``number`` is the question's, so that what is left over from an abandoned answer can be told apart.
 """

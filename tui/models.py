@@ -1,4 +1,4 @@
-"""The models that are on this machine: folders, the hub's cache, the packaged toy; knows files, not MLX."""
+"""The models that are on this machine: folders, the hub's cache, the packaged toy."""
 
 from __future__ import annotations
 

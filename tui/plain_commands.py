@@ -1,4 +1,4 @@
-"""The commands of plain mode, those of the one table that make sense there; knows no engine and no input."""
+"""The commands of plain mode, those of the one table that make sense there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer's record: made of its figures, and shown in a few words or line by line."""
+"""An answer's record: its figures, in a few words or line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat's own theme beside Textual's: black, white and bright, for those who need the contrast."""
+"""A high-contrast theme beside Textual's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats to files and back; knows the formats' names, not the formats."""
+"""Chats to files and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the store could not take at the end: written elsewhere, so that it is not lost; knows files, no database."""
+"""Writes what the store could not take at the end to a file."""
 
 from __future__ import annotations
 

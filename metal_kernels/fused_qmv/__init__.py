@@ -1,4 +1,4 @@
-"""Products of a few tokens with packed matrices, between the operations around them; knows nothing of layers."""
+"""Products of a few tokens with packed matrices, between the operations around them."""
 
 from metal_kernels.fused_qmv.fused import (
     fused_add_qmv,

@@ -1,4 +1,4 @@
-"""Lightning attention: linear attention with one fixed decay a head, in its plain and fast forms; knows no layer."""
+"""Lightning attention: linear attention with one fixed decay a head, in its plain and fast forms."""
 
 from metal_kernels.lightning_attn.chunk import chunk_lightning_attn
 from metal_kernels.lightning_attn.fused_recurrent import fused_qkv_lightning_attn

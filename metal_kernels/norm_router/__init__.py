@@ -1,4 +1,4 @@
-"""Residual, RMSNorm and the router's product in one step; knows nothing of how experts are chosen."""
+"""Residual, RMSNorm and the router's product in one step."""
 
 from metal_kernels.norm_router.fused import fused_add_norm, fused_norm_router, supports, supports_add_norm
 from metal_kernels.norm_router.naive import naive_add_norm, naive_norm_router

@@ -1,4 +1,4 @@
-"""QK-norm, rotary embedding and split of the fused projection; knows nothing of attention or caches."""
+"""QK-norm, rotary embedding and split of the fused projection."""
 
 from metal_kernels.qk_norm_rope.fused import fused_qk_norm_rope
 from metal_kernels.qk_norm_rope.naive import naive_qk_norm_rope

@@ -1,4 +1,4 @@
-"""Mixture of SwiGLU experts over MLX's packed weights, with the shared expert and the residual; knows no router."""
+"""Mixture of SwiGLU experts over MLX's packed weights, with the shared expert and the residual."""
 
 from metal_kernels.quantized_moe.decode import decode_moe, supports_decode
 from metal_kernels.quantized_moe.experts import Experts

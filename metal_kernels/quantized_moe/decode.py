@@ -1,4 +1,4 @@
-"""Mixture of experts for a few tokens, in two dispatches; knows how to launch them and not when."""
+"""Mixture of experts for a few tokens, in two dispatches."""
 
 from __future__ import annotations
 

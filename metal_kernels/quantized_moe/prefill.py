@@ -1,4 +1,4 @@
-"""Mixture of experts for many tokens, sorted by expert; knows how to launch the kernels and not when."""
+"""Mixture of experts for many tokens, sorted by expert."""
 
 from __future__ import annotations
 

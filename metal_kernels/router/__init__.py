@@ -1,4 +1,4 @@
-"""Router: chooses experts for each token; knows nothing of the experts themselves."""
+"""Router: chooses experts for each token."""
 
 from metal_kernels.router.fused import fused_route
 from metal_kernels.router.naive import naive_route

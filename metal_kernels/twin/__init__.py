@@ -1,4 +1,4 @@
-"""The CUDA twin: runs the Metal source of this package on an NVIDIA GPU; knows no kernel."""
+"""The CUDA twin: runs the Metal source of this package on an NVIDIA GPU."""
 
 from metal_kernels.twin.kernel import TwinKernel, metal_kernel
 

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, so that a process compiles only what no process before it did; knows bytes and keys."""
+"""Compiled kernels on disk, so that a process compiles only what no process before it did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machine code in the wrapping that CUDA's loader takes compressed; knows bytes and no CUDA library.
+"""Machine code in the wrapping that CUDA's loader takes compressed.
 
 MLX hashes a precompiled kernel's bytes at every launch, and copies them where a call is not compiled, so a third of the
 bytes is worth having. The block is LZ4's (https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md); the headers are as

@@ -1,4 +1,4 @@
-"""Compiles CUDA source to a cubin with NVRTC, without a GPU and without the CUDA toolkit; knows no Metal."""
+"""Compiles CUDA source to a cubin with NVRTC, without a GPU and without the CUDA toolkit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of Metal source text; knows how C++ is spelled, not what it means."""
+"""Tokens of Metal source text."""
 
 from __future__ import annotations
 

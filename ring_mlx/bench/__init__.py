@@ -1,1 +1,1 @@
-"""``ring-mlx bench``: speed, memory and their physical limits, of ours and of stock mlx-lm; knows no text."""
+"""``ring-mlx bench``: speed, memory and their physical limits, of ours and of stock mlx-lm."""

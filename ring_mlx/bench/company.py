@@ -1,4 +1,4 @@
-"""What a benchmark asks of other processes that run the same cells; alone by default. Knows no process and no MLX."""
+"""Keeps the processes of a distributed benchmark in step; a single process needs none of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ours and mlx-lm's as one thing that reads a prompt and gives tokens; knows both models' calls, takes no times."""
+"""Our model and mlx-lm's behind one interface for timing: read a prompt, give tokens."""
 
 from __future__ import annotations
 

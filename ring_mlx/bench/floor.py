@@ -1,4 +1,4 @@
-"""The physical limit: what a token must read or compute over what this machine can; knows shapes and rates.
+"""The physical limit: the bytes and operations of a token over what this machine can do.
 
 ::
 

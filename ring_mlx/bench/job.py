@@ -1,4 +1,4 @@
-"""One benchmark from the model to the files; knows the order of the steps, not the steps."""
+"""One benchmark from the model to the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result was measured on; knows versions and devices."""
+"""The hardware and software that a result was measured on."""
 
 from __future__ import annotations
 

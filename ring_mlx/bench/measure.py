@@ -1,4 +1,4 @@
-"""Times and memory of engines over contexts and batch sizes; knows clocks and cells, not models."""
+"""Times and memory of engines over contexts and batch sizes."""
 
 from __future__ import annotations
 

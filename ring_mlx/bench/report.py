@@ -1,4 +1,4 @@
-"""Measured cells as rows, and rows as text, CSV, JSON and Markdown; knows numbers, not models."""
+"""Measured cells as rows, and rows as text, CSV, JSON and Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do; knows numbers and names, imports no MLX."""
+"""The settings of a benchmark."""
 
 from __future__ import annotations
 

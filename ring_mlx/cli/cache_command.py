@@ -1,4 +1,4 @@
-"""``ring-mlx cache``: what the snapshots on disk are, and how to have fewer; knows folders, no model."""
+"""``ring-mlx cache``: lists and prunes the snapshots on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several subcommands share: which model, how to sample, how to prefill; knows flags, not models."""
+"""Options that several subcommands share: which model, how to sample, how to prefill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a command is, on standard error: a bar at a terminal, elsewhere a line now and then; knows counts only."""
+"""Progress of a command on standard error: a bar at a terminal, else a line now and then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A saved prompt as a file: which tokens, of which text; knows files and templates, not how a cache is laid out."""
+"""A saved prompt as a file: which tokens, of which text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints to the mlx-community form, quantised or not, piece by piece; knows no command line.
+"""Checkpoints to the mlx-community form, quantised or not, piece by piece.
 
 Modules, each using those above it:
 

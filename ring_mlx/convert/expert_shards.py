@@ -1,4 +1,4 @@
-"""Shards in which the matrices of one expert lie side by side; knows where bytes go, not what they mean.
+"""Shards in which the matrices of one expert lie side by side.
 
 The rest of a conversion writes stacks of experts, row by row; here each piece of a stack finds its places. Checksums of
 the experts go into the header once all is written; until then their room is filled with zeros.

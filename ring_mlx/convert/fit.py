@@ -1,4 +1,4 @@
-"""Float rows to MLX's packed form, by rounding to nearest or by a better fit of scales; knows arrays only."""
+"""Float rows to MLX's packed form, by rounding to nearest or by a better fit of scales."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversion from a source to a folder, a few rows at a time; knows the order of the steps."""
+"""The conversion from a source to a folder, a few rows at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source's tensors mean: each format as a matrix whose rows can be read in float; knows no output format.
+"""What a source's tensors mean: each format as a matrix whose rows can be read in float.
 
 Plain       bfloat16, float16 or float32
 MLXPacked   weight, scales and biases of an mlx-community conversion

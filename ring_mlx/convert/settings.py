@@ -1,4 +1,4 @@
-"""Bits, groups and modes of matrices, and which matrix gets which; knows module paths, not tensors."""
+"""Bits, groups and modes of matrices, and which matrix gets which."""
 
 from __future__ import annotations
 

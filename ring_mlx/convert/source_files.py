@@ -1,4 +1,4 @@
-"""Shards of a source checkpoint: their headers, and rows of their tensors; knows bytes, not what they mean.
+"""Shards of a source checkpoint: their headers, and rows of their tensors.
 
 Data is read at its offset into fresh memory: pages of a memory map would count as this process's memory.
 """

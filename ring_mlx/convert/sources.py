@@ -1,4 +1,4 @@
-"""A source checkpoint, in a folder or on the hub, as one matrix for each parameter of the model."""
+"""A source checkpoint, local or on the hub, as one matrix for each parameter of the model."""
 
 from __future__ import annotations
 

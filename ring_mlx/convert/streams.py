@@ -1,4 +1,4 @@
-"""A model run one layer at a time, its weights read, used and dropped; knows layers, not what is measured on them."""
+"""A model run one layer at a time, its weights read, used and dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards, manifest and the folder that becomes the target only when it is whole; knows files, not the model.
+"""Writes shards and the manifest; the target folder appears only when it is whole.
 
 The work lies in ``.NAME.partial`` beside the target. A shard is written under another name, its tensors at their
 offsets, synced, and renamed; then the manifest says so. The manifest is replaced as a whole, so whatever stops the

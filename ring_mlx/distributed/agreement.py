@@ -1,4 +1,4 @@
-"""What every rank must have alike, and in what one differs; needs neither MLX nor a model."""
+"""Compares what must be equal on every rank, and names the rank that differs."""
 
 from __future__ import annotations
 

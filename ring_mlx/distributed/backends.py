@@ -1,4 +1,4 @@
-"""What each rank must find in its environment so that MLX's backends find the others, as mlx.launch says it."""
+"""The environment variables through which MLX's backends find the other ranks, as mlx.launch sets them."""
 
 from __future__ import annotations
 

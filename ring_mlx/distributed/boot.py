@@ -1,4 +1,4 @@
-"""Becomes a rank at a host reached by ssh: ``python -P -m ring_mlx.distributed.boot``.
+"""Starts a rank on a host that ssh reached: ``python -P -m ring_mlx.distributed.boot``.
 
 Its first line of standard input says all in JSON, so that no shell there reads any of it.
 """

@@ -1,4 +1,4 @@
-"""Which rows or columns of each tensor belong to a rank; knows names, shapes and packing, and reads nothing.
+"""Which rows or columns of each tensor belong to a rank.
 
 Matrices that widen (queries, keys and values, gates, up) are cut by rows; those that narrow again (dense, down) by
 columns, so that one sum over the ranks ends a block. A quantised matrix is cut by columns between groups; an affine

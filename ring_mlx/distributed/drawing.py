@@ -1,4 +1,4 @@
-"""One rank's part of a model with random weights; knows how they are drawn and cut, and no files.
+"""One rank's part of a model with random weights.
 
 Every rank draws the same arrays from the seed and computes its own part of them alone, one tensor at a time.
 """

@@ -1,4 +1,4 @@
-"""How a process ends that cannot go on, whatever its other threads wait for."""
+"""Ends a process that cannot go on, even if its other threads wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank other than 0 does while rank 0 serves: what it is told, step by step; knows tokens, no requests.
+"""What a rank other than 0 does while rank 0 serves: what it is told, step by step.
 
 The orders are those of `ring_mlx.distributed.leader`.
 """

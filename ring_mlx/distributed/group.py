@@ -1,4 +1,4 @@
-"""The processes that work together: joining them, and what they tell each other."""
+"""The group of processes that share a model: joining it, and exchanging small objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank's tie to ``ring-mlx launch``: it beats to its launcher, and ends when that is gone.
+"""A rank's connection to ``ring-mlx launch``: it sends heartbeats, and ends the rank when the launcher is gone.
 
 Standard input is a pipe from the launcher, at another host by way of ssh. It brings a byte a second. Where it ends, or
 brings nothing for a while, the launcher is gone: killed, or cut off. Standard error takes bytes that are no text back.

@@ -1,4 +1,4 @@
-"""A checkpoint folder to one rank's part of the model; knows the order of the steps, not the steps.
+"""A checkpoint folder to one rank's part of the model.
 
 No process holds more than its part and one tensor's worth of what is being read.
 """

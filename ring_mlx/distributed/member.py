@@ -1,4 +1,4 @@
-"""A command's place among ranks: joins them, watches them, loads its part; knows options, not how a model is cut.
+"""A command's place among ranks: joins them, watches them, loads its part.
 
 Rank 0 alone prints. An error that every rank meets is said by all, of which the launcher passes on one line.
 """

@@ -1,4 +1,4 @@
-"""What rank 0 tells the others, a line of JSON each over sockets of its own; knows no orders.
+"""Messages from rank 0 to the others: one line of JSON each, over separate sockets.
 
 MLX's backends poll while they wait, and a server may wait for hours: waiting here takes no processor.
 """

@@ -1,4 +1,4 @@
-"""Some of a model's layers, the others on other ranks; knows its neighbours, not files.
+"""One rank's group of layers in a pipeline.
 
 Every rank makes the same calls: the first embeds, each hands the residual stream on, and all get the last one's, so
 that each can go through norm and head. What a call sends and gathers is started before it returns, so calls meet in

@@ -1,4 +1,4 @@
-"""Which part of a model a rank holds, and why some models cannot be cut so; knows the configuration, not files."""
+"""Which part of a model a rank holds, and why some models cannot be cut so."""
 
 from __future__ import annotations
 

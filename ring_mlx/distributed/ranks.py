@@ -1,4 +1,4 @@
-"""The ranks that share a model, and how one of them goes on without the others; knows no model."""
+"""The ranks that share a model, and how a rank goes on when another is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of tensors from disk, a few MiB at a time; knows cuts and files, not models.
+"""Parts of tensors from disk, a few MiB at a time.
 
 Rows are read alone. Columns are not: neighbours lie in the same pages of the disk, so whole rows are read and the rest
 is dropped at once.

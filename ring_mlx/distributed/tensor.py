@@ -1,4 +1,4 @@
-"""Layers of which each rank holds a share; one sum over the ranks ends each block. Knows no files and no group size.
+"""Layers whose matrices are shared among ranks; one sum over the ranks ends each block.
 
 The blocks are those of the whole model, built for a share (see `plan.local_config`): kernels and plain forms are chosen
 as ever. Only what ends a block differs: its residual is added after the sum. Steps are not compiled in pieces, since a

@@ -1,4 +1,4 @@
-"""Whether the other ranks still live, told over sockets of its own.
+"""Notices when another rank is gone, over separate sockets.
 
 A rank that is killed closes its socket; one that hangs or is cut off stops beating. Rank 0 hears all others, and they
 hear it. Whoever misses a rank says which in one line and ends its process, since the thread that computes may wait in

@@ -1,4 +1,4 @@
-"""Whether a machine is fit to run Ring models, and what is missing; knows no command line.
+"""Whether a machine is fit to run Ring models, and what is missing.
 
 Modules, each using those above it; none imports MLX before it is asked, so that a broken one can be named:
 

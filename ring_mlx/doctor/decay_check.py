@@ -1,4 +1,4 @@
-"""Which decay a checkpoint was trained with, by how likely a text is under each; knows formulas and statistics."""
+"""Which decay a checkpoint was trained with, by how likely a text is under each."""
 
 from __future__ import annotations
 

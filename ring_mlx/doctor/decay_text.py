@@ -1,4 +1,4 @@
-"""Text that a model finds less likely the more wrongly it forgets; knows suites and templates, no decay.
+"""Text for the decay check: the more wrongly a model forgets, the less likely it finds this text.
 
 A wrong decay hardly shows in what was said last, so the packaged text is long: conversations of the demo suite that
 state many facts, several of which are then asked for, each on its own. The facts' values cannot be guessed.

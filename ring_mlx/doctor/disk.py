@@ -1,4 +1,4 @@
-"""Room and permissions where downloads and snapshots go; knows folders, no file formats."""
+"""Room and permissions where downloads and snapshots go."""
 
 from __future__ import annotations
 

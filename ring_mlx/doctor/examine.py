@@ -1,4 +1,4 @@
-"""All checks in order, each kept apart from the others' failures; knows which there are."""
+"""Runs all checks in order; a check that fails does not stop the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thing that was looked at, and how a list of them reads; knows no check."""
+"""The result of one check, and how a list of results is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is worth, measured; knows models and tokenizers, no command line.
+"""Measures the quality of a model.
 
 Modules, each using those above it:
 

@@ -1,4 +1,4 @@
-"""A model's answers to a suite of questions; knows conversations and batches, not files."""
+"""A model's answers to a suite of questions."""
 
 from __future__ import annotations
 

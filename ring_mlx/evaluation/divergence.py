@@ -1,4 +1,4 @@
-"""How far a model's predictions are from a reference's on one text; knows both models whole, no file.
+"""The divergence of a model's predictions from a reference model's on one text.
 
 `ring_mlx.convert.report` does the same a layer at a time, for models that do not fit into memory together.
 """

@@ -1,4 +1,4 @@
-"""Facts to find again and the filler that hides them; knows sentences, no tokens."""
+"""Facts to find again and the filler that hides them."""
 
 from __future__ import annotations
 

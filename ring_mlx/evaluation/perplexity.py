@@ -1,4 +1,4 @@
-"""Perplexity of a text under a model; knows text files and tokens, not how a model computes."""
+"""Perplexity of a text under a model."""
 
 from __future__ import annotations
 

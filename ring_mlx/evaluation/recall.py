@@ -1,4 +1,4 @@
-"""Recall at depth: a fact stated somewhere in a long text, asked for at its end; knows prompts and answers."""
+"""Recall at depth: a fact stated somewhere in a long text, asked for at its end."""
 
 from __future__ import annotations
 

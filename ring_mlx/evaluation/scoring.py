@@ -1,4 +1,4 @@
-"""Given tokens, scored: their logits in steps, and windows over more of them than a context holds."""
+"""Scores given tokens: logits in steps, and windows over texts longer than the context."""
 
 from __future__ import annotations
 

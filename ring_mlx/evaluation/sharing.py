@@ -1,4 +1,4 @@
-"""Many prompts, each token that they share at the start read once; knows tokens and caches, no text."""
+"""Reads the common start of many prompts once."""
 
 from __future__ import annotations
 

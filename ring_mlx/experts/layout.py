@@ -1,4 +1,4 @@
-"""Where each routed expert lies in the files of a checkpoint; knows names and offsets, reads no weights.
+"""Where each routed expert lies in the files of a checkpoint.
 
 The streamed layout is ordinary safetensors in the Hugging Face form, one tensor an expert and matrix, so whatever reads
 that form reads it too. What is special is the order: the tensors of one expert lie side by side, wide types first, and

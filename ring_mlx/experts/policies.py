@@ -1,4 +1,4 @@
-"""Which expert makes room for another: the one not used for longest, the one used least, or all of them at once.
+"""Chooses the expert to evict: least recently used, least often used, or all at once.
 
 Knows keys only, not what they stand for.
 """

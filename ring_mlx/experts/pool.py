@@ -1,4 +1,4 @@
-"""Experts in slots: those that are needed are found or read, others make room; knows layers by number, not modules.
+"""A pool of expert slots in memory: finds an expert or reads it, and evicts another.
 
 Reads fill slots while MLX computes with others. A slot is filled again only once nothing that was begun with it is still
 to be computed: whatever is computed with slots is started at once, and waited for before they may be reused.

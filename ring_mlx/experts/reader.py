@@ -1,4 +1,4 @@
-"""Reads experts on a few threads and holds them against their checksums; knows files and buffers, not MLX.
+"""Reads experts on a few threads and checks their checksums.
 
 A file that shrinks, cannot be read, or does not hold what its checksum says, is an error and never an expert. An expert
 is checked when it is first read, and again once its file's size or time has changed; where a layout has no checksums, a

@@ -1,4 +1,4 @@
-"""How much memory to give to experts on disk; knows a configuration and a number of bytes, not the machine."""
+"""Recommends how much memory to give to experts on disk."""
 
 from __future__ import annotations
 

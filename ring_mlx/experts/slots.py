@@ -1,4 +1,4 @@
-"""Memory that files are read into and MLX computes with, without a copy in between; knows arrays, not experts.
+"""Memory that files are read into and MLX computes with, without a copy in between.
 
 A slot is one row of several stacks, an array [slots, ...] for each part of an expert. Files are read right into the
 arrays' memory, which CPU and GPU share; who does so sees to it that nothing is computing with the row.

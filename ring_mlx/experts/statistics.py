@@ -1,4 +1,4 @@
-"""What was found in memory, read from files and waited for; knows numbers only."""
+"""Counts of cache hits, bytes read and seconds waited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mixture of experts over a pool of slots, and a loaded model made to use it; knows no file and no policy.
+"""The mixture of experts over a pool of slots, and the conversion of a loaded model to it.
 
 Which experts a layer needs is known only once its router has been computed, so a layer waits once for the GPU, where a
 resident model waits once a token.

@@ -1,4 +1,4 @@
-"""mlx-lm with our model: after `register` its commands and functions build it; knows where mlx-lm looks, no arrays.
+"""mlx-lm with our model: after `register` its commands and functions build it.
 
 mlx-lm finds a model's classes by the name ``mlx_lm.models.<type>``, after two tables of other names. `register`
 changes seven things, and `unregister` takes them back:

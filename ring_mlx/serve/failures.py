@@ -1,4 +1,4 @@
-"""A failure as OpenAI's clients expect it: a status and a small JSON object; knows neither HTTP nor the model."""
+"""Failures in the form of OpenAI's API: a status and a small JSON object."""
 
 from __future__ import annotations
 

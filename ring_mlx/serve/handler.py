@@ -1,4 +1,4 @@
-"""What a client may ask for and how it is told: routes, keys, answers and failures; knows jobs, not the model."""
+"""Routes, keys, answers and failures of the HTTP server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes between a request's thread and the model's: a job, and the events of its answer; knows no MLX."""
+"""A request and its events, passed between the request's thread and the model's."""
 
 from __future__ import annotations
 

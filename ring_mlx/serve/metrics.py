@@ -1,4 +1,4 @@
-"""Counts, and their form for Prometheus; knows no HTTP and no model."""
+"""Counters, and their text form for Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's JSON, whole and in pieces; knows events, not sockets."""
+"""Answers in OpenAI's JSON, whole and in pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One request in the running batch: how it chooses tokens and what it has said; knows no queue and no cache."""
+"""One request in the running batch: its sampler and the text it has generated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The listening socket with its engine; knows how both start and end, not what they do."""
+"""The listening socket and the engine behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server is made with; knows no flags."""
+"""The settings of a server."""
 
 from __future__ import annotations
 

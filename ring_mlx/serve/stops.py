@@ -1,4 +1,4 @@
-"""Ends streamed text at stop sequences, which may arrive in pieces; knows text only."""
+"""Ends streamed text at stop sequences, which may arrive in pieces."""
 
 from __future__ import annotations
 

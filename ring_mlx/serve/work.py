@@ -1,4 +1,4 @@
-"""What the model's thread does: reads prompts in turns, steps the batch, keeps snapshots; owns MLX, knows no queue."""
+"""The work of the model's thread: reads prompts in turns, steps the batch, keeps snapshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All models' snapshots on disk together; knows folders and stores, not what is in them."""
+"""All models' snapshots on disk together."""
 
 from __future__ import annotations
 

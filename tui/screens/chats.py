@@ -1,4 +1,4 @@
-"""All chats: search as you type, rename, pin, delete with undo, export, open; knows the store, no conversation."""
+"""All chats: search as you type, rename, pin, delete with undo, export, open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands and keys, from the one table of them; knows no chat."""
+"""Commands and keys, from the one table of them."""
 
 from __future__ import annotations
 

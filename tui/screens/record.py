@@ -1,4 +1,4 @@
-"""How one answer came to be, line by line; knows the record only."""
+"""Shows how one answer came to be, line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling, thinking budget and system prompt in one panel, with presets; knows values, not their use."""
+"""Sampling, thinking budget and system prompt in one panel, with presets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text to be changed, of one line or many; knows nothing of what it is."""
+"""An editor for a short or long text."""
 
 from __future__ import annotations
 

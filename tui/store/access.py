@@ -1,4 +1,4 @@
-"""Who may open a store's files: the user alone; and which windows have them open."""
+"""Lets only the user open the files of a store, and finds windows that have them open."""
 
 from __future__ import annotations
 

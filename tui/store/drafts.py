@@ -1,4 +1,4 @@
-"""What was typed in a chat and not sent."""
+"""Drafts: text typed in a chat and not sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why the store failed, in one line with a remedy; knows SQLite's and the system's codes, no table."""
+"""Why the store failed, in one line with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads rows out of the pages of a SQLite file, whatever is wrong with the rest of it.
+"""Reads rows from the pages of a damaged SQLite file.
 
 Source: https://www.sqlite.org/fileformat2.html, sections 1.6 (pages), 2.1 (records) and 4 (the log).
 """

@@ -1,4 +1,4 @@
-"""Makes a new store of what can be read of a damaged one, which is kept beside it.
+"""Makes a new store from what can be read of a damaged one, which is kept beside it.
 
 Each row is held against its seal, wherever it lies in the file. One that does not fit is kept too, marked as damaged;
 where only a name in it is wrong, that is found by trying the names that are missing.

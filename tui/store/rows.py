@@ -1,4 +1,4 @@
-"""Rows as they lie on the disk: sealed with a checksum when they are written, read whatever they hold.
+"""Rows as stored: sealed with a checksum when written, read whatever they hold.
 
 A seal is a BLAKE2 checksum over a row's values as Python writes them in ASCII. A row whose seal does not fit is damaged: what can be
 read of it is shown with a mark, and saved again without a seal, so that the mark stays.

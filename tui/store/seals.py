@@ -1,4 +1,4 @@
-"""What is sealed of each table, by name of its columns."""
+"""The columns of each table that the checksum covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search over everything said in all chats; knows words, not screens.
+"""Search over everything said in all chats.
 
 Words are prefixes and all must occur; the index splits at spaces and punctuation. Chinese, Japanese and Korean have
 no spaces to split at, so a search in them reads the turns instead.

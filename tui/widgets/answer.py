@@ -1,4 +1,4 @@
-"""Markdown whose code blocks can be copied; knows text, not conversations."""
+"""Markdown whose code blocks can be copied."""
 
 from __future__ import annotations
 

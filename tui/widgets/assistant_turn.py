@@ -1,4 +1,4 @@
-"""An answer as a widget, also while it comes; knows its text, its thought and its record, not where they come from."""
+"""An answer as a widget, also while it comes."""
 
 from __future__ import annotations
 

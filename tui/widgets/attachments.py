@@ -1,4 +1,4 @@
-"""What will come with the next question, as chips; knows texts, not files."""
+"""The attachments of the next question, as chips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short list of ways to go on with what is typed; knows strings, not commands or files."""
+"""A short list of completions for what is typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompt with its attachments and completions; knows commands by name and files by path, no conversation."""
+"""The prompt with its attachments and completions."""
 
 from __future__ import annotations
 

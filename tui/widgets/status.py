@@ -1,4 +1,4 @@
-"""One line with the model and its gauges; knows its width, not where they come from."""
+"""One line with the model and its gauges."""
 
 from __future__ import annotations
 

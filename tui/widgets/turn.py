@@ -1,4 +1,4 @@
-"""What turns have in common: the focus, their keys and their place among branches; knows no text."""
+"""The common base of turns: focus, keys and place among branches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The branch in view, of which only a window is mounted; knows turns as values, not where they come from."""
+"""The branch in view, of which only a window is mounted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A question as a widget; knows its text and what was attached."""
+"""A question as a widget."""
 
 from __future__ import annotations
 
