@@ -1,7 +1,7 @@
 """The one place that chooses between a kernel and the plain form of an operation; knows both, and no model.
 
-A kernel runs where `launch.backend` names a backend and the kernel's ``supports`` takes the arguments; all else goes
-through plain MLX operations, which give the same results to within rounding.
+A kernel runs where `choices` prefers it on the backend that `launch` names and its ``supports`` takes the arguments; all
+else goes through plain MLX operations, which give the same results to within rounding.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from metal_kernels import choices
 from metal_kernels import fused_qmv as qmv
-from metal_kernels import launch
 from metal_kernels import norm_router as norms
 from metal_kernels.fused_qmv import Matrices
 from metal_kernels.heads import Heads
@@ -28,23 +28,6 @@ from metal_kernels.router.naive import naive_route
 LONGEST_CHUNK = 64
 MoEKernel = Callable[[mx.array, mx.array, mx.array, Experts, "mx.array | None"], mx.array]
 
-# Whether the experts of many tokens go through our grouped product or through MLX's gather_qmm. On an H100 gather_qmm
-# was seen at 4.6 TFLOP/s where a dense product of the same work ran at 194, so ours takes its place there; on Metal
-# MLX's own is tuned for the chip and ours has not been timed, so it stays until somebody measures.
-OURS_FOR_MANY_TOKENS = {"metal": False, "cuda": True, "simulator": True}
-
-# Tokens up to which a product is fused with what stands around it: the norm before it, the gate before it and the residual
-# behind, or the residual alone. On an H100 in a compiled chain, against MLX's operations: one token of the norm's product
-# 1.02 times as fast (mini) and 1.03 (flash), four 1.46 and 1.38; of the gate's 1.27 and 1.21, 1.45 and 1.19. All kernels have
-# become faster since, their numbers being constants: the residual's takes the GPU 3.2 us where MLX's product and sum take 8.
-# From Python eight tokens of the norm's took 89 us where MLX's took 39: each threadgroup prepares every token again, so
-# they stay with MLX until somebody measures. Nothing was timed on Metal.
-FUSED_UP_TO_TOKENS = {
-    "metal": {"norm": 8, "gate": 8, "add": 8},
-    "cuda": {"norm": 4, "gate": 4, "add": 4},
-    "simulator": {"norm": 8, "gate": 8, "add": 8},
-}
-
 
 def lightning_attn(
     q: mx.array,
@@ -58,13 +41,14 @@ def lightning_attn(
     """Same contract as `naive_lightning_attn`: one token goes through the recurrence, more through chunks.
 
     A token takes 4 C D operations within its chunk of C tokens and 4 D^2 between chunks: longer chunks than D cost
-    more, much shorter ones save little.
+    more, much shorter ones save little, unless this machine chose otherwise.
     """
     if q.shape[1] == 1:
         return naive_lightning_attn(q, k, v, decay_rate, scale, state, mask)
-    if launch.backend() is not None and simd_chunk.supports(q, k, v, decay_rate):
+    if choices.ours("lightning_attn", q.shape[1]) and simd_chunk.supports(q, k, v, decay_rate):
         return simd_chunk.simd_chunk_lightning_attn(q, k, v, decay_rate, scale, state, mask)
-    chunk_size = max(16, min(LONGEST_CHUNK, q.shape[-1]))
+    size = choices.chosen("chunk_tokens/9+")
+    chunk_size = max(16, min(LONGEST_CHUNK, q.shape[-1])) if size == choices.BY_HEAD else int(size)
     return chunk_lightning_attn(q, k, v, decay_rate, scale, state, mask, chunk_size)
 
 
@@ -92,7 +76,8 @@ def qkv_lightning_attn(
         o [B, T, H D] in the dtype of ``qkv``, and the state after the last token.
     """
     h = heads
-    if launch.backend() is not None and fused_recurrent.supports(qkv, h.q_weight, h.k_weight, h.inv_freq, decay_rate):
+    arguments = qkv, h.q_weight, h.k_weight, h.inv_freq, decay_rate
+    if choices.ours("recurrent", qkv.shape[1]) and fused_recurrent.supports(*arguments):
         return fused_recurrent.fused_qkv_lightning_attn(
             qkv, h.q_weight, h.k_weight, h.inv_freq, h.rope_scale, offset, decay_rate, scale, h.eps, state, mask
         )
@@ -105,14 +90,14 @@ def qk_norm_rope(qkv: mx.array, heads: Heads, offset: int | mx.array) -> tuple[m
     """q [B, num_heads, T, D], k and v [B, num_kv_heads, T, D] of a fused projection, q and k normed and rotated."""
     h = heads
     arguments = (qkv, h.q_weight, h.k_weight, h.inv_freq)
-    if launch.backend() is not None and qk_kernel.supports(*arguments, h.num_heads, h.num_kv_heads):
+    if choices.ours("qk_norm_rope", _tokens(qkv)) and qk_kernel.supports(*arguments, h.num_heads, h.num_kv_heads):
         return qk_kernel.fused_qk_norm_rope(*arguments, h.rope_scale, offset, h.eps, h.num_heads, h.num_kv_heads)
     return heads.split(qkv, offset)
 
 
 def linear_gate(x: mx.array, gate: mx.array, weight: mx.array, groups: int, eps: float) -> mx.array:
     """Same contract as `naive_linear_gate`."""
-    if launch.backend() is not None and gate_kernel.supports(x, gate, weight, groups):
+    if choices.ours("linear_gate", _tokens(x)) and gate_kernel.supports(x, gate, weight, groups):
         return gate_kernel.fused_linear_gate(x, gate, weight, groups, eps)
     return naive_linear_gate(x, gate, weight, groups, eps)
 
@@ -128,7 +113,7 @@ def route(
 ) -> tuple[mx.array, mx.array]:
     """Same contract as `naive_route`."""
     run = naive_route
-    if launch.backend() is not None and router_kernel.supports(logits, bias, top_k, n_group):
+    if choices.ours("route", _tokens(logits)) and router_kernel.supports(logits, bias, top_k, n_group):
         run = router_kernel.fused_route
     return run(logits, bias, top_k, n_group, topk_group, scaling_factor, normalize)
 
@@ -137,7 +122,7 @@ def add_norm(
     x: mx.array, r: mx.array | None, weight: mx.array, eps: float, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, mx.array]:
     """Same contract as `naive_add_norm`."""
-    if r is not None and launch.backend() is not None and norms.supports_add_norm(x, r, weight, dtype):
+    if r is not None and choices.ours("add_norm", _tokens(x)) and norms.supports_add_norm(x, r, weight, dtype):
         return norms.fused_add_norm(x, r, weight, eps, dtype)
     return norms.naive_add_norm(x, r, weight, eps, dtype)
 
@@ -146,7 +131,7 @@ def norm_router(
     x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, eps: float, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, mx.array, mx.array] | None:
     """What `naive_norm_router` returns, or None where MLX's product shall do it."""
-    if launch.backend() is None or not norms.supports(x, r, weight, router, dtype):
+    if not choices.ours("norm_router", _tokens(x)) or not norms.supports(x, r, weight, router, dtype):
         return None
     return norms.fused_norm_router(x, r, weight, router, eps, dtype)
 
@@ -155,7 +140,7 @@ def norm_qmv(
     x: mx.array, weight: mx.array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, ...] | None:
     """What `naive_norm_qmv` returns, or None where MLX's products shall do it."""
-    if not _are_few(x, "norm") or not qmv.supports_norm_qmv(x, weight, matrices, dtype):
+    if not choices.ours("norm_qmv", _tokens(x)) or not qmv.supports_norm_qmv(x, weight, matrices, dtype):
         return None
     return qmv.fused_norm_qmv(x, weight, eps, matrices, dtype)
 
@@ -170,30 +155,28 @@ def gate_qmv(
     residual: mx.array | None = None,
 ) -> mx.array | None:
     """What `naive_gate_qmv` returns, or None where MLX's product shall do it."""
-    if not _are_few(x, "gate") or not qmv.supports_gate_qmv(x, gate, weight, groups, matrices, residual):
+    if not choices.ours("gate_qmv", _tokens(x)) or not qmv.supports_gate_qmv(
+        x, gate, weight, groups, matrices, residual
+    ):
         return None
     return qmv.fused_gate_qmv(x, gate, weight, groups, eps, matrices, residual)
 
 
 def add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -> mx.array | None:
     """What `naive_add_qmv` returns, or None where MLX's product shall do it."""
-    if not _are_few(x, "add") or not qmv.supports_add_qmv(x, matrices, residual):
+    if not choices.ours("add_qmv", _tokens(x)) or not qmv.supports_add_qmv(x, matrices, residual):
         return None
     return qmv.fused_add_qmv(x, matrices, residual)
 
 
-def _are_few(x: mx.array, around: str) -> bool:
-    where = launch.backend()
-    return where is not None and math.prod(x.shape[:-1]) <= FUSED_UP_TO_TOKENS[where.name][around]
-
-
 def moe_kernel(experts: Experts, x: mx.array) -> MoEKernel | None:
     """The kernel with the contract of `naive_moe` for tokens x [..., D], or None where MLX's products shall do it."""
-    where = launch.backend()
-    if where is None:
+    if not choices.ours("experts", _tokens(x)):
         return None
     if supports_decode(experts, x):
         return decode_moe
-    if OURS_FOR_MANY_TOKENS[where.name] and supports_prefill(experts, x):
-        return prefill_moe
-    return None
+    return prefill_moe if supports_prefill(experts, x) else None
+
+
+def _tokens(x: mx.array) -> int:
+    return math.prod(x.shape[:-1])

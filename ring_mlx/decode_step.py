@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import launch, resident
+from metal_kernels import choices, launch, resident
 from ring_mlx.layer import DecoderLayer
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
@@ -36,10 +36,11 @@ class DecodeStep:
 
     Attributes:
         layers: All of them, in order.
+        chosen: The choices that it is compiled with.
     """
 
     def __init__(self, layers: Sequence[DecoderLayer]) -> None:
-        self.layers = layers
+        self.layers, self.chosen = layers, dict(choices.active())
         # Experts that are read on demand are chosen in Python, which a compiled piece does not run.
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []

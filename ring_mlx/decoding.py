@@ -11,13 +11,11 @@ import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.sample_utils import greedy_sampler
 
+from metal_kernels import choices
 from ring_mlx.errors import ModelError, PromptError
 from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.model import Model
 
-# Prompt tokens a step where nobody says. A CPU reads the toy 1.25 and a tiny model 1.6 times as fast in steps of 128 as of
-# 2,048 (two cores of an AMD EPYC): what a step computes stays in its caches. Nothing was timed on Metal.
-GPU_PREFILL_STEP_SIZE, CPU_PREFILL_STEP_SIZE = 2048, 128
 CLEAR_EVERY_TOKENS = 256
 
 Sampler = Callable[[mx.array], mx.array]
@@ -26,10 +24,8 @@ Progress = Callable[[int, int], None]
 
 
 def prefill_step_or_default(asked: int | None = None) -> int:
-    """Prompt tokens a step: as asked, or by the present default device 2,048 on a GPU and 128 on a CPU."""
-    if asked is not None:
-        return asked
-    return GPU_PREFILL_STEP_SIZE if mx.default_device() == mx.gpu else CPU_PREFILL_STEP_SIZE
+    """Prompt tokens a step: as asked, or as this machine chose, or 2,048 on a GPU and 128 on a CPU."""
+    return int(choices.chosen("prefill_step")) if asked is None else asked
 
 
 def step_sizes(total: int, step: int) -> list[int]:

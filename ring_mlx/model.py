@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, BatchKVCache
 
-from metal_kernels import launch
+from metal_kernels import choices, launch
 from ring_mlx.cache import HybridCache, make_kv_cache
 from ring_mlx.config import RingConfig
 from ring_mlx.decode_step import DecodeStep, is_worthwhile
@@ -104,10 +104,11 @@ class LanguageModel(nn.Module):
         return x
 
     def _decode_step(self) -> DecodeStep | None:
-        """Compiled pieces for one token, made anew when the list of layers is another one; None where none pays."""
+        """Compiled pieces for one token, made anew for other layers and other choices; None where none pays."""
         if self.training or not is_worthwhile():
             return None
-        if self._step is None or self._step.layers is not self.layers:
+        step = self._step
+        if step is None or step.layers is not self.layers or step.chosen != choices.active():
             self._step = DecodeStep(self.layers)
         return self._step
 

@@ -22,10 +22,11 @@ def pytest_configure(config):
     """Give each run a temporary folder of its own: those that pytest numbers are cleaned by all runs on a machine.
 
     Commands show no progress, which comes after some seconds: whether it comes would depend on the machine. What was seen
-    of this machine is neither read nor kept.
+    of this machine is neither read nor kept, and nothing is timed at a load.
     """
     os.environ["RING_MLX_PROGRESS"] = "0"
     os.environ["RING_MLX_MACHINE"] = "off"
+    os.environ["RING_MLX_TUNE"] = "off"
     if config.option.basetemp is None:
         folder = tempfile.TemporaryDirectory(prefix="ring-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)

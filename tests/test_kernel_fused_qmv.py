@@ -300,9 +300,9 @@ def test_each_backend_fuses_as_many_tokens_as_pay():
             mx.zeros(s, d) for s, d in zip(output_shapes, output_dtypes, strict=True)
         ]
 
-    for name, most in dispatch.FUSED_UP_TO_TOKENS.items():
+    for name, most in {"metal": 8, "cuda": 4, "simulator": 8}.items():
         with launch.use(launch.Backend(name, constructor)):
-            for tokens in {n + more for n in most.values() for more in (0, 1)} - {0}:
+            for tokens in (1, most, most + 1):
                 case = Case(("affine", 4, 32), (tokens, 96))
                 found = dispatch.norm_qmv(*case.normed), dispatch.gate_qmv(*case.gated), dispatch.add_qmv(*case.added)
-                assert [f is not None for f in found] == [tokens <= most[of] for of in ("norm", "gate", "add")]
+                assert [f is not None for f in found] == [tokens <= most] * 3

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from metal_kernels import choices
 from metal_kernels.arguments import FLOATS, Kind, bits, kind, kind_or_none
 from metal_kernels.fused_qmv.matrices import Matrices
 from metal_kernels.launch import Kernel
@@ -26,10 +27,11 @@ SIMDGROUPS = 8  # of a threadgroup
 VALUES = 32  # of each row that a lane owns, at most
 THREADGROUP_BYTES = 32 * 1024
 NONE, NORM, GATE = 0, 1, 2
+OPERATIONS = {NONE: "add_qmv", NORM: "norm_qmv", GATE: "gate_qmv"}
 
 # Rows a team: what a lane keeps of them in registers is 16 words of weights at 4 bits, 16 at 8, 32 where they are plain.
 # A threadgroup of mini (4 teams of 2 simdgroups) then reads 18 KB of 4-bit weights, 17 KB of 8-bit ones, beside the 8 or
-# 12 KB of its prologue, and its dense product makes 128 threadgroups. Chosen by these counts, not timed.
+# 12 KB of its prologue, and its dense product makes 128 threadgroups. Chosen by these counts; `choices` may scale them.
 ROWS = {2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 8: 2, 16: 2, 32: 1}
 
 
@@ -115,7 +117,9 @@ def _prepared(
     eps: float = 0.0,
 ) -> dict[str, Any] | None:
     """How to launch, worked out once for these kinds of arguments, or None for what the kernel does not run."""
-    key = (prologue, kind(x), kind_or_none(weight), kind_or_none(gate), groups, kind_or_none(residual), dtype, eps)
+    rows = choices.scaled(ROWS.get(matrices.form.get("BITS", 0), 1), OPERATIONS[prologue], math.prod(x.shape[:-1]))
+    kinds = kind(x), kind_or_none(weight), kind_or_none(gate), groups, kind_or_none(residual)
+    key = (prologue, rows, *kinds, dtype, eps)
     if key not in matrices.prepared:
         matrices.prepared[key] = _plan(matrices, *key)
     found: dict[str, Any] | None = matrices.prepared[key]
@@ -125,6 +129,7 @@ def _prepared(
 def _plan(
     matrices: Matrices,
     prologue: int,
+    rows: int,
     x: Kind,
     weight: Kind | None,
     gate: Kind | None,
@@ -151,7 +156,7 @@ def _plan(
     y = stored if residual is None else residual[1]
     width = matrices.form["BITS"]
     team = -(-K // (32 * VALUES))
-    teams, rows = max(1, SIMDGROUPS // team), ROWS[width]
+    teams = max(1, SIMDGROUPS // team)
     owned = teams * rows
     split = max(1, teams * team // groups)
     if K * stored.size + 4 * (groups * split + tokens * owned * team) > THREADGROUP_BYTES:

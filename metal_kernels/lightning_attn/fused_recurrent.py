@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from metal_kernels import choices
 from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, bits, kind, kind_or_none, positions
 from metal_kernels.launch import Kernel
 
@@ -35,7 +36,7 @@ def supports(
     It takes 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of one dtype or neither.
     """
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
-    return _plan(*kinds, None, None, 1, 1.0, 0.0, 1.0) is not None
+    return _plan(*kinds, None, None, 1, 1.0, 0.0, 1.0, False) is not None
 
 
 def fused_qkv_lightning_attn(
@@ -58,7 +59,8 @@ def fused_qkv_lightning_attn(
     """
     where = positions(offset)
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
-    plan = _plan(*kinds, kind_or_none(state), kind_or_none(mask), where.shape[0], scale, eps, rope_scale)
+    is_other = choices.variant("recurrent", qkv.shape[1]) == choices.OTHER_WIDTH
+    plan = _plan(*kinds, kind_or_none(state), kind_or_none(mask), where.shape[0], scale, eps, rope_scale, is_other)
     if plan is None:
         raise ValueError(
             f"[qkv_lightning_attn] no kernel for qkv {qkv.shape} {qkv.dtype} and {decay_rate.shape} heads."
@@ -95,6 +97,7 @@ def _plan(
     scale: float,
     eps: float,
     rope_scale: float,
+    is_other_width: bool,
 ) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
     (B, T, width), dtype = qkv
@@ -111,6 +114,8 @@ def _plan(
     if mask not in (None, ((B, T), mx.bool_)):
         raise ValueError(f"[qkv_lightning_attn] mask must be {(B, T)} bool but got {mask}.")
     columns = columns_of_a_slice(B, H, D)
+    if is_other_width and D % 64 == 0:
+        columns = 48 - columns
     return {
         "template": [
             ("T", dtype),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from metal_kernels import launch
+from metal_kernels import choices, launch
 from metal_kernels.arguments import FLOATS, absent, bits, ints
 from metal_kernels.launch import Kernel
 
@@ -87,7 +87,9 @@ def simd_chunk_lightning_attn(
         raise ValueError(f"[simd_chunk_lightning_attn] mask must be {(B, T)} bool but got {mask.shape} {mask.dtype}.")
     where = launch.backend()
     name = "metal" if where is None else where.name
-    plan = _plan(name, B, T, H, K, V, q.dtype, scale, state is not None, mask is not None, segments)
+    is_unsplit = choices.variant("lightning_attn", T) == choices.UNSPLIT
+    enough = 1 if is_unsplit else choices.scaled(TUNING[name].threadgroups, "lightning_attn", T)
+    plan = _plan(name, enough, B, T, H, K, V, q.dtype, scale, state is not None, mask is not None, segments)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     flags, sizes = absent(mx.bool_) if mask is None else mask, ints(plan.segment_tokens)
     updates = [absent(mx.float32), absent(mx.int32)]
@@ -127,6 +129,7 @@ def count_segments(T: int, chunk: int, threadgroups: int, enough: int) -> int:
 @lru_cache(maxsize=256)
 def _plan(
     name: str,
+    enough: int,
     B: int,
     T: int,
     H: int,
@@ -141,7 +144,7 @@ def _plan(
     tuning, C = TUNING[name], chunk_tokens(K, dtype)
     simdgroups, tiles = split_columns(K, V)
     threadgroups = B * H * V // (simdgroups * tiles * 8)
-    wanted = segments or count_segments(T, C, threadgroups, tuning.threadgroups)
+    wanted = segments or count_segments(T, C, threadgroups, enough)
     segment_tokens = -(-T // (wanted * C)) * C
     count = -(-T // segment_tokens)
     shared = _template(K, V, dtype, dtype in tuning.narrow, has_mask)

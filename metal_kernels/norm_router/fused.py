@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels import launch
+from metal_kernels import choices, launch
 from metal_kernels.arguments import FLOATS, Kind, absent, bits, kind, kind_or_none
 from metal_kernels.launch import Kernel
 from metal_kernels.packed import Packed
@@ -30,7 +30,7 @@ VALUES = 32  # of the tokens that a thread keeps in registers; half of that wher
 
 # Rows of the router a threadgroup. Mini's 256 experts make 64 threadgroups at 4 rows, which asks for the whole matrix at
 # once (128 bytes a thread) and has each threadgroup read 12 KB for the norm beside 32 KB of the router in float32; at 2
-# rows 128, one for each of 132 SMs. Chosen by these counts, not timed.
+# rows 128, one for each of 132 SMs. Chosen by these counts; `choices` may scale them.
 ROWS = {"metal": 4, "cuda": 2}
 
 # Names and values of MODE, BITS, GROUP, N and K of the router.
@@ -67,7 +67,7 @@ def fused_norm_router(
 
 def supports_add_norm(x: mx.array, r: mx.array, weight: mx.array, dtype: mx.Dtype | None = None) -> bool:
     """Whether `fused_add_norm` runs these: any number of tokens of at most 8,192 channels, and something to add."""
-    return _plan(kind(x), kind(r), kind(weight), None, dtype, "", 0.0) is not None
+    return _plan(kind(x), kind(r), kind(weight), None, dtype, 0, 0.0) is not None
 
 
 def fused_add_norm(
@@ -78,7 +78,7 @@ def fused_add_norm(
     Raises:
         ValueError: For anything else.
     """
-    plan = _plan(kind(x), kind(r), kind(weight), None, dtype, "", eps)
+    plan = _plan(kind(x), kind(r), kind(weight), None, dtype, 0, eps)
     if plan is None:
         raise ValueError(f"[add_norm] no kernel for x {x.shape} {x.dtype} and weight {weight.shape}.")
     x_new, normed, _ = _run(x, r, weight, [absent(mx.float32)] * 3, plan)
@@ -100,13 +100,14 @@ def _router_plan(
     if w.ndim != 2 or not (is_plain or (is_readable(router) and stored_bits(router) in (4, 8))):
         return None
     where = launch.backend()
-    form = tuple(format_template(router))
-    return _plan(kind(x), kind_or_none(r), kind(weight), form, dtype, where.name if where else "", eps)
+    rows = ROWS.get(where.name if where else "", ROWS["metal"])
+    rows = choices.scaled(rows, "norm_router", math.prod(x.shape[:-1]))
+    return _plan(kind(x), kind_or_none(r), kind(weight), tuple(format_template(router)), dtype, rows, eps)
 
 
 @lru_cache(maxsize=256)
 def _plan(
-    x: Kind, r: Kind | None, weight: Kind, router: Format | None, dtype: mx.Dtype | None, backend: str, eps: float
+    x: Kind, r: Kind | None, weight: Kind, router: Format | None, dtype: mx.Dtype | None, rows: int, eps: float
 ) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
     (shape, x_dtype), (*leading, K) = x, x[0]
@@ -124,7 +125,7 @@ def _plan(
     channels = -(-K // (pack * threads)) * pack
     values = VALUES if threads <= MAX_THREADS // 2 else VALUES // 2
     chunks = -(-tokens // max(1, values // channels)) if router else tokens
-    rows = max(1, ROWS.get(backend, ROWS["metal"]) * CHANNELS // max(channels, CHANNELS)) if router else 1
+    rows = max(1, rows * CHANNELS // max(channels, CHANNELS)) if router else 1
     common = x_dtype if x_dtype == weight[1] else mx.float32
     return {
         "template": [

@@ -73,10 +73,11 @@ class _Plan(NamedTuple):
 
 def _prepared(experts: Experts, chosen: tuple[int, ...], dtype: mx.Dtype, has_residual: bool) -> _Plan:
     where = backend()
-    key = ("decode", chosen, dtype, has_residual, where.name if where else "")
+    rows = decode_rows(where.name if where else "", math.prod(chosen[:-1]))
+    key = ("decode", chosen, dtype, has_residual, rows)
     found: _Plan | None = experts.prepared.get(key)
     if found is None:
-        found = experts.prepared[key] = _prepare(experts, chosen, dtype, has_residual, decode_rows(key[-1]))
+        found = experts.prepared[key] = _prepare(experts, chosen, dtype, has_residual, rows)
     return found
 
 

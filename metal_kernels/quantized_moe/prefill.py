@@ -73,7 +73,7 @@ def prefill_moe(
     tokens = chosen.shape[0]
     dtype = mx.float32 if residual is None else residual.dtype
     where = backend()
-    tile = tile or tiles.prefill_tile(tokens * top_k / experts.count)
+    tile = tile or tiles.prefill_tile(tokens * top_k / experts.count, tokens)
     plan = _prepared(experts, top_k, tile, operand or tiles.operand(where.name if where else "", x.dtype))
     if experts.shared is not None and not experts.rides:
         added = shared_product(x, experts.shared)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from metal_kernels import choices
+
 
 class Rows(NamedTuple):
     """Decode: rows of a simdgroup in either kernel, and simdgroups of a threadgroup in the first."""
@@ -47,9 +49,14 @@ DEPTH_BYTES = 128
 TILES = (Tile(16, 1, 4), Tile(32, 1, 4), Tile(64, 2, 2))
 
 
-def decode_rows(backend: str) -> Rows:
-    """Sizes of the decode kernels."""
-    return DECODE.get(backend, DECODE["metal"])
+def decode_rows(backend: str, tokens: int) -> Rows:
+    """Sizes of the decode kernels: the table's, or half or twice the rows of either kernel as chosen."""
+    rows = DECODE.get(backend, DECODE["metal"])
+    scale, _, which = str(choices.variant("experts", tokens)).partition(" ")
+    if not which:
+        return rows
+    first, second = (choices.SCALES[scale], 1.0) if which == "first" else (1.0, choices.SCALES[scale])
+    return Rows(max(1, int(rows.gate_up * first)), rows.simdgroups, max(1, int(rows.down * second)))
 
 
 def operand(backend: str, dtype: mx.Dtype) -> mx.Dtype:
@@ -57,6 +64,7 @@ def operand(backend: str, dtype: mx.Dtype) -> mx.Dtype:
     return OPERANDS.get(backend, OPERANDS["metal"])[dtype]
 
 
-def prefill_tile(rows_per_expert: float) -> Tile:
-    """The smallest tile that takes most experts' rows at once, for the mean number of rows."""
+def prefill_tile(rows_per_expert: float, tokens: int) -> Tile:
+    """The smallest tile that takes most experts' rows at once, for the mean number of rows; or one smaller or larger."""
+    rows_per_expert *= choices.SCALES.get(str(choices.variant("experts", tokens)), 1.0)
     return TILES[0] if rows_per_expert < 12 else TILES[1] if rows_per_expert < 40 else TILES[2]

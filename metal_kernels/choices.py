@@ -1,0 +1,183 @@
+"""What a machine may choose of: MLX's operation or our kernel, and how work is cut; one table, and what holds now.
+
+A choice is named by an operation and how many tokens it takes, such as ``norm_qmv/1``. What holds is the first of: what
+is tried (`use`), what was chosen on this machine for this kind of model (`apply`), the table. Knows no clock and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from metal_kernels import launch
+
+Value = str | int
+Chosen = Mapping[str, Value]
+# MLX's own operation; our kernel with the sizes that its module has; the same with half or twice of them.
+MLX, KERNEL, HALF, DOUBLE = "mlx", "kernel", "half", "double"
+OTHER_WIDTH, UNSPLIT, BY_HEAD = "other width", "unsplit", "by head"
+SCALES = {HALF: 0.5, DOUBLE: 2.0}
+# Where nothing runs kernels: MLX's CPU backend, and a GPU without them.
+CPU, PLAIN = "cpu", "plain"
+ONE, FEW, EIGHT, MANY = "1", "2-4", "5-8", "9+"
+
+
+class Entry(NamedTuple):
+    """One thing to choose.
+
+    Attributes:
+        about: What it is, for people.
+        values: What may be chosen, by backend; "" stands for those that are not named. None: nothing to choose there.
+        default: What holds where nobody chose, alike.
+    """
+
+    about: str
+    values: Mapping[str, tuple[Value, ...]]
+    default: Mapping[str, Value]
+
+    def values_on(self, where: str) -> tuple[Value, ...]:
+        """What may be chosen on a backend."""
+        return self.values.get(where, self.values.get("", ()))
+
+    def default_on(self, where: str) -> Value:
+        """What the table says for a backend."""
+        return self.default.get(where, self.default[""])
+
+
+def _ours(about: str, *sizes: Value, default: Mapping[str, Value] | None = None) -> Entry:
+    """MLX's operation or our kernel, perhaps with other sizes."""
+    return Entry(about, {CPU: (), PLAIN: (), "": (MLX, KERNEL, *sizes)}, {"": KERNEL} | dict(default or {}))
+
+
+# On an H100 in a compiled chain, against MLX's operations: one token of the norm's product 1.02 times as fast (mini) and
+# 1.03 (flash), four 1.46 and 1.38; of the gate's 1.27 and 1.21, 1.45 and 1.19. All kernels have become faster since, their
+# numbers being constants: the residual's takes the GPU 3.2 us where MLX's product and sum take 8. From Python eight tokens
+# of the norm's took 89 us where MLX's took 39: each threadgroup prepares every token again, so they stay with MLX there.
+# gather_qmm was seen at 4.6 TFLOP/s where a dense product of the same work ran at 194, so ours takes the experts of many
+# tokens on CUDA; on Metal MLX's is tuned for the chip. Nothing was timed on Metal: there the machine itself has to.
+_EIGHT_ON_CUDA = {"cuda": MLX}
+_EXPERTS = ("half first", "double first", "half second", "double second")
+TABLE: dict[str, Entry] = {
+    "experts/1": _ours("experts of a token; rows a simdgroup", *_EXPERTS),
+    "norm_qmv/1": _ours("norm and product of a token; rows a team", HALF, DOUBLE),
+    "gate_qmv/1": _ours("gate, product and residual of a token; rows a team", HALF, DOUBLE),
+    "add_qmv/1": _ours("product and residual of a token; rows a team", HALF, DOUBLE),
+    "norm_router/1": _ours("norm and router's product of a token; rows a threadgroup", HALF, DOUBLE),
+    "recurrent/1": _ours("linear attention of a token; columns of the state a threadgroup", OTHER_WIDTH),
+    "qk_norm_rope/1": _ours("norms and rotation of a token"),
+    "route/1": _ours("choice of experts of a token"),
+    "experts/9+": _ours("experts of a prompt; tokens a tile", HALF, DOUBLE, default={"metal": MLX}),
+    "lightning_attn/9+": _ours("linear attention of a prompt; parts in which time is split", HALF, DOUBLE, UNSPLIT),
+    "linear_gate/9+": _ours("gate of a prompt"),
+    "qk_norm_rope/9+": _ours("norms and rotation of a prompt"),
+    "route/9+": _ours("choice of experts of a prompt"),
+    "add_norm/9+": _ours("residual and norm of a prompt"),
+    "chunk_tokens/9+": Entry(
+        "tokens a chunk of linear attention in MLX's operations", {"": (BY_HEAD, 16, 32, 64, 128)}, {"": BY_HEAD}
+    ),
+    # A CPU reads the toy 1.25 and a tiny model 1.6 times as fast in steps of 128 as of 2,048 (two cores of an AMD EPYC):
+    # what a step computes stays in its caches. Nothing was timed on Metal.
+    "prefill_step": Entry(
+        "prompt tokens a step", {CPU: (64, 128, 256), "": (512, 1024, 2048, 4096)}, {CPU: 128, "": 2048}
+    ),
+    "experts/2-4": _ours("experts of 2 to 4 tokens", *_EXPERTS),
+    "norm_qmv/2-4": _ours("norm and product of 2 to 4 tokens", HALF, DOUBLE),
+    "gate_qmv/2-4": _ours("gate, product and residual of 2 to 4 tokens", HALF, DOUBLE),
+    "add_qmv/2-4": _ours("product and residual of 2 to 4 tokens", HALF, DOUBLE),
+    "norm_router/2-4": _ours("norm and router's product of 2 to 4 tokens", HALF, DOUBLE),
+    "experts/5-8": _ours("experts of 5 to 8 tokens", *_EXPERTS),
+    "norm_qmv/5-8": _ours("norm and product of 5 to 8 tokens", HALF, DOUBLE, default=_EIGHT_ON_CUDA),
+    "gate_qmv/5-8": _ours("gate, product and residual of 5 to 8 tokens", HALF, DOUBLE, default=_EIGHT_ON_CUDA),
+    "add_qmv/5-8": _ours("product and residual of 5 to 8 tokens", HALF, DOUBLE, default=_EIGHT_ON_CUDA),
+    "norm_router/5-8": _ours("norm and router's product of 5 to 8 tokens", HALF, DOUBLE),
+}
+
+_applied: dict[str, dict[str, Value]] = {}  # by backend
+_tried: ContextVar[Chosen | None] = ContextVar("tried", default=None)
+_asked: ContextVar[set[str] | None] = ContextVar("asked", default=None)
+
+
+def where() -> str:
+    """The backend that is chosen for now."""
+    backend = launch.backend()
+    if backend is not None:
+        return backend.name
+    return PLAIN if mx.default_device() == mx.gpu else CPU
+
+
+def size_class(tokens: int) -> str:
+    """The last part of a choice's name."""
+    return ONE if tokens == 1 else FEW if tokens <= 4 else EIGHT if tokens <= 8 else MANY
+
+
+def active(on: str | None = None) -> Chosen:
+    """What differs from the table now on a backend, by default the present one."""
+    tried = _tried.get()
+    return _applied.get(on or where(), {}) if tried is None else tried
+
+
+def chosen(name: str, on: str | None = None) -> Value:
+    """What holds of a choice now."""
+    on = on or where()
+    asked = _asked.get()
+    if asked is not None:
+        asked.add(name)
+    return active(on).get(name, TABLE[name].default_on(on))
+
+
+def ours(operation: str, tokens: int) -> bool:
+    """Whether our kernel shall do this, rather than MLX."""
+    backend = launch.backend()
+    return backend is not None and _of(operation, tokens, backend.name) != MLX
+
+
+def variant(operation: str, tokens: int) -> Value:
+    """How our kernel's work is cut: KERNEL, as its module says, or one of the other values."""
+    found = _of(operation, tokens, where())
+    return KERNEL if found == MLX else found
+
+
+def scaled(size: int, operation: str, tokens: int) -> int:
+    """``size`` as chosen: as it is, or half or twice of it."""
+    return max(1, int(size * SCALES.get(str(variant(operation, tokens)), 1.0)))
+
+
+def _of(operation: str, tokens: int, on: str) -> Value:
+    name = f"{operation}/{size_class(tokens)}"
+    return chosen(name, on) if name in TABLE else KERNEL
+
+
+def valid(found: object, on: str) -> dict[str, Value]:
+    """Those of ``found`` that name something of the table and one of its values on a backend."""
+    if not isinstance(found, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in found.items()
+        if name in TABLE and any(type(value) is type(v) and value == v for v in TABLE[name].values_on(on))
+    }
+
+
+def apply(found: object, on: str | None = None) -> None:
+    """Let these hold from now on, on a backend, in place of those before; what the table does not have is left out."""
+    on = on or where()
+    _applied[on] = valid(found, on)
+
+
+@contextmanager
+def use(tried: Chosen | None) -> Iterator[set[str]]:
+    """Let these alone hold as long as the context lasts; gives the names that are asked for meanwhile."""
+    asked: set[str] = set()
+    tokens = _tried.set(tried), _asked.set(asked)
+    try:
+        yield asked
+    finally:
+        _tried.reset(tokens[0])
+        _asked.reset(tokens[1])
+        around = _asked.get()
+        if around is not None:
+            around |= asked
