@@ -127,9 +127,11 @@ def test_a_missing_barrier_is_caught(n):
 @pytest.mark.parametrize(
     "change",
     [
-        ("if (e < E) biased", "if (e <= E) biased"),
-        ("if (e < E) biased", "if (e < E - 1) biased"),
-        ("if (e < E) {", "if (e <= E) {"),
+        ("e < E; e += THREADS) biased", "e <= E; e += THREADS) biased"),
+        ("e < E; e += THREADS) biased", "e < E - 1; e += THREADS) biased"),
+        ("e < E; e += THREADS) biased", "e < THREADS; e += THREADS) biased"),
+        ("e < E; e += THREADS) {", "e <= E; e += THREADS) {"),
+        ("e < E; e += THREADS) {", "e < THREADS; e += THREADS) {"),
         ("expert < E ?", "expert <= E ?"),
         ("above >= TOPK_GROUP", "above > TOPK_GROUP"),
         ("g < GROUPS; g += SIMDGROUPS", "g <= GROUPS; g += SIMDGROUPS"),
@@ -142,7 +144,7 @@ def test_a_missing_barrier_is_caught(n):
     ],
 )
 def test_a_bound_off_by_one_is_caught(change):
-    cases = [arguments(), arguments(seed=3), (mx.zeros((2, 60)), None, 5, 5, 2, 2.5, True)]
+    cases = [arguments(), arguments(seed=3), (mx.zeros((2, 60)), None, 5, 5, 2, 2.5, True), arguments(300, 8, 10, 3)]
     with mutated(fused.KERNEL, change):
         assert any(is_caught(lambda args=args: fused_route(*args), naive_route(*args)) for args in cases)
 

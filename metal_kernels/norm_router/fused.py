@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels import choices, launch
+from metal_kernels import choices
 from metal_kernels.arguments import FLOATS, Kind, absent, bits, kind, kind_or_none
 from metal_kernels.launch import Kernel
 from metal_kernels.packed import Packed
@@ -24,9 +24,11 @@ KERNEL = Kernel(
 )
 MAX_TOKENS = 8
 MAX_HIDDEN = 8192
-MAX_THREADS = 512
+# A pipeline that takes many registers may not run more on Apple's GPUs, where MLX cannot ask for fewer; see
+# PIPELINE_THREADS of the tests.
+MAX_THREADS = {"metal": 256, "cuda": 512}
 CHANNELS = 8  # that a thread owns, where the threads suffice: 16 bytes of a 16-bit type
-VALUES = 32  # of the tokens that a thread keeps in registers; half of that where more than half of all threads run
+VALUES = 32  # of the tokens that a thread keeps in registers; half of that where more than 256 threads run
 
 # Rows of the router a threadgroup. Mini's 256 experts make 64 threadgroups at 4 rows, which asks for the whole matrix at
 # once (128 bytes a thread) and has each threadgroup read 12 KB for the norm beside 32 KB of the router in float32; at 2
@@ -67,7 +69,7 @@ def fused_norm_router(
 
 def supports_add_norm(x: mx.array, r: mx.array, weight: mx.array, dtype: mx.Dtype | None = None) -> bool:
     """Whether `fused_add_norm` runs these: any number of tokens of at most 8,192 channels, and something to add."""
-    return _plan(kind(x), kind(r), kind(weight), None, dtype, 0, 0.0) is not None
+    return _plan(kind(x), kind(r), kind(weight), None, dtype, 0, 0.0, _most_threads()) is not None
 
 
 def fused_add_norm(
@@ -78,7 +80,7 @@ def fused_add_norm(
     Raises:
         ValueError: For anything else.
     """
-    plan = _plan(kind(x), kind(r), kind(weight), None, dtype, 0, eps)
+    plan = _plan(kind(x), kind(r), kind(weight), None, dtype, 0, eps, _most_threads())
     if plan is None:
         raise ValueError(f"[add_norm] no kernel for x {x.shape} {x.dtype} and weight {weight.shape}.")
     x_new, normed, _ = _run(x, r, weight, [absent(mx.float32)] * 3, plan)
@@ -99,15 +101,26 @@ def _router_plan(
     is_plain = router.mode == "plain" and w.dtype in FLOATS and w.size >= 8
     if w.ndim != 2 or not (is_plain or (is_readable(router) and stored_bits(router) in (4, 8))):
         return None
-    where = launch.backend()
-    rows = ROWS.get(where.name if where else "", ROWS["metal"])
-    rows = choices.scaled(rows, "norm_router", math.prod(x.shape[:-1]))
-    return _plan(kind(x), kind_or_none(r), kind(weight), tuple(format_template(router)), dtype, rows, eps)
+    where = choices.where()
+    rows = choices.scaled(ROWS.get(where, ROWS["metal"]), "norm_router", math.prod(x.shape[:-1]))
+    form = tuple(format_template(router))
+    return _plan(kind(x), kind_or_none(r), kind(weight), form, dtype, rows, eps, _most_threads())
+
+
+def _most_threads() -> int:
+    return MAX_THREADS.get(choices.where(), MAX_THREADS["metal"])
 
 
 @lru_cache(maxsize=256)
 def _plan(
-    x: Kind, r: Kind | None, weight: Kind, router: Format | None, dtype: mx.Dtype | None, rows: int, eps: float
+    x: Kind,
+    r: Kind | None,
+    weight: Kind,
+    router: Format | None,
+    dtype: mx.Dtype | None,
+    rows: int,
+    eps: float,
+    most_threads: int,
 ) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
     (shape, x_dtype), (*leading, K) = x, x[0]
@@ -121,9 +134,9 @@ def _plan(
         return None
     E = form.pop("N")
     pack = math.gcd(K, CHANNELS)
-    threads = min(MAX_THREADS, -(-K // CHANNELS // 32) * 32)
+    threads = min(most_threads, -(-K // CHANNELS // 32) * 32)
     channels = -(-K // (pack * threads)) * pack
-    values = VALUES if threads <= MAX_THREADS // 2 else VALUES // 2
+    values = VALUES if threads <= 256 else VALUES // 2
     chunks = -(-tokens // max(1, values // channels)) if router else tokens
     rows = max(1, rows * CHANNELS // max(channels, CHANNELS)) if router else 1
     common = x_dtype if x_dtype == weight[1] else mx.float32

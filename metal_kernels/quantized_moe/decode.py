@@ -13,7 +13,7 @@ from metal_kernels.quantized_moe.experts import FLOATS, Experts, Template, forma
 from metal_kernels.quantized_moe.tiles import Rows, decode_rows
 
 MAX_TOKENS = 8
-MAX_SIMDGROUPS = 16
+MAX_SIMDGROUPS = 12  # 384 threads, which every pipeline of an Apple GPU may have
 HERE = Path(__file__).parent
 MATRICES = ("gate", "up", "shared_gate", "shared_up")
 GATE_UP = Kernel(
@@ -95,7 +95,7 @@ def _prepare(experts: Experts, chosen: tuple[int, ...], dtype: mx.Dtype, has_res
         "dtypes": [mx.float32],
     }
     step, lanes = _steps(second["BITS"], second["K"])
-    threads = 32 * min(slots, MAX_SIMDGROUPS)
+    threads = 32 * -(-slots // -(-slots // MAX_SIMDGROUPS))
     template: Template = [*second.items(), *common, ("ROWS", rows.down), ("LANES", lanes), ("STEP", step)]
     down = {
         "template": [*template, ("SIMDGROUPS", threads // 32), ("HAS_RESIDUAL", has_residual), ("O", dtype)],

@@ -14,6 +14,7 @@ from metal_kernels.launch import Kernel
 
 KERNEL = Kernel(Path(__file__).with_name("router.metal"), ("logits", "bias"), ("chosen", "weights"))
 MAX_EXPERTS = 1024
+MAX_SIMDGROUPS = 8
 MAX_TOP_K = 32
 
 
@@ -60,7 +61,7 @@ def _plan(
         return None
     if bias not in (None, ((E,), mx.float32)) or not 1 <= top_k <= min(E, MAX_TOP_K):
         return None
-    simdgroups = -(-E // 32)
+    simdgroups = min(MAX_SIMDGROUPS, -(-E // 32))
     return {
         "template": [
             ("E", E),

@@ -6,8 +6,9 @@
 //
 // Layout        logits [tokens, E]; bias [E]; chosen and weights [tokens, TOP_K]
 // Grid          x: one threadgroup a token.
-// Threadgroup   SIMDGROUPS = ceil(E / 32) simdgroups. Thread e owns expert e; each simdgroup scores whole groups; the
-//               first simdgroup then draws TOP_K times the largest of E, E / 32 experts a lane in registers.
+// Threadgroup   SIMDGROUPS simdgroups, one for each 32 experts up to 8. A thread scores every THREADS-th expert; each
+//               simdgroup scores whole groups; the first simdgroup then draws TOP_K times the largest of E, E / 32 experts
+//               a lane in registers.
 // Requires      E at most 1,024, GROUPS a divisor of E, TOP_K at most 32 and at most E.
 // Computes      in float32. An expert is drawn by a key, its b as an integer of the same order: 0 means drawn already,
 //               so that experts of dropped groups (-inf) come last, by index, should the kept ones run out.
@@ -42,15 +43,15 @@ METAL_FUNC float two_best(const threadgroup float* scores, uint lane) {
 
 // ---- kernel ----
 constexpr int SIZE = E / GROUPS;
-constexpr int OWN = (E + 31) / 32;
+constexpr int OWN = (E + 31) / 32, THREADS = SIMDGROUPS * 32;
 const int token = threadgroup_position_in_grid.x;
-const int e = thread_index_in_threadgroup;
+const int thread_index = thread_index_in_threadgroup;
 const uint lane = thread_index_in_simdgroup;
 const device float* scores = logits + ulong(token) * E;
 threadgroup float biased[E];
 threadgroup float best[GROUPS];
 
-if (e < E) biased[e] = sigmoid(scores[e]) + (HAS_BIAS ? bias[e] : 0.0f);
+for (int e = thread_index; e < E; e += THREADS) biased[e] = sigmoid(scores[e]) + (HAS_BIAS ? bias[e] : 0.0f);
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
 if (GROUPS > 1) {
@@ -59,7 +60,7 @@ if (GROUPS > 1) {
     if (lane == 0) best[g] = sum;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (e < E) {
+  for (int e = thread_index; e < E; e += THREADS) {
     const int own = e / SIZE;
     int above = 0;
     for (int g = 0; g < GROUPS; g++) above += best[g] > best[own] || (best[g] == best[own] && g < own);

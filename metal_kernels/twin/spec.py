@@ -77,7 +77,13 @@ class KernelSpec:
     def metal_function(
         self, inputs: Sequence[mx.array], output_dtypes: Sequence[mx.Dtype], template: Template
     ) -> tuple[str, str, str]:
-        """MLX's own text for these arguments (less its preamble), the function's name, and the name to instantiate."""
+        """MLX's own text for these arguments (less its preamble), the function's name, and the name to instantiate.
+
+        Raises:
+            ValueError: In MLX's words, for a template value that it does not take, such as a float.
+        """
+        if not all(_is_template_value(v) for _, v in template):
+            raise ValueError("[metal_kernel] Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`.")
         arguments = f"<{', '.join(_template_argument(v) for _, v in template)}>" if template else ""
         name = self._function_name(inputs, output_dtypes, arguments)
         text = self.header
@@ -116,6 +122,10 @@ class KernelSpec:
             buffers.append(f"device {f'atomic<{type_}>' if self.atomic_outputs else type_}* {name}")
         numbered = [f"  {text} [[buffer({i})]]" for i, text in enumerate(buffers)]
         return numbered + [f"  {KERNEL_ATTRIBUTES[a]} {a} [[{a}]]" for a in self.attributes]
+
+
+def _is_template_value(value: object) -> bool:
+    return value in METAL_TYPES if isinstance(value, mx.Dtype) else isinstance(value, int) and -(2**31) <= value < 2**31
 
 
 def _template_argument(value: TemplateValue) -> str:

@@ -16,6 +16,8 @@ MODES = {
         " -fsanitize=thread -mllvm -tsan-instrument-func-entry-exit=0"
         " -fsanitize=bounds,alignment,integer-divide-by-zero,shift-exponent,float-cast-overflow"
         " -fsanitize=local-bounds -fno-sanitize-trap=local-bounds"
+        " -mllvm -tsan-compound-read-before-write=1"  # x += 1 reads as well
+        " -mllvm -disable-vector-combine"  # which reads a vector's elements one by one
         " -mllvm -fast-isel -mllvm -regalloc=fast -mllvm -optimize-regalloc=false"  # compiling takes longer than running
     ),
 }

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from metal_kernels.twin.spec import KernelSpec, Template
 from tests.metal_sim.build import build
 from tests.metal_sim.entry import kernel_parameters
-from tests.metal_sim.lint import lint
+from tests.metal_sim.lint import lint, lint_name
 from tests.metal_sim.runtime import Buffer, Options, RunInfo, dispatch
 from tests.metal_sim.toolchain import MetalCompileError
 
@@ -95,6 +95,9 @@ class SimulatedKernel:
 
     def _build(self, source: str, function: str, instance: str, mode: str, template_types: tuple[str, ...]) -> Path:
         """Check the source, if that is asked for, and compile it."""
+        refused = lint_name(function)
+        if refused:
+            raise MetalCompileError("\n".join(refused))
         parameters = kernel_parameters(source, function)
         shared = self.spec.header, self.spec.source
         if self.is_strict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +38,9 @@ NOT_TYPES = frozenset(["const", "constexpr", "static", "volatile", "inline"])
 # A program-scope statement with one of these before its '=' declares no variable.
 NOT_VARIABLES = frozenset({"constant", "using", "template", "operator", "#", "("})
 
+# Metal documents no limit; C++ asks a compiler to tell names apart by no more characters.
+LONGEST_NAME = 1024
+
 
 @dataclass(frozen=True)
 class Word:
@@ -53,6 +57,16 @@ def lint(source: str, file: str, template_types: Iterable[str] = ()) -> list[str
     types = SCALARS | INTEGERS | VECTORS | set(template_types) | _declared_types(words)
     found = [*_unknown_names(words), *_bare_pointers(words, types), *_program_variables(words)]
     return [f"{file}:{line}: {message}" for line, message in sorted(found)]
+
+
+def lint_name(function: str) -> list[str]:
+    """Why a pipeline cannot have this name, which MLX makes of the kernel's name, its template's values and types."""
+    found = []
+    if not re.fullmatch(r"[A-Za-z_]\w*", function, re.ASCII):
+        found.append(f"{function!r} is not a name that a Metal function can have")
+    if len(function) > LONGEST_NAME:
+        found.append(f"a function's name of {len(function)} characters is too long: {function[:60]}...")
+    return found
 
 
 def _words(source: str) -> list[Word]:

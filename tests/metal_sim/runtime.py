@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
+import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +22,7 @@ from tests.metal_sim.symbols import symbolize
 REDZONE_BYTES = 4096
 REDZONE = 0xCB
 POISON = 0xFF
-MAX_THREADS = 1024
+MAX_THREADS = 1024  # of the simulator; a pipeline may allow fewer
 MAX_OUTPUTS = 16
 WRITABLE, INITIALIZED = 1, 2
 
@@ -44,6 +47,8 @@ class _Statistics(ctypes.Structure):
         ("switches", ctypes.c_long),
         ("simd_ops", ctypes.c_long),
         ("barriers", ctypes.c_long),
+        ("threadgroup_read", ctypes.c_long),
+        ("threadgroup_written", ctypes.c_long),
         ("threadgroup_bytes", ctypes.c_uint),
         ("n_reports", ctypes.c_int),
         ("unwritten", ctypes.c_long * MAX_OUTPUTS),
@@ -56,6 +61,11 @@ class Options:
 
     Attributes:
         order: 0 runs threads, SIMD-groups and threadgroups in rising order, 1 in falling order.
+        placement: Seed of the places of threadgroup arrays; None takes RING_MLX_SIM_PLACEMENT, or else ``order``.
+        threads: The most of a threadgroup that the pipeline allows.
+        threadgroup_memory: Bytes of arrays, padded, that a threadgroup may have.
+        count: Count traffic instead of checking accesses; mode must be check.
+        every: Run only one threadgroup in so many, where what is counted is alike in all.
         strict_divergence: Report SIMD operations that not all lanes reach.
         early_exit: Allow threads to return before others reach a barrier.
         none_is_execution: Let barriers with `mem_none` order memory.
@@ -64,11 +74,22 @@ class Options:
     """
 
     order: int = 0
+    placement: int | None = None
+    threads: int = MAX_THREADS
+    threadgroup_memory: int = 32 * 1024
+    count: bool = False
+    every: int = 1
     strict_divergence: bool = True
     early_exit: bool = False
     none_is_execution: bool = False
     simd_ops_order: bool = False
     allow: tuple[str, ...] = ("same-value write",)
+
+    def seed(self) -> int:
+        """Of the placement."""
+        if self.placement is not None:
+            return self.placement
+        return int(os.environ.get("RING_MLX_SIM_PLACEMENT") or self.order) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,32 @@ class Report:
         return f"{place}{self.kind}: {self.message} (x{self.count})"
 
 
+class Asked(NamedTuple):
+    """What SIMD-groups ask of a buffer.
+
+    Attributes:
+        lane_bytes: Of all lanes.
+        nbytes: The same, but a byte that several lanes of one access want is counted once.
+        lines: Of 128 bytes, touched by each access.
+        accesses: Instructions of a SIMD-group.
+    """
+
+    lane_bytes: int = 0
+    nbytes: int = 0
+    lines: int = 0
+    accesses: int = 0
+
+
+class Traffic(NamedTuple):
+    """Of one buffer: what was asked, and how many of its bytes were read or written at all."""
+
+    name: str
+    reads: Asked
+    writes: Asked
+    distinct_read: int
+    distinct_written: int
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """Facts of a dispatch."""
@@ -94,9 +141,12 @@ class RunInfo:
     switches: int
     simd_ops: int
     barriers: int
+    threadgroup_read: int
+    threadgroup_written: int
     threadgroup_bytes: int
     reports: tuple[Report, ...] = ()
     unwritten: dict[str, int] = field(default_factory=dict)
+    traffic: tuple[Traffic, ...] = ()
 
 
 class Buffer:
@@ -142,13 +192,14 @@ def _kernel(library: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def check_sizes(grid: Sequence[int], threadgroup: Sequence[int]) -> None:
-    """Raises ValueError unless Metal could dispatch this."""
+def check_sizes(grid: Sequence[int], threadgroup: Sequence[int], limit: int = MAX_THREADS) -> None:
+    """Raises ValueError, in MLX's words where it has some, unless Metal could dispatch this."""
     if any(n <= 0 for n in (*grid, *threadgroup)):
         raise ValueError(f"empty grid {tuple(grid)} or threadgroup {tuple(threadgroup)}")
-    threads = int(np.prod([min(t, g) for t, g in zip(threadgroup, grid, strict=True)]))
-    if threads > MAX_THREADS:
-        raise ValueError(f"{threads} threads in a threadgroup, more than {MAX_THREADS}")
+    threads = math.prod(threadgroup)
+    if threads > limit:
+        most = f"the maximum allowed threads per threadgroup ({limit})."
+        raise ValueError(f"Thread group size ({threads}) is greater than  {most}")
 
 
 def dispatch(
@@ -164,7 +215,7 @@ def dispatch(
     Raises:
         MetalRunError: If anything was reported whose kind is not allowed.
     """
-    check_sizes(grid, threadgroup)
+    check_sizes(grid, threadgroup, options.threads)
     missing = _BufferRecord(None, 0, 0, 1, b"null")
     records = (_BufferRecord * max(1, len(buffers)))(*[missing if b is None else b.record() for b in buffers])
     switches = (
@@ -174,6 +225,10 @@ def dispatch(
         options.simd_ops_order,
         options.order == 1,
         mode == "check",
+        options.seed(),
+        options.threadgroup_memory,
+        options.count,
+        options.every,
     )
     statistics = _Statistics()
     triple = ctypes.c_int * 3
@@ -190,6 +245,7 @@ def dispatch(
     seconds = time.perf_counter() - started
     if status == 2:
         raise ValueError("the runtime takes at most 64 buffers and 1024 threads in a threadgroup")
+    traffic = tuple(_traffic(i, b.name) for i, b in enumerate(buffers) if b is not None) if options.count else ()
     reports = _reports(library, statistics.n_reports)
     for b in buffers:
         if b is not None and not b.is_redzone_intact():
@@ -205,10 +261,19 @@ def dispatch(
         statistics.switches,
         statistics.simd_ops,
         statistics.barriers,
+        statistics.threadgroup_read,
+        statistics.threadgroup_written,
         statistics.threadgroup_bytes,
         tuple(reports),
         unwritten,
+        traffic,
     )
+
+
+def _traffic(i: int, name: str) -> Traffic:
+    found = (ctypes.c_long * 10)()
+    _runtime().msl_traffic(i, found)
+    return Traffic(name, Asked(*found[0:4]), Asked(*found[4:8]), found[8], found[9])
 
 
 def _reports(library: Path, count: int) -> list[Report]:

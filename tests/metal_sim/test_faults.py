@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import pytest
 
-from tests.metal_sim import MetalCompileError, MetalRunError, SimulatedKernel, metal_kernel
+from tests.metal_sim import MetalCompileError, MetalRunError, Options, SimulatedKernel, metal_kernel
 from tests.metal_sim.flags import LOCAL_BOUNDS_VERSION
 from tests.metal_sim.marks import needs_simulator
 from tests.metal_sim.toolchain import find_toolchain
@@ -67,10 +67,31 @@ MEMORY = [
     ),
     Fault("uninitialised_threadgroup", changed("buf[t] =", "if (t != 5) buf[t] ="), "uninitialised"),
     Fault("unwritten_output_read", changed("out[i] =", "out[i] = out[i] +"), "uninitialised"),
+    Fault("unwritten_output_increased", INDEX + "out[i] += 1;", "uninitialised"),
     Fault("input_written", INDEX + "((device float*)x)[i] = 1; out[i] = 0;", "write to input"),
     Fault("output_not_written", GOOD, "unwritten {'out': 64}", {"threads": 192}),
     Fault("uninitialised_private", INDEX + "float s; if (i < 300) s += x[i]; out[i] = s;", "NaN"),
     Fault("threadgroup_memory_limit", changed("buf[64]", "buf[64 * 129]"), "threadgroup memory: more than 32768 bytes"),
+    Fault("smaller_limit", GOOD, "threadgroup memory: more than 255 bytes", {"threadgroup_memory": 255}),
+    Fault(
+        "threadgroup_memory_with_padding",  # 32,766 bytes, but a half stands before or behind floats
+        changed("buf[64];", "buf[8191]; threadgroup half h[1]; h[0] = 1.0h;"),
+        "threadgroup memory: more than 32768 bytes with",
+    ),
+    Fault(
+        "threadgroup_memory_of_all_branches",  # no threadgroup has both arrays, but Metal reserves both
+        "uint t = thread_position_in_threadgroup.x;"
+        " if (threadgroup_position_in_grid.x == 0) { threadgroup float a[5000]; a[t] = 1; out[t] = a[t]; }"
+        f" else {{ threadgroup float b[5000]; b[t] = 1; {OUT} = b[t]; }}",
+        "threadgroup memory: more than 32768 bytes with",
+    ),
+    Fault(
+        "overrun_into_the_next_array",
+        changed("buf[64];", "buf[64], next[64];", changed("buf[63 - t]", "(buf + 64)[t]")).replace(
+            "buf[t] =", "next[t] = buf[t] ="
+        ),
+        "out of bounds: read",
+    ),
 ]
 ORDER = [
     Fault("no_barrier", changed(BARRIER, ""), "race"),
@@ -202,7 +223,7 @@ def test_fault(fault, order):
 
 
 def test_all_faults_of_the_suite_are_there():
-    assert len(FAULTS) == len({f.name for f in FAULTS}) == 44
+    assert len(FAULTS) == len({f.name for f in FAULTS}) == 49
 
 
 def test_reports_name_the_line():
@@ -213,13 +234,50 @@ def test_reports_name_the_other_access():
     assert "at fault.metal:" in found(next(f for f in FAULTS if f.name == "no_barrier"), 0)
 
 
-def test_too_many_threads_are_refused():
-    kernel = metal_kernel("fault", ["x"], ["out"], f"{OUT} = x[0];")
-    with pytest.raises(ValueError, match="2048 threads in a threadgroup"):
+@pytest.mark.parametrize(("threads", "limit"), [(2048, 1024), (512, 384)])
+def test_more_threads_than_a_pipeline_allows_are_refused_as_mlx_does(threads, limit):
+    kernel = metal_kernel("fault", ["x"], ["out"], f"{OUT} = x[0];", threads=limit)
+    with pytest.raises(ValueError, match=rf"size \({threads}\) is greater than  .* per threadgroup \({limit}\)\."):
         kernel(
             inputs=[mx.zeros(8)],
-            grid=(4096, 1, 1),
-            threadgroup=(2048, 1, 1),
-            output_shapes=[(4096,)],
+            grid=(256, 1, 1),
+            threadgroup=(threads, 1, 1),  # MLX does not take the smaller grid into account
+            output_shapes=[(256,)],
             output_dtypes=[mx.float32],
         )
+
+
+def places(seed):
+    """Where a run finds its arrays, of 4, 2 and 16 bytes an element."""
+    source = """
+  threadgroup float a[40]; threadgroup half b[9]; threadgroup uint4 c[3];
+  uint i = thread_position_in_grid.x;
+  if (i == 0) out[0] = uint(reinterpret_cast<ulong>(&a[0]));
+  if (i == 1) out[1] = uint(reinterpret_cast<ulong>(&b[0]));
+  if (i == 2) out[2] = uint(reinterpret_cast<ulong>(&c[0]));
+"""
+    kernel = metal_kernel("places", ["x"], ["out"], source, placement=seed)
+    (out,) = kernel(
+        inputs=[mx.zeros(8)],
+        grid=(3, 1, 1),
+        threadgroup=(3, 1, 1),
+        output_shapes=[(3,)],
+        output_dtypes=[mx.uint32],
+    )
+    return tuple(out.tolist())
+
+
+def test_threadgroup_arrays_lie_in_any_order_at_their_own_alignment_and_no_better_one():
+    found = [places(seed) for seed in range(16)]
+    assert found == [places(seed) for seed in range(16)]
+    orders = {tuple(sorted(range(3), key=where.__getitem__)) for where in found}
+    assert len(orders) == 6
+    for where in found:
+        for address, size in zip(where, (4, 2, 16), strict=True):
+            assert address % (2 * size) == size
+
+
+def test_the_placement_follows_the_schedule_or_the_environment(monkeypatch):
+    assert [Options(order=order).seed() for order in (0, 1)] == [0, 1]
+    monkeypatch.setenv("RING_MLX_SIM_PLACEMENT", "7")
+    assert [Options(order=1).seed(), Options(placement=3).seed()] == [7, 3]

@@ -9,7 +9,9 @@ import sys
 import mlx.core as mx
 import pytest
 
-from metal_kernels.twin.spec import KernelSpec
+from metal_kernels.twin.spec import METAL_TYPES, KernelSpec
+from tests.metal_sim import MetalCompileError, metal_kernel
+from tests.metal_sim.lint import lint_name
 
 F32, BF16 = mx.float32, mx.bfloat16
 CASES = {
@@ -82,3 +84,44 @@ def test_an_output_is_required():
 def test_counts_are_checked():
     with pytest.raises(ValueError, match="Expected `inputs` to have size 1 but got size 0"):
         KernelSpec("k", ("x",), ("o",), "").check_counts([], [(1,)], [F32])
+
+
+@pytest.mark.parametrize(
+    "value", [1.5, -0.5, float("inf"), float("nan"), 2**31, -(2**31) - 1, "a", None, mx.float64], ids=str
+)
+def test_template_values_that_mlx_refuses_are_refused_in_its_words(value):
+    spec, kernel = (
+        KernelSpec("k", ("x",), ("o",), "o[0] = x[0];"),
+        mx.fast.metal_kernel("k", ["x"], ["o"], "o[0] = x[0];"),
+    )
+    x = mx.zeros((9,))
+    with pytest.raises(ValueError, match="Invalid template argument") as ours:
+        spec.metal_function([x], [F32], [("N", value)])
+    one = (1, 1, 1)
+    with pytest.raises(Exception, match=r"\[metal_kernel\]|float64") as mlxs:
+        kernel(
+            inputs=[x], template=[("N", value)], grid=one, threadgroup=one, output_shapes=[(1,)], output_dtypes=[F32]
+        )
+    if value is not mx.float64:
+        assert str(ours.value) == str(mlxs.value)
+
+
+@pytest.mark.parametrize("value", [True, False, -1, -(2**31), 2**31 - 1, *METAL_TYPES], ids=str)
+def test_every_template_value_makes_a_name_that_metal_takes(value):
+    name = KernelSpec("k", ("x",), ("o",), "").metal_function([mx.zeros((9,))], [F32], [("N", value)])[1]
+    assert lint_name(name) == []
+
+
+def test_names_that_no_function_can_have_are_refused():
+    assert lint_name("custom_kernel_a-b") == ["'custom_kernel_a-b' is not a name that a Metal function can have"]
+    assert lint_name("custom_kernel_ä")
+    assert "1038 characters" in lint_name("custom_kernel_" + 1024 * "n")[0]
+    with pytest.raises(MetalCompileError, match=r"'custom_kernel_a\.b__3_float_float' is not a name"):
+        metal_kernel("a.b", ["x"], ["o"], "o[0] = x[0];")(
+            inputs=[mx.zeros((9,))],
+            template=[("N", 3)],
+            grid=(1, 1, 1),
+            threadgroup=(1, 1, 1),
+            output_shapes=[(1,)],
+            output_dtypes=[F32],
+        )

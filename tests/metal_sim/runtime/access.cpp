@@ -115,6 +115,10 @@ static void touch_cell(Cell& c, const Access& a, Memory memory, bool is_initiali
 }
 
 static void access_arena(const Access& a) {
+  if (state.options.count) {
+    (a.is_write ? state.counters.threadgroup_written : state.counters.threadgroup_read) += a.size;
+    return;
+  }
   unsigned offset = a.address - (uintptr_t)state.arena;
   for (int i = 0; i < state.n_variables; i++) {
     const Variable& v = state.variables[i];
@@ -132,7 +136,9 @@ static bool access_buffer(const Access& a) {
     Buffer& b = state.buffers[i];
     if (a.address < b.begin || a.address + a.size > b.end) continue;
     state.last_buffer = i;
-    if (b.flags & kWritable) {
+    if (state.options.count) {
+      count_access(b, a.address, a.size, a.is_write, a.pc);
+    } else if (b.flags & kWritable) {
       size_t first = (a.address - b.begin) / b.element_size, last = (a.address + a.size - 1 - b.begin) / b.element_size;
       for (size_t e = first; e <= last; e++) touch_cell(b.cells[e], a, kDevice, b.flags & kInitialized);
     } else if (a.is_write) {

@@ -3,6 +3,8 @@
 
 namespace sim {
 
+constexpr unsigned kGap = 256;
+
 struct Shape {
   unsigned grid[3], threads[3], groups[3];
 };
@@ -95,8 +97,6 @@ static void run_threadgroup(long index, const Shape& s) {
   unsigned n_threads = size[0] * size[1] * size[2], n_groups = (n_threads + 31) / 32;
   state.serial++;
   state.epoch[kThreadgroup] = state.epoch[kDevice] = 0;
-  state.n_variables = 0;
-  state.arena_top = 0;
   for (unsigned g = 0; g < n_groups; g++) start_group(state.groups[g], g * 32, min(32u, n_threads - g * 32));
   for (unsigned i = 0; i < n_threads; i++) start_thread(i, at, size, n_groups, s);
   do {
@@ -105,34 +105,63 @@ static void run_threadgroup(long index, const Shape& s) {
   } while (!state.is_aborted && pass_barrier(n_threads, n_groups));
 }
 
+static bool is_clear(unsigned offset, unsigned size) {
+  for (int i = 0; i < state.n_variables; i++) {
+    const Variable& v = state.variables[i];
+    if (offset < v.offset + v.size + kGap && v.offset < offset + size + kGap) return false;
+  }
+  return true;
+}
+
+// Metal promises the alignment of the type and no more, in no order: an odd multiple of it, anywhere in memory, which the
+// seed draws. Between two arrays lies a gap that is nobody's. Unchecked code may be compiled to fault on that, and gets more.
+static unsigned place(unsigned size, unsigned align) {
+  unsigned step = state.options.check ? 2 * align : kGap, odd = state.options.check ? align : 0;
+  unsigned places = size + 2 * kGap < kArenaBytes ? (kArenaBytes - size - 2 * kGap) / step : 0;
+  state.random = state.random * 1664525u + 1013904223u;
+  for (unsigned n = 0, at = places ? (state.random >> 8) % places : 0; n < places; n++, at = (at + 1) % places) {
+    unsigned offset = kGap + at * step + odd;
+    if (is_clear(offset, size)) return offset;
+  }
+  report("threadgroup memory", "the simulator's threadgroup memory is full", 0, {nullptr, 0});
+  abort_dispatch();
+}
+
+// A compiler may lay the arrays out in any order, so each is counted with the padding that the widest type behind it needs.
+static void count_padded(unsigned size, unsigned align, const char* name) {
+  unsigned widest = max(align, 16u);
+  state.arena_bytes += (size + widest - 1) / widest * widest;
+  if (state.arena_bytes <= (unsigned)state.options.threadgroup_bytes) return;
+  char message[300];
+  snprintf(message, sizeof message, "more than %d bytes with '%s': %u", state.options.threadgroup_bytes, name,
+           state.arena_bytes);
+  report("threadgroup memory", message, 0, {nullptr, 0});
+}
+
+static Variable& find_variable(unsigned id, unsigned size, unsigned align, const char* name, bool zero) {
+  for (int i = 0; i < state.n_variables; i++)
+    if (state.variables[i].id == id) return state.variables[i];
+  if (state.n_variables == kMaxVariables) {
+    report("threadgroup memory", "too many threadgroup variables for the simulator", 0, {nullptr, 0});
+    abort_dispatch();
+  }
+  unsigned offset = place(size, align);
+  count_padded(size, align, name);
+  return state.variables[state.n_variables++] = {id, offset, size, align, name, zero, 0};
+}
+
 }  // namespace sim
 
 using namespace sim;
 extern "C" {
 // A threadgroup variable of the running threadgroup, the same for all of its threads.
 void* msl_tg_alloc(unsigned id, unsigned long size, unsigned align, const char* name, bool zero) {
-  for (int i = 0; i < state.n_variables; i++)
-    if (state.variables[i].id == id) return state.arena + state.variables[i].offset;
-  const unsigned kGap = 256;
-  unsigned offset = (state.arena_top + kGap + kGap - 1) / kGap * kGap;
-  // Metal promises the alignment of the type and no more: an odd multiple of it, another for each variable and schedule.
-  if (state.options.check) offset += align * (1 + 2 * ((state.n_variables + 3 * state.options.reverse) % 4));
-  if (state.n_variables == kMaxVariables || offset + size + kGap > kArenaBytes) {
-    report("threadgroup memory", "the simulator's threadgroup memory is full", 0, {nullptr, 0});
-    abort_dispatch();
+  Variable& v = find_variable(id, (unsigned)size, align, name, zero);
+  if (v.serial != state.serial) {
+    v.serial = state.serial;
+    memset(state.arena + v.offset, zero ? 0 : 0xff, size);
   }
-  state.variables[state.n_variables++] = {id, offset, (unsigned)size, align, name, zero};
-  state.arena_top = offset + size;
-  unsigned total = 0;
-  for (int i = 0; i < state.n_variables; i++) total += (state.variables[i].size + 15) & ~15u;
-  state.arena_max = max(state.arena_max, total);
-  if (total > kMaxThreadgroupBytes) {
-    char message[300];
-    snprintf(message, sizeof message, "more than %u bytes with '%s': %u", kMaxThreadgroupBytes, name, total);
-    report("threadgroup memory", message, 0, {nullptr, 0});
-  }
-  memset(state.arena + offset, zero ? 0 : 0xff, size);
-  return state.arena + offset;
+  return state.arena + v.offset;
 }
 
 struct msl_buffer {
@@ -143,7 +172,7 @@ struct msl_buffer {
   const char* name;
 };
 struct msl_statistics {
-  long accesses, switches, simd_ops, barriers;
+  long accesses, switches, simd_ops, barriers, threadgroup_read, threadgroup_written;
   unsigned threadgroup_bytes;
   int n_reports;
   long unwritten[kMaxOutputs];
@@ -158,7 +187,9 @@ int msl_dispatch(void (*entry)(), msl_buffer* buffers, int n, const int* grid, c
   state.counters = {};
   state.is_aborted = false;
   state.n_reports = state.n_buffers = state.last_buffer = 0;
-  state.arena_max = 0;
+  state.n_variables = 0;
+  state.arena_bytes = 0;
+  state.random = (uint32_t)state.options.placement * 2654435761u;
   Shape shape;
   for (int k = 0; k < 3; k++) {
     shape.grid[k] = grid[k];
@@ -172,9 +203,10 @@ int msl_dispatch(void (*entry)(), msl_buffer* buffers, int n, const int* grid, c
     uintptr_t begin = (uintptr_t)b.pointer;
     state.pointers[i] = b.pointer;
     if (!b.size) continue;
-    bool has_cells = state.options.check && b.flags & kWritable;
+    bool is_counted = state.options.count, has_cells = state.options.check && !is_counted && b.flags & kWritable;
     Cell* cells = has_cells ? (Cell*)calloc(b.size / b.element_size, sizeof(Cell)) : nullptr;
-    state.buffers[state.n_buffers++] = {begin, begin + b.size, b.flags, b.element_size, b.name, cells};
+    unsigned char* touched = is_counted ? (unsigned char*)calloc(b.size, 1) : nullptr;
+    state.buffers[state.n_buffers++] = {begin, begin + b.size, b.flags, b.element_size, b.name, cells, i, {}, touched};
   }
   dl_info module;
   state.module_begin = state.module_end = 0;
@@ -183,13 +215,14 @@ int msl_dispatch(void (*entry)(), msl_buffer* buffers, int n, const int* grid, c
     state.module_end = state.module_begin + (16u << 20);
   }
   long total = (long)shape.groups[0] * shape.groups[1] * shape.groups[2];
-  for (long i = 0; i < total && !state.is_aborted; i++)
+  for (long i = 0; i < total && !state.is_aborted; i += state.options.every)
     run_threadgroup(state.options.reverse ? total - 1 - i : i, shape);
   finish_pending_write(state.is_aborted);
   state.current = nullptr;
 
   *statistics = {state.counters.accesses, state.counters.switches, state.counters.simd_ops, state.counters.barriers,
-                 state.arena_max, state.n_reports, {}};
+                 state.counters.threadgroup_read, state.counters.threadgroup_written, state.arena_bytes, state.n_reports,
+                 {}};
   int output = 0;
   for (int i = 0; i < state.n_buffers; i++) {
     Buffer& b = state.buffers[i];

@@ -77,6 +77,7 @@ static void complete(SimdGroup* g, unsigned mask) {
   g->mask[parity] = mask;
   g->has_result[parity] = false;
   state.counters.simd_ops++;
+  if (__builtin_expect(state.options.count, 0)) settle_traffic();
   for (unsigned rest = mask; rest; rest &= rest - 1) {
     Fiber& f = g->fibers[__builtin_ctz(rest)];
     f.parity = parity;
@@ -173,6 +174,7 @@ void run_group(SimdGroup& g) {
     } else if (g.arrived) {
       complete_divergent(g);
     } else {
+      if (state.options.count) settle_traffic();
       return;
     }
   }

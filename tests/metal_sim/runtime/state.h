@@ -8,7 +8,7 @@ namespace sim {
 constexpr unsigned kStackBytes = 256u << 10;
 constexpr unsigned kArenaBytes = 256u << 10;
 constexpr unsigned kMaxThreads = 1024;
-constexpr unsigned kMaxThreadgroupBytes = 32768;
+constexpr unsigned kLineBytes = 128;
 constexpr int kMaxBuffers = 64, kMaxVariables = 64, kMaxReports = 64, kMaxOutputs = 16;
 
 enum Wait { kNotWaiting, kAtSimdOp, kAtBarrier, kExited };
@@ -65,22 +65,33 @@ struct Cell {
   uint8_t is_written, readers;
 };
 
+// What SIMD-groups ask of one buffer: the bytes of all lanes, each access's bytes counted once, its lines, and its number.
+struct Asked {
+  long lane_bytes, bytes, lines, accesses;
+};
+
 struct Buffer {
   uintptr_t begin, end;
   int flags;
   unsigned element_size;
   const char* name;
   Cell* cells;
+  int argument;
+  Asked asked[2];          // reads, writes
+  unsigned char* touched;  // of each byte, bit 0: read, bit 1: written
 };
 
+// A threadgroup array: its place holds for all threadgroups of a dispatch, its contents for the one of that serial.
 struct Variable {
   unsigned id, offset, size, element_size;
   const char* name;
   bool is_zeroed;
+  uint32_t serial;
 };
 
 struct Options {
   int strict_divergence, early_exit, none_is_execution, simd_ops_order, reverse, check;
+  int placement, threadgroup_bytes, count, every;
 };
 
 struct Report {
@@ -91,7 +102,7 @@ struct Report {
 };
 
 struct Counters {
-  long accesses, switches, simd_ops, barriers;
+  long accesses, switches, simd_ops, barriers, threadgroup_read, threadgroup_written;
 };
 
 struct State {
@@ -113,7 +124,8 @@ struct State {
   Cell* arena_cells;
   Variable variables[kMaxVariables];
   int n_variables;
-  unsigned arena_top, arena_max;
+  unsigned arena_bytes;  // that the variables take, each padded
+  uint32_t random;
 
   uint32_t serial;   // of the threadgroup
   uint32_t epoch[2]; // threadgroup barriers passed, by Memory
@@ -141,5 +153,9 @@ Text describe_address(uintptr_t address);
 // access.cpp
 void access(uintptr_t address, unsigned size, bool is_write, bool is_atomic, uintptr_t pc);
 void finish_pending_write(bool is_aborted);
+
+// traffic.cpp
+void count_access(Buffer& b, uintptr_t address, unsigned size, bool is_write, uintptr_t pc);
+void settle_traffic();
 
 }  // namespace sim

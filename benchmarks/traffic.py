@@ -1,0 +1,244 @@
+"""Bytes that our Metal kernels ask for, over those they need: ``python -m benchmarks.traffic --shape mini --bits 4``.
+
+A figure of the Metal source, the same on every chip: the simulator of the tests runs each different launch of a forward pass
+at the model's true shapes and counts. Nothing is timed, no weight is made: what a kernel asks for depends on indices only.
+
+A SIMD-group's *access* is one load or store of its 32 lanes. Its bytes count once, however many lanes want them; what another
+access, SIMD-group or threadgroup wants again counts again, though a cache will often serve it. *Lines* are those of 128 bytes
+that an access touches, counted from the start of its array. *Needed* is each input once and each output once, of experts the
+chosen ones only; what a launch never touches is not needed. Activations (all but packed weights, their scales and biases, and
+the recurrent state) are small and read by every threadgroup, so the ratio is given without and with them: all else is read
+from memory and must be asked for once. MLX's own operations, which do the rest of a forward pass, are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+from unittest import mock
+
+import mlx.core as mx
+
+from benchmarks.shapes import SHAPES
+from metal_kernels import launch
+from ring_mlx import decode_step
+from ring_mlx.bench.random_weights import empty_model
+from ring_mlx.config import RingConfig
+from ring_mlx.model import Model
+from tests.metal_sim import SimulatedKernel, metal_kernel
+from tests.metal_sim.runtime import RunInfo
+
+LINE_BYTES = 128
+EXPERTS = 16  # of a stack in the simulator; more are never chosen at once by a few tokens
+MOST_THREADGROUPS = 2048  # of a launch that are run; of more, one in so many
+PROMPT_BEFORE = 9
+MEMORY = re.compile(r"_[wsb]$|^state$|^updates$")  # inputs that are no activations
+Arguments = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, by kinds of arguments: the kernel's constructor's and the call's."""
+
+    kernel: Arguments
+    call: Arguments
+    inputs: tuple[tuple[tuple[int, ...], mx.Dtype], ...]
+    values: tuple[tuple[int, tuple[int, ...]], ...]  # of short inputs of integers, by number
+
+    @property
+    def name(self) -> str:
+        """As `metal_kernels` calls it."""
+        name: str = dict(self.kernel)["name"]
+        return name
+
+
+def launches(model: Model, tokens: int, backend: str = "metal") -> Counter[Launch]:
+    """What a forward pass of so many tokens launches with the tables of ``backend``; it computes nothing.
+
+    One to eight tokens follow on others; more are a prompt.
+    """
+    seen: Counter[Launch] = Counter()
+    with (
+        launch.use(launch.Backend(backend, lambda **of: _recorder(_frozen(of), seen))),
+        mock.patch.object(decode_step, "COMPILED_ON", ()),
+    ):
+        cache = None
+        if tokens <= 8:
+            cache = model.make_cache()
+            model(mx.zeros((1, PROMPT_BEFORE), mx.int32), cache)
+            seen.clear()
+        model(mx.zeros((1, tokens), mx.int32), cache, last_only=True)
+    return seen
+
+
+def true_model(shape: str, bits: int) -> Model:
+    """A model of a known shape whose weights are never made; the router stays as it is."""
+    model = empty_model(RingConfig.from_dict(SHAPES[shape]), bits, 64, exact=False)
+    model.set_dtype(mx.bfloat16)
+    for layer in model.layers:
+        if "gate" in layer.mlp:
+            layer.mlp.gate.set_dtype(mx.float32)
+    model.eval()
+    return model
+
+
+def _frozen(of: dict[str, Any]) -> Arguments:
+    return tuple((k, tuple(map(tuple, v)) if k in ("template", "output_shapes") else _tuple(v)) for k, v in of.items())
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _recorder(kernel: Arguments, seen: Counter[Launch]) -> Callable[..., list[mx.array]]:
+    def call(*, inputs: list[mx.array], **of: Any) -> list[mx.array]:
+        short = ((i, x) for i, x in enumerate(inputs) if x.ndim == 1 and x.size <= EXPERTS and x.dtype == mx.int32)
+        values = tuple((i, tuple(x.tolist())) for i, x in short)
+        seen[Launch(kernel, _frozen(of), tuple((x.shape, x.dtype) for x in inputs), values)] += 1
+        return [mx.zeros(s, d) for s, d in zip(of["output_shapes"], of["output_dtypes"], strict=True)]
+
+    return call
+
+
+class Measured(NamedTuple):
+    """Bytes of one launch.
+
+    Attributes:
+        needed: By buffer.
+        asked: By buffer.
+        used: Bytes that accesses used of the lines that they touched.
+        touched: Bytes of those lines.
+        info: The simulator's own record.
+    """
+
+    needed: dict[str, int]
+    asked: dict[str, int]
+    used: int
+    touched: int
+    info: RunInfo
+
+    def ratio(self, names: Iterable[str]) -> float:
+        """Asked over needed of these buffers."""
+        names = list(names)
+        return sum(self.asked[n] for n in names) / max(1, sum(self.needed[n] for n in names))
+
+    @property
+    def memory(self) -> list[str]:
+        """Buffers that are no activations."""
+        return [n for n in self.needed if MEMORY.search(n) or n in ("new_state",)]
+
+    @property
+    def line_use(self) -> float:
+        """The part of the touched lines that was used."""
+        return self.used / max(1, self.touched)
+
+
+def measure(one: Launch) -> Measured:
+    """Count one launch in the simulator."""
+    kernel, call = dict(one.kernel), dict(one.call)
+    groups = prod(-(-g // t) for g, t in zip(call["grid"], call["threadgroup"], strict=True))
+    every = -(-groups // MOST_THREADGROUPS)
+    count = metal_kernel(**kernel, mode="check", strict=False, count=True, every=every)
+    values = dict(one.values)
+    inputs = [
+        _input(name, *kind, values.get(i))
+        for i, (name, kind) in enumerate(zip(kernel["input_names"], one.inputs, strict=True))
+    ]
+    count(inputs=inputs, **call)
+    info = SimulatedKernel.last
+    assert info is not None
+    full = dict(zip(kernel["input_names"], one.inputs, strict=True))
+    full |= {
+        n: (s, d) for n, s, d in zip(kernel["output_names"], call["output_shapes"], call["output_dtypes"], strict=True)
+    }
+    chosen = _chosen(full["chosen"][0]) if "chosen" in full else mx.zeros((0,))
+    needed, asked = {}, {}
+    for t in info.traffic:
+        if t.reads.accesses or t.writes.accesses:
+            shape, dtype = full.get(t.name, ((0,), mx.uint8))
+            is_stack = len(shape) == 3 and MEMORY.search(t.name) is not None and "chosen" in full
+            active = len(set(chosen.reshape(-1).tolist())) if is_stack else 1
+            whole, touched = active * prod(shape[is_stack:]) * dtype.size, max(t.distinct_read, t.distinct_written)
+            needed[t.name] = min(whole, touched) if every == 1 else whole
+            asked[t.name] = (t.reads.nbytes + t.writes.nbytes) * every
+    used = sum(t.reads.nbytes + t.writes.nbytes for t in info.traffic)
+    lines = sum(t.reads.lines + t.writes.lines for t in info.traffic)
+    return Measured(needed, asked, used, lines * LINE_BYTES, info)
+
+
+def _input(name: str, shape: tuple[int, ...], dtype: mx.Dtype, value: tuple[int, ...] | None) -> mx.array:
+    if name == "chosen":
+        return _chosen(shape)
+    if value is not None:
+        return mx.array(value, dtype)
+    return mx.zeros((min(shape[0], EXPERTS), *shape[1:]) if len(shape) == 3 and MEMORY.search(name) else shape, dtype)
+
+
+def _chosen(shape: tuple[int, ...]) -> mx.array:
+    """Experts of each token, all different, as unlike another token's as there are experts for."""
+    rows = [[(t * shape[-1] + j) % EXPERTS for j in range(shape[-1])] for t in range(prod(shape[:-1]))]
+    return mx.array(rows, mx.int32).reshape(shape)
+
+
+def table(model: Model, tokens: int, backend: str = "metal") -> list[str]:
+    """Lines to print for a forward pass of so many tokens."""
+    titles = (
+        "kernel",
+        "launches",
+        "needed KB",
+        "asked/needed",
+        "and activations",
+        "lines used",
+        "threadgroup KB",
+        "asked there",
+    )
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    for one, count in launches(model, tokens, backend).items():
+        m = measure(one)
+        memory = f"{m.ratio(m.memory):.2f}" if m.memory else "-"
+        cells = [one.name.removeprefix("ring_"), count, f"{sum(m.needed.values()) / 1024:,.1f}", memory]
+        cells += [f"{m.ratio(m.needed):.2f}", f"{100 * m.line_use:.0f} %", f"{m.info.threadgroup_bytes / 1024:.1f}"]
+        cells += [f"{(m.info.threadgroup_read + m.info.threadgroup_written) / 1024:,.0f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=("mini", "flash"), default="mini")
+    parser.add_argument("--bits", default="4,8", help="of the weights (4,8)")
+    parser.add_argument("--tokens", default="1,512", help="of a forward pass (1,512)")
+    parser.add_argument("--backend", choices=("metal", "cuda"), default="metal", help="whose tables of sizes (metal)")
+    parser.add_argument("--buffers", action="store_true", help="each buffer of each kernel as well")
+    args = parser.parse_args()
+    for bits in map(int, args.bits.split(",")):
+        model = true_model(args.shape, bits)
+        for tokens in map(int, args.tokens.split(",")):
+            print(f"\n{args.shape}, {bits} bits, tables of {args.backend}, {tokens} tokens, MLX {mx.__version__}\n")
+            print("\n".join(table(model, tokens, args.backend)))
+            if args.buffers:
+                print_buffers(model, tokens, args.backend)
+
+
+def print_buffers(model: Model, tokens: int, backend: str) -> None:
+    """What each buffer of each kernel costs."""
+    for one in launches(model, tokens, backend):
+        m = measure(one)
+        print(f"\n{one.name} {dict(one.call)['template']}")
+        for t in m.info.traffic:
+            if t.name in m.needed:
+                lines, asked = t.reads.lines + t.writes.lines, t.reads.nbytes + t.writes.nbytes
+                print(
+                    f"  {t.name:16} needed {m.needed[t.name]:10,} asked {m.asked[t.name]:10,}"
+                    f" touched {t.distinct_read + t.distinct_written:10,} lines used {100 * asked / (lines * LINE_BYTES):5.1f} %"
+                )
+
+
+if __name__ == "__main__":
+    main()
