@@ -217,7 +217,7 @@ def test_a_missing_barrier_is_caught(n):
         ("i < STEPS", "i < STEPS - 1", 2),
         ("t % threadgroups_per_grid.y ==", "t % (threadgroups_per_grid.y + 1) ==", 0),
         ("i < P;", "i < P - 1;", 0),
-        ("i < P;", "i < P - 1;", 2),
+        ("i < NW; i += 2", "i < NW - 2; i += 2", 0),
     ],
 )
 def test_a_bound_off_by_one_is_caught(old, new, occurrence):

@@ -12,7 +12,13 @@ import mlx.core as mx
 from metal_kernels.arguments import FLOATS, Kind, bits, ints, kind
 from metal_kernels.launch import Kernel
 
-KERNEL = Kernel(Path(__file__).with_name("linear_gate.metal"), ("x", "gate", "weight", "count"), ("y",))
+HERE = Path(__file__).parent
+KERNEL = Kernel(
+    HERE / "linear_gate.metal",
+    ("x", "gate", "weight", "count"),
+    ("y",),
+    [HERE.parent / "quantized_moe" / "codes.metal", HERE.parent / "norm_router" / "packs.metal"],
+)
 SIMDGROUPS = 8
 # Channels that a lane keeps in registers: 16 where there is work enough, 4 where there is not, so that one token's
 # few groups spread over more lanes.

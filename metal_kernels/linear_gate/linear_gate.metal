@@ -8,12 +8,6 @@
 // Requires      SIZE a multiple of P; SIMDGROUPS 1, 2, 4 or 8; a grid of whole threadgroups.
 // Accumulates   in float32; rounds once. Threadgroup memory: 32 bytes, where SIMDGROUPS is more than one.
 
-// N adjacent elements that one load or store moves.
-template <typename T, int N>
-struct alignas(N * sizeof(T)) Pack {
-  T e[N];
-};
-
 // ---- kernel ----
 constexpr int STRIDE = SIMDGROUPS * 32 * P;
 constexpr int STEPS = (SIZE + STRIDE - 1) / STRIDE;
@@ -33,11 +27,7 @@ for (int i = 0; i < STEPS; i++) {
   const bool is_inside = is_live && at < SIZE;
 #pragma unroll
   for (int e = 0; e < P; e++) values[i * P + e] = 0;
-  if (is_inside) {
-    const device Pack<X, P>& in = *(const device Pack<X, P>*)(x + first + at);
-#pragma unroll
-    for (int e = 0; e < P; e++) values[i * P + e] = float(in.e[e]);
-  }
+  if (is_inside) load_pack<P>(x + first + at, values + i * P);
 #pragma unroll
   for (int e = 0; e < P; e++) sum += values[i * P + e] * values[i * P + e];
 }
@@ -54,13 +44,14 @@ const float inverse = metal::precise::rsqrt(sum / SIZE + eps);
 for (int i = 0; i < STEPS; i++) {
   const int at = i * STRIDE + own;
   if (is_live && at < SIZE) {
-    const device Pack<T, P>& logits = *(const device Pack<T, P>*)(gate + first + at);
-    const device Pack<W, P>& factors = *(const device Pack<W, P>*)(weight + channel + at);
-    device Pack<T, P>& out = *(device Pack<T, P>*)(y + first + at);
+    float logits[P], factors[P];
+    load_pack<P>(gate + first + at, logits);
+    load_pack<P>(weight + channel + at, factors);
 #pragma unroll
     for (int e = 0; e < P; e++) {
-      const float opened = 1.0f / (1.0f + metal::precise::exp(-float(logits.e[e])));
-      out.e[e] = T(float(factors.e[e]) * (values[i * P + e] * inverse) * opened);
+      const float opened = 1.0f / (1.0f + metal::precise::exp(-logits[e]));
+      values[i * P + e] = factors[e] * (values[i * P + e] * inverse) * opened;
     }
+    store_pack<P>(y + first + at, values + i * P);
   }
 }

@@ -27,7 +27,9 @@ MAX_HIDDEN = 8192
 # A pipeline that takes many registers may not run more on Apple's GPUs, where MLX cannot ask for fewer; see
 # PIPELINE_THREADS of the tests.
 MAX_THREADS = {"metal": 256, "cuda": 512}
-CHANNELS = 8  # that a thread owns, where the threads suffice: 16 bytes of a 16-bit type
+# That a thread owns, where the threads suffice, in packs of so many: 16 bytes of a 16-bit type. Packs of a router in float32
+# have half as many, since neighbouring threads use whole lines where none reads more than 16 bytes at once.
+CHANNELS = 8
 VALUES = 32  # of the tokens that a thread keeps in registers; half of that where more than 256 threads run
 
 # Rows of the router a threadgroup. Mini's 256 experts make 64 threadgroups at 4 rows, which asks for the whole matrix at
@@ -133,7 +135,7 @@ def _plan(
     if tokens < 1 or (router is not None and tokens > MAX_TOKENS):
         return None
     E = form.pop("N")
-    pack = math.gcd(K, CHANNELS)
+    pack = math.gcd(K, CHANNELS if form["BITS"] < 32 or not router else CHANNELS // 2)
     threads = min(most_threads, -(-K // CHANNELS // 32) * 32)
     channels = -(-K // (pack * threads)) * pack
     values = VALUES if threads <= 256 else VALUES // 2

@@ -11,10 +11,12 @@ import mlx.core as mx
 from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, bits, kind, kind_or_none, positions
 from metal_kernels.launch import Kernel
 
+HERE = Path(__file__).parent
 KERNEL = Kernel(
-    Path(__file__).with_name("qk_norm_rope.metal"),
+    HERE / "qk_norm_rope.metal",
     ("qkv", "q_weight", "k_weight", "inv_freq", "offset"),
     ("q", "k", "v"),
+    [HERE.parent / "quantized_moe" / "codes.metal", HERE.parent / "norm_router" / "packs.metal"],
 )
 SIMDGROUPS = 8
 

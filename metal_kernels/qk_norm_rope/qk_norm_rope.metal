@@ -9,28 +9,9 @@
 // Requires      D a multiple of 32, R even and at most D; a grid of whole threadgroups.
 // Accumulates   in float32; rounds once, on the way out.
 
-// N adjacent elements that one load or store moves.
-template <typename T, int N>
-struct alignas(N * sizeof(T)) Pack {
-  T e[N];
-};
-
 // How many adjacent elements of a head of D a lane may hold so that partners R / 2 apart are also adjacent.
 constexpr int pack_size(int D, int R) {
   return D % 128 == 0 && R % 8 == 0 ? 4 : D % 64 == 0 && R % 4 == 0 ? 2 : 1;
-}
-
-// 1 / sqrt(mean(x^2) + eps) of a head that the simdgroup's lanes share.
-template <typename T, int D, int P>
-METAL_FUNC float inverse_rms(const device T* x, uint lane, float eps) {
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < D / 32; i += P) {
-    const device Pack<T, P>& own = *(const device Pack<T, P>*)(x + (i * 32 + lane * P));
-#pragma unroll
-    for (int e = 0; e < P; e++) sum += float(own.e[e]) * float(own.e[e]);
-  }
-  return metal::precise::rsqrt(simd_sum(sum) / D + eps);
 }
 
 // ---- kernel ----
@@ -58,27 +39,37 @@ if (head < HQ + 2 * HKV) {
   y += ((ulong(b) * (is_query ? HQ : HKV) + own_head) * tokens + t) * D;
   const device W* weight = is_query ? q_weight : k_weight;
   const bool is_normed = NORM && !is_value;
-  const float inverse = is_normed ? inverse_rms<T, D, P>(x, lane, eps) : 1.0f;
+  float values[D / 32];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < D / 32; i += P) {
+    load_pack<P>(x + (i * 32 + int(lane) * P), values + i);
+#pragma unroll
+    for (int e = 0; e < P; e++) sum += values[i + e] * values[i + e];
+  }
+  const float inverse = is_normed ? metal::precise::rsqrt(simd_sum(sum) / D + eps) : 1.0f;
 #pragma unroll
   for (int i = 0; i < D / 32; i += P) {
     const int d = i * 32 + int(lane) * P;
     const bool is_first = d < R / 2;
     const int other = is_first ? d + R / 2 : d - R / 2;
     const bool is_rotated = d < R && !is_value;
-    const device Pack<T, P>& own = *(const device Pack<T, P>*)(x + d);
-    const device Pack<T, P>& partner = *(const device Pack<T, P>*)(x + (is_rotated ? other : d));
-    device Pack<T, P>& out = *(device Pack<T, P>*)(y + d);
+    float factors[P], partner[P], partner_factors[P];
+    if (is_normed) load_pack<P>(weight + d, factors);
+    if (is_rotated) load_pack<P>(x + other, partner);
+    if (is_rotated && is_normed) load_pack<P>(weight + other, partner_factors);
 #pragma unroll
     for (int e = 0; e < P; e++) {
-      float a = float(own.e[e]) * inverse;
-      if (is_normed) a *= float(weight[d + e]);
+      float a = values[i + e] * inverse;
+      if (is_normed) a *= factors[e];
       if (is_rotated) {
-        float c = float(partner.e[e]) * inverse;
-        if (is_normed) c *= float(weight[other + e]);
+        float c = partner[e] * inverse;
+        if (is_normed) c *= partner_factors[e];
         const float2 turn = rotation[(is_first ? d : other) + e];
         a = is_first ? a * turn.x - c * turn.y : a * turn.x + c * turn.y;
       }
-      out.e[e] = T(a);
+      values[i + e] = a;
     }
+    store_pack<P>(y + d, values + i);
   }
 }

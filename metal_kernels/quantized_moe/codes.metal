@@ -30,6 +30,11 @@ METAL_FUNC void load_words(const device uint* from, thread uint* words) {
   }
 }
 
+template <typename T>
+METAL_FUNC uint pack_pair(float a, float b) {
+  return as_type<uint>(vec<T, 2>(T(a), T(b)));
+}
+
 // Value i of a block, before scale and bias. The 4- and 8-bit floats have the exponent and mantissa of a half in fewer
 // bits: they become halves that are 2^14 and 2^8 too small, which `load_scale` makes up for.
 template <int MODE, int BITS, typename P>

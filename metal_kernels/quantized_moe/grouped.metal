@@ -6,11 +6,7 @@
 // while the present one is multiplied: one buffer, two barriers a slice. Each simdgroup has BM / WM x BN / WN sums.
 // All tiles start at even elements of rows of even length: MSL_EVEN_PAIRS.
 
-// Two 16-bit values, or 16 bytes of values: what threadgroup memory is written with.
-template <typename T>
-METAL_FUNC uint pack_pair(float a, float b) {
-  return as_type<uint>(vec<T, 2>(T(a), T(b)));
-}
+// 16 bytes of values: what threadgroup memory is written with.
 template <typename T>
 METAL_FUNC uint4 pack_chunk(thread const float* v) {
   if constexpr (sizeof(T) == 4) {
