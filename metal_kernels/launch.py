@@ -7,6 +7,7 @@ that is the CPU; the plain forms then do all the work.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from binascii import crc_hqx
@@ -20,6 +21,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from metal_kernels import machine
+from metal_kernels.proofs import Ledger, Variant, variant_of
+
 Constructor = Callable[..., Any]
 Template = Sequence[tuple[str, "int | bool | mx.Dtype"]]
 BODY = "\n// ---- kernel ----\n"
@@ -28,10 +32,17 @@ SWITCH = "RING_MLX_KERNELS"
 
 @dataclass(frozen=True)
 class Backend:
-    """Who runs kernels: "metal", "cuda", or "simulator"; ``constructor`` is as ``mx.fast.metal_kernel``."""
+    """Who runs kernels.
+
+    Attributes:
+        name: "metal", "cuda" or "simulator".
+        constructor: As ``mx.fast.metal_kernel``.
+        ledger: Which kernels are proven on it; None lets all of them run as they are.
+    """
 
     name: str
     constructor: Constructor
+    ledger: Ledger | None = field(default=None, compare=False)
 
 
 _AUTOMATIC = Backend("automatic", mx.fast.metal_kernel)
@@ -56,23 +67,22 @@ def use(chosen: Backend | None) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def turn_off() -> None:
-    """Run no kernels from now on, but within `use`."""
-    _detected.cache_clear()
-    os.environ[SWITCH] = "off"
-
-
 @cache
 def _detected() -> Backend | None:
     if os.environ.get(SWITCH, "").lower() in ("off", "0"):
         return None
     if mx.metal.is_available():
-        return Backend("metal", mx.fast.metal_kernel)
+        return proving("metal", mx.fast.metal_kernel)
     if mx.cuda.is_available():
         from metal_kernels.twin import metal_kernel
 
-        return Backend("cuda", metal_kernel)
+        return proving("cuda", metal_kernel)
     return None
+
+
+def proving(name: str, constructor: Constructor) -> Backend:
+    """A backend on which each kernel must prove itself, with this machine's verdicts."""
+    return Backend(name, constructor, Ledger(machine.store(name)))
 
 
 @dataclass
@@ -96,6 +106,7 @@ class Kernel:
     outputs: Sequence[str]
     headers: Sequence[Path] = ()
     _built: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict, repr=False)
+    _digest: str = field(default="", repr=False)
 
     def __call__(
         self,
@@ -111,12 +122,19 @@ class Kernel:
 
         Raises:
             RuntimeError: If no backend runs kernels here.
+            Unproven, TurnedOff: If the backend's ledger does not admit it; see `proofs`.
         """
         where = backend()
         if where is None:
             raise RuntimeError(f"[{self.name}] no backend runs kernels here; call the plain form.")
         first: dict[int, int] = {}
         same = tuple([first.setdefault(id(x), i) for i, x in enumerate(inputs)])
+        if where.ledger is not None:
+            # A template's values follow from the types of all arrays but the first one.
+            launch = id(self), id(template), grid, same, inputs[0].dtype
+            if launch not in where.ledger.passing:
+                arguments = template, inputs, same, dtypes, grid, threadgroup
+                where.ledger.admit(launch, template, lambda: self._variant(*arguments), inputs)
         built = self._built.get((where.name, same))
         if built is None or built[0] is not where.constructor:
             # MLX keeps one library a name and template, and compiles anew where another text has the same ones.
@@ -147,6 +165,11 @@ class Kernel:
         if not found:
             raise ValueError(f"[{self.name}] {self.file.name} has no line {BODY.strip()!r}.")
         return "".join(h.read_text(encoding="utf-8") for h in self.headers) + functions + "\n", body
+
+    def _variant(self, *arguments: Any) -> Variant:
+        if not self._digest:
+            self._digest = hashlib.sha256(repr(self.source()).encode()).hexdigest()
+        return variant_of(self.name, self._digest, *arguments)
 
     def _build(self, constructor: Constructor, same: Sequence[int]) -> Any:
         """For inputs of which number i is the array of number ``same[i]``."""

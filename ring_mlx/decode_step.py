@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import choices, launch, resident
+from metal_kernels import choices, launch, proofs, resident
 from ring_mlx.layer import DecoderLayer
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
@@ -45,6 +45,7 @@ class DecodeStep:
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
         self._weights = _Weights([])
+        self._compiled_for: object = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DecodeStep:
         """A step of the copied layers; what is compiled cannot be copied."""
@@ -83,8 +84,11 @@ class DecodeStep:
         Returns:
             The residual stream [B, 1, hidden].
         """
-        if not self._pieces or self._weights.have_changed():
+        where = launch.backend()
+        compiled_for = where, where and where.ledger and where.ledger.turned_off
+        if not self._pieces or compiled_for != self._compiled_for or self._weights.have_changed():
             self._compile()
+            self._compiled_for = compiled_for
         position = resident(mx.array([offset], mx.int32)) if isinstance(offset, int) else offset
         o: mx.array | None = None
         for linear, softmax, piece in self._pieces:
@@ -113,7 +117,19 @@ def _piece(
             after.append(state)
         return x, () if softmax is None else layers[softmax].open(x, offset), after
 
-    return mx.compile(run)
+    def traced(*arguments: Any) -> Any:
+        with proofs.tracing():
+            return run(*arguments)
+
+    compiled = mx.compile(traced)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except proofs.Unproven:  # tried now, with what there is to compute; then it can be compiled
+            return run(*arguments)
+
+    return call
 
 
 class _Weights:

@@ -144,8 +144,11 @@ class MoE(nn.Module):
         x = x if dtype is None else x.astype(dtype)
         experts = None if launch.backend() is None else self.weights()
         kernel = None if experts is None else moe_kernel(experts, x)
-        if experts is not None and kernel is not None:
-            return kernel(x, chosen, weights, experts, residual)
+        y = None if experts is None or kernel is None else kernel(x, chosen, weights, experts, residual)
+        return self._by_products(x, chosen, weights, residual) if y is None else y
+
+    def _by_products(self, x: mx.array, chosen: mx.array, weights: mx.array, residual: mx.array | None) -> mx.array:
+        """The same in MLX's products."""
         y = (self.switch_mlp(x, chosen).astype(mx.float32) * weights[..., None]).sum(axis=-2)
         if "shared_experts" in self:
             y = y + self.shared_experts(x).astype(mx.float32)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.launch import Backend, Kernel
+from metal_kernels.launch import Backend, Constructor, Kernel
+from metal_kernels.machine import Store
+from metal_kernels.proofs import Ledger
 from tests.compare import to_numpy
 from tests.metal_sim import MetalRunError, metal_kernel, why_unavailable
 
@@ -32,14 +34,19 @@ def simulated(mode: str = "check", order: int = 0) -> Backend:
     return Backend("simulator", functools.partial(metal_kernel, mode=mode, order=order, threads=PIPELINE_THREADS))
 
 
+def proving(constructor: Constructor, name: str = "metal", store: Store | None = None) -> Backend:
+    """A backend whose kernels have everything to prove; verdicts are kept in memory by default."""
+    return Backend(name, constructor, Ledger(store or Store(None, {})))
+
+
 def backends(mode: str = "check") -> list[Any]:
     """Parameters for a test's argument ``backend``: the GPU if there is one, else the simulator (skipped if absent).
 
     Mode "check" is simulated in two schedules, "fast" in one; a GPU has no modes.
     """
     here = launch.backend()
-    if here is not None:
-        return [pytest.param(here, id=here.name)]
+    if here is not None:  # without its ledger, which would serve the plain form where a kernel is wrong
+        return [pytest.param(Backend(here.name, here.constructor), id=here.name)]
     missing = why_unavailable()
     if missing:
         return [pytest.param(None, marks=pytest.mark.skip(reason=missing), id="none")]
@@ -75,8 +82,9 @@ def mutated(kernel: Kernel, *changes: tuple[str, str], occurrence: int = 0) -> I
             body = _replaced(body, old, new, occurrence)
         else:
             header = _replaced(header, old, new, occurrence)
-    kept = dict(kernel._built)
+    kept, digest = dict(kernel._built), kernel._digest
     kernel._built.clear()
+    kernel._digest = ""
     kernel.__dict__["source"] = lambda: (header, body)
     try:
         yield
@@ -84,6 +92,7 @@ def mutated(kernel: Kernel, *changes: tuple[str, str], occurrence: int = 0) -> I
         del kernel.__dict__["source"]
         kernel._built.clear()
         kernel._built.update(kept)
+        kernel._digest = digest
 
 
 def _replaced(text: str, old: str, new: str, occurrence: int) -> str:

@@ -33,10 +33,10 @@ from ring_mlx.distributed.drawing import random_sharded
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.plan import local_config, stages
 from ring_mlx.distributed.reading import read_parts
-from ring_mlx.kernel_check import _difference
+from ring_mlx.kernel_check import check_kernels
 from ring_mlx.weights import canonical
 from tests.compare import assert_close
-from tests.kernel_backends import backends
+from tests.kernel_backends import backends, proving
 from tests.tiny import GOLDENS, config, make_model, save_hf, write
 
 ROOT = Path(__file__).parent.parent
@@ -411,8 +411,12 @@ def test_kernels_run_in_a_part(tmp_path, mode, backend):
     model = loading._read(part, tmp_path, mx.float32, False)
     rates = model.layers[0].attention.decay_rate
     assert mx.array_equal(rates, decay_rate(c.num_attention_heads, 0, c.num_hidden_layers, -1)[: len(rates)])
-    with part.alone(), launch.use(backend):
-        assert 0 < _difference(model) < 1e-4
+    where = proving(backend.constructor, backend.name)
+    with part.alone(), launch.use(where):
+        check_kernels(model)
+    verdicts = {entry["operation"]: entry["passed"] for entry in where.ledger.entries()}
+    assert {"lightning_attn", "qkv_lightning_attn", "norm_qmv", "decode_moe"} <= set(verdicts)
+    assert all(verdicts.values())
 
 
 # A rank that goes.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -11,7 +13,7 @@ from metal_kernels.fused_qmv import fused as fused_qmv
 from ring_mlx import load_model
 from ring_mlx.kernel_check import check_kernels
 from tests.compare import assert_close
-from tests.kernel_backends import backends
+from tests.kernel_backends import backends, proving
 from tests.tiny import GOLDENS, PACKABLE, make_model, tokens
 
 
@@ -136,29 +138,27 @@ class _Wrong:
 
 
 @pytest.mark.parametrize(
-    ("value", "match"), [(7.0, "differ by"), (float("nan"), "differ by inf"), (None, "no such instruction")]
+    ("value", "match"), [(7.0, "differs by"), (float("nan"), "is not finite"), (None, "no such instruction")]
 )
-def test_kernels_that_compute_nonsense_are_turned_off_with_a_warning(value, match, monkeypatch):
-    off = []
-    monkeypatch.setattr(launch, "turn_off", lambda: off.append(True))
-    with launch.use(launch.Backend("simulator", _Wrong(value))), pytest.warns(UserWarning, match=match):
-        check_kernels(make_model(**PACKABLE))
-    assert off == [True]
+def test_kernels_that_compute_nonsense_are_turned_off_with_a_warning(value, match):
+    model, ids = make_model(**PACKABLE), tokens(12)
+    where = proving(_Wrong(value))
+    with launch.use(where), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = model(ids)
+    assert any(match in str(w.message) for w in told)
+    assert_close(found, model(ids), 1e-5)
+    assert not any(entry["passed"] for entry in where.ledger.entries())
 
 
 @pytest.mark.parametrize("backend", backends("fast"))
-def test_right_kernels_stay_on(backend, monkeypatch):
-    monkeypatch.setattr(launch, "turn_off", lambda: pytest.fail("turned off"))
-    with launch.use(backend):
+def test_right_kernels_prove_themselves_when_a_model_is_loaded(backend):
+    where = proving(backend.constructor, backend.name)
+    with launch.use(where):
         check_kernels(make_model(**PACKABLE))
-
-
-def test_turned_off_means_plain_forms(monkeypatch):
-    monkeypatch.setenv(launch.SWITCH, "auto")
-    launch.turn_off()
-    assert launch._detected() is None
-    monkeypatch.undo()
-    launch._detected.cache_clear()
+    verdicts = {entry["kernel"]: entry["passed"] for entry in where.ledger.entries()}
+    assert all(verdicts.values())
+    assert {"ring_fused_qmv", "ring_fused_recurrent", "ring_simd_chunk", "ring_decode_down"} <= set(verdicts)
 
 
 @pytest.mark.parametrize("backend", backends("fast"))

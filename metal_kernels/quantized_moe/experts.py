@@ -136,6 +136,26 @@ class Experts:
         return top_k + self.rides
 
 
+def plain_moe(
+    x: mx.array, chosen: mx.array, weights: mx.array, experts: Experts, residual: mx.array | None = None
+) -> mx.array:
+    """Same contract as `naive_moe` in MLX's gathered products, which leave the stacks as they are packed."""
+    rows = x.astype(mx.float32)[..., None, None, :]
+    gate, up = _gathered(rows, experts.gate, chosen), _gathered(rows, experts.up, chosen)
+    parts = _gathered(gate * mx.sigmoid(gate) * up, experts.down, chosen)[..., 0, :]
+    y = (parts * weights[..., None]).sum(axis=-2)
+    if experts.shared is not None:
+        y = y + shared_product(x, experts.shared)
+    return y if residual is None else (y + residual.astype(mx.float32)).astype(residual.dtype)
+
+
+def _gathered(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:
+    """x [..., k or 1, 1, K] through matrix ``chosen[..., k]`` of a stack, in float32."""
+    if w.scales is None:
+        return mx.gather_mm(x, w.weight.astype(mx.float32).swapaxes(-1, -2), rhs_indices=chosen)
+    return mx.gather_qmm(x, w.weight, rhs_indices=chosen, transpose=True, **_layout(w))
+
+
 def shared_product(x: mx.array, mlp: Shared) -> mx.array:
     """``down (silu(gate x) * (up x))`` in float32 MLX operations, without dequantising whole matrices: [..., D]."""
     x = x.astype(mx.float32)
@@ -146,9 +166,12 @@ def shared_product(x: mx.array, mlp: Shared) -> mx.array:
 def _product(x: mx.array, w: Packed) -> mx.array:
     if w.scales is None:
         return x @ w.dequantize().T
+    return mx.quantized_matmul(x, w.weight, transpose=True, **_layout(w))
+
+
+def _layout(w: Packed) -> dict[str, Any]:
+    """How a float32 product reads quantised weights."""
     scales, biases = w.scales, w.biases
-    if biases is not None:
+    if scales is not None and biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    return mx.quantized_matmul(
-        x, w.weight, scales, biases, transpose=True, group_size=w.group_size, bits=w.bits, mode=w.mode
-    )
+    return {"scales": scales, "biases": biases, "group_size": w.group_size, "bits": w.bits, "mode": w.mode}

@@ -45,22 +45,28 @@ def naive_route(
     scores = mx.sigmoid(logits.astype(mx.float32))
     biased = scores if bias is None else scores + bias.astype(mx.float32)
     if n_group > 1:
-        biased = _keep_best_groups(biased, n_group, topk_group)
+        biased = keep_best_groups(biased, n_group, topk_group)
     chosen = mx.stop_gradient(mx.argsort(-biased, axis=-1)[..., :top_k])
+    return chosen.astype(mx.int32), weights_of(scores, chosen, scaling_factor, normalize and top_k > 1)
+
+
+def weights_of(scores: mx.array, chosen: mx.array, scaling_factor: float, normalize: bool) -> mx.array:
+    """Of the chosen experts [..., top_k], by their scores [..., E]."""
     weights = mx.take_along_axis(scores, chosen, axis=-1)
-    if normalize and top_k > 1:
+    if normalize:
         weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
-    return chosen.astype(mx.int32), weights * scaling_factor
+    return weights * scaling_factor
 
 
-def _keep_best_groups(biased: mx.array, n_group: int, topk_group: int) -> mx.array:
+def keep_best_groups(biased: mx.array, n_group: int, topk_group: int) -> mx.array:
+    """The scores [..., E] with those of all but the best groups at -inf."""
     grouped = mx.unflatten(biased, -1, (n_group, -1))
-    kept = mx.argsort(-_sum_of_best_two(grouped), axis=-1)[..., :topk_group]
+    kept = mx.argsort(-sum_of_best_two(grouped), axis=-1)[..., :topk_group]
     dropped = mx.put_along_axis(mx.full(grouped.shape[:-1], -mx.inf), kept, mx.array(0.0), axis=-1)
     return (grouped + dropped[..., None]).flatten(-2)
 
 
-def _sum_of_best_two(grouped: mx.array) -> mx.array:
+def sum_of_best_two(grouped: mx.array) -> mx.array:
     """Along the last axis."""
     if grouped.shape[-1] == 1:
         return grouped[..., 0]

@@ -108,7 +108,7 @@ def _experts(moe: Experts, x: mx.array) -> tuple[Run, Run]:
 
     def run() -> Result:
         kernel = moe_kernel(moe, x)
-        return None if kernel is None else [kernel(x, chosen, weights, moe, None)]
+        return None if kernel is None else _one(kernel(x, chosen, weights, moe, None))
 
     return run, lambda: [naive_moe(x, chosen, weights, moe.gate, moe.up, moe.down)]
 

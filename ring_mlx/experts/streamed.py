@@ -83,7 +83,9 @@ class StreamedMoE(MoE):
             added = None if residual is None else residual.reshape(flat.shape)
 
             def run(slots: Mapping[int, int]) -> mx.array:
-                return kernel(flat, mx.array(self._local(experts, slots)), weights, packed, added)
+                local = mx.array(self._local(experts, slots))
+                y = kernel(flat, local, weights, packed, added)
+                return self._by_products(flat, local, weights, added) if y is None else y
 
             return self._pool.run(self._layer, needed, run, counts, at_once=True)[0].reshape(x.shape)
         shared = self.shared_experts(x).astype(mx.float32) if "shared_experts" in self else None

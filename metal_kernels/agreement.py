@@ -1,0 +1,97 @@
+"""Whether a kernel's result agrees with the plain form's; knows operations by name and what each rounds to.
+
+Three limits hold at once. The relative RMS of a whole output sees a kernel that is a little wrong everywhere. The distance of
+each element sees one wrong element or row among millions, in units of its own size and of its row's RMS, since rounding
+is never further than that. All are multiples of the unit of the coarsest type that an output has gone through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+# The problem is "" if they agree, and None where there is nothing to compare.
+Judged = tuple["float | None", "str | None"]
+Judge = Callable[[str, tuple[Any, ...], Any, Any], Judged]
+
+
+class Limit(NamedTuple):
+    """In units of the last place: relative RMS, and each element's distance by its own size and by its row's RMS."""
+
+    rms: float
+    own: float
+    row: float
+
+
+# Half a unit in the last place of 1. That of float32 is TF32's: some GPUs multiply float32 matrices so.
+UNITS = {mx.bfloat16: 2.0**-9, mx.float16: 2.0**-12, mx.float32: 2.0**-11}
+
+# Rounded once at the end, from float32 on both sides: where the sums differ in their last bits an element is rounded to the
+# neighbour, two units away.
+ONCE = Limit(2, 4, 4)
+# Rounded on the way too, and multiplied then: a row of a product takes up what its inputs were rounded to.
+BETWEEN = Limit(4, 6, 16)
+LIMITS = {
+    "lightning_attn": ONCE,
+    "qkv_lightning_attn": ONCE,
+    "qk_norm_rope": ONCE,
+    "linear_gate": ONCE,
+    "add_norm": BETWEEN,  # the norm rounds before its weight and after it
+    "norm_router": BETWEEN,
+    "norm_qmv": BETWEEN,
+    "gate_qmv": BETWEEN,
+    "add_qmv": ONCE,
+    "decode_moe": ONCE,
+    "prefill_moe": BETWEEN,  # 16-bit operands
+}
+# Outputs that stay float32 from the first to the last operation, whatever the inputs are: the states, by which all later
+# tokens are read.
+EXACT = {("lightning_attn", 1), ("qkv_lightning_attn", 1)}
+# A row that cancels out is small by chance, and its rounding is not: so much of the whole output's RMS counts for each row.
+WHOLE = 0.02
+TINY = 1e-30
+
+
+def agree(operation: str, arguments: tuple[Any, ...], found: Any, expected: Any) -> Judged:
+    """The largest relative RMS of the outputs, and what is wrong with them."""
+    found, expected = listed(found), listed(expected)
+    through = [x.dtype for x in (*arguments, *expected) if isinstance(x, mx.array)]
+    coarsest = max(UNITS[dtype] for dtype in through if dtype in UNITS)
+    errors = [0.0]
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return None, f"output {i} is {a.shape} {a.dtype} instead of {b.shape} {b.dtype}"
+        unit = UNITS[mx.float32] if (operation, i) in EXACT else coarsest
+        error, problem = _compare(a.astype(mx.float32), b.astype(mx.float32), unit, LIMITS[operation])
+        if problem is None or problem:
+            return error, problem and f"output {i} of {operation} {problem}"
+        errors.append(error or 0.0)
+    return max(errors), ""
+
+
+def _compare(a: mx.array, b: mx.array, unit: float, limit: Limit) -> Judged:
+    if not mx.isfinite(b).all():
+        return None, None
+    if not mx.isfinite(a).all():
+        return None, "is not finite"
+    largest = mx.maximum(mx.abs(b).max(), TINY)  # so that no square is too large or too small
+    a, b = a / largest, b / largest
+    squares = mx.square(b).mean()
+    rows = mx.sqrt(mx.square(b).mean(axis=-1, keepdims=True) + WHOLE**2 * squares)
+    distance = mx.abs(a - b)
+    rms = float(mx.sqrt(mx.square(distance).mean() / mx.maximum(squares, TINY)))
+    worst = float((distance / mx.maximum(unit * (limit.own * mx.abs(b) + limit.row * rows), TINY)).max())
+    if rms > unit * limit.rms:
+        return rms, f"differs by {rms:.2g} relative RMS"
+    if worst > 1:
+        return rms, f"has an element {worst:.2g} times further away than rounding takes it"
+    return rms, ""
+
+
+def listed(result: Any) -> list[mx.array]:
+    """The arrays of a result or of arguments, at any depth."""
+    if isinstance(result, mx.array):
+        return [result]
+    return [x for part in result for x in listed(part)] if isinstance(result, tuple | list) else []

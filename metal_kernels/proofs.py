@@ -1,0 +1,314 @@
+"""A kernel proves itself on this machine before it serves: its first results are held against the plain form's.
+
+What is proved is a variant: the kernel's source, its template arguments, the types of its arrays and the size of its grid,
+in powers of two. An operation's call launches one or more. Where one of them is unproven, the operation runs both ways; a
+variant that does not build, raises, is not finite or differs is turned off, alone, and the plain form serves. Verdicts are
+kept with the machine (`machine.Store`), so another start does not ask again. Knows variants and results, no kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from metal_kernels.agreement import Judge, Judged, agree
+from metal_kernels.machine import PROOFS, Store
+
+MOST_KNOWN = 1024
+# A process can be killed while it tries a variant, but hardly twice at the same one.
+ENDED_TWICE = 2
+# What MLX says of an array that stands for others while a function is traced.
+TRACED = "function transformations"
+
+Result = Any
+
+
+class Unproven(Exception):
+    """A variant was about to be launched that has no verdict."""
+
+
+class TurnedOff(Exception):
+    """A variant was about to be launched that is off."""
+
+
+class Variant(NamedTuple):
+    """What a verdict is about.
+
+    Attributes:
+        key: Equal for equal variants of equal sources.
+        kernel: The kernel's name.
+        words: The rest, to be read.
+    """
+
+    key: str
+    kernel: str
+    words: str
+
+
+@dataclass
+class _Trial:
+    """What an operation launched while it was tried."""
+
+    launched: list[Variant] = field(default_factory=list)
+    unproven: list[Variant] = field(default_factory=list)
+    inputs: list[mx.array] = field(default_factory=list)
+
+
+_trial: ContextVar[_Trial | None] = ContextVar("trial", default=None)
+_is_tracing: ContextVar[bool] = ContextVar("tracing", default=False)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Raise `Unproven` where an operation would be tried, since nothing can be computed while a function is traced."""
+    token = _is_tracing.set(True)
+    try:
+        yield
+    finally:
+        _is_tracing.reset(token)
+
+
+class Ledger:
+    """The verdicts of one backend: those of this process, and those that are kept.
+
+    Args:
+        store: Where verdicts are kept.
+
+    Attributes:
+        turned_off: How often variants were turned off or doubted; what was compiled before holds no more then.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.turned_off = 0
+        self._store = store
+        self._verdicts: dict[str, bool] = {}
+        self._is_trusting = True
+        self._passing: dict[object, object] = {}
+        self._failing: dict[object, object] = {}
+
+    @property
+    def passing(self) -> Mapping[object, object]:
+        """Launches that need not ask again, by what is cheap to know of them, which includes the id of the template."""
+        return {} if _trial.get() is not None else self._passing
+
+    def admit(
+        self, launch: object, template: object, variant: Callable[[], Variant], inputs: Sequence[mx.array]
+    ) -> None:
+        """Let a launch pass, or note it for the trial that is under way.
+
+        Args:
+            launch: As in `passing`.
+            template: Its template arguments; kept, so that no other one gets its id.
+            variant: Works out what it is a launch of.
+            inputs: Its arrays.
+
+        Raises:
+            Unproven: If the variant has no verdict and nothing is being tried.
+            TurnedOff: If it is off.
+        """
+        if launch in self._failing:
+            raise TurnedOff
+        found, trial = variant(), _trial.get()
+        verdict = self._verdict(found)
+        if verdict is not None:
+            known = self._passing if verdict else self._failing
+            if len(known) >= MOST_KNOWN:
+                known.clear()
+            known[launch] = template
+        if verdict is False:
+            raise TurnedOff
+        if trial is not None:
+            trial.launched.append(found)
+            trial.inputs += inputs
+            if verdict is None:
+                trial.unproven.append(found)
+        elif verdict is None:
+            raise Unproven
+
+    def serve(
+        self,
+        operation: str,
+        kernel: Callable[..., Result],
+        plain: Callable[..., Result],
+        arguments: tuple[Any, ...],
+        otherwise: Callable[..., Result],
+        judge: Judge = agree,
+    ) -> Result:
+        """What the kernel makes of the arguments where it is proven, and what ``otherwise`` makes of them where it is off.
+
+        Args:
+            operation: Its name.
+            kernel, plain: Both with the same contract.
+            arguments: Of all three.
+            otherwise: What serves in place of a kernel that is off.
+            judge: Holds the kernel's result against the plain one.
+        """
+        try:
+            return kernel(*arguments)
+        except TurnedOff:
+            return otherwise(*arguments)
+        except Exception as e:
+            if _is_tracing.get():
+                raise Unproven(operation) from e
+        return self._try(operation, kernel, plain, arguments, otherwise, judge)
+
+    def doubt(self) -> None:
+        """Trust no proof of an earlier process from now on, nor any of this one: each is made again."""
+        self._verdicts = {key: False for key, passed in self._verdicts.items() if not passed}
+        self._is_trusting = False
+        self._forget_passing()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All verdicts that are kept, sorted by kernel: kernel, operation, variant, passed, error, why."""
+        found = [entry for entry in self._store.all(PROOFS).values() if "passed" in entry]
+        return sorted(found, key=lambda entry: (str(entry.get("kernel")), str(entry.get("variant"))))
+
+    def _try(self, operation: str, kernel: Any, plain: Any, arguments: Any, otherwise: Any, judge: Judge) -> Result:
+        """Both ways; the kernel's result if it agrees, else the plain one."""
+        trial, problem = _Trial(), ""
+        token = _trial.set(trial)
+        try:
+            found = kernel(*arguments)
+        except TurnedOff:
+            return otherwise(*arguments)
+        except Exception as e:
+            if not trial.launched:
+                raise  # not the kernel's doing
+            found, problem = None, said(e)
+            trial.unproven = trial.launched[-1:]
+        finally:
+            _trial.reset(token)
+        try:
+            mx.eval(trial.inputs)  # What fails here is not the kernel's doing either.
+        except ValueError as e:
+            if TRACED not in str(e):
+                raise
+            return otherwise(*arguments)
+        blamed = trial.unproven or trial.launched
+        with self._trying(operation, blamed):
+            expected = plain(*arguments)
+            mx.eval(expected)
+            error, wrong = (None, problem) if problem else _judged(judge, operation, arguments, found, expected)
+            if wrong is not None:
+                self._settle(operation, blamed, error, wrong)
+        return found if wrong == "" else expected
+
+    def _verdict(self, variant: Variant) -> bool | None:
+        """Whether a variant passed; None if nobody knows."""
+        found = self._verdicts.get(variant.key)
+        if found is not None:
+            return found
+        entry = self._store.get(PROOFS, variant.key)
+        if entry is None:
+            return None
+        if "passed" in entry:
+            passed, why = bool(entry["passed"]), str(entry.get("why"))
+        else:
+            passed, why = _deaths(entry) < ENDED_TWICE, "the process that tried it ended, twice"
+        if not passed:
+            self._turn_off([variant], f"{why} (found at an earlier start)")
+        elif "passed" not in entry or not self._is_trusting:
+            return None
+        self._verdicts[variant.key] = passed
+        return passed
+
+    def _settle(self, operation: str, variants: Sequence[Variant], error: float | None, problem: str) -> None:
+        for variant in variants:
+            self._verdicts[variant.key] = not problem
+        if problem:
+            self._turn_off(variants, problem)
+        if not problem or not _is_passing(problem):
+            entry = {"operation": operation, "passed": not problem, "error": error, "why": problem}
+            self._keep(variants, entry)
+
+    def _turn_off(self, variants: Sequence[Variant], problem: str) -> None:
+        for variant in variants:
+            self._verdicts[variant.key] = False
+        self._forget_passing()
+        named = " and ".join(f"{v.kernel} ({v.words})" for v in variants)
+        warnings.warn(
+            f"[kernels] {named}: {problem}; MLX's operations take its place, which are slower. Please report this.",
+            stacklevel=2,
+        )
+
+    def _forget_passing(self) -> None:
+        self.turned_off += 1
+        self._passing.clear()
+
+    def _keep(self, variants: Sequence[Variant], entry: dict[str, Any] | None) -> None:
+        named = {v.key: entry and {"kernel": v.kernel, "variant": v.words, **entry} for v in variants}
+        self._store.put(PROOFS, named)
+
+    @contextmanager
+    def _trying(self, operation: str, variants: Sequence[Variant]) -> Iterator[None]:
+        """Note on disk what is tried: some errors of a GPU end the process, and another start must not try for ever."""
+        ended = max(_deaths(self._store.get(PROOFS, v.key) or {}) for v in variants)
+        self._keep(variants, {"operation": operation, "trying": os.getpid(), "ended": ended})
+        try:
+            yield
+        finally:
+            left = [v for v in variants if "trying" in (self._store.get(PROOFS, v.key) or {})]
+            self._keep(left, None)
+
+
+def _judged(judge: Judge, operation: str, arguments: tuple[Any, ...], found: Result, expected: Result) -> Judged:
+    """The verdict on a result that is still to be computed."""
+    try:
+        mx.eval(found)
+        return judge(operation, arguments, found, expected)
+    except Exception as e:  # noqa: BLE001 whatever a compiler or a driver raises
+        return None, said(e)
+
+
+def _deaths(entry: dict[str, Any]) -> int:
+    """How many processes ended while they tried this."""
+    try:
+        before = int(entry.get("ended", 0))
+        os.kill(int(entry["trying"]), 0)
+    except ProcessLookupError:
+        return before + 1
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return 0
+    return before
+
+
+def _is_passing(problem: str) -> bool:
+    """Whether this may be otherwise tomorrow: memory was short."""
+    return any(word in problem.lower() for word in ("memory", "alloc"))
+
+
+def said(error: Exception) -> str:
+    """An exception in one short line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def variant_of(
+    kernel: str,
+    digest: str,
+    template: Sequence[tuple[str, Any]],
+    inputs: Sequence[mx.array],
+    same: Sequence[int],
+    outputs: Sequence[mx.Dtype],
+    grid: Sequence[int],
+    threadgroup: Sequence[int],
+) -> Variant:
+    """The variant that a launch is of; arrays of fewer than 8 elements and scalars get other code from MLX."""
+    kinds = [(_short(x.dtype), min(x.ndim, 1), x.size < 8) for x in inputs]
+    sizes = "x".join(str(1 << max(0, n - 1).bit_length()) for n in grid)
+    values = " ".join(f"{name}={_short(value)}" for name, value in template)
+    made = " ".join(map(_short, outputs))
+    whole = repr((kernel, digest, values, kinds, tuple(same), made, sizes, tuple(threadgroup)))
+    words = f"{values}, {kinds[0][0]} to {made}, grid {sizes}"
+    return Variant(hashlib.sha256(whole.encode()).hexdigest()[:24], kernel, words)
+
+
+def _short(value: Any) -> str:
+    return str(value).removeprefix("mlx.core.") if isinstance(value, mx.Dtype) else str(int(value))
