@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from ring_mlx import macos
+
 TEMPORARY = ".writing-"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 LOCK_WAIT_S = 60.0
@@ -171,12 +173,8 @@ def sync(file: BinaryIO | int) -> None:
     if not isinstance(file, int):
         file.flush()
         file = file.fileno()
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is not None:
-        with suppress(OSError):
-            fcntl.fcntl(file, full)
-            return
-    os.fsync(file)
+    if not macos.flush_disk(file):
+        os.fsync(file)
 
 
 def sync_path(path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 from typing import NamedTuple
+
+from ring_mlx import macos
 
 PYTHONS = ((3, 11), (3, 14))  # from, and below
 OLDEST_MACOS = 14  # what MLX's wheels are built for
@@ -39,19 +40,10 @@ def unfit_system() -> Unfit | None:
     if system == "Linux":
         return None
     version = platform.mac_ver()[0]
-    if machine != "arm64" and _is_translated():
+    if machine != "arm64" and macos.is_translated():
         return Unfit("this Python is for Intel and runs under Rosetta", "install a Python for arm64 and use that")
     if machine != "arm64":
         return Unfit("MLX does not run on a Mac with an Intel chip", "use a Mac with Apple Silicon, or Linux")
     if version and int(version.split(".")[0]) < OLDEST_MACOS:
         return Unfit(f"macOS {version} is too old for MLX", f"update to macOS {OLDEST_MACOS} or later")
     return None
-
-
-def _is_translated() -> bool:
-    """Whether this process runs under Rosetta."""
-    try:
-        asked = subprocess.run(["sysctl", "-n", "sysctl.proc_translated"], capture_output=True, text=True, check=False)
-    except OSError:
-        return False
-    return asked.stdout.strip() == "1"

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 import ring_mlx
 from metal_kernels import launch
 from metal_kernels.linear_gate import fused as gate_kernel
-from ring_mlx import demo_model_path, install, load, load_model, machine_fit, memory
+from ring_mlx import demo_model_path, install, load, load_model, macos, memory
 from ring_mlx.bench.shapes import FLASH, MINI
 from ring_mlx.cli import main
 from ring_mlx.config import RingConfig
@@ -142,7 +142,7 @@ def test_macs(monkeypatch, release, processor, translated, status, said):
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr("platform.machine", lambda: processor)
     monkeypatch.setattr("platform.mac_ver", lambda: (release, ("", "", ""), ""))
-    monkeypatch.setattr(machine_fit, "_is_translated", lambda: translated)
+    monkeypatch.setattr(macos, "is_translated", lambda: translated)
     found = machine.system()
     assert found.status == status
     assert said in found.seen + found.remedy

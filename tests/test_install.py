@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ring_mlx
-from ring_mlx import Session, install, machine_fit
+from ring_mlx import Session, install, machine_fit, macos
 from ring_mlx.cli import main
 from ring_mlx.errors import SessionError
 
@@ -182,12 +182,12 @@ UNFIT = {
 @pytest.mark.parametrize("name", UNFIT)
 @pytest.mark.parametrize("words", [["--version"], [], ["generate"], ["doctor"]], ids=" ".join)
 def test_an_unfit_machine_is_told_in_a_line_before_anything_else(name, words, monkeypatch, capsys):
-    version, system, chip, macos, said = UNFIT[name]
+    version, system, chip, release, said = UNFIT[name]
     monkeypatch.setattr(sys, "version_info", version)
     monkeypatch.setattr("platform.system", lambda: system)
     monkeypatch.setattr("platform.machine", lambda: chip)
-    monkeypatch.setattr("platform.mac_ver", lambda: (macos, ("", "", ""), chip))
-    monkeypatch.setattr(machine_fit, "_is_translated", lambda: False)
+    monkeypatch.setattr("platform.mac_ver", lambda: (release, ("", "", ""), chip))
+    monkeypatch.setattr(macos, "is_translated", lambda: False)
     monkeypatch.setattr("ring_mlx.cli.build_parser", lambda: pytest.fail("a command was imported"))
     assert main(words) == 2
     out, err = capsys.readouterr()
@@ -229,6 +229,7 @@ def test_what_is_imported_before_that_can_be_read_by_an_old_python():
         "errors",
         "install",
         "machine_fit",
+        "macos",
         "quick_start",
     ):
         text = (ROOT / "ring_mlx" / f"{name}.py").read_text(encoding="utf-8")
