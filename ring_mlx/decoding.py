@@ -15,6 +15,7 @@ from metal_kernels import choices
 from ring_mlx.errors import ModelError, PromptError
 from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.model import Model
+from ring_mlx.wired import Wired
 
 CLEAR_EVERY_TOKENS = 256
 
@@ -77,25 +78,26 @@ def generate_step(
     report = progress or (lambda done, total: None)
     sizes = step_sizes(total, prefill_step_or_default(prefill_step_size))
     report(0, total)
-    for done, step_logits in prefill(prompt, model, cache, sizes, kv_quantization):
-        logits = step_logits
-        if done < total:
-            report(done, total)
-    tokens = decode(
-        logits,
-        model,
-        cache,
-        prompt,
-        max_tokens=max_tokens,
-        sampler=sampler,
-        logits_processors=logits_processors,
-        kv_quantization=kv_quantization,
-        next_forced=next_forced,
-    )
-    for n, (token, logprobs) in enumerate(tokens):
-        if n == 0:
-            report(total, total)
-        yield token, logprobs
+    with Wired():
+        for done, step_logits in prefill(prompt, model, cache, sizes, kv_quantization):
+            logits = step_logits
+            if done < total:
+                report(done, total)
+        tokens = decode(
+            logits,
+            model,
+            cache,
+            prompt,
+            max_tokens=max_tokens,
+            sampler=sampler,
+            logits_processors=logits_processors,
+            kv_quantization=kv_quantization,
+            next_forced=next_forced,
+        )
+        for n, (token, logprobs) in enumerate(tokens):
+            if n == 0:
+                report(total, total)
+            yield token, logprobs
 
 
 def prefill(

@@ -72,7 +72,7 @@ def load_model(
         adapter.check(model, expert_cache_bytes is not None)
         needed += adapter.nbytes
         adapter.put_into(arrays)
-    memory.check_fit(model.config, needed, folder.name)
+    memory.claim(model.config, needed, folder.name)
     memory.bound_memory()
     weights.give(model, arrays)
     if expert_cache_bytes is not None:

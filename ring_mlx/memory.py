@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from ring_mlx import macos
 from ring_mlx.config import RingConfig
 from ring_mlx.errors import NoFitError
 from ring_mlx.model import Model
@@ -17,6 +18,8 @@ GB = 1e9
 WORKSPACE_BYTES = 1 << 29
 CACHE_LIMIT_BYTES = 2 << 30
 PLAIN_CONTEXT = 8192
+# What is left to macOS and other programs where the working set is raised: an eighth of the memory, at least so much.
+LEFT_BYTES = 4 << 30
 
 
 def budget_bytes() -> int:
@@ -82,26 +85,65 @@ def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int
         NoFitError: Naming what is needed, what there is and what would fit.
     """
     limit = budget_bytes() if limit_bytes is None else limit_bytes
-    extra = cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens)) + WORKSPACE_BYTES
+    extra = extra_bytes(config)
     if needed_bytes + extra <= limit:
         return
+    advice = _what_fits(config, needed_bytes, limit - extra)
+    if command := wired_limit_command(needed_bytes + extra):
+        advice += f", or raise what macOS gives until the next start: {command}"
     raise NoFitError(
         f"{name} needs {(needed_bytes + extra) / GB:.1f} GB (weights {needed_bytes / GB:.1f} GB) but this machine can "
-        f"give {limit / GB:.1f} GB; {_what_fits(config, needed_bytes, limit - extra)}."
+        f"give {limit / GB:.1f} GB; {advice}."
     )
+
+
+def extra_bytes(config: RingConfig) -> int:
+    """What a short conversation takes beside the weights."""
+    return cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens)) + WORKSPACE_BYTES
+
+
+def wired_limit_command(needed_bytes: int) -> str | None:
+    """What raises Metal's recommended working set to so much, in whole GiB; None if it is no Mac or too small for that.
+
+    The working set follows the setting, which is lost when the machine starts again.
+    """
+    info = mx.device_info()
+    total = int(info.get("memory_size") or 0)
+    needed_mb = -(-needed_bytes >> 30) * 1024
+    if not info.get("max_recommended_working_set_size") or needed_mb << 20 > total - max(LEFT_BYTES, total // 8):
+        return None
+    return f"sudo sysctl iogpu.wired_limit_mb={needed_mb}"
+
+
+def claim(config: RingConfig, needed_bytes: int, name: str) -> None:
+    """Refuse what does not fit, and warn where other programs hold the memory now, which may change.
+
+    Raises:
+        NoFitError: As `check_fit`.
+    """
+    check_fit(config, needed_bytes, name)
+    needed, left = needed_bytes + extra_bytes(config), macos.available_bytes()
+    if left is not None and needed > left:
+        warnings.warn(
+            f"[memory] {name} needs {needed / GB:.1f} GB, but other programs leave {left / GB:.1f} GB now; close some, or "
+            "the machine swaps.",
+            stacklevel=2,
+        )
 
 
 def bound_memory(limit_bytes: int | None = None) -> None:
     """Bound what MLX keeps: buffers for reuse at most 2 GiB or a twentieth of the budget, all of it the budget.
 
-    Beyond the budget MLX waits for running work before it allocates, instead of growing until the machine pages. On
-    Metal the recommended working set is also kept wired.
+    Beyond the budget MLX waits for running work before it allocates, instead of growing until the machine pages.
     """
     limit = budget_bytes() if limit_bytes is None else limit_bytes
-    mx.set_cache_limit(min(CACHE_LIMIT_BYTES, limit // 20))
+    mx.set_cache_limit(cache_limit_bytes(limit))
     mx.set_memory_limit(limit)
-    if mx.metal.is_available():
-        maybe_set_recommended_wired_limit()
+
+
+def cache_limit_bytes(budget: int) -> int:
+    """How much freed memory MLX may keep for reuse."""
+    return min(CACHE_LIMIT_BYTES, budget // 20)
 
 
 def snapshot_budget_bytes() -> int:

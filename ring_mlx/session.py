@@ -220,7 +220,7 @@ class Session(AbstractContextManager["Session"]):
     def _run(self) -> None:
         """The thread's life. It comes to rest and never ends: see `_rest`."""
         worker = self._load()
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next_job(worker)) is not None:
             self._answer(worker, *job)
             if worker is not None:
                 self._quietly(lambda w: w.use_idle_time(lambda: not self._jobs.empty()), worker)
@@ -230,6 +230,15 @@ class Session(AbstractContextManager["Session"]):
             free()
         self._at_rest.set()
         _rest()
+
+    def _next_job(self, worker: Worker | None) -> tuple[Request, Reply] | None:
+        """Wait for one; meanwhile a system that is short of memory gets back what nothing is answered from."""
+        while worker is not None and worker.pressure.idle_s is not None:
+            try:
+                return self._jobs.get(timeout=worker.pressure.idle_s)
+            except queue.Empty:
+                self._quietly(lambda w: w.pressure.look(), worker)
+        return self._jobs.get()
 
     def _load(self) -> Worker | None:
         worker = None

@@ -22,6 +22,7 @@ from ring_mlx.errors import OptionError
 from ring_mlx.generation import GenerationEvent, check_lengths, encode_prompt, events_of, thought_closer
 from ring_mlx.loading import load
 from ring_mlx.model import Model
+from ring_mlx.pressure import Watch
 from ring_mlx.reading import Reader
 from ring_mlx.sampling import start_sampling
 from ring_mlx.sampling_ranges import within
@@ -41,6 +42,7 @@ from ring_mlx.snapshots import Snapshot, SnapshotTree, Store
 from ring_mlx.snapshots.store import default_folder
 from ring_mlx.speech import Speech
 from ring_mlx.thinking import splitter_after
+from ring_mlx.wired import Wired
 
 AHEAD_STEP_TOKENS = 256
 Emit = Callable[[Event], None]
@@ -98,6 +100,7 @@ class Worker:
             every_tokens=options.snapshot_every_tokens,
             kv_quantization=kv,
         )
+        self.pressure = Watch(self.reader.tree)
         self._tps: float | None = None
         self._ahead: list[int] | None = None
         self._reused = self._generated = self._ahead_tokens = 0
@@ -136,14 +139,15 @@ class Worker:
         """
         self._ahead = None
         turn = self._begin(request)
-        try:
-            read = self._read(turn, emit)
-            emit(self._generate(turn, emit) if read else End("stopped"))
-        except BaseException:
-            self.forget_live()
-            raise
-        finally:
-            self._settle(turn)
+        with Wired():
+            try:
+                read = self._read(turn, emit)
+                emit(self._generate(turn, emit) if read else End("stopped"))
+            except BaseException:
+                self.forget_live()
+                raise
+            finally:
+                self._settle(turn)
 
     def use_idle_time(self, wanted: Callable[[], bool]) -> None:
         """Read what every next prompt starts with, then save, unless ``wanted`` turns true.
@@ -154,15 +158,20 @@ class Worker:
             self.save()
         ids, self._ahead = self._ahead, None
         if ids is not None and self._options.read_ahead and len(ids) < self.info.context_tokens and not wanted():
-            before = self.reader.read_tokens
-            if self.reader.start(ids) < len(ids):
-                for _ in self.reader.read(ids, {len(ids): "user"}, wanted, AHEAD_STEP_TOKENS):
-                    pass
-            self._ahead_tokens += self.reader.read_tokens - before
-            self.reader.settle(ids)
+            self._read_ahead(ids, wanted)
         if not wanted():
             self.save()
         self.reader.tell_if_short()
+        self.pressure.tell()
+
+    def _read_ahead(self, ids: list[int], wanted: Callable[[], bool]) -> None:
+        before = self.reader.read_tokens
+        with Wired():
+            if self.reader.start(ids) < len(ids):
+                for _ in self.reader.read(ids, {len(ids): "user"}, wanted, AHEAD_STEP_TOKENS):
+                    self.pressure.look()
+            self.reader.settle(ids)
+        self._ahead_tokens += self.reader.read_tokens - before
 
     def save(self) -> None:
         """Write to disk what is worth it; a disk that cannot be written is named once and then left alone."""
@@ -216,6 +225,7 @@ class Worker:
         for done in self.reader.read(ids, points, stopped):
             self._tps = (done - known) / max(time.perf_counter() - began, 1e-9)
             emit(PrefillProgress(done, len(ids), known, self._eta(len(ids) - done)))
+            self.pressure.look()
         return len(self.reader.live.tokens) == len(ids)
 
     def _generate(self, turn: _Turn, emit: Emit) -> End:
@@ -227,6 +237,7 @@ class Worker:
             for event in speech.add(e):
                 emit(event)
             reason = cast(Reason, e.finish_reason) or reason
+            self.pressure.look()
         self._generated += len(speech.tokens)
         fed = [*turn.prompt.ids, *speech.tokens][: int(reader.live.cache.offset)]
         reader.live.advance(np.array(fed, dtype=np.int32))

@@ -11,6 +11,9 @@ from tokenizers import Tokenizer
 
 from demo.tokenizer import write_tokenizer
 from ring_mlx import demo_model_path, load, mlx_lm_plugin
+from ring_mlx.serve.engine import Engine
+from ring_mlx.serve.metrics import Metrics
+from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
 from tests.tiny import config, save_hf
@@ -110,6 +113,21 @@ def serve(tmp_path):
     yield start
     for server in made:
         assert server.close()
+
+
+@pytest.fixture
+def engine(chat):
+    """Makes engines, without a server, for the model of `chat`."""
+    made = []
+
+    def make(**settings):
+        options = {"model": "toy", "name": "toy", "store": False, "read_ahead": False}
+        made.append(Engine(Settings(**(options | settings)), Metrics(), lambda given: Parts(*chat, given)))
+        assert made[-1].wait_until_loaded(30)
+        return made[-1]
+
+    yield make
+    assert all(one.close() for one in made)
 
 
 @pytest.fixture

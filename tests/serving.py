@@ -10,6 +10,10 @@ import time
 
 import openai
 
+from ring_mlx.serve.failures import ApiError
+from ring_mlx.serve.job import Finished
+from ring_mlx.serve.protocol import parse_chat
+
 GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 80}
 SUMS = ("What is 27 + 35?", "What is 8 + 9?", "Which is larger, 41 or 17?", "What is 112 + 305?")
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
@@ -19,6 +23,22 @@ CHAT, GOOD = "/v1/chat/completions", {"messages": [{"role": "user", "content": "
 
 def user(text, *before):
     return [*before, {"role": "user", "content": text}]
+
+
+def ask(engine, text, max_tokens=4):
+    """A job that an engine has been given, without a connection."""
+    body = {"messages": user(text), "max_tokens": max_tokens, "temperature": 0}
+    job = engine.prepare(parse_chat(body, engine.settings.sampling))
+    engine.submit(job)
+    return job
+
+
+def answer_of(job, seconds=60):
+    """The events of a job up to its last."""
+    events = [job.events.get(timeout=seconds)]
+    while not isinstance(events[-1], (Finished, ApiError)):
+        events.append(job.events.get(timeout=seconds))
+    return events
 
 
 def client_of(server, key="any"):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import mlx.core as mx
+import mlx_lm
 import pytest
 from mlx.utils import tree_flatten
 
-from ring_mlx import load_model, memory, weights
+from ring_mlx import Session, load_model, memory, weights
+from ring_mlx.bench.random_weights import random_model
 from ring_mlx.config import RingConfig
+from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.errors import NoFitError
+from ring_mlx.serve.parts import Parts
+from ring_mlx.serve.settings import Settings
+from tests.fake_mac import FREE, Mac
 from tests.tiny import config, make_model, save_hf, tokens
 
 MINI = RingConfig.from_dict(
@@ -88,15 +96,49 @@ def test_the_budget_is_what_the_device_says(monkeypatch, info, budget):
     assert memory.budget_bytes() == budget
 
 
-@pytest.mark.parametrize("is_metal", [True, False])
-def test_weights_are_wired_on_metal_only(monkeypatch, is_metal):
-    wired = []
-    monkeypatch.setattr(mx, "set_cache_limit", lambda n: None)
-    monkeypatch.setattr(mx, "set_memory_limit", lambda n: None)
-    monkeypatch.setattr(mx.metal, "is_available", lambda: is_metal)
-    monkeypatch.setattr(memory, "maybe_set_recommended_wired_limit", lambda: wired.append(True))
-    memory.bound_memory(1 << 30)
-    assert wired == [True] * is_metal
+def test_a_mac_is_told_how_much_to_give_where_it_could(monkeypatch):
+    Mac(monkeypatch).metal(max_recommended_working_set_size=24 << 30, memory_size=32 << 30)
+    with pytest.raises(NoFitError, match=r"8-bit .* start: sudo sysctl iogpu\.wired_limit_mb=27648\.$"):
+        memory.check_fit(MINI, int(28e9), "ring")
+    with pytest.raises(NoFitError) as refused:
+        memory.check_fit(MINI, int(31e9), "ring")
+    assert "sysctl" not in str(refused.value)  # less than an eighth would be left
+    monkeypatch.setattr(mx, "device_info", lambda: {"memory_size": 32 << 30})
+    assert memory.wired_limit_command(1 << 30) is None  # no Metal
+
+
+@pytest.mark.parametrize(
+    ("total", "most"), [(16 << 30, 12 << 30), (64 << 30, 56 << 30), (128 << 30, 112 << 30), (512 << 30, 448 << 30)]
+)
+def test_what_the_working_set_may_be_raised_to(monkeypatch, total, most):
+    Mac(monkeypatch).metal(memory_size=total)
+    assert memory.wired_limit_command(most) == f"sudo sysctl iogpu.wired_limit_mb={most >> 20}"
+    assert memory.wired_limit_command(most - (1 << 29)) == f"sudo sysctl iogpu.wired_limit_mb={most >> 20}"
+    assert memory.wired_limit_command(most + 1) is None
+
+
+@pytest.mark.parametrize(("free", "is_short"), [(90, False), (20, True)])
+def test_memory_that_other_programs_hold_is_a_warning(monkeypatch, free, is_short):
+    Mac(monkeypatch, **{FREE: free}).metal()
+    caught = pytest.warns(UserWarning, match=r"needs 2\d\.\d GB, but other programs leave 13\.7 GB now; close some")
+    with caught if is_short else nullcontext():
+        memory.claim(MINI, int(20e9), "ring")
+
+
+def test_a_model_that_does_not_fit_is_refused_at_every_door(tmp_path, monkeypatch, registered, chat_folder):
+    monkeypatch.setattr(memory, "budget_bytes", lambda: 1000)
+    doors = [
+        lambda: load_model(chat_folder),
+        lambda: Session(chat_folder, store=False).wait_until_loaded(60),
+        lambda: Parts.load(Settings(chat_folder, "x")),
+        lambda: load_sharded(chat_folder, mx.distributed.init(), "tensor"),
+        lambda: random_model("golden", bits=None),
+        lambda: mlx_lm.load(str(chat_folder)),
+    ]
+    for door in doors:
+        with pytest.raises(NoFitError, match=r"needs \d\.\d GB .* but this machine can give 0\.0 GB"):
+            door()
+    mlx_lm.load(str(chat_folder), lazy=True)  # a conversion reads it part by part
 
 
 @pytest.mark.parametrize(

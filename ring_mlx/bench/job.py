@@ -22,6 +22,7 @@ from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.files import Write, check_named, write_named
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
+from ring_mlx.wired import Wired
 
 Head = dict[str, Any]
 HEAD = ("date", "device", "backend", "kernels", "ring_mlx", "mlx", "mlx_lm", "python", "system")
@@ -107,7 +108,8 @@ def bench(
         result = Result(head, report.columns(settings.vs, settings.floor))
         say(heading(result.head))
         try:
-            _measure(model, raw, settings, files, result, rates, ops, company, say, progress)
+            with Wired():
+                _measure(model, raw, settings, files, result, rates, ops, company, say, progress)
         finally:
             write(result, files)
     except BrokenPipeError:

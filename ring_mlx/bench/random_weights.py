@@ -62,7 +62,7 @@ def random_model_of(
     """As `random_model`, for any config.json."""
     model = empty_model(RingConfig.from_dict(raw), bits, group_size, exact)
     arrays = draw(model, dtype, seed)
-    memory.check_fit(model.config, sum(a.nbytes for a in arrays.values()), name)
+    memory.claim(model.config, sum(a.nbytes for a in arrays.values()), name)
     memory.bound_memory()
     return fill(model, arrays)
 

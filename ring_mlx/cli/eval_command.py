@@ -90,12 +90,15 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is asked for and print it; returns the exit code."""
+    from ring_mlx.wired import Wired
+
     _check(args)
     measurements = [m for m in (_prepare_suite(args), _prepare_text(args), _prepare_recall(args)) if m]
     model, tokenizer, name = options.load_named(args)
     found: dict[str, Any] = {"model": name}
-    for measure in measurements:
-        found |= measure(args, model, tokenizer, name)
+    with Wired():
+        for measure in measurements:
+            found |= measure(args, model, tokenizer, name)
     if args.json:
         print(harmless_json(found))
     return 0

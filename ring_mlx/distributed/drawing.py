@@ -59,7 +59,7 @@ def random_sharded(
         arrays |= {own: cut_array(arrays[own], cut) for own, cut in part.cuts.items()}
         del drawn
         model = empty_part(part, exact, arrays, Path(name))
-        memory.check_fit(part.own, sum(a.nbytes for a in arrays.values()), f"a rank's part of {name}")
+        memory.claim(part.own, sum(a.nbytes for a in arrays.values()), f"a rank's part of {name}")
         memory.bound_memory()
         fill(model, arrays)
     if any(record["next"] != said["next"] for record in said["all"]):

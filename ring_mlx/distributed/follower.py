@@ -16,6 +16,7 @@ from ring_mlx.reading import Reader
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.work import CLEAR_EVERY_STEPS
 from ring_mlx.snapshots import Snapshot, SnapshotTree
+from ring_mlx.wired import Wired
 
 if TYPE_CHECKING:
     from ring_mlx.distributed.orders import Orders
@@ -36,7 +37,7 @@ class Follower:
         self._readers: dict[int, Reader] = {}
         self._reading: dict[int, Iterator[int]] = {}
         self._batch = SharedBatch(parts.model, parts.settings.prefill_step_tokens, group)
-        self._steps = 0
+        self._steps, self._wired = 0, Wired()
 
     def run(self, orders: Orders) -> None:
         """Do what is told until rank 0 closes.
@@ -48,7 +49,10 @@ class Follower:
         while (order := orders.hear())["do"] != "close":
             for kind, number in order["gone"]:
                 (self._close if kind == READER else self._kept.drop)(number)
+            self._wired.hold()
             self._do(order, orders)
+            if not self._readers and not len(self._batch):
+                self._wired.release()
 
     def _do(self, order: dict[str, Any], orders: Orders) -> None:
         do, number = order["do"], order.get("reader", -1)

@@ -166,7 +166,7 @@ def empty_part(part: Part, exact: bool, arrays: Mapping[str, mx.array], source: 
 
 
 def _read(part: Part, folder: Path, dtype: mx.Dtype, exact: bool) -> Model:
-    memory.check_fit(part.own, _needed_bytes(part), f"a rank's part of {folder.name}")
+    memory.claim(part.own, _needed_bytes(part), f"a rank's part of {folder.name}")
     memory.bound_memory()
     arrays = read_parts(part.entries, part.cuts, part.config.num_experts, dtype)
     if exact and "lm_head.scales" not in arrays and "lm_head.weight" in arrays:

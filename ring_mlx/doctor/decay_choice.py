@@ -24,6 +24,7 @@ from ring_mlx.files import write_together
 from ring_mlx.loading import load
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
+from ring_mlx.wired import Wired
 
 Say = Callable[[str], None]
 Watch = Callable[[str], AbstractContextManager[Progress | None]]
@@ -55,7 +56,8 @@ def check(
     context, most = model.config.context_tokens, tokens or decay_check.affordable(tps)
     parts = packaged_parts(tokenizer, context, most) if text is None else parts_of_file(text, tokenizer, context, most)
     say(decay_check.announcement(parts, tps))
-    return decay_check.compare(model, parts, bar)
+    with Wired():
+        return decay_check.compare(model, parts, bar)
 
 
 def choose(

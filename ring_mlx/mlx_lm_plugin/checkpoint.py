@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx import templates, weights
+from ring_mlx import memory, templates, weights
 from ring_mlx.checkpoint_files import check_small_files, read_json
 from ring_mlx.config_values import shown
 from ring_mlx.errors import RingError, TokenizerError, WeightsError
@@ -32,19 +32,25 @@ def check_configs(folder: Path) -> None:
 
 
 def load_checked(load_model: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
-    """`mlx_lm.utils.load_model` of a checkpoint of ours, whose files fit each other.
+    """`mlx_lm.utils.load_model` of a checkpoint of ours, whose files fit each other and this machine's memory.
 
     Raises:
         RingError: If they do not.
     """
+    is_lazy = kwargs.get("lazy", False) or True in args[:1]
     with errors_in_a_line(folder):
         # A machine of several may have only its own part, which mlx-lm loads without ``strict``.
-        check_weights(folder, whole=kwargs.get("strict", True) and False not in args[1:2])
+        check_weights(folder, kwargs.get("strict", True) and False not in args[1:2], is_read=not is_lazy)
         return load_model(folder, *args, **kwargs)
 
 
-def check_weights(folder: Path, whole: bool = True) -> None:
+def check_weights(folder: Path, whole: bool = True, is_read: bool = False) -> None:
     """Hold the files of a checkpoint of ours, or those that there are, against each other.
+
+    Args:
+        folder: The checkpoint.
+        whole: Whether all must be there.
+        is_read: Whether the whole model will be read, so that it must fit into memory.
 
     Raises:
         RingError: If they do not fit.
@@ -52,7 +58,9 @@ def check_weights(folder: Path, whole: bool = True) -> None:
     check_configs(folder)
     found = weights.read_headers(sorted(folder.glob(READ_BY_MLX_LM)))
     if found and whole:
-        assemble(folder)
+        model, arrays, _, _ = assemble(folder)
+        if is_read:
+            memory.claim(model.config, memory.weight_bytes(model, arrays), folder.name)
 
 
 @contextmanager

@@ -212,7 +212,7 @@ class Engine:
             self._show(work)
             with self._changed:
                 if not self._waiting and not self._closed:
-                    self._changed.wait(60)
+                    self._changed.wait(work.pressure.idle_s or 60)
             return
         work.step()
         self._show(work)

@@ -15,6 +15,7 @@ import mlx.core as mx
 from ring_mlx import memory
 from ring_mlx.branches import next_turn
 from ring_mlx.errors import ModelError, RingError
+from ring_mlx.pressure import Watch
 from ring_mlx.reading import Reader
 from ring_mlx.serve.failures import ApiError, bad
 from ring_mlx.serve.job import Job
@@ -23,6 +24,7 @@ from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.reading import Reading
 from ring_mlx.serve.row import Row
 from ring_mlx.terminal_text import note
+from ring_mlx.wired import Wired
 
 AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
 
@@ -40,6 +42,7 @@ class Work:
         self._model, self._tokenizer, self._settings = parts.model, parts.tokenizer, parts.settings
         self._tree, self._store, self._batch = parts.tree(), parts.store(), parts.batch()
         self._idle = self._reader()
+        self.pressure, self._wired = Watch(self._tree), Wired()
         self._reading: deque[Reading] = deque()
         self._rows: dict[int, Row] = {}
         self._ahead: tuple[Job, Mapping[str, Any]] | None = None
@@ -78,6 +81,8 @@ class Work:
 
         Where there is both, reading gets half of the time: a long prompt slows the others down, and stops nobody.
         """
+        self._wired.hold()
+        self.pressure.look()
         started = time.perf_counter()
         if self._reading and (not self._rows or self._owed_s <= 0):
             self._read(self._reading.popleft())
@@ -103,6 +108,7 @@ class Work:
             self._fail(job, error)
         self._reading.clear()
         self._rows.clear()
+        self._wired.release()
 
     def use_idle_time(self, wanted: Callable[[], bool]) -> None:
         """Read what the next turn of the latest chat starts with, then save, unless ``wanted`` turns true."""
@@ -115,9 +121,14 @@ class Work:
             if not wanted():
                 self.save()
             self._idle.tell_if_short()
+            self.pressure.look()
+            self.pressure.tell()
         except Exception as e:  # noqa: BLE001 nobody waits for this
             self._idle = self._reader()
             warnings.warn(f"[serve] {type(e).__name__}: {str(e)[:200]}; answers are not affected.", stacklevel=2)
+        finally:
+            if not wanted():
+                self._wired.release()
 
     def save(self) -> None:
         """Write to disk what is worth it; a disk that cannot be written is named once and then left alone."""

@@ -53,6 +53,7 @@ class SnapshotTree:
 
     def __init__(self, budget_bytes: int, most: int | None = None) -> None:
         self.budget_bytes, self._most = budget_bytes, most
+        self._squeezed: int | None = None
         self._root = _Node(np.zeros(0, dtype=np.int32), None)
         self._nodes: dict[Snapshot, _Node] = {}
         self._shared: Counter[Block] = Counter()
@@ -153,8 +154,17 @@ class SnapshotTree:
         while not self._holds(self._nbytes, len(self)) and (least := self._least()) is not None:
             self._drop(self._nodes[least])
 
+    def squeeze(self, most_bytes: int | None) -> None:
+        """Hold at most so many bytes for now, below the budget; None lifts that.
+
+        At 0 the first place of the latest conversation goes too, and only what prompts in flight have got to stays.
+        """
+        self._squeezed = most_bytes
+        self.evict()
+
     def _holds(self, nbytes: int, count: int) -> bool:
-        return nbytes <= self.budget_bytes and (self._most is None or count <= self._most)
+        most = self.budget_bytes if self._squeezed is None else min(self._squeezed, self.budget_bytes)
+        return nbytes <= most and (self._most is None or count <= self._most)
 
     def _go_on_from(self, path: Sequence[Snapshot]) -> None:
         """Give ranks to a conversation's snapshots, of which the last is its first place now."""
@@ -169,7 +179,9 @@ class SnapshotTree:
 
     def _least(self) -> Snapshot | None:
         """What the next prompts miss least; None if all must stay."""
-        stay = {self._latest, *self._held.values()} if self.budget_bytes else set()
+        stay: set[Snapshot | None] = set(self._held.values()) if self.budget_bytes else set()
+        if self.budget_bytes and self._squeezed != 0:
+            stay.add(self._latest)
         end, inner, place, first = (next((s for s in rank if s not in stay), None) for rank in self._ranks)
         if end or inner or not (place and first):
             return end or inner or place or first
@@ -218,6 +230,8 @@ class SnapshotTree:
     def _forget(self, node: _Node) -> None:
         snapshot, node.snapshot = node.snapshot, None
         assert snapshot is not None
+        if snapshot is self._latest:
+            self._latest = None
         del self._nodes[snapshot], self._ranks[node.rank][snapshot]
         self._account(snapshot, -1)
 
