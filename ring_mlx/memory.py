@@ -107,12 +107,15 @@ def wired_limit_command(needed_bytes: int) -> str | None:
 
     The working set follows the setting, which is lost when the machine starts again.
     """
+    needed_mb = -(-needed_bytes >> 30) * 1024
+    return f"sudo sysctl iogpu.wired_limit_mb={needed_mb}" if needed_mb << 20 <= most_working_set_bytes() else None
+
+
+def most_working_set_bytes() -> int:
+    """What Metal's recommended working set should be raised to at most; 0 where there is none."""
     info = mx.device_info()
     total = int(info.get("memory_size") or 0)
-    needed_mb = -(-needed_bytes >> 30) * 1024
-    if not info.get("max_recommended_working_set_size") or needed_mb << 20 > total - max(LEFT_BYTES, total // 8):
-        return None
-    return f"sudo sysctl iogpu.wired_limit_mb={needed_mb}"
+    return max(0, total - max(LEFT_BYTES, total // 8)) if info.get("max_recommended_working_set_size") else 0
 
 
 def claim(config: RingConfig, needed_bytes: int, name: str) -> None:

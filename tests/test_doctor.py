@@ -48,6 +48,7 @@ from ring_mlx.doctor.finding import Finding, table
 from ring_mlx.errors import NoFitError, OptionError, RingError
 from ring_mlx.evaluation.scoring import token_nats
 from ring_mlx.experts import recommend_cache_bytes
+from tests.fake_mac import FREE, PRESSURE, Mac
 from tests.kernel_backends import mutated, simulator
 from tests.tiny import config, make_model, save_hf, softmax_config
 
@@ -146,6 +147,53 @@ def test_macs(monkeypatch, release, processor, translated, status, said):
     found = machine.system()
     assert found.status == status
     assert said in found.seen + found.remedy
+
+
+def test_a_mac_s_memory_is_explained_with_its_own_numbers(monkeypatch):
+    mac = Mac(monkeypatch, **{FREE: 50, PRESSURE: 1, "machdep.cpu.brand_string": "Apple M2 Pro"})
+    mac.metal(max_recommended_working_set_size=24 << 30, memory_size=32 << 30)
+    found = {f.name: f for f in machine.check()}
+    assert found["memory"].seen.endswith("of which others leave 34.4 GB now")
+    assert found["for models"].seen.startswith("25.8 GB, the working set that Metal recommends")
+    assert found["cache limit"].seen.startswith("1.3 GB of freed memory that MLX keeps")
+    assert found["working set"].seen == (
+        "macOS chose the working set; sudo sysctl iogpu.wired_limit_mb=28672 gives 30.1 GB, the most that leaves macOS "
+        "enough, and a restart puts back what macOS chooses"
+    )
+    assert (found["memory pressure"].status, found["memory pressure"].seen) == ("ok", "normal")
+    assert found["chip"].seen.startswith("Apple M2 Pro, ")
+    mac.values |= {"iogpu.wired_limit_mb": 28672, PRESSURE: 4, "kern.hv_vmm_present": 1}
+    mac.metal(max_recommended_working_set_size=28 << 30, memory_size=32 << 30, device_name="")
+    found = {f.name: f for f in machine.check()}
+    assert found["working set"].seen == (
+        "iogpu.wired_limit_mb=28672 chose the working set, and a restart puts back what macOS chooses itself"
+    )
+    assert (found["memory pressure"].status, found["memory pressure"].seen) == ("note", "critical")
+    assert found["chip"].seen.startswith("Apple M2 Pro, ")
+    assert "virtual machine" in found["chip"].seen
+    assert found["backend"].seen in ("Metal", "Metal, but the default device is the CPU")
+
+
+@pytest.mark.parametrize(
+    ("recommended", "total", "said"),
+    [
+        (16, 24, "; 8 bits 17.4 GB after sudo sysctl iogpu.wired_limit_mb=17408"),
+        (24, 32, ""),  # 16 bits would leave macOS too little
+        (8, 8, ""),
+    ],
+)
+def test_what_a_raised_working_set_would_hold(monkeypatch, recommended, total, said):
+    Mac(monkeypatch).metal(max_recommended_working_set_size=recommended << 30, memory_size=total << 30)
+    seen = models.fit_finding("x", RingConfig.from_dict(MINI), recommended << 30).seen
+    assert said in seen
+    assert ("sysctl" in seen) == bool(said)
+
+
+def test_what_is_too_large_even_so(monkeypatch):
+    Mac(monkeypatch).metal(max_recommended_working_set_size=5 << 30, memory_size=8 << 30)
+    seen = models.fit_finding("x", RingConfig.from_dict(MINI), 5 << 30).seen
+    assert seen.startswith("no width fits")
+    assert "sysctl" not in seen
 
 
 def test_a_mac_without_metal_is_a_problem(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,14 +80,23 @@ def fit_finding(name: str, config: RingConfig, room: int) -> Finding:
     good = [f for f in all_fits if f.tokens]
     if good:
         seen = "; ".join(f"{f.bits} bits {f.weight_bytes / memory.GB:.1f} GB, {f.tokens:,} tokens" for f in good)
+        seen += _after_raising(config, [f for f in all_fits if not f.tokens])
         return Finding(
             SECTION_FIT, name, OK, f"{seen}; {on_disk} keeps the rest on disk" if on_disk else seen, data=data
         )
-    least = all_fits[-1].weight_bytes + memory.WORKSPACE_BYTES
-    least += memory.cache_bytes(config, min(memory.PLAIN_CONTEXT, config.context_tokens))
+    least = all_fits[-1].weight_bytes + memory.extra_bytes(config)
     seen = f"no width fits into {room / memory.GB:.1f} GB; {all_fits[-1].bits} bits want {least / memory.GB:.1f} GB"
     remedy = f"{on_disk}, which keeps experts on disk" if on_disk else "a machine with more memory, or a smaller model"
+    seen += _after_raising(config, all_fits)
     return Finding(SECTION_FIT, name, NOTE, seen, remedy, data)
+
+
+def _after_raising(config: RingConfig, unfit: Sequence[Fit]) -> str:
+    """The widest of these that a raised working set would hold, and by which command; "" if none."""
+    for f in unfit:
+        if command := memory.wired_limit_command(f.weight_bytes + memory.extra_bytes(config)):
+            return f"; {f.bits} bits {f.weight_bytes / memory.GB:.1f} GB after {command}"
+    return ""
 
 
 def _is_ring(folder: Path) -> bool:
