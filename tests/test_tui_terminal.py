@@ -17,6 +17,9 @@ from ring_mlx import harmless
 from tui.keeper import WRITE_EVERY_S
 from tui.store import Database, chats, turns
 
+# What was shown so long ago is on the disk, also where a busy machine lets the chat run late.
+LATE_S = WRITE_EVERY_S + 1.5
+
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux for a real terminal")
 
 
@@ -180,7 +183,7 @@ def test_killed_while_it_streams_it_keeps_what_was_on_the_screen(terminal, tmp_p
         t.type("/thought")
         t.tmux("send-keys", "Enter")
         t.until("▾ th")
-        seen = watched(t, WRITE_EVERY_S + 0.3 + chance.random())
+        seen = watched(t, LATE_S + 0.3 + chance.random())
         killed = time.monotonic()
         t.kill()
         t.until("code 137")
@@ -189,7 +192,7 @@ def test_killed_while_it_streams_it_keeps_what_was_on_the_screen(terminal, tmp_p
         assert now[: len(kept)] == kept, "an earlier turn has changed"
         assert now[len(kept)] == (f"What is {n} + 35?", "")
         kept, (content, thinking) = now, now[len(kept) + 1]
-        shown = [text for at, text in seen if at < killed - WRITE_EVERY_S][-1]
+        shown = [text for at, text in seen if at < killed - LATE_S][-1]
         if not content and "tokensat" not in shown:  # else the thought or all was over before the kill
             assert len(shown) > 20
             assert shown in letters(thinking)

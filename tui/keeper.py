@@ -105,9 +105,14 @@ class Keeper:
             self.flush()
 
     def keep_growing(self, talk: Conversation, turn: Turn) -> None:
-        """As `keep`, for an answer being written: each time if that is cheap, at least four times a second."""
+        """As `keep`, for an answer being written: now if that is cheap, else with the next `flush`.
+
+        A model may stop for long after any piece, so the front ends flush every `WRITE_EVERY_S`.
+        """
         if self._clock() - self._wrote_at >= min(WRITE_EVERY_S, COST * self._took_s):
             self.keep(talk, turn)
+        else:
+            self._wait_for(talk, turn)
 
     def rename(self, talk: Conversation, title: str) -> None:
         """Give a chat another title."""

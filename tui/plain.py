@@ -18,7 +18,7 @@ from tui import commands, paths
 from tui.config import Config
 from tui.conversation import Conversation
 from tui.gauges import gauges, reading_text
-from tui.keeper import Keeper
+from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Reading, Sampling
 from tui.plain_commands import PlainCommands
 from tui.records import GO_ON, end_words, record_of
@@ -92,7 +92,10 @@ class Plain(PlainCommands):
         self.engine.ask(Question(self.number, messages, sampling, continues))
         while True:
             try:
-                message = self._heard.get()
+                message = self._heard.get(timeout=WRITE_EVERY_S)
+            except queue.Empty:
+                self.keeper.flush()
+                continue
             except KeyboardInterrupt:
                 self.engine.stop()
                 continue

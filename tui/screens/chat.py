@@ -12,11 +12,12 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Footer
 
 from tui import commands
+from tui.keeper import WRITE_EVERY_S
 from tui.screens.setting_commands import SettingCommands
 from tui.widgets.entry import Entry
 from tui.widgets.turn import TurnView
 
-DRAFT_EVERY_S, FLUSH_EVERY_S = 1.0, 2.0
+DRAFT_EVERY_S = 1.0
 IN_FOOTER = ("stop", "new", "chats", "model", "settings", "help", "quit")
 
 
@@ -46,7 +47,7 @@ class ChatScreen(SettingCommands):
     async def on_mount(self) -> None:
         """Load the model; the user may write, and even send, meanwhile."""
         self.entry.prompt.focus()
-        self.set_interval(FLUSH_EVERY_S, self._flush)
+        self.set_interval(WRITE_EVERY_S, self._flush)
         self._draft_timer = self.set_interval(DRAFT_EVERY_S, self._keep_draft_now, pause=True)
         self.entry.prompt.remember(self.keeper.recent_questions())
         if self.talk.turns:
