@@ -222,7 +222,7 @@ def framed(path, body, how=b"Content-Length: %d\r\n"):
     return head + (how % len(body) if b"%" in how else how) + b"\r\n" + body
 
 
-@fuzz(150)
+@fuzz(75)
 @given(chance=CHANCE)
 def test_bodies(server, capsys, chance):
     assert len(check(server, framed(*mutated(chance)), capsys)) == 1, "a whole request has an answer"
