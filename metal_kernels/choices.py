@@ -6,6 +6,7 @@ is tried (`use`), what was chosen on this machine for this kind of model (`apply
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ import mlx.core as mx
 
 from metal_kernels import launch
 
+SWITCH = "RING_MLX_TUNE"
 Value = str | int
 Chosen = Mapping[str, Value]
 # MLX's own operation; our kernel with the sizes that its module has; the same with half or twice of them.
@@ -107,6 +109,11 @@ def where() -> str:
     if backend is not None:
         return backend.name
     return PLAIN if mx.default_device() == mx.gpu else CPU
+
+
+def is_off() -> bool:
+    """Whether the environment keeps the tables: nothing is timed, and nothing that was chosen holds."""
+    return os.environ.get(SWITCH, "").lower() in ("off", "0")
 
 
 def size_class(tokens: int) -> str:

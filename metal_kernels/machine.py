@@ -121,10 +121,25 @@ class Store:
 
 def store(backend: str) -> Store:
     """That of this machine with a backend of this name, in the folder that the environment names now."""
+    return _store(_folder(), backend)
+
+
+def peek(namespace: str, key: str) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """Every identity whose file is in the folder with its entry of a name, for who may not ask the device yet."""
+    folder = _folder()
+    for path in sorted(folder.glob("*.json")) if folder is not None else []:
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            found = json.loads(_bytes_of(path))["identity"]
+            entry = _read(path, found)[namespace].get(key)
+            if entry is not None:
+                yield dict(found), entry
+
+
+def _folder() -> Path | None:
     switch = os.environ.get(SWITCH, "")
     if switch.lower() in ("off", "0"):
-        return _store(None, backend)
-    return _store(Path(os.path.expanduser(switch)) if switch else cache_folder() / "machine", backend)
+        return None
+    return Path(os.path.expanduser(switch)) if switch else cache_folder() / "machine"
 
 
 @cache

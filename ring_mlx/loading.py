@@ -20,6 +20,7 @@ from ring_mlx.pace import Progress
 from ring_mlx.quantization import loadable_settings
 from ring_mlx.shards import find_shards
 from ring_mlx.tokenizer import load_tokenizer
+from ring_mlx.tuning.job import settle
 
 
 def demo_model_path() -> Path:
@@ -89,6 +90,7 @@ def load_model(
                 f"the weights in {folder} cannot be read ({e}); check the disk and the memory."
             ) from None
         check_kernels(model)
+        settle(model, progress)
         if progress:
             progress(len(model.layers) + 1, len(model.layers) + 1)
     return model

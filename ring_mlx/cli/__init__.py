@@ -127,9 +127,20 @@ def _run(argv: Sequence[str] | None) -> int:
     else:
         if args.command not in WITHOUT_MLX:
             check_backend()
+            _use_choices(args)
         code = args.run(args)
     sys.stdout.flush()
     return code
+
+
+def _use_choices(args: argparse.Namespace) -> None:
+    """Before MLX makes its device, which reads some of them."""
+    from metal_kernels import choices
+    from ring_mlx.tuning import buffers
+
+    if getattr(args, "no_tune", False):
+        os.environ[choices.SWITCH] = "off"
+    buffers.use_stored()
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -24,7 +24,6 @@ NO_STREAMED = {
     "floor": "the rate of the disk is not measured",
     "ops": "a layer waits for its experts, so there is no graph of a whole step",
 }
-SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
 UNQUANTISED = 16
 HELP = {
     "random": "random weights at the shapes of this model (golden is tiny) instead of a checkpoint",
@@ -49,7 +48,7 @@ def add(commands: Any) -> None:
     )
     options.add_model_options(parser)
     r = group_of(parser, "model")
-    r.add_argument("--random", choices=SHAPES, help=HELP["random"])
+    r.add_argument("--random", choices=options.RANDOM_SHAPES, help=HELP["random"])
     r.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8, UNQUANTISED), help=HELP["bits"])
     r.add_argument("--layers", type=options.positive_int, help=HELP["layers"])
     options.add_expert_options(parser)

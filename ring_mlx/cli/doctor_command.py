@@ -18,10 +18,19 @@ if TYPE_CHECKING:
     from ring_mlx.doctor.finding import Finding
 
 HAS_PROBLEM = 1
+# Which options need one of others.
+NEEDS = {
+    ("check-decay", "tune"): ("revision",),
+    ("check-decay",): ("decay-layer-offset", "text", "tokens", "write-decay"),
+    ("tune",): ("random", "tune-seconds"),
+}
 HELP = {
     "decay": "instead: which formula of the decay this model's weights were trained with",
     "text": "text file for --check-decay (long conversations of the demo suite)",
     "tokens": "tokens of text read under each formula, at most (about a minute's, 1,024 to 16,384)",
+    "tune": "instead: time what is fast here with a model (the toy), and keep it for models of its shapes",
+    "random": "for --tune: random weights at the shapes of this model",
+    "seconds": "for --tune: seconds for all choices (10); operations a command buffer take up to a minute more",
     "write": "put the formula into the model's config.json, if --check-decay finds one",
 }
 
@@ -37,6 +46,10 @@ def add(commands: Any) -> None:
     )
     group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options.add_quiet_option(parser)
+    t = parser.add_argument_group("tuning")
+    t.add_argument("--tune", metavar="MODEL", nargs="?", const="", help=HELP["tune"])
+    t.add_argument("--random", choices=options.RANDOM_SHAPES, help=HELP["random"])
+    t.add_argument("--tune-seconds", type=options.positive_int, metavar="S", help=HELP["seconds"])
     d = parser.add_argument_group("decay")
     d.add_argument("--check-decay", metavar="MODEL", help=HELP["decay"])
     d.add_argument("--revision", help="branch, tag or commit of a hub repository")
@@ -51,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Look and print; returns 1 if there is a problem."""
     from ring_mlx.doctor.finding import PROBLEM, table
 
+    _check_together(args)
+    if args.tune is not None:
+        return _tune(args)
     found = _decay(args) if args.check_decay is not None else _machine(args)
     problems = sum(f.status == PROBLEM for f in found)
     if args.json:
@@ -60,10 +76,30 @@ def run(args: argparse.Namespace) -> int:
     return HAS_PROBLEM if problems else 0
 
 
+def _check_together(args: argparse.Namespace) -> None:
+    """Raises OptionError for an option of what is not asked for."""
+    if args.tune is not None and args.check_decay is not None:
+        raise OptionError("--tune and --check-decay are two tasks; give one of them.")
+    if args.tune and args.random:
+        raise OptionError(f"--random {args.random} makes its own weights; leave {args.tune!r} or --random out.")
+    for needed, flags in NEEDS.items():
+        for flag in flags:
+            is_needed = all(getattr(args, n.replace("-", "_")) is None for n in needed)
+            if is_needed and getattr(args, flag.replace("-", "_")) is not None:
+                first = needed[0]
+                raise OptionError(f"--{flag} is for --{first}; add --{first} MODEL, or leave --{flag} out.")
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from ring_mlx.doctor.tune import tune
+
+    with bar_of(args, "tuning") as bar:
+        made = tune(options.find_model(args, args.tune) if args.tune else None, args.random, args.tune_seconds, bar)
+    print(harmless_json(made.as_dict()) if args.json else for_output(made.text()))
+    return 0
+
+
 def _machine(args: argparse.Namespace) -> Sequence[Finding]:
-    for flag in ("revision", "decay-layer-offset", "text", "tokens", "write-decay"):
-        if getattr(args, flag.replace("-", "_")) is not None:
-            raise OptionError(f"--{flag} is for --check-decay; add --check-decay MODEL, or leave --{flag} out.")
     from ring_mlx.doctor.examine import examine
 
     with bar_of(args, "doctor", "checks") as bar:

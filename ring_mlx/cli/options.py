@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ring_mlx.generation import KVQuantization, LogitsProcessor, Sampler
     from ring_mlx.model import Model
 
+RANDOM_SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
 TOY_NOTE = (
     "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "
     "--model inclusionAI/Ring-mini-linear-2.0 or a folder."
@@ -41,6 +42,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     g.add_argument("--revision", help="branch, tag or commit of a hub repository")
     g.add_argument(
         "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
+    )
+    g.add_argument(
+        "--no-tune", action="store_true", help="time nothing at a load, and use nothing that was chosen so before"
     )
     g.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
     add_decay_option(g)

@@ -4,7 +4,8 @@ Modules, each using those above it; none imports MLX before it is asked, so that
 
     finding      one thing looked at              machine      chip, memory, operating system, MLX's backend
     versions     Python and packages              kernels      each kernel against its plain form
-    disk         room and permissions             models       the hub cache, and what fits into memory
-    examine      all of them in order             decay_text   long texts that a wrong decay makes less likely
+    tuning       what was chosen as the fastest   disk         room and permissions
+    models       the hub cache, and what fits     examine      all of them in order
+    decay_text   long texts that a wrong decay makes less likely
     decay_check  which decay a checkpoint was trained with
 """

@@ -13,6 +13,7 @@ CHECKS = {
     "versions": "versions",
     "machine": "machine",
     "kernels": "kernels",
+    "tuning": "tuning",
     "disk": "disk",
     "models": "hub cache",
 }

@@ -1,0 +1,231 @@
+"""All choices of a model in order, within seconds in all; kept beside the proofs of this machine, and applied at a load.
+
+The choices of one token come first, then those of prompts, then those of a few tokens. Each begins with what those before
+it chose. At the end the tables and all that was chosen are timed against each other once more, for each kind of work, and
+what is not faster then is given up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+import metal_kernels
+from metal_kernels import choices, machine
+from metal_kernels.choices import Value
+from ring_mlx import decode_step
+from ring_mlx.model import Model
+from ring_mlx.pace import Progress
+from ring_mlx.tuning import works
+from ring_mlx.tuning.race import NO_TIME, Budget, Run, Verdict, race
+
+SECONDS = 10.0
+# Of all, what the second look at the end may take.
+LAST_LOOK = 0.2
+TABLES, CHOSEN = "tables", "chosen"
+STEP = "prefill_step"
+_waits: list[bool] = []
+KINDS = {
+    choices.ONE: "decoding one row",
+    choices.MANY: "reading a prompt",
+    STEP: "reading in steps",
+    choices.FEW: "decoding 4 rows",
+    choices.EIGHT: "decoding 8 rows",
+}
+
+
+@dataclass
+class Tuning:
+    """What was found for one kind of model on one backend.
+
+    Attributes:
+        label: The kind of model, for people.
+        backend: Where.
+        chosen: What differs from the tables.
+        verdicts: Each choice, then each kind of work with all of them.
+        seconds: What it took.
+    """
+
+    label: str
+    backend: str
+    chosen: dict[str, Value] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"verdicts": [as_dict(v) for v in self.verdicts]}
+
+
+def settle(model: Model, progress: Progress | None = None) -> None:
+    """Let what was chosen for such a model on this machine hold; on a GPU choose it now where nobody has.
+
+    ``RING_MLX_TUNE=off`` leaves the tables. Experts that are read on demand are not timed: their disk is.
+    """
+    where = choices.where()
+    if choices.is_off():
+        choices.apply({}, where)
+        return
+    found = stored(model, where)
+    if found is None and not _waits and where in decode_step.COMPILED_ON and not _is_streamed(model):
+        found = keep(model, tune(model, Budget(SECONDS), progress))
+    choices.apply({} if found is None else found.get("chosen"), where)
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """Time nothing at a load as long as the context lasts; what was chosen before is used."""
+    _waits.append(True)
+    try:
+        yield
+    finally:
+        _waits.pop()
+
+
+def stored(model: Model, where: str) -> dict[str, Any] | None:
+    """What is kept for such a model, made with these kernels; None is none."""
+    found = machine.store(where).get(machine.CHOICES, shape_class(model)[1])
+    return found if found is not None and is_current(found) else None
+
+
+def is_current(entry: Mapping[str, Any]) -> bool:
+    """Whether what is kept was timed with these kernels."""
+    return entry.get("sources") == _sources()
+
+
+def keep(model: Model, tuning: Tuning) -> dict[str, Any]:
+    """Keep what was found, and return it as it is kept."""
+    entry = tuning.as_dict() | {"sources": _sources()}
+    machine.store(tuning.backend).put(machine.CHOICES, {shape_class(model)[1]: entry})
+    return entry
+
+
+def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuning:
+    """Time every choice that this model asks for here, within the budget; changes nothing of what holds."""
+    where, began = choices.where(), budget.clock()
+    tuning = Tuning(shape_class(model)[0], where)
+    names = [name for name, entry in choices.TABLE.items() if len(entry.values_on(where)) > 1]
+    entries = _Entries(model, where, tuning.chosen)
+    main = budget.part((1 - LAST_LOOK) * budget.left_s())
+    for done, name in enumerate(names):
+        if progress:
+            progress(done, len(names), f"timing what is fast here: {choices.TABLE[name].about}", main.left_s())
+        # Nearly two fair shares: many choices take less than one.
+        share = 2 * main.left_s() / (len(names) - done + 1)
+        verdict = entries.race(name, main.part(share))
+        if verdict is not None:
+            tuning.verdicts.append(verdict)
+            tuning.chosen |= {name: verdict.chosen} if verdict.chosen != verdict.default else {}
+    tuning.verdicts += _last_look(model, tuning.chosen, budget)
+    tuning.seconds = budget.clock() - began
+    if progress:
+        progress(len(names), len(names))
+    return tuning
+
+
+class _Entries:
+    """Races of single choices, each on top of those before it, which ``chosen`` holds."""
+
+    def __init__(self, model: Model, where: str, chosen: dict[str, Value]) -> None:
+        self._model, self._where, self._chosen = model, where, chosen
+        self._asked: dict[str, set[str]] = {}
+        self._runs: dict[str, tuple[dict[str, Value], Run]] = {}  # of what holds, by kind
+
+    def race(self, name: str, budget: Budget) -> Verdict | None:
+        """The verdict of a choice; None where this model never asks for it."""
+        entry, kind = choices.TABLE[name], kind_of(name)
+        default = entry.default_on(self._where)
+        if budget.left_s() <= 0:
+            return Verdict(name, default, default, {}, dict.fromkeys(entry.values_on(self._where), NO_TIME))
+        if name not in self._asked_by(kind, name):
+            return None
+        values = self._values(name)
+        runs: dict[Value, Run] = {v: self._run(name, v, default) for v in values}
+        return race(name, runs, default, budget)
+
+    def _values(self, name: str) -> list[Value]:
+        if name == STEP:
+            return list(works.fitting_steps(self._model))
+        return list(choices.TABLE[name].values_on(self._where))
+
+    def _asked_by(self, kind: str, name: str) -> set[str]:
+        if kind not in self._asked:
+            with choices.use({}) as asked:
+                run = works.work(self._model, name, {})
+                run(1)
+            self._asked[kind] = asked
+            self._runs[kind] = {}, run
+        return self._asked[kind]
+
+    def _run(self, name: str, value: Value, default: Value) -> Run:
+        """Made when it is first called, so that its making counts as its first run."""
+        made: list[Run] = []
+        kind = kind_of(name)
+        chosen = self._chosen | ({} if value == default else {name: value})
+
+        def run(times: int) -> None:
+            if not made:
+                known, before = self._runs.get(kind, (None, None))
+                made.append(before if before is not None and known == chosen else works.work(self._model, name, chosen))
+                if value == default:
+                    self._runs[kind] = dict(chosen), made[0]
+            made[0](times)
+
+        return run
+
+
+def kind_of(name: str) -> str:
+    """Which work a choice is timed with: a key of `KINDS`."""
+    return STEP if name == STEP else name.partition("/")[2]
+
+
+def _last_look(model: Model, chosen: dict[str, Value], budget: Budget) -> Iterator[Verdict]:
+    """The tables against all that was chosen, for each kind of work; takes what is not faster away from ``chosen``."""
+    for kind, about in KINDS.items():
+        names = [name for name in chosen if kind_of(name) == kind]
+        if not names:
+            continue
+        runs: dict[Value, Run] = {
+            TABLES: works.work(model, names[0], {}),
+            CHOSEN: works.work(model, names[0], dict(chosen)),
+        }
+        verdict = race(about, runs, TABLES, budget)
+        if verdict.seconds and verdict.chosen != CHOSEN:
+            for name in names:
+                del chosen[name]
+        yield verdict
+
+
+def shape_class(model: Model) -> tuple[str, str]:
+    """What kind of model this is, for people, and its name in the store: equal for equal shapes of all weights."""
+    c = model.config
+    arrays = sorted((name, a.shape, str(a.dtype)) for name, a in tree_flatten(model.parameters()))
+    bits = sorted({m.bits for m in model.modules() if hasattr(m, "bits")})
+    experts = f", {c.num_experts} experts" if c.num_experts else ""
+    packed = f", {' and '.join(map(str, bits))} bits" if bits else ""
+    label = f"{c.num_hidden_layers} layers of {c.hidden_size}{experts}{packed}{', exact' if model.exact else ''}"
+    return label, hashlib.sha256(repr((label, arrays)).encode()).hexdigest()[:16]
+
+
+@cache
+def _sources() -> str:
+    """Of the kernels' texts: what was the fastest of others says nothing of these."""
+    files = sorted(Path(metal_kernels.__file__).parent.rglob("*.metal"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def _is_streamed(model: Model) -> bool:
+    return any(getattr(layer.mlp, "is_streamed", False) for layer in model.layers)
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    """As JSON, whose keys are text."""
+    found: Mapping[str, Any] = asdict(verdict) | {"gain": verdict.gain}
+    return {k: {str(x): y for x, y in v.items()} if isinstance(v, dict) else v for k, v in found.items()}

@@ -1,0 +1,120 @@
+"""The work that is timed: a decode step, and parts of a prompt, of the model itself; knows layers, no clock.
+
+A step goes through all layers with their own weights, compiled as it always is, without the head, where nothing is
+chosen; several are handed over before the first is waited for, as an answer's are. A prompt goes through a linear layer and the softmax layer after it, in the length of a step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from metal_kernels import choices
+from metal_kernels.choices import Chosen
+from ring_mlx import memory
+from ring_mlx.model import LanguageModel, Model
+from ring_mlx.tuning.race import Run
+
+CONTEXT_TOKENS = 16
+# Of a prompt that is read at once.
+PROMPT_TOKENS = {choices.CPU: 128, "": 2048}
+ROWS = {choices.ONE: 1, choices.FEW: 4, choices.EIGHT: 8}
+
+
+def work(model: Model, name: str, chosen: Chosen) -> Run:
+    """What a choice is about, done under these choices."""
+    if name == "prefill_step":
+        return reading(model, chosen)
+    kind = name.partition("/")[2]
+    return prompt(model, chosen) if kind == choices.MANY else step(model, chosen, ROWS[kind])
+
+
+def step(model: Model, chosen: Chosen, rows: int = 1) -> Run:
+    """A decode step of so many rows, compiled anew for these choices."""
+    layers = _own(model, 0, len(model.layers))
+    cache = model.make_cache() if rows == 1 else model.make_cache([0] * rows)
+    with choices.use(chosen):
+        layers(_tokens(model, rows, CONTEXT_TOKENS), cache, exact=model.exact)
+    tokens = _tokens(model, rows, 1)
+
+    def run(times: int) -> None:
+        with choices.use(chosen):
+            for _ in range(times):
+                mx.async_eval(layers(tokens, cache, exact=model.exact), [c.state for c in cache])
+        mx.eval([c.state for c in cache])
+        mx.synchronize()
+
+    return run
+
+
+def prompt(model: Model, chosen: Chosen) -> Run:
+    """As many tokens as are read at once, through two layers."""
+    layers, caches = _two_layers(model)
+    tokens = _tokens(model, 1, _bounded(model, PROMPT_TOKENS.get(choices.where(), PROMPT_TOKENS[""])))
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            _read(layers, tokens, caches(), model.exact, chosen)
+
+    return run
+
+
+def reading(model: Model, chosen: Chosen) -> Run:
+    """As many tokens as the longest step has, in steps as chosen, through two layers."""
+    longest = max(int(v) for v in choices.TABLE["prefill_step"].values_on(choices.where()))
+    layers, caches = _two_layers(model)
+    tokens = _tokens(model, 1, _bounded(model, longest))
+    with choices.use(chosen):
+        size = int(choices.chosen("prefill_step"))
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            cache = caches()
+            for start in range(0, tokens.size, size):
+                _read(layers, tokens[:, start : start + size], cache, model.exact, chosen)
+                mx.clear_cache()
+
+    return run
+
+
+def fitting_steps(model: Model) -> list[int]:
+    """Steps whose temporaries fit into memory beside the model, going by what the present one takes."""
+    default = int(choices.chosen("prefill_step"))
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    reading(model, choices.active())(1)
+    each = (mx.get_peak_memory() - before) / default
+    room = memory.budget_bytes() - before
+    steps = [int(v) for v in choices.TABLE["prefill_step"].values_on(choices.where())]
+    return [s for s in steps if s <= default or (s <= model.config.context_tokens and 2 * s * each <= room)]
+
+
+def _own(model: Model, first: int, last: int) -> LanguageModel:
+    """Some layers of the model as one that compiles its own steps."""
+    layers = copy.copy(model.model)
+    layers.layers, layers._step = model.layers[first:last], None
+    return layers
+
+
+def _two_layers(model: Model) -> tuple[LanguageModel, Callable[[], list[Any]]]:
+    """The last layers up to a softmax one, and what makes their caches."""
+    last = max(i for i, layer in enumerate(model.layers) if not layer.is_linear) + 1
+    first = max(0, last - 2)
+    return _own(model, first, last), lambda: list(model.make_cache())[first:last]
+
+
+def _read(layers: LanguageModel, tokens: mx.array, cache: list[Any], exact: bool, chosen: Chosen) -> None:
+    with choices.use(chosen):
+        mx.eval(layers(tokens, cache, exact=exact), [c.state for c in cache])
+
+
+def _tokens(model: Model, rows: int, count: int) -> mx.array:
+    return mx.arange(rows * count).reshape(rows, count) % model.config.vocab_size
+
+
+def _bounded(model: Model, tokens: int) -> int:
+    return min(tokens, model.config.context_tokens)

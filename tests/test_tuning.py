@@ -1,0 +1,401 @@
+"""The machine chooses: the rule of a race on a clock that only runs count on, the order of choices, and what is kept."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+
+import mlx.core as mx
+import pytest
+
+from metal_kernels import choices, launch, machine
+from metal_kernels.choices import MLX
+from ring_mlx import demo_model_path, load_model
+from ring_mlx.cli import main
+from ring_mlx.tuning import buffers, job, works
+from ring_mlx.tuning.job import Tuning, settle, shape_class
+from ring_mlx.tuning.race import LEAST_ROUNDS, NO_TIME, SLOW, Budget, Verdict, race
+from tests.tiny import PACKABLE, make_model
+
+SECRET = "a failure of the driver"
+
+
+class Clock:
+    """Seconds that only the runs of `way` spend."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.order = []
+
+    def __call__(self):
+        return self.now
+
+    def way(self, name, seconds, first=0.0, wobble=0.0):
+        """A run of so many seconds; the first takes more, and each differs by the wobble, up and down."""
+        spread = itertools.cycle([0.0, wobble, -wobble, wobble / 2, -wobble / 2])
+        extra = [first]
+
+        def run(times):
+            self.order.append(name)
+            self.now += times * (seconds + next(spread)) + (extra.pop() if extra else 0.0)
+
+        return run
+
+    def failing(self, name):
+        def run(times):
+            self.order.append(name)
+            raise RuntimeError(SECRET)
+
+        return run
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def raced(clock, ways, default="kernel", seconds=10.0):
+    return race("norm_qmv/1", ways, default, Budget(seconds, clock))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"kernel": 0.1, MLX: 0.2}, "kernel"),
+        ({"kernel": 0.1, MLX: 0.08}, MLX),
+        ({"kernel": 0.1, MLX: 0.2, "half": 0.09}, "half"),
+        ({"kernel": 0.1, MLX: 0.2, "half": 0.09, "double": 0.08}, "double"),
+        ({"kernel": 0.1, MLX: 0.2, "half": 0.0995}, "kernel"),  # less than 1 %
+        ({"kernel": 0.1, MLX: 0.0995}, MLX),  # but nothing slower than MLX
+        ({"kernel": 0.1, MLX: 0.085, "half": 0.09}, MLX),
+        ({MLX: 0.1, "kernel": 0.05}, "kernel"),
+    ],
+)
+def test_the_faster_is_chosen(clock, seconds, expected):
+    ways = {name: clock.way(name, s) for name, s in seconds.items()}
+    verdict = raced(clock, ways, default=next(iter(seconds)))
+    assert verdict.chosen == expected
+    assert verdict.seconds == pytest.approx(seconds)
+    assert verdict.gain == pytest.approx(1 - seconds[expected] / seconds[verdict.default])
+
+
+@pytest.mark.parametrize(("wobble", "expected"), [(0.0005, "half"), (0.02, "kernel")])
+def test_the_default_stays_within_the_noise(clock, wobble, expected):
+    ways = {
+        "kernel": clock.way("kernel", 0.1, wobble=wobble),
+        MLX: clock.way(MLX, 0.2),
+        "half": clock.way("half", 0.097, wobble=-wobble),
+    }
+    assert raced(clock, ways).chosen == expected
+
+
+def test_what_slows_all_down_alike_changes_nothing(clock):
+    """A chip that gets hot: the way that runs later in each round would lose where rounds did not turn around."""
+    ways = {name: clock.way(name, 0.05) for name in ("kernel", MLX, "half")}
+    heat = [1.0]
+
+    def hotter(run):
+        def hot(times):
+            heat[0] *= 1.01
+            clock.now += 0.05 * times * (heat[0] - 1)
+            run(times)
+
+        return hot
+
+    assert raced(clock, {name: hotter(run) for name, run in ways.items()}).chosen == "kernel"
+
+
+def test_ways_take_turns_forwards_and_backwards(clock):
+    raced(clock, {"kernel": clock.way("k", 0.1), MLX: clock.way("m", 0.099), "half": clock.way("h", 0.098)})
+    timed = "".join(clock.order[6:])
+    assert [timed[i : i + 3] for i in range(0, 12, 3)] == ["hmk", "kmh", "hmk", "kmh"]
+
+
+def test_what_is_behind_after_some_rounds_is_timed_no_further(clock):
+    raced(clock, {"kernel": clock.way("k", 0.1), MLX: clock.way("m", 0.15), "half": clock.way("h", 0.098)})
+    assert clock.order.count("m") == 2 + LEAST_ROUNDS
+    assert clock.order.count("h") > 2 + LEAST_ROUNDS
+
+
+def test_short_runs_are_timed_several_at_once(clock):
+    ways = {"kernel": clock.way("k", 0.001), MLX: clock.way("m", 0.002)}
+    verdict = raced(clock, ways)
+    assert clock.now > 2 * LEAST_ROUNDS * 10 * 0.001
+    assert verdict.seconds["kernel"] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("slow", [0.5, 3.0, 9.0])
+def test_a_way_that_takes_forever_ends_with_its_first_runs(clock, slow):
+    ways = {"kernel": clock.way("kernel", 0.05), MLX: clock.way(MLX, slow), "half": clock.way("half", 0.04)}
+    verdict = raced(clock, ways)
+    assert clock.now <= 10.0 + 0.05
+    assert clock.order.count(MLX) <= 2
+    assert verdict.out[MLX] in (SLOW, NO_TIME)
+
+
+def test_nothing_is_chosen_that_was_not_held_against_mlx(clock):
+    ways = {"kernel": clock.way("kernel", 0.5), MLX: clock.way(MLX, 0.5, first=6), "half": clock.way("half", 0.1)}
+    verdict = raced(clock, ways)
+    assert verdict.out[MLX] == NO_TIME
+    assert verdict.chosen == "kernel"
+    ways[MLX] = clock.failing(MLX)
+    assert raced(clock, ways).chosen == "half"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.9, 1.4, 3.0])
+def test_the_budget_is_kept_whatever_it_is(clock, seconds):
+    ways = {name: clock.way(name, 0.1, first=0.2) for name in ("kernel", MLX, "half", "double")}
+    verdict = raced(clock, ways, seconds=seconds)
+    assert clock.now <= max(seconds, 0.4) + 0.3
+    assert set(verdict.seconds) | set(verdict.out) >= {MLX, "half", "double"}
+    assert verdict.chosen == "kernel"
+
+
+def test_a_way_that_raises_is_out_and_says_why(clock):
+    ways = {"kernel": clock.way("kernel", 0.1), MLX: clock.way(MLX, 0.2), "half": clock.failing("half")}
+    verdict = raced(clock, ways)
+    assert verdict.out == {"half": SECRET}
+    assert verdict.chosen == "kernel"
+
+
+def test_where_the_default_raises_nothing_is_chosen(clock):
+    verdict = raced(clock, {"kernel": clock.failing("kernel"), MLX: clock.way(MLX, 0.1)})
+    assert verdict.chosen == "kernel"
+    assert verdict.out["kernel"] == SECRET
+
+
+def made(chosen, name="prefill_step", default=128):
+    verdict = Verdict(name, default, chosen[name], {default: 0.2, chosen[name]: 0.1}, {256: NO_TIME})
+    return Tuning("a model", choices.where(), dict(chosen), [verdict], 3.5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(num_hidden_layers=3)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A store of its own, timing allowed, nothing applied."""
+    monkeypatch.setenv(machine.SWITCH, str(tmp_path / "machine"))
+    monkeypatch.delenv(choices.SWITCH)
+    monkeypatch.setattr(choices, "_applied", {})
+    return tmp_path / "machine"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A backend on which a load times what is fast; its kernels are not launched here."""
+    monkeypatch.setattr(job, "tune", lambda *_: pytest.fail("timed at a load"))
+    with launch.use(launch.Backend("metal", lambda **_: pytest.fail("launched"))):
+        yield
+
+
+def test_every_choice_of_a_model_on_a_cpu_is_timed(model, monkeypatch):
+    clock, told = Clock(), []
+    monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, 0.2 * 0.5 ** len(chosen)))
+    monkeypatch.setattr(works, "fitting_steps", lambda m: [64, 128])
+    monkeypatch.setattr(job._Entries, "_asked_by", lambda self, kind, name: {name})
+    found = job.tune(model, Budget(100, clock), lambda done, total, *_: told.append((done, total)))
+    assert found.chosen == {"chunk_tokens/9+": 16, "prefill_step": 64}
+    assert [v.name for v in found.verdicts][-2:] == ["reading a prompt", "reading in steps"]
+    assert told[0] == (0, 2)
+    assert told[-1] == (2, 2)
+
+
+def test_what_is_not_confirmed_together_is_given_up(model, monkeypatch):
+    clock = Clock()
+    seconds = {(): 0.2, ("prefill_step",): 0.1, ("chunk_tokens/9+",): 0.1}
+    monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, seconds.get(tuple(chosen), 0.3)))
+    monkeypatch.setattr(works, "fitting_steps", lambda m: [64, 128])
+    monkeypatch.setattr(job._Entries, "_asked_by", lambda self, kind, name: {name})
+    found = job.tune(model, Budget(100, clock))
+    assert found.chosen == {"chunk_tokens/9+": 16}  # a step of 64 on top of it is slower than 128
+    order = iter([0.2])  # of the tables while single choices are timed
+    monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, 0.1 if chosen else next(order, 0.05)))
+    assert job.tune(model, Budget(100, clock)).chosen == {}
+
+
+@pytest.mark.parametrize("rows", [1, 4, 8])
+def test_the_work_runs_the_model_with_the_choices(model, rows):
+    with choices.use({}) as asked:
+        works.step(model, {}, rows)(2)
+        works.prompt(model, {})(1)
+        works.reading(model, {"prefill_step": 64})(1)
+    assert asked == {"chunk_tokens/9+", "prefill_step"}
+
+
+def test_steps_that_would_not_fit_are_not_tried(model, monkeypatch):
+    assert works.fitting_steps(model) == [64, 128, 256]
+    monkeypatch.setattr(works.memory, "budget_bytes", mx.get_active_memory)
+    assert works.fitting_steps(model) == [64, 128]
+
+
+def test_a_choice_is_kept_and_used_by_the_next_load(model, kept):
+    job.keep(model, made({"prefill_step": 64}))
+    settle(model)
+    assert choices.chosen("prefill_step") == 64
+    settle(make_model(num_hidden_layers=5))
+    assert choices.chosen("prefill_step") == 128
+
+
+def test_the_first_load_on_a_gpu_times_and_later_ones_do_not(model, kept, gpu, monkeypatch):
+    timed = []
+
+    def tune(_, budget, progress):
+        timed.append(budget.seconds)
+        return made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel")
+
+    monkeypatch.setattr(job, "tune", tune)
+    for _ in range(3):
+        settle(model)
+        assert choices.chosen("norm_qmv/1") == "half"
+    assert timed == [job.SECONDS]
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", "0"])
+def test_the_environment_keeps_the_tables(model, kept, gpu, monkeypatch, value):
+    job.keep(model, made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel"))
+    monkeypatch.setenv(choices.SWITCH, value)
+    settle(model)
+    assert choices.chosen("norm_qmv/1") == "kernel"
+
+
+def test_nothing_is_timed_on_a_cpu_or_for_experts_on_disk_or_where_it_waits(model, kept, monkeypatch):
+    monkeypatch.setattr(job, "tune", lambda *_: pytest.fail("timed at a load"))
+    settle(model)
+    with launch.use(launch.Backend("metal", None)):
+        with job.later():
+            settle(model)
+        monkeypatch.setattr(job, "_is_streamed", lambda _: True)
+        settle(model)
+
+
+def store_file(kept):
+    (path,) = kept.glob("*.json")
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"prefill_step": 64', '"prefill_step": 65'),
+        lambda text: text.replace('"prefill_step": 64', '"unheard/of": 64'),
+        lambda text: text.replace('"chosen": {', '"chosen": 7, "x": {'),
+        lambda text: text.replace(job._sources(), "of other kernels"),
+        lambda text: text.replace(mx.__version__, "0.0.1"),
+    ],
+    ids=["cut", "value", "name", "kind", "kernels", "machine"],
+)
+def test_a_broken_or_foreign_store_leaves_the_tables(model, kept, monkeypatch, change):
+    job.keep(model, made({"prefill_step": 64}))
+    path = store_file(kept)
+    text = path.read_text()
+    assert change(text) != text
+    path.write_text(change(text))
+    machine._store.cache_clear()
+    settle(model)
+    assert choices.chosen("prefill_step") == 128
+
+
+def test_models_of_other_shapes_or_formats_are_other_kinds(model):
+    others = [make_model(num_hidden_layers=4), make_model(num_hidden_layers=3, exact=True), make_model(**PACKABLE)]
+    keys = {shape_class(m)[1] for m in [model, *others]}
+    assert len(keys) == 4
+    assert shape_class(make_model(seed=3, num_hidden_layers=3)) == shape_class(model)
+
+
+def child_of(seconds, prompts=None):
+    """Steps and prompts of processes that take so long."""
+    times = {v: iter(s if isinstance(s, list) else [s, s]) for v, s in seconds.items()}
+
+    def child(value):
+        return {"step": [next(times[value], 1.0)] * 9, "prompt": [(prompts or {}).get(value, 0.5)]}
+
+    return child
+
+
+FLAT = dict.fromkeys(buffers.VALUES, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "prompts", "expected"),
+    [
+        (FLAT, None, buffers.AS_MLX),
+        (FLAT | {200: 0.018}, None, 200),
+        (FLAT | {200: 0.0195}, None, buffers.AS_MLX),
+        (FLAT | {200: 0.018, 500: 0.016}, None, 500),
+        (FLAT | {500: [0.016, 0.0199]}, None, buffers.AS_MLX),
+        (FLAT | {500: 0.016}, {500: 0.52}, buffers.AS_MLX),
+    ],
+)
+def test_command_buffers_must_win_in_each_process(seconds, prompts, expected):
+    verdict = buffers.choose(child_of(seconds, prompts), Budget(60, Clock()))
+    assert verdict.chosen == expected
+
+
+def test_a_process_that_fails_or_does_not_fit_is_out():
+    clock = Clock()
+
+    def child(value):
+        clock.now += 9
+        if value == 50:
+            raise ValueError(SECRET)
+        return {"step": [0.01 if value == 25 else 0.02] * 9, "prompt": [0.5]}
+
+    verdict = buffers.choose(child, Budget(80, clock))
+    assert verdict.out[50] == SECRET
+    assert NO_TIME in verdict.out.values()
+    assert clock.now <= 80
+    assert verdict.chosen == buffers.AS_MLX  # 25 had no second turn
+
+
+def test_command_buffers_are_set_before_the_device_is_made(kept, monkeypatch):
+    for name in (buffers.OPS, buffers.MB):
+        monkeypatch.delenv(name, raising=False)
+    buffers.use_stored()
+    assert buffers.OPS not in os.environ
+    buffers.keep(Verdict(buffers.NAME, buffers.AS_MLX, 200, {200: 0.01}), "metal")
+    monkeypatch.setenv(choices.SWITCH, "off")
+    buffers.use_stored()
+    assert buffers.OPS not in os.environ
+    monkeypatch.delenv(choices.SWITCH)
+    monkeypatch.setenv(buffers.MB, "70")
+    buffers.use_stored()
+    assert buffers.OPS not in os.environ
+    monkeypatch.delenv(buffers.MB)
+    monkeypatch.setenv(buffers.OPS, "7")  # so that it is taken away at the end
+    monkeypatch.delenv(buffers.OPS)
+    buffers.use_stored()
+    assert os.environ.pop(buffers.OPS) == "200"
+    assert os.environ.pop(buffers.MB) == buffers.UNLIMITED_MB
+    path = store_file(kept)
+    path.write_text(path.read_text().replace('"chosen": 200', '"chosen": 201'))
+    buffers.use_stored()
+    assert buffers.OPS not in os.environ
+
+
+def test_doctor_tunes_and_shows_what_it_chose(kept, monkeypatch, capsys):
+    monkeypatch.setattr(job, "tune", lambda m, budget, progress: made({"prefill_step": 64}))
+    assert main(["doctor", "--tune", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "64, not 128: 50.0 % less time" in said
+    assert "not timed: 256 (no time left)" in said
+    assert main(["doctor", "--json", "--quiet"]) in (0, 1)
+    found = json.loads(capsys.readouterr().out)["findings"]
+    (shown,) = [f for f in found if f["section"] == "tuning"]
+    assert shown["seen"] == "prefill_step 64; timed in 3.5 s"
+
+
+def test_no_tune_keeps_the_tables_at_every_door(kept, monkeypatch, capsys):
+    toy = load_model(demo_model_path())
+    job.keep(toy, made({"prefill_step": 64}))
+    used = []
+    for flags in ([], ["--no-tune"]):
+        monkeypatch.setenv(choices.SWITCH, "on")
+        assert main(["bench", "-p", "4", "-g", "1", "-n", "1", "--quiet", *flags]) == 0
+        used.append(choices.chosen("prefill_step"))
+    assert used == [64, 128]
+    capsys.readouterr()
