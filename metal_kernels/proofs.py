@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self.turned_off = 0
-        self._store = store
+        self._store, self._lock = store, threading.RLock()
         self._verdicts: dict[str, bool] = {}
         self._is_trusting = True
         self._passing: dict[object, object] = {}
@@ -158,7 +159,9 @@ class Ledger:
         except Exception as e:
             if _is_tracing.get():
                 raise Unproven(operation) from e
-        return self._try(operation, kernel, plain, arguments, otherwise, judge)
+            is_new = isinstance(e, Unproven)
+        with self._lock:
+            return self._try(operation, kernel, plain, arguments, otherwise, judge, is_new)
 
     def doubt(self) -> None:
         """Trust no proof of an earlier process from now on, nor any of this one: each is made again."""
@@ -171,8 +174,10 @@ class Ledger:
         found = [entry for entry in self._store.all(PROOFS).values() if "passed" in entry]
         return sorted(found, key=lambda entry: (str(entry.get("kernel")), str(entry.get("variant"))))
 
-    def _try(self, operation: str, kernel: Any, plain: Any, arguments: Any, otherwise: Any, judge: Judge) -> Result:
-        """Both ways; the kernel's result if it agrees, else the plain one."""
+    def _try(
+        self, operation: str, kernel: Any, plain: Any, arguments: Any, otherwise: Any, judge: Judge, is_new: bool
+    ) -> Result:
+        """Both ways; the kernel's result if it agrees, else the plain one. ``is_new``: unproven, when it was wanted."""
         trial, problem = _Trial(), ""
         token = _trial.set(trial)
         try:
@@ -186,6 +191,8 @@ class Ledger:
             trial.unproven = trial.launched[-1:]
         finally:
             _trial.reset(token)
+        if is_new and not trial.unproven:
+            return found  # another thread has just tried it
         try:
             mx.eval(trial.inputs)  # What fails here is not the kernel's doing either.
         except ValueError as e:

@@ -1,0 +1,271 @@
+"""Verdicts that outlive a process, and what is no fault of a kernel; one small kernel stands for all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import mlx.core as mx
+import pytest
+
+from metal_kernels import dispatch, launch, proofs
+from metal_kernels.linear_gate import fused, naive_linear_gate
+from metal_kernels.machine import PROOFS, Store
+from metal_kernels.proofs import Ledger
+from tests import python_kernels
+from tests.compare import assert_close
+from tests.kernel_backends import mutated, proving
+
+HERE = {"chip": "M1"}
+WEIGHT = mx.array([1.0, 0.5, 2.0, 1.5] * 6)
+
+
+@pytest.fixture(autouse=True)
+def in_python(monkeypatch):
+    monkeypatch.setattr(launch.Kernel, "_build", python_kernels.hand_over)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.json"
+
+
+def x(rows=4, seed=0):
+    return mx.random.normal((rows, 24), key=mx.random.key(seed))
+
+
+def gate(x):
+    return dispatch.linear_gate(x, x, WEIGHT, 3, 1e-6)
+
+
+def right(x):
+    return naive_linear_gate(x, x, WEIGHT, 3, 1e-6)
+
+
+class Machine:
+    """One process after another on one machine: each counts its launches and what the plain form was asked."""
+
+    def __init__(self, path, monkeypatch, spoil=None, identity=HERE):
+        self.launched, self.plain = [], []
+        self.where = proving(python_kernels.construct(spoil, self.launched), store=Store(path, identity))
+        monkeypatch.setattr(dispatch, "naive_linear_gate", lambda *a: self.plain.append(1) or naive_linear_gate(*a))
+
+    def run(self, *arrays):
+        with launch.use(self.where):
+            return [gate(a) for a in arrays]
+
+    @property
+    def counts(self):
+        return len(self.launched), len(self.plain)
+
+
+def wrong(name, template, outputs):
+    return [x + 1 for x in outputs]
+
+
+def test_another_start_tries_nothing_again(path, monkeypatch):
+    first = Machine(path, monkeypatch)
+    first.run(x(), x(), x(seed=1))
+    assert first.counts == (3, 1)
+    again = Machine(path, monkeypatch)
+    assert_close(again.run(x())[0], right(x()))
+    assert again.counts == (1, 0)
+    (entry,) = again.where.ledger.entries()
+    assert (entry["kernel"], entry["operation"], entry["passed"]) == ("ring_linear_gate", "linear_gate", True)
+    assert entry["error"] < 1e-6
+
+
+@pytest.mark.parametrize("change", ["identity", "source", "types", "grid", "template"])
+def test_what_differs_is_tried(path, monkeypatch, change):
+    Machine(path, monkeypatch).run(x())
+    again = Machine(path, monkeypatch, identity={"chip": "M2"} if change == "identity" else HERE)
+    if change == "source":
+        with mutated(fused.KERNEL, ("{", "{ ")):
+            again.run(x())
+    elif change == "types":
+        again.run(x().astype(mx.bfloat16))
+    elif change == "grid":
+        again.run(x(40))
+    elif change == "template":
+        with launch.use(again.where):
+            dispatch.linear_gate(x(), x(), WEIGHT, 2, 1e-6)
+    else:
+        again.run(x())
+    assert again.counts == (1, 1)
+
+
+def test_a_fault_is_not_run_again_and_told_once_a_start(path, monkeypatch):
+    with pytest.warns(UserWarning, match="differs by .* MLX's operations take its place") as told:
+        found = Machine(path, monkeypatch, wrong).run(x(), x())
+    assert len(told) == 1
+    assert_close(found[0], right(x()))
+    again = Machine(path, monkeypatch, wrong)
+    with pytest.warns(UserWarning, match=r"ring_linear_gate .*found at an earlier start") as told:
+        found = again.run(x(), x())
+    assert len(told) == 1
+    assert not again.launched
+    assert_close(found[1], right(x()))
+
+
+def ended_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(("ended", "is_tried"), [(0, True), (1, False)])
+def test_a_kernel_that_ends_the_process_twice_is_not_tried_a_third_time(path, monkeypatch, ended, is_tried):
+    Machine(path, monkeypatch).run(x())
+    store, pid = Store(path, HERE), ended_process()
+    for key, entry in store.all(PROOFS).items():
+        store.put(PROOFS, {key: {"kernel": entry["kernel"], "variant": "", "trying": pid, "ended": ended}})
+    again = Machine(path, monkeypatch)
+    if is_tried:
+        again.run(x())
+    else:
+        with pytest.warns(UserWarning, match="process that tried it ended"):
+            again.run(x())
+    assert again.counts == (int(is_tried), 1)
+
+
+def test_what_is_tried_is_on_disk_before_it_runs(path, monkeypatch):
+    def look(*arguments):
+        seen.extend(Store(path, HERE).all(PROOFS).values())
+        return judged(*arguments)
+
+    seen, judged = [], proofs._judged
+    monkeypatch.setattr(proofs, "_judged", look)
+    Machine(path, monkeypatch).run(x())
+    assert [entry.get("trying") for entry in seen] == [os.getpid()]
+    assert [entry["passed"] for entry in Store(path, HERE).all(PROOFS).values()] == [True]
+
+
+def test_a_try_that_is_interrupted_leaves_nothing(path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    machine = Machine(path, monkeypatch)
+    with monkeypatch.context() as m:
+        m.setattr(proofs, "_judged", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            machine.run(x())
+    assert Store(path, HERE).all(PROOFS) == {}
+    machine.run(x())
+    assert machine.where.ledger.entries()[0]["passed"]
+
+
+def test_short_memory_is_not_held_against_a_kernel_at_the_next_start(path, monkeypatch):
+    def short(name, template, outputs):
+        raise RuntimeError("[malloc] Unable to allocate 5 bytes.")
+
+    machine = Machine(path, monkeypatch, short)
+    with pytest.warns(UserWarning, match="Unable to allocate"):
+        machine.run(x(), x())
+    assert machine.counts == (1, 2)
+    again = Machine(path, monkeypatch)
+    again.run(x())
+    assert again.where.ledger.entries()[0]["passed"]
+
+
+def test_a_failure_before_the_kernel_is_not_the_kernels(path, monkeypatch):
+    machine = Machine(path, monkeypatch)
+    missing = mx.load(str(_cut(path.parent / "cut.npy")))
+    with pytest.raises(RuntimeError):
+        machine.run(missing)
+    assert machine.where.ledger.entries() == []
+    assert machine.run(x())
+    with launch.use(machine.where), pytest.raises(ValueError, match="groups must divide"):
+        dispatch.linear_gate(x(), x(), WEIGHT, 7, 1e-6)
+
+
+def _cut(path):
+    mx.save(str(path), mx.zeros((40, 24)))
+    path.write_bytes(path.read_bytes()[:500])
+    return path
+
+
+def test_a_plain_form_that_is_not_finite_says_nothing(path, monkeypatch):
+    machine, strange = Machine(path, monkeypatch), x()
+    strange[1, 3] = mx.nan
+    (found,) = machine.run(strange)
+    assert machine.where.ledger.entries() == []
+    assert mx.array_equal(found, right(strange), equal_nan=True)
+    assert not Store(path, HERE).all(PROOFS)
+    machine.run(x())
+    assert machine.where.ledger.entries()[0]["passed"]
+
+
+def test_a_function_that_is_transformed_gets_the_plain_form_until_the_kernel_is_proven(path, monkeypatch):
+    machine = Machine(path, monkeypatch)
+    with launch.use(machine.where):
+        assert_close(mx.vmap(gate)(x()), right(x()))
+        assert machine.where.ledger.entries() == []
+        with proofs.tracing(), pytest.raises(proofs.Unproven):
+            gate(x())
+        gate(x())
+        with proofs.tracing():
+            gate(x())
+    assert len(machine.plain) == 2
+
+
+def test_after_doubt_all_is_tried_again_also_what_was_kept(path, monkeypatch):
+    Machine(path, monkeypatch).run(x())
+    again = Machine(path, monkeypatch)
+    again.run(x())
+    assert again.counts == (1, 0)
+    before = again.where.ledger.turned_off
+    again.where.ledger.doubt()
+    assert again.where.ledger.turned_off > before
+    again.run(x(), x())
+    assert again.counts == (3, 1)
+
+
+def test_a_proven_kernel_that_raises_later_is_off_and_the_call_goes_on(path, monkeypatch):
+    broken = []
+    machine = Machine(path, monkeypatch, lambda name, template, out: out if not broken else 1 / 0)
+    machine.run(x())
+    broken.append(True)
+    with pytest.warns(UserWarning, match="division by zero"):
+        (found,) = machine.run(x())
+    assert_close(found, right(x()))
+    assert not machine.where.ledger.entries()[0]["passed"]
+
+
+def test_threads_prove_one_kernel_together(path, monkeypatch):
+    machine = Machine(path, monkeypatch)
+
+    def work(seed):
+        with mx.stream(mx.cpu):
+            (found,) = machine.run(x(seed=seed))
+            mx.eval(found)
+        return found
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(work, range(30)))
+    for seed, y in enumerate(found):
+        assert_close(y, right(x(seed=seed)))
+    assert [entry["passed"] for entry in machine.where.ledger.entries()] == [True]
+
+
+def test_a_proven_launch_works_out_no_variant_and_another_arrays_type_does(monkeypatch):
+    ledger = Ledger(Store(None, {}))
+    asked = []
+
+    def admit(launch, template):
+        if launch not in ledger.passing:
+            ledger.admit(launch, template, lambda: asked.append(1) or proofs.Variant("k", "kernel", "words"), [])
+
+    ledger._verdicts["k"] = True
+    template = [("N", 3)]
+    for _ in range(3):
+        admit((1, id(template), (32, 1, 1)), template)
+    assert len(asked) == 1
+    assert template in ledger.passing.values()  # held, so that its id stays its own
+    admit((1, id(template), (64, 1, 1)), template)
+    assert len(asked) == 2
+    monkeypatch.setattr(proofs, "MOST_KNOWN", 8)
+    for n in range(40):
+        admit((n,), template)
+    assert len(ledger.passing) <= 8
