@@ -165,6 +165,23 @@ def test_where_the_default_raises_nothing_is_chosen(clock):
     assert verdict.out["kernel"] == SECRET
 
 
+def asking(work):
+    """The same work, which asks for all choices of its kind in its runs."""
+
+    def asked(model, name, chosen):
+        run = work(model, name, chosen)
+
+        def ask(times):
+            for other in choices.TABLE:
+                if job.kind_of(other) == job.kind_of(name):
+                    choices.chosen(other)
+            run(times)
+
+        return ask
+
+    return asked
+
+
 def made(chosen, name="prefill_step", default=128):
     verdict = Verdict(name, default, chosen[name], {default: 0.2, chosen[name]: 0.1}, {256: NO_TIME})
     return Tuning("a model", choices.where(), dict(chosen), [verdict], 3.5)
@@ -196,7 +213,7 @@ def test_every_choice_of_a_model_on_a_cpu_is_timed(model, monkeypatch):
     clock, told = Clock(), []
     monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, 0.2 * 0.5 ** len(chosen)))
     monkeypatch.setattr(works, "fitting_steps", lambda m: [64, 128])
-    monkeypatch.setattr(job._Entries, "_asked_by", lambda self, kind, name: {name})
+    monkeypatch.setattr(works, "work", asking(works.work))
     found = job.tune(model, Budget(100, clock), lambda done, total, *_: told.append((done, total)))
     assert found.chosen == {"chunk_tokens/9+": 16, "prefill_step": 64}
     assert [v.name for v in found.verdicts][-2:] == ["reading a prompt", "reading in steps"]
@@ -204,16 +221,33 @@ def test_every_choice_of_a_model_on_a_cpu_is_timed(model, monkeypatch):
     assert told[-1] == (2, 2)
 
 
+@pytest.mark.parametrize(("prompt", "first"), [(0.05, 0.0), (0.05, 2.0), (0.9, 0.0), (4.0, 0.0), (7.5, 0.5)])
+def test_all_choices_together_keep_to_the_seconds(model, monkeypatch, prompt, first):
+    clock = Clock()
+    seconds = dict.fromkeys(job.KINDS, 0.05) | {choices.MANY: prompt, job.STEP: prompt}
+    work = asking(lambda m, name, chosen: clock.way(name, seconds[job.kind_of(name)], first=first))
+    monkeypatch.setattr(works, "work", work)
+    monkeypatch.setattr(works, "fitting_steps", lambda m: [512, 2048])
+    with launch.use(launch.Backend("metal", None)):
+        found = job.tune(model, Budget(10, clock))
+    assert clock.now <= 10 + prompt + first
+    assert found.chosen == {}
+    assert {v.name for v in found.verdicts} == set(choices.TABLE)
+    assert found.verdicts[0].seconds or first > 1  # what matters most is timed
+    assert found.seconds == clock.now
+
+
 def test_what_is_not_confirmed_together_is_given_up(model, monkeypatch):
     clock = Clock()
     seconds = {(): 0.2, ("prefill_step",): 0.1, ("chunk_tokens/9+",): 0.1}
     monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, seconds.get(tuple(chosen), 0.3)))
     monkeypatch.setattr(works, "fitting_steps", lambda m: [64, 128])
-    monkeypatch.setattr(job._Entries, "_asked_by", lambda self, kind, name: {name})
+    monkeypatch.setattr(works, "work", asking(works.work))
     found = job.tune(model, Budget(100, clock))
     assert found.chosen == {"chunk_tokens/9+": 16}  # a step of 64 on top of it is slower than 128
     order = iter([0.2])  # of the tables while single choices are timed
-    monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, 0.1 if chosen else next(order, 0.05)))
+    work = asking(lambda m, name, chosen: clock.way(name, 0.1 if chosen else next(order, 0.05)))
+    monkeypatch.setattr(works, "work", work)
     assert job.tune(model, Budget(100, clock)).chosen == {}
 
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from metal_kernels import choices, machine
 from metal_kernels.choices import Value
 from ring_mlx.pace import Progress
-from ring_mlx.tuning.race import Budget, Verdict, is_ahead
+from ring_mlx.tuning.race import NO_TIME, Budget, Verdict, is_ahead, said
 
 OPS, MB = "MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER"
 NAME, KEY = "operations a command buffer", "command buffers"
@@ -60,12 +60,12 @@ def choose(child: Child, budget: Budget, progress: Progress | None = None) -> Ve
             progress(done, total, f"timing {NAME}: {value}")
         began = budget.clock()
         if longest > budget.left_s():
-            verdict.out[value] = "no time left"
+            verdict.out[value] = NO_TIME
             continue
         try:
             found[value].append(child(value))
         except (OSError, ValueError, subprocess.SubprocessError) as e:
-            verdict.out[value] = " ".join(str(e).split())[:200] or type(e).__name__
+            verdict.out[value] = said(e)
         longest = max(longest, budget.clock() - began)
     if progress:
         progress(total, total)

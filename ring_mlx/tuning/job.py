@@ -8,10 +8,11 @@ what is not faster then is given up.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ring_mlx import decode_step
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 from ring_mlx.tuning import works
-from ring_mlx.tuning.race import NO_TIME, Budget, Run, Verdict, race
+from ring_mlx.tuning.race import NO_TIME, Budget, Clock, Run, Verdict, race
 
 SECONDS = 10.0
 # Of all, what the second look at the end may take.
@@ -32,6 +33,8 @@ LAST_LOOK = 0.2
 TABLES, CHOSEN = "tables", "chosen"
 STEP = "prefill_step"
 _waits: list[bool] = []
+# Of the seconds for single choices, by kind of work.
+SHARES = {choices.ONE: 0.5, choices.MANY: 0.25, STEP: 0.1, choices.FEW: 0.08, choices.EIGHT: 0.07}
 KINDS = {
     choices.ONE: "decoding one row",
     choices.MANY: "reading a prompt",
@@ -112,57 +115,77 @@ def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuni
     where, began = choices.where(), budget.clock()
     tuning = Tuning(shape_class(model)[0], where)
     names = [name for name, entry in choices.TABLE.items() if len(entry.values_on(where)) > 1]
-    entries = _Entries(model, where, tuning.chosen)
+    entries = _Entries(model, where, tuning.chosen, budget.clock)
     main = budget.part((1 - LAST_LOOK) * budget.left_s())
-    for done, name in enumerate(names):
+    verdicts: dict[str, Verdict] = {}
+    for done, (name, part) in enumerate(chain(_shares(names, main), _second_chances(verdicts, main))):
         if progress:
-            progress(done, len(names), f"timing what is fast here: {choices.TABLE[name].about}", main.left_s())
-        # Nearly two fair shares: many choices take less than one.
-        share = 2 * main.left_s() / (len(names) - done + 1)
-        verdict = entries.race(name, main.part(share))
-        if verdict is not None:
-            tuning.verdicts.append(verdict)
-            tuning.chosen |= {name: verdict.chosen} if verdict.chosen != verdict.default else {}
-    tuning.verdicts += _last_look(model, tuning.chosen, budget)
+            about = choices.TABLE[name].about
+            progress(min(done, len(names) - 1), len(names), f"timing what is fast here: {about}", budget.left_s())
+        if part.left_s() > entries.first_s(name) and not entries.is_asked_for(name):
+            continue
+        verdicts[name] = entries.race(name, part)
+        tuning.chosen |= {name: verdicts[name].chosen} if verdicts[name].chosen != verdicts[name].default else {}
+    tuning.verdicts = [*verdicts.values(), *_last_look(model, tuning.chosen, budget)]
     tuning.seconds = budget.clock() - began
     if progress:
         progress(len(names), len(names))
     return tuning
 
 
+def _shares(names: Sequence[str], budget: Budget) -> Iterator[tuple[str, Budget]]:
+    """Each choice with what it may spend: of its kind's rest a half, since those that matter most come first.
+
+    What one does not spend, those after it have.
+    """
+    for name in names:
+        kind, after = kind_of(name), names[names.index(name) :]
+        kinds = dict.fromkeys(map(kind_of, after))
+        if name == next(n for n in names if kind_of(n) == kind):
+            of_kind = budget.part(budget.left_s() * SHARES[kind] / sum(SHARES[k] for k in kinds))
+        rest = sum(kind_of(n) == kind for n in after)
+        yield name, of_kind.part(of_kind.left_s() * max(1 / 2, 1 / rest))
+
+
+def _second_chances(verdicts: Mapping[str, Verdict], budget: Budget) -> Iterator[tuple[str, Budget]]:
+    """Choices for which there was no time, with half of what is left now; what they compiled before is there."""
+    for name in [name for name, verdict in verdicts.items() if not verdict.seconds]:
+        yield name, budget.part(budget.left_s() / 2)
+
+
 class _Entries:
     """Races of single choices, each on top of those before it, which ``chosen`` holds."""
 
-    def __init__(self, model: Model, where: str, chosen: dict[str, Value]) -> None:
-        self._model, self._where, self._chosen = model, where, chosen
+    def __init__(self, model: Model, where: str, chosen: dict[str, Value], clock: Clock) -> None:
+        self._model, self._where, self._chosen, self._clock = model, where, chosen, clock
         self._asked: dict[str, set[str]] = {}
+        self._first_s = 0.0
         self._runs: dict[str, tuple[dict[str, Value], Run]] = {}  # of what holds, by kind
 
-    def race(self, name: str, budget: Budget) -> Verdict | None:
-        """The verdict of a choice; None where this model never asks for it."""
-        entry, kind = choices.TABLE[name], kind_of(name)
-        default = entry.default_on(self._where)
-        if budget.left_s() <= 0:
-            return Verdict(name, default, default, {}, dict.fromkeys(entry.values_on(self._where), NO_TIME))
-        if name not in self._asked_by(kind, name):
-            return None
-        values = self._values(name)
-        runs: dict[Value, Run] = {v: self._run(name, v, default) for v in values}
-        return race(name, runs, default, budget)
+    def first_s(self, name: str) -> float:
+        """The longest that the first run of a kind of work took, if this choice's kind has not run yet."""
+        return 0.0 if kind_of(name) in self._asked else self._first_s
 
-    def _values(self, name: str) -> list[Value]:
-        if name == STEP:
-            return list(works.fitting_steps(self._model))
-        return list(choices.TABLE[name].values_on(self._where))
-
-    def _asked_by(self, kind: str, name: str) -> set[str]:
+    def is_asked_for(self, name: str) -> bool:
+        """Whether this model ever asks for a choice, known after a run."""
+        kind = kind_of(name)
         if kind not in self._asked:
+            began = self._clock()
             with choices.use({}) as asked:
                 run = works.work(self._model, name, {})
                 run(1)
-            self._asked[kind] = asked
-            self._runs[kind] = {}, run
-        return self._asked[kind]
+            self._asked[kind], self._runs[kind] = asked, ({}, run)
+            self._first_s = max(self._first_s, self._clock() - began)
+        return name in self._asked[kind]
+
+    def race(self, name: str, budget: Budget) -> Verdict:
+        """The verdict of a choice."""
+        default, values = choices.TABLE[name].default_on(self._where), choices.TABLE[name].values_on(self._where)
+        if kind_of(name) not in self._asked:
+            return Verdict(name, default, default, {}, dict.fromkeys(values, NO_TIME))
+        if name == STEP:
+            values = tuple(works.fitting_steps(self._model))
+        return race(name, {v: self._run(name, v, default) for v in values}, default, budget)
 
     def _run(self, name: str, value: Value, default: Value) -> Run:
         """Made when it is first called, so that its making counts as its first run."""

@@ -12,6 +12,7 @@ than MLX's own operation, or that was not timed beside it.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ def _first_runs(runs: Mapping[Value, Run], verdict: Verdict, budget: Budget) -> 
                 continue
             took = _seconds(runs[value], budget.clock)
         except Exception as e:  # noqa: BLE001 whatever a compiler or a driver raises
-            verdict.out[value] = " ".join(str(e).split())[:200] or type(e).__name__
+            verdict.out[value] = said(e)
             if value == verdict.default:
                 break
             continue
@@ -128,6 +129,11 @@ def _first_runs(runs: Mapping[Value, Run], verdict: Verdict, budget: Budget) -> 
         else:
             once[value] = took
     return once
+
+
+def said(error: Exception) -> str:
+    """What an error says, in a line, without the paths of this machine."""
+    return re.sub(r"\S*/\S*", "...", " ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def _samples(

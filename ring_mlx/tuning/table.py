@@ -27,6 +27,8 @@ def _times(verdict: Verdict) -> str:
 
 
 def _outs(out: Mapping[Value, str]) -> str:
+    if len(out) > 1 and len(set(out.values())) == 1:
+        return f"{', '.join(map(str, out))} ({next(iter(out.values()))})"
     return ", ".join(f"{v} ({why})" for v, why in out.items())
 
 

@@ -18,7 +18,6 @@ from ring_mlx import memory
 from ring_mlx.model import LanguageModel, Model
 from ring_mlx.tuning.race import Run
 
-CONTEXT_TOKENS = 16
 # Of a prompt that is read at once.
 PROMPT_TOKENS = {choices.CPU: 128, "": 2048}
 ROWS = {choices.ONE: 1, choices.FEW: 4, choices.EIGHT: 8}
@@ -36,9 +35,9 @@ def step(model: Model, chosen: Chosen, rows: int = 1) -> Run:
     """A decode step of so many rows, compiled anew for these choices."""
     layers = _own(model, 0, len(model.layers))
     cache = model.make_cache() if rows == 1 else model.make_cache([0] * rows)
-    with choices.use(chosen):
-        layers(_tokens(model, rows, CONTEXT_TOKENS), cache, exact=model.exact)
     tokens = _tokens(model, rows, 1)
+    with choices.use(chosen):
+        layers(tokens, cache, exact=model.exact)  # a step is one after others
 
     def run(times: int) -> None:
         with choices.use(chosen):
