@@ -180,7 +180,7 @@ sys.exit(main(sys.argv[4:]))
 """
 
 
-@pytest.mark.parametrize(("interpreter", "size"), [("own", 4), ("late", 2)])
+@pytest.mark.parametrize(("interpreter", "size"), [pytest.param("own", 4, marks=pytest.mark.slow), ("late", 2)])
 def test_launch_refuses_in_one_line_for_all_ranks(interpreter, size, tmp_path, capfd, chat_folder):
     late = tmp_path / "late"
     late.write_text(LATE.format(python=sys.executable))

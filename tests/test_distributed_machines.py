@@ -65,7 +65,15 @@ def test_answers_come_alone_from_another_machine(machines):
 
 
 @pytest.mark.parametrize(
-    ("hosts", "how"), [(REMOTE, "cut"), (MIXED, "cut"), (REMOTE, "stop"), (MIXED, "kill"), (REMOTE, "refuse")]
+    ("hosts", "how"),
+    [
+        (REMOTE, "cut"),
+        (MIXED, "kill"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((MIXED, "cut"), (REMOTE, "stop"), (REMOTE, "refuse"))
+        ),
+    ],
 )
 def test_a_lost_machine_ends_all_in_one_line(machines, hosts, how):
     with launching(machines, hosts, *ENDLESS) as p:
@@ -96,7 +104,7 @@ def test_a_lost_machine_ends_all_in_one_line(machines, hosts, how):
         machines.mend("mac1")
 
 
-@pytest.mark.parametrize("how", ["KILL", "TERM"])
+@pytest.mark.parametrize("how", ["KILL", pytest.param("TERM", marks=pytest.mark.slow)])
 def test_ranks_elsewhere_end_with_the_launcher(machines, how):
     with launching(machines, REMOTE, *ENDLESS) as p:
         assert p.stdout.read(1)
