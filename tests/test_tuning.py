@@ -12,7 +12,8 @@ import pytest
 from metal_kernels import choices, launch, machine
 from metal_kernels.choices import MLX
 from ring_mlx import demo_model_path, load_model
-from ring_mlx.cli import main
+from ring_mlx.bench.random_weights import random_model
+from ring_mlx.cli import build_parser, main
 from ring_mlx.tuning import buffers, job, works
 from ring_mlx.tuning.job import Tuning, settle, shape_class
 from ring_mlx.tuning.race import LEAST_ROUNDS, NO_TIME, SLOW, Budget, Verdict, race
@@ -282,9 +283,11 @@ def test_the_first_load_on_a_gpu_times_and_later_ones_do_not(model, kept, gpu, m
         return made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel")
 
     monkeypatch.setattr(job, "tune", tune)
-    for _ in range(3):
+    with pytest.warns(UserWarning, match="up to 10 s .* --no-tune"):
         settle(model)
+    for _ in range(2):
         assert choices.chosen("norm_qmv/1") == "half"
+        settle(model)
     assert timed == [job.SECONDS]
 
 
@@ -423,13 +426,37 @@ def test_doctor_tunes_and_shows_what_it_chose(kept, monkeypatch, capsys):
     assert shown["seen"] == "prefill_step 64; timed in 3.5 s"
 
 
-def test_no_tune_keeps_the_tables_at_every_door(kept, monkeypatch, capsys):
-    toy = load_model(demo_model_path())
-    job.keep(toy, made({"prefill_step": 64}))
+def test_no_tune_keeps_the_tables(kept, monkeypatch, capsys):
+    job.keep(load_model(demo_model_path()), made({"prefill_step": 64}))
     used = []
-    for flags in ([], ["--no-tune"]):
+    for flags in ([], ["--no-tune"], ["--prefill-step-size", "7"]):
         monkeypatch.setenv(choices.SWITCH, "on")
-        assert main(["bench", "-p", "4", "-g", "1", "-n", "1", "--quiet", *flags]) == 0
-        used.append(choices.chosen("prefill_step"))
-    assert used == [64, 128]
+        path = kept.with_suffix(".json")
+        assert main(["bench", "-p", "4", "-g", "1", "-n", "1", "--quiet", "--json", str(path), *flags]) == 0
+        used.append(json.loads(path.read_text())["cells"][0]["prefill_step"])
+    assert used == [64, 128, 7]
     capsys.readouterr()
+
+
+def test_commands_set_command_buffers_first(kept, monkeypatch, capsys):
+    buffers.keep(Verdict(buffers.NAME, buffers.AS_MLX, 50, {50: 0.01}), "metal")
+    for name in (buffers.OPS, buffers.MB):
+        monkeypatch.setenv(name, "")  # so that it is taken away at the end
+        monkeypatch.delenv(name)
+    made_of = {}
+    monkeypatch.setattr("ring_mlx.bench.job.bench", lambda *_, **__: made_of.update(os.environ))
+    assert main(["bench", "--quiet"]) == 0
+    assert made_of[buffers.OPS] == "50"
+
+
+def test_random_weights_use_what_was_chosen_for_their_shapes(kept, capsys):
+    model = random_model("golden", None)
+    job.keep(model, made({"prefill_step": 64}))
+    assert main(["bench", "--random", "golden", "-p", "4", "-g", "1", "-n", "1", "--quiet"]) == 0
+    assert choices.chosen("prefill_step") == 64
+
+
+def test_every_command_that_loads_a_model_has_no_tune():
+    commands = build_parser()._subparsers._group_actions[0].choices
+    having = {name for name, command in commands.items() if "--no-tune" in command._option_string_actions}
+    assert having == {"bench", "cache-prompt", "chat", "convert", "eval", "generate", "serve"}

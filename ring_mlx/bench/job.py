@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ring_mlx.bench.floor import Rates, floor, measure_rates
 from ring_mlx.bench.measure import measure
 from ring_mlx.bench.plot import check_plot, plot
 from ring_mlx.bench.settings import BenchError, Settings
+from ring_mlx.decoding import prefill_step_or_default
 from ring_mlx.files import Write, check_named, write_named
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
@@ -100,7 +101,8 @@ def bench(
         rates = measure_rates() if settings.floor else None
         mx.reset_peak_memory()
         model, raw, name = make()
-        settings = settings.fitted(model.config.context_tokens)
+        step = prefill_step_or_default(settings.prefill_step_size or None)
+        settings = replace(settings.fitted(model.config.context_tokens), prefill_step_size=step)
         with company.together():
             _check_caches(model, settings)
         head = _head(model, name + company.words(), rates, company)

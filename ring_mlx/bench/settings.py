@@ -24,7 +24,7 @@ class Settings:
         generate: Decode steps timed after the first token.
         repeats: Measured repetitions; one more comes first and is thrown away.
         batch_sizes: Rows of equal length, each size a cell.
-        prefill_step_size: Prompt tokens a step.
+        prefill_step_size: Prompt tokens a step; 0 is what the machine likes, known once the model is there.
         vs: Also run mlx-lm, in alternation.
         vs_repeats: Repetitions of mlx-lm.
         vs_max_prefill: The longest prompt that mlx-lm reads itself.

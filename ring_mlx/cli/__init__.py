@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         generate_command,
         launch_command,
         mlx_lm_command,
+        options,
         serve_command,
     )
 
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     mlx_lm_command.add(commands)
     for name, command in commands.choices.items():
         add_refused(command, name)
+        options.add_tune_option(command)
     return parser
 
 

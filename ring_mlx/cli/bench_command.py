@@ -143,7 +143,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         generate=args.generate,
         repeats=args.repeats,
         batch_sizes=args.batch_size,
-        prefill_step_size=options.prefill_step_size(args),
+        prefill_step_size=args.prefill_step_size or 0,
         vs=args.vs is not None,
         vs_repeats=min(args.vs_repeats or 3, args.repeats),
         vs_max_prefill=args.vs_max_prefill,
@@ -156,6 +156,7 @@ def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dic
     from ring_mlx.bench import shapes
     from ring_mlx.bench.random_weights import plain_dtype, random_model_of
     from ring_mlx.config import with_decay_offset
+    from ring_mlx.tuning.job import settle
 
     whole = shapes.SHAPES[args.random]
     if (args.layers or 0) > whole["num_hidden_layers"]:
@@ -168,6 +169,7 @@ def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dic
     dtype = plain_dtype(args.random)
     if member is None:
         model = random_model_of(raw, args.random, packed, 64, args.exact, dtype, args.seed)
+        settle(model)
     else:
         model = member.draw(raw, args.random, packed, dtype, args.exact, args.seed)
     name = f"{args.random}, random {'unquantised' if bits == UNQUANTISED else f'{bits}-bit'} weights"

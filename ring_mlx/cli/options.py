@@ -43,11 +43,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
     )
-    g.add_argument(
-        "--no-tune", action="store_true", help="time nothing at a load, and use nothing that was chosen so before"
-    )
     g.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
     add_decay_option(g)
+
+
+def add_tune_option(parser: argparse.ArgumentParser) -> None:
+    """--no-tune, for a command that loads the model of --model."""
+    if any("--model" in action.option_strings for action in parser._actions):
+        about = "time nothing at the first load, and use nothing that was chosen so before"
+        group_of(parser, "model").add_argument("--no-tune", action="store_true", help=about)
 
 
 def add_decay_option(group: Any, about: str = "(what config.json says, else 0)") -> None:

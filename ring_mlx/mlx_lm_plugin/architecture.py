@@ -20,6 +20,7 @@ from ring_mlx.config_values import shown
 from ring_mlx.errors import WeightsError
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.quantization import foreign_method, with_settings
+from ring_mlx.tuning.job import later, settle
 
 # What mlx-lm's commands put into a config on their way to the model.
 ADDED_BY_MLX_LM = ("quantize_activations",)
@@ -72,6 +73,8 @@ class Model(ring_mlx.model.Model):
         if not self._is_checked and not self.training and launch.backend() is not None:
             self._is_checked = True
             check_kernels(self)
+            with later():  # mlx-lm's own call waits
+                settle(self)
         return super().__call__(tokens, cache, hidden_states=hidden_states, last_only=last_only)
 
     def load_weights(self, file_or_weights: Any, strict: bool = True) -> Any:

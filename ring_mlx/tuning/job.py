@@ -8,6 +8,7 @@ what is not faster then is given up.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,10 @@ from ring_mlx.tuning.race import NO_TIME, Budget, Clock, Run, Verdict, race
 SECONDS = 10.0
 # Of all, what the second look at the end may take.
 LAST_LOOK = 0.2
+NOTICE = (
+    f"[tuning] the first model of this kind on this machine: for up to {SECONDS:.0f} s it is timed what is fast here, and "
+    f"kept; --no-tune or {choices.SWITCH}=off leaves that out."
+)
 TABLES, CHOSEN = "tables", "chosen"
 STEP = "prefill_step"
 _waits: list[bool] = []
@@ -78,6 +83,7 @@ def settle(model: Model, progress: Progress | None = None) -> None:
         return
     found = stored(model, where)
     if found is None and not _waits and where in decode_step.COMPILED_ON and not _is_streamed(model):
+        warnings.warn(NOTICE, stacklevel=2)
         found = keep(model, tune(model, Budget(SECONDS), progress))
     choices.apply({} if found is None else found.get("chosen"), where)
 
