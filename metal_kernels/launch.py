@@ -67,6 +67,35 @@ def use(chosen: Backend | None) -> Iterator[None]:
         _chosen.reset(token)
 
 
+@contextmanager
+def doubting() -> Iterator[None]:
+    """Let all kernels prove themselves again where what runs within fails.
+
+    A compiled step fails where it is computed and not where a kernel is launched, so nobody knows which one it was, or
+    whether it was one: what was proven by another process may not build in this one.
+    """
+    try:
+        yield
+    except RuntimeError:
+        where = backend()
+        if where is not None and where.ledger is not None:
+            where.ledger.doubt()
+        raise
+
+
+def verdicts() -> list[dict[str, Any]]:
+    """What kernels proved on this machine, by kernel: kernel, operation, variant, passed, error, why."""
+    where = backend()
+    return [] if where is None or where.ledger is None else where.ledger.entries()
+
+
+@cache
+def sources() -> str:
+    """A hash of all kernels' texts: what was seen of others says nothing of these."""
+    files = sorted(Path(__file__).parent.rglob("*.metal"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
 @cache
 def _detected() -> Backend | None:
     if os.environ.get(SWITCH, "").lower() in ("off", "0"):

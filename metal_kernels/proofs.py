@@ -169,6 +169,14 @@ class Ledger:
         self._is_trusting = False
         self._forget_passing()
 
+    def has_tried(self, kind: str) -> bool:
+        """Whether a process before this one, or this one, tried all that `note_tried` says."""
+        return self._is_trusting and self._store.get(PROOFS, kind) is not None
+
+    def note_tried(self, kind: str) -> None:
+        """Keep that all kernels of a kind of model were tried."""
+        self._store.put(PROOFS, {kind: {"tried": True}})
+
     def entries(self) -> list[dict[str, Any]]:
         """All verdicts that are kept, sorted by kernel: kernel, operation, variant, passed, error, why."""
         found = [entry for entry in self._store.all(PROOFS).values() if "passed" in entry]

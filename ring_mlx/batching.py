@@ -11,6 +11,7 @@ import numpy as np
 from mlx_lm.models.cache import QuantizedKVCache
 from mlx_lm.sample_utils import greedy_sampler
 
+from metal_kernels import launch
 from ring_mlx.cache import HybridCache
 from ring_mlx.decoding import (
     LogitsProcessor,
@@ -108,6 +109,7 @@ class Batch:
         )
         return self._count
 
+    @launch.doubting()
     def step(self) -> dict[int, int]:
         """Read a step of the next joining prompt, then give every row that is in its next token.
 

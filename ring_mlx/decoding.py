@@ -11,7 +11,7 @@ import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.sample_utils import greedy_sampler
 
-from metal_kernels import choices
+from metal_kernels import choices, launch
 from ring_mlx.errors import ModelError, PromptError
 from ring_mlx.kv_quantization import KVQuantization
 from ring_mlx.model import Model
@@ -115,14 +115,15 @@ def prefill(
         cache has been computed.
     """
     done = 0
-    for size in sizes:
-        logits = _forward(prompt[done : done + size], model, cache, kv_quantization).astype(mx.float32)
-        done += size
-        if done == prompt.size:
-            mx.async_eval(logits)
-        mx.eval([c.state for c in cache])
-        mx.clear_cache()
-        yield done, logits
+    with launch.doubting():
+        for size in sizes:
+            logits = _forward(prompt[done : done + size], model, cache, kv_quantization).astype(mx.float32)
+            done += size
+            if done == prompt.size:
+                mx.async_eval(logits)
+            mx.eval([c.state for c in cache])
+            mx.clear_cache()
+            yield done, logits
 
 
 def decode(
@@ -162,21 +163,22 @@ def decode(
         mx.async_eval(y, largest)
         return y, largest, logprobs[0]
 
-    y, largest, logprobs = pick(logits)
-    for n in range(max_tokens):
-        forced = next_forced() if next_forced else None
-        if forced is not None:
-            y = mx.array([forced], dtype=mx.int32)
-        if logits_processors:
-            history = mx.concatenate([history, y.astype(history.dtype)])
-        if n + 1 < max_tokens:
-            following = pick(_forward(y, model, cache, kv_quantization))
-        check_finite(np.asarray(largest).tolist())
-        yield int(np.asarray(y)[0]), logprobs
-        if n + 1 < max_tokens:
-            y, largest, logprobs = following
-        if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
-            mx.clear_cache()
+    with launch.doubting():
+        y, largest, logprobs = pick(logits)
+        for n in range(max_tokens):
+            forced = next_forced() if next_forced else None
+            if forced is not None:
+                y = mx.array([forced], dtype=mx.int32)
+            if logits_processors:
+                history = mx.concatenate([history, y.astype(history.dtype)])
+            if n + 1 < max_tokens:
+                following = pick(_forward(y, model, cache, kv_quantization))
+            check_finite(np.asarray(largest).tolist())
+            yield int(np.asarray(y)[0]), logprobs
+            if n + 1 < max_tokens:
+                y, largest, logprobs = following
+            if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
+                mx.clear_cache()
 
 
 def largest_logit(logits: mx.array) -> mx.array:

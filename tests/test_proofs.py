@@ -16,6 +16,7 @@ from metal_kernels.lightning_attn import simd_chunk
 from metal_kernels.quantized_moe import naive_moe
 from ring_mlx import load_model
 from ring_mlx.distributed.loading import load_sharded
+from ring_mlx.kernel_check import check_kernels
 from tests import python_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import mutated, proving, simulator
@@ -251,9 +252,18 @@ def load_by(door, folder):
 @pytest.mark.parametrize("door", ["ours", "distributed", "mlx-lm"])
 def test_every_door_lets_the_kernels_of_a_prompt_and_a_token_prove_themselves(traced, tmp_path, registered, door):
     save_hf(tmp_path, config(**SMALL))
+    launched = []
     where = proving(python_kernels.construct())
     with launch.use(where):
         loaded = load_by(door, tmp_path)
+    launched.clear()
+    again = proving(python_kernels.construct(None, launched), store=where.ledger._store)
+    with launch.use(again):
+        check_kernels(loaded)
+        assert not launched
+        again.ledger.doubt()
+        check_kernels(loaded)
+    assert launched
     operations = {entry["operation"] for entry in where.ledger.entries()}
     assert {"lightning_attn", "qkv_lightning_attn", "norm_qmv", "decode_moe", "route"} <= operations
     loaded.train()

@@ -12,16 +12,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten
 
-import metal_kernels
 from metal_kernels import choices, machine
 from metal_kernels.choices import Value
+from metal_kernels.launch import sources as _sources
 from ring_mlx import decode_step
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
@@ -241,13 +239,6 @@ def shape_class(model: Model) -> tuple[str, str]:
     packed = f", {' and '.join(map(str, bits))} bits" if bits else ""
     label = f"{c.num_hidden_layers} layers of {c.hidden_size}{experts}{packed}{', exact' if model.exact else ''}"
     return label, hashlib.sha256(repr((label, arrays)).encode()).hexdigest()[:16]
-
-
-@cache
-def _sources() -> str:
-    """Of the kernels' texts: what was the fastest of others says nothing of these."""
-    files = sorted(Path(metal_kernels.__file__).parent.rglob("*.metal"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 def _is_streamed(model: Model) -> bool:
