@@ -14,8 +14,9 @@ from metal_kernels.choices import MLX
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model
 from ring_mlx.cli import build_parser, main
+from ring_mlx.doctor import tuning
 from ring_mlx.tuning import buffers, job, works
-from ring_mlx.tuning.job import Tuning, settle, shape_class
+from ring_mlx.tuning.job import Tuning, settle, shape_class, stored, tune
 from ring_mlx.tuning.race import LEAST_ROUNDS, NO_TIME, SLOW, Budget, Verdict, race
 from tests.tiny import PACKABLE, make_model
 
@@ -261,6 +262,20 @@ def test_the_work_runs_the_model_with_the_choices(model, rows):
     assert asked == {"chunk_tokens/9+", "prefill_step"}
 
 
+SIBLING = {"model_type": "bailing_moe_v2", "layer_group_size": ..., "group_norm_size": ...}
+
+
+@pytest.mark.parametrize(
+    "changes", [SIBLING, {"num_hidden_layers": 1}, {"num_experts": 0}, {"max_position_embeddings": 40}]
+)
+def test_every_kind_of_model_can_be_timed(changes):
+    other = make_model(**changes)
+    other.exact = True
+    found = job.tune(other, Budget(0.4))
+    assert found.seconds < 30
+    assert {v.name for v in found.verdicts} <= set(choices.TABLE) | set(job.KINDS.values())
+
+
 def test_steps_that_would_not_fit_are_not_tried(model, monkeypatch):
     assert works.fitting_steps(model) == [64, 128, 256]
     monkeypatch.setattr(works.memory, "budget_bytes", mx.get_active_memory)
@@ -289,6 +304,42 @@ def test_the_first_load_on_a_gpu_times_and_later_ones_do_not(model, kept, gpu, m
         assert choices.chosen("norm_qmv/1") == "half"
         settle(model)
     assert timed == [job.SECONDS]
+
+
+def test_who_interrupts_timing_is_asked_again(model, kept, gpu, monkeypatch):
+    def interrupted(*_):
+        assert stored(model, "metal")["problem"] == "timing did not end"  # what stays where the process is killed
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "tune", interrupted)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="the first model"):
+        settle(model)
+    assert stored(model, "metal") is None
+
+
+def test_where_timing_did_not_end_or_failed_later_loads_use_the_tables(model, kept, gpu, monkeypatch):
+    job.keep(model, Tuning("a model", "metal"), "timing did not end")
+    settle(model)  # fails where it times
+    assert choices.active("metal") == {}
+    (seen,) = tuning.check()
+    assert (seen.status, seen.seen) == ("note", "the tables: timing did not end")
+    machine.store("metal").clear(machine.CHOICES)
+    monkeypatch.setattr(job, "tune", tune)
+    monkeypatch.setattr(works, "work", lambda *_: Clock().failing("work"))
+    with pytest.warns(UserWarning, match="the first model"), pytest.warns(UserWarning, match="nothing could be timed"):
+        settle(model)
+    settle(model)
+    assert SECRET in stored(model, "metal")["problem"]
+
+
+@pytest.mark.parametrize("why", ["off", "no permission"])
+def test_nothing_is_timed_where_it_cannot_be_kept(model, kept, gpu, monkeypatch, why):
+    if why == "off":
+        monkeypatch.setenv(machine.SWITCH, "off")
+    else:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    settle(model)
+    assert choices.active("metal") == {}
 
 
 @pytest.mark.parametrize("value", ["off", "OFF", "0"])

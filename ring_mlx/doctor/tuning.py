@@ -33,6 +33,9 @@ def check() -> list[Finding]:
 def _of_a_model(where: str, entry: Mapping[str, Any]) -> Finding:
     chosen = choices.valid(entry.get("chosen"), where)
     said = ", ".join(f"{name} {value}" for name, value in chosen.items()) or "the tables are the fastest"
-    label, seconds = entry.get("label"), entry.get("seconds")
+    label, seconds, problem = (entry.get(key) for key in ("label", "seconds", "problem"))
+    name = label if isinstance(label, str) else "a model"
+    if problem:
+        return Finding(SECTION, name, NOTE, f"the tables: {problem}", "ring-mlx doctor --tune", dict(entry))
     seen = f"{said}; timed in {seconds:.1f} s" if isinstance(seconds, float) else said
-    return Finding(SECTION, label if isinstance(label, str) else "a model", OK, seen, data=dict(entry))
+    return Finding(SECTION, name, OK, seen, data=dict(entry))

@@ -8,6 +8,7 @@ what is not faster then is given up.
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from metal_kernels import choices, machine
 from metal_kernels.choices import Value
 from metal_kernels.launch import sources as _sources
 from ring_mlx import decode_step
+from ring_mlx.errors import RingError
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 from ring_mlx.tuning import works
-from ring_mlx.tuning.race import NO_TIME, Budget, Clock, Run, Verdict, race
+from ring_mlx.tuning.race import NO_TIME, Budget, Clock, Run, Verdict, race, said
+from ring_mlx.wired import Wired
 
 SECONDS = 10.0
 # Of all, what the second look at the end may take.
@@ -45,6 +48,12 @@ KINDS = {
     choices.FEW: "decoding 4 rows",
     choices.EIGHT: "decoding 8 rows",
 }
+
+
+class TuningError(RingError):
+    """What is to be timed cannot run."""
+
+    origin = "tuning"
 
 
 @dataclass
@@ -80,10 +89,34 @@ def settle(model: Model, progress: Progress | None = None) -> None:
         choices.apply({}, where)
         return
     found = stored(model, where)
-    if found is None and not _waits and where in decode_step.COMPILED_ON and not _is_streamed(model):
-        warnings.warn(NOTICE, stacklevel=2)
-        found = keep(model, tune(model, Budget(SECONDS), progress))
+    is_wanted = found is None and not _waits and where in decode_step.COMPILED_ON
+    if is_wanted and not _is_streamed(model) and _can_be_kept(where):
+        found = _first_load(model, where, progress)
     choices.apply({} if found is None else found.get("chosen"), where)
+
+
+def _first_load(model: Model, where: str, progress: Progress | None) -> dict[str, Any]:
+    """Time and keep. Where that ends the process, or fails, later loads use the tables and do not try again."""
+    warnings.warn(NOTICE, stacklevel=3)
+    tables = Tuning(shape_class(model)[0], where)
+    keep(model, tables, "timing did not end")
+    try:
+        return keep(model, tune(model, Budget(SECONDS), progress))
+    except TuningError as e:
+        warnings.warn(f"{e}", stacklevel=3)
+        return keep(model, tables, str(e))
+    except BaseException:
+        machine.store(where).put(machine.CHOICES, {shape_class(model)[1]: None})
+        raise
+
+
+def _can_be_kept(where: str) -> bool:
+    """Whether a later load will know; else every load would take as long."""
+    path = machine.store(where).path
+    if path is None:
+        return False
+    there = next(folder for folder in path.parents if folder.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 @contextmanager
@@ -107,15 +140,27 @@ def is_current(entry: Mapping[str, Any]) -> bool:
     return entry.get("sources") == _sources()
 
 
-def keep(model: Model, tuning: Tuning) -> dict[str, Any]:
-    """Keep what was found, and return it as it is kept."""
-    entry = tuning.as_dict() | {"sources": _sources()}
+def keep(model: Model, tuning: Tuning, problem: str = "") -> dict[str, Any]:
+    """Keep what was found, or why nothing was, and return it as it is kept."""
+    entry = tuning.as_dict() | {"sources": _sources(), "problem": problem}
     machine.store(tuning.backend).put(machine.CHOICES, {shape_class(model)[1]: entry})
     return entry
 
 
 def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuning:
-    """Time every choice that this model asks for here, within the budget; changes nothing of what holds."""
+    """Time every choice that this model asks for here, within the budget; changes nothing of what holds.
+
+    Raises:
+        TuningError: If what is there already cannot run.
+    """
+    try:
+        with Wired():
+            return _tune(model, budget, progress)
+    except (RuntimeError, MemoryError, ValueError) as e:
+        raise TuningError(f"nothing could be timed ({said(e)}); the tables hold.") from e
+
+
+def _tune(model: Model, budget: Budget, progress: Progress | None) -> Tuning:
     where, began = choices.where(), budget.clock()
     tuning = Tuning(shape_class(model)[0], where)
     names = [name for name, entry in choices.TABLE.items() if len(entry.values_on(where)) > 1]
