@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
+from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import OptionError
@@ -30,6 +31,7 @@ HELP = {
     "tokens": "tokens of text read under each formula, at most (about a minute's, 1,024 to 16,384)",
     "tune": "instead: time what is fast here with a model (the toy), and keep it for models of its shapes",
     "random": "for --tune: random weights at the shapes of this model",
+    "report": "instead: time this machine for some minutes, and write JSON to FILE and a page of Markdown beside it, to send",
     "seconds": "for --tune: seconds for all choices (10); operations a command buffer take up to a minute more",
     "write": "put the formula into the model's config.json, if --check-decay finds one",
 }
@@ -45,6 +47,7 @@ def add(commands: Any) -> None:
         "ring-mlx doctor",
     )
     group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    group_of(parser, "output").add_argument("--report", type=Path, metavar="FILE", help=HELP["report"])
     options.add_quiet_option(parser)
     t = parser.add_argument_group("tuning")
     t.add_argument("--tune", metavar="MODEL", nargs="?", const="", help=HELP["tune"])
@@ -67,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     _check_together(args)
     if args.tune is not None:
         return _tune(args)
+    if args.report is not None:
+        return _report(args)
     found = _decay(args) if args.check_decay is not None else _machine(args)
     problems = sum(f.status == PROBLEM for f in found)
     if args.json:
@@ -78,8 +83,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_together(args: argparse.Namespace) -> None:
     """Raises OptionError for an option of what is not asked for."""
-    if args.tune is not None and args.check_decay is not None:
-        raise OptionError("--tune and --check-decay are two tasks; give one of them.")
+    tasks = [f"--{t}" for t in ("tune", "check-decay", "report") if getattr(args, t.replace("-", "_")) is not None]
+    if len(tasks) > 1:
+        raise OptionError(f"{' and '.join(tasks)} are tasks of their own; give one of them.")
+    if args.report is not None and args.json:
+        raise OptionError("--report writes JSON and --json prints it; leave one of them out.")
     if args.tune and args.random:
         raise OptionError(f"--random {args.random} makes its own weights; leave {args.tune!r} or --random out.")
     for needed, flags in NEEDS.items():
@@ -97,6 +105,26 @@ def _tune(args: argparse.Namespace) -> int:
         made = tune(options.find_model(args, args.tune) if args.tune else None, args.random, args.tune_seconds, bar)
     print(harmless_json(made.as_dict()) if args.json else for_output(made.text()))
     return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from ring_mlx.doctor import report
+
+    beside = report.check_files(args.report)
+    note(report.announcement())
+    try:
+        with bar_of(args, "report", "parts") as bar:
+            made = report.make(args.report, bar)
+    except KeyboardInterrupt:
+        note(f"[doctor] interrupted; {args.report} and {beside} hold what was done.")
+        return INTERRUPTED
+    found = report.problems(made)
+    for problem in found:
+        note(f"[doctor] {problem}")
+    print(
+        for_output(f"{args.report} and {beside} are written, without names or folders; paste {beside} into an issue.")
+    )
+    return HAS_PROBLEM if found else 0
 
 
 def _machine(args: argparse.Namespace) -> Sequence[Finding]:

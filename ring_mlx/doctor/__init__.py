@@ -8,4 +8,6 @@ Modules, each using those above it; none imports MLX before it is asked, so that
     models       the hub cache, and what fits     examine      all of them in order
     decay_text   long texts that a wrong decay makes less likely
     decay_check  which decay a checkpoint was trained with
+    report_parts what a report holds, each part in a process of its own
+    report_page  the report as Markdown           report       all parts in order, without names or folders
 """
