@@ -6,6 +6,7 @@ import ast
 import graphlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -88,6 +89,28 @@ def test_the_release_workflow_checks_before_it_publishes_and_only_tags():
     steps = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     (checking,) = [step for step in steps if "check_dist.py" in step]
     assert checking.split() == ["python", "tests/check_dist.py", "dist", *check_dist.WAYS, "sdist"]
+
+
+def test_the_test_workflow_sends_a_report_whatever_the_tests_say():
+    flow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
+    (job,) = flow["jobs"].values()
+    assert "macos-15" in job["strategy"]["matrix"]["os"]  # an arm64 image
+    steps = job["steps"]
+    runs = [step.get("run", step.get("uses", "")) for step in steps]
+    at = {
+        word: next(n for n, run in enumerate(runs) if word in run)
+        for word in ("--report", "make test", "upload-artifact")
+    }
+    assert at["--report"] < at["make test"] < at["upload-artifact"]
+    assert steps[at["--report"]]["continue-on-error"]
+    assert steps[at["upload-artifact"]]["if"] == "always()"
+    words = runs[at["--report"]].split()
+    assert words[1:3] == ["doctor", "--report"]
+    sent = steps[at["upload-artifact"]]["with"]
+    assert words[3].startswith(sent["path"])
+    assert {"${{ matrix.os }}", "${{ matrix.python }}"} <= {
+        f"${{{{ {v} }}}}" for v in re.findall(r"{{ (\S+) }}", sent["name"])
+    }
 
 
 def test_each_way_to_install_is_tried(monkeypatch, tmp_path):
