@@ -52,6 +52,7 @@ def test_the_first_answer_of_the_toy_is_complete(capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_thought_of_3000_tokens_is_followed_by_its_answer(tmp_path, capsys):
     """Long after every limit that there was; 5 s of processor time, which no shorter thought would show."""
     folder = make_parrot(tmp_path / "model", [*(f" t{n}" for n in range(3000)), *ANSWER])

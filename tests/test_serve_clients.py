@@ -86,7 +86,7 @@ def test_a_long_prompt_does_not_stop_the_others(serve, toy):
     server = serve(prefill_step_tokens=32)
     s = start_stream(server, endless(toy))
     wait_until(lambda: metric(server, "generated_tokens_total") > 3)
-    late = start_stream(server, {"messages": user("3 + 4, " * 150), "stream": True})
+    late = start_stream(server, {"messages": user("3 + 4, " * 60), "stream": True})
     wait_until(lambda: metric(server, "batch_size") == 2, 120)
     s.close()
     late.close()

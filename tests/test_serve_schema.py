@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from ring_mlx import demo_model_path
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
+from tests.fuzz.profile import TIMES
 from tests.serve_openapi import DOCUMENT
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -24,6 +25,8 @@ def address():
 
 
 @schema.parametrize()
-@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=6 * TIMES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 def test_what_is_documented_is_what_happens(case, address):
     case.call_and_validate(base_url=address, timeout=60)

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ring_mlx.session_events import End, PrefillProgress, Request, Sampling, ThinkingText
 from ring_mlx.session_worker import Worker
+from tests.fuzz.profile import TIMES
 from tests.sessions import Recorder, options
 
 TEXTS = st.sampled_from(["Hi.", "Why so?", "Quite a long question about ships, kings and cabbages. " * 3, "9 or 10?"])
@@ -140,7 +141,7 @@ def test_random_lives(chat, monkeypatch):
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=8 * TIMES, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 
