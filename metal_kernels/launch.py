@@ -160,9 +160,9 @@ class Kernel:
         same = tuple([first.setdefault(id(x), i) for i, x in enumerate(inputs)])
         if where.ledger is not None:
             # A template's values follow from the types of all arrays but the first one.
-            launch = id(self), id(template), grid, same, inputs[0].dtype
+            launch = id(self), id(template), grid, same, inputs[0].dtype, shapes[0]
             if launch not in where.ledger.passing:
-                arguments = template, inputs, same, dtypes, grid, threadgroup
+                arguments = template, inputs, same, dtypes, shapes, grid, threadgroup
                 where.ledger.admit(launch, template, lambda: self._variant(*arguments), inputs)
         built = self._built.get((where.name, same))
         if built is None or built[0] is not where.constructor:

@@ -1,7 +1,7 @@
 """A kernel proves itself on this machine before it serves: its first results are held against the plain form's.
 
-What is proved is a variant: the kernel's source, its template arguments, the types of its arrays and the size of its grid,
-in powers of two. An operation's call launches one or more. Where one of them is unproven, the operation runs both ways; a
+What is proved is a variant: the kernel's source, its template arguments, the types of its arrays, and how large its grid and
+what it writes are, in powers of two. An operation's call launches one or more. Where one of them is unproven, the operation runs both ways; a
 variant that does not build, raises, is not finite or differs is turned off, alone, and the plain form serves. Verdicts are
 kept with the machine (`machine.Store`), so another start does not ask again. Knows variants and results, no kernel.
 """
@@ -9,6 +9,7 @@ kept with the machine (`machine.Store`), so another start does not ask again. Kn
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 import warnings
@@ -312,17 +313,28 @@ def variant_of(
     inputs: Sequence[mx.array],
     same: Sequence[int],
     outputs: Sequence[mx.Dtype],
+    shapes: Sequence[tuple[int, ...]],
     grid: Sequence[int],
     threadgroup: Sequence[int],
 ) -> Variant:
-    """The variant that a launch is of; arrays of fewer than 8 elements and scalars get other code from MLX."""
+    """The variant that a launch is of.
+
+    Arrays of fewer than 8 elements and scalars get other code from MLX. A grid may say nothing of how many tokens a
+    threadgroup goes through, which the sizes of what it writes do.
+    """
     kinds = [(_short(x.dtype), min(x.ndim, 1), x.size < 8) for x in inputs]
-    sizes = "x".join(str(1 << max(0, n - 1).bit_length()) for n in grid)
+    sizes = "x".join(str(_power(n)) for n in grid)
+    written = " ".join(str(_power(math.prod(shape))) for shape in shapes)
     values = " ".join(f"{name}={_short(value)}" for name, value in template)
     made = " ".join(map(_short, outputs))
-    whole = repr((kernel, digest, values, kinds, tuple(same), made, sizes, tuple(threadgroup)))
-    words = f"{values}, {kinds[0][0]} to {made}, grid {sizes}"
+    whole = repr((kernel, digest, values, kinds, tuple(same), made, written, sizes, tuple(threadgroup)))
+    words = f"{values}, {kinds[0][0]} to {made}, grid {sizes}, writes {written}"
     return Variant(hashlib.sha256(whole.encode()).hexdigest()[:24], kernel, words)
+
+
+def _power(n: int) -> int:
+    """The power of two from n on."""
+    return 1 << max(0, n - 1).bit_length()
 
 
 def _short(value: Any) -> str:

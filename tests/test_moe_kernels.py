@@ -8,7 +8,7 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.packed import Packed
-from metal_kernels.quantized_moe import Experts, decode, decode_moe, naive_moe, prefill_moe, supports_decode
+from metal_kernels.quantized_moe import Experts, decode, decode_moe, naive_moe, plain_moe, prefill_moe, supports_decode
 from tests.compare import assert_close, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated
 from tests.kernel_reference import DTYPES, assert_as_exact
@@ -24,6 +24,14 @@ def run(case):
 
 def naive(case):
     return naive_moe(case.x, case.chosen, case.weights, *case.routed, case.shared, case.residual)
+
+
+@pytest.mark.parametrize("form", [*AFFINE[::4], *MICRO, *PLAIN])
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_the_plain_form_that_leaves_stacks_packed_is_the_definition(form, tokens):
+    case = Case(form, tokens, hidden=128, inner=128, shared=128, residual=mx.float32)
+    found = plain_moe(case.x, case.chosen, case.weights, Experts(*case.routed, case.shared), case.residual)
+    assert_close(found, naive(case), 1e-5)
 
 
 def check(backend, case):

@@ -177,6 +177,21 @@ def test_only_the_variant_that_is_wrong_is_off(traced, model, plain, kind):
     assert len(warned) == sum(not entry["passed"] for entry in where.ledger.entries())
 
 
+def test_a_longer_prompt_is_another_variant_though_its_grid_is_the_same(traced, model):
+    """As where only the second chunk of a prompt goes wrong."""
+
+    def spoil(name, template, outputs):
+        return [one_row(x) for x in outputs] if name == "ring_simd_chunk" and outputs[0].shape[1] > 32 else outputs
+
+    where = proving(python_kernels.construct(spoil))
+    with launch.use(None):
+        expected = model(tokens(20)), model(tokens(60))
+    with launch.use(where), told() as warned:
+        check([model(tokens(20)), model(tokens(60))], expected)
+        assert len(warned) == 1
+    assert [e["passed"] for e in where.ledger.entries() if e["kernel"] == "ring_simd_chunk"].count(False) == 1
+
+
 def test_a_step_is_compiled_once_its_kernels_are_proven(model, monkeypatch):
     """With MLX's real tracing; kernels that compute nothing, since a CPU compiles what is in their place for seconds."""
     launched = []

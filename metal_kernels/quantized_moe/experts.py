@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels.packed import Packed
-from metal_kernels.quantized_moe.naive import Shared
+from metal_kernels.quantized_moe.naive import Shared, naive_mlp
 
 Template = list[tuple[str, "int | bool | mx.Dtype"]]
 
@@ -18,6 +18,8 @@ MODES = {"plain": 0, "affine": 1, "mxfp4": 2, "mxfp8": 2}
 BITS = {"plain": (16, 32), "affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "mxfp8": (8,)}
 # Rows, groups and 16-byte loads all fall on blocks of 32 values.
 BLOCK = 32
+# Matrices that the plain form unpacks at once; MLX's CUDA backend compiles for a minute before its first gathered product.
+FEW = 64
 # MLX hands shorter arrays to kernels in another address space.
 MIN_SIZE = 8
 
@@ -145,12 +147,16 @@ def plain_moe(
     parts = _gathered(gate * mx.sigmoid(gate) * up, experts.down, chosen)[..., 0, :]
     y = (parts * weights[..., None]).sum(axis=-2)
     if experts.shared is not None:
-        y = y + shared_product(x, experts.shared)
+        y = y + naive_mlp(x, experts.shared)
     return y if residual is None else (y + residual.astype(mx.float32)).astype(residual.dtype)
 
 
 def _gathered(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:
-    """x [..., k or 1, 1, K] through matrix ``chosen[..., k]`` of a stack, in float32."""
+    """x [..., k or 1, 1, K] through matrix ``chosen[..., k]`` of a stack, in float32; unpacks few of its matrices, or none."""
+    if chosen.size <= FEW:
+        scales, biases = (None if a is None else a[chosen] for a in (w.scales, w.biases))
+        few = w._replace(weight=w.weight[chosen], scales=scales, biases=biases)
+        return x @ few.dequantize().swapaxes(-1, -2)
     if w.scales is None:
         return mx.gather_mm(x, w.weight.astype(mx.float32).swapaxes(-1, -2), rhs_indices=chosen)
     return mx.gather_qmm(x, w.weight, rhs_indices=chosen, transpose=True, **_layout(w))
