@@ -199,7 +199,8 @@ def test_shared_memory_and_registers_are_within_limits(K, V, dtype):
 @pytest.mark.parametrize("T", [1, 255, 512, 2048, 100_000])
 @pytest.mark.parametrize("H", [16, 32])
 def test_segments_fill_the_gpu_and_are_whole_chunks(T, H):
-    plan = simd_chunk._plan("cuda", 1, T, H, 128, 128, mx.bfloat16, 1.0, True, False, None)
+    enough = simd_chunk.TUNING["cuda"].threadgroups
+    plan = simd_chunk._plan("cuda", enough, 1, T, H, 128, 128, mx.bfloat16, 1.0, True, False, None)
     count = plan.outputs["grid"][1]
     assert (count - 1) * plan.segment_tokens < T <= count * plan.segment_tokens
     assert plan.segment_tokens % 32 == 0
