@@ -11,7 +11,7 @@ from tests.fuzz.server import attempt
 CLI, SERVE, SESSION = (f"tests.fuzz.doors:{name}" for name in ("cli", "serve", "session"))
 # What each door reads in its own way.
 DOORS = {
-    "convert": (CLI, ["convert", "--model", "{model}", "--mlx-path", "{out}", "-q"]),
+    "convert": (CLI, ["convert", "--model", "{model}", "--mlx-path", "{out}", "-q", "--q-fit", "rtn"]),
     "dry-run": (CLI, ["convert", "--model", "{model}", "--mlx-path", "{out}", "--dry-run"]),
     "eval": (CLI, ["eval", "--model", "{model}", "--perplexity", "{text}"]),
     "bench": (CLI, ["bench", "--model", "{model}", "-p", "8", "-g", "2", "-n", "1"]),
