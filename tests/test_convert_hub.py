@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +14,12 @@ from ring_mlx.convert import convert, job, remote
 from ring_mlx.convert.writer import partial_folder, verify
 from ring_mlx.errors import OptionError
 from tests import hub_server
-from tests.hub_server import COMMIT, HubServer, Repo
+from tests.fuzz.server import Forks
+from tests.hub_server import COMMIT, Faults, HubServer, Repo
 from tests.kill_and_resume import folder_hashes
 from tests.tiny import config, save_hf
 
 NAME = "inclusionAI/Ring-tiny"
-ROOT = Path(__file__).parent.parent
 OPTIONS = ("-q", "--q-group-size", "32", "--q-fit", "rtn")
 
 
@@ -35,56 +33,68 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def hub(source):
+@pytest.fixture(scope="module")
+def one_hub():
     with HubServer() as server:
-        server.repos[NAME] = Repo({p.name: p.read_bytes() for p in source.iterdir()})
         yield server
 
 
 @pytest.fixture
-def command(hub, tmp_path):
-    """Runs ring-mlx convert against the server, in a process since huggingface_hub reads its variables once."""
+def hub(one_hub, source):
+    one_hub.repos = {NAME: Repo({p.name: p.read_bytes() for p in source.iterdir()})}
+    one_hub.faults, one_hub.seen, one_hub.sent = Faults(), [], {}
+    return one_hub
 
-    def call(*args, **environment):
-        variables = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": "hf_test",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
-        return subprocess.run(
-            [sys.executable, str(ROOT / "convert.py"), *map(str, args)],
-            env=os.environ | variables | environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
 
-    return call
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """What runs ring-mlx convert against an endpoint, in forks of one process: huggingface_hub reads its variables once."""
+    home = tmp_path_factory.mktemp("hub_home")
+    variables = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def command(endpoint):
+            forks = Forks(HF_ENDPOINT=endpoint, HF_HUB_DISABLE_PROGRESS_BARS="1", **variables)
+            stack.callback(forks.close)
+            return lambda *args: forks.call("tests.fuzz.doors:cli", ["convert", *map(str, args)])
+
+        yield home, command
+
+
+@pytest.fixture
+def home(commands):
+    """What has been downloaded; nothing at first."""
+    folder, _ = commands
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def command(hub, home, commands):
+    """Runs ring-mlx convert against the server."""
+    return commands[1](hub.url)
 
 
 def test_a_dry_run_fetches_headers_only(hub, command, source):
     shards = {p.name for p in source.glob("*.safetensors")}
     result = command("--model", NAME, *OPTIONS, "--dry-run")
-    assert result.returncode == 0, result.stderr
-    assert "routed experts" in result.stdout
-    assert "left in float" in result.stdout
+    assert result.code == 0, result.err
+    assert "routed experts" in result.out
+    assert "left in float" in result.out
     assert {n for n in hub.sent if n in shards} == shards
     for shard in shards:
         assert hub.sent[shard] <= 100_001 < (source / shard).stat().st_size
     local = command("--model", source, *OPTIONS, "--dry-run")
-    assert local.stdout == result.stdout
+    assert local.out == result.out
 
 
-def test_streamed_it_is_the_same_as_from_a_folder(hub, command, source, tmp_path):
+def test_streamed_it_is_the_same_as_from_a_folder(hub, command, home, source, tmp_path):
     args = ("--model", NAME, "--mlx-path", tmp_path / "streamed", *OPTIONS, "--stream")
     result = command(*args, "--verify")
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert "files are as they were written" in result.stdout
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert "files are as they were written" in result.out
     plain = convert(source, tmp_path / "plain", quantize=True, group_size=32, fit="rtn")
     streamed, plain = folder_hashes(tmp_path / "streamed"), folder_hashes(plain)
     assert {n: h for n, h in streamed.items() if n not in ("README.md", "conversion.json")} == {
@@ -94,10 +104,10 @@ def test_streamed_it_is_the_same_as_from_a_folder(hub, command, source, tmp_path
     text = tmp_path / "text.txt"
     text.write_text("What is 27 + 35?")
     reported = command(*args, "--resume", "--report", text)
-    assert reported.returncode == 0, reported.stderr
-    assert "KL mean" in reported.stdout
-    assert not list((tmp_path / "home").rglob("*.safetensors"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "plain", "streamed", "text.txt"]
+    assert reported.code == 0, reported.err
+    assert "KL mean" in reported.out
+    assert not list(home.rglob("*.safetensors"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plain", "streamed", "text.txt"]
 
 
 def test_shards_are_fetched_once_and_dropped_after_use(source, tmp_path, monkeypatch):
@@ -151,22 +161,22 @@ def save_in_order(source, folder):
 
 def test_the_result_is_uploaded_whole(hub, command, source, tmp_path):
     result = command("--model", source, "--mlx-path", tmp_path / "out", *OPTIONS, "--upload-repo", "someone/Ring-4bit")
-    assert result.returncode == 0, result.stderr
-    assert "someone/Ring-4bit/commit" in result.stdout
+    assert result.code == 0, result.err
+    assert "someone/Ring-4bit/commit" in result.out
     local = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     assert hub.repos["someone/Ring-4bit"].files == local
 
 
 def test_what_the_hub_refuses_is_one_line(hub, command, source, tmp_path):
     def line(result):
-        assert result.returncode == 2, result.stderr
-        (last,) = result.stderr.splitlines()
+        assert result.code == 2, result.err
+        (last,) = result.err.splitlines()
         return last
 
     assert "no hub repository" in line(command("--model", "a/nothing", "--stream"))
     assert "has no revision 'v9'" in line(command("--model", NAME, "--dry-run", "--revision", "v9"))
     made = command("--model", source, "--mlx-path", tmp_path / "out", *OPTIONS)
-    assert made.returncode == 0, made.stderr
+    assert made.code == 0, made.err
     hub.faults.status = 503
     again = ("--model", source, "--mlx-path", tmp_path / "out", *OPTIONS, "--resume", "--upload-repo", "a/b")
     assert "uploading to a/b failed (the hub answered 503)" in line(command(*again))
@@ -185,7 +195,7 @@ def test_one_commit_is_used_throughout_and_a_branch_that_moved_is_refused(hub, c
         hub.seen.clear()
         target = tmp_path / "-".join(("out", *how))
         made = command(*args, *how, "--mlx-path", target)
-        assert made.returncode == 0, made.stderr
+        assert made.code == 0, made.err
         assert json.loads((target / "conversion.json").read_text())["source_commit"] == COMMIT
         fetched = [r.path for r in hub.seen if "/resolve/" in r.path]
         assert fetched
@@ -197,29 +207,29 @@ def test_one_commit_is_used_throughout_and_a_branch_that_moved_is_refused(hub, c
     text.write_text("What is 27 + 35?")
     resume = (*args, "--stream", "--resume", "--mlx-path", target)
     refused = command(*resume)
-    assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
+    assert refused.code == 2
+    (line,) = refused.err.splitlines()
     assert "made otherwise (with another source_commit)" in line
     hub.seen.clear()
     pinned = command(*resume, "--revision", COMMIT, "--report", text)
-    assert pinned.returncode == 0, pinned.stderr
+    assert pinned.code == 0, pinned.err
     assert not [r.path for r in hub.seen if moved in r.path or "/main" in r.path]
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(command, source, tmp_path):
-    assert command("--model", NAME, "--dry-run").returncode == 0
+def test_a_hub_that_cannot_be_reached_is_one_line(command, commands, source, tmp_path):
+    assert command("--model", NAME, "--dry-run").code == 0
     upload = ("--model", source, "--mlx-path", tmp_path / "out", "--upload-repo", "a/b")
     for args in (("--model", NAME, "--stream"), upload):
-        result = command(*args, HF_ENDPOINT="http://127.0.0.1:9")
-        assert result.returncode == 2
-        assert result.stderr.splitlines()[-1].startswith("ring-mlx: [hub] ")
-        assert "Traceback" not in result.stderr
+        result = commands[1]("http://127.0.0.1:9")(*args)
+        assert result.code == 2
+        assert result.err.splitlines()[-1].startswith("ring-mlx: [hub] ")
+        assert "Traceback" not in result.err
 
 
 def test_a_gated_repository_is_told_from_a_hub_that_cannot_be_reached(hub, command):
-    assert command("--model", NAME, "--dry-run").returncode == 0
+    assert command("--model", NAME, "--dry-run").code == 0
     hub.repos[NAME].gated = True
     result = command("--model", NAME, "--dry-run")
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+    assert result.code == 2
+    (line,) = result.err.splitlines()
     assert "is gated" in line

@@ -28,9 +28,14 @@ KILLED_BY_CPU, UNFORESEEN, OUTPUT_BYTES = CPU_S + 2, 99, 1 << 20
 
 
 class Forks:
-    """The server, from the test's side; a lost one is started again."""
+    """The server, from the test's side; a lost one is started again.
 
-    def __init__(self) -> None:
+    Args:
+        environment: Variables that the server and its forks have.
+    """
+
+    def __init__(self, **environment: str) -> None:
+        self._environment = environment
         self._process: Any = None
         self._home = tempfile.TemporaryDirectory()
         self._lock = threading.Lock()
@@ -62,7 +67,7 @@ class Forks:
             command = [sys.executable, "-m", "tests.fuzz.server"]
             pipe = subprocess.PIPE
             home = dict.fromkeys(HOMES, self._home.name)
-            env = os.environ | home | {"PYTHONPATH": str(ROOT)}
+            env = os.environ | home | {"PYTHONPATH": str(ROOT)} | self._environment
             self._process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdin=pipe, stdout=pipe)
         return self._process
 
