@@ -213,7 +213,7 @@ def test_a_missing_barrier_is_caught(n):
         ("s < SIMDGROUPS", "s < SIMDGROUPS - 1", 0),
         ("s < SIMDGROUPS", "s < SIMDGROUPS - 1", 1),
         ("s < SIMDGROUPS", "s <= SIMDGROUPS", 0),
-        ("thread_index < EACH * ROWS", "thread_index < EACH * ROWS - 1", 0),
+        ("i < EACH * ROWS", "i < EACH * ROWS - 1", 0),
         ("i < STEPS", "i < STEPS - 1", 2),
         ("t % threadgroups_per_grid.y ==", "t % (threadgroups_per_grid.y + 1) ==", 0),
         ("i < P;", "i < P - 1;", 0),

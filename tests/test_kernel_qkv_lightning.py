@@ -66,7 +66,7 @@ def test_every_number_of_tokens(backend, T):
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("columns", [16, 32])
 def test_both_widths_of_a_slice(backend, columns, monkeypatch):
-    monkeypatch.setattr(fused_recurrent, "columns_of_a_slice", lambda B, H, D: columns)
+    monkeypatch.setattr(fused_recurrent, "columns_of_a_slice", lambda B, H, D, enough: columns)
     fused_recurrent._plan.cache_clear()
     check(backend, arguments())
     fused_recurrent._plan.cache_clear()
@@ -134,11 +134,13 @@ def test_the_shapes_of_mini(backend, B, T, H):
 
 
 @pytest.mark.parametrize("B", [1, 2, 8])
-def test_there_are_threadgroups_for_every_core(B):
+@pytest.mark.parametrize(("enough", "least"), [(1, 64), (128, 128)])
+def test_there_are_threadgroups_for_every_core(B, enough, least):
     qkv, *_, decay_rate, _, _, _, _ = arguments(B=B, T=1, H=16, D=128, has_state=False)
     kinds = [(x.shape, x.dtype) for x in (qkv, rope_frequencies(64), decay_rate)]
-    plan = fused_recurrent._plan(kinds[0], None, None, kinds[1], kinds[2], None, None, 1, 1.0, 0.0, 1.0)
-    assert plan["grid"][0] // plan["threadgroup"][0] >= 64
+    numbers = 1, 1.0, 0.0, 1.0, enough, False
+    plan = fused_recurrent._plan(kinds[0], None, None, kinds[1], kinds[2], None, None, *numbers)
+    assert plan["grid"][0] // plan["threadgroup"][0] >= least
 
 
 @pytest.mark.parametrize("n", barriers(fused_recurrent.KERNEL))
@@ -156,7 +158,7 @@ def test_a_missing_barrier_is_caught(n):
         ("n < 2 * N; n", "n < 2 * N - 1; n"),
         ("i < STEPS; i++) S[i] = S[i] * decay", "i < STEPS - 1; i++) S[i] = S[i] * decay"),
         ("lane < LANES", "lane <= LANES"),
-        ("if (d < R)", "if (d <= R)"),
+        ("is_rotated = d < R;", "is_rotated = d <= R;"),
         ("far < 32", "far < 16"),
         ("i < SIMDGROUPS; i++) sum", "i < SIMDGROUPS - 1; i++) sum"),
     ],

@@ -11,32 +11,42 @@
 // Requires      D a multiple of ROWS, R even and at most D; a grid of whole threadgroups.
 // Accumulates   in float32; rounds only o. Threadgroup memory: 4 N (2 D + SIMDGROUPS COLUMNS) bytes.
 
-// One head of D elements into `out`: every 32nd by each lane.
+// One head of D elements into `out`: P adjacent ones of every 32 P by each lane.
 template <typename T, typename W, int D, int R, bool NORM, typename Frequencies>
 METAL_FUNC void normalise_and_rotate(const device T* x, const device W* weight, Frequencies inv_freq, float position,
                                      float rope_scale, float eps, int lane, threadgroup float* out) {
-  float inverse = 1.0f;
-  if (NORM) {
-    float sum = 0;
+  constexpr int P = pack_size(D, R);
+  float values[D / 32];
+  float sum = 0;
 #pragma unroll
-    for (int i = 0; i < D; i += 32) sum += float(x[i + lane]) * float(x[i + lane]);
-    inverse = metal::precise::rsqrt(simd_sum(sum) / D + eps);
+  for (int i = 0; i < D / 32; i += P) {
+    load_pack<P>(x + (i * 32 + lane * P), values + i);
+#pragma unroll
+    for (int e = 0; e < P; e++) sum += values[i + e] * values[i + e];
   }
+  const float inverse = NORM ? metal::precise::rsqrt(simd_sum(sum) / D + eps) : 1.0f;
 #pragma unroll
-  for (int i = 0; i < D; i += 32) {
-    const int d = i + lane;
-    float a = float(x[d]) * inverse;
-    if (NORM) a *= float(weight[d]);
-    if (d < R) {
-      const bool is_first = d < R / 2;
-      const int other = is_first ? d + R / 2 : d - R / 2;
-      float c = float(x[other]) * inverse;
-      if (NORM) c *= float(weight[other]);
-      const float angle = position * inv_freq[is_first ? d : other];
-      const float turned = c * metal::precise::sin(angle);
-      a = rope_scale * (a * metal::precise::cos(angle) + (is_first ? -turned : turned));
+  for (int i = 0; i < D / 32; i += P) {
+    const int d = i * 32 + lane * P;
+    const bool is_first = d < R / 2, is_rotated = d < R;
+    const int other = is_first ? d + R / 2 : d - R / 2;
+    float factors[P], partner[P], partner_factors[P];
+    if (NORM) load_pack<P>(weight + d, factors);
+    if (is_rotated) load_pack<P>(x + other, partner);
+    if (NORM && is_rotated) load_pack<P>(weight + other, partner_factors);
+#pragma unroll
+    for (int e = 0; e < P; e++) {
+      float a = values[i + e] * inverse;
+      if (NORM) a *= factors[e];
+      if (is_rotated) {
+        float c = partner[e] * inverse;
+        if (NORM) c *= partner_factors[e];
+        const float angle = position * inv_freq[(is_first ? d : other) + e];
+        const float turned = c * metal::precise::sin(angle);
+        a = rope_scale * (a * metal::precise::cos(angle) + (is_first ? -turned : turned));
+      }
+      out[d + e] = a;
     }
-    out[d] = a;
   }
 }
 

@@ -12,16 +12,19 @@ from metal_kernels import choices
 from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, bits, kind, kind_or_none, positions
 from metal_kernels.launch import Kernel
 
+HERE = Path(__file__).parent
 KERNEL = Kernel(
-    Path(__file__).with_name("fused_recurrent.metal"),
+    HERE / "fused_recurrent.metal",
     ("qkv", "q_weight", "k_weight", "inv_freq", "offset", "decay_rate", "state", "mask"),
     ("o", "new_state"),
+    [HERE.parent / "quantized_moe" / "codes.metal", HERE.parent / "norm_router" / "packs.metal"],
 )
 MAX_TOKENS = 8
 SIMDGROUPS = 8
 # A slice of 32 columns is 128 bytes of a row of the state, one cache line; of 16, half of one, but twice as many
-# threadgroups: B * H * D / 32 of them below this number leave cores of a large GPU idle (80 on Apple's, 132 on an H100).
-ENOUGH_THREADGROUPS = 128
+# threadgroups: B * H * D / 32 of them below this number leave cores of an H100 idle (132). On Apple's GPUs whole lines go
+# first: mini's 64 threadgroups keep as many of 10 to 40 cores busy as 128 would (80 to 100 %), with as many bytes under way.
+ENOUGH_THREADGROUPS = {"metal": 1, "cuda": 128}
 
 
 def supports(
@@ -36,7 +39,7 @@ def supports(
     It takes 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of one dtype or neither.
     """
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
-    return _plan(*kinds, None, None, 1, 1.0, 0.0, 1.0, False) is not None
+    return _plan(*kinds, None, None, 1, 1.0, 0.0, 1.0, 1, False) is not None
 
 
 def fused_qkv_lightning_attn(
@@ -60,7 +63,9 @@ def fused_qkv_lightning_attn(
     where = positions(offset)
     kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
     is_other = choices.variant("recurrent", qkv.shape[1]) == choices.OTHER_WIDTH
-    plan = _plan(*kinds, kind_or_none(state), kind_or_none(mask), where.shape[0], scale, eps, rope_scale, is_other)
+    enough = ENOUGH_THREADGROUPS.get(choices.where(), ENOUGH_THREADGROUPS["metal"])
+    numbers = where.shape[0], scale, eps, rope_scale, enough, is_other
+    plan = _plan(*kinds, kind_or_none(state), kind_or_none(mask), *numbers)
     if plan is None:
         raise ValueError(
             f"[qkv_lightning_attn] no kernel for qkv {qkv.shape} {qkv.dtype} and {decay_rate.shape} heads."
@@ -79,9 +84,9 @@ def fused_qkv_lightning_attn(
     return o, new_state
 
 
-def columns_of_a_slice(B: int, H: int, D: int) -> int:
-    """Columns of V that one threadgroup owns."""
-    return 16 if D % 64 == 0 and B * H * D // 32 < ENOUGH_THREADGROUPS else 32
+def columns_of_a_slice(B: int, H: int, D: int, enough: int) -> int:
+    """Columns of V that one threadgroup owns, if that makes enough threadgroups."""
+    return 16 if D % 64 == 0 and B * H * D // 32 < enough else 32
 
 
 @lru_cache(maxsize=256)
@@ -97,6 +102,7 @@ def _plan(
     scale: float,
     eps: float,
     rope_scale: float,
+    enough: int,
     is_other_width: bool,
 ) -> dict[str, Any] | None:
     """How to launch, or None for what the kernel does not run."""
@@ -113,7 +119,7 @@ def _plan(
         raise ValueError(f"[qkv_lightning_attn] state must be {(B, H, D, D)} float32 but got {state}.")
     if mask not in (None, ((B, T), mx.bool_)):
         raise ValueError(f"[qkv_lightning_attn] mask must be {(B, T)} bool but got {mask}.")
-    columns = columns_of_a_slice(B, H, D)
+    columns = columns_of_a_slice(B, H, D, enough)
     if is_other_width and D % 64 == 0:
         columns = 48 - columns
     return {

@@ -116,10 +116,12 @@ for (int t = 0; t < EACH; t++) {
 }
 if (HAS_ROUTER) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  const int token = first_token + thread_index / ROWS, row = first_row + thread_index % ROWS;
-  if (thread_index < EACH * ROWS && token < count && row < E) {
-    float dot = 0;
-    for (int s = 0; s < SIMDGROUPS; s++) dot += products[thread_index * SIMDGROUPS + s];
-    logits[ulong(token) * E + row] = dot;
+  for (int i = thread_index; i < EACH * ROWS; i += THREADS) {
+    const int token = first_token + i / ROWS, row = first_row + i % ROWS;
+    if (token < count && row < E) {
+      float dot = 0;
+      for (int s = 0; s < SIMDGROUPS; s++) dot += products[i * SIMDGROUPS + s];
+      logits[ulong(token) * E + row] = dot;
+    }
   }
 }

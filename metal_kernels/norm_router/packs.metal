@@ -49,3 +49,8 @@ METAL_FUNC void store_pack(device T* to, thread const float* from) {
     for (int i = 0; i < P; i++) to[i] = T(from[i]);
   }
 }
+
+// How many adjacent elements of a head of D a lane may hold so that partners R / 2 apart are also adjacent.
+constexpr int pack_size(int D, int R) {
+  return D % 128 == 0 && R % 8 == 0 ? 4 : D % 64 == 0 && R % 4 == 0 ? 2 : 1;
+}

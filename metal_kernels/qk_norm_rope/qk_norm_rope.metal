@@ -9,11 +9,6 @@
 // Requires      D a multiple of 32, R even and at most D; a grid of whole threadgroups.
 // Accumulates   in float32; rounds once, on the way out.
 
-// How many adjacent elements of a head of D a lane may hold so that partners R / 2 apart are also adjacent.
-constexpr int pack_size(int D, int R) {
-  return D % 128 == 0 && R % 8 == 0 ? 4 : D % 64 == 0 && R % 4 == 0 ? 2 : 1;
-}
-
 // ---- kernel ----
 constexpr int P = pack_size(D, R);
 const uint lane = thread_index_in_simdgroup;
