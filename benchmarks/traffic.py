@@ -8,7 +8,8 @@ access, SIMD-group or threadgroup wants again counts again, though a cache will 
 that an access touches, counted from the start of its array. *Needed* is each input once and each output once, of experts the
 chosen ones only; what a launch never touches is not needed. Activations (all but packed weights, their scales and biases, and
 the recurrent state) are small and read by every threadgroup, so the ratio is given without and with them: all else is read
-from memory and must be asked for once. MLX's own operations, which do the rest of a forward pass, are not counted.
+from memory and must be asked for once. Arrays of fewer than 8 elements and shapes, which MLX puts in constant memory, and what
+MLX's own operations ask for, which do the rest of a forward pass, are not counted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -26,8 +27,11 @@ import mlx.core as mx
 
 from benchmarks.shapes import SHAPES
 from metal_kernels import launch
+from metal_kernels.fused_qmv.fused import MAX_TOKENS
+from metal_kernels.twin.spec import MIN_DEVICE_SIZE
 from ring_mlx import decode_step
 from ring_mlx.bench.random_weights import empty_model
+from ring_mlx.bench.shapes import cut
 from ring_mlx.config import RingConfig
 from ring_mlx.model import Model
 from tests.metal_sim import SimulatedKernel, metal_kernel
@@ -37,7 +41,7 @@ LINE_BYTES = 128
 EXPERTS = 16  # of a stack in the simulator; more are never chosen at once by a few tokens
 MOST_THREADGROUPS = 2048  # of a launch that are run; of more, one in so many
 PROMPT_BEFORE = 9
-MEMORY = re.compile(r"_[wsb]$|^state$|^updates$")  # inputs that are no activations
+MEMORY = re.compile(r"_[wsb]$|^(new_)?state$|^updates$")  # arrays that are no activations
 Arguments = tuple[tuple[str, Any], ...]
 
 
@@ -57,28 +61,27 @@ class Launch:
         return name
 
 
-def launches(model: Model, tokens: int, backend: str = "metal") -> Counter[Launch]:
-    """What a forward pass of so many tokens launches with the tables of ``backend``; it computes nothing.
-
-    One to eight tokens follow on others; more are a prompt.
-    """
+def recorded(run: Callable[[], object], backend: str = "metal") -> Counter[Launch]:
+    """What ``run`` launches with the tables of a backend; every kernel gives zeros that nobody computes."""
     seen: Counter[Launch] = Counter()
-    with (
-        launch.use(launch.Backend(backend, lambda **of: _recorder(_frozen(of), seen))),
-        mock.patch.object(decode_step, "COMPILED_ON", ()),
-    ):
-        cache = None
-        if tokens <= 8:
-            cache = model.make_cache()
-            model(mx.zeros((1, PROMPT_BEFORE), mx.int32), cache)
-            seen.clear()
-        model(mx.zeros((1, tokens), mx.int32), cache, last_only=True)
+    where = launch.Backend(backend, lambda **of: _recorder(_frozen(of), seen))
+    with launch.use(where), mock.patch.object(decode_step, "COMPILED_ON", ()):
+        run()
     return seen
 
 
-def true_model(shape: str, bits: int) -> Model:
+def launches(model: Model, tokens: int, backend: str = "metal") -> Counter[Launch]:
+    """Of a forward pass of so many tokens: one to eight follow on others, more are a prompt."""
+    cache = None
+    if tokens <= MAX_TOKENS:
+        cache = model.make_cache()
+        recorded(lambda: model(mx.zeros((1, PROMPT_BEFORE), mx.int32), cache), backend)
+    return recorded(lambda: model(mx.zeros((1, tokens), mx.int32), cache, last_only=True), backend)
+
+
+def true_model(shape: str, bits: int, layers: int | None = None) -> Model:
     """A model of a known shape whose weights are never made; the router stays as it is."""
-    model = empty_model(RingConfig.from_dict(SHAPES[shape]), bits, 64, exact=False)
+    model = empty_model(RingConfig.from_dict(cut(SHAPES[shape], layers)), bits, 64, exact=False)
     model.set_dtype(mx.bfloat16)
     for layer in model.layers:
         if "gate" in layer.mlp:
@@ -113,6 +116,7 @@ class Measured(NamedTuple):
         asked: By buffer.
         used: Bytes that accesses used of the lines that they touched.
         touched: Bytes of those lines.
+        every: One threadgroup in so many was run; what was asked is for all.
         info: The simulator's own record.
     """
 
@@ -120,6 +124,7 @@ class Measured(NamedTuple):
     asked: dict[str, int]
     used: int
     touched: int
+    every: int
     info: RunInfo
 
     def ratio(self, names: Iterable[str]) -> float:
@@ -130,7 +135,7 @@ class Measured(NamedTuple):
     @property
     def memory(self) -> list[str]:
         """Buffers that are no activations."""
-        return [n for n in self.needed if MEMORY.search(n) or n in ("new_state",)]
+        return [n for n in self.needed if MEMORY.search(n)]
 
     @property
     def line_use(self) -> float:
@@ -138,11 +143,11 @@ class Measured(NamedTuple):
         return self.used / max(1, self.touched)
 
 
-def measure(one: Launch) -> Measured:
-    """Count one launch in the simulator."""
+def measure(one: Launch, threadgroups: int = MOST_THREADGROUPS) -> Measured:
+    """Count one launch in the simulator, which runs so many threadgroups of it or fewer."""
     kernel, call = dict(one.kernel), dict(one.call)
     groups = prod(-(-g // t) for g, t in zip(call["grid"], call["threadgroup"], strict=True))
-    every = -(-groups // MOST_THREADGROUPS)
+    every = -(-groups // threadgroups)
     count = metal_kernel(**kernel, mode="check", strict=False, count=True, every=every)
     values = dict(one.values)
     inputs = [
@@ -159,16 +164,16 @@ def measure(one: Launch) -> Measured:
     chosen = _chosen(full["chosen"][0]) if "chosen" in full else mx.zeros((0,))
     needed, asked = {}, {}
     for t in info.traffic:
-        if t.reads.accesses or t.writes.accesses:
-            shape, dtype = full.get(t.name, ((0,), mx.uint8))
+        shape, dtype = full.get(t.name, ((), mx.uint8))
+        if (t.reads.accesses or t.writes.accesses) and prod(shape) >= MIN_DEVICE_SIZE:
             is_stack = len(shape) == 3 and MEMORY.search(t.name) is not None and "chosen" in full
             active = len(set(chosen.reshape(-1).tolist())) if is_stack else 1
             whole, touched = active * prod(shape[is_stack:]) * dtype.size, max(t.distinct_read, t.distinct_written)
             needed[t.name] = min(whole, touched) if every == 1 else whole
             asked[t.name] = (t.reads.nbytes + t.writes.nbytes) * every
-    used = sum(t.reads.nbytes + t.writes.nbytes for t in info.traffic)
-    lines = sum(t.reads.lines + t.writes.lines for t in info.traffic)
-    return Measured(needed, asked, used, lines * LINE_BYTES, info)
+    used = sum(t.reads.nbytes + t.writes.nbytes for t in info.traffic if t.name in needed)
+    lines = sum(t.reads.lines + t.writes.lines for t in info.traffic if t.name in needed)
+    return Measured(needed, asked, used, lines * LINE_BYTES, every, info)
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: mx.Dtype, value: tuple[int, ...] | None) -> mx.array:
@@ -185,27 +190,36 @@ def _chosen(shape: tuple[int, ...]) -> mx.array:
     return mx.array(rows, mx.int32).reshape(shape)
 
 
+def row(one: Launch, count: int, m: Measured) -> str:
+    """A line of the table."""
+    memory = f"{m.ratio(m.memory):.2f}" if m.memory else "-"
+    cells = [one.name.removeprefix("ring_"), count, f"{sum(m.needed.values()) / 1024:,.1f}", memory]
+    cells += [f"{m.ratio(m.needed):.2f}", f"{100 * m.line_use:.0f} %", f"{m.info.threadgroup_bytes / 1024:.1f}"]
+    cells += [f"{(m.info.threadgroup_read + m.info.threadgroup_written) * m.every / 1024:,.0f}"]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 def table(model: Model, tokens: int, backend: str = "metal") -> list[str]:
     """Lines to print for a forward pass of so many tokens."""
-    titles = (
-        "kernel",
-        "launches",
-        "needed KB",
-        "asked/needed",
-        "and activations",
-        "lines used",
-        "threadgroup KB",
-        "asked there",
-    )
-    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
-    for one, count in launches(model, tokens, backend).items():
-        m = measure(one)
-        memory = f"{m.ratio(m.memory):.2f}" if m.memory else "-"
-        cells = [one.name.removeprefix("ring_"), count, f"{sum(m.needed.values()) / 1024:,.1f}", memory]
-        cells += [f"{m.ratio(m.needed):.2f}", f"{100 * m.line_use:.0f} %", f"{m.info.threadgroup_bytes / 1024:.1f}"]
-        cells += [f"{(m.info.threadgroup_read + m.info.threadgroup_written) / 1024:,.0f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+    titles = ("kernel", "launches", "needed KB", "asked/needed", "with activations")
+    titles += ("lines used", "threadgroup KB", "KB asked there")
+    found = [(one, count, measure(one)) for one, count in launches(model, tokens, backend).items()]
+    rows = [row(*each) for each in found]
+    return ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1), *rows, _sum(found)]
+
+
+def _sum(found: Sequence[tuple[Launch, int, Measured]]) -> str:
+    """The last line, of all launches."""
+
+    def total(of: Callable[[Measured], int]) -> int:
+        return sum(count * of(m) for _, count, m in found)
+
+    needed, asked = total(lambda m: sum(m.needed.values())), total(lambda m: sum(m.asked.values()))
+    memory = total(lambda m: sum(m.asked[n] for n in m.memory)) / total(lambda m: sum(m.needed[n] for n in m.memory))
+    used = 100 * total(lambda m: m.used * m.every) / total(lambda m: m.touched * m.every)
+    launched = total(lambda m: 1)
+    cells = f"{needed / 1024:,.1f} | {memory:.2f} | {asked / needed:.2f} | {used:.0f} %"
+    return f"| all | {launched} | {cells} | | |"
 
 
 def main() -> None:

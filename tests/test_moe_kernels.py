@@ -191,17 +191,24 @@ def test_shapes_that_disagree_are_named():
 FAULTS = [
     (decode.GATE_UP, "row < N", "row <= N"),
     (decode.GATE_UP, "uint(N - 1)", "uint(N)"),
-    (decode.GATE_UP, "step < K / STEP", "step <= K / STEP"),
+    (decode.GATE_UP, "start < BLOCKS;", "start < BLOCKS - LANES;"),
+    (decode.GATE_UP, "lane % LANES < BLOCKS", "lane % LANES <= BLOCKS"),
+    (decode.GATE_UP, "lane % LANES, BLOCKS - 1", "lane % LANES, BLOCKS"),
+    (decode.GATE_UP, "/ 16; i += THREADS", "/ 16 - 1; i += THREADS"),
+    (decode.GATE_UP, BARRIER, ""),
     (decode.GATE_UP, "slot == TOP_K", "slot == TOP_K - 1"),
     (decode.GATE_UP, "i < NW / 4", "i < NW / 4 - 1"),
     (decode.GATE_UP, "i < STEP", "i < STEP - 1"),
+    (decode.GATE_UP, "(ROWS * PER_ROW + EACH - 1) / EACH", "(ROWS * PER_ROW - 1) / EACH"),
     (decode.DOWN, BARRIER, ""),
+    (decode.DOWN, "simdgroup_barrier(mem_flags::mem_threadgroup);\n      }", "}"),
     (decode.DOWN, "first + owned < N", "first + owned <= N"),
     (decode.DOWN, "owned < OWNED &&", "owned < OWNED - 1 &&"),
     (decode.DOWN, "i < SIMDGROUPS", "i <= SIMDGROUPS"),
     (decode.DOWN, "slot < SLOTS", "slot + 1 < SLOTS"),
     (decode.DOWN, "uint(N - 1)", "uint(N)"),
-    (decode.DOWN, "step < K / STEP", "step <= K / STEP"),
+    (decode.DOWN, "start < BLOCKS;", "start < BLOCKS - LANES;"),
+    (decode.DOWN, "i < STEP / 4", "i < STEP / 4 - 1"),
 ]
 
 
@@ -210,6 +217,38 @@ def test_a_planted_fault_is_caught(kernel, old, new):
     case = Case(("affine", 4, 32), 2, experts=3, hidden=160, inner=96, shared=96, dtype=mx.float32)
     with mutated(kernel, (old, new)):
         assert is_caught(lambda: [run(case)], [naive(case)])
+
+
+IDLE_LANES = {"experts": 3, "hidden": 32, "inner": 544, "shared": 544}  # 17 blocks of a row for 8 lanes
+MANY_SLOTS = {"experts": 14, "top_k": 13, "hidden": 64, "inner": 64}  # two for some simdgroups
+
+
+@pytest.mark.parametrize(
+    ("kernel", "old", "new", "sizes"),
+    [
+        (decode.GATE_UP, "K / STEP - first)", "K / STEP + first)", IDLE_LANES),
+        (decode.DOWN, "lane % LANES < lanes", "lane % LANES <= lanes", IDLE_LANES),
+        (decode.DOWN, "simdgroup_barrier(mem_flags::mem_threadgroup);\n        share", "share", MANY_SLOTS),
+    ],
+    ids=["interleaved", "idle lanes", "scales of the next slot"],
+)
+def test_a_fault_is_caught_where_it_matters(kernel, old, new, sizes):
+    case = Case(("affine", 4, 64 if sizes is MANY_SLOTS else 32), 1, dtype=mx.float32, **sizes)
+    with mutated(kernel, (old, new)):
+        assert is_caught(lambda: [run(case)], [naive(case)])
+
+
+@pytest.mark.parametrize(
+    ("group", "dtype", "simdgroups"), [(64, mx.bfloat16, 4), (32, mx.bfloat16, 2), (64, mx.float32, 0)]
+)
+def test_threadgroup_memory_limits_the_simdgroups_or_the_widths(group, dtype, simdgroups):
+    w = [
+        Packed(mx.zeros((*n, k // 8), mx.uint32), *2 * [mx.zeros((*n, k // group), mx.bfloat16)], 4, group, "affine")
+        for n, k in (((2, 64), 8192), ((2, 64), 8192), ((2, 8192), 64))
+    ]
+    experts = Experts(*w)
+    assert decode._simdgroups(experts, dtype, decode.decode_rows("metal", 1), 9) == (simdgroups, 9)
+    assert supports_decode(experts, mx.zeros((1, 8192), dtype)) == (simdgroups > 0)
 
 
 def test_the_cases_are_not_trivial():

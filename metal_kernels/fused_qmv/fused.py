@@ -12,6 +12,7 @@ from metal_kernels import choices
 from metal_kernels.arguments import FLOATS, Kind, bits, kind, kind_or_none
 from metal_kernels.fused_qmv.matrices import Matrices
 from metal_kernels.launch import Kernel
+from metal_kernels.quantized_moe.experts import THREADGROUP_BYTES, factor_bytes, padded
 
 HERE = Path(__file__).parent
 MATRICES = [f"{m}_{part}" for m in ("first", "second") for part in "wsb"]
@@ -19,13 +20,16 @@ KERNEL = Kernel(
     HERE / "fused_qmv.metal",
     ("x", "gate", "weight", *MATRICES, "residual"),
     ("first", "second"),
-    [HERE.parent / "quantized_moe" / "codes.metal", HERE.parent / "norm_router" / "packs.metal", HERE / "blocks.metal"],
+    [
+        HERE.parent / "quantized_moe" / "codes.metal",
+        HERE.parent / "norm_router" / "packs.metal",
+        HERE.parent / "quantized_moe" / "blocks.metal",
+    ],
 )
 MAX_TOKENS = 8
 MAX_WIDTH = 8192
 SIMDGROUPS = 8  # of a threadgroup
 VALUES = 32  # of each row that a lane owns, at most
-THREADGROUP_BYTES = 32 * 1024
 NONE, NORM, GATE = 0, 1, 2
 OPERATIONS = {NONE: "add_qmv", NORM: "norm_qmv", GATE: "gate_qmv"}
 
@@ -159,13 +163,15 @@ def _plan(
     teams = max(1, SIMDGROUPS // team)
     owned = teams * rows
     split = max(1, teams * team // groups)
-    if K * stored.size + 4 * (groups * split + tokens * owned * team) > THREADGROUP_BYTES:
+    factors = factor_bytes(matrices.first, owned)
+    if padded(K * stored.size, 4 * groups * split, 4 * tokens * owned * team, *factors) > THREADGROUP_BYTES:
         return None
     return {
         "template": [
             *matrices.form.items(),
             *(("N", N), ("M", M), ("PROLOGUE", prologue), ("GROUPS", groups)),
-            *(("W", matrices.first.weight.dtype), ("T", common), ("O", stored), ("Y", y)),
+            *(("W", matrices.first.weight.dtype), ("S", matrices.arrays[1].dtype)),
+            *(("T", common), ("O", stored), ("Y", y)),
             *(("STEP", 128 // width if width in (8, 16, 32) else 32), ("P", math.gcd(K // groups, 8))),
             *(("TEAM", team), ("TEAMS", teams), ("ROWS", rows), ("TOKENS", tokens)),
             ("HAS_RESIDUAL", residual is not None),

@@ -12,7 +12,8 @@
 //               memory, from packs of P channels; SPLIT simdgroups share a group of the norm.
 // Requires      K a multiple of 32; SIZE = K / GROUPS of P.
 // Rounds        a to O, by way of T in the norm as MLX does; sums in float; y once, to Y.
-//               Threadgroup memory: sizeof(O) K + 4 (GROUPS SPLIT + TOKENS OWNED TEAM) bytes.
+//               Threadgroup memory: sizeof(O) K + 4 (GROUPS SPLIT + TOKENS OWNED TEAM) bytes, and the scales and biases of
+//               OWNED rows.
 // ---- kernel ----
 constexpr int SIMDGROUPS = TEAMS * TEAM, THREADS = SIMDGROUPS * 32, OWNED = TEAMS * ROWS;
 constexpr int WORDS = STEP * BITS / 32, BLOCKS = K / STEP, LANES = TEAM * 32, STEPS = (BLOCKS + LANES - 1) / LANES;
@@ -35,21 +36,24 @@ threadgroup float sums[UNITS];
 threadgroup float partial[TOKENS * OWNED * TEAM];
 
 uint words[ROWS * STEPS * WORDS];
-float scales[ROWS * STEPS], biases[ROWS * STEPS];
 #pragma unroll
 for (int n = 0; n < ROWS; n++) {
   const uint row = metal::min(first_row + team * ROWS + n, rows - 1);
 #pragma unroll
   for (int i = 0; i < STEPS; i++) {
-    const int at = n * STEPS + i;
     const uint block = metal::min(i * LANES + member, BLOCKS - 1);
-    load_words<WORDS>((const device uint*)w + row * (K / 32 * BITS) + block * WORDS, words + at * WORDS);
-    const uint group = row * (K / GROUP) + block * STEP / GROUP;
-    scales[at] = 1.0f;
-    biases[at] = 0.0f;
-    if constexpr (MODE != 0) scales[at] = load_scale<MODE, BITS>(s, group);
-    if constexpr (MODE == 1) biases[at] = float(b[group]);
+    load_words<WORDS>((const device uint*)w + row * (K / 32 * BITS) + block * WORDS, words + (n * STEPS + i) * WORDS);
   }
+}
+constexpr int PER_ROW = K / GROUP;
+constexpr bool IN_WORDS = N * PER_ROW * sizeof(S) % 4 == 0 && M * PER_ROW * sizeof(S) % 4 == 0;
+threadgroup uint scales[factor_words<MODE, OWNED, PER_ROW, S>()];
+threadgroup uint biases[MODE == 1 ? factor_words<MODE, OWNED, PER_ROW, S>() : 1];
+if constexpr (MODE != 0) {
+  share_factors<OWNED, PER_ROW, THREADS, IN_WORDS>(s, first_row, rows, thread_index_in_threadgroup, scales);
+}
+if constexpr (MODE == 1) {
+  share_factors<OWNED, PER_ROW, THREADS, IN_WORDS>(b, first_row, rows, thread_index_in_threadgroup, biases);
 }
 
 // 0, as the grid has one y, which no compiler knows: it would else unpack the weights before the loop, into 32 registers
@@ -117,14 +121,12 @@ for (int t = 0; t < TOKENS; t++) {
   for (int n = 0; n < ROWS; n++) dots[n] = 0;
 #pragma unroll
   for (int i = 0; i < STEPS; i++) {
-    const int block = i * LANES + member;
-    const threadgroup uint* const from =
-        (const threadgroup uint*)shared + metal::min(block, BLOCKS - 1) * int(STEP * sizeof(O) / 4);
-    const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, O>(from, block < BLOCKS);
+    const int block = metal::min(i * LANES + member, BLOCKS - 1);
+    const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, O>(packs, block, i * LANES + member < BLOCKS);
 #pragma unroll
     for (int n = 0; n < ROWS; n++) {
-      const int at = n * STEPS + i;
-      dots[n] += block_dot<MODE, BITS, STEP, W>(words + at * WORDS, scales[at], biases[at], xs);
+      dots[n] += row_dot<MODE, BITS, GROUP, K, STEP, W>(words + (n * STEPS + i) * WORDS, (const threadgroup S*)scales,
+                                                        (const threadgroup S*)biases, team * ROWS + n, block, xs);
     }
   }
 #pragma unroll

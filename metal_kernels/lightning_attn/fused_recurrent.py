@@ -86,7 +86,8 @@ def fused_qkv_lightning_attn(
 
 def columns_of_a_slice(B: int, H: int, D: int, enough: int) -> int:
     """Columns of V that one threadgroup owns, if that makes enough threadgroups."""
-    return 16 if D % 64 == 0 and B * H * D // 32 < enough else 32
+    threadgroups = B * H * D // 32
+    return 16 if D % 64 == 0 and threadgroups < enough else 32
 
 
 @lru_cache(maxsize=256)

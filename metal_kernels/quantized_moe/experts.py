@@ -22,6 +22,8 @@ BLOCK = 32
 FEW = 64
 # MLX hands shorter arrays to kernels in another address space.
 MIN_SIZE = 8
+# What a threadgroup may have on every Apple GPU (Metal's feature set tables).
+THREADGROUP_BYTES = 32 * 1024
 
 
 def stored_bits(w: Packed) -> int:
@@ -70,6 +72,18 @@ def format_template(w: Packed) -> list[tuple[str, int]]:
     """The kernels' arguments MODE, BITS, GROUP, N, K."""
     n, group = int(w.weight.shape[-2]), w.group_size if w.mode != "plain" else BLOCK
     return [("MODE", MODES[w.mode]), ("BITS", stored_bits(w)), ("GROUP", group), ("N", n), ("K", inner_size(w))]
+
+
+def factor_bytes(w: Packed, rows: int) -> tuple[int, int]:
+    """What scales and biases of so many rows take in threadgroup memory; an array that is not used has four bytes."""
+    per_row = inner_size(w) // max(w.group_size, BLOCK)
+    scales = 4 if w.scales is None else rows * per_row * w.scales.dtype.size
+    return scales, 4 if w.biases is None else scales
+
+
+def padded(*sizes: int) -> int:
+    """Bytes of threadgroup memory that arrays of these sizes take, in whatever order they lie."""
+    return sum(-(-n // 16) * 16 for n in sizes)
 
 
 @dataclass
