@@ -26,13 +26,13 @@ from ring_mlx.config_values import is_count, is_number, shown, some
 from ring_mlx.dora import DoRA
 from ring_mlx.errors import WeightsError
 from ring_mlx.model import Model
+from ring_mlx.safetensors_header import Tensor, read_header
 
 SETTINGS, TENSORS = "adapter_config.json", "adapters.safetensors"
 FOREIGN = "adapter_model.safetensors"
 LEAVES = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m"), "full": ()}
 LINEAR, EMBEDDING = (nn.Linear, nn.QuantizedLinear), (nn.Embedding, nn.QuantizedEmbedding)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
-FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Adapter:
     kind: str
     rank: int
     scale: float
-    tensors: dict[str, weights.Tensor]
+    tensors: dict[str, Tensor]
     mark: str
 
     @property
@@ -76,7 +76,9 @@ class Adapter:
             "unknown": sorted(tensors.keys() - expected.keys()),
             "missing": [] if self.kind == "full" else sorted(expected.keys() - tensors.keys()),
             "misshapen": [f"{n} {tensors[n].shape} not {expected[n]}" for n in both if tensors[n].shape != expected[n]],
-            "no floats": [f"{n} {tensors[n].dtype}" for n in both if tensors[n].dtype not in FLOATS or n in packed],
+            "no floats": [
+                f"{n} {tensors[n].dtype}" for n in both if tensors[n].dtype not in weights.FLOATS or n in packed
+            ],
         }
         said = "; ".join(f"{what} {some(names)}" for what, names in problems.items() if names)
         if said:
@@ -143,7 +145,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
             f"fine_tune_type {shown(kind)} in {path / SETTINGS} is none of {', '.join(LEAVES)}; correct it."
         )
     rank, scale = (0, 0.0) if kind == "full" else _parameters(raw, path / SETTINGS)
-    tensors = weights.read_headers([path / TENSORS])
+    tensors = read_header(path / TENSORS).tensors
     if not tensors:
         raise WeightsError(f"{path / TENSORS} holds no tensors; give an adapter that was trained.")
     with open_regular(path / TENSORS, WeightsError) as file:

@@ -18,7 +18,7 @@ from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 from ring_mlx.quantization import loadable_settings
-from ring_mlx.shards import find_shards
+from ring_mlx.shards import find_shards, read_headers
 from ring_mlx.tokenizer import load_tokenizer
 from ring_mlx.tuning.job import settle
 
@@ -115,11 +115,9 @@ def assemble(
     config, raw = read_config(folder, decay_layer_offset)
     quantization = loadable_settings(raw)
     shards = find_shards(folder)
-    tensors = weights.read_headers(shards)
+    tensors = read_headers(shards)
     target = weights.compute_dtype(raw, tensors, dtype)
-    arrays = weights.load_arrays(weights.canonical(tensors, config), config.num_experts, target)
-    if exact and "lm_head.scales" not in arrays and "lm_head.weight" in arrays:
-        arrays["lm_head.weight"] = arrays["lm_head.weight"].astype(mx.float32)
+    arrays = weights.load_arrays(weights.canonical(tensors, config), config.num_experts, target, exact)
     model = Model(config, exact=exact)
     model.sampling = read_defaults(folder, config.vocab_size)
     if quantization is not None:

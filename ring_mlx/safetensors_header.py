@@ -6,6 +6,7 @@ offsets from the end of the header, and ``__metadata__`` of texts. Tensors must 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -35,20 +36,38 @@ BITS = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor: its dtype as the file names it, its shape, and where its data begins and ends behind the header."""
+class Tensor:
+    """A tensor of a file: its dtype as the header has it, its shape, and where its data begins and ends behind the header."""
 
+    file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    end: int
+    start: int = 0
+    end: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return self.end - self.start
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element."""
+        return BITS[self.dtype] // 8
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """All axes but the last as rows; a vector is one row."""
+        cols = self.shape[-1] if self.shape else 1
+        return self.nbytes // max(1, cols * self.element_bytes), cols
 
 
 @dataclass(frozen=True)
 class Header:
     """A file's tensors by name, its metadata, and the bytes that say so, the length included."""
 
-    tensors: dict[str, Entry]
+    tensors: dict[str, Tensor]
     metadata: dict[str, str]
     raw: bytes
 
@@ -101,7 +120,7 @@ def _hole_bytes(file: int, size: int) -> int:
     return holes
 
 
-def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None = None) -> dict[str, Entry]:
+def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None = None) -> dict[str, Tensor]:
     """The tensors of a parsed header without its metadata.
 
     Args:
@@ -112,7 +131,7 @@ def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None 
     Raises:
         WeightsError: If one is no tensor, or they do not lie side by side.
     """
-    entries = {name: _entry(file, name, info) for name, info in parsed.items()}
+    entries = {name: _tensor(file, name, info) for name, info in parsed.items()}
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != at:
@@ -123,7 +142,20 @@ def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None 
     return entries
 
 
-def _entry(file: Path, name: str, info: Any) -> Entry:
+def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str], align: int = 8) -> bytes:
+    """The start of a file, length included, up to a multiple of ``align`` bytes.
+
+    Args:
+        entries: Objects with dtype, shape and data_offsets by name.
+        metadata: Texts.
+        align: Where data may begin.
+    """
+    text = json.dumps({METADATA: metadata, **entries}, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % align)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _tensor(file: Path, name: str, info: Any) -> Tensor:
     try:
         dtype, shape, (start, end) = info["dtype"], info["shape"], info["data_offsets"]
         whole = len(shape) <= MAX_AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end))
@@ -132,7 +164,7 @@ def _entry(file: Path, name: str, info: Any) -> Entry:
         fits = False
     if not fits:
         raise _damaged(file, f"{shown(name)} is {shown(info)}")
-    return Entry(dtype, tuple(shape), start, end)
+    return Tensor(file, name, dtype, tuple(shape), start, end)
 
 
 def _damaged(file: Path, seen: str) -> WeightsError:

@@ -1,18 +1,59 @@
-"""Which safetensors files of a folder are a checkpoint's weights."""
+"""Which safetensors files of a folder are a checkpoint's weights, and the tensors in them."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ring_mlx.checkpoint_files import is_inside, is_litter, read_json
 from ring_mlx.config_values import shown, some
 from ring_mlx.errors import WeightsError
+from ring_mlx.safetensors_header import Tensor, read_header
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+MAX_TENSORS = 400_000
 _NUMBERED = re.compile(r"^model-([0-9]{5})-of-([0-9]{5})\.safetensors$")
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name, without reading data.
+
+    Raises:
+        WeightsError: As `find_shards` and `read_headers`.
+    """
+    return read_headers(find_shards(folder))
+
+
+def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
+    """Every tensor of these files by name, without reading data.
+
+    Raises:
+        WeightsError: If a shard is truncated, damaged or unreadable, naming it, or as `add_tensors`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        add_tensors(tensors, read_header(shard).tensors, shard)
+    return tensors
+
+
+def add_tensors(tensors: dict[str, Tensor], found: Mapping[str, Tensor], shard: Path) -> None:
+    """Put the tensors of one file to those of the others.
+
+    Raises:
+        WeightsError: If one is in two files, of which either could be meant, or there are too many.
+    """
+    for name in found:
+        if name in tensors:
+            raise WeightsError(
+                f"{shown(name)} is in {tensors[name].file.name} and in {shard.name} of {shard.parent}; remove the file "
+                "that is not of this checkpoint."
+            )
+    tensors.update(found)
+    if len(tensors) > MAX_TENSORS:
+        raise WeightsError(f"{shard.parent} holds more than {MAX_TENSORS:,} tensors; give a checkpoint's folder.")
 
 
 def safetensors_in(folder: Path) -> list[Path]:

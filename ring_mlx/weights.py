@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,65 +26,24 @@ from ring_mlx.config import RingConfig
 from ring_mlx.config_values import shown, some
 from ring_mlx.errors import WeightsError
 from ring_mlx.model import Model
-from ring_mlx.safetensors_header import read_header
+from ring_mlx.safetensors_header import Tensor, read_header
 
-DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+DTYPES = {**FLOATS, "U32": mx.uint32, "U8": mx.uint8}
 CONFIG_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 SKIPPED = ("mtp", "slope", "inv_freq", ".padding")
 EXPERT_DIGESTS = "expert_sha256"
 FLOAT32 = (".mlp.gate.expert_bias", ".mlp.gate.gate_proj.weight")
+SAMPLE_BYTES = 4096
+AnyTensor = TypeVar("AnyTensor", Tensor, mx.array)
+Shapes = Mapping[str, tuple[int, ...]]
 
 # Of the smallest packed form: a word of 32 bits holds 16 parameters of 2 bits.
 MAX_PACKED = 16
-MAX_TENSORS = 400_000
 
 _LAYER = re.compile(r"^model\.layers\.([0-9]{1,6})\.")
 _EXPERT = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp)\.experts\.([0-9]{1,6})\.(.+)$")
 _ROUTER = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp\.gate)\.(weight|bias|scales|biases)$")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where a tensor of the checkpoint lies and what its header says."""
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-AnyTensor = TypeVar("AnyTensor", bound=Tensor)
-SAMPLE_BYTES = 4096
-
-
-def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
-    """Name, dtype, shape and place of every tensor, without reading data.
-
-    Raises:
-        WeightsError: If a shard is truncated, damaged or unreadable, naming it, or as `add_tensors`.
-    """
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        found = {name: Tensor(shard, name, e.dtype, e.shape) for name, e in read_header(shard).tensors.items()}
-        add_tensors(tensors, found, shard)
-    return tensors
-
-
-def add_tensors(tensors: dict[str, AnyTensor], found: Mapping[str, AnyTensor], shard: Path) -> None:
-    """Put the tensors of one file to those of the others.
-
-    Raises:
-        WeightsError: If one is in two files, of which either could be meant, or there are too many.
-    """
-    for name in found:
-        if name in tensors:
-            raise WeightsError(
-                f"{shown(name)} is in {tensors[name].file.name} and in {shard.name} of {shard.parent}; remove the file "
-                "that is not of this checkpoint."
-            )
-    tensors.update(found)
-    if len(tensors) > MAX_TENSORS:
-        raise WeightsError(f"{shard.parent} holds more than {MAX_TENSORS:,} tensors; give a checkpoint's folder.")
 
 
 def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Tensor | dict[int, Tensor]]:
@@ -116,6 +75,27 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
             raise _twice(name)
         out[parameter] = tensor
     return out
+
+
+def in_order(name: str, experts: Mapping[int, AnyTensor], count: int) -> list[AnyTensor]:
+    """The experts of a stack by their numbers.
+
+    Raises:
+        WeightsError: If one is missing, there are more than ``count``, or they differ in shape or dtype.
+    """
+    missing = [str(e) for e in range(count) if e not in experts]
+    if missing or len(experts) > count:
+        extra = [str(e) for e in sorted(experts) if e >= count]
+        raise WeightsError(
+            f"{name} should stack experts 0 to {count - 1}, but "
+            f"{'lacks ' + some(missing) if missing else 'also has ' + some(extra)}; download the checkpoint again."
+        )
+    kinds = {str((t.shape, t.dtype)) for t in experts.values()}
+    if len(kinds) > 1:
+        raise WeightsError(
+            f"the experts of {name} differ in shape or dtype: {some(sorted(kinds))}; download the checkpoint again."
+        )
+    return [experts[e] for e in range(count)]
 
 
 def _twice(name: str) -> WeightsError:
@@ -205,14 +185,23 @@ def file_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> mx.Dtyp
         raise WeightsError(f"torch_dtype {shown(named)} in config.json is no text; give bfloat16, float16 or float32.")
     if named in CONFIG_DTYPES:
         return CONFIG_DTYPES[named]
-    floats = [t.dtype for t in tensors.values() if t.dtype in ("BF16", "F16", "F32")]
+    floats = [t.dtype for t in tensors.values() if t.dtype in FLOATS]
     return DTYPES[max(set(floats), key=floats.count)] if floats else mx.float32
 
 
+def check_dtype(tensor: Tensor) -> None:
+    """Raises WeightsError where MLX has no such dtype."""
+    if tensor.dtype not in DTYPES:
+        raise WeightsError(
+            f"{tensor.name} has dtype {tensor.dtype}, which is not supported; use the bfloat16 or the mlx-community "
+            "form of the checkpoint."
+        )
+
+
 def load_arrays(
-    entries: Mapping[str, Tensor | dict[int, Tensor]], num_experts: int, dtype: mx.Dtype
+    entries: Mapping[str, Tensor | dict[int, Tensor]], num_experts: int, dtype: mx.Dtype, exact: bool = False
 ) -> dict[str, mx.array]:
-    """Lazy arrays under parameter names: experts stacked, floats cast (router and expert bias to float32).
+    """Lazy arrays under parameter names: experts stacked, floats cast as `cast` does.
 
     Raises:
         WeightsError: If an expert is missing or the experts of a stack differ in shape or dtype, or a tensor has a
@@ -221,22 +210,27 @@ def load_arrays(
     opened: dict[Path, dict[str, mx.array]] = {}
 
     def read(tensor: Tensor) -> mx.array:
-        if tensor.dtype not in DTYPES:
-            raise WeightsError(
-                f"{tensor.name} has dtype {tensor.dtype}, which is not supported; use the bfloat16 or the "
-                "mlx-community form of the checkpoint."
-            )
+        check_dtype(tensor)
         if tensor.file not in opened:
             opened[tensor.file] = _mapped(tensor.file)
         return opened[tensor.file][tensor.name]
 
     arrays = {}
     for name, entry in entries.items():
-        array = _stack(name, entry, num_experts, read) if isinstance(entry, dict) else read(entry)
-        if mx.issubdtype(array.dtype, mx.floating):
-            array = array.astype(mx.float32 if name.endswith(FLOAT32) else dtype)
-        arrays[name] = array
+        if isinstance(entry, dict):
+            array = mx.stack([read(tensor) for tensor in in_order(name, entry, num_experts)])
+        else:
+            array = read(entry)
+        arrays[name] = cast(name, array, dtype, exact)
     return arrays
+
+
+def cast(name: str, array: mx.array, dtype: mx.Dtype, exact: bool) -> mx.array:
+    """A floating array in ``dtype``; router, expert bias and, if ``exact``, the head in float32."""
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    array = array.astype(mx.float32 if name.endswith(FLOAT32) else dtype)
+    return array.astype(mx.float32) if exact and name == "lm_head.weight" else array
 
 
 def give(model: Model, arrays: dict[str, mx.array]) -> None:
@@ -267,27 +261,36 @@ def check(model: Model, arrays: Mapping[str, mx.array], folder: Path | str) -> N
     """Hold the checkpoint against the model's parameters.
 
     Raises:
-        WeightsError: One message that lists missing, unknown and misshapen tensors, and those of the wrong dtype.
+        WeightsError: As `check_shapes`; it lists tensors of the wrong dtype too.
     """
     parameters = dict(tree_flatten(model.parameters()))
-    wanted = {name: tuple(value.shape) for name, value in parameters.items()}
-    missing = sorted(set(wanted) - set(arrays))
-    extra = sorted(set(arrays) - set(wanted))
-    common = sorted(set(wanted) & set(arrays))
-    wrong = [f"{n} {tuple(arrays[n].shape)} instead of {wanted[n]}" for n in common if arrays[n].shape != wanted[n]]
+    common = sorted(set(parameters) & set(arrays))
     kinds = [f"{n} {_kind(arrays[n])}" for n in common if _kind(arrays[n]) != _kind(parameters[n])]
-    problems = [
-        f"{what} {some(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("unknown", extra),
-            ("misshapen", wrong),
-            ("of the wrong dtype", kinds),
-        )
-        if names
-    ]
-    if problems:
-        raise WeightsError(f"{folder} does not match its config.json: {'; '.join(problems)}. Download it again.")
+    found, wanted = ({n: tuple(a.shape) for n, a in each.items()} for each in (arrays, parameters))
+    check_shapes(found, wanted, folder, kinds)
+
+
+def check_shapes(found: Shapes, wanted: Shapes, source: Path | str, kinds: Sequence[str] = ()) -> None:
+    """Hold the shapes of a checkpoint's parameters against those of the model.
+
+    Args:
+        found, wanted: Shapes by name.
+        source: What to call the checkpoint.
+        kinds: Names with a dtype that is wrong.
+
+    Raises:
+        WeightsError: One message that lists all missing, unknown and misshapen ones.
+    """
+    common = sorted(set(found) & set(wanted))
+    problems = {
+        "missing": sorted(set(wanted) - set(found)),
+        "unknown": sorted(set(found) - set(wanted)),
+        "misshapen": [f"{n} {found[n]} instead of {wanted[n]}" for n in common if found[n] != wanted[n]],
+        "of the wrong dtype": kinds,
+    }
+    said = "; ".join(f"{what} {some(names)}" for what, names in problems.items() if names)
+    if said:
+        raise WeightsError(f"{source} does not match its config.json: {said}. Download it again.")
 
 
 def _kind(array: mx.array) -> str:
@@ -333,17 +336,3 @@ def _mapped(file: Path) -> dict[str, mx.array]:
         raise WeightsError(f"{file} cannot be loaded ({e}); use another form of the checkpoint.") from None
     assert isinstance(loaded, dict)
     return loaded
-
-
-def _stack(name: str, experts: dict[int, Tensor], count: int, read: Any) -> mx.array:
-    missing = [str(e) for e in range(count) if e not in experts]
-    if missing or len(experts) > count:
-        extra = [str(e) for e in sorted(experts) if e >= count]
-        raise WeightsError(
-            f"{name} should stack experts 0 to {count - 1}, but "
-            f"{'lacks ' + some(missing) if missing else 'also has ' + some(extra)}; download the checkpoint again."
-        )
-    kinds = {(t.shape, t.dtype) for t in experts.values()}
-    if len(kinds) > 1:
-        raise WeightsError(f"the experts of {name} differ in shape or dtype: {some(sorted(map(str, kinds)))}.")
-    return mx.stack([read(experts[e]) for e in range(count)])

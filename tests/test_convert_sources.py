@@ -14,9 +14,10 @@ from ring_mlx import demo_model_path, load_model
 from ring_mlx.cli import main
 from ring_mlx.convert import convert, job
 from ring_mlx.convert.plan import Stored
-from ring_mlx.convert.source_files import SourceFiles, local_tensors
 from ring_mlx.convert.writer import ShardFile
 from ring_mlx.errors import OptionError, WeightsError
+from ring_mlx.shards import read_tensors
+from ring_mlx.tensor_files import TensorFiles
 from tests import foreign
 from tests.compare import assert_close, relative_rms
 from tests.tiny import config, save_hf, tokens
@@ -233,16 +234,16 @@ def test_float_sources_of_every_width(tmp_path, dtype):
 def test_a_shard_that_shrinks_or_goes_after_its_header_was_read_is_named(tmp_path):
     save_hf(tmp_path, config())
     path = tmp_path / "model.safetensors"
-    tensors = local_tensors(tmp_path)
+    tensors = read_tensors(tmp_path)
     last = max(tensors.values(), key=lambda t: t.end)
     path.write_bytes(path.read_bytes()[:-4])
-    files = SourceFiles()
+    files = TensorFiles()
     with pytest.raises(WeightsError, match=rf"model\.safetensors ends within {last.name}"):
         files.read(last)
     files.close()
     path.unlink()
     with pytest.raises(WeightsError, match="cannot be read"):
-        SourceFiles().read(last)
+        TensorFiles().read(last)
 
 
 def test_arrays_are_written_in_order_of_their_rows_whatever_their_layout(tmp_path):
@@ -259,8 +260,8 @@ def test_arrays_are_written_in_order_of_their_rows_whatever_their_layout(tmp_pat
 
 def test_rows_past_a_tensor_are_not_read_from_the_next(tmp_path):
     save_hf(tmp_path, config())
-    tensor = min(local_tensors(tmp_path).values(), key=lambda t: t.start)
-    rows, files = tensor.matrix[0], SourceFiles()
+    tensor = min(read_tensors(tmp_path).values(), key=lambda t: t.start)
+    rows, files = tensor.matrix[0], TensorFiles()
     assert files.read(tensor, rows - 1).shape[0] == 1
     for start, stop in ((rows - 1, rows + 1), (rows, rows + 1), (-1, 1), (2, 1)):
         with pytest.raises(WeightsError, match=rf"{tensor.name} .* has {rows} rows, but {start} to {stop} are needed"):

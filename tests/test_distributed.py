@@ -24,7 +24,6 @@ from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import GOLDEN, TINY
 from ring_mlx.config import RingConfig, read_config
-from ring_mlx.convert.source_files import local_tensors
 from ring_mlx.decay import decay_rate
 from ring_mlx.decoding import generate_step
 from ring_mlx.distributed import loading
@@ -34,6 +33,7 @@ from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.plan import local_config, stages
 from ring_mlx.distributed.reading import read_parts
 from ring_mlx.kernel_check import check_kernels
+from ring_mlx.shards import read_tensors
 from ring_mlx.weights import canonical
 from tests.compare import assert_close
 from tests.kernel_backends import backends, proving
@@ -378,14 +378,14 @@ def test_stages_are_whole_groups_with_the_tail():
 
 def test_a_cut_within_a_group_is_refused(tmp_path):
     save_packed(tmp_path, 4, 32, "mxfp4", moe_intermediate_size=96)
-    raw, tensors = read_config(tmp_path), local_tensors(tmp_path)
+    raw, tensors = read_config(tmp_path), read_tensors(tmp_path)
     with pytest.raises(DistributedError, match=r"down_proj has 96 columns in groups of 32.*2 parts of 48"):
         plan_cuts(canonical(tensors, raw[0]), raw[0], 0, 2)
 
 
 def test_parts_dequantise_to_the_whole(tmp_path):
     save_packed(tmp_path, 4, 64)
-    c, entries = read_config(tmp_path)[0], canonical(local_tensors(tmp_path), read_config(tmp_path)[0])
+    c, entries = read_config(tmp_path)[0], canonical(read_tensors(tmp_path), read_config(tmp_path)[0])
     name = "model.layers.1.attention.dense"
 
     def values(cuts, group_size):
@@ -406,7 +406,7 @@ def test_parts_dequantise_to_the_whole(tmp_path):
 def test_kernels_run_in_a_part(tmp_path, mode, backend):
     save_packed(tmp_path, 4, 32, decay_layer_offset=-1)
     c, raw = read_config(tmp_path)
-    part = loading.plan_part(raw, c, local_tensors(tmp_path), mode, Rank(0, 2))
+    part = loading.plan_part(raw, c, read_tensors(tmp_path), mode, Rank(0, 2))
     model = loading._read(part, tmp_path, mx.float32, False)
     rates = model.layers[0].attention.decay_rate
     assert mx.array_equal(rates, decay_rate(c.num_attention_heads, 0, c.num_hidden_layers, -1)[: len(rates)])

@@ -16,12 +16,11 @@ from ring_mlx import load
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.config import read_config
-from ring_mlx.convert.source_files import local_tensors
 from ring_mlx.doctor import models
 from ring_mlx.errors import HubError, WeightsError
 from ring_mlx.hub import resolve_model
 from ring_mlx.quantization import with_settings
-from ring_mlx.shards import INDEX, find_shards
+from ring_mlx.shards import INDEX, find_shards, read_tensors
 from tests.parrot import make_parrot
 from tests.tiny import config, make_model
 
@@ -54,7 +53,7 @@ def test_a_stale_index_beside_a_whole_file_is_passed_over(folder, capsys):
     assert err.startswith(f"ring-mlx: [weights] {INDEX} in {folder} names files that are not there; it is passed over")
     assert err.count("\n") == 1
     with pytest.warns(UserWarning, match="passed over"):
-        assert local_tensors(folder)
+        assert read_tensors(folder)
     assert "files of weights missing" not in models._judged("x", folder, 1 << 40).seen
 
 

@@ -2,9 +2,9 @@
 
 Modules, each using those above it:
 
-    settings       bits, groups, modes and recipes          source_files   headers and rows of shards
-    matrices       formats of sources as float rows         fit            float rows to packed form
-    remote         the hub                                  sources        a checkpoint as matrices
+    settings       bits, groups, modes and recipes          matrices       formats of sources as float rows
+    fit            float rows to packed form                remote         the hub
+    sources        a checkpoint as matrices
     plan           what is written where                    writer         shards, manifest, resume, verify
     expert_shards  experts side by side                     folder_files   config, index, card
     job            the conversion itself

@@ -7,7 +7,6 @@ the experts go into the header once all is written; until then their room is fil
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.convert.plan import Stored
-from ring_mlx.convert.writer import DTYPE_BYTES, ShardFile
+from ring_mlx.convert.writer import ShardFile
 from ring_mlx.experts.layout import (
     ALIGN_BYTES,
     DIGEST_CHARACTERS,
@@ -23,6 +22,7 @@ from ring_mlx.experts.layout import (
     expert_name,
     in_expert_order,
 )
+from ring_mlx.safetensors_header import BITS, header_bytes
 from ring_mlx.weights import EXPERT_DIGESTS
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -38,7 +38,7 @@ class ExpertShardFile(ShardFile):
 
     def __init__(self, path: Path, tensors: Sequence[Stored]) -> None:
         by_name = {t.name.partition(".switch_mlp.")[2]: t for t in tensors}
-        order = in_expert_order([(n, DTYPE_BYTES[t.dtype]) for n, t in by_name.items()])
+        order = in_expert_order([(n, BITS[t.dtype]) for n, t in by_name.items()])
         ordered = [by_name[name] for name in order]
         self._experts = tensors[0].shape[0]
         self._each = {t.name: t.nbytes // self._experts for t in ordered}
@@ -93,11 +93,8 @@ class ExpertShardFile(ShardFile):
     def _write_header(self, digests: Any) -> int:
         """Write it, the same length whatever the checksums are; returns where data begins, a multiple of 16 KiB."""
         metadata = {"format": "mlx", EXPERT_DIGESTS: " ".join(digests)}
-        text = json.dumps({"__metadata__": metadata} | self._header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % ALIGN_BYTES)
         self._file.seek(0)
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        return 8 + len(text)
+        return int(self._file.write(header_bytes(self._header, metadata, ALIGN_BYTES)))
 
     def _digest(self, expert: int) -> str:
         digest, left = hashlib.sha256(), self._length

@@ -22,8 +22,7 @@ from ring_mlx.convert.fit import FITS, quantize
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.plan import LAYOUTS, SHARD_BYTES, Output, Plan, make_plan, quantisable_paths, uses
 from ring_mlx.convert.settings import make_rule, make_setting, unmatched
-from ring_mlx.convert.source_files import SourceFiles, identity
-from ring_mlx.convert.sources import Source, as_matrix, matrices, open_source, source_dtype
+from ring_mlx.convert.sources import Source, as_matrix, identity, matrices, open_source, source_dtype
 from ring_mlx.convert.writer import (
     MANIFEST,
     UNFINISHED,
@@ -37,6 +36,7 @@ from ring_mlx.convert.writer import (
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
 from ring_mlx.pace import Progress
 from ring_mlx.quantization import settings
+from ring_mlx.tensor_files import TensorFiles
 
 # Weights that are in float32 at one time; the fit of scales holds about twelve times that.
 CHUNK_WEIGHTS = 2 << 20
@@ -266,7 +266,7 @@ def _check_space(target: Path, plan: Plan) -> None:
 def _write_shards(source: Source, plan: Plan, place: Workplace, options: Options, progress: Progress | None) -> None:
     left = {shard: outputs for shard, outputs in plan.shards.items() if not place.has(shard)}
     fetch = remote.fetcher(source.repo, place.folder / FETCHED)
-    files = SourceFiles(fetch, uses(o for outputs in left.values() for o in outputs))
+    files = TensorFiles(fetch, uses(o for outputs in left.values() for o in outputs))
     done = plan.nbytes - sum(o.nbytes for outputs in left.values() for o in outputs)
     cache_limit = mx.set_cache_limit(CACHE_LIMIT_BYTES)
     try:
@@ -291,7 +291,7 @@ def _write_shards(source: Source, plan: Plan, place: Workplace, options: Options
         mx.set_cache_limit(cache_limit)
 
 
-def _write_output(output: Output, file: ShardFile, files: SourceFiles, fit: str) -> Any:
+def _write_output(output: Output, file: ShardFile, files: TensorFiles, fit: str) -> Any:
     """Write a parameter by rows, yielding the bytes of each piece."""
     rows, cols = as_matrix(output.shape)
     step = max(1, CHUNK_WEIGHTS // cols)
@@ -306,7 +306,7 @@ def _write_output(output: Output, file: ShardFile, files: SourceFiles, fit: str)
         yield written
 
 
-def encode(output: Output, files: SourceFiles, start: int, stop: int, fit: str) -> dict[str, mx.array]:
+def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) -> dict[str, mx.array]:
     """Some rows of a parameter as they are stored, by suffix.
 
     Raises:

@@ -18,11 +18,12 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.convert.settings import AFFINE_BITS, AFFINE_GROUPS, MODES, Setting
-from ring_mlx.convert.source_files import SourceFiles, SourceTensor
 from ring_mlx.errors import WeightsError
+from ring_mlx.safetensors_header import Tensor
+from ring_mlx.tensor_files import TensorFiles
+from ring_mlx.weights import FLOATS
 
-Parts = Mapping[str, SourceTensor]
-PLAIN_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+Parts = Mapping[str, Tensor]
 WORDS, INDICES = ("I32", "U32"), ("I32", "I64", "U32")
 
 
@@ -46,11 +47,11 @@ class Matrix:
         """The shards that hold it."""
         return {t.file for t in self.parts.values()}
 
-    def read(self, files: SourceFiles, start: int, stop: int) -> mx.array:
+    def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
         """Rows in float, [stop - start, cols]."""
         raise NotImplementedError
 
-    def read_packed(self, files: SourceFiles, start: int, stop: int) -> dict[str, mx.array]:
+    def read_packed(self, files: TensorFiles, start: int, stop: int) -> dict[str, mx.array]:
         """Rows as ``weight``, ``scales`` and ``biases`` under ``setting``."""
         raise NotImplementedError
 
@@ -69,14 +70,14 @@ class Plain(Matrix):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         (self._tensor,) = self.parts.values()
-        if self._tensor.dtype not in PLAIN_DTYPES:
+        if self._tensor.dtype not in FLOATS:
             raise WeightsError(
                 f"{self._tensor.name} has dtype {self._tensor.dtype} and nothing that scales it; use another form of "
                 "the checkpoint."
             )
-        self.shape, self.dtype = self._tensor.matrix, PLAIN_DTYPES[self._tensor.dtype]
+        self.shape, self.dtype = self._tensor.matrix, FLOATS[self._tensor.dtype]
 
-    def read(self, files: SourceFiles, start: int, stop: int) -> mx.array:
+    def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
         """Rows in the source's dtype."""
         return files.read(self._tensor, start, stop)
 
@@ -102,16 +103,16 @@ class MLXPacked(Matrix):
                 f"{setting.group_size}, which config.json names; download the checkpoint again."
             )
         self._expect("weight", (rows, words), ("U32",))
-        self._expect("scales", groups, PLAIN_DTYPES if affine else ("U8",))
+        self._expect("scales", groups, FLOATS if affine else ("U8",))
         if affine != ("biases" in self.parts):
             raise WeightsError(
                 f"{weight.name} {'lacks its' if affine else 'should have no'} biases as {setting.mode}; download the "
                 "checkpoint again."
             )
         if affine:
-            self._expect("biases", groups, PLAIN_DTYPES)
+            self._expect("biases", groups, FLOATS)
 
-    def read(self, files: SourceFiles, start: int, stop: int) -> mx.array:
+    def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
         """Rows dequantised in float32."""
         assert self.setting is not None
         p = self.read_packed(files, start, stop)
@@ -120,7 +121,7 @@ class MLXPacked(Matrix):
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         return mx.dequantize(p["weight"], scales, biases, s.group_size, s.bits, s.mode, dtype=mx.float32)
 
-    def read_packed(self, files: SourceFiles, start: int, stop: int) -> dict[str, mx.array]:
+    def read_packed(self, files: TensorFiles, start: int, stop: int) -> dict[str, mx.array]:
         """Rows as stored."""
         return {suffix: files.read(t, start, stop) for suffix, t in self.parts.items()}
 
@@ -132,7 +133,7 @@ class BlockFP8(Matrix):
         super().__init__(parts)
         self.shape = self.parts["weight"].matrix
         self._scale, self._block = self.parts[scale], (int(block[0]), int(block[1]))
-        if self.parts["weight"].dtype != "F8_E4M3" or self._scale.dtype not in PLAIN_DTYPES:
+        if self.parts["weight"].dtype != "F8_E4M3" or self._scale.dtype not in FLOATS:
             raise WeightsError(
                 f"{self.parts['weight'].name} is {self.parts['weight'].dtype} with {scale} in {self._scale.dtype}, but "
                 "only F8_E4M3 with a float scale is supported; use another form of the checkpoint."
@@ -140,14 +141,14 @@ class BlockFP8(Matrix):
         if min(self._block) < 1:
             raise WeightsError(f"weight_block_size {list(block)} is not two sizes above 0; correct config.json.")
         expected = tuple(-(-n // b) for n, b in zip(self.shape, self._block, strict=True))
-        if self._scale.end - self._scale.start != expected[0] * expected[1] * self._scale.element_bytes:
+        if self._scale.nbytes != expected[0] * expected[1] * self._scale.element_bytes:
             raise WeightsError(
                 f"{self._scale.name} {self._scale.shape} does not cut {self.shape} into blocks of {self._block}; "
                 "download the checkpoint again."
             )
         self._blocks = expected
 
-    def read(self, files: SourceFiles, start: int, stop: int) -> mx.array:
+    def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
         """Rows in float32."""
         w = mx.from_fp8(files.read(self.parts["weight"], start, stop), mx.float32)
         scales = files.read(self._scale).astype(mx.float32).reshape(self._blocks)
@@ -170,13 +171,13 @@ class Packed(Matrix):
     is_integer = True
     bits: int
     group_size: int
-    by_column: SourceTensor | None
+    by_column: Tensor | None
 
-    def grid(self, files: SourceFiles, start: int, stop: int) -> Grid:
+    def grid(self, files: TensorFiles, start: int, stop: int) -> Grid:
         """The grid of some rows."""
         raise NotImplementedError
 
-    def read(self, files: SourceFiles, start: int, stop: int) -> mx.array:
+    def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
         """Rows in float32."""
         g, groups = self.grid(files, start, stop), mx.arange(self.shape[1]) // self.group_size
         if self.by_column is not None:
@@ -192,7 +193,7 @@ class Packed(Matrix):
             groups = mx.where(order < 0, groups, order)
         return g.scales[:, groups] * (g.codes.astype(mx.float32) - g.zeros[:, groups])
 
-    def read_packed(self, files: SourceFiles, start: int, stop: int) -> dict[str, mx.array]:
+    def read_packed(self, files: TensorFiles, start: int, stop: int) -> dict[str, mx.array]:
         """The same grid in MLX's form, where ``w = scale * code + bias``."""
         self._check_order(files)
         g = self.grid(files, start, stop)
@@ -209,7 +210,7 @@ class Packed(Matrix):
         if self.by_column is None and self.group_size in (32, 64, 128):
             self.setting = Setting(self.group_size, bits)
 
-    def _check_order(self, files: SourceFiles) -> None:
+    def _check_order(self, files: TensorFiles) -> None:
         order = self.parts.get("g_idx")
         if order is None:
             return
@@ -235,11 +236,11 @@ class GPTQ(Packed):
         self._set((out, cols), bits, groups)
         self._expect("qweight", (words, out), WORDS)
         self._expect("qzeros", (groups, -(-out * bits // 32)), WORDS)
-        self._expect("scales", (groups, out), PLAIN_DTYPES)
+        self._expect("scales", (groups, out), FLOATS)
         if "g_idx" in self.parts:
             self._expect("g_idx", (1, cols), INDICES)
 
-    def grid(self, files: SourceFiles, start: int, stop: int) -> Grid:
+    def grid(self, files: TensorFiles, start: int, stop: int) -> Grid:
         """Unpacked and transposed."""
         codes = unpack(files.read(self.parts["qweight"]).T[start:stop], self.bits)
         zeros = unpack(files.read(self.parts["qzeros"]), self.bits).T[start:stop] + self._offset
@@ -258,13 +259,13 @@ class Compressed(Packed):
         groups = self.parts["weight_scale"].matrix[1]
         self._set((rows, words * 32 // bits), bits, groups)
         self._expect("weight_packed", (rows, words), WORDS)
-        self._expect("weight_scale", (rows, groups), PLAIN_DTYPES)
+        self._expect("weight_scale", (rows, groups), FLOATS)
         if "weight_zero_point" in self.parts:
             self._expect("weight_zero_point", (-(-rows * bits // 32), groups), WORDS)
         if self.by_column is not None:
             self._expect("weight_g_idx", (1, self.shape[1]), INDICES)
 
-    def grid(self, files: SourceFiles, start: int, stop: int) -> Grid:
+    def grid(self, files: TensorFiles, start: int, stop: int) -> Grid:
         """Unpacked; a symmetric format's zero point is the middle code."""
         codes = unpack(files.read(self.parts["weight_packed"], start, stop), self.bits)
         scales = files.read(self.parts["weight_scale"], start, stop).astype(mx.float32)
@@ -279,13 +280,7 @@ class Compressed(Packed):
 class Stack(Matrix):
     """Experts one below the other; all of one kind and shape."""
 
-    def __init__(self, experts: Sequence[Matrix], name: str) -> None:
-        kinds = {(type(e).__name__, e.shape, e.setting, e.dtype) for e in experts}
-        if len(kinds) > 1:
-            raise WeightsError(
-                f"the experts of {name} differ in shape or dtype: {', '.join(sorted(map(str, kinds))[:3])}; "
-                "download the checkpoint again."
-            )
+    def __init__(self, experts: Sequence[Matrix]) -> None:
         self._experts, first = list(experts), experts[0]
         self._rows = first.shape[0]
         self.shape = (self._rows * len(experts), first.shape[1])
@@ -296,11 +291,11 @@ class Stack(Matrix):
         """The shards of all experts."""
         return set().union(*(e.files for e in self._experts))
 
-    def read(self, files: SourceFiles, start: int, stop: int) -> mx.array:
+    def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
         """Rows of the experts that they fall into."""
         return mx.concatenate([e.read(files, a, b) for e, a, b in self._pieces(start, stop)])
 
-    def read_packed(self, files: SourceFiles, start: int, stop: int) -> dict[str, mx.array]:
+    def read_packed(self, files: TensorFiles, start: int, stop: int) -> dict[str, mx.array]:
         """As `read`, packed."""
         pieces = [e.read_packed(files, a, b) for e, a, b in self._pieces(start, stop)]
         return {suffix: mx.concatenate([p[suffix] for p in pieces]) for suffix in pieces[0]}

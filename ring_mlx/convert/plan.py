@@ -14,12 +14,13 @@ from mlx.utils import tree_flatten
 from ring_mlx.config import RingConfig
 from ring_mlx.convert.matrices import Matrix
 from ring_mlx.convert.settings import ROUTER, Rule, Setting
-from ring_mlx.convert.source_files import SourceTensor
 from ring_mlx.convert.sources import Source, as_matrix, parameter_shapes
 from ring_mlx.errors import OptionError
 from ring_mlx.model import Model
+from ring_mlx.safetensors_header import Tensor
+from ring_mlx.weights import DTYPES
 
-DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 2 << 30
 FLOAT32 = ("expert_bias",)
 LAYOUTS = ("stacked", "streamed")
@@ -185,9 +186,9 @@ def by_part(plan: Plan) -> list[tuple[str, int, int]]:
     return [(part, count, size) for part, (count, size) in totals.items() if count]
 
 
-def source_bytes(tensors: Mapping[str, SourceTensor]) -> int:
+def source_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the source's tensors."""
-    return sum(t.end - t.start for t in tensors.values())
+    return sum(t.nbytes for t in tensors.values())
 
 
 def _stored(name: str, dtype: mx.Dtype, shape: tuple[int, ...]) -> Stored:

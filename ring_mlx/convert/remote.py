@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.convert.source_files import SourceTensor, tensors_of
 from ring_mlx.errors import HubError, OptionError
 from ring_mlx.hub import NEEDED_FILES, REPO_ID, hub_errors
-from ring_mlx.safetensors_header import check_entries
+from ring_mlx.safetensors_header import Tensor, check_entries
+from ring_mlx.shards import add_tensors
 from ring_mlx.terminal_text import harmless
-from ring_mlx.weights import add_tensors
 
 SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors"))
 
@@ -39,7 +38,7 @@ def fetch_small_files(repo: str, revision: str | None) -> Path:
     return folder
 
 
-def tensors(repo: str, revision: str | None) -> dict[str, SourceTensor]:
+def tensors(repo: str, revision: str | None) -> dict[str, Tensor]:
     """Every tensor of a repository, from the headers of its shards alone.
 
     Raises:
@@ -58,13 +57,13 @@ def tensors(repo: str, revision: str | None) -> dict[str, SourceTensor]:
             raise HubError(
                 f"the hub cannot be reached ({type(e).__name__}); check the network and try again."
             ) from None
-    found: dict[str, SourceTensor] = {}
+    found: dict[str, Tensor] = {}
     for file, part in metadata.files_metadata.items():
         header: dict[str, Any] = {
             name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
             for name, t in part.tensors.items()
         }
-        add_tensors(found, tensors_of(Path(file), check_entries(Path(file), header)), Path(repo, file))
+        add_tensors(found, check_entries(Path(file), header), Path(repo, file))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +16,15 @@ from mlx.utils import tree_flatten
 
 from ring_mlx import weights
 from ring_mlx.config import RingConfig, read_config
-from ring_mlx.config_values import some
 from ring_mlx.convert import remote
 from ring_mlx.convert.matrices import GPTQ, BlockFP8, Compressed, Matrix, MLXPacked, Parts, Plain, Stack
 from ring_mlx.convert.settings import Setting
-from ring_mlx.convert.source_files import SourceTensor, local_tensors
 from ring_mlx.errors import WeightsError
 from ring_mlx.hub import resolve_model
 from ring_mlx.model import Model
+from ring_mlx.safetensors_header import Tensor
+from ring_mlx.shards import read_tensors
+from ring_mlx.tensor_files import NUMPY_DTYPES
 
 # Suffixes of the tensors that together make a parameter called weight.
 WEIGHT_SUFFIXES = frozenset(
@@ -60,7 +63,7 @@ class Source:
     folder: Path
     config: RingConfig
     raw: dict[str, Any]
-    tensors: dict[str, SourceTensor]
+    tensors: dict[str, Tensor]
     repo: tuple[str, str | None] | None = None
     commit: str | None = None
 
@@ -80,14 +83,35 @@ def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = Non
     name = os.fspath(path_or_repo)
     if remote_only and remote.is_repo(name):
         folder = remote.fetch_small_files(name, revision)
-        commit = folder.name
         config, raw = read_config(folder)
-        return Source(name, folder, config, raw, remote.tensors(name, commit), (name, commit), commit)
+        found = _checked(remote.tensors(name, folder.name))
+        return Source(name, folder, config, raw, found, (name, folder.name), folder.name)
     folder = resolve_model(path_or_repo, revision)
     config, raw = read_config(folder)
-    if remote.is_repo(name):
-        return Source(name, folder, config, raw, local_tensors(folder), commit=folder.name)
-    return Source(folder.resolve().name, folder, config, raw, local_tensors(folder))
+    commit = folder.name if remote.is_repo(name) else None
+    label = name if commit else folder.resolve().name
+    return Source(label, folder, config, raw, _checked(read_tensors(folder)), commit=commit)
+
+
+def _checked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for t in tensors.values():
+        if t.dtype not in NUMPY_DTYPES:
+            raise WeightsError(f"{t.name} has dtype {t.dtype}, which cannot be converted; use another checkpoint.")
+    return tensors
+
+
+def identity(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What tells one source from another without reading it: data bytes and a hash of the header of every shard."""
+    by_shard: dict[str, list[list[Any]]] = {}
+    for t in tensors.values():
+        by_shard.setdefault(t.file.name, []).append([t.name, t.dtype, list(t.shape), t.start, t.end])
+    return {
+        shard: {
+            "bytes": max(entry[-1] for entry in entries),
+            "header_sha256": hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest(),
+        }
+        for shard, entries in sorted(by_shard.items())
+    }
 
 
 def matrices(source: Source) -> dict[str, Matrix]:
@@ -114,7 +138,8 @@ def _matrices(source: Source) -> dict[str, Matrix]:
     for name, parts in grouped.items():
         cols = shapes[name][-1] if name in shapes else 0
         found[name] = _matrix(name, parts, source, cols)
-    _check(found, {name: as_matrix(shape) for name, shape in shapes.items()}, source)
+    wanted = {name: as_matrix(shape) for name, shape in shapes.items()}
+    weights.check_shapes({name: matrix.shape for name, matrix in found.items()}, wanted, source.name)
     return found
 
 
@@ -162,16 +187,14 @@ def _matrix(name: str, parts: Mapping[str, Any], source: Source, cols: int) -> M
     if not any(isinstance(entry, dict) for entry in parts.values()):
         return _one(name, parts, source, cols)
     count = source.config.num_experts
-    for suffix, experts in parts.items():
-        if not isinstance(experts, dict) or sorted(experts) != list(range(count)):
-            have = sorted(experts) if isinstance(experts, dict) else []
-            lacking = [str(e) for e in range(count) if e not in have][:6]
-            raise WeightsError(
-                f"{name.removesuffix('weight')}{suffix} should stack experts 0 to {count - 1}, but "
-                f"{'lacks ' + ', '.join(lacking) if lacking else 'has others too'}; download the checkpoint again."
-            )
-    each = [{suffix: experts[e] for suffix, experts in parts.items()} for e in range(count)]
-    return Stack([_one(name, p, source, cols) for p in each], name)
+    stacks = {
+        suffix: weights.in_order(
+            f"{name.removesuffix('weight')}{suffix}", experts if isinstance(experts, dict) else {}, count
+        )
+        for suffix, experts in parts.items()
+    }
+    each = [{suffix: experts[e] for suffix, experts in stacks.items()} for e in range(count)]
+    return Stack([_one(name, p, source, cols) for p in each])
 
 
 def _one(name: str, parts: Parts, source: Source, cols: int) -> Matrix:
@@ -235,20 +258,3 @@ def _mlx_setting(path: str, parts: Parts, source: Source, cols: int) -> Setting:
     if not mode or bits == 0:
         raise WeightsError(f"{parts['weight'].name} has a quantisation that cannot be told; convert the original.")
     return Setting(group, bits, mode)
-
-
-def _check(found: Mapping[str, Matrix], wanted: Mapping[str, tuple[int, int]], source: Source) -> None:
-    wrong = [
-        f"{n} {found[n].shape} instead of {wanted[n]}" for n in wanted if n in found and found[n].shape != wanted[n]
-    ]
-    problems = [
-        f"{what} {some(names)}"
-        for what, names in (
-            ("missing", sorted(set(wanted) - set(found))),
-            ("unknown", sorted(set(found) - set(wanted))),
-            ("misshapen", sorted(wrong)),
-        )
-        if names
-    ]
-    if problems:
-        raise WeightsError(f"{source.name} does not match its config.json: {'; '.join(problems)}. Download it again.")

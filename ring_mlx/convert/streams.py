@@ -12,9 +12,9 @@ import mlx.nn as nn
 from ring_mlx import weights
 from ring_mlx.convert import remote
 from ring_mlx.convert.job import CHUNK_WEIGHTS
-from ring_mlx.convert.source_files import SourceFiles
 from ring_mlx.convert.sources import Source, as_matrix, matrices, parameter_shapes
 from ring_mlx.model import Model
+from ring_mlx.tensor_files import TensorFiles
 
 
 class Stream:
@@ -106,7 +106,7 @@ class FloatStream(Stream):
         for matrix in self._matrices.values():
             for file in matrix.files:
                 uses[file.name] = uses.get(file.name, 0) + 1
-        self._files = SourceFiles(remote.fetcher(source.repo, scratch), uses)
+        self._files = TensorFiles(remote.fetcher(source.repo, scratch), uses)
 
     def arrays(self, prefix: str) -> dict[str, mx.array]:
         """As `Stream.arrays`; each name may be asked for once."""

@@ -25,11 +25,11 @@ from ring_mlx.convert.plan import Stored
 from ring_mlx.errors import ConvertError
 from ring_mlx.files import TEMPORARY, place, sync_path, write_text, write_together
 from ring_mlx.pace import Progress
+from ring_mlx.safetensors_header import BITS, header_bytes
 
 FORMAT = 1
 MANIFEST = "conversion.json"
 UNFINISHED = ".tmp"
-DTYPE_BYTES = {"F32": 4, "U32": 4, "BF16": 2, "F16": 2, "U8": 1}
 
 
 class Workplace:
@@ -142,19 +142,18 @@ class ShardFile:
 
     def __init__(self, path: Path, tensors: Sequence[Stored]) -> None:
         # Wide types first, so that every tensor is aligned.
-        ordered = sorted(tensors, key=lambda t: (-DTYPE_BYTES[t.dtype], t.name))
-        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        ordered = sorted(tensors, key=lambda t: (-BITS[t.dtype], t.name))
+        entries: dict[str, Any] = {}
         self._starts: dict[str, int] = {}
         at = 0
         for t in ordered:
-            header[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
+            entries[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
             self._starts[t.name] = at
             at += t.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._base, self._file = 8 + len(text), path.open("wb")
+        header = header_bytes(entries, {"format": "mlx"})
+        self._base, self._file = len(header), path.open("wb")
         self._left = dict.fromkeys(self._starts, 0) | {t.name: t.nbytes for t in ordered}
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(header)
 
     def write(self, name: str, at_byte: int, array: mx.array) -> int:
         """Put an array's bytes into a tensor, ``at_byte`` bytes from its start; returns how many there were."""

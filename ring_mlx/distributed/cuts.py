@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ring_mlx.config import RingConfig
 from ring_mlx.distributed.failure import DistributedError
-from ring_mlx.weights import Tensor
+from ring_mlx.safetensors_header import Tensor
 
 Entry = Tensor | dict[int, Tensor]
 AFFINE_GROUPS = (64, 32)

@@ -20,7 +20,7 @@ from ring_mlx.distributed.group import together
 from ring_mlx.distributed.loading import empty_part, plan_part
 from ring_mlx.distributed.reading import cut_array
 from ring_mlx.model import Model
-from ring_mlx.weights import Tensor
+from ring_mlx.safetensors_header import Tensor
 
 
 def random_sharded(

@@ -16,7 +16,6 @@ import mlx.core as mx
 
 from ring_mlx import memory, weights
 from ring_mlx.config import RingConfig, read_config
-from ring_mlx.convert.source_files import local_tensors
 from ring_mlx.decay import decay_rate
 from ring_mlx.defaults import read_defaults
 from ring_mlx.distributed.agreement import compare, versions
@@ -30,7 +29,7 @@ from ring_mlx.distributed.tensor import Sum, TensorModel
 from ring_mlx.kernel_check import check_kernels
 from ring_mlx.model import LanguageModel, Model
 from ring_mlx.quantization import loadable_settings
-from ring_mlx.shards import find_shards
+from ring_mlx.shards import find_shards, read_tensors
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def load_sharded(
         raise DistributedError(f"mode {mode!r} is not one of {', '.join(MODES)}; choose one of them.")
     with together(group) as said:
         config, raw = read_config(path, decay_layer_offset)
-        tensors = local_tensors(path)
+        tensors = read_tensors(path)
         target = weights.compute_dtype(raw, tensors, dtype)
         said["weights"] = weights.fingerprint(config, find_shards(path), target, exact)
         said["versions"] = versions()
@@ -168,9 +167,7 @@ def empty_part(part: Part, exact: bool, arrays: Mapping[str, mx.array], source: 
 def _read(part: Part, folder: Path, dtype: mx.Dtype, exact: bool) -> Model:
     memory.claim(part.own, _needed_bytes(part), f"a rank's part of {folder.name}")
     memory.bound_memory()
-    arrays = read_parts(part.entries, part.cuts, part.config.num_experts, dtype)
-    if exact and "lm_head.scales" not in arrays and "lm_head.weight" in arrays:
-        arrays["lm_head.weight"] = arrays["lm_head.weight"].astype(mx.float32)
+    arrays = read_parts(part.entries, part.cuts, part.config.num_experts, dtype, exact)
     model = empty_part(part, exact, arrays, folder)
     weights.give(model, arrays)
     mx.eval(model.parameters())
@@ -188,5 +185,5 @@ def _needed_bytes(part: Part) -> int:
         if cut is not None:
             whole = tensors[0].shape[cut.axis] * cut.repeat
             share = cut.repeat * sum(hi - lo for lo, hi in cut.ranges) / whole
-        total += share * sum(t.end - t.start for t in tensors)
+        total += share * sum(t.nbytes for t in tensors)
     return int(total)

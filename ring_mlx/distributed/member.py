@@ -88,13 +88,13 @@ class Member:
             RingError: As `load_sharded`.
         """
         from ring_mlx.config import read_config
-        from ring_mlx.convert.source_files import local_tensors
         from ring_mlx.distributed.loading import load_sharded
+        from ring_mlx.shards import read_tensors
 
         if self.mode == AUTO:
             with self.together():
                 config, raw = read_config(folder)
-                self._settle_mode(raw, config, local_tensors(folder))
+                self._settle_mode(raw, config, read_tensors(folder))
         return load_sharded(folder, self.group, self.mode, exact=exact, decay_layer_offset=decay_layer_offset)
 
     def draw(self, raw: dict[str, Any], name: str, bits: int | None, dtype: mx.Dtype, exact: bool, seed: int) -> Model:

@@ -10,48 +10,41 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from ring_mlx.convert.source_files import SourceFiles, SourceTensor
 from ring_mlx.distributed.cuts import Cut, Entry
-from ring_mlx.errors import WeightsError
-from ring_mlx.weights import DTYPES, FLOAT32
+from ring_mlx.safetensors_header import Tensor
+from ring_mlx.tensor_files import TensorFiles
+from ring_mlx.weights import cast, check_dtype, in_order
 
 STEP_BYTES = 16 << 20
 
 
 def read_parts(
-    entries: Mapping[str, Entry], cuts: Mapping[str, Cut], num_experts: int, dtype: mx.Dtype
+    entries: Mapping[str, Entry], cuts: Mapping[str, Cut], num_experts: int, dtype: mx.Dtype, exact: bool = False
 ) -> dict[str, mx.array]:
-    """Arrays under parameter names, computed: cut, experts stacked, floats cast as `ring_mlx.weights.load_arrays` does.
+    """Arrays under parameter names, computed: cut, experts stacked, floats cast as `ring_mlx.weights.cast` does.
 
     Raises:
-        WeightsError: If a tensor is of an unknown dtype, cannot be read or is no `SourceTensor`, or an expert is missing.
+        WeightsError: If a tensor is of an unknown dtype or cannot be read, or an expert is missing.
     """
-    files, out = SourceFiles(), {}
+    files, out = TensorFiles(), {}
     try:
         for name, entry in entries.items():
             cut = cuts.get(name)
             if isinstance(entry, dict):
-                if sorted(entry) != list(range(num_experts)):
-                    raise WeightsError(
-                        f"{name} has {len(entry)} of {num_experts} experts; download the checkpoint again."
-                    )
-                array = mx.stack([_part(files, entry[e], cut) for e in range(num_experts)])
+                array = mx.stack([_part(files, tensor, cut) for tensor in in_order(name, entry, num_experts)])
             else:
                 array = _part(files, entry, cut)
-            if mx.issubdtype(array.dtype, mx.floating):
-                array = array.astype(mx.float32 if name.endswith(FLOAT32) else dtype)
-            mx.eval(array)
-            out[name] = array
+            out[name] = cast(name, array, dtype, exact)
             del array
+            mx.eval(out[name])
             mx.clear_cache()
     finally:
         files.close()
     return out
 
 
-def _part(files: SourceFiles, tensor: object, cut: Cut | None) -> mx.array:
-    if not isinstance(tensor, SourceTensor) or tensor.dtype not in DTYPES:
-        raise WeightsError(f"{tensor} cannot be read in parts; use the bfloat16 or the mlx-community form.")
+def _part(files: TensorFiles, tensor: Tensor, cut: Cut | None) -> mx.array:
+    check_dtype(tensor)
     *outer, cols = tensor.shape
     if cut is None or cut.axis == -1:
         part = _chunks(files, tensor, 0, tensor.matrix[0], cut)
@@ -62,7 +55,7 @@ def _part(files: SourceFiles, tensor: object, cut: Cut | None) -> mx.array:
     return mx.concatenate(parts).reshape(*outer[:-1], -1, cols)
 
 
-def _chunks(files: SourceFiles, tensor: SourceTensor, start: int, stop: int, cut: Cut | None) -> mx.array:
+def _chunks(files: TensorFiles, tensor: Tensor, start: int, stop: int, cut: Cut | None) -> mx.array:
     """Rows of the matrix, their columns cut, read in steps."""
     step = max(1, STEP_BYTES // (tensor.matrix[1] * tensor.element_bytes))
     parts = []

@@ -12,17 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ring_mlx import weights
 from ring_mlx.config import RingConfig
 from ring_mlx.errors import WeightsError
-from ring_mlx.safetensors_header import Header, read_header
-
-if TYPE_CHECKING:
-    from ring_mlx.convert.source_files import SourceTensor
+from ring_mlx.safetensors_header import Header, Tensor, read_header
+from ring_mlx.shards import add_tensors, find_shards
 
 ALIGN_BYTES = 16384
 PADDING = "padding"
@@ -74,28 +69,21 @@ def find_experts(folder: Path, config: RingConfig) -> dict[int, LayerPlaces]:
     Raises:
         WeightsError: If shards are missing or damaged, or the experts of a layer differ or are not whole.
     """
-    from ring_mlx.convert.source_files import local_tensors
-
-    tensors = local_tensors(folder)
-    stacks: dict[int, dict[str, list[SourceTensor]]] = {}
+    tensors: dict[str, Tensor] = {}
+    bases: dict[Path, int] = {}
+    digests: dict[str, str] = {}
+    for file in find_shards(folder):
+        header = read_header(file)
+        add_tensors(tensors, header.tensors, file)
+        bases[file] = len(header.raw)
+        digests |= _digests(file, header)
+    stacks: dict[int, dict[str, list[Tensor]]] = {}
     for name, entry in weights.canonical(tensors, config).items():
         found = _STACK.match(name)
         if found is None:
             continue
-        if isinstance(entry, dict):
-            each = [entry[e] for e in sorted(entry)]
-            if sorted(entry) != list(range(config.num_experts)):
-                raise WeightsError(
-                    f"{folder} does not hold all {config.num_experts} experts of {name}; download again."
-                )
-        else:
-            each = [entry]
-        stacks.setdefault(int(found[1]), {})[found[2]] = each  # type: ignore[assignment]
-    headers = {file: read_header(file) for file in {t.file for s in stacks.values() for ts in s.values() for t in ts}}
-    bases = {file: len(header.raw) for file, header in headers.items()}
-    digests: dict[str, str] = {}
-    for file, header in headers.items():
-        digests |= _digests(file, header, [t for t in tensors.values() if t.file == file])
+        each = weights.in_order(name, entry, config.num_experts) if isinstance(entry, dict) else [entry]
+        stacks.setdefault(int(found[1]), {})[found[2]] = each
     return {i: _layer(i, stacks[i], config.num_experts, bases, digests) for i in sorted(stacks)}
 
 
@@ -116,7 +104,7 @@ def expert_name(stacked: str, expert: int) -> str:
 
 def _layer(
     layer: int,
-    stacks: Mapping[str, Sequence[SourceTensor]],
+    stacks: Mapping[str, Sequence[Tensor]],
     count: int,
     bases: Mapping[Path, int],
     digests: Mapping[str, str],
@@ -125,9 +113,7 @@ def _layer(
     for name, tensors in sorted(stacks.items()):
         first, stacked = tensors[0], len(tensors) == 1 and count > 1
         shape = first.shape[1:] if stacked else first.shape
-        parts.append(Part(name, first.dtype, shape, (first.end - first.start) // (count if stacked else 1)))
-        if any((t.shape, t.dtype) != (first.shape, first.dtype) for t in tensors):
-            raise WeightsError(f"the experts of layer {layer} differ in the shape or dtype of {name}; convert again.")
+        parts.append(Part(name, first.dtype, shape, first.nbytes // (count if stacked else 1)))
     places = []
     for e in range(count):
         spots = []
@@ -153,13 +139,13 @@ def _merge(spots: Sequence[tuple[Path, int, int]], parts: Sequence[Part]) -> tup
     return tuple(pieces)
 
 
-def _digests(file: Path, header: Header, tensors: Sequence[SourceTensor]) -> dict[str, str]:
+def _digests(file: Path, header: Header) -> dict[str, str]:
     """Hashes by "layer.expert" from a file's metadata; none if it is not of the streamed layout."""
     listed = header.metadata.get(weights.EXPERT_DIGESTS)
     if listed is None:
         return {}
     order: dict[str, None] = {}
-    for tensor in sorted(tensors, key=lambda t: t.start):
+    for tensor in sorted(header.tensors.values(), key=lambda t: t.start):
         found = _EXPERT.match(tensor.name)
         if found:
             order[f"{found[1]}.{found[2]}"] = None
@@ -167,10 +153,3 @@ def _digests(file: Path, header: Header, tensors: Sequence[SourceTensor]) -> dic
     if len(digests) != len(order) or any(len(d) != DIGEST_CHARACTERS for d in digests):
         raise WeightsError(f"{file} has {len(digests)} checksums for {len(order)} experts; convert again.")
     return dict(zip(order, digests, strict=True))
-
-
-def element_bytes(dtype: str) -> int:
-    """Bytes of an element of a safetensors dtype."""
-    from ring_mlx.convert.source_files import NUMPY_DTYPES
-
-    return int(np.dtype(NUMPY_DTYPES[dtype]).itemsize)

@@ -101,7 +101,10 @@ class Model(ring_mlx.model.Model):
         widened = weights.FLOAT32 if mx.default_device() == mx.gpu else ("",)
         found = {}
         for name, entry in entries.items():
-            array = self._stacked(name, entry) if isinstance(entry, dict) else cast(mx.array, entry)
+            if isinstance(entry, dict):
+                array = mx.stack(weights.in_order(name, cast(Any, entry), self.config.num_experts))
+            else:
+                array = cast(mx.array, entry)
             if mx.issubdtype(array.dtype, mx.floating) and name.endswith(widened):
                 array = array.astype(mx.float32)
             found[name] = array
@@ -116,15 +119,6 @@ class Model(ring_mlx.model.Model):
     def cast_predicate(self) -> Callable[[str], bool]:
         """Which parameters ``mlx_lm.convert`` may cast: all but the router and its bias."""
         return lambda name: not name.endswith(weights.FLOAT32)
-
-    def _stacked(self, name: str, experts: Mapping[int, Any]) -> mx.array:
-        count = self.config.num_experts
-        if sorted(experts) != list(range(count)):
-            raise WeightsError(
-                f"{name} should stack experts 0 to {count - 1}, but the files hold {len(experts)}, up to number "
-                f"{max(experts)}; download the checkpoint again."
-            )
-        return mx.stack([experts[e] for e in range(count)])
 
 
 def _drop_spent_padding(cache: Sequence[Any]) -> None:

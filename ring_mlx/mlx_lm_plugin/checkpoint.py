@@ -9,11 +9,12 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx import memory, templates, weights
+from ring_mlx import memory, templates
 from ring_mlx.checkpoint_files import check_small_files, read_json
 from ring_mlx.config_values import shown
 from ring_mlx.errors import RingError, TokenizerError, WeightsError
 from ring_mlx.loading import assemble
+from ring_mlx.shards import read_headers
 from ring_mlx.tokenizer import make_tokenizer
 
 READ_BY_MLX_LM = "model*.safetensors"  # whatever the index says
@@ -56,7 +57,7 @@ def check_weights(folder: Path, whole: bool = True, is_read: bool = False) -> No
         RingError: If they do not fit.
     """
     check_configs(folder)
-    found = weights.read_headers(sorted(folder.glob(READ_BY_MLX_LM)))
+    found = read_headers(sorted(folder.glob(READ_BY_MLX_LM)))
     if found and whole:
         model, arrays, _, _ = assemble(folder)
         if is_read:
