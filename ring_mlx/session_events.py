@@ -175,18 +175,18 @@ class Statistics:
         kv_quantization: Of keys and values, in words.
     """
 
-    prompt_tokens: int
-    read_tokens: int
-    reused_tokens: int
-    prompt_tps: float
-    time_to_first_token_s: float
-    generated_tokens: int
-    thinking_tokens: int
-    generation_tps: float
-    peak_memory_bytes: int
-    seed: int
-    quantization: str
-    kv_quantization: str
+    prompt_tokens: int = 0
+    read_tokens: int = 0
+    reused_tokens: int = 0
+    prompt_tps: float = 0.0
+    time_to_first_token_s: float = 0.0
+    generated_tokens: int = 0
+    thinking_tokens: int = 0
+    generation_tps: float = 0.0
+    peak_memory_bytes: int = 0
+    seed: int | None = None
+    quantization: str = ""
+    kv_quantization: str = ""
 
 
 @dataclass(frozen=True)

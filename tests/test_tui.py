@@ -346,7 +346,15 @@ def test_typing_goes_on_while_text_streams():
 
 @pytest.mark.parametrize("room", range(20, 130, 7))
 def test_gauges_fit(room):
-    f = Figures(131_072, 99_999, 0, 0, 0.0, 9999.0, 999.0, 99.9, int(99e9), int(9e9))
+    f = Figures(
+        prompt_tokens=131_072,
+        reused_tokens=99_999,
+        prompt_tps=9999.0,
+        generation_tps=999.0,
+        time_to_first_token_s=99.9,
+        peak_memory_bytes=int(99e9),
+        cache_bytes=int(9e9),
+    )
     text = gauges(f, 131_072, int(128e9), room)
     assert len(text) <= room
     assert "131" in text

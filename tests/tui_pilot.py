@@ -31,7 +31,7 @@ FIGURES = Figures(
     prompt_tps=500.0,
     generation_tps=99.0,
     time_to_first_token_s=0.12,
-    memory_bytes=1_500_000_000,
+    peak_memory_bytes=1_500_000_000,
     seed=7,
 )
 KEYS = {" ": "space", "*": "asterisk", "/": "slash", "@": "at", ".": "full_stop", "-": "minus"}

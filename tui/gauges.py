@@ -20,7 +20,7 @@ def gauges(f: Figures, context: int, memory_limit_bytes: int, room: int) -> str:
         (2, f"first {seconds(f.time_to_first_token_s)}"),
         (0, f"{'context ' if wide else ''}{short(f.context_tokens, wide)}/{short(context, wide)}"),
         (4, f"{short(f.reused_tokens, wide)} reused" if f.reused_tokens else ""),
-        (3, _memory(f, memory_limit_bytes) if f.memory_bytes else ""),
+        (3, _memory(f, memory_limit_bytes) if f.peak_memory_bytes else ""),
     ]
     chosen: list[tuple[int, str]] = []
     for index in sorted((i for i, part in enumerate(parts) if part[1]), key=lambda i: parts[i][0]):
@@ -40,7 +40,7 @@ def _speeds(f: Figures, wide: bool) -> str:
 def _memory(f: Figures, limit_bytes: int) -> str:
     cache = f" + {f.cache_bytes / 1e9:.1f}" if f.cache_bytes >= 5e7 else ""
     of = f"/{limit_bytes / 1e9:.0f}" if limit_bytes else ""
-    return f"{(f.memory_bytes - f.cache_bytes if cache else f.memory_bytes) / 1e9:.1f}{cache}{of} GB"
+    return f"{(f.peak_memory_bytes - f.cache_bytes if cache else f.peak_memory_bytes) / 1e9:.1f}{cache}{of} GB"
 
 
 def reading_text(message: Reading) -> str:

@@ -11,31 +11,18 @@ from typing import Any, Protocol
 
 from textual.message import Message
 
-from ring_mlx import Thinking
+from ring_mlx import Statistics, Thinking
 
 Messages = Sequence[dict[str, Any]]
 Post = Callable[[Message], object]
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Sizes and speeds of an answer so far: counts of tokens, tokens a second, seconds, bytes.
+class Figures(Statistics):
+    """What an answer has cost so far; ``cache_bytes`` is what snapshots take, 0 where it is not known."""
 
-    ``prompt_tokens`` is the whole prompt, of which ``reused_tokens`` needed no reading; ``cache_bytes`` is what
-    snapshots take, 0 where it is not known; ``seed`` None is one that cannot be told.
-    """
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    generated_tokens: int = 0
-    thinking_tokens: int = 0
     thinking_s: float = 0.0
-    prompt_tps: float = 0.0
-    generation_tps: float = 0.0
-    time_to_first_token_s: float = 0.0
-    memory_bytes: int = 0
     cache_bytes: int = 0
-    seed: int | None = None
 
     @property
     def context_tokens(self) -> int:

@@ -33,7 +33,7 @@ def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before
         time_to_first_token_s=f.time_to_first_token_s,
         prompt_tps=f.prompt_tps,
         generation_tps=f.generation_tps,
-        peak_memory_gb=f.memory_bytes / 1e9,
+        peak_memory_gb=f.peak_memory_bytes / 1e9,
         finish_reason=reason,
     )
 

@@ -153,7 +153,7 @@ class _Heard:
         elif isinstance(event, Revised):
             self.batch.revise(event.thought, self._measured())
         elif isinstance(event, Statistics):
-            self.batch.add("", "", False, self._final(event))
+            self.batch.add("", "", False, Figures(**vars(event), cache_bytes=self._session.counters.snapshot_bytes))
         elif isinstance(event, End):
             self.end = event
         if self.tokens and (self.end is not None or self.batch.is_due()):
@@ -173,17 +173,3 @@ class _Heard:
             time_to_first_token_s=wait_s,
         )
         return self._figures
-
-    def _final(self, s: Statistics) -> Figures:
-        return Figures(
-            prompt_tokens=s.prompt_tokens,
-            reused_tokens=s.reused_tokens,
-            generated_tokens=s.generated_tokens,
-            thinking_tokens=s.thinking_tokens,
-            prompt_tps=s.prompt_tps,
-            generation_tps=s.generation_tps,
-            time_to_first_token_s=s.time_to_first_token_s,
-            memory_bytes=s.peak_memory_bytes,
-            cache_bytes=self._session.counters.snapshot_bytes,
-            seed=s.seed,
-        )
