@@ -218,7 +218,7 @@ class Session(AbstractContextManager["Session"]):
         self.close()
 
     def _run(self) -> None:
-        """The thread's life. It comes to rest and never ends: see `_rest`."""
+        """The thread's life. It comes to rest and never ends: see `rest`."""
         worker = self._load()
         while (job := self._next_job(worker)) is not None:
             self._answer(worker, *job)
@@ -228,8 +228,7 @@ class Session(AbstractContextManager["Session"]):
             self._quietly(lambda w: w.save(), worker)
             free, worker = worker.free_memory, None
             free()
-        self._at_rest.set()
-        _rest()
+        rest(self._at_rest)
 
     def _next_job(self, worker: Worker | None) -> tuple[Request, Reply] | None:
         """Wait for one; meanwhile a system that is short of memory gets back what nothing is answered from."""
@@ -295,9 +294,13 @@ class Session(AbstractContextManager["Session"]):
         self._counters = worker.counters
 
 
-def _rest() -> None:
-    """What MLX keeps for a thread is freed when the thread ends, which needs the interpreter: a process that exits
-    meanwhile aborts. So the thread waits for ever, as a daemon."""
+def rest(at_rest: threading.Event) -> None:
+    """Say that a thread which ran MLX is done, and wait for ever, as a daemon.
+
+    What MLX keeps for a thread is freed when the thread ends, which needs the interpreter: a process that exits meanwhile
+    aborts.
+    """
+    at_rest.set()
     threading.Event().wait()
 
 

@@ -1,9 +1,4 @@
-"""One thread that owns the model: takes questions, posts messages.
-
-The model's package is imported on that thread, so that the screen is there before MLX is. The thread never ends, it
-comes to rest: what MLX keeps for a thread is freed when the thread ends, which needs the interpreter, and a process
-that is exiting meanwhile aborts.
-"""
+"""One thread that owns the session: takes questions, posts messages; MLX runs on the session's own thread."""
 
 from __future__ import annotations
 
@@ -39,7 +34,6 @@ class Engine:
         self._work: queue.Queue[_Asked | ModelChoice | None] = queue.Queue()
         self._latest: _Asked | None = None
         self._source: Source | None = None
-        self._at_rest = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self, post: Post) -> None:
@@ -70,10 +64,12 @@ class Engine:
             source.stop()
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """End the answer and free the model; returns whether the thread is at rest, so that the process may exit."""
+        """End the answer and free the model; returns whether the thread has ended, so that the process may exit."""
         self.stop()
         self._work.put(None)
-        return not self._thread.is_alive() or self._at_rest.wait(timeout_s)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -86,8 +82,6 @@ class Engine:
             self._free()
         except Exception as e:  # noqa: BLE001 whatever happens here is shown, not raised across the screen
             self._post(Failed(in_one_line(e)))
-        self._at_rest.set()
-        threading.Event().wait()
 
     def _use(self, choice: ModelChoice) -> bool:
         try:

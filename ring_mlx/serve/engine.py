@@ -22,6 +22,7 @@ from ring_mlx.serve.job import Job
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.protocol import Asked
 from ring_mlx.serve.settings import Settings
+from ring_mlx.session import rest
 from ring_mlx.terminal_text import note
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Engine:
         return self._at_rest.wait(timeout_s)
 
     def _run(self) -> None:
-        """The thread's life. What MLX keeps for a thread must not be freed while a process exits, so it never ends."""
+        """The thread's life. It comes to rest and never ends: see `rest`."""
         try:
             work: Work | None = self._load()
         except Exception as e:  # noqa: BLE001 whatever happens is told to those who ask
@@ -181,8 +182,7 @@ class Engine:
             work.save()
             free, work, self._model = work.free_memory, None, None
             free()
-        self._at_rest.set()
-        threading.Event().wait()
+        rest(self._at_rest)
 
     def _load(self) -> Work:
         from ring_mlx.serve.parts import Parts
