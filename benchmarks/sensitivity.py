@@ -20,6 +20,7 @@ from ring_mlx import demo_model_path, load_model
 from ring_mlx.convert import convert, convert_plan, report
 from ring_mlx.convert.job import Options
 from ring_mlx.convert.plan import quantisable_paths
+from ring_mlx.divergence import divergence
 
 KINDS = {
     "embeddings": ["word_embeddings"],
@@ -60,10 +61,10 @@ class Judge:
         answers, everything, flips = [], [], []
         for batch, left, right in zip(self._batches, self._logits, self._run(folder), strict=True):
             for i, (first, end) in enumerate(batch.spans):
-                kl, flip, _, _ = report.divergence(left[i, : end - 1], right[i, : end - 1], batch.tokens[i, 1:end])
-                everything.append(np.array(kl))
-                answers.append(np.array(kl)[first - 1 :])
-                flips.append(np.array(flip))
+                kl, flip, _, _ = divergence(left[i, : end - 1], right[i, : end - 1], batch.tokens[i, 1:end])
+                everything.append(kl)
+                answers.append(kl[first - 1 :])
+                flips.append(flip)
         whole = np.concatenate(everything)
         return Found(
             float(np.concatenate(answers).mean()),

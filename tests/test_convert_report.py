@@ -14,6 +14,7 @@ from mlx_lm import convert as mlx_lm_convert
 
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.convert import convert, report, verify
+from ring_mlx.divergence import divergence
 from ring_mlx.errors import OptionError
 from tests import foreign
 from tests.compare import assert_close
@@ -75,7 +76,7 @@ def test_layer_by_layer_is_the_whole_model(small, tmp_path, monkeypatch):
             kl.append((np.exp(p) * (p - q)).sum(-1))
     kl = np.concatenate(kl)
     d = found.kinds["conversations"]
-    assert d.positions == len(kl)
+    assert d.tokens == len(kl)
     assert d.kl_mean == pytest.approx(kl.mean(), rel=1e-3)
     assert d.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-3)
 
@@ -94,10 +95,10 @@ def test_at_equal_size_ours_diverges_less_than_mlx_lms(plain):
     mean = {}
     for p in size:
         rows = [
-            report.divergence(logits[plain][i, : end - 1], logits[p][i, : end - 1], tokens[i, 1:end])[0]
+            divergence(logits[plain][i, : end - 1], logits[p][i, : end - 1], tokens[i, 1:end])[0]
             for i, (_, end) in enumerate(spans)
         ]
-        mean[p] = mx.concatenate(rows).mean().item()
+        mean[p] = np.concatenate(rows).mean()
     assert mean[four_bits] < 0.95 * mean[theirs]
 
 
@@ -120,7 +121,7 @@ def test_a_packed_source_is_compared_as_what_it_means(tmp_path, monkeypatch):
 def test_the_divergence_of_two_known_distributions():
     p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.5, 0.25]])
     logits = [mx.array(np.log(x).astype(np.float32) + 3) for x in (p, q)]
-    kl, flips, ours, theirs = report.divergence(*logits, mx.array([1]))
+    kl, flips, ours, theirs = map(mx.array, divergence(*logits, mx.array([1])))
     assert_close(kl, np.array([0.25 * np.log(2)]), 1e-5)
     assert flips.tolist() == [1]
     assert_close(ours, np.log([4.0]), 1e-5)
@@ -153,6 +154,8 @@ def test_the_command_reports_and_the_folder_keeps_it(small, tmp_path):
         assert "KL mean" in result.stdout
     saved = json.loads((out / "report.json").read_text())
     assert saved["kinds"]["text"]["kl_mean"] > 0
+    names = ["positions", "kl_mean", "kl_median", "kl_99", "flips", "perplexity", "perplexity_ratio"]
+    assert list(saved["kinds"]["text"]) == names, "the file's names are not those of Divergence"
     assert (out / "README.md").read_text().count("## Divergence from the source") == 1
     assert verify(out) == len(list(out.iterdir())) - 1
     shown = subprocess.run(

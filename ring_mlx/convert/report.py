@@ -9,46 +9,27 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.convert import writer
+from ring_mlx.convert.plan import source_bytes
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
+from ring_mlx.divergence import HEAD_TOKENS, Divergence, Floats, divergence, summary
 from ring_mlx.errors import OptionError
 from ring_mlx.files import MOST_TEXT_BYTES, text_of
 from ring_mlx.pace import Progress
 from ring_mlx.tokenizer import load_tokenizer, render_chat
 
 TEXT = Path(__file__).parent / "report_text.jsonl"
-BATCH_TOKENS, HEAD_TOKENS = 2048, 128
+BATCH_TOKENS = 2048
 REPORT = "report.json"
 HEADING = "## Divergence from the source\n"
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """What differs over some positions.
-
-    ``kl_*`` is KL(source || result) in nats a token; ``flips`` the part of positions whose likeliest token differs;
-    ``perplexity`` that of the source, and ``perplexity_ratio`` that of the result over it.
-    """
-
-    positions: int
-    kl_mean: float
-    kl_median: float
-    kl_99: float
-    flips: float
-    perplexity: float
-    perplexity_ratio: float
 
 
 @dataclass(frozen=True)
@@ -133,7 +114,7 @@ def compare(
         finally:
             for stream in streams:
                 stream.close()
-    before, after = (sum(t.end - t.start for t in s.tensors.values()) for s in (opened, made))
+    before, after = (source_bytes(s.tensors) for s in (opened, made))
     return Report(before, after, _summaries(measured))
 
 
@@ -146,8 +127,8 @@ def table(report: Report) -> str:
     ]
     for kind, d in report.kinds.items():
         lines.append(
-            f"{kind:14} {d.positions:7} {d.kl_mean:9.5f} {d.kl_median:9.5f} {d.kl_99:9.5f} {d.flips:7.2%} "
-            f"{d.perplexity:9.3f} {d.perplexity_ratio:7.4f}"
+            f"{kind:14} {d.tokens:7} {d.kl_mean:9.5f} {d.kl_median:9.5f} {d.kl_99:9.5f} {d.flips:7.2%} "
+            f"{d.reference_perplexity:9.3f} {d.perplexity_ratio:7.4f}"
         )
     return "\n".join(lines)
 
@@ -160,9 +141,17 @@ def save(report: Report, folder: Path) -> None:
     """
     readme = (folder / "README.md").read_text(encoding="utf-8").partition(HEADING)[0]
     text = "".join(f"    {line}\n" for line in table(report).splitlines())
-    texts = {"README.md": f"{readme}{HEADING}\n{text}", REPORT: json.dumps(asdict(report), indent=2) + "\n"}
+    found = {**vars(report), "kinds": {kind: _saved(d) for kind, d in report.kinds.items()}}
+    texts = {"README.md": f"{readme}{HEADING}\n{text}", REPORT: json.dumps(found, indent=2) + "\n"}
     with writer.disk_errors(folder):
         writer.amend(folder, texts)
+
+
+def _saved(d: Divergence) -> dict[str, float]:
+    """For report.json, whose ``perplexity`` is the source's."""
+    names = ("kl_mean", "kl_median", "kl_99", "flips")
+    found = {"positions": d.tokens, **{name: getattr(d, name) for name in names}}
+    return found | {"perplexity": d.reference_perplexity, "perplexity_ratio": d.perplexity_ratio}
 
 
 def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Batch]:
@@ -206,23 +195,6 @@ def _tokenise(tokenizer: TokenizerWrapper, row: Mapping[str, Any]) -> tuple[list
     return whole, max(1, same), str(row.get("kind", "conversations"))
 
 
-def divergence(left: mx.array, right: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """KL(left || right), whether the argmax differs, and both losses of the targets.
-
-    Args:
-        left, right: Logits [n, vocab] float32.
-        targets: The tokens that came [n].
-
-    Returns:
-        Four arrays [n].
-    """
-    p, q = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (left, right))
-    kl = (mx.exp(p) * (p - q)).sum(axis=-1)
-    flips = mx.argmax(left, axis=-1) != mx.argmax(right, axis=-1)
-    losses = [-mx.take_along_axis(x, targets[:, None], axis=-1)[:, 0] for x in (p, q)]
-    return kl, flips.astype(mx.float32), losses[0], losses[1]
-
-
 def _run(
     streams: Sequence[Stream], batches: Sequence[Batch], count: int, progress: Progress | None
 ) -> list[dict[str, list[Floats]]]:
@@ -242,14 +214,13 @@ def _run(
 
 
 def _measure(batch: Batch, streams: Sequence[tuple[Stream, mx.array]]) -> dict[str, list[Floats]]:
-    """By kind: arrays [n, 4] of what `divergence` gives at every position that has a next token."""
+    """By kind: what `divergence` gives at every position that has a next token."""
     found: dict[str, list[Floats]] = {}
     for row, ((first, end), kind) in enumerate(zip(batch.spans, batch.kinds, strict=True)):
         for start in range(first, end, HEAD_TOKENS):
             stop = min(start + HEAD_TOKENS, end)
-            logits = [s.logits(x[row, start - 1 : stop - 1]) for s, x in streams]
-            values = mx.stack(list(divergence(logits[0], logits[1], batch.tokens[row, start:stop])), axis=-1)
-            found.setdefault(kind, []).append(np.array(values, dtype=np.float64))
+            left, right = (s.logits(x[row, start - 1 : stop - 1]) for s, x in streams)
+            found.setdefault(kind, []).append(divergence(left, right, batch.tokens[row, start:stop]))
     return found
 
 
@@ -258,20 +229,7 @@ def _summaries(measured: Sequence[dict[str, list[Floats]]]) -> dict[str, Diverge
     for part in measured:
         for kind, arrays in part.items():
             kinds.setdefault(kind, []).extend(arrays)
-    out = {kind: _summary(np.concatenate(arrays)) for kind, arrays in sorted(kinds.items())}
+    out = {kind: summary(arrays) for kind, arrays in sorted(kinds.items())}
     if len(kinds) > 1:
-        out["all"] = _summary(np.concatenate([a for arrays in kinds.values() for a in arrays]))
+        out["all"] = summary([a for arrays in kinds.values() for a in arrays])
     return out
-
-
-def _summary(values: Floats) -> Divergence:
-    kl, flips, ours, theirs = values.T
-    return Divergence(
-        len(kl),
-        float(kl.mean()),
-        float(np.median(kl)),
-        float(np.quantile(kl, 0.99)),
-        float(flips.mean()),
-        float(np.exp(ours.mean())),
-        float(np.exp(theirs.mean() - ours.mean())),
-    )

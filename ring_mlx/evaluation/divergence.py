@@ -5,36 +5,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import memory
-from ring_mlx.convert.report import HEAD_TOKENS, divergence
+from ring_mlx.divergence import HEAD_TOKENS, Divergence, divergence, summary
 from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation.scoring import scored_logits, windows
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 from ring_mlx.shards import safetensors_in
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Over counted tokens: KL(reference || model) in nats, how often the likeliest token is the same, perplexities."""
-
-    tokens: int
-    kl_mean: float
-    kl_median: float
-    kl_99: float
-    top1_agreement: float
-    perplexity: float
-    reference_perplexity: float
 
 
 def check_same_tokens(ours: TokenizerWrapper, theirs: TokenizerWrapper, text: str, name: str) -> None:
@@ -73,10 +56,6 @@ def diverge(
 ) -> Divergence:
     """Read a text with both models in the windows of `perplexity.perplexity`.
 
-    ::
-
-        KL_t = sum over v of p_reference(v) (log p_reference(v) - log p_model(v))
-
     Args:
         model: What is judged.
         reference: What it is held against, of the same vocabulary.
@@ -95,20 +74,10 @@ def diverge(
         for (left, targets), (right, _) in zip(*both, strict=True):
             for at in range(0, left.shape[0], HEAD_TOKENS):
                 rows = slice(at, at + HEAD_TOKENS)
-                values = divergence(left[rows], right[rows], targets[rows])
-                found.append(np.array(mx.stack(list(values), axis=-1), dtype=np.float64))
+                found.append(divergence(left[rows], right[rows], targets[rows]))
         if progress:
             progress(end - 1, len(ids) - 1)
-    kl, flips, theirs, ours = np.concatenate(found).T
-    return Divergence(
-        len(kl),
-        float(kl.mean()),
-        float(np.median(kl)),
-        float(np.quantile(kl, 0.99)),
-        1 - float(flips.mean()),
-        math.exp(min(float(ours.mean()), 700.0)),
-        math.exp(min(float(theirs.mean()), 700.0)),
-    )
+    return summary(found)
 
 
 def table(found: Divergence, reference: str) -> str:
