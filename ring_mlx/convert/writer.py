@@ -250,11 +250,8 @@ def amend(folder: Path, texts: Mapping[str, str]) -> None:
 
 def sha256(path: Path) -> str:
     """Hash of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _text(manifest: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -133,8 +134,5 @@ def array_checksum(arrays: Mapping[str, mx.array]) -> str:
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file that is no link, in hexadecimal."""
-    digest = hashlib.sha256()
     with open_plain(path) as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(cast(Any, f), "sha256").hexdigest()
