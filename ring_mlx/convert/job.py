@@ -266,7 +266,7 @@ def _check_space(target: Path, plan: Plan) -> None:
 def _write_shards(source: Source, plan: Plan, place: Workplace, options: Options, progress: Progress | None) -> None:
     left = {shard: outputs for shard, outputs in plan.shards.items() if not place.has(shard)}
     fetch = remote.fetcher(source.repo, place.folder / FETCHED)
-    files = TensorFiles(fetch, uses(o for outputs in left.values() for o in outputs))
+    files = TensorFiles(fetch, uses(o.matrix for outputs in left.values() for o in outputs))
     done = plan.nbytes - sum(o.nbytes for outputs in left.values() for o in outputs)
     cache_limit = mx.set_cache_limit(CACHE_LIMIT_BYTES)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,13 +168,9 @@ def quantisable_paths(config: RingConfig) -> set[str]:
     return {path for path, module in leaves if hasattr(module, "to_quantized")}
 
 
-def uses(outputs: Iterable[Output]) -> dict[str, int]:
-    """How many outputs read each source shard."""
-    counts: dict[str, int] = {}
-    for output in outputs:
-        for file in output.matrix.files:
-            counts[file.name] = counts.get(file.name, 0) + 1
-    return counts
+def uses(matrices: Iterable[Matrix]) -> Counter[str]:
+    """How many matrices each source shard holds a part of."""
+    return Counter(file.name for matrix in matrices for file in matrix.files)
 
 
 def by_part(plan: Plan) -> list[tuple[str, int, int]]:

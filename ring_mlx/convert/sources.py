@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -150,10 +151,7 @@ def parameter_shapes(config: RingConfig) -> dict[str, tuple[int, ...]]:
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of a parameter: all axes but the last are rows, a vector is one row."""
-    rows = 1
-    for n in shape[:-1]:
-        rows *= n
-    return rows, shape[-1]
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def source_dtype(source: Source) -> mx.Dtype:

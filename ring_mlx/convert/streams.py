@@ -12,6 +12,7 @@ import mlx.nn as nn
 from ring_mlx import weights
 from ring_mlx.convert import remote
 from ring_mlx.convert.job import CHUNK_WEIGHTS
+from ring_mlx.convert.plan import uses
 from ring_mlx.convert.sources import Source, as_matrix, matrices, parameter_shapes
 from ring_mlx.model import Model
 from ring_mlx.tensor_files import TensorFiles
@@ -102,11 +103,7 @@ class FloatStream(Stream):
     def __init__(self, source: Source, dtype: mx.Dtype, scratch: Path) -> None:
         super().__init__(source, dtype)
         self._matrices, self._shapes = matrices(source), parameter_shapes(source.config)
-        uses: dict[str, int] = {}
-        for matrix in self._matrices.values():
-            for file in matrix.files:
-                uses[file.name] = uses.get(file.name, 0) + 1
-        self._files = TensorFiles(remote.fetcher(source.repo, scratch), uses)
+        self._files = TensorFiles(remote.fetcher(source.repo, scratch), uses(self._matrices.values()))
 
     def arrays(self, prefix: str) -> dict[str, mx.array]:
         """As `Stream.arrays`; each name may be asked for once."""
