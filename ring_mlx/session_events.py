@@ -48,25 +48,38 @@ class Sampling:
     seed: int | None = None
 
 
-@dataclass(frozen=True)
-class SessionOptions:
-    """What a session is made with; `ring_mlx.Session` says what each means."""
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and what is kept of what it reads; `ring_mlx.Session` says what each means."""
 
-    model: str | os.PathLike[str]
+    model: str | os.PathLike[str] = field(kw_only=False)
     revision: str | None = None
     exact: bool = False
     decay_layer_offset: int | str | None = None
     expert_cache_bytes: int | None = None
+    expert_policy: str | None = None
     adapter_path: str | os.PathLike[str] | None = None
-    kv_quantization: KVQuantization | None = None
     memory_budget_bytes: int | None = None
     store: str | os.PathLike[str] | bool = True
     store_budget_bytes: int = 8 << 30
+    read_ahead: bool = True
+    thinking: Thinking = field(default_factory=Thinking)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Those that `ring_mlx.load` takes."""
+        names = ("revision", "exact", "decay_layer_offset", "expert_cache_bytes", "expert_policy", "adapter_path")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions(ModelOptions):
+    """What a session is made with; `ring_mlx.Session` says what each means."""
+
+    kv_quantization: KVQuantization | None = None
     store_kv_bits: int | None = None
     prefill_step_tokens: int | None = None
     snapshot_every_tokens: int = 4096
-    read_ahead: bool = True
-    thinking: Thinking = field(default_factory=Thinking)
 
     def __post_init__(self) -> None:
         if self.store_kv_bits not in (None, 4, 8):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +38,7 @@ from ring_mlx.session_events import (
     Statistics,
 )
 from ring_mlx.snapshots import Snapshot, SnapshotTree, Store
-from ring_mlx.snapshots.store import default_folder
+from ring_mlx.snapshots.stores import open_store
 from ring_mlx.speech import Speech
 from ring_mlx.thinking import splitter_after
 from ring_mlx.wired import Wired
@@ -95,7 +94,7 @@ class Worker:
         self.reader = Reader(
             model,
             SnapshotTree(budget),
-            _open_store(options, model, name),
+            _open_store(options, model),
             step_tokens=options.prefill_step_tokens,
             every_tokens=options.snapshot_every_tokens,
             kv_quantization=kv,
@@ -116,11 +115,7 @@ class Worker:
         emit(Loading(name, 0, 0))
         model, tokenizer = load(
             options.model,
-            revision=options.revision,
-            exact=options.exact,
-            decay_layer_offset=options.decay_layer_offset,
-            expert_cache_bytes=options.expert_cache_bytes,
-            adapter_path=options.adapter_path,
+            **options.loading,
             progress=lambda done, total, *_: emit(Loading(name, int(done), int(total))),
         )
         return cls(model, tokenizer, name, options)
@@ -308,21 +303,11 @@ class Worker:
         return 0.0 if tokens == 0 else tokens / self._tps if self._tps else None
 
 
-def _open_store(options: SessionOptions, model: Model, name: str) -> Store | None:
-    if options.store is False or not model.fingerprint:
-        return None
-    root = default_folder() if options.store is True else Path(os.path.expanduser(options.store))
+def _open_store(options: SessionOptions, model: Model) -> Store | None:
     kv = options.kv_quantization
     form = f"-kv{kv.bits}x{kv.group_size}from{kv.start}" if kv else ""
     form += f"-disk{options.store_kv_bits}" if options.store_kv_bits else ""
-    return Store(
-        root,
-        model.fingerprint + form,
-        options.store_budget_bytes,
-        options.store_kv_bits,
-        name,
-        model.cache_shapes,
-    )
+    return open_store(options, model, form, options.store_kv_bits)
 
 
 def _quantization(model: Model) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ring_mlx import memory
@@ -11,7 +9,7 @@ from ring_mlx.batching import Batch
 from ring_mlx.loading import load
 from ring_mlx.reading import Reader
 from ring_mlx.snapshots import SnapshotTree, Store
-from ring_mlx.snapshots.store import default_folder
+from ring_mlx.snapshots.stores import open_store
 from ring_mlx.tokenizer import use_template
 
 if TYPE_CHECKING:
@@ -44,16 +42,7 @@ class Parts:
         Raises:
             RingError: As `ring_mlx.load`.
         """
-        model, tokenizer = load(
-            settings.model,
-            revision=settings.revision,
-            exact=settings.exact,
-            decay_layer_offset=settings.decay_layer_offset,
-            expert_cache_bytes=settings.expert_cache_bytes,
-            expert_policy=settings.expert_policy,
-            adapter_path=settings.adapter_path,
-        )
-        return cls(model, tokenizer, settings)
+        return cls(*load(settings.model, **settings.loading), settings)
 
     def budget_bytes(self) -> int:
         """Most bytes of snapshots in memory."""
@@ -66,12 +55,7 @@ class Parts:
 
     def store(self) -> Store | None:
         """Snapshots on disk, in the folder that chats with this model use too."""
-        s = self.settings
-        if s.store is False or not self.model.fingerprint:
-            return None
-        root = default_folder() if s.store is True else Path(os.path.expanduser(s.store))
-        shapes = self.model.cache_shapes
-        return Store(root, self.model.fingerprint, s.store_budget_bytes, name=Path(s.model).name, shapes=shapes)
+        return open_store(self.settings, self.model)
 
     def reader(self, tree: SnapshotTree, store: Store | None) -> Reader:
         """A cache of its own for one prompt after the other."""

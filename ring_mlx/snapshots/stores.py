@@ -7,10 +7,15 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ring_mlx.snapshots.folder import MODEL_NAME
 from ring_mlx.snapshots.manifest import VERSION
 from ring_mlx.snapshots.store import Store, default_folder
+
+if TYPE_CHECKING:
+    from ring_mlx.model import Model
+    from ring_mlx.session_events import ModelOptions
 
 
 def stores(root: Path, say: Callable[[str], object]) -> list[Store]:
@@ -29,6 +34,22 @@ def stores(root: Path, say: Callable[[str], object]) -> list[Store]:
     except OSError as e:
         say(f"{root} cannot be used ({e}); mend it or give another folder.")
     return found
+
+
+def open_store(options: ModelOptions, model: Model, form: str = "", kv_bits: int | None = None) -> Store | None:
+    """The snapshots of a model on disk, which its sessions and servers share; None where none are kept.
+
+    Args:
+        options: Which folder, and how many bytes.
+        model: The model.
+        form: Tells apart those that are kept in another form.
+        kv_bits: As for `Store`.
+    """
+    if options.store is False or not model.fingerprint:
+        return None
+    root = default_folder() if options.store is True else Path(os.path.expanduser(options.store))
+    name, shapes = Path(options.model).name, model.cache_shapes
+    return Store(root, model.fingerprint + form, options.store_budget_bytes, kv_bits, name, shapes)
 
 
 def _folders(parent: Path) -> list[Path]:
