@@ -64,7 +64,8 @@ def loadable_settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     method = foreign_method(raw)
     if method is not None:
         raise WeightsError(
-            f"quantization method {shown(method)} is not supported; use the bfloat16 or the mlx-community form."
+            f"quantization method {shown(method)} cannot be loaded as it is; use the bfloat16 or the mlx-community form, "
+            "or make one with ring-mlx convert."
         )
     return settings(raw)
 

@@ -15,6 +15,7 @@ from ring_mlx.convert.job import CHUNK_WEIGHTS
 from ring_mlx.convert.plan import uses
 from ring_mlx.convert.sources import Source, as_matrix, matrices, parameter_shapes
 from ring_mlx.model import Model
+from ring_mlx.quantization import loadable_settings
 from ring_mlx.tensor_files import TensorFiles
 
 
@@ -81,8 +82,8 @@ class LoadedStream(Stream):
     def __init__(self, source: Source, dtype: mx.Dtype) -> None:
         super().__init__(source, dtype)
         self._entries, self._experts = weights.canonical(source.tensors, source.config), source.config.num_experts
-        if source.raw.get("quantization"):
-            weights.quantize_like(self._model, source.raw["quantization"], self.arrays(""))
+        if (quantization := loadable_settings(source.raw)) is not None:
+            weights.quantize_like(self._model, quantization, self.arrays(""))
 
     def arrays(self, prefix: str) -> dict[str, mx.array]:
         """As `Stream.arrays`, unread."""

@@ -16,10 +16,8 @@ import ring_mlx.model
 from metal_kernels import launch
 from ring_mlx import weights
 from ring_mlx.config import RingConfig
-from ring_mlx.config_values import shown
-from ring_mlx.errors import WeightsError
 from ring_mlx.kernel_check import check_kernels
-from ring_mlx.quantization import foreign_method, with_settings
+from ring_mlx.quantization import loadable_settings, with_settings
 from ring_mlx.tuning.job import later, settle
 
 # What mlx-lm's commands put into a config on their way to the model.
@@ -39,12 +37,7 @@ class ModelArgs(RingConfig):
         """
         if isinstance(raw, dict):
             raw |= with_settings(raw)  # mlx-lm looks there next
-        method = foreign_method(raw)
-        if method is not None:
-            raise WeightsError(
-                f"quantization method {shown(method)} cannot be loaded as it is; make a folder that can be with "
-                "ring-mlx convert."
-            )
+        loadable_settings(raw)
         return super().from_dict({k: v for k, v in raw.items() if k not in ADDED_BY_MLX_LM})
 
 
