@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from benchmarks.shapes import MINI
 
@@ -39,21 +38,21 @@ SHARD_BYTES = 1 << 30
 def write_source(folder: Path, layers: int, experts: int, vocab: int) -> int:
     """A checkpoint of mini's shapes with random weights; returns its bytes. Only a shard's header is ever whole."""
     from ring_mlx.config import RingConfig
-    from ring_mlx.convert.plan import Stored
     from ring_mlx.convert.sources import parameter_shapes
     from ring_mlx.convert.writer import ShardFile
+    from ring_mlx.safetensors_header import TensorSpec
 
     raw = MINI | {"num_hidden_layers": layers, "num_experts": experts, "vocab_size": vocab, "torch_dtype": "bfloat16"}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw))
-    tensors: list[Stored] = []
+    tensors: list[TensorSpec] = []
     for name, shape in parameter_shapes(RingConfig.from_dict(raw)).items():
         if ".switch_mlp." in name:
             names = [(name.replace("switch_mlp.", f"experts.{e}."), shape[1:]) for e in range(experts)]
         else:
             names = [(name.replace(".mlp.gate.gate_proj.", ".mlp.gate."), shape)]
-        tensors += [Stored(n, "BF16", s, 2 * int(np.prod(s))) for n, s in names]
-    groups: list[list[Stored]] = [[]]
+        tensors += [TensorSpec(n, "BF16", s) for n, s in names]
+    groups: list[list[TensorSpec]] = [[]]
     for t in tensors:
         if sum(x.nbytes for x in groups[-1]) + t.nbytes > SHARD_BYTES and groups[-1]:
             groups.append([])

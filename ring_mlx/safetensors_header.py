@@ -36,6 +36,20 @@ BITS = {
 
 
 @dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that a file holds or will hold: its name, its dtype as headers write it, and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
 class Tensor:
     """A tensor of a file: its dtype as the header has it, its shape, and where its data begins and ends behind the header."""
 

@@ -13,9 +13,9 @@ from mlx.utils import tree_flatten
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.cli import main
 from ring_mlx.convert import convert, job
-from ring_mlx.convert.plan import Stored
 from ring_mlx.convert.writer import ShardFile
 from ring_mlx.errors import OptionError, WeightsError
+from ring_mlx.safetensors_header import TensorSpec
 from ring_mlx.shards import read_tensors
 from ring_mlx.tensor_files import TensorFiles
 from tests import foreign
@@ -248,7 +248,7 @@ def test_a_shard_that_shrinks_or_goes_after_its_header_was_read_is_named(tmp_pat
 
 def test_arrays_are_written_in_order_of_their_rows_whatever_their_layout(tmp_path):
     x = mx.arange(6, dtype=mx.float32).reshape(2, 3).T.astype(mx.bfloat16)
-    file = ShardFile(tmp_path / "a.safetensors", [Stored("x", "BF16", (3, 2), 12), Stored("y", "U8", (3,), 3)])
+    file = ShardFile(tmp_path / "a.safetensors", [TensorSpec("x", "BF16", (3, 2)), TensorSpec("y", "U8", (3,))])
     file.write("y", 0, mx.array([1, 2, 3], dtype=mx.uint8))
     file.write("x", 4, x[1:].T.T)
     file.write("x", 0, x[:1])

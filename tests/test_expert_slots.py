@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from ring_mlx.experts import pool as pool_module
-from ring_mlx.experts.layout import LayerPlaces, Part, Piece, Place
+from ring_mlx.experts.layout import LayerPlaces, Piece, Place
 from ring_mlx.experts.policies import POLICIES
 from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.reader import Reader
 from ring_mlx.experts.slots import Slots
 from ring_mlx.experts.statistics import Counts
+from ring_mlx.safetensors_header import TensorSpec
 
 WIDTH, EXPERTS = 64, 6
 
@@ -25,7 +26,7 @@ def make_pool(tmp_path, monkeypatch):
     file = tmp_path / "experts"
     file.write_bytes(np.repeat(np.arange(EXPERTS, dtype=np.float32), WIDTH).tobytes())
     nbytes = 4 * WIDTH
-    part = Part("weight", "F32", (WIDTH,), nbytes)
+    part = TensorSpec("weight", "F32", (WIDTH,))
     places = LayerPlaces((part,), tuple(Place((Piece(file, e * nbytes, (0,)),), None) for e in range(EXPERTS)))
     monkeypatch.setattr(pool_module.mx, "async_eval", lambda *_: None)
     readers = []

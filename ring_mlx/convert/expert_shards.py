@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.convert.plan import Stored
 from ring_mlx.convert.writer import ShardFile
 from ring_mlx.experts.layout import (
     ALIGN_BYTES,
@@ -22,7 +21,7 @@ from ring_mlx.experts.layout import (
     expert_name,
     in_expert_order,
 )
-from ring_mlx.safetensors_header import BITS, header_bytes
+from ring_mlx.safetensors_header import BITS, TensorSpec, header_bytes
 from ring_mlx.weights import EXPERT_DIGESTS
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -36,7 +35,7 @@ class ExpertShardFile(ShardFile):
         tensors: The stacks [E, ...].
     """
 
-    def __init__(self, path: Path, tensors: Sequence[Stored]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[TensorSpec]) -> None:
         by_name = {t.name.partition(".switch_mlp.")[2]: t for t in tensors}
         order = in_expert_order([(n, BITS[t.dtype]) for n, t in by_name.items()])
         ordered = [by_name[name] for name in order]
@@ -75,7 +74,7 @@ class ExpertShardFile(ShardFile):
         self._write_header(digests)
         self._file.close()
 
-    def _header_of(self, ordered: Sequence[Stored]) -> dict[str, Any]:
+    def _header_of(self, ordered: Sequence[TensorSpec]) -> dict[str, Any]:
         header: dict[str, Any] = {}
         for e in range(self._experts):
             start = e * self._stride
@@ -106,6 +105,6 @@ class ExpertShardFile(ShardFile):
         return digest.hexdigest()[:DIGEST_CHARACTERS]
 
 
-def streamed_names(tensors: Sequence[Stored]) -> list[str]:
+def streamed_names(tensors: Sequence[TensorSpec]) -> list[str]:
     """Names of what an `ExpertShardFile` of these stacks holds, without padding."""
     return [expert_name(t.name, e) for t in tensors for e in range(t.shape[0])]

@@ -18,7 +18,7 @@ from ring_mlx.convert.settings import ROUTER, Rule, Setting
 from ring_mlx.convert.sources import Source, as_matrix, parameter_shapes
 from ring_mlx.errors import OptionError
 from ring_mlx.model import Model
-from ring_mlx.safetensors_header import Tensor
+from ring_mlx.safetensors_header import Tensor, TensorSpec
 from ring_mlx.weights import DTYPES
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -41,16 +41,6 @@ PARTS = (
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One tensor of the output."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class Output:
     """One parameter of the model: its matrix in the source, and how it is stored.
 
@@ -70,16 +60,19 @@ class Output:
         return self.name.rpartition(".")[0]
 
     @property
-    def stored(self) -> list[Stored]:
+    def stored(self) -> list[TensorSpec]:
         """The tensors that it becomes."""
         if self.setting is None:
-            return [_stored(self.name, self.dtype, self.shape)]
+            return [TensorSpec(self.name, DTYPE_NAMES[self.dtype], self.shape)]
         s, leading, cols = self.setting, self.shape[:-1], self.shape[-1]
         scales = (*leading, cols // s.group_size)
-        out = [_stored(self.name, mx.uint32, (*leading, cols * s.bits // 32))]
+        out = [TensorSpec(self.name, DTYPE_NAMES[mx.uint32], (*leading, cols * s.bits // 32))]
         if s.mode == "affine":
-            return [*out, *(_stored(f"{self.path}.{n}", self.dtype, scales) for n in ("scales", "biases"))]
-        return [*out, _stored(f"{self.path}.scales", mx.uint8, scales)]
+            return [
+                *out,
+                *(TensorSpec(f"{self.path}.{n}", DTYPE_NAMES[self.dtype], scales) for n in ("scales", "biases")),
+            ]
+        return [*out, TensorSpec(f"{self.path}.scales", DTYPE_NAMES[mx.uint8], scales)]
 
     @property
     def nbytes(self) -> int:
@@ -186,11 +179,6 @@ def by_part(plan: Plan) -> list[tuple[str, int, int]]:
 def source_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the source's tensors."""
     return sum(t.nbytes for t in tensors.values())
-
-
-def _stored(name: str, dtype: mx.Dtype, shape: tuple[int, ...]) -> Stored:
-    rows, cols = as_matrix(shape)
-    return Stored(name, DTYPE_NAMES[dtype], shape, rows * cols * dtype.size)
 
 
 def _in_order(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:

@@ -21,11 +21,10 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.checkpoint_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
-from ring_mlx.convert.plan import Stored
 from ring_mlx.errors import ConvertError
 from ring_mlx.files import TEMPORARY, place, sync_path, write_text, write_together
 from ring_mlx.pace import Progress
-from ring_mlx.safetensors_header import BITS, header_bytes
+from ring_mlx.safetensors_header import BITS, TensorSpec, header_bytes
 
 FORMAT = 1
 MANIFEST = "conversion.json"
@@ -140,7 +139,7 @@ class ShardFile:
         tensors: All tensors that it will hold.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[Stored]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[TensorSpec]) -> None:
         # Wide types first, so that every tensor is aligned.
         ordered = sorted(tensors, key=lambda t: (-BITS[t.dtype], t.name))
         entries: dict[str, Any] = {}

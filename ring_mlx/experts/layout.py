@@ -16,7 +16,7 @@ from pathlib import Path
 from ring_mlx import weights
 from ring_mlx.config import RingConfig
 from ring_mlx.errors import WeightsError
-from ring_mlx.safetensors_header import Header, Tensor, read_header
+from ring_mlx.safetensors_header import Header, Tensor, TensorSpec, read_header
 from ring_mlx.shards import add_tensors, find_shards
 
 ALIGN_BYTES = 16384
@@ -26,16 +26,6 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 _STACK = re.compile(r"^model\.layers\.([0-9]{1,6})\.mlp\.switch_mlp\.(.+)$")
 _EXPERT = re.compile(r"^model\.layers\.([0-9]{1,6})\.mlp\.experts\.([0-9]{1,6})\.")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tensor of an expert: its name below the expert, its dtype in the file and its shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -57,9 +47,9 @@ class Place:
 
 @dataclass(frozen=True)
 class LayerPlaces:
-    """The experts of one layer, all of the same parts."""
+    """The experts of one layer, all of the same parts, whose names are those below the expert."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[TensorSpec, ...]
     experts: tuple[Place, ...]
 
 
@@ -113,7 +103,7 @@ def _layer(
     for name, tensors in sorted(stacks.items()):
         first, stacked = tensors[0], len(tensors) == 1 and count > 1
         shape = first.shape[1:] if stacked else first.shape
-        parts.append(Part(name, first.dtype, shape, first.nbytes // (count if stacked else 1)))
+        parts.append(TensorSpec(name, first.dtype, shape))
     places = []
     for e in range(count):
         spots = []
@@ -126,7 +116,7 @@ def _layer(
     return LayerPlaces(tuple(parts), tuple(places))
 
 
-def _merge(spots: Sequence[tuple[Path, int, int]], parts: Sequence[Part]) -> tuple[Piece, ...]:
+def _merge(spots: Sequence[tuple[Path, int, int]], parts: Sequence[TensorSpec]) -> tuple[Piece, ...]:
     """Neighbours as one piece."""
     pieces: list[Piece] = []
     end = -1

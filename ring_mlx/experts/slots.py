@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx.errors import OptionError, WeightsError
-from ring_mlx.experts.layout import Part
+from ring_mlx.safetensors_header import TensorSpec
 from ring_mlx.weights import DTYPES
 
 
@@ -30,7 +30,7 @@ class Slots:
         OptionError: If arrays here cannot be written from outside.
     """
 
-    def __init__(self, parts: Sequence[Part], count: int, dtype: mx.Dtype) -> None:
+    def __init__(self, parts: Sequence[TensorSpec], count: int, dtype: mx.Dtype) -> None:
         self.count, self._parts = count, parts
         self.arrays: dict[str, mx.array] = {}
         self._rows: list[Any] = []
@@ -72,7 +72,7 @@ class Slots:
             )
 
 
-def stored_dtype(part: Part, dtype: mx.Dtype) -> mx.Dtype:
+def stored_dtype(part: TensorSpec, dtype: mx.Dtype) -> mx.Dtype:
     """What a part's array holds where floats become ``dtype``.
 
     Raises:
@@ -89,7 +89,7 @@ def stored_dtype(part: Part, dtype: mx.Dtype) -> mx.Dtype:
     return mx.float32
 
 
-def slot_bytes(parts: Sequence[Part], dtype: mx.Dtype) -> int:
+def slot_bytes(parts: Sequence[TensorSpec], dtype: mx.Dtype) -> int:
     """Bytes of one expert in memory."""
     return sum(p.nbytes * stored_dtype(p, dtype).size // DTYPES[p.dtype].size for p in parts)
 
