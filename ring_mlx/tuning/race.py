@@ -93,15 +93,17 @@ def race(name: str, runs: Mapping[Value, Run], default: Value, budget: Budget) -
     samples = _samples(runs, once, verdict, budget)
     if samples:
         verdict.seconds |= {value: statistics.median(times) for value, times in samples.items()}
-        is_missing = MLX in runs and MLX not in samples and verdict.out.get(MLX) == NO_TIME
-        verdict.chosen = default if is_missing else _fastest(samples, default)
+        verdict.chosen = _fastest(samples, default)
     else:
         verdict.out |= {value: NO_TIME for value in once if value != default}
     return verdict
 
 
 def _first_runs(runs: Mapping[Value, Run], verdict: Verdict, budget: Budget) -> dict[Value, float]:
-    """Seconds of a run of each way, once it is warm; the default's is first, MLX's second."""
+    """Seconds of a run of each way, once it is warm.
+
+    The default comes first and MLX second, so where there is no time for MLX there is none for those after it.
+    """
     order = sorted(runs, key=lambda value: (value != verdict.default, value != MLX))
     once: dict[Value, float] = {}
     slowest_first_s = 0.0
