@@ -13,10 +13,12 @@ import pytest
 
 from metal_kernels import launch
 from ring_mlx.bench import operations
+from ring_mlx.bench.floor import Rates
 from ring_mlx.cli import main
 from ring_mlx.doctor import report, report_parts
 from ring_mlx.doctor.report_page import page
 from ring_mlx.doctor.report_parts import PARTS
+from ring_mlx.tuning import job
 from tests.fake_mac import FREE, Mac
 
 PRIVATE = {
@@ -286,3 +288,20 @@ def test_mini_is_left_out_where_it_does_not_fit_or_would_take_minutes(monkeypatc
     assert "no GPU" in report_parts._mini()["skipped"]
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     assert report_parts._mini()["skipped"].startswith("5 layers of mini need 2.8 GB, and")
+
+
+def test_speeds_dispatches_and_choices_are_found(monkeypatch):
+    for name, value in (("CPU_CONTEXTS", (16, 32)), ("CONTEXTS", (16, 32)), ("GENERATE", 2), ("REPEATS", 1)):
+        monkeypatch.setattr(report_parts, name, value)
+    monkeypatch.setattr(report_parts, "TRIED", ((1, 2), (3, 4)))
+    monkeypatch.setattr(job, "SECONDS", 0.05)
+    monkeypatch.setattr("ring_mlx.bench.job.measure_rates", lambda: Rates(1e9, 1e12, "float32"))
+    monkeypatch.setattr(report_parts, "_mini", lambda: {"random": "golden", "layers": 4})
+    for found in (report_parts.toy(), report_parts.mini()):
+        assert [row["context"] for row in found["rows"]] == [16, 32]
+        assert all(row["decode_tps_median"] > 0 for row in found["rows"])
+        assert found["head"]["bandwidth_gbps"] > 0
+        assert sum(found["dispatches"].values()) > 50
+        assert "date" not in found["head"]
+        assert not found["head"].keys() & found["rows"][0].keys()
+    assert [made["table"].count("prefill_step") for made in report_parts.tuning()["made"]] == [1, 1]
