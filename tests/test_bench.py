@@ -13,8 +13,10 @@ from mlx.utils import tree_flatten
 
 from benchmarks import report as red_or_green
 from benchmarks import siblings
+from metal_kernels import launch
 from ring_mlx import demo_model_path, load_model
-from ring_mlx.bench import plot
+from ring_mlx.bench import job, machine, plot
+from ring_mlx.bench.company import ALONE, Company
 from ring_mlx.bench.dispatches import count_decode_step, count_primitives
 from ring_mlx.bench.engines import OURS, Engine, seeded_cache, theirs
 from ring_mlx.bench.floor import decode_bytes, prefill_operations, weight_bytes_read
@@ -53,6 +55,43 @@ def golden():
     """Ours and mlx-lm's, unquantised; mlx-lm wants head_dim = hidden_size / heads."""
     model = random_model("golden", None)
     return Engine(OURS, model), theirs(model, GOLDEN)
+
+
+@pytest.mark.parametrize(
+    ("error", "company", "expected"),
+    [
+        (
+            RuntimeError("[metal::malloc]\n too much"),
+            ALONE,
+            "MLX gave up ([metal::malloc] too much); try shorter contexts",
+        ),
+        (MemoryError(), ALONE, "MLX gave up (MemoryError); try"),
+        (OverflowError("int too large"), ALONE, "MLX gave up (int too large); try"),
+        (OSError(5, "Input/output error"), ALONE, "could not be read or written ([Errno 5] Input/output error); check"),
+        (RuntimeError("[send] rank 1 is gone"), Company(ranks=2), RuntimeError),  # the caller knows more
+        (RuntimeError("too much"), Company(ranks=2), "MLX gave up (too much); try"),
+        (BrokenPipeError(), ALONE, BrokenPipeError),
+    ],
+)
+def test_what_mlx_or_a_disk_raises_is_one_line(error, company, expected):
+    def make():
+        raise error
+
+    is_told = isinstance(expected, str)
+    with pytest.raises(BenchError if is_told else expected) as raised:
+        job.bench(make, Settings((16,)), Files(), company=company)
+    assert not is_told or expected in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "is_metal", "named"), [(mx.cpu, True, "cpu"), (mx.gpu, True, "metal"), (mx.gpu, False, "cuda")]
+)
+def test_a_result_names_its_backend(monkeypatch, device, is_metal, named):
+    monkeypatch.setattr(mx, "default_device", lambda: device)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: is_metal)
+    with launch.use(launch.Backend("metal", None)):
+        on = machine.describe()
+    assert (on["backend"], on["kernels"]) == (named, "metal")
 
 
 def test_random_words_are_evenly_distributed():
