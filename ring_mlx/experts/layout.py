@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ring_mlx import weights
@@ -72,9 +72,17 @@ def find_experts(folder: Path, config: RingConfig) -> dict[int, LayerPlaces]:
         found = _STACK.match(name)
         if found is None:
             continue
-        each = weights.in_order(name, entry, config.num_experts) if isinstance(entry, dict) else [entry]
+        count = config.num_experts
+        each = weights.in_order(name, entry, count) if isinstance(entry, dict) else _cut(entry, count)
         stacks.setdefault(int(found[1]), {})[found[2]] = each
-    return {i: _layer(i, stacks[i], config.num_experts, bases, digests) for i in sorted(stacks)}
+    return {i: _layer(i, stacks[i], bases, digests) for i in sorted(stacks)}
+
+
+def _cut(stack: Tensor, count: int) -> list[Tensor]:
+    """Each expert's part of a stack."""
+    size, shape = stack.nbytes // count, stack.shape[1:]
+    starts = [stack.start + e * size for e in range(count)]
+    return [replace(stack, shape=shape, start=start, end=start + size) for start in starts]
 
 
 def in_expert_order(names: Sequence[tuple[str, int]]) -> list[str]:
@@ -93,27 +101,15 @@ def expert_name(stacked: str, expert: int) -> str:
 
 
 def _layer(
-    layer: int,
-    stacks: Mapping[str, Sequence[Tensor]],
-    count: int,
-    bases: Mapping[Path, int],
-    digests: Mapping[str, str],
+    layer: int, stacks: Mapping[str, Sequence[Tensor]], bases: Mapping[Path, int], digests: Mapping[str, str]
 ) -> LayerPlaces:
-    parts = []
-    for name, tensors in sorted(stacks.items()):
-        first, stacked = tensors[0], len(tensors) == 1 and count > 1
-        shape = first.shape[1:] if stacked else first.shape
-        parts.append(TensorSpec(name, first.dtype, shape))
+    names = sorted(stacks)
+    parts = tuple(TensorSpec(name, stacks[name][0].dtype, stacks[name][0].shape) for name in names)
     places = []
-    for e in range(count):
-        spots = []
-        for i, part in enumerate(parts):
-            tensors = stacks[part.name]
-            tensor = tensors[e] if len(tensors) == count else tensors[0]
-            inside = 0 if len(tensors) == count else e * part.nbytes
-            spots.append((tensor.file, bases[tensor.file] + tensor.start + inside, i))
+    for e, tensors in enumerate(zip(*(stacks[name] for name in names), strict=True)):
+        spots = [(t.file, bases[t.file] + t.start, i) for i, t in enumerate(tensors)]
         places.append(Place(_merge(spots, parts), digests.get(f"{layer}.{e}")))
-    return LayerPlaces(tuple(parts), tuple(places))
+    return LayerPlaces(parts, tuple(places))
 
 
 def _merge(spots: Sequence[tuple[Path, int, int]], parts: Sequence[TensorSpec]) -> tuple[Piece, ...]:
