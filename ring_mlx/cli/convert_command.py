@@ -143,8 +143,6 @@ def _dry_run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> Path:
-    import mlx.core as mx
-
     from ring_mlx.convert import convert
     from ring_mlx.doctor.decay_choice import choose
 
@@ -163,19 +161,9 @@ def _convert(args: argparse.Namespace) -> Path:
             args.source,
             args.mlx_path,
             revision=args.revision,
-            quantize=args.quantize,
-            bits=args.q_bits,
-            group_size=args.q_group_size,
-            mode=args.q_mode,
-            dtype=getattr(mx, args.dtype) if args.dtype else None,
-            dequantize=args.dequantize,
-            recipe=args.quant_predicate,
-            overrides=args.q_override,
-            fit=args.q_fit or "search",
+            **vars(_options(args)),
             resume=args.resume,
             stream=args.stream,
-            expert_layout=args.expert_layout,
-            decay_layer_offset=args.decay_layer_offset,
             choose_decay=check,
             progress=bar,
         )

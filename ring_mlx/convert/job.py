@@ -75,7 +75,7 @@ def convert(
     bits: int | None = None,
     group_size: int | None = None,
     mode: str = "affine",
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     dequantize: bool = False,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
@@ -101,7 +101,7 @@ def convert(
         revision: Of a hub repository.
         quantize: Whether to quantise.
         bits, group_size, mode: As for ``mx.quantize``.
-        dtype: Of floating tensors, by default the source's.
+        dtype: Of floating tensors, or its name; by default the source's.
         dequantize: Whether to store everything in float.
         recipe: One of ``settings.RECIPES``, or None for the same bits everywhere.
         overrides: "pattern=bits" or "pattern=none", the last that matches a module's path counts.
