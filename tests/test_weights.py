@@ -12,8 +12,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from ring_mlx import load_model
+from ring_mlx.config import read_config
+from ring_mlx.convert.sources import matrices, open_source
+from ring_mlx.distributed.reading import read_parts
 from ring_mlx.errors import ConfigError, NoFitError, WeightsError
-from ring_mlx.weights import lies_by_columns
+from ring_mlx.experts.layout import find_experts
+from ring_mlx.mlx_lm_plugin import architecture
+from ring_mlx.shards import read_tensors
+from ring_mlx.weights import canonical, lies_by_columns
 from tests.compare import assert_close
 from tests.tiny import config, save_hf, softmax_config, tokens, write
 
@@ -144,6 +150,30 @@ def test_a_missing_and_a_surplus_expert_are_named(tmp_path):
     tensors["model.layers.3.mlp.experts.12.up_proj.weight"] = gone
     write(tmp_path, config(), tensors)
     refused(tmp_path, "also has 12")
+
+
+@pytest.mark.parametrize("odd", [None, mx.ones((31, 48)), mx.ones((96, 48), mx.int8)])
+def test_every_reader_names_the_stack_and_what_is_wrong_with_it(tmp_path, odd):
+    save_hf(tmp_path, config())
+    tensors = mx.load(str(tmp_path / "model.safetensors"))
+    name = "model.layers.3.mlp.experts.7.up_proj.weight"
+    tensors = {n: a for n, a in tensors.items() if n != name} | ({} if odd is None else {name: odd})
+    write(tmp_path, config(), tensors)
+    c = read_config(tmp_path)[0]
+    readers = (
+        lambda: load_model(tmp_path),
+        lambda: matrices(open_source(tmp_path)),
+        lambda: find_experts(tmp_path, c),
+        lambda: read_parts(canonical(read_tensors(tmp_path), c), {}, c.num_experts, mx.float32),
+        lambda: architecture.Model(architecture.ModelArgs.from_dict(config())).sanitize(dict(tensors)),
+    )
+    stack = "model.layers.3.mlp.switch_mlp.up_proj.weight"
+    wanted = (
+        f"{stack} should stack experts 0 to 11, but lacks 7" if odd is None else f"experts of {stack} differ in shape"
+    )
+    for read in readers:
+        with pytest.raises(WeightsError, match=wanted):
+            read()
 
 
 def test_experts_of_different_shapes(tmp_path):
