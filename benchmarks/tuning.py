@@ -30,7 +30,7 @@ Chosen = Mapping[str, Value]
 def warm_up(model: Model) -> None:
     """Compile what a load has compiled before it times anything."""
     for work in (works.step(model, {}), works.prompt(model, {})):
-        work(1)
+        work(3)  # what is tried for the first time is not compiled yet
 
 
 def prefill_tps(model: Model, tokens: int) -> float:
@@ -80,22 +80,26 @@ def main() -> None:
     args = parser.parse_args()
     model = random_model(args.shape, args.bits or None, layers=args.layers)
     device = mx.device_info().get("device_name", "CPU")
-    lines = [f"{device}, mlx {mx.__version__}, {choices.where()}, {args.shape}, {args.bits or 'no'} bits", ""]
+    lines: list[str] = []
+
+    def say(*more: str) -> None:
+        lines.extend(more)
+        print("\n".join(more), flush=True)
+        if args.markdown:
+            args.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    say(f"{device}, mlx {mx.__version__}, {choices.where()}, {args.shape}, {args.bits or 'no'} bits", "")
     warm_up(model)
     for seconds in args.seconds.split(","):
         found = job.tune(model, Budget(float(seconds)))
-        lines += [table.markdown(found), "", *ends(model, found.chosen, args.prompt, args.steps, args.repeats), ""]
-        print("\n".join(lines), flush=True)
-        if args.markdown:
-            args.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        say(table.markdown(found), "")
+        if found.chosen:
+            say(*ends(model, found.chosen, args.prompt, args.steps, args.repeats), "")
     del model
     if args.buffer_seconds:
-        what = {"random": args.shape, "bits": args.bits, "layers": args.layers or 10}
+        what = {"random": args.shape, "bits": args.bits, "layers": args.layers}
         verdict = buffers.choose(in_a_process(what), Budget(args.buffer_seconds))
-        lines += [" | ".join(row) for row in table.rows([verdict])]
-        print(lines[-1])
-    if args.markdown:
-        args.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        say(*(f"| {' | '.join(row)} |" for row in table.rows([verdict])))
 
 
 if __name__ == "__main__":

@@ -447,7 +447,10 @@ def test_command_buffers_must_win_in_each_process(seconds, prompts, expected):
     assert verdict.chosen == expected
 
 
-def test_a_process_that_fails_or_does_not_fit_is_out():
+@pytest.mark.parametrize(
+    ("seconds", "chosen"), [(80, 25), (50, 25), (40, 25), (30, buffers.AS_MLX), (5, buffers.AS_MLX)]
+)
+def test_processes_keep_to_the_seconds_and_one_that_fails_is_out(seconds, chosen):
     clock = Clock()
 
     def child(value):
@@ -456,11 +459,26 @@ def test_a_process_that_fails_or_does_not_fit_is_out():
             raise ValueError(SECRET)
         return {"step": [0.01 if value == 25 else 0.02] * 9, "prompt": [0.5]}
 
-    verdict = buffers.choose(child, Budget(80, clock))
-    assert verdict.out[50] == SECRET
-    assert NO_TIME in verdict.out.values()
-    assert clock.now <= 80
-    assert verdict.chosen == buffers.AS_MLX  # 25 had no second turn
+    verdict = buffers.choose(child, Budget(seconds, clock))
+    assert clock.now <= max(9, seconds)
+    assert verdict.chosen == chosen
+    assert verdict.out.get(50) == (SECRET if seconds > 40 else NO_TIME)
+    assert (NO_TIME in verdict.out.values()) == (seconds < 80)
+
+
+@pytest.mark.parametrize("fails", [buffers.AS_MLX, 25])
+def test_a_process_that_fails_the_second_time_decides_nothing(fails):
+    seen = []
+
+    def child(value):
+        seen.append(value)
+        if seen.count(fails) == 2 and value == fails:
+            raise OSError(SECRET)
+        return {"step": [0.01 if value == 25 else 0.02] * 9, "prompt": [0.5]}
+
+    verdict = buffers.choose(child, Budget(80, Clock()))
+    assert verdict.chosen == buffers.AS_MLX
+    assert verdict.out == {fails: SECRET}
 
 
 def test_command_buffers_are_set_before_the_device_is_made(kept, monkeypatch):

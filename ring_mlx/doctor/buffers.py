@@ -57,7 +57,7 @@ def times(what: Mapping[str, Any]) -> Timed:
     """Seconds of steps and prompts of a model, with the environment as it is."""
     model, now = model_of(what), choices.active()
     return {
-        "step": _times(works.step(model, now), STEPS, STEPS_A_SAMPLE),
+        "step": _times(works.step(model, now, is_whole=True), STEPS, STEPS_A_SAMPLE),
         "prompt": _times(works.prompt(model, now), PROMPTS),
     }
 

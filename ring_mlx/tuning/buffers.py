@@ -25,7 +25,6 @@ AS_MLX = "MLX's own"
 VALUES: tuple[Value, ...] = (AS_MLX, 25, 50, 100, 200, 500)
 UNLIMITED_MB = "1000000"
 SECONDS = 60.0
-ROUNDS = 2
 # What a step must win in each round, and a prompt may lose.
 LEAST_GAIN, MOST_LOSS = 0.03, 0.02
 Timed = dict[str, list[float]]
@@ -43,48 +42,66 @@ def is_set() -> bool:
 
 
 def choose(child: Child, budget: Budget, progress: Progress | None = None) -> Verdict:
-    """Run every number in turn, twice, as far as the seconds go.
+    """Run every number once, and those that were faster than MLX's own once more beside it, as far as the seconds go.
 
     Args:
         child: Times steps and prompts in a new process with a number of operations; may raise what a process can.
         budget: A process is not begun where the longest so far would not fit into it.
         progress: Called with (processes done, all, what is timed).
     """
-    verdict = Verdict(NAME, AS_MLX, AS_MLX)
-    found: dict[Value, list[Timed]] = {value: [] for value in VALUES}
-    longest, total = 0.0, ROUNDS * len(VALUES)
-    for done, value in enumerate([*VALUES, AS_MLX, *reversed(VALUES[1:])]):
-        if value in verdict.out:
-            continue
-        if progress:
-            progress(done, total, f"timing {NAME}: {value}")
-        began = budget.clock()
-        if longest > budget.left_s():
-            verdict.out[value] = NO_TIME
-            continue
-        try:
-            found[value].append(child(value))
-        except (OSError, ValueError, subprocess.SubprocessError) as e:
-            verdict.out[value] = said(e)
-        longest = max(longest, budget.clock() - began)
+    turns = _Turns(child, budget, progress)
+    for value in VALUES:
+        turns.take(value, kept_free=2 if value != AS_MLX else 0)
+    first, found = turns.found.get(AS_MLX), turns.found
+    better = [v for v in found if v != AS_MLX and first and _is_shorter(found[v][0], first[0])]
+    better.sort(key=lambda v: statistics.median(found[v][0]["step"]))
+    for value in [AS_MLX, *better] if better else []:
+        turns.take(value)
     if progress:
-        progress(total, total)
-    whole = {v: times for v, times in found.items() if len(times) == ROUNDS and v not in verdict.out}
-    if AS_MLX in whole:
-        verdict.seconds = {v: statistics.median(t for one in times for t in one["step"]) for v, times in whole.items()}
-        better = [v for v in whole if v != AS_MLX and _is_better(whole[v], whole[AS_MLX])]
-        verdict.chosen = min(better, key=lambda v: verdict.seconds[v], default=AS_MLX)
-    return verdict
+        progress(1, 1)
+    seconds = {v: statistics.median(t for one in times for t in one["step"]) for v, times in found.items()}
+    both = {v: times for v, times in found.items() if len(times) == 2}
+    sure = [v for v in better if v in both and AS_MLX in both and _is_better(both[v], both[AS_MLX])]
+    return Verdict(NAME, AS_MLX, min(sure, key=lambda v: seconds[v], default=AS_MLX), seconds, turns.out)
+
+
+class _Turns:
+    """Processes one after the other, as long as there is time for one as long as the longest."""
+
+    def __init__(self, child: Child, budget: Budget, progress: Progress | None) -> None:
+        self._child, self._budget, self._progress = child, budget, progress
+        self._longest_s, self._done = 0.0, 0
+        self.found: dict[Value, list[Timed]] = {}
+        self.out: dict[Value, str] = {}
+
+    def take(self, value: Value, kept_free: int = 0) -> None:
+        """Time one number, unless there would be no time for it and so many more processes then."""
+        if self._progress:
+            self._progress(self._done, 2 * len(VALUES), f"timing {NAME}: {value}", self._budget.left_s())
+        self._done += 1
+        began = self._budget.clock()
+        if self._longest_s * (1 + kept_free) > self._budget.left_s():
+            self.out[value] = NO_TIME
+            return
+        try:
+            self.found.setdefault(value, []).append(self._child(value))
+        except (OSError, ValueError, subprocess.SubprocessError) as e:
+            self.out[value] = said(e)
+            self.found.pop(value)
+        self._longest_s = max(self._longest_s, self._budget.clock() - began)
+
+
+def _is_shorter(ours: Timed, theirs: Timed) -> bool:
+    """Whether steps are, in one process each, and prompts not longer."""
+    return statistics.median(ours["step"]) <= (1 - LEAST_GAIN) * statistics.median(theirs["step"]) and (
+        statistics.median(ours["prompt"]) <= (1 + MOST_LOSS) * statistics.median(theirs["prompt"])
+    )
 
 
 def _is_better(found: list[Timed], mlx: list[Timed]) -> bool:
-    """Whether steps are shorter in each round beyond the noise, and prompts not longer."""
-    for ours, theirs in zip(found, mlx, strict=True):
-        if statistics.median(ours["step"]) > (1 - LEAST_GAIN) * statistics.median(theirs["step"]):
-            return False
-        if statistics.median(ours["prompt"]) > (1 + MOST_LOSS) * statistics.median(theirs["prompt"]):
-            return False
-    return is_ahead([t for one in found for t in one["step"]], [t for one in mlx for t in one["step"]])
+    """Whether steps are shorter in each turn and beyond the noise."""
+    steps, of_mlx = ([t for one in times for t in one["step"]] for times in (found, mlx))
+    return all(map(_is_shorter, found, mlx)) and is_ahead(steps, of_mlx)
 
 
 def keep(verdict: Verdict, backend: str) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import groupby
 from typing import Any
 
 from mlx.utils import tree_flatten
@@ -26,7 +26,7 @@ from ring_mlx.errors import RingError
 from ring_mlx.model import Model
 from ring_mlx.pace import Progress
 from ring_mlx.tuning import works
-from ring_mlx.tuning.race import NO_TIME, Budget, Clock, Run, Verdict, race, said
+from ring_mlx.tuning.race import NO_TIME, Budget, Run, Verdict, race, said
 from ring_mlx.wired import Wired
 
 SECONDS = 10.0
@@ -163,80 +163,81 @@ def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuni
 def _tune(model: Model, budget: Budget, progress: Progress | None) -> Tuning:
     where, began = choices.where(), budget.clock()
     tuning = Tuning(shape_class(model)[0], where)
-    names = [name for name, entry in choices.TABLE.items() if len(entry.values_on(where)) > 1]
-    entries = _Entries(model, where, tuning.chosen, budget.clock)
-    main = budget.part((1 - LAST_LOOK) * budget.left_s())
-    verdicts: dict[str, Verdict] = {}
-    for done, (name, part) in enumerate(chain(_shares(names, main), _second_chances(verdicts, main))):
-        if progress:
-            about = choices.TABLE[name].about
-            progress(min(done, len(names) - 1), len(names), f"timing what is fast here: {about}", budget.left_s())
-        if part.left_s() > entries.first_s(name) and not entries.is_asked_for(name):
-            continue
-        verdicts[name] = entries.race(name, part)
-        tuning.chosen |= {name: verdicts[name].chosen} if verdicts[name].chosen != verdicts[name].default else {}
-    tuning.verdicts = [*verdicts.values(), *_last_look(model, tuning.chosen, budget)]
+    races = _Races(model, where, tuning.chosen, budget, progress)
+    tuning.verdicts = [*races.run(), *_last_look(model, tuning.chosen, budget)]
     tuning.seconds = budget.clock() - began
     if progress:
-        progress(len(names), len(names))
+        progress(len(races.names), len(races.names))
     return tuning
 
 
-def _shares(names: Sequence[str], budget: Budget) -> Iterator[tuple[str, Budget]]:
-    """Each choice with what it may spend: of its kind's rest a half, since those that matter most come first.
-
-    What one does not spend, those after it have.
-    """
-    for name in names:
-        kind, after = kind_of(name), names[names.index(name) :]
-        kinds = dict.fromkeys(map(kind_of, after))
-        if name == next(n for n in names if kind_of(n) == kind):
-            of_kind = budget.part(budget.left_s() * SHARES[kind] / sum(SHARES[k] for k in kinds))
-        rest = sum(kind_of(n) == kind for n in after)
-        yield name, of_kind.part(of_kind.left_s() * max(1 / 2, 1 / rest))
-
-
-def _second_chances(verdicts: Mapping[str, Verdict], budget: Budget) -> Iterator[tuple[str, Budget]]:
-    """Choices for which there was no time, with half of what is left now; what they compiled before is there."""
-    for name in [name for name, verdict in verdicts.items() if not verdict.seconds]:
-        yield name, budget.part(budget.left_s() / 2)
-
-
-class _Entries:
+class _Races:
     """Races of single choices, each on top of those before it, which ``chosen`` holds."""
 
-    def __init__(self, model: Model, where: str, chosen: dict[str, Value], clock: Clock) -> None:
-        self._model, self._where, self._chosen, self._clock = model, where, chosen, clock
-        self._asked: dict[str, set[str]] = {}
-        self._first_s = 0.0
+    def __init__(
+        self, model: Model, where: str, chosen: dict[str, Value], budget: Budget, progress: Progress | None
+    ) -> None:
+        self._model, self._where, self._chosen, self._progress = model, where, chosen, progress
+        self._budget = budget.part((1 - LAST_LOOK) * budget.left_s())
+        self.names = [name for name, entry in choices.TABLE.items() if len(entry.values_on(where)) > 1]
+        self._verdicts: dict[str, Verdict] = {}
         self._runs: dict[str, tuple[dict[str, Value], Run]] = {}  # of what holds, by kind
+        self._told = 0
+        self._first_s = 0.0  # the longest first run of a kind of work
 
-    def first_s(self, name: str) -> float:
-        """The longest that the first run of a kind of work took, if this choice's kind has not run yet."""
-        return 0.0 if kind_of(name) in self._asked else self._first_s
+    def run(self) -> list[Verdict]:
+        """Those that this model asks for; what had no time gets what is left at the end, when its kernels are compiled."""
+        for kind, of_kind in groupby(self.names, kind_of):
+            self._run_kind(kind, list(of_kind))
+        for name in [n for n, v in self._verdicts.items() if not v.seconds and kind_of(n) in self._runs]:
+            self._race(name, self._budget.part(self._budget.left_s() / 2))
+        return list(self._verdicts.values())
 
-    def is_asked_for(self, name: str) -> bool:
-        """Whether this model ever asks for a choice, known after a run."""
-        kind = kind_of(name)
-        if kind not in self._asked:
-            began = self._clock()
-            with choices.use({}) as asked:
-                run = works.work(self._model, name, {})
-                run(1)
-            self._asked[kind], self._runs[kind] = asked, ({}, run)
-            self._first_s = max(self._first_s, self._clock() - began)
-        return name in self._asked[kind]
+    def _run_kind(self, kind: str, names: list[str]) -> None:
+        """Choices of one kind of work: each may spend half of the kind's rest, since those that matter most come first."""
+        if self._budget.left_s() <= self._first_s:
+            for name in names:
+                self._give_up(name)
+            return
+        asked = self._asked_for(kind, names[0])
+        part = self._budget.part(self._budget.left_s() * SHARES[kind] / self._later_shares(kind))
+        names = [name for name in names if name in asked]
+        for done, name in enumerate(names):
+            self._race(name, part.part(part.left_s() * max(1 / 2, 1 / (len(names) - done))))
 
-    def race(self, name: str, budget: Budget) -> Verdict:
-        """The verdict of a choice."""
-        default, values = choices.TABLE[name].default_on(self._where), choices.TABLE[name].values_on(self._where)
-        if kind_of(name) not in self._asked:
-            return Verdict(name, default, default, {}, dict.fromkeys(values, NO_TIME))
-        if name == STEP:
-            values = tuple(works.fitting_steps(self._model))
-        return race(name, {v: self._run(name, v, default) for v in values}, default, budget)
+    def _later_shares(self, kind: str) -> float:
+        kinds = list(dict.fromkeys(map(kind_of, self.names)))
+        return sum(SHARES[k] for k in kinds[kinds.index(kind) :])
 
-    def _run(self, name: str, value: Value, default: Value) -> Run:
+    def _asked_for(self, kind: str, name: str) -> set[str]:
+        """The choices that the model asks for in a kind of work, known after a first run."""
+        began = self._budget.clock()
+        with choices.use({}) as asked:
+            run = works.work(self._model, name, {})
+            run(1)
+        self._runs[kind] = {}, run
+        self._first_s = max(self._first_s, self._budget.clock() - began)
+        return asked
+
+    def _give_up(self, name: str) -> None:
+        entry = choices.TABLE[name]
+        default, values = entry.default_on(self._where), entry.values_on(self._where)
+        self._verdicts[name] = Verdict(name, default, default, {}, dict.fromkeys(values, NO_TIME))
+
+    def _race(self, name: str, budget: Budget) -> None:
+        if self._progress:
+            about = f"timing what is fast here: {choices.TABLE[name].about}"
+            self._told = max(self._told, self.names.index(name))
+            self._progress(self._told, len(self.names), about, self._budget.left_s())
+        entry = choices.TABLE[name]
+        values = works.fitting_steps(self._model) if name == STEP else entry.values_on(self._where)
+        default = entry.default_on(self._where)
+        verdict = race(name, {v: self._way(name, v, default) for v in values}, default, budget)
+        self._verdicts[name] = verdict
+        if verdict.chosen != default:
+            self._chosen[name] = verdict.chosen
+
+    def _way(self, name: str, value: Value, default: Value) -> Run:
         """Made when it is first called, so that its making counts as its first run."""
         made: list[Run] = []
         kind = kind_of(name)
@@ -244,8 +245,8 @@ class _Entries:
 
         def run(times: int) -> None:
             if not made:
-                known, before = self._runs.get(kind, (None, None))
-                made.append(before if before is not None and known == chosen else works.work(self._model, name, chosen))
+                known, before = self._runs[kind]
+                made.append(before if known == chosen else works.work(self._model, name, chosen))
                 if value == default:
                     self._runs[kind] = dict(chosen), made[0]
             made[0](times)

@@ -1,7 +1,7 @@
 """The work that is timed: a decode step, and parts of a prompt, of the model itself; knows layers, no clock.
 
-A step goes through all layers with their own weights, compiled as it always is, without the head, where nothing is
-chosen; several are handed over before the first is waited for, as an answer's are. A prompt goes through a linear layer and the softmax layer after it, in the length of a step.
+A step goes through some layers with their own weights, more than a cache holds, compiled as it always is, without the
+head, where nothing is chosen; several are handed over before the first is waited for, as an answer's are. A prompt goes through a linear layer and the softmax layer after it, in the length of a step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ring_mlx.tuning.race import Run
 
 # Of a prompt that is read at once.
 PROMPT_TOKENS = {choices.CPU: 128, "": 2048}
+LEAST_LAYERS = 8
 ROWS = {choices.ONE: 1, choices.FEW: 4, choices.EIGHT: 8}
 
 
@@ -31,10 +32,11 @@ def work(model: Model, name: str, chosen: Chosen) -> Run:
     return prompt(model, chosen) if kind == choices.MANY else step(model, chosen, ROWS[kind])
 
 
-def step(model: Model, chosen: Chosen, rows: int = 1) -> Run:
-    """A decode step of so many rows, compiled anew for these choices."""
-    layers = _own(model, 0, len(model.layers))
-    cache = model.make_cache() if rows == 1 else model.make_cache([0] * rows)
+def step(model: Model, chosen: Chosen, rows: int = 1, is_whole: bool = False) -> Run:
+    """A decode step of so many rows, compiled anew for these choices, through two groups of layers or all."""
+    last = len(model.layers) if is_whole else _end_of_two_groups(model)
+    layers = _own(model, 0, last)
+    cache = list(model.make_cache() if rows == 1 else model.make_cache([0] * rows))[:last]
     tokens = _tokens(model, rows, 1)
     with choices.use(chosen):
         layers(tokens, cache, exact=model.exact)  # a step is one after others
@@ -97,6 +99,12 @@ def _own(model: Model, first: int, last: int) -> LanguageModel:
     layers = copy.copy(model.model)
     layers.layers, layers._step = model.layers[first:last], None
     return layers
+
+
+def _end_of_two_groups(model: Model) -> int:
+    """Up to the second softmax layer, and `LEAST_LAYERS` where there are so many."""
+    softmax = [i for i, layer in enumerate(model.layers) if not layer.is_linear][:2]
+    return max(softmax[-1] + 1, min(LEAST_LAYERS, len(model.layers)))
 
 
 def _two_layers(model: Model) -> tuple[LanguageModel, Callable[[], list[Any]]]:
