@@ -13,7 +13,6 @@ import pytest
 from metal_kernels import dispatch, launch, proofs
 from metal_kernels.linear_gate import fused, naive_linear_gate
 from metal_kernels.machine import PROOFS, Store
-from metal_kernels.proofs import Ledger
 from tests import python_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import mutated, proving
@@ -249,23 +248,32 @@ def test_threads_prove_one_kernel_together(path, monkeypatch):
     assert [entry["passed"] for entry in machine.where.ledger.entries()] == [True]
 
 
-def test_a_proven_launch_works_out_no_variant_and_another_arrays_type_does(monkeypatch):
-    ledger = Ledger(Store(None, {}))
-    asked = []
+def test_a_proven_launch_is_known_by_all_that_tells_variants_apart(monkeypatch):
+    kernel = launch.Kernel(fused.KERNEL.file, ("x", "gate"), ("y",))
+    where, asked = proving(lambda *_: lambda **_: []), []
+    monkeypatch.setattr(launch, "variant_of", lambda *a: asked.append(1) or proofs.Variant("k", "kernel", "words"))
+    where.ledger._verdicts["k"] = True
+    a, b, template = mx.zeros(8), mx.ones(8), [("N", 3)]
+    usual = {"inputs": [a, b], "template": template, "grid": (32, 1, 1), "shapes": [(8,)]}
 
-    def admit(launch, template):
-        if launch not in ledger.passing:
-            ledger.admit(launch, template, lambda: asked.append(1) or proofs.Variant("k", "kernel", "words"), [])
+    def run(**changes):
+        asked.clear()
+        kernel(**{**usual, **changes}, threadgroup=(32, 1, 1), dtypes=[mx.float32])
+        return len(asked)
 
-    ledger._verdicts["k"] = True
-    template = [("N", 3)]
-    for _ in range(3):
-        admit((1, id(template), (32, 1, 1)), template)
-    assert len(asked) == 1
-    assert template in ledger.passing.values()  # held, so that its id stays its own
-    admit((1, id(template), (64, 1, 1)), template)
-    assert len(asked) == 2
-    monkeypatch.setattr(proofs, "MOST_KNOWN", 8)
-    for n in range(40):
-        admit((n,), template)
-    assert len(ledger.passing) <= 8
+    with launch.use(where):
+        assert (run(), run(), run(inputs=[b, a])) == (1, 0, 0)
+        assert template in where.ledger.passing.values()  # held, so that its id stays its own
+        for other in (
+            {"inputs": [a, a]},
+            {"inputs": [a.astype(mx.float16), b]},
+            {"template": [("N", 3)]},
+            {"grid": (64, 1, 1)},
+            {"shapes": [(9,)]},
+        ):
+            assert (run(**other), run(**other)) == (1, 0), other
+        assert run() == 0
+        monkeypatch.setattr(proofs, "MOST_KNOWN", 4)
+        kept = [[("N", n)] for n in range(20)]
+        assert sum(run(template=t) for t in kept) == 20
+    assert len(where.ledger.passing) <= 4

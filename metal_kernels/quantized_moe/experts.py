@@ -19,7 +19,7 @@ BITS = {"plain": (16, 32), "affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "mxfp8":
 # Rows, groups and 16-byte loads all fall on blocks of 32 values.
 BLOCK = 32
 # Matrices that the plain form unpacks at once; MLX's CUDA backend compiles for a minute before its first gathered product.
-FEW = 64
+FEW = 80
 # MLX hands shorter arrays to kernels in another address space.
 MIN_SIZE = 8
 # What a threadgroup may have on every Apple GPU (Metal's feature set tables).
