@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
@@ -175,8 +177,9 @@ def test_a_failure_before_the_kernel_is_not_the_kernels(path, monkeypatch):
         machine.run(missing)
     assert machine.where.ledger.entries() == []
     assert machine.run(x())
-    with launch.use(machine.where), pytest.raises(ValueError, match="groups must divide"):
-        dispatch.linear_gate(x(), x(), WEIGHT, 7, 1e-6)
+    q, state = mx.zeros((1, 3, 2, 32)), mx.zeros((1, 2, 32, 7))
+    with launch.use(machine.where), pytest.raises(ValueError, match="state must be"):
+        dispatch.lightning_attn(q, q, q, mx.ones(2), 1.0, state)
 
 
 def _cut(path):
@@ -241,11 +244,14 @@ def test_threads_prove_one_kernel_together(path, monkeypatch):
             mx.eval(found)
         return found
 
-    with ThreadPoolExecutor(6) as pool:
+    judged, together = proofs._judged, threading.Barrier(6)
+    monkeypatch.setattr(proofs, "_judged", lambda *a: time.sleep(0.05) or judged(*a))  # so that others come meanwhile
+    with ThreadPoolExecutor(6, initializer=together.wait) as pool:
         found = list(pool.map(work, range(30)))
     for seed, y in enumerate(found):
         assert_close(y, right(x(seed=seed)))
     assert [entry["passed"] for entry in machine.where.ledger.entries()] == [True]
+    assert len(machine.plain) == 1
 
 
 def test_a_proven_launch_is_known_by_all_that_tells_variants_apart(monkeypatch):
