@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ring_mlx.cache import HybridCache
     from ring_mlx.checkpoint_files import read_json
     from ring_mlx.cli.options import add_decay_option, add_step_option, add_thinking_options, byte_count, thinking_of
-    from ring_mlx.cli.parsing import add_command
+    from ring_mlx.cli.table import Command
     from ring_mlx.config import RingConfig
     from ring_mlx.errors import RingError
     from ring_mlx.files import text_of, write_text
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerText",
+    "Command",
     "Counters",
     "End",
     "GenerationEvent",
@@ -73,7 +74,6 @@ __all__ = [
     "Thinking",
     "ThinkingText",
     "ToolCall",
-    "add_command",
     "add_decay_option",
     "add_step_option",
     "add_thinking_options",
@@ -104,6 +104,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AnswerText": "ring_mlx.session_events",
+    "Command": "ring_mlx.cli.table",
     "Counters": "ring_mlx.session_events",
     "End": "ring_mlx.session_events",
     "GenerationEvent": "ring_mlx.generation",
@@ -123,7 +124,6 @@ _HOMES = {
     "Thinking": "ring_mlx.thinking",
     "ThinkingText": "ring_mlx.session_events",
     "ToolCall": "ring_mlx.session_events",
-    "add_command": "ring_mlx.cli.parsing",
     "add_decay_option": "ring_mlx.cli.options",
     "add_step_option": "ring_mlx.cli.options",
     "add_thinking_options": "ring_mlx.cli.options",

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from ring_mlx import Session, load, load_model
-from ring_mlx.cli import bench_command, build_parser, main, options, serve_command
+from ring_mlx.cli import bench_command, build_parser, from_options, main, serve_command
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.convert.job import Options, convert_plan
@@ -19,7 +19,7 @@ from tests.sessions import Talk
 from tests.sessions import options as session_options
 from tests.test_docs import leaves
 from tests.tiny import config, save_hf, softmax_config
-from tui import command, engine
+from tui import chat
 from tui.messages import ModelChoice
 from tui.sources import SessionSource
 
@@ -62,7 +62,7 @@ def test_it_comes_before_the_key_at_every_door(chat_folder, tmp_path):
     args = build_parser().parse_args(["serve", "--model", str(chat_folder), "--decay-layer-offset", "-1"])
     assert is_under(Parts.load(serve_command.make_settings(args)).model, -1)
     args = build_parser().parse_args(["eval", "--model", str(chat_folder), "--decay-layer-offset", "-1"])
-    assert is_under(options.load_named(args)[0], -1)
+    assert is_under(from_options.load_named(args)[0], -1)
 
 
 def test_a_rank_takes_it(tmp_path):
@@ -83,11 +83,11 @@ def test_the_chat_hands_it_to_its_session(monkeypatch, chat_folder, tmp_path):
         chosen.append(choice)
         raise Source
 
-    monkeypatch.setattr(engine, "Engine", stop)
+    monkeypatch.setattr("tui.chat.Engine", stop)
     monkeypatch.setattr("tui.paths.config_file", lambda: tmp_path / "config.toml")
     arguments = ["chat", "--plain", "--model", str(chat_folder), "--decay-layer-offset", "clamped"]
     with pytest.raises(Source):
-        command.run(build_parser().parse_args(arguments))
+        chat.run(build_parser().parse_args(arguments))
     assert chosen == [ModelChoice(str(chat_folder), thinking=chosen[0].thinking, decay_layer_offset="clamped")]
     marks = set()
     for choice in (*chosen, ModelChoice(str(chat_folder))):

@@ -416,7 +416,7 @@ def test_the_key_is_written_on_request_if_there_is_a_verdict(capsys, monkeypatch
     kept = tmp_path / "kept"
     kept.write_text('{"x": 1}')
     file.symlink_to(kept)
-    monkeypatch.setattr("ring_mlx.load", lambda folder, **_: (model, None))
+    monkeypatch.setattr("ring_mlx.cli.doctor_model_command.load", lambda folder, **_: (model, None))
     parts = written(-1)[: 8 if written_to else 3]
     monkeypatch.setattr("ring_mlx.doctor.decay_choice.packaged_parts", lambda *_: parts)
     code, found = doctor(capsys, "--check-decay", file.parent, "--write-decay")

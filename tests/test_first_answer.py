@@ -167,7 +167,7 @@ def test_every_door_takes_the_checkpoints_settings_and_an_option_wins(greedy, pa
         seen.append((found.temp, found.top_p))
         return start_sampling(s, vocabulary, tokenizer, defaults)
 
-    for place in ("ring_mlx.sampling", "ring_mlx.session_worker", "ring_mlx.serve.row"):
+    for place in ("ring_mlx.cli.from_options", "ring_mlx.session_worker", "ring_mlx.serve.row"):
         monkeypatch.setattr(f"{place}.start_sampling", recording)
     for folder, plain in ((greedy, (0.0, 0.9)), (parrot, (0.6, 1.0))):
         for option, expected in (((), plain), (("--temp", "0.3"), (0.3, plain[1]))):

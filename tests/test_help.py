@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from ring_mlx.cli import build_parser, main
+from ring_mlx.cli.table import commands_for
 from tests.test_docs import COMMANDS, ROOT
 
 # What an option has in brackets where that is no value of its own.
@@ -32,11 +33,16 @@ def test_alone_it_says_what_to_try_first(capsys):
     assert "ring-mlx --help" in out
 
 
-def test_help_names_every_command(capsys):
+def test_help_names_every_command_once_with_a_sentence(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    shown = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
-    assert sorted(shown) == sorted({path[0] for path in COMMANDS})
+    shown = capsys.readouterr().out
+    names = re.findall(r"^  ([a-z][a-z-]+) ", shown, re.MULTILINE)
+    assert sorted(names) == sorted({path[0] for path in COMMANDS})
+    for command in commands_for(None):
+        assert re.fullmatch(r"[A-Z].*\.", command.about)
+        assert command.about in " ".join(shown.split())
+        assert f"\n{command.group}:\n" in shown
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

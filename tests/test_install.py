@@ -149,7 +149,7 @@ def test_an_import_that_fails_is_one_line_at_every_door(error, said, capsys, mon
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("ring_mlx.loading.load", fail)
+    monkeypatch.setattr("ring_mlx.cli.from_options.load", fail)
     assert main(["generate", "--prompt", "hi"]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("ring-mlx: [install] ")

@@ -13,8 +13,9 @@ import sys
 
 import pytest
 
+from ring_mlx.cli import build_parser
 from tests.test_tui_plain import Answering
-from tui import command
+from tui import chat
 from tui.conversation import Conversation
 from tui.keeper import RETRY_EVERY_S, ROOM_BYTES, Keeper
 from tui.store import Database, chats, turns
@@ -199,11 +200,7 @@ def test_a_draft_that_cannot_be_saved_is_named(tmp_path, told):
 
 
 def arguments():
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    command.add(parser.add_subparsers())
-    return parser.parse_args(["chat", "--plain"])
+    return build_parser().parse_args(["chat", "--plain"])
 
 
 def run_plain(monkeypatch, tmp_path, *lines):
@@ -212,8 +209,8 @@ def run_plain(monkeypatch, tmp_path, *lines):
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("RING_MLX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    monkeypatch.setattr("tui.engine.Engine", lambda choice: Answering())
-    return command.run(arguments())
+    monkeypatch.setattr("tui.chat.Engine", lambda choice: Answering())
+    return chat.run(arguments())
 
 
 def test_plain_mode_ends_with_2_where_the_chat_is_not_saved(monkeypatch, tmp_path, capsys):

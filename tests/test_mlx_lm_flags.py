@@ -10,6 +10,7 @@ import pytest
 
 from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.refused import REFUSED, THEIR_NAMES, Refusal
+from tests.test_docs import leaves
 
 VALUES = {
     int: "16",
@@ -51,7 +52,7 @@ def options_of(parser):
 
 
 def ours(command):
-    return options_of(build_parser()._subparsers._group_actions[0].choices[command])
+    return options_of(dict(leaves(build_parser()))[(command,)])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -69,7 +70,7 @@ def test_every_flag_of_mlx_lm_is_known(command, theirs):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_value_that_mlx_lm_takes_is_taken(command, theirs):
-    parser = build_parser()._subparsers._group_actions[0].choices[command]
+    parser = dict(leaves(build_parser()))[(command,)]
     for action in parser._actions:
         action.required = False
     for flag, action in theirs(command).items():

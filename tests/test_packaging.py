@@ -200,6 +200,27 @@ def test_importing_the_package_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+CHOSEN = """
+import sys
+from ring_mlx.cli import main
+for words in (["generate", "--no-such-option"], ["--help"]):
+    try:
+        main(words)
+    except SystemExit:
+        pass
+    print(sorted(m for m in sys.modules if m.startswith(("ring_mlx.cli.options.", "tui.command"))))
+print(any(m in sys.modules for m in ("mlx", "numpy", "transformers", "textual")))
+"""
+
+
+def test_only_the_chosen_command_is_imported_and_its_work_after_its_options():
+    done = subprocess.run([sys.executable, "-c", CHOSEN], cwd=ROOT, check=True, capture_output=True, text=True)
+    first, *_, second, heavy = done.stdout.splitlines()
+    assert first == "['ring_mlx.cli.options.generate']"
+    assert second == "['ring_mlx.cli.options.generate', 'tui.command', 'tui.commands']"
+    assert heavy == "False"
+
+
 def test_each_run_of_the_tests_has_a_temporary_folder_of_its_own(tmp_path):
     assert not [p for p in tmp_path.parents if p.name.startswith("pytest-of-")]
 

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from ring_mlx.cli import main, progress
-from ring_mlx.cli.eval_command import QUICK_LIMIT
+from ring_mlx.cli.options.eval import QUICK_LIMIT
 from ring_mlx.cli.progress import ProgressBar, bar_of
 from ring_mlx.evaluation import Result
 from ring_mlx.pace import LEAST_SHARE, Pace
@@ -265,8 +265,8 @@ def asked(monkeypatch):
         found.append(len(questions))
         return [Result(q, "", "") for q in questions]
 
-    monkeypatch.setattr("ring_mlx.evaluation.evaluate", evaluate)
-    monkeypatch.setattr("ring_mlx.cli.options.load_named", lambda args: (None, None, "toy"))
+    monkeypatch.setattr("ring_mlx.cli.eval_command.evaluate", evaluate)
+    monkeypatch.setattr("ring_mlx.cli.from_options.load_named", lambda args: (None, None, "toy"))
     return found
 
 

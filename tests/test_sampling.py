@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ring_mlx.cli import generate_command
+from ring_mlx.cli.options import generate
 from ring_mlx.errors import OptionError
 from ring_mlx.generation import check_lengths, stream_generate
 from ring_mlx.loading import demo_model_path, load
@@ -35,16 +35,10 @@ def toy():
     return load(demo_model_path())
 
 
-class Commands:
-    """Where a subcommand adds its parser."""
-
-    def add_parser(self, *_, **__):
-        self.parser = argparse.ArgumentParser(exit_on_error=False)
-        return self.parser
-
-
-def _flag(parser, name, text):
+def _flag(options, name, text):
     """What an option makes of a text."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    options.add(parser)
     return getattr(parser.parse_args([f"--{name.replace('_', '-')}={text}"]), name)
 
 
@@ -65,14 +59,11 @@ def _in_python(model, tokenizer, name, value):
 def _doors(toy, name, value):
     """The doors that know a setting, each as a call."""
     text = json.dumps(value)
-    generate, chat = Commands(), Commands()
-    generate_command.add(generate)
-    command.add(chat)
-    yield "option", lambda: _flag(generate.parser, name, text)
+    yield "option", lambda: _flag(generate, name, text)
     yield "request", lambda: _request(name, value)
     yield "python", lambda: _in_python(*toy, name, value)
     if name in SETTINGS:
-        yield "chat's option", lambda: _flag(chat.parser, name, text)
+        yield "chat's option", lambda: _flag(command, name, text)
         yield "chat's file", lambda: checked(name, value)
         yield "/set", lambda: checked(name, text)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ring_mlx.cli import build_parser, main, serve_command
+from ring_mlx.cli.options.serve import LOG_LEVELS
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.job import Finished
 from ring_mlx.serve.parts import Parts
@@ -62,14 +63,14 @@ def test_log_levels(monkeypatch, capsys):
         return 0
 
     monkeypatch.setattr(serve_command, "_serve", odd)
-    for level in serve_command.LOG_LEVELS:
+    for level in LOG_LEVELS:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             assert main(["serve", "--log-level", level]) == 0
         assert ("odd" in capsys.readouterr().err) == (level not in ("ERROR", "CRITICAL"))
     made = []
-    monkeypatch.setattr("ring_mlx.serve.server.Server", lambda *_, **options: made.append(options["log_requests"]))
-    for argv in ([], ["--log-requests"], *(["--log-level", level] for level in serve_command.LOG_LEVELS)):
+    monkeypatch.setattr("ring_mlx.cli.serve_command.Server", lambda *_, **options: made.append(options["log_requests"]))
+    for argv in ([], ["--log-requests"], *(["--log-level", level] for level in LOG_LEVELS)):
         serve_command.make_server(parsed(*argv), None)
     assert made == [False, True, True, True, False, False, False]
 

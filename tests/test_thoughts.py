@@ -212,7 +212,7 @@ class Harness:
 def harness(tmp_path_factory):
     made = Harness(tmp_path_factory.mktemp("thoughts"))
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("ring_mlx.loading", "ring_mlx.session_worker", "ring_mlx.serve.parts"):
+        for place in ("ring_mlx.cli.from_options", "ring_mlx.session_worker", "ring_mlx.serve.parts"):
             patch.setattr(f"{place}.load", lambda *args, **options: (made.model, made.tokenizer))
         patch.setenv("RING_MLX_HOME", str(made.home))
         made.server = Server(Settings(model=made.folder, name="toy", store=False, read_ahead=False), port=0)

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from argparse import ArgumentParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -20,10 +19,11 @@ import ring_mlx
 import tui
 from ring_mlx import End, RingError, Session, Thinking, load
 from ring_mlx.branches import Renderer
+from ring_mlx.cli import build_parser
 from ring_mlx.memory import budget_bytes
 from tests.tui_pilot import SIZES, pause
 from tests.tui_pilot import chat as pilot
-from tui import command, commands
+from tui import chat, commands
 from tui.app import RingChat
 from tui.batch import Batch
 from tui.config import Config
@@ -387,9 +387,7 @@ def test_the_process_exits_cleanly(until, tokens):
 
 
 def parse(*argv):
-    parser = ArgumentParser(exit_on_error=False)
-    command.add(parser.add_subparsers())
-    return parser.parse_args(["chat", *argv])
+    return build_parser().parse_args(["chat", *argv])
 
 
 def test_the_command_needs_a_terminal(monkeypatch):
@@ -400,7 +398,7 @@ def test_the_command_needs_a_terminal(monkeypatch):
 
 
 def test_options_come_before_the_configuration():
-    config = command.with_options(Config(model="m", system_prompt="s"), parse("--temp=0", "--seed=3", "--model=x"))
+    config = chat.with_options(Config(model="m", system_prompt="s"), parse("--temp=0", "--seed=3", "--model=x"))
     assert (config.sampling.temp, config.sampling.seed, config.sampling.top_p) == (0.0, 3, None)
     assert (config.model, config.system_prompt) == ("x", "s")
     assert parse().expert_cache_bytes is None
@@ -438,13 +436,13 @@ def test_options_reach_the_session(monkeypatch):
     def engine(choice):
         raise Chosen(choice)
 
-    monkeypatch.setattr("tui.engine.Engine", engine)
+    monkeypatch.setattr("tui.chat.Engine", engine)
     monkeypatch.setattr("tui.sources.Session", Silent)
     monkeypatch.setattr(Silent, "heard", [])
     args = parse("--plain", "--adapter-path=a", "--prefill-step-size=7", "--xtc-probability=0.5", "--xtc-threshold=0")
     with pytest.raises(Chosen) as caught:
-        command.run(args)
-    sampling = command.with_options(Config(), args).sampling
+        chat.run(args)
+    sampling = chat.with_options(Config(), args).sampling
     with Running(caught.value.args[0]) as r:
         r.until(Loaded)
         r.engine.ask(Question(1, [{"role": "user", "content": "hi"}], sampling))

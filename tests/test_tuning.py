@@ -19,6 +19,7 @@ from ring_mlx.doctor import tuning
 from ring_mlx.tuning import buffers, job, works
 from ring_mlx.tuning.job import Tuning, settle, shape_class, stored, tune
 from ring_mlx.tuning.race import LEAST_ROUNDS, NO_TIME, SLOW, Budget, Verdict, race
+from tests.test_docs import leaves
 from tests.tiny import PACKABLE, make_model
 
 SECRET = "a failure of the driver"
@@ -557,6 +558,5 @@ def test_random_weights_use_what_was_chosen_for_their_shapes(kept, capsys):
 
 
 def test_every_command_that_loads_a_model_has_no_tune():
-    commands = build_parser()._subparsers._group_actions[0].choices
-    having = {name for name, command in commands.items() if "--no-tune" in command._option_string_actions}
+    having = {path[0] for path, command in leaves(build_parser()) if "--no-tune" in command._option_string_actions}
     assert having == {"bench", "cache-prompt", "chat", "convert", "eval", "generate", "serve"}

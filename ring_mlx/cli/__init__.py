@@ -7,21 +7,18 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 from ring_mlx import __version__
 from ring_mlx.cli import streams
 from ring_mlx.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, INTERRUPTED
-from ring_mlx.cli.parsing import OneLineParser
-from ring_mlx.cli.refused import add_refused
+from ring_mlx.cli.parsing import OneLineParser, in_groups
+from ring_mlx.cli.table import commands_for
 from ring_mlx.errors import RingError
-from ring_mlx.install import check_backend, explained
+from ring_mlx.install import explained
 from ring_mlx.machine_fit import unfit
 from ring_mlx.terminal_text import note
 
-WITHOUT_MLX = ("doctor", "cache", "launch")
-COMMANDS_GROUP = "ring_mlx.commands"
 FIRST = """\
 ring-mlx runs Ring-linear 2.0 models. Try first:
 
@@ -38,48 +35,19 @@ ring-mlx --help lists all commands, ring-mlx COMMAND --help the options of one.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with every subcommand: those of this package, and those that other packages register.
-
-    A front end registers a function ``add(subparsers)`` under the entry point group ``ring_mlx.commands``; this
-    package never imports one by name.
-    """
-    from ring_mlx.cli import (
-        bench_command,
-        cache_command,
-        cache_prompt_command,
-        convert_command,
-        doctor_command,
-        eval_command,
-        generate_command,
-        launch_command,
-        mlx_lm_command,
-        options,
-        serve_command,
-    )
-
+def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser for a command line: only a command that it names has its options. Without a line all have theirs."""
     parser = OneLineParser(
         prog="ring-mlx",
         description="Run Ring-linear 2.0 models with MLX.",
         epilog="ring-mlx COMMAND --help lists the options of one, with an example.",
     )
     parser.add_argument("--version", action="version", version=f"ring-mlx {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog=parser.prog)
-    for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda e: e.name):
-        entry.load()(commands)
-    generate_command.add(commands)
-    serve_command.add(commands)
-    convert_command.add(commands)
-    doctor_command.add(commands)
-    eval_command.add(commands)
-    bench_command.add(commands)
-    cache_prompt_command.add(commands)
-    cache_command.add(commands)
-    launch_command.add(commands)
-    mlx_lm_command.add(commands)
-    for name, command in commands.choices.items():
-        add_refused(command, name)
-        options.add_tune_option(command)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, prog=parser.prog)
+    table = commands_for(words)
+    for command in table:
+        command.add(commands, words is None or command.name in words)
+    in_groups(parser, commands, {c.name: c.group for c in table})
     return parser
 
 
@@ -96,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note(str(reason))
         return BAD_INPUT
     try:
-        return _run(argv)
+        return _run(sys.argv[1:] if argv is None else argv)
     except ImportError as e:
         note(str(explained(e)))
         return BAD_INPUT
@@ -116,33 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.give_up_unwritable()
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    parser = build_parser()
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit:
-        sys.stdout.flush()  # The help may be cut, too.
-        raise
+def _run(words: Sequence[str]) -> int:
     code: int = 0
-    if args.command is None:
-        print(FIRST, end="")
-    else:
-        if args.command not in WITHOUT_MLX:
-            check_backend()
-            _use_choices(args)
+    if words:
+        try:
+            args = build_parser(words).parse_args(words)
+        except SystemExit:
+            sys.stdout.flush()  # The help may be cut, too.
+            raise
         code = args.run(args)
+    else:
+        print(FIRST, end="")
     sys.stdout.flush()
     return code
-
-
-def _use_choices(args: argparse.Namespace) -> None:
-    """Before MLX makes its device, which reads some of them."""
-    from metal_kernels import choices
-    from ring_mlx.tuning import buffers
-
-    if getattr(args, "no_tune", False):
-        os.environ[choices.SWITCH] = "off"
-    buffers.use_stored()
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -8,46 +8,19 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ring_mlx.cli import options
-from ring_mlx.cli.parsing import add_command
-from ring_mlx.errors import CacheFileError, OptionError
+from ring_mlx.errors import CacheFileError
+from ring_mlx.snapshots.store import Store, default_folder
+from ring_mlx.snapshots.stores import stores
 from ring_mlx.terminal_text import harmless, note
-
-if TYPE_CHECKING:
-    from ring_mlx.snapshots import Store
 
 DAY_S = 86400.0
 
 
-def add(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        commands,
-        "cache",
-        "list or prune the snapshots on disk",
-        "What the snapshots of prompts on disk are, and how to have fewer.",
-        "ring-mlx cache info",
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog=parser.prog)
-    for name, text, run, more in (
-        ("info", "where the snapshots are and how much room they take", _info, ""),
-        ("list", "every snapshot, the one used last first", _list, " --json"),
-        ("prune", "remove snapshots, and files that belong to none", _prune, " --unused-days 30"),
-    ):
-        action = add_command(actions, name, text, text.capitalize() + ".", f"ring-mlx cache {name}{more}")
-        action.add_argument("--cache-dir", help="folder of the snapshots (default: the system's, or RING_MLX_CACHE)")
-        action.add_argument("--model", help="only the model whose name or fingerprint starts so")
-        action.set_defaults(run=run)
-        if name != "prune":
-            action.add_argument("--json", action="store_true", help="print JSON instead of text")
-            continue
-        action.add_argument(
-            "--max-size", type=options.byte_count, help="keep at most so much for each model, such as 500MB"
-        )
-        action.add_argument("--unused-days", type=options.in_range(0, 1e6), help="remove what was not used for so long")
-        action.add_argument("--all", action="store_true", help="remove everything")
+def run(args: argparse.Namespace) -> int:
+    """List or prune; returns the exit code."""
+    return {"info": _info, "list": _list, "prune": _prune}[args.action](args)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -90,8 +63,6 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _prune(args: argparse.Namespace) -> int:
-    if args.all and (args.max_size is not None or args.unused_days is not None):
-        raise OptionError("--all leaves nothing that --max-size or --unused-days could keep; give one of them.")
     budget = 0 if args.all else args.max_size if args.max_size is not None else 1 << 62
     unused_s = None if args.unused_days is None else args.unused_days * DAY_S
     try:
@@ -103,14 +74,10 @@ def _prune(args: argparse.Namespace) -> int:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    from ring_mlx.snapshots.store import default_folder
-
     return Path(os.path.expanduser(args.cache_dir)) if args.cache_dir else default_folder()
 
 
 def _stores(args: argparse.Namespace) -> list[Store]:
-    from ring_mlx.snapshots.stores import stores
-
     found = stores(_folder(args), _say)
     for store in found:
         for text in store.strangers():

@@ -6,17 +6,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ring_mlx.cli import options
 from ring_mlx.cli.exit_codes import INTERRUPTED
-from ring_mlx.cli.parsing import add_command, group_of
+from ring_mlx.cli.parsing import group_of
 from ring_mlx.cli.progress import bar_of
+from ring_mlx.doctor import report
+from ring_mlx.doctor.examine import examine
+from ring_mlx.doctor.finding import PROBLEM, Finding, table
 from ring_mlx.errors import OptionError
 from ring_mlx.terminal_text import for_output, harmless_json, note
-
-if TYPE_CHECKING:
-    from ring_mlx.doctor.finding import Finding
 
 HAS_PROBLEM = 1
 # Which options need one of others.
@@ -37,15 +36,8 @@ HELP = {
 }
 
 
-def add(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        commands,
-        "doctor",
-        "what this machine can run, and what it lacks",
-        "Whether this machine can run Ring models, and which decay a checkpoint was trained with.",
-        "ring-mlx doctor",
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
     group_of(parser, "output").add_argument("--report", type=Path, metavar="FILE", help=HELP["report"])
     options.add_quiet_option(parser)
@@ -60,28 +52,9 @@ def add(commands: Any) -> None:
     d.add_argument("--text", type=Path, metavar="FILE", help=HELP["text"])
     d.add_argument("--tokens", type=options.positive_int, metavar="T", help=HELP["tokens"])
     d.add_argument("--write-decay", action="store_true", default=None, help=HELP["write"])
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Look and print; returns 1 if there is a problem."""
-    from ring_mlx.doctor.finding import PROBLEM, table
-
-    _check_together(args)
-    if args.tune is not None:
-        return _tune(args)
-    if args.report is not None:
-        return _report(args)
-    found = _decay(args) if args.check_decay is not None else _machine(args)
-    problems = sum(f.status == PROBLEM for f in found)
-    if args.json:
-        print(harmless_json({"problems": problems, "findings": [asdict(f) for f in found]}))
-    else:
-        print(for_output(table(found)))
-    return HAS_PROBLEM if problems else 0
-
-
-def _check_together(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Raises OptionError for an option of what is not asked for."""
     tasks = [f"--{t}" for t in ("tune", "check-decay", "report") if getattr(args, t.replace("-", "_")) is not None]
     if len(tasks) > 1:
@@ -98,18 +71,30 @@ def _check_together(args: argparse.Namespace) -> None:
                 raise OptionError(f"--{flag} is for --{first}; add --{first} MODEL, or leave --{flag} out.")
 
 
-def _tune(args: argparse.Namespace) -> int:
-    from ring_mlx.doctor.tune import tune
+def run(args: argparse.Namespace) -> int:
+    """Look and print; returns 1 if there is a problem."""
+    if args.report is not None:
+        return _report(args)
+    found: Sequence[Finding]
+    if args.tune is None and args.check_decay is None:
+        with bar_of(args, "doctor", "checks") as bar:
+            found = examine(bar)
+    else:
+        # Not at the top: a machine is examined where MLX cannot be imported.
+        from ring_mlx.cli import doctor_model_command
 
-    with bar_of(args, "tuning") as bar:
-        made = tune(options.find_model(args, args.tune) if args.tune else None, args.random, args.tune_seconds, bar)
-    print(harmless_json(made.as_dict()) if args.json else for_output(made.text()))
-    return 0
+        if args.tune is not None:
+            return doctor_model_command.tune(args)
+        found = doctor_model_command.check_decay(args)
+    problems = sum(f.status == PROBLEM for f in found)
+    if args.json:
+        print(harmless_json({"problems": problems, "findings": [asdict(f) for f in found]}))
+    else:
+        print(for_output(table(found)))
+    return HAS_PROBLEM if problems else 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    from ring_mlx.doctor import report
-
     beside = report.check_files(args.report)
     note(report.announcement())
     try:
@@ -125,24 +110,3 @@ def _report(args: argparse.Namespace) -> int:
         for_output(f"{args.report} and {beside} are written, without names or folders; paste {beside} into an issue.")
     )
     return HAS_PROBLEM if found else 0
-
-
-def _machine(args: argparse.Namespace) -> Sequence[Finding]:
-    from ring_mlx.doctor.examine import examine
-
-    with bar_of(args, "doctor", "checks") as bar:
-        return examine(bar)
-
-
-def _decay(args: argparse.Namespace) -> Sequence[Finding]:
-    from ring_mlx import load
-    from ring_mlx.doctor import decay_choice
-    from ring_mlx.doctor.decay_check import findings
-
-    folder = options.find_model(args, args.check_decay)
-    with bar_of(args, "loading the model") as bar:
-        model, tokenizer = load(folder, decay_layer_offset=args.decay_layer_offset, progress=bar)
-    with bar_of(args, "checking the decay", "texts") as bar:
-        verdict = decay_choice.check(model, tokenizer, note, args.text, args.tokens, bar)
-    found = findings(verdict, model.config.decay_layer_offset, args.check_decay)
-    return [*found, decay_choice.write_choice(folder, verdict)] if args.write_decay else found

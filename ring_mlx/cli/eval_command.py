@@ -8,93 +8,33 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ring_mlx.cli import options
-from ring_mlx.cli.bench_command import counts as numbers
-from ring_mlx.cli.parsing import add_command, group_of
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.cli import from_options
+from ring_mlx.cli.options.eval import QUICK_LIMIT
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.defaults import MAX_TOKENS
 from ring_mlx.errors import OptionError
+from ring_mlx.evaluation import accuracy_by_task, divergence, evaluate, perplexity
+from ring_mlx.evaluation.divergence import check_both_fit, check_same_tokens
+from ring_mlx.evaluation.heat_map import check_plot, plot
+from ring_mlx.evaluation.needles import sentences_of
+from ring_mlx.evaluation.perplexity import read_text
+from ring_mlx.evaluation.recall import recall, table
+from ring_mlx.hub import resolve_model
+from ring_mlx.loading import load_model
+from ring_mlx.model import Model
+from ring_mlx.suite import Question, is_packaged, read_suite, suite_path
 from ring_mlx.terminal_text import for_output, harmless_json, note
-
-if TYPE_CHECKING:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-    from ring_mlx.model import Model
-    from ring_mlx.suite import Question
-
-# Flags that say something about one measurement only, and the flag that asks for it.
-NEEDS = {
-    "window": "perplexity",
-    "stride": "perplexity",
-    "kl": "perplexity",
-    "depths": "recall",
-    "needles": "recall",
-    "filler": "recall",
-    "seed": "recall",
-    "plot": "recall",
-}
-SUITE_ONLY = ("task", "limit", "full", "batch_size", "show_wrong")
-# Questions of each task of a packaged suite, so that the toy needs about a minute.
-QUICK_LIMIT = 1
-HELP = {
-    "suite": "demo, or a gzipped JSON-lines file (demo, where nothing else is asked for)",
-    "limit": f"only so many questions of each task ({QUICK_LIMIT} of a packaged suite; all of a file)",
-    "perplexity": "perplexity of this text file, in sliding windows",
-    "window": "tokens read at a time (4096, or the context or the text where that is less)",
-    "stride": "tokens counted at a time after the first window (half of it)",
-    "kl": "also read the text with this model and say how far ours is from it",
-    "recall": "state facts in texts of these lengths in tokens, and ask for them at the end",
-    "depths": "places of the facts, evenly from start to end (5)",
-    "needles": "facts at each place, each asked for alone (3)",
-    "filler": "text file whose sentences hide the facts (small talk)",
-    "plot": "write the recall as a PNG; needs matplotlib",
-}
-
-
-def add(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        commands,
-        "eval",
-        "how good a model is",
-        "A suite's questions, perplexity, divergence from another model, recall from long texts.",
-        "ring-mlx eval --suite demo --limit 2",
-    )
-    options.add_model_options(parser)
-    options.add_setting(group_of(parser, "answer"), "max_tokens", MAX_TOKENS, "-m")
-    group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    options.add_quiet_option(parser)
-    s = parser.add_argument_group("a suite of questions with one right answer")
-    s.add_argument("--suite", help=HELP["suite"])
-    s.add_argument("--task", action="append", help="only this task of the suite; may be given again")
-    s.add_argument("--limit", type=options.positive_int, metavar="N", help=HELP["limit"])
-    s.add_argument("--full", action="store_true", help="all questions of a packaged suite")
-    s.add_argument("--batch-size", type=options.positive_int, help="questions at a time (16)")
-    s.add_argument("--show-wrong", action="store_true", help="print each wrong answer beside the right one")
-    p = parser.add_argument_group("perplexity and divergence on a text")
-    p.add_argument("--perplexity", type=Path, metavar="FILE", help=HELP["perplexity"])
-    p.add_argument("--window", type=options.positive_int, metavar="T", help=HELP["window"])
-    p.add_argument("--stride", type=options.positive_int, metavar="T", help=HELP["stride"])
-    p.add_argument("--kl", metavar="REFERENCE_MODEL", help=HELP["kl"])
-    r = parser.add_argument_group("recall at depth")
-    r.add_argument("--recall", type=numbers, metavar="T,T", help=HELP["recall"])
-    r.add_argument("--depths", type=options.positive_int, metavar="N", help=HELP["depths"])
-    r.add_argument("--needles", type=options.positive_int, metavar="N", help=HELP["needles"])
-    r.add_argument("--filler", type=Path, metavar="FILE", help=HELP["filler"])
-    r.add_argument("--seed", type=options.natural_int, help="of facts and small talk (0)")
-    r.add_argument("--plot", type=Path, metavar="PNG", help=HELP["plot"])
-    parser.set_defaults(run=run)
+from ring_mlx.tokenizer import load_tokenizer
+from ring_mlx.wired import Wired
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is asked for and print it; returns the exit code."""
-    from ring_mlx.wired import Wired
-
-    _check(args)
     measurements = [m for m in (_prepare_suite(args), _prepare_text(args), _prepare_recall(args)) if m]
-    model, tokenizer, name = options.load_named(args)
+    model, tokenizer, name = from_options.load_named(args)
     found: dict[str, Any] = {"model": name}
     with Wired():
         for measure in measurements:
@@ -104,29 +44,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-Measurement = Callable[[argparse.Namespace, "Model", "TokenizerWrapper", str], dict[str, Any]]
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raises OptionError where a flag belongs to a measurement that is not asked for."""
-    for flag, needed in NEEDS.items():
-        if getattr(args, flag) is not None and getattr(args, needed) is None:
-            raise OptionError(f"--{flag} is for --{needed}; add --{needed} as well, or leave --{flag} out.")
-    if args.suite is None and args.perplexity is None and args.recall is None:
-        args.suite = "demo"
-    for flag in SUITE_ONLY:
-        if args.suite is None and getattr(args, flag):
-            shown = flag.replace("_", "-")
-            raise OptionError(f"--{shown} is for --suite; add --suite demo as well, or leave --{shown} out.")
+Measurement = Callable[[argparse.Namespace, Model, TokenizerWrapper, str], dict[str, Any]]
 
 
 def _prepare_suite(args: argparse.Namespace) -> Measurement | None:
     if args.suite is None:
         return None
-    from ring_mlx.suite import is_packaged, read_suite, suite_path
-
-    if args.full and args.limit is not None:
-        raise OptionError(f"--full asks all questions, but --limit {args.limit} is given too; leave one of them out.")
     if args.limit is None and not args.full and is_packaged(args.suite):
         args.limit = QUICK_LIMIT
     questions = select(read_suite(suite_path(args.suite)), args.task, args.limit)
@@ -136,8 +59,6 @@ def _prepare_suite(args: argparse.Namespace) -> Measurement | None:
 def _measure_suite(
     args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, questions: list[Question]
 ) -> dict[str, Any]:
-    from ring_mlx.evaluation import accuracy_by_task, evaluate
-
     started = time.perf_counter()
     with bar_of(args, "suite", "questions") as progress:
         results = evaluate(
@@ -173,15 +94,11 @@ def _measure_suite(
 def _prepare_text(args: argparse.Namespace) -> Measurement | None:
     if args.perplexity is None:
         return None
-    from ring_mlx.evaluation.perplexity import read_text
-
     text = read_text(args.perplexity, "--perplexity")
     return lambda args, model, tokenizer, _: _measure_text(args, model, tokenizer, text)
 
 
 def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str) -> dict[str, Any]:
-    from ring_mlx.evaluation import divergence, perplexity
-
     ids = perplexity.encode(text, tokenizer, f"--perplexity {args.perplexity}")
     context = model.config.context_tokens
     reference = None if args.kl is None else _reference(args, model, tokenizer, text)
@@ -204,11 +121,6 @@ def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWr
 
 def _reference(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str) -> Model:
     """The model of --kl, loaded beside the one that is judged."""
-    from ring_mlx.evaluation.divergence import check_both_fit, check_same_tokens
-    from ring_mlx.hub import resolve_model
-    from ring_mlx.loading import load_model
-    from ring_mlx.tokenizer import load_tokenizer
-
     with bar_of(args, "downloading the reference", "B") as bar:
         folder = resolve_model(args.kl, progress=bar)
     check_same_tokens(tokenizer, load_tokenizer(folder), text, args.kl)
@@ -220,9 +132,6 @@ def _reference(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapp
 def _prepare_recall(args: argparse.Namespace) -> Measurement | None:
     if args.recall is None:
         return None
-    from ring_mlx.evaluation.heat_map import check_plot
-    from ring_mlx.evaluation.needles import sentences_of
-
     if args.plot is not None:
         check_plot(args.plot)
     filler = None if args.filler is None else sentences_of(args.filler)
@@ -232,9 +141,6 @@ def _prepare_recall(args: argparse.Namespace) -> Measurement | None:
 def _measure_recall(
     args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, name: str, filler: Iterator[str] | None
 ) -> dict[str, Any]:
-    from ring_mlx.evaluation.heat_map import plot
-    from ring_mlx.evaluation.recall import recall, table
-
     with bar_of(args, "recall", "questions") as progress:
         grid = recall(
             model,

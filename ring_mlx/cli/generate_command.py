@@ -7,62 +7,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ring_mlx.cli import options
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.cache import HybridCache
+from ring_mlx.cli import from_options, options
 from ring_mlx.cli.exit_codes import CUT_OFF, INTERRUPTED
-from ring_mlx.cli.parsing import add_command, group_of
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.defaults import MAX_TOKENS
-from ring_mlx.distributed.member import joined
+from ring_mlx.cli.prompt_cache import text_after_cached
+from ring_mlx.distributed.member import Member, joined
 from ring_mlx.errors import OptionError, PromptError
+from ring_mlx.experts import Statistics
+from ring_mlx.generation import GenerationEvent, stream_generate
+from ring_mlx.model import Model
 from ring_mlx.terminal_text import for_output, harmless_json, note
 from ring_mlx.thinking import Opening, end_note
-
-if TYPE_CHECKING:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-    from ring_mlx.distributed.member import Member
-    from ring_mlx.experts import Statistics
-    from ring_mlx.generation import GenerationEvent
-    from ring_mlx.model import Model
+from ring_mlx.tokenizer import render_chat
 
 RULE = "=" * 10
 RAISE = "raise --max-tokens, or leave it out to have all"
-
-
-def add(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        commands,
-        "generate",
-        "one prompt in, text out",
-        "One prompt in, text out, with the flags of mlx_lm.generate.",
-        'ring-mlx generate --prompt "What is 27 + 35?"',
-    )
-    p = group_of(parser, "prompt")
-    p.add_argument("--prompt", "-p", default="hello", help="the message; - reads standard input (hello)")
-    p.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")
-    p.add_argument("--prefill-response", metavar="TEXT", help="text that the answer starts with")
-    p.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
-    p.add_argument("--chat-template-config", type=options.json_object, help="JSON object for the template")
-    p.add_argument("--prompt-cache-file", help="continue what `ring-mlx cache-prompt` saved")
-    a = group_of(parser, "answer")
-    options.add_setting(a, "max_tokens", MAX_TOKENS, "-m")
-    a.add_argument("--extra-eos-token", nargs="+", default=(), help="further tokens that stop")
-    options.add_setting(a, "thinking_budget", None)
-    options.add_thinking_options(parser)
-    o = group_of(parser, "output")
-    o.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
-    o.add_argument("--verbose", type=_str2bool, default=True, help="with statistics, or the text only (True)")
-    o.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    options.add_quiet_option(parser)
-    options.add_model_options(parser)
-    options.add_expert_options(parser)
-    options.add_distributed_option(parser)
-    options.add_sampling_options(parser)
-    options.add_prefill_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,25 +36,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace, member: Member | None) -> int:
-    from ring_mlx.generation import stream_generate
-
     if member is not None:
         member.check(args)
-    options.check_template_flags(args)
-    text = options.read_prompt(args.prompt)
+    text = from_options.read_prompt(args.prompt)
     if not text.strip():
         raise PromptError("the prompt is empty; give some text.")
-    model, tokenizer, name = options.load_named(args) if member is None else member.load_named(args)
+    model, tokenizer, name = from_options.load_named(args) if member is None else member.load_named(args)
     for token in args.extra_eos_token:
         _add_eos(tokenizer, token, model.config.vocab_size)
-    sampler, processors = options.make_sampling(args, model, tokenizer)
+    sampler, processors = from_options.make_sampling(args, model, tokenizer)
     if member is not None:
         sampler = member.agreed(sampler)
     cache, prompt = _prompt_and_cache(args, model, tokenizer, text)
     experts = getattr(model, "expert_statistics", None)
     printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts)
     code = 0
-    step = options.prefill_step_size(args)
+    step = from_options.prefill_step_size(args)
     with bar_of(args, "prompt", "tokens", member is None or member.is_first) as bar:
         try:
             for event in stream_generate(
@@ -104,7 +65,7 @@ def _generate(args: argparse.Namespace, member: Member | None) -> int:
                 sampler=sampler,
                 logits_processors=processors,
                 prefill_step_size=step,
-                kv_quantization=options.make_kv_quantization(args),
+                kv_quantization=from_options.make_kv_quantization(args),
                 progress=bar,
             ):
                 printer.show(event)
@@ -250,10 +211,6 @@ class Printer:
 def _prompt_and_cache(
     args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str
 ) -> tuple[Any, list[int]]:
-    from ring_mlx.cache import HybridCache
-    from ring_mlx.cli.prompt_cache import text_after_cached
-    from ring_mlx.tokenizer import render_chat
-
     if args.prompt_cache_file and args.system_prompt is not None:
         raise OptionError(
             "--system-prompt comes before what --prompt-cache-file has read; give it to `ring-mlx cache-prompt` instead."
@@ -282,9 +239,3 @@ def _add_eos(tokenizer: TokenizerWrapper, token: str, rows: int) -> None:
     if number is None or number >= rows:
         raise OptionError(f"--extra-eos-token {token!r} is not in the vocabulary; give a token or an id below {rows}.")
     tokenizer.eos_token_ids = tokenizer.eos_token_ids | {number}
-
-
-def _str2bool(text: str) -> bool:
-    if text.lower() not in ("true", "t", "false", "f"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return text.lower() in ("true", "t")

@@ -8,29 +8,22 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ring_mlx.cli import options
-from ring_mlx.cli.parsing import OneLineParser, add_command
+from ring_mlx.cli.parsing import OneLineParser
+from ring_mlx.distributed import backends, hosts, launcher
+from ring_mlx.distributed.hosts import Host
+from ring_mlx.distributed.rank_process import Job
 from ring_mlx.errors import OptionError
-
-if TYPE_CHECKING:
-    from ring_mlx.distributed.hosts import Host
 
 # Commands that know what to do with a part of a model.
 COMMANDS = ("generate", "bench", "serve")
 _ANY = " or ".join((", ".join(COMMANDS[:-1]), COMMANDS[-1]))
 
 
-def add(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = add_command(
-        commands,
-        "launch",
-        "a command on several Macs that share a model",
-        "One command on several machines, or in several processes here.",
-        "ring-mlx launch --hosts mac1,mac2 generate --model inclusionAI/Ring-flash-linear-2.0 --prompt hello",
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("--hosts", help="names for ssh, each with =IP if it has several addresses: mac1,mac2=10.0.0.2")
     parser.add_argument("-n", "--repeat-hosts", type=options.positive_int, default=1, help="processes a host (1)")
     parser.add_argument("--hostfile", help="a host file of mlx.launch or mlx.distributed_config in place of --hosts")
@@ -44,13 +37,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="...", help=f"what to run, with its own options: {_ANY}"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the hosts, then run; returns the exit code of the first rank that failed, or 0."""
-    from ring_mlx.distributed import backends, hosts
-
     command = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
     if args.hosts and args.hostfile:
         raise OptionError("--hosts and --hostfile exclude each other; give one.")
@@ -71,9 +61,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _launch(args: argparse.Namespace, command: list[str], chosen: list[Host], named: str, env: dict[str, str]) -> int:
     """Check the hosts, and run the command on them."""
-    from ring_mlx.distributed import backends, hosts, launcher
-    from ring_mlx.distributed.rank_process import Job
-
     own, files = backends.describe(args.backend or named or backends.default(), chosen, args.starting_port)
     told: list[int] = []
     with _signals_to(lambda number, _: told.append(number)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from ring_mlx.cli.exit_codes import BAD_INPUT
@@ -54,19 +54,18 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, harmless(f"{self.prog}: [option] {message}; see {self.prog} --help.\n"))
 
 
-def add_command(commands: Any, name: str, about: str, description: str, *examples: str) -> argparse.ArgumentParser:
+def add_command(commands: Any, name: str, about: str, *examples: str) -> argparse.ArgumentParser:
     """A parser for one more command.
 
     Args:
         commands: What ``add_subparsers`` gave.
         name: The command.
-        about: What it does in a few words, for the list of commands.
-        description: The same in a sentence, for its own help.
+        about: What it does, in a sentence.
         examples: Lines that can be typed as they are.
     """
     shown = "".join(f"\n  {line}" for line in examples)
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, description=description, epilog=f"example{'s' * (len(examples) > 1)}:{shown}"
+        name, help=about, description=about, epilog=f"example{'s' * (len(examples) > 1)}:{shown}"
     )
     return parser
 
@@ -75,3 +74,10 @@ def group_of(parser: argparse.ArgumentParser, title: str) -> Any:
     """The group of options with this title, made where there is none yet."""
     found = (g for g in parser._action_groups if g.title == title)
     return next(found, None) or parser.add_argument_group(title)
+
+
+def in_groups(parser: argparse.ArgumentParser, commands: Any, groups: Mapping[str, str]) -> None:
+    """List commands in the help under titles; argparse alone would list all of them under one."""
+    parser._positionals._group_actions.remove(commands)
+    for listed in commands._choices_actions:
+        group_of(parser, groups[listed.dest])._group_actions.append(listed)

@@ -9,28 +9,25 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ring_mlx.defaults import filled
 from ring_mlx.errors import PromptError, RingError, TokenizerError
 from ring_mlx.generation import check_lengths
 from ring_mlx.install import explained
+from ring_mlx.model import Model
 from ring_mlx.sampling_ranges import within
 from ring_mlx.serve.encoding import Encoder
 from ring_mlx.serve.failures import ModelLostError, bad, busy
 from ring_mlx.serve.job import Job
 from ring_mlx.serve.metrics import Metrics
+from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.protocol import Asked
 from ring_mlx.serve.settings import Settings
+from ring_mlx.serve.work import Work
 from ring_mlx.session import rest
 from ring_mlx.terminal_text import note
 
-if TYPE_CHECKING:
-    from ring_mlx.model import Model
-    from ring_mlx.serve.parts import Parts
-    from ring_mlx.serve.work import Work
-
-    Load = Callable[[Settings], Parts]
+Load = Callable[[Settings], Parts]
 
 # How long the threads of requests have to pass on that all ends.
 TELLING_S = 0.5
@@ -185,9 +182,6 @@ class Engine:
         rest(self._at_rest)
 
     def _load(self) -> Work:
-        from ring_mlx.serve.parts import Parts
-        from ring_mlx.serve.work import Work
-
         parts = (self._load_parts or Parts.load)(self.settings)
         work = Work(parts, self.metrics)
         self._gauges = work.gauges()

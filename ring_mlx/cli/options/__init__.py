@@ -5,34 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ring_mlx.cli.parsing import group_of
-from ring_mlx.cli.progress import bar_of
 from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.errors import OptionError
-from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
+from ring_mlx.sampling_ranges import RANGES
 from ring_mlx.session_events import Sampling
-from ring_mlx.surrogates import whole_text
-from ring_mlx.terminal_text import note
 from ring_mlx.thinking import STARTS, Thinking
 
-if TYPE_CHECKING:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-    from ring_mlx.generation import KVQuantization, LogitsProcessor, Sampler
-    from ring_mlx.model import Model
-
 RANDOM_SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
-TOY_NOTE = (
-    "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "
-    "--model inclusionAI/Ring-mini-linear-2.0 or a folder."
-)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -126,13 +111,6 @@ def add_prefill_options(parser: argparse.ArgumentParser) -> None:
     g.add_argument("--quantized-kv-start", type=natural_int, default=5000, help="tokens before --kv-bits begins (5000)")
 
 
-def prefill_step_size(args: argparse.Namespace) -> int:
-    """Prompt tokens a step, as asked or as the device likes it."""
-    from ring_mlx.decoding import prefill_step_or_default
-
-    return prefill_step_or_default(args.prefill_step_size)
-
-
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The samplers and logits processors of mlx-lm, under its names."""
     g = group_of(parser, "sampling")
@@ -160,35 +138,6 @@ def check_template_flags(args: argparse.Namespace) -> None:
             raise OptionError(f"{flag} needs the chat template; leave out {flag} or --ignore-chat-template.")
 
 
-def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
-    """The model and tokenizer that the options name, and what to call them; says so when it is the toy.
-
-    Raises:
-        RingError: As `ring_mlx.load`.
-    """
-    from ring_mlx.loading import demo_model_path, load
-
-    if args.model is None:
-        note(TOY_NOTE)
-    name = args.model or str(demo_model_path())
-    folder = find_model(args, name)
-    with bar_of(args, "loading the model") as bar:
-        model, tokenizer = load(folder, progress=bar, **loading_options(args))
-    return model, tokenizer, name
-
-
-def find_model(args: argparse.Namespace, name: str) -> Path:
-    """The folder of a model, which is downloaded where it is the hub's.
-
-    Raises:
-        HubError: As `resolve_model`.
-    """
-    from ring_mlx.hub import resolve_model
-
-    with bar_of(args, "downloading", "B") as bar:
-        return resolve_model(name, args.revision, bar)
-
-
 def loading_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_model_options` and perhaps `add_expert_options` found, as arguments of `ring_mlx.load_model`.
 
@@ -207,46 +156,6 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_sampling(
-    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper
-) -> tuple[Sampler, list[LogitsProcessor]]:
-    """mlx-lm's sampler and processors from the options; seeds MLX with the seed given, or with one drawn.
-
-    Raises:
-        OptionError: If a value does not suit the model's vocabulary.
-    """
-    from ring_mlx.sampling import start_sampling
-
-    vocabulary = model.config.vocab_size
-    names = (f.name for f in fields(Sampling) if f.name != "logit_bias")
-    chosen = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
-    sampler, processors, _ = start_sampling(chosen, vocabulary, tokenizer, model.sampling)
-    return sampler, processors
-
-
-def make_kv_quantization(args: argparse.Namespace) -> KVQuantization | None:
-    """The settings of --kv-bits, or None without it."""
-    from ring_mlx.generation import KVQuantization
-
-    if args.kv_bits is None:
-        return None
-    return KVQuantization(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
-
-
-def read_prompt(text: str) -> str:
-    r"""A prompt as given: ``-`` is standard input, and ``\n`` and ``\t`` are what they name, as in mlx_lm.
-
-    Raises:
-        OptionError: If standard input is not text.
-    """
-    if text != "-":
-        return whole_text(text.replace("\\n", "\n").replace("\\t", "\t"))
-    try:
-        return whole_text(sys.stdin.read())
-    except UnicodeDecodeError as e:
-        raise OptionError(f"standard input is not UTF-8 text ({e}); pipe a text file.") from None
-
-
 def positive_int(text: str) -> int:
     """An argparse type: an integer from 1."""
     return _int_from(text, 1)
@@ -255,6 +164,14 @@ def positive_int(text: str) -> int:
 def natural_int(text: str) -> int:
     """An argparse type: an integer from 0."""
     return _int_from(text, 0)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """An argparse type: positive integers with commas between them."""
+    try:
+        return tuple(positive_int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 512,2048") from None
 
 
 def byte_count(text: str) -> int:
@@ -295,23 +212,6 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
-
-
-def logit_bias(given: Mapping[str, Any], vocabulary: int) -> dict[int, float]:
-    """The value of --logit-bias with ids as keys.
-
-    Raises:
-        OptionError: If a key is not the id of a token or a value not a number.
-    """
-    bias = {}
-    for key, value in given.items():
-        if not key.isdecimal() or int(key[:20]) >= vocabulary:
-            raise OptionError(f"--logit-bias key {key!r} is not a token id below {vocabulary}; give ids.")
-        try:
-            bias[int(key)] = RANGES["logit_bias"].check(value, f"--logit-bias {key}:")
-        except OutOfRangeError as e:
-            raise OptionError(f"{e}; give one.") from None
-    return bias
 
 
 def _int_from(text: str, low: int) -> int:

@@ -1,0 +1,114 @@
+"""What options stand for: a loaded model, a sampler, a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.cli.options import loading_options
+from ring_mlx.cli.progress import bar_of
+from ring_mlx.decoding import prefill_step_or_default
+from ring_mlx.errors import OptionError
+from ring_mlx.generation import KVQuantization, LogitsProcessor, Sampler
+from ring_mlx.hub import resolve_model
+from ring_mlx.loading import demo_model_path, load
+from ring_mlx.model import Model
+from ring_mlx.sampling import start_sampling
+from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
+from ring_mlx.session_events import Sampling
+from ring_mlx.surrogates import whole_text
+from ring_mlx.terminal_text import note
+
+TOY_NOTE = (
+    "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "
+    "--model inclusionAI/Ring-mini-linear-2.0 or a folder."
+)
+
+
+def prefill_step_size(args: argparse.Namespace) -> int:
+    """Prompt tokens a step, as asked or as the device likes it."""
+    return prefill_step_or_default(args.prefill_step_size)
+
+
+def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
+    """The model and tokenizer that the options name, and what to call them; says so when it is the toy.
+
+    Raises:
+        RingError: As `ring_mlx.load`.
+    """
+    if args.model is None:
+        note(TOY_NOTE)
+    name = args.model or str(demo_model_path())
+    folder = find_model(args, name)
+    with bar_of(args, "loading the model") as bar:
+        model, tokenizer = load(folder, progress=bar, **loading_options(args))
+    return model, tokenizer, name
+
+
+def find_model(args: argparse.Namespace, name: str) -> Path:
+    """The folder of a model, which is downloaded where it is the hub's.
+
+    Raises:
+        HubError: As `resolve_model`.
+    """
+    with bar_of(args, "downloading", "B") as bar:
+        return resolve_model(name, args.revision, bar)
+
+
+def make_sampling(
+    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper
+) -> tuple[Sampler, list[LogitsProcessor]]:
+    """mlx-lm's sampler and processors from the options; seeds MLX with the seed given, or with one drawn.
+
+    Raises:
+        OptionError: If a value does not suit the model's vocabulary.
+    """
+    vocabulary = model.config.vocab_size
+    names = (f.name for f in fields(Sampling) if f.name != "logit_bias")
+    chosen = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
+    sampler, processors, _ = start_sampling(chosen, vocabulary, tokenizer, model.sampling)
+    return sampler, processors
+
+
+def make_kv_quantization(args: argparse.Namespace) -> KVQuantization | None:
+    """The settings of --kv-bits, or None without it."""
+    if args.kv_bits is None:
+        return None
+    return KVQuantization(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
+
+
+def read_prompt(text: str) -> str:
+    r"""A prompt as given: ``-`` is standard input, and ``\n`` and ``\t`` are what they name, as in mlx_lm.
+
+    Raises:
+        OptionError: If standard input is not text.
+    """
+    if text != "-":
+        return whole_text(text.replace("\\n", "\n").replace("\\t", "\t"))
+    try:
+        return whole_text(sys.stdin.read())
+    except UnicodeDecodeError as e:
+        raise OptionError(f"standard input is not UTF-8 text ({e}); pipe a text file.") from None
+
+
+def logit_bias(given: Mapping[str, Any], vocabulary: int) -> dict[int, float]:
+    """The value of --logit-bias with ids as keys.
+
+    Raises:
+        OptionError: If a key is not the id of a token or a value not a number.
+    """
+    bias = {}
+    for key, value in given.items():
+        if not key.isdecimal() or int(key[:20]) >= vocabulary:
+            raise OptionError(f"--logit-bias key {key!r} is not a token id below {vocabulary}; give ids.")
+        try:
+            bias[int(key)] = RANGES["logit_bias"].check(value, f"--logit-bias {key}:")
+        except OutOfRangeError as e:
+            raise OptionError(f"{e}; give one.") from None
+    return bias

@@ -1,0 +1,43 @@
+"""The options of ``ring-mlx generate``."""
+
+from __future__ import annotations
+
+import argparse
+
+from ring_mlx.cli import options
+from ring_mlx.cli.parsing import group_of
+from ring_mlx.defaults import MAX_TOKENS
+
+check = options.check_template_flags
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    p = group_of(parser, "prompt")
+    p.add_argument("--prompt", "-p", default="hello", help="the message; - reads standard input (hello)")
+    p.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")
+    p.add_argument("--prefill-response", metavar="TEXT", help="text that the answer starts with")
+    p.add_argument("--ignore-chat-template", action="store_true", help="plain text, without the template")
+    p.add_argument("--chat-template-config", type=options.json_object, help="JSON object for the template")
+    p.add_argument("--prompt-cache-file", help="continue what `ring-mlx cache-prompt` saved")
+    a = group_of(parser, "answer")
+    options.add_setting(a, "max_tokens", MAX_TOKENS, "-m")
+    a.add_argument("--extra-eos-token", nargs="+", default=(), help="further tokens that stop")
+    options.add_setting(a, "thinking_budget", None)
+    options.add_thinking_options(parser)
+    o = group_of(parser, "output")
+    o.add_argument("--thinking", choices=("show", "hide", "fold"), default="show", help="the thought (show)")
+    o.add_argument("--verbose", type=_str2bool, default=True, help="with statistics, or the text only (True)")
+    o.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    options.add_quiet_option(parser)
+    options.add_model_options(parser)
+    options.add_expert_options(parser)
+    options.add_distributed_option(parser)
+    options.add_sampling_options(parser)
+    options.add_prefill_options(parser)
+
+
+def _str2bool(text: str) -> bool:
+    if text.lower() not in ("true", "t", "false", "f"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() in ("true", "t")

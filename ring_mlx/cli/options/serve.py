@@ -1,0 +1,78 @@
+"""The options of ``ring-mlx serve``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ring_mlx.cli import options
+from ring_mlx.cli.parsing import group_of
+from ring_mlx.defaults import MAX_TOKENS
+
+ANSWER = "answer, where a request says nothing else"
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+HELP = {
+    "model_name": "what clients call the model (the repository, or the folder's name)",
+    "api_key": "clients must send it as Bearer or X-Api-Key; RING_MLX_API_KEY keeps it out of the list of processes",
+    "batch": "requests that are read or answered at once (8)",
+    "queue": "requests that may wait beyond those; more get 503 (64)",
+    "reading": "of these, the most whose prompts are read, in turns (all)",
+    "step": "prompt tokens read between two tokens of the other answers (512)",
+    "body": "longest body of a request (8 MiB)",
+    "hosts": "further names, separated by commas, that clients may ask for; * admits all (this machine's own)",
+    "origins": "web pages of other places, separated by commas, such as https://ui.example.com; * admits all (none)",
+    "log": "what is told on standard error: INFO a line for each request, WARNING what is odd, ERROR less (WARNING)",
+    "template": "text of a chat template in place of the checkpoint's",
+    "template_args": "JSON object of template options where a request says nothing else",
+    "memory": "most memory (a quarter of what is left, at most 4 GiB)",
+    "count": "at most so many in memory (any number)",
+    "cache_dir": "folder for snapshots (the system's for caches, or RING_MLX_CACHE)",
+    "ahead": "do not read the start of the next turn while nobody waits",
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    options.add_model_options(parser)
+    options.add_expert_options(parser)
+    options.add_distributed_option(parser)
+    group_of(parser, "model").add_argument("--model-name", help=HELP["model_name"])
+    options.add_quiet_option(parser)
+    a = parser.add_argument_group("address")
+    a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    a.add_argument("--port", type=options.natural_int, default=8080, help="port; 0 takes a free one (8080)")
+    a.add_argument("--api-key", help=HELP["api_key"])
+    a.add_argument("--allowed-hosts", type=_names, default=(), metavar="NAMES", help=HELP["hosts"])
+    a.add_argument("--allowed-origins", type=_names, default=(), metavar="ORIGINS", help=HELP["origins"])
+    a.add_argument("--log-requests", action="store_true", help="print a line for each request")
+    a.add_argument("--log-level", choices=LOG_LEVELS, default="WARNING", help=HELP["log"])
+    a = group_of(parser, ANSWER)
+    options.add_setting(a, "max_tokens", MAX_TOKENS)
+    for name in ("temp", "top_p", "top_k", "min_p"):
+        options.add_setting(a, name, None)
+    a.add_argument("--chat-template", metavar="TEXT", help=HELP["template"])
+    a.add_argument("--chat-template-args", type=options.json_object, help=HELP["template_args"])
+    options.add_thinking_options(parser)
+    g = parser.add_argument_group("how much at once")
+    g.add_argument(
+        *("--max-batch", "--decode-concurrency"), type=options.positive_int, default=8, metavar="N", help=HELP["batch"]
+    )
+    g.add_argument("--prompt-concurrency", type=options.positive_int, metavar="N", help=HELP["reading"])
+    g.add_argument("--max-queue", type=options.positive_int, default=64, help=HELP["queue"])
+    g.add_argument("--max-body", type=options.byte_count, default=8 << 20, metavar="SIZE", help=HELP["body"])
+    g.add_argument("--prefill-step-size", type=options.positive_int, default=512, help=HELP["step"])
+    s = parser.add_argument_group("snapshots")
+    s.add_argument("--cache-dir", type=Path, help=HELP["cache_dir"])
+    s.add_argument("--no-store", action="store_true", help="keep snapshots in memory only")
+    s.add_argument(
+        "--store-size", type=options.byte_count, default=8 << 30, metavar="SIZE", help="most room on disk (8 GiB)"
+    )
+    s.add_argument(
+        *("--cache-memory", "--prompt-cache-bytes"), type=options.byte_count, metavar="SIZE", help=HELP["memory"]
+    )
+    s.add_argument("--prompt-cache-size", type=options.positive_int, metavar="N", help=HELP["count"])
+    s.add_argument("--no-read-ahead", action="store_true", help=HELP["ahead"])
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

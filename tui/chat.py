@@ -1,0 +1,80 @@
+"""``ring-mlx chat``: conversations in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from ring_mlx import harmless, thinking_of
+from tui import config, paths
+from tui.commands import SETTINGS
+from tui.engine import Engine
+from tui.keeper import Keeper
+from tui.messages import ModelChoice
+from tui.plain import Plain
+
+UNSAVED = 2  # exit code
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the chat; returns the exit code."""
+    settings, wrong = config.load(paths.config_file())
+    settings = with_options(settings, args)
+    notes = [wrong] if wrong else []
+    choice = ModelChoice(
+        settings.model or None,
+        args.revision,
+        args.adapter_path,
+        args.expert_cache_bytes,
+        thinking_of(args),
+        args.prefill_step_size,
+        args.decay_layer_offset,
+    )
+    engine = Engine(choice)
+    keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)
+    talk = keeper.latest() if args.resume else None
+    try:
+        if args.plain:
+            code = Plain(engine, keeper, settings, talk, notes).run()
+        else:
+            # Not at the top: a chat line by line does not wait for the screens.
+            from tui.app import RingChat
+
+            app = RingChat(engine, keeper, settings, talk, notes)
+            keeper.tell_with(app.tell)
+            with warnings.catch_warnings():  # a screen hides what is printed
+                warnings.showwarning = app.show_warning
+                app.run()
+            code = app.return_code or 0
+    finally:
+        is_at_rest = engine.close()
+        is_saved = keeper.close()
+    if not is_saved:
+        code = code or UNSAVED
+        for line in keeper.report():
+            print(f"ring-mlx: {harmless(line)}", file=sys.stderr)
+    sys.stdout.flush()
+    if not is_at_rest:
+        os._exit(code)  # still loading: an ordinary exit would wait for it or abort
+    return code
+
+
+def _free_disk(nbytes: int) -> int:
+    """Let snapshots give way to the chat: they can be made again."""
+    from ring_mlx import free_disk  # Not at the top: it brings MLX, for which the first screen does not wait.
+
+    near = paths.data_file("chats.db")
+    return free_disk(nbytes, near if near.exists() else near.parent, paths.snapshots())
+
+
+def with_options(config: Any, args: argparse.Namespace) -> Any:
+    """The configuration, in which the command line's options come first."""
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    config = replace(config, sampling=replace(config.sampling, **given))
+    if args.system_prompt is not None:
+        config = replace(config, system_prompt=args.system_prompt)
+    return replace(config, model=args.model) if args.model else config
