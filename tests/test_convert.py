@@ -265,7 +265,20 @@ def test_the_door_and_the_command(tmp_path):
     ):
         out = tmp_path / str(i)
         result = subprocess.run(
-            [*command, "--hf-path", str(GOLDEN), "--mlx-path", str(out), "-q", "--q-bits", "8", "--q-group-size", "32"],
+            [
+                *command,
+                "--hf-path",
+                str(GOLDEN),
+                "--mlx-path",
+                str(out),
+                "-q",
+                "--q-bits",
+                "8",
+                "--q-group-size",
+                "32",
+                "--q-fit",
+                "rtn",
+            ],
             capture_output=True,
             text=True,
             check=False,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,6 +11,7 @@ import pytest
 from mlx_lm import convert as mlx_lm_convert
 
 from ring_mlx import demo_model_path, load_model
+from ring_mlx.cli import main
 from ring_mlx.convert import convert, report, verify
 from ring_mlx.divergence import divergence
 from ring_mlx.errors import OptionError
@@ -142,30 +141,23 @@ def test_text_of_ones_own(tmp_path):
         report.make_batches(demo_model_path(), [{"text": ""}])
 
 
-def test_the_command_reports_and_the_folder_keeps_it(small, tmp_path):
+def test_the_command_reports_and_the_folder_keeps_it(small, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("What is 27 + 35? The sum is 62.")
     out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "convert.py"), "--model", str(small), "--mlx-path", str(out)]
+    command = ["convert", "--model", str(small), "--mlx-path", str(out)]
     command += ["-q", "--q-group-size", "32", "--q-fit", "rtn", "--report", str(text), "--verify"]
     for extra in ([], ["--resume"]):
-        result = subprocess.run([*command, *extra], capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        assert "KL mean" in result.stdout
+        assert main([*command, *extra]) == 0
+        assert "KL mean" in capsys.readouterr().out
     saved = json.loads((out / "report.json").read_text())
     assert saved["kinds"]["text"]["kl_mean"] > 0
     names = ["positions", "kl_mean", "kl_median", "kl_99", "flips", "perplexity", "perplexity_ratio"]
     assert list(saved["kinds"]["text"]) == names, "the file's names are not those of Divergence"
     assert (out / "README.md").read_text().count("## Divergence from the source") == 1
     assert verify(out) == len(list(out.iterdir())) - 1
-    shown = subprocess.run(
-        [sys.executable, str(ROOT / "convert.py"), "--verify", "--mlx-path", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert shown.returncode == 0
-    assert "files are as they were written" in shown.stdout
+    assert main(["convert", "--verify", "--mlx-path", str(out)]) == 0
+    assert "files are as they were written" in capsys.readouterr().out
 
 
 def test_long_rows_are_cut(monkeypatch):
