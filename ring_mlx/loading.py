@@ -55,7 +55,9 @@ def load_model(
         progress: Called with (parts in memory, all), unless it is lazy.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode. On a GPU the first load of a kind of model takes up to ten seconds more, in which
+        what is fast there is timed and kept, and says so in a warning; ``RING_MLX_TUNE=off`` in the environment leaves
+        that out.
 
     Raises:
         ConfigError: If config.json is missing, broken or asks for something unsupported.

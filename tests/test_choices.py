@@ -21,6 +21,15 @@ def nothing_applied(monkeypatch):
     monkeypatch.setattr(choices, "_applied", {})
 
 
+@pytest.fixture
+def cpu():
+    """No backend runs kernels, whatever this machine has."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
 @pytest.mark.parametrize("where", BACKENDS)
 def test_each_default_is_one_of_the_values(where):
     for name, entry in TABLE.items():
@@ -84,6 +93,7 @@ def test_what_is_asked_for_is_known_outside_too():
     assert outer == {"prefill_step", "route/1"}
 
 
+@pytest.mark.usefixtures("cpu")
 def test_the_step_of_a_prompt_is_as_asked_or_chosen():
     assert prefill_step_or_default() == 128
     choices.apply({"prefill_step": 64}, choices.CPU)
@@ -91,6 +101,7 @@ def test_the_step_of_a_prompt_is_as_asked_or_chosen():
     assert prefill_step_or_default(7) == 7
 
 
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("size", [16, 32, 128, choices.BY_HEAD])
 def test_the_chunk_is_as_chosen(size, monkeypatch):
     q, k, v = (mx.random.normal((1, 40, 2, 32), key=mx.random.key(i)) for i in range(3))

@@ -25,6 +25,15 @@ from tests.tiny import PACKABLE, make_model
 SECRET = "a failure of the driver"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    """Whatever this machine has, so that what holds here and what is timed is the same everywhere."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
 class Clock:
     """Seconds that only the runs of `way` spend."""
 
