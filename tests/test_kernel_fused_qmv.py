@@ -137,7 +137,7 @@ def test_the_residual_is_added_before_the_only_rounding(backend, residual):
 
 
 @pytest.mark.parametrize("backend", CHECKED)
-@pytest.mark.parametrize("tokens", range(1, 9))
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8])  # a count of turns of one loop
 def test_one_to_eight_tokens(backend, tokens):
     check(backend, Case(FOUR, (tokens, 96), residual=mx.float32))
 

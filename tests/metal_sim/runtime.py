@@ -28,7 +28,10 @@ WRITABLE, INITIALIZED = 1, 2
 
 
 class MetalRunError(Exception):
-    """The kernel ran and did something that Metal does not define."""
+    """The kernel ran and did something that Metal does not define; the arguments are its reports."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class _BufferRecord(ctypes.Structure):
@@ -94,16 +97,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Report:
-    """One kind of finding at one place."""
+    """One kind of finding at one place: of the source, or an address of the library, looked up when somebody reads it."""
 
     kind: str
     message: str
     place: str
+    pc: int
     count: int
+    library: Path
 
     def __str__(self) -> str:
-        place = f"{self.place}: " if self.place else ""
-        return f"{place}{self.kind}: {self.message} (x{self.count})"
+        message = re.sub(r"at \+0x([0-9a-f]+)", lambda found: f"at {self._at(int(found[1], 16))}", self.message)
+        place = self._at(self.pc) if self.pc else self.place
+        return f"{place}: {self.kind}: {message} (x{self.count})".removeprefix(": ")
+
+    def _at(self, address: int) -> str:
+        return symbolize(self.library, [address])[address]
 
 
 class Asked(NamedTuple):
@@ -246,15 +255,15 @@ def dispatch(
     if status == 2:
         raise ValueError("the runtime takes at most 64 buffers and 1024 threads in a threadgroup")
     traffic = tuple(_traffic(i, b.name) for i, b in enumerate(buffers) if b is not None) if options.count else ()
-    reports = _reports(library, statistics.n_reports)
+    reports = [_report(i, library) for i in range(statistics.n_reports)]
     for b in buffers:
         if b is not None and not b.is_redzone_intact():
-            reports.append(Report("out of bounds", f"memory beside buffer {b.name} was written", "", 1))
+            reports.append(Report("out of bounds", f"memory beside buffer {b.name} was written", "", 0, 1, library))
     outputs = [b for b in buffers if b is not None and b.is_writable and b.nbytes]
     unwritten = {b.name: n for b, n in zip(outputs, statistics.unwritten, strict=False) if n}
-    errors = [str(r) for r in reports if r.kind not in options.allow]
+    errors = [r for r in reports if r.kind not in options.allow]
     if errors:
-        raise MetalRunError("\n".join(errors))
+        raise MetalRunError(*errors)
     return RunInfo(
         seconds,
         statistics.accesses,
@@ -276,24 +285,9 @@ def _traffic(i: int, name: str) -> Traffic:
     return Traffic(name, Asked(*found[0:4]), Asked(*found[4:8]), found[8], found[9])
 
 
-def _reports(library: Path, count: int) -> list[Report]:
-    raw = [_report(i) for i in range(count)]
-    addresses = {pc for _, _, pc, _, _ in raw if pc}
-    addresses |= {int(a, 16) for _, message, *_ in raw for a in re.findall(r"at \+0x([0-9a-f]+)", message)}
-    places = symbolize(library, addresses) if addresses else {}
-
-    def named(found: re.Match[str]) -> str:
-        return f"at {places.get(int(found.group(1), 16), '?')}"
-
-    return [
-        Report(kind, re.sub(r"at \+0x([0-9a-f]+)", named, message), places.get(pc, "?") if pc else place, n)
-        for kind, message, pc, place, n in raw
-    ]
-
-
-def _report(i: int) -> tuple[str, str, int, str, int]:
+def _report(i: int, library: Path) -> Report:
     kind, message, file = (ctypes.create_string_buffer(n) for n in (64, 1000, 300))
     pc, line, count = ctypes.c_ulong(), ctypes.c_uint(), ctypes.c_long()
     _runtime().msl_report(i, kind, message, ctypes.byref(pc), file, ctypes.byref(line), ctypes.byref(count))
     place = f"{file.value.decode()}:{line.value}" if line.value else ""
-    return kind.value.decode(), message.value.decode(), pc.value, place, count.value
+    return Report(kind.value.decode(), message.value.decode(), place, pc.value, count.value, library)
