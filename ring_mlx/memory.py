@@ -125,10 +125,10 @@ def claim(config: RingConfig, needed_bytes: int, name: str) -> None:
         NoFitError: As `check_fit`.
     """
     check_fit(config, needed_bytes, name)
-    needed, left = needed_bytes + extra_bytes(config), macos.available_bytes()
-    if left is not None and needed > left:
+    left = macos.available_bytes()
+    if left is not None and needed_bytes > left:
         warnings.warn(
-            f"[memory] {name} needs {needed / GB:.1f} GB, but other programs leave {left / GB:.1f} GB now; close some, or "
+            f"[memory] the weights of {name} take {needed_bytes / GB:.1f} GB, but other programs leave {left / GB:.1f} GB now; close some, or "
             "the machine swaps.",
             stacklevel=2,
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
 from tokenizers import Tokenizer
 
 from demo.tokenizer import write_tokenizer
-from ring_mlx import demo_model_path, load, mlx_lm_plugin
+from ring_mlx import demo_model_path, load, macos, mlx_lm_plugin
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.parts import Parts
@@ -39,6 +40,13 @@ def pytest_configure(config):
 def pytest_xdist_auto_num_workers(config):
     """A worker more than there are cores: a sixth of the time tests wait for processes, time-outs and screens."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch):
+    """A Mac that is short of memory drops snapshots, which tests count."""
+    if sys.platform == "darwin":
+        monkeypatch.setattr(macos, "memory_pressure", lambda: None)
 
 
 @pytest.fixture(scope="session")

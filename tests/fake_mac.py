@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ring_mlx import macos
 
+ASKED = macos.memory_pressure  # of which `calm` takes the place
 PRESSURE, FREE, MEMORY = "kern.memorystatus_vm_pressure_level", "kern.memorystatus_level", "hw.memsize"
 
 
@@ -35,6 +36,7 @@ class Mac:
         self.asked.clear()
         monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(sysctlbyname=self._function))
         monkeypatch.setattr(macos, "_sysctlbyname", functools.lru_cache(macos._sysctlbyname.__wrapped__))
+        monkeypatch.setattr(macos, "memory_pressure", ASKED)
         monkeypatch.setattr("platform.mac_ver", lambda: (release, ("", "", ""), "arm64"))
 
     def _sysctlbyname(self, name, buffer, length, new, new_length):

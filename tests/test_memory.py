@@ -120,7 +120,9 @@ def test_what_the_working_set_may_be_raised_to(monkeypatch, total, most):
 @pytest.mark.parametrize(("free", "is_short"), [(90, False), (20, True)])
 def test_memory_that_other_programs_hold_is_a_warning(monkeypatch, free, is_short):
     Mac(monkeypatch, **{FREE: free}).metal()
-    caught = pytest.warns(UserWarning, match=r"needs 2\d\.\d GB, but other programs leave 13\.7 GB now; close some")
+    caught = pytest.warns(
+        UserWarning, match=r"weights of ring take 20\.0 GB, but other programs leave 13\.7 GB now; close some"
+    )
     with caught if is_short else nullcontext():
         memory.claim(MINI, int(20e9), "ring")
 
