@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import subprocess
 
 import mlx.core as mx
 import pytest
@@ -15,7 +16,9 @@ from metal_kernels.choices import MLX
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model
 from ring_mlx.cli import build_parser, main
+from ring_mlx.doctor import buffers as process
 from ring_mlx.doctor import tuning
+from ring_mlx.doctor.tune import tune as tune_of_doctor
 from ring_mlx.tuning import buffers, job, works
 from ring_mlx.tuning.job import Tuning, settle, shape_class, stored, tune
 from ring_mlx.tuning.race import LEAST_ROUNDS, NO_TIME, SLOW, Budget, Verdict, race
@@ -534,6 +537,52 @@ def test_doctor_tunes_and_shows_what_it_chose(kept, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)["findings"]
     (shown,) = [f for f in found if f["section"] == "tuning"]
     assert shown["seen"] == "prefill_step 64; timed in 3.5 s"
+
+
+def test_a_process_gets_the_number_in_its_environment(monkeypatch):
+    seen = []
+
+    def run(command, env, **_):
+        seen.append((json.loads(command[-1]), env.get(buffers.OPS), env.get(buffers.MB)))
+        return subprocess.CompletedProcess(command, 0, 'a line\n{"step": [1.0], "prompt": [2.0]}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    child = process.in_a_process({"random": "golden"})
+    assert child(200) == child(buffers.AS_MLX) == {"step": [1.0], "prompt": [2.0]}
+    assert seen == [({"random": "golden"}, "200", buffers.UNLIMITED_MB), ({"random": "golden"}, None, None)]
+    monkeypatch.setattr(subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 1, "", f"more\n{SECRET}\n"))
+    with pytest.raises(ValueError, match=SECRET):
+        child(200)
+
+
+def test_a_process_times_steps_and_prompts(monkeypatch):
+    monkeypatch.setattr(process, "STEPS", 3)
+    found = process.times({"random": "golden", "layers": 2})
+    assert {name: len(times) for name, times in found.items()} == {"step": process.STEPS, "prompt": process.PROMPTS}
+    assert min(map(min, found.values())) > 0
+
+
+def test_command_buffers_are_tuned_after_the_choices_and_kept(kept, monkeypatch):
+    monkeypatch.setattr(job, "tune", lambda m, budget, progress: made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel"))
+    monkeypatch.setattr("ring_mlx.doctor.tune.in_a_process", lambda what: child_of(FLAT | {200: 0.01}))
+    with launch.use(launch.Backend("metal", None)):
+        found = tune_of_doctor(demo_model_path(), None, 4)
+        assert (found.tuning.chosen, found.buffers.chosen) == ({"norm_qmv/1": "half"}, 200)
+        seen = {f.name: f.seen for f in tuning.check()}
+    assert seen[buffers.NAME] == "200"
+    assert "200, not MLX's own: 50.0 % less time" in found.text()
+    assert found.markdown().count("| 200 |") == 1
+    assert json.loads(json.dumps(found.as_dict()))["buffers"]["chosen"] == 200
+
+
+def test_doctor_does_not_tune_where_the_tables_are_to_hold(kept, monkeypatch, capsys):
+    monkeypatch.setenv(choices.SWITCH, "off")
+    assert main(["doctor", "--tune", "--quiet"]) == 2
+    assert capsys.readouterr().err == "ring-mlx: [option] RING_MLX_TUNE=off keeps the tables; unset RING_MLX_TUNE.\n"
+    monkeypatch.delenv(choices.SWITCH)
+    for wrong in (["--random", "golden"], ["--tune", "x", "--random", "golden"], ["--tune", "--check-decay", "x"]):
+        assert main(["doctor", "--quiet", *wrong]) == 2
+        assert capsys.readouterr().err.startswith("ring-mlx: [option] --")
 
 
 def test_no_tune_keeps_the_tables(kept, monkeypatch, capsys):
