@@ -129,6 +129,9 @@ SETS = {
 }
 
 
+SLOW = ("half", "double")  # of which the last two have most
+
+
 def picked(where, wanted):
     """Of each entry the first of the wanted values that it has."""
     found = {n: next((v for v in wanted if v in e.values_on(where)), None) for n, e in TABLE.items()}
@@ -158,7 +161,10 @@ def logits(model):
 
 
 @pytest.mark.parametrize("backend", backends("fast"))
-@pytest.mark.parametrize("wanted", SETS.values(), ids=SETS)
+@pytest.mark.parametrize(
+    "wanted",
+    [pytest.param(values, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, values in SETS.items()],
+)
 def test_results_stay_the_same_whatever_is_chosen(packed, backend, wanted):
     model, plain = packed
     with launch.use(backend), choices.use(picked(backend.name, wanted)):

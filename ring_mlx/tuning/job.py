@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from metal_kernels import choices, machine
@@ -158,6 +159,8 @@ def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuni
             return _tune(model, budget, progress)
     except (RuntimeError, MemoryError, ValueError) as e:
         raise TuningError(f"nothing could be timed ({said(e)}); the tables hold.") from e
+    finally:
+        mx.clear_cache()  # an answer wants the memory
 
 
 def _tune(model: Model, budget: Budget, progress: Progress | None) -> Tuning:
