@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
+from ring_mlx.errors import OptionError
 from ring_mlx.experts import pool as pool_module
 from ring_mlx.experts.layout import LayerPlaces, Piece, Place
 from ring_mlx.experts.policies import POLICIES
 from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.reader import Reader
-from ring_mlx.experts.slots import Slots
+from ring_mlx.experts.slots import Slots, is_on_cuda
 from ring_mlx.experts.statistics import Counts
 from ring_mlx.safetensors_header import TensorSpec
 
 WIDTH, EXPERTS = 64, 6
+
+pytestmark = pytest.mark.skipif(is_on_cuda(), reason="experts on disk are refused there")
 
 
 @pytest.fixture
@@ -86,3 +90,11 @@ def test_experts_that_are_held_stay_while_others_are_read(make_pool, policy):
     results = [pair for _ in range(5) for pair in run(0, [0])]
     results += run(0, [0, 1]) + run(0, [1, 2]) + run(1, [1]) + run(0, [2, 0])
     check(results[::-1])
+
+
+def test_a_gpu_of_nvidia_is_refused(monkeypatch):
+    part = TensorSpec("weight", "F32", (WIDTH,))
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    with pytest.raises(OptionError, match="cannot work on"):
+        Slots([part], 2, mx.float32)

@@ -32,6 +32,7 @@ from ring_mlx.experts.layout import ALIGN_BYTES, find_experts
 from ring_mlx.experts.policies import LFU, LRU
 from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.recommend import routed_count
+from ring_mlx.experts.slots import is_on_cuda
 from ring_mlx.memory import budget_bytes, parameter_count
 from ring_mlx.session_events import AnswerText, Sampling, ThinkingText
 from tests.compare import assert_close
@@ -41,6 +42,8 @@ from tests.tiny import GOLDENS, config, save_hf, tokens
 
 GOLDEN = GOLDENS / "mini_like"
 ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(is_on_cuda(), reason="experts on disk are refused there")
 
 
 def least_bytes(folder):
