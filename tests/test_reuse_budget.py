@@ -164,7 +164,7 @@ def lead_a_life(person, twin, steps, enough_for):
         talks[now] = [*talk, turn]
 
 
-@settings(deadline=None, max_examples=30 * TIMES)
+@settings(deadline=None, max_examples=60 * TIMES)
 @given(STEPS, st.integers(2, 14), st.booleans(), st.booleans())
 def test_what_is_read_is_what_the_best_snapshots_of_the_budget_leave(steps, budget, thinks, ahead):
     """With a snapshot for each end of a conversation and one for their start, each goes on and reads what is new; with
@@ -178,7 +178,7 @@ def test_what_is_read_is_what_the_best_snapshots_of_the_budget_leave(steps, budg
     )
 
 
-@settings(deadline=None, max_examples=8 * TIMES)
+@settings(deadline=None, max_examples=15 * TIMES)
 @given(STEPS, st.integers(4, 6), st.booleans(), st.booleans())
 def test_with_a_store_whatever_was_said_is_read_once(steps, budget, thinks, ahead):
     """Memory need only hold the places of one turn, wherever an edit goes back to."""
