@@ -282,4 +282,10 @@ def test_a_proven_launch_is_known_by_all_that_tells_variants_apart(monkeypatch):
         monkeypatch.setattr(proofs, "MOST_KNOWN", 4)
         kept = [[("N", n)] for n in range(20)]
         assert sum(run(template=t) for t in kept) == 20
-    assert len(where.ledger.passing) <= 4
+        assert len(where.ledger.passing) <= 4
+        where.ledger._verdicts["k"] = False
+        where.ledger.doubt()
+        for count in (1, 0):
+            with pytest.raises(proofs.TurnedOff):
+                run()
+            assert len(asked) == count
