@@ -22,7 +22,8 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels import machine
-from metal_kernels.proofs import Ledger, Variant, variant_of
+from metal_kernels.proofs import Ledger
+from metal_kernels.variants import Variant, variant_of
 
 Constructor = Callable[..., Any]
 Template = Sequence[tuple[str, "int | bool | mx.Dtype"]]
@@ -166,9 +167,7 @@ class Kernel:
                 where.ledger.admit(launch, template, lambda: self._variant(*arguments), inputs)
         built = self._built.get((where.name, same))
         if built is None or built[0] is not where.constructor:
-            # MLX keeps one library a name and template, and compiles anew where another text has the same ones.
-            mark = [] if len(first) == len(same) else [("SAME", crc_hqx(bytes(same), 0))]
-            built = self._built[where.name, same] = where.constructor, self._build(where.constructor, same), mark
+            built = self._built[where.name, same] = self._prepare(where.constructor, same)
         out: list[mx.array] = built[1](
             inputs=[inputs[i] for i in first.values()],
             template=[*template, *built[2]],
@@ -199,6 +198,12 @@ class Kernel:
         if not self._digest:
             self._digest = hashlib.sha256(repr(self.source()).encode()).hexdigest()
         return variant_of(self.name, self._digest, *arguments)
+
+    def _prepare(self, constructor: Constructor, same: Sequence[int]) -> tuple[Constructor, Any, Template]:
+        """The kernel for arrays that are the same so, and what its template takes besides."""
+        # MLX keeps one library a name and template, and compiles anew where another text has the same ones.
+        mark = [] if len(set(same)) == len(same) else [("SAME", crc_hqx(bytes(same), 0))]
+        return constructor, self._build(constructor, same), mark
 
     def _build(self, constructor: Constructor, same: Sequence[int]) -> Any:
         """For inputs of which number i is the array of number ``same[i]``."""

@@ -8,8 +8,6 @@ kept with the machine (`machine.Store`), so another start does not ask again. Kn
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
 import threading
 import warnings
@@ -17,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
 from metal_kernels.agreement import Judge, Judged, agree
 from metal_kernels.machine import PROOFS, Store
+from metal_kernels.variants import Variant
 
 MOST_KNOWN = 1024
 # A process can be killed while it tries a variant, but hardly twice at the same one.
@@ -39,20 +38,6 @@ class Unproven(Exception):
 
 class TurnedOff(Exception):
     """A variant was about to be launched that is off."""
-
-
-class Variant(NamedTuple):
-    """What a verdict is about.
-
-    Attributes:
-        key: Equal for equal variants of equal sources.
-        kernel: The kernel's name.
-        words: The rest, to be read.
-    """
-
-    key: str
-    kernel: str
-    words: str
 
 
 @dataclass
@@ -210,8 +195,12 @@ class Ledger:
             return otherwise(*arguments)
         blamed = trial.unproven or trial.launched
         with self._trying(operation, blamed):
-            expected = plain(*arguments)
-            mx.eval(expected)
+            try:
+                expected = plain(*arguments)
+                mx.eval(expected)
+            except Exception as e:  # noqa: BLE001 as below; what serves in its place may do without it
+                self._turn_off(blamed, f"there is nothing to hold it against ({said(e)})")
+                return otherwise(*arguments)
             error, wrong = (None, problem) if problem else _judged(judge, operation, arguments, found, expected)
             if wrong is not None:
                 self._settle(operation, blamed, error, wrong)
@@ -230,6 +219,9 @@ class Ledger:
         else:
             passed, why = _deaths(entry) < ENDED_TWICE, "the process that tried it ended, twice"
         if not passed:
+            if "passed" not in entry:
+                kept = {"operation": entry.get("operation"), "passed": False, "error": None, "why": why}
+                self._keep([variant], kept)
             self._turn_off([variant], f"{why} (found at an earlier start)")
         elif "passed" not in entry or not self._is_trusting:
             return None
@@ -286,13 +278,14 @@ def _judged(judge: Judge, operation: str, arguments: tuple[Any, ...], found: Res
 
 def _deaths(entry: dict[str, Any]) -> int:
     """How many processes ended while they tried this."""
+    before = entry.get("ended")
+    before = before if type(before) is int else 0
     try:
-        before = int(entry.get("ended", 0))
         os.kill(int(entry["trying"]), 0)
     except ProcessLookupError:
         return before + 1
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
-        return 0
+        pass
     return before
 
 
@@ -304,38 +297,3 @@ def _is_passing(problem: str) -> bool:
 def said(error: Exception) -> str:
     """An exception in one short line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def variant_of(
-    kernel: str,
-    digest: str,
-    template: Sequence[tuple[str, Any]],
-    inputs: Sequence[mx.array],
-    same: Sequence[int],
-    outputs: Sequence[mx.Dtype],
-    shapes: Sequence[tuple[int, ...]],
-    grid: Sequence[int],
-    threadgroup: Sequence[int],
-) -> Variant:
-    """The variant that a launch is of.
-
-    Arrays of fewer than 8 elements and scalars get other code from MLX. A grid may say nothing of how many tokens a
-    threadgroup goes through, which the sizes of what it writes do.
-    """
-    kinds = [(_short(x.dtype), min(x.ndim, 1), x.size < 8) for x in inputs]
-    sizes = "x".join(str(_power(n)) for n in grid)
-    written = " ".join(str(_power(math.prod(shape))) for shape in shapes)
-    values = " ".join(f"{name}={_short(value)}" for name, value in template)
-    made = " ".join(map(_short, outputs))
-    whole = repr((kernel, digest, values, kinds, tuple(same), made, written, sizes, tuple(threadgroup)))
-    words = f"{values}, {kinds[0][0]} to {made}, grid {sizes}, writes {written}"
-    return Variant(hashlib.sha256(whole.encode()).hexdigest()[:24], kernel, words)
-
-
-def _power(n: int) -> int:
-    """The power of two from n on."""
-    return 1 << max(0, n - 1).bit_length()
-
-
-def _short(value: Any) -> str:
-    return str(value).removeprefix("mlx.core.") if isinstance(value, mx.Dtype) else str(int(value))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ import pytest
 from metal_kernels import dispatch, launch, proofs
 from metal_kernels.linear_gate import fused, naive_linear_gate
 from metal_kernels.machine import PROOFS, Store
+from metal_kernels.variants import Variant
 from tests import python_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import mutated, proving
@@ -129,6 +131,19 @@ def test_a_kernel_that_ends_the_process_twice_is_not_tried_a_third_time(path, mo
         with pytest.warns(UserWarning, match="process that tried it ended"):
             again.run(x())
     assert again.counts == (int(is_tried), 1)
+    assert [entry["passed"] for entry in Store(path, HERE).all(PROOFS).values()] == [is_tried]
+
+
+@pytest.mark.parametrize("entry", [{}, {"trying": "x"}, {"trying": -1, "ended": "many"}, {"passed": None, "why": 3}])
+def test_a_strange_entry_is_no_proof(path, monkeypatch, entry):
+    Machine(path, monkeypatch).run(x())
+    store = Store(path, HERE)
+    store.put(PROOFS, dict.fromkeys(store.all(PROOFS), entry))
+    again = Machine(path, monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_close(again.run(x())[0], right(x()))
+    assert len(again.plain) == 1
 
 
 def test_what_is_tried_is_on_disk_before_it_runs(path, monkeypatch):
@@ -186,6 +201,18 @@ def _cut(path):
     mx.save(str(path), mx.zeros((40, 24)))
     path.write_bytes(path.read_bytes()[:500])
     return path
+
+
+def test_a_plain_form_that_fails_leaves_what_serves_without_it(path, monkeypatch):
+    machine, arguments = Machine(path, monkeypatch), (x(), x(), WEIGHT, 3, 1e-6)
+
+    def fails(*_):
+        raise RuntimeError("no such product on this device")
+
+    with launch.use(machine.where), pytest.warns(UserWarning, match=r"nothing to hold it against \(no such product"):
+        found = dispatch._served("linear_gate", fused.fused_linear_gate, fails, arguments, naive_linear_gate)
+    assert_close(found, right(x()))
+    assert not Store(path, HERE).all(PROOFS)
 
 
 def test_a_plain_form_that_is_not_finite_says_nothing(path, monkeypatch):
@@ -257,7 +284,7 @@ def test_threads_prove_one_kernel_together(path, monkeypatch):
 def test_a_proven_launch_is_known_by_all_that_tells_variants_apart(monkeypatch):
     kernel = launch.Kernel(fused.KERNEL.file, ("x", "gate"), ("y",))
     where, asked = proving(lambda *_: lambda **_: []), []
-    monkeypatch.setattr(launch, "variant_of", lambda *a: asked.append(1) or proofs.Variant("k", "kernel", "words"))
+    monkeypatch.setattr(launch, "variant_of", lambda *a: asked.append(1) or Variant("k", "kernel", "words"))
     where.ledger._verdicts["k"] = True
     a, b, template = mx.zeros(8), mx.ones(8), [("N", 3)]
     usual = {"inputs": [a, b], "template": template, "grid": (32, 1, 1), "shapes": [(8,)]}
