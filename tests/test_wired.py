@@ -10,6 +10,7 @@ import pytest
 from ring_mlx import decoding, wired
 from ring_mlx.cli import main
 from ring_mlx.distributed import follower
+from ring_mlx.doctor import decay_check, decay_choice
 from ring_mlx.errors import OptionError
 from ring_mlx.model import Model
 from ring_mlx.session_events import Request, Sampling
@@ -197,7 +198,7 @@ def test_while_a_follower_is_told_to_work(wiring, monkeypatch):
     "words",
     [
         ("eval", "--suite", "demo", "--limit", "1", "--task", "add", "--max-tokens", "2", "--quiet"),
-        ("bench", "--random", "golden", "-p", "16", "-g", "2", "-n", "1", "--quiet"),
+        ("bench", "--random", "golden", "-p", "16", "-g", "2", "-n", "1", "--batch-size", "2", "--quiet"),
     ],
 )
 def test_while_a_command_measures(wiring, monkeypatch, capsys, words):
@@ -205,3 +206,12 @@ def test_while_a_command_measures(wiring, monkeypatch, capsys, words):
     assert main(list(words)) == 0
     assert set(seen) == {wiring.MOST}
     assert wiring.limit == 5
+
+
+def test_while_a_decay_is_checked(wiring, monkeypatch):
+    seen = []
+    monkeypatch.setattr(decay_choice, "packaged_parts", lambda *_: [])
+    monkeypatch.setattr(decay_check, "tokens_a_second", lambda model: 100.0)
+    monkeypatch.setattr(decay_check, "compare", lambda *_: seen.append(wiring.limit))
+    decay_choice.check(make_model(), None, lambda line: None)
+    assert (seen, wiring.limit) == ([wiring.MOST], 5)
