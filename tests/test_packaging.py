@@ -94,6 +94,7 @@ def test_the_release_workflow_checks_before_it_publishes_and_only_tags():
 def test_the_test_workflow_sends_a_report_whatever_the_tests_say():
     flow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
     (job,) = flow["jobs"].values()
+    assert set(flow[True]) == {"push", "pull_request", "schedule"}
     assert "macos-15" in job["strategy"]["matrix"]["os"]  # an arm64 image
     steps = job["steps"]
     runs = [step.get("run", step.get("uses", "")) for step in steps]
@@ -106,6 +107,9 @@ def test_the_test_workflow_sends_a_report_whatever_the_tests_say():
     assert steps[at["upload-artifact"]]["if"] == "always()"
     words = runs[at["--report"]].split()
     assert words[1:3] == ["doctor", "--report"]
+    testing = steps[at["make test"]]
+    assert "github.event_name == 'schedule'" in testing["run"].partition("SLOW=")[2]  # the slow tests, once a week
+    assert "github.event_name == 'schedule'" in testing["env"]["RING_MLX_FUZZ"]
     sent = steps[at["upload-artifact"]]["with"]
     assert words[3].startswith(sent["path"])
     assert {"${{ matrix.os }}", "${{ matrix.python }}"} <= {
