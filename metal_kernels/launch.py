@@ -84,12 +84,6 @@ def doubting() -> Iterator[None]:
         raise
 
 
-def verdicts() -> list[dict[str, Any]]:
-    """What kernels proved on this machine, by kernel: kernel, operation, variant, passed, error, why."""
-    where = backend()
-    return [] if where is None or where.ledger is None else where.ledger.entries()
-
-
 @cache
 def sources() -> str:
     """A hash of all kernels' texts: what was seen of others says nothing of these."""
