@@ -12,6 +12,10 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+import huggingface_hub  # It imports what is large when that is first used.
+from huggingface_hub import constants
+from tqdm import tqdm
+
 from ring_mlx.checkpoint_files import check_small_files, is_inside, read_bounded
 from ring_mlx.errors import HubError, RingError
 from ring_mlx.pace import Progress
@@ -98,8 +102,6 @@ def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
 
 def cached_models() -> dict[str, Path]:
     """By owner/name, the snapshots in the hub's cache that `cached_snapshot` reads."""
-    from huggingface_hub import constants
-
     repos = (p for p in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")) if is_cached_repo(p))
     found = {p.name.removeprefix("models--").replace("--", "/", 1): _complete_snapshot(p) for p in repos}
     return {name: folder for name, folder in found.items() if folder is not None}
@@ -134,11 +136,13 @@ def _is_complete(snapshot: Path) -> bool:
 
 
 def _download(repo: str, revision: str | None, progress: Progress | None) -> Path:
-    from huggingface_hub import snapshot_download
-
     told = None if progress is None else _told(progress)
     with hub_errors(repo, revision):
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(NEEDED_FILES), tqdm_class=told))
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=list(NEEDED_FILES), tqdm_class=told
+            )
+        )
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise HubError(f"{repo} has no {pattern}, so it is not a checkpoint for MLX; check the name.")
@@ -147,7 +151,6 @@ def _download(repo: str, revision: str | None, progress: Progress | None) -> Pat
 
 def _told(progress: Progress) -> type[Any]:
     """A bar for the hub that shows nothing and tells ``progress`` its bytes."""
-    from tqdm import tqdm
 
     class Told(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -170,35 +173,30 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     Raises:
         HubError: Naming what was seen and the remedy.
     """
-    from huggingface_hub import errors
-
     try:
         yield
-    except errors.GatedRepoError:
+    except huggingface_hub.errors.GatedRepoError:
         raise HubError(
             f"{repo} is gated; accept its licence on the hub's page and log in with `hf auth login`."
         ) from None
-    except errors.RepositoryNotFoundError:
+    except huggingface_hub.errors.RepositoryNotFoundError:
         raise HubError(
             f"no folder and no hub repository {repo!r}; check the spelling, or log in with `hf auth login` "
             "if it is private."
         ) from None
-    except errors.RevisionNotFoundError:
+    except huggingface_hub.errors.RevisionNotFoundError:
         raise HubError(f"{repo} has no revision {revision!r}; check branches and tags on its page.") from None
-    except errors.LocalEntryNotFoundError as e:
+    except huggingface_hub.errors.LocalEntryNotFoundError as e:
         raise HubError(_unreachable(repo, e)) from None
     except (OSError, ValueError, RuntimeError) as e:
         raise HubError(_failed(repo, e)) from None
 
 
 def _unreachable(repo: str, error: Exception) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
     if constants.HF_HUB_OFFLINE:
         return f"{repo} is not complete in the cache and HF_HUB_OFFLINE is set; unset it to download."
     cause = error.__cause__
-    if isinstance(cause, HfHubHTTPError) and getattr(cause, "response", None) is not None:
+    if isinstance(cause, huggingface_hub.errors.HfHubHTTPError) and getattr(cause, "response", None) is not None:
         return f"the hub answered {cause.response.status_code} for {repo}; try again later."
     seen = type(cause or error).__name__
     return f"the hub cannot be reached ({seen}) and {repo} is not in the cache; check the network and try again."

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.errors import RingError, SessionError
@@ -242,6 +243,7 @@ class Session(AbstractContextManager["Session"]):
     def _load(self) -> Worker | None:
         worker = None
         try:
+            # Not at the top: it brings MLX, for which a front end's first screen does not wait.
             from ring_mlx.session_worker import Worker
 
             worker = Worker.load(self._options, self._tell_loading)
@@ -313,6 +315,4 @@ def _as_ring_error(e: Exception) -> RingError:
 
 
 def _toy() -> str:
-    from importlib.resources import files
-
     return str(files("ring_mlx") / "demo_model")

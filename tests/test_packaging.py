@@ -140,6 +140,42 @@ def test_each_way_to_install_is_tried(monkeypatch, tmp_path):
         check_dist.main(str(tmp_path))
 
 
+# Why a module imports within functions; all others import at their top.
+LATE = {
+    "metal_kernels/launch.py": "the CUDA twin is for CUDA only",
+    "ring_mlx/__init__.py": "a public name brings MLX only once it is used",
+    "ring_mlx/bench/engines.py": "not every mlx-lm has the model",
+    "ring_mlx/bench/plot.py": "matplotlib may be missing",
+    "ring_mlx/cli/doctor_command.py": "a machine is examined where MLX cannot be imported",
+    "ring_mlx/cli/table.py": "some commands run without MLX",
+    "ring_mlx/distributed/backends.py": "a host that only launches needs no MLX",
+    "ring_mlx/doctor/disk.py": "as doctor_command.py",
+    "ring_mlx/doctor/machine.py": "as doctor_command.py",
+    "ring_mlx/doctor/models.py": "as doctor_command.py",
+    "ring_mlx/doctor/report_parts.py": "as doctor_command.py",
+    "ring_mlx/evaluation/heat_map.py": "matplotlib may be missing",
+    "ring_mlx/macos.py": "there is no fcntl on Windows, and ctypes may lack its library",
+    "ring_mlx/mlx_lm_plugin/__init__.py": "a script names register before it has mlx-lm",
+    "ring_mlx/session.py": "a first screen does not wait for MLX",
+    "tui/chat.py": "as session.py, and plain chats do not wait for screens",
+    "tui/plain.py": "readline may be missing",
+}
+
+
+def imports_late(tree):
+    """Whether a function of a module imports."""
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    return any(isinstance(n, ast.Import | ast.ImportFrom) for f in functions for n in ast.walk(f))
+
+
+def test_modules_import_at_their_top_but_for_a_reason():
+    paths = [p for package in ALLOWED for p in (ROOT / package).rglob("*.py")]
+    late = {str(p.relative_to(ROOT)) for p in paths if imports_late(ast.parse(p.read_text(encoding="utf-8")))}
+    assert late == set(LATE)
+    assert imports_late(ast.parse("class A:\n    async def f():\n        if x:\n            import json"))
+    assert not imports_late(ast.parse("if x:\n    import json"))
+
+
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 from ring_mlx import decoding
@@ -57,8 +58,6 @@ class Engine:
                 prompt[0], self.model, cache, max_tokens=count, sampler=agreed, prefill_step_size=step
             )
         else:
-            from mlx_lm.generate import generate_step
-
             yield from generate_step(
                 prompt[0], self.model, max_tokens=count, prompt_cache=cache, prefill_step_size=step
             )
@@ -105,6 +104,7 @@ def theirs(model: Model, raw: dict[str, Any]) -> Engine:
     Raises:
         BenchError: If mlx-lm has no such model or cannot hold these weights.
     """
+    # Not at the top: not every version of mlx-lm has it.
     from mlx_lm.models import bailing_moe_linear as stock
 
     if raw.get("model_type") not in LINEAR_TYPES:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.errors import CacheFileError
-
-if TYPE_CHECKING:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
+from ring_mlx.tokenizer import render_text
 
 QUERY = "ring-mlx query"
 
@@ -23,8 +23,6 @@ def text_after_cached(
     Raises:
         CacheFileError: If the template rewrites the user's text, so that the place cannot be found.
     """
-    from ring_mlx.tokenizer import render_text
-
     user = max(i for i, m in enumerate(messages) if m["role"] == "user")
     marked = [m | {"content": QUERY} if i == user else m for i, m in enumerate(messages)]
     rendered = render_text(tokenizer, marked, None, options, continue_last)

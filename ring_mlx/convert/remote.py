@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+from huggingface_hub import errors
+from huggingface_hub.utils.tqdm import tqdm
+
 from ring_mlx.errors import HubError, OptionError
 from ring_mlx.hub import NEEDED_FILES, REPO_ID, hub_errors
 from ring_mlx.safetensors_header import Tensor, check_entries
@@ -29,10 +33,8 @@ def fetch_small_files(repo: str, revision: str | None) -> Path:
     Raises:
         HubError: If they cannot be had.
     """
-    from huggingface_hub import snapshot_download
-
     with hub_errors(repo, revision):
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES)))
+        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES)))
     if not (folder / "config.json").is_file():
         raise HubError(f"{repo} has no config.json, so it is not a checkpoint for MLX; check the name.")
     return folder
@@ -44,11 +46,9 @@ def tensors(repo: str, revision: str | None) -> dict[str, Tensor]:
     Raises:
         HubError: If they cannot be had.
     """
-    from huggingface_hub import HfApi, errors
-
     with hub_errors(repo, revision):
         try:
-            metadata = HfApi().get_safetensors_metadata(repo, revision=revision)
+            metadata = huggingface_hub.HfApi().get_safetensors_metadata(repo, revision=revision)
         except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as e:
             raise HubError(f"{repo} has no readable .safetensors ({e}); check the name.") from None
         except errors.HfHubHTTPError:
@@ -73,8 +73,6 @@ def fetch_shard(repo: str, revision: str | None, file: str, folder: Path) -> Pat
     Raises:
         HubError: If it cannot be had.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         """The hub's own, which bears the name of the file."""
@@ -83,7 +81,7 @@ def fetch_shard(repo: str, revision: str | None, file: str, folder: Path) -> Pat
             super().__init__(*args, desc=harmless(desc), **kwargs)
 
     with hub_errors(repo, revision):
-        return Path(hf_hub_download(repo, file, revision=revision, local_dir=folder, tqdm_class=Bar))
+        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision, local_dir=folder, tqdm_class=Bar))
 
 
 def fetcher(repo: tuple[str, str | None] | None, folder: Path) -> Callable[[str], Path] | None:
@@ -113,10 +111,8 @@ def upload(folder: Path, repo: str) -> str:
     Raises:
         HubError: If the hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi
-
     try:
-        api = HfApi()
+        api = huggingface_hub.HfApi()
         api.create_repo(repo, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Upload converted model"))
     except (OSError, ValueError, RuntimeError, _transport_error()) as e:
@@ -128,7 +124,5 @@ def upload(folder: Path, repo: str) -> str:
 
 def _transport_error() -> type[Exception]:
     """What the client under huggingface_hub raises without a connection; which client that is depends on its version."""
-    from huggingface_hub import errors
-
     classes = errors.HfHubHTTPError.__mro__
     return next(c for c in classes if c.__name__ == "HTTPError" or c is OSError)

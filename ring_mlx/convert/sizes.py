@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ring_mlx.convert.job import CACHE_LIMIT_BYTES, CHUNK_WEIGHTS
 from ring_mlx.convert.plan import Plan, by_part, source_bytes
 from ring_mlx.convert.sources import Source
 from ring_mlx.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes
@@ -39,6 +40,4 @@ def table(source: Source, plan: Plan) -> str:
 
 def converting_bytes() -> int:
     """Working memory of a conversion, the same for every model; the program itself comes on top."""
-    from ring_mlx.convert.job import CACHE_LIMIT_BYTES, CHUNK_WEIGHTS
-
     return CHUNK_WEIGHTS * 4 * FIT_ARRAYS + CACHE_LIMIT_BYTES

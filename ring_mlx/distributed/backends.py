@@ -18,6 +18,7 @@ NCCL_PORT = 12345
 
 def default() -> str:
     """What is used where a host file names no backend."""
+    # Not at the top: a host that only launches needs no MLX.
     import mlx.core as mx
 
     return "nccl" if mx.cuda.is_available() else RING

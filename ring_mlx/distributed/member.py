@@ -15,24 +15,31 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.bench.company import Company
+from ring_mlx.config import RingConfig, read_config
+from ring_mlx.distributed import group as groups
+from ring_mlx.distributed import lifeline as lifelines
+from ring_mlx.distributed import watch as watches
+from ring_mlx.distributed.drawing import random_sharded, shapes
 from ring_mlx.distributed.ending import LOST
 from ring_mlx.distributed.failure import DistributedError, LostError
+from ring_mlx.distributed.group import Sampler, exchange
+from ring_mlx.distributed.loading import load_sharded, plan_part
+from ring_mlx.distributed.orders import Orders
 from ring_mlx.distributed.plan import AUTO
+from ring_mlx.distributed.watch import Watch
 from ring_mlx.errors import OptionError
+from ring_mlx.hub import resolve_model
+from ring_mlx.loading import demo_model_path
+from ring_mlx.model import Model
+from ring_mlx.shards import read_tensors
 from ring_mlx.terminal_text import note
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-    from ring_mlx.bench.company import Company
-    from ring_mlx.config import RingConfig
-    from ring_mlx.distributed.group import Sampler
-    from ring_mlx.distributed.orders import Orders
-    from ring_mlx.distributed.watch import Watch
-    from ring_mlx.model import Model
+from ring_mlx.tokenizer import load_tokenizer
 
 REFUSED = {
     "prompt": "standard input goes to one process only; give the text itself",
@@ -73,9 +80,6 @@ class Member:
         Raises:
             RingError: As `ring_mlx.load` and `load_sharded`.
         """
-        from ring_mlx.hub import resolve_model
-        from ring_mlx.tokenizer import load_tokenizer
-
         with self.together():
             folder = resolve_model(name, revision)
             tokenizer = load_tokenizer(folder)
@@ -87,10 +91,6 @@ class Member:
         Raises:
             RingError: As `load_sharded`.
         """
-        from ring_mlx.config import read_config
-        from ring_mlx.distributed.loading import load_sharded
-        from ring_mlx.shards import read_tensors
-
         if self.mode == AUTO:
             with self.together():
                 config, raw = read_config(folder)
@@ -103,8 +103,6 @@ class Member:
         Raises:
             RingError: As `random_sharded`.
         """
-        from ring_mlx.distributed.drawing import random_sharded, shapes
-
         if self.mode == AUTO:
             with self.together():
                 self._settle_mode(*shapes(raw, bits, exact))
@@ -120,22 +118,15 @@ class Member:
 
     def load_named(self, args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
         """As `ring_mlx.cli.options.load_named`."""
-        from ring_mlx.loading import demo_model_path
-
         name = args.model or str(demo_model_path())
         return *self.load(name, args.revision, args.exact, args.decay_layer_offset), name
 
     def agreed(self, sampler: Sampler) -> Sampler:
         """A sampler that gives rank 0's tokens on every rank."""
-        from ring_mlx.distributed.group import agreed
-
-        return agreed(sampler, self.group)
+        return groups.agreed(sampler, self.group)
 
     def company(self) -> Company:
         """The other ranks as a benchmark asks for them."""
-        from ring_mlx.bench.company import Company
-        from ring_mlx.distributed import group as groups
-
         return Company(
             ranks=self.group.size(),
             mode=lambda: self.mode,
@@ -146,9 +137,7 @@ class Member:
 
     def together(self) -> AbstractContextManager[dict[str, Any]]:
         """Work that every rank does and that fails on all if it fails on one."""
-        from ring_mlx.distributed.group import together
-
-        return together(self.group)
+        return groups.together(self.group)
 
     def orders(self) -> Orders:
         """A way for rank 0 to tell the others what to do; every rank must ask for it.
@@ -156,8 +145,6 @@ class Member:
         Raises:
             DistributedError: If one cannot be reached.
         """
-        from ring_mlx.distributed.orders import Orders
-
         peers, _ = _connect(self.group)
         return Orders(peers.values())
 
@@ -172,8 +159,6 @@ class Member:
 
     def _settle_mode(self, raw: dict[str, Any], config: RingConfig, tensors: Any) -> None:
         """Tensor where the model can be cut so, else pipeline."""
-        from ring_mlx.distributed.loading import plan_part
-
         self.mode = "tensor"
         try:
             plan_part(raw, config, tensors, self.mode, self.group)
@@ -190,9 +175,6 @@ def joined(mode: str) -> Iterator[Member | None]:
     Raises:
         DistributedError: If a mode is asked for and this process is alone, or the others cannot be reached.
     """
-    from ring_mlx.distributed import group as groups
-    from ring_mlx.distributed import lifeline as lifelines
-
     if not groups.is_launched():
         if mode != AUTO:
             raise DistributedError(f"--distributed {mode} needs several processes; start them with `ring-mlx launch`.")
@@ -204,7 +186,7 @@ def joined(mode: str) -> Iterator[Member | None]:
     group = groups.join(groups.JOIN_S if lifeline is None else groups.JOIN_TOGETHER_S)
     if lifeline is not None:
         lifeline.joined()
-    watch = _watch(group)
+    watch = Watch(group.rank(), *_connect(group))
     member = Member(group, mode, watch)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if member.is_first else nowhere):
@@ -226,30 +208,21 @@ def _leave(member: Member, e: BaseException) -> None:
         raise SystemExit(LOST) from None
 
 
-def _watch(group: Any) -> Watch:
-    from ring_mlx.distributed import watch
-
-    return watch.Watch(group.rank(), *_connect(group))
-
-
 def _connect(group: Any) -> tuple[dict[int, socket.socket], list[str]]:
     """Sockets between rank 0 and each other, and the names of all hosts."""
-    from ring_mlx.distributed import watch
-    from ring_mlx.distributed.group import exchange
-
     rank, size = group.rank(), group.size()
     server, word, address = None, "", ""
     if rank == 0:
         address = _own_address()
-        server, word = watch.listen(address)
+        server, word = watches.listen(address)
     port = server.getsockname()[1] if server else 0
     records = exchange(group, {"host": socket.gethostname(), "address": address, "port": port, "word": word})
     first = records[0]
     try:
         if server is not None:
-            peers = watch.accept(server, word, size)
+            peers = watches.accept(server, word, size)
         else:
-            peers = watch.call(first["address"], first["port"], first["word"], rank)
+            peers = watches.call(first["address"], first["port"], first["word"], rank)
     except OSError as e:
         raise DistributedError(
             f"rank {rank} cannot reach rank 0 ({first['host']}, {first['address']}:{first['port']}: {e}); allow "

@@ -9,20 +9,19 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import mlx.core as mx
+
+from ring_mlx import weights
+from ring_mlx.config import read_config
+from ring_mlx.distributed.agreement import versions
 from ring_mlx.errors import RingError
+from ring_mlx.hub import resolve_model
+from ring_mlx.loading import demo_model_path
+from ring_mlx.shards import find_shards
 
 
 def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
     """Host, versions, and the fingerprint of the model's files or the reason why there is none."""
-    import mlx.core as mx
-
-    from ring_mlx import weights
-    from ring_mlx.config import read_config
-    from ring_mlx.distributed.agreement import versions
-    from ring_mlx.hub import resolve_model
-    from ring_mlx.loading import demo_model_path
-    from ring_mlx.shards import find_shards
-
     said: dict[str, Any] = {"host": socket.gethostname(), "versions": versions(), "weights": "", "error": None}
     try:
         folder = resolve_model(model or demo_model_path(), revision)

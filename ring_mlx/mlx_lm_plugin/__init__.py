@@ -15,6 +15,8 @@ changes seven things, and `unregister` takes them back:
 - ``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture.
 - ``mlx_lm.utils._download`` says in one line what went wrong.
 
+mlx-lm and what needs it are imported when they are first used: a script names `ring_mlx.register` before it has either.
+
 Other models go through mlx-lm as before. In `run`, whose process is ours, their code is refused as well.
 """
 

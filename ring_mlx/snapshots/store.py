@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from ring_mlx.errors import CacheFileError
 from ring_mlx.files import is_plain, sync_path
@@ -37,8 +38,6 @@ from ring_mlx.snapshots.shapes import Shapes
 
 def default_folder() -> Path:
     """Where the system wants an application's caches; ``RING_MLX_CACHE`` overrides it."""
-    from platformdirs import user_cache_path
-
     named = os.environ.get("RING_MLX_CACHE")
     return Path(os.path.expanduser(named)) if named else user_cache_path("ring-mlx", appauthor=False)
 
