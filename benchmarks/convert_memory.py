@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from benchmarks.shapes import MINI
+from ring_mlx.bench.shapes import MINI
 
 CHILD = """
 import json, resource, sys, time

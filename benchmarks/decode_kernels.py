@@ -23,9 +23,10 @@ from unittest import mock
 import mlx.core as mx
 
 from benchmarks.decode_profile import after_prompt
-from benchmarks.shapes import random_model
+from benchmarks.head import print_head
 from metal_kernels import launch
 from ring_mlx import decode_step
+from ring_mlx.bench.random_weights import random_model
 from ring_mlx.model import Model
 
 BUSY_MS = 30
@@ -97,7 +98,7 @@ def launches(model: Model, cache: Any) -> dict[str, list[Launch]]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="mini", help="as for benchmarks.shapes.random_model (mini)")
+    parser.add_argument("--shape", default="mini", help="one of ring_mlx.bench.shapes (mini)")
     parser.add_argument("--bits", type=int, default=4, help="of the weights (4)")
     parser.add_argument("--context", type=int, default=512, help="tokens read before (512)")
     args = parser.parse_args()
@@ -107,7 +108,7 @@ def main() -> None:
         )
     gpu, model = Gpu(), random_model(args.shape, args.bits)
     cache, _ = after_prompt(model, args.context)
-    print(f"{mx.device_info().get('device_name')}, mlx {mx.__version__}, {args.shape}, context {args.context}")
+    print_head(args.shape, f"context {args.context}")
     live = cache.copy()
     step = gpu.milliseconds(lambda: [mx.argmax(model(mx.array([[5]]), live, last_only=True)[:, -1], axis=-1)])
     print(f"a step {step:.2f} ms")

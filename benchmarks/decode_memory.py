@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from benchmarks.head import print_head
 from ring_mlx.bench.random_weights import random_model
 from ring_mlx.bench.shapes import SHAPES
 from ring_mlx.generation import generate_step
@@ -34,7 +35,7 @@ def main() -> int:
     model = random_model(args.shape, bits=args.bits or None)
     cache = model.make_cache()
     mx.reset_peak_memory()
-    print(f"{mx.device_info().get('device_name', '?')}, mlx {mx.__version__}, {args.shape}, weights excluded")
+    print_head(args.shape, "weights excluded")
     print("tokens  active MB  cache MB  left MB  peak MB  resident MB", flush=True)
     weights = mx.get_active_memory()
     for n, _ in enumerate(generate_step([1, 2, 3], model, cache, max_tokens=args.tokens), 1):

@@ -17,9 +17,10 @@ from unittest import mock
 
 import mlx.core as mx
 
-from benchmarks.shapes import random_model
+from benchmarks.head import print_head
 from metal_kernels import launch
 from ring_mlx import decode_step
+from ring_mlx.bench.random_weights import random_model
 from ring_mlx.cache import HybridCache
 from ring_mlx.decoding import decode, prefill
 from ring_mlx.model import Model
@@ -75,7 +76,7 @@ def speed(model: Model, start: HybridCache, logits: mx.array, steps: int) -> flo
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="mini", help="as for benchmarks.shapes.random_model (mini)")
+    parser.add_argument("--shape", default="mini", help="one of ring_mlx.bench.shapes (mini)")
     parser.add_argument("--bits", type=int, default=4, help="0 for none (4)")
     parser.add_argument("--context", type=int, default=512, help="tokens read before (512)")
     parser.add_argument("--steps", type=int, default=100, help="tokens of each measurement (100)")
@@ -83,8 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     model = random_model(args.shape, args.bits or None)
     cache, logits = after_prompt(model, args.context)
-    device = mx.device_info().get("device_name", "CPU")
-    print(f"{device}, mlx {mx.__version__}, {args.shape}, {args.bits or 'no'} bits, context {args.context}")
+    print_head(args.shape, f"{args.bits or 'no'} bits", f"context {args.context}")
     for name in WAYS:
         with way(name):
             built, handed, waited = parts(model, cache, args.steps)

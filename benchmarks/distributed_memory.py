@@ -22,7 +22,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from benchmarks.shapes import MINI
+from ring_mlx.bench.shapes import MINI
 
 MODES = ((1, "whole"), (2, "tensor"), (2, "pipeline"), (4, "tensor"), (4, "pipeline"))
 MB = 1e6

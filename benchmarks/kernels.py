@@ -8,15 +8,13 @@ what a model makes of them, so that launch and Python count as they do there. Ne
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
-
-from benchmarks.shapes import SHAPES
+from benchmarks.head import print_head
 from metal_kernels import launch
 from ring_mlx.bench.operations import cases, difference, measure
+from ring_mlx.bench.report import append_csv
+from ring_mlx.bench.shapes import SHAPES
 from ring_mlx.config import RingConfig
 
 COLUMNS = ["device", "mlx", "backend", "shape", "kernel", "tokens", "rows", "plain_us", "kernel_us", "ratio"]
@@ -38,9 +36,8 @@ def main() -> None:
     where = launch.backend()
     if where is None:
         parser.exit(2, "no backend runs kernels here\n")
-    device = mx.device_info().get("device_name", "?")
     how = "compiled" if args.compiled else "from Python"
-    print(f"{device}, mlx {mx.__version__}, {where.name}, {args.shape}, {args.bits} bits, {how}, n={args.repeats}")
+    machine = print_head(where.name, args.shape, f"{args.bits} bits", how, f"n={args.repeats}")
     lines = []
     for T in map(int, args.tokens.split(",")):
         for name, call, x in cases(RingConfig.from_dict(SHAPES[args.shape]), T, args.batch, args.bits):
@@ -50,18 +47,11 @@ def main() -> None:
             calls = args.calls if T < 64 else max(2, args.calls // 8)
             plain, fast = measure(call, x, calls, args.repeats, args.compiled)
             print(f"{name:20} {T:6d} tokens: plain {plain:10.1f} us, kernel {fast:10.1f} us, {plain / fast:6.2f} times")
-            numbers = [f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.2f}"]
-            lines.append([device, mx.__version__, where.name, args.shape, name, T, args.batch, *numbers])
+            numbers = round(plain, 1), round(fast, 1), round(plain / fast, 2)
+            found = machine["device"], machine["mlx"], where.name, args.shape, name, T, args.batch, *numbers
+            lines.append(dict(zip(COLUMNS, found, strict=True)))
     if args.csv and lines:
-        write_csv(Path(args.csv), lines)
-
-
-def write_csv(path: Path, lines: list[list[Any]]) -> None:
-    """Append, with a header where the file is new."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.writer(f)
-        writer.writerows([COLUMNS, *lines] if is_new else lines)
+        append_csv(Path(args.csv), COLUMNS, lines)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,19 @@ Alternates the settings within one run, discards a warm-up each, and prints medi
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import mlx.core as mx
 
-from benchmarks.shapes import random_model
+from benchmarks.head import print_head
+from ring_mlx.bench.random_weights import random_model
+from ring_mlx.bench.report import append_csv
 from ring_mlx.generation import generate_step
 from ring_mlx.model import Model
+
+COLUMNS = ["device", "mlx", "shape", "bits", "prompt", "prefill_step", "exact", "prefill_tps", "decode_tps", "peak_gb"]
 
 
 def measure(model: Model, prompt: mx.array, step: int, generate: int) -> tuple[float, float, float]:
@@ -60,25 +62,18 @@ def main() -> None:
             result = measure(model, prompt, step, args.generate)
             if repeat:
                 found[step, exact].append(result)
-    device = mx.device_info().get("device_name", platform.machine())
-    print(f"{device}, mlx {mx.__version__}, {args.shape}, {bits or 'no'} bits, prompt {args.prompt}, n={args.repeats}")
+    machine = print_head(args.shape, f"{bits or 'no'} bits", f"prompt {args.prompt}", f"n={args.repeats}")
     lines = []
     for (step, exact), results in found.items():
         prefill, decode, peak = (statistics.median(r[i] for r in results) for i in range(3))
-        lines.append([device, mx.__version__, args.shape, args.bits, args.prompt, step, int(exact)])
-        lines[-1] += [f"{prefill:.1f}", f"{decode:.1f}", f"{peak:.3f}"]
+        numbers = step, int(exact), round(prefill, 1), round(decode, 1), round(peak, 3)
+        measured = machine["device"], machine["mlx"], args.shape, args.bits, args.prompt, *numbers
+        lines.append(dict(zip(COLUMNS, measured, strict=True)))
         print(
             f"step {step:6d} exact {int(exact)}: prefill {prefill:9.1f} tok/s, decode {decode:7.1f} tok/s, peak {peak:.3f} GB"
         )
     if args.csv:
-        path = Path(args.csv)
-        is_new = not path.exists()
-        with path.open("a", newline="") as f:
-            writer = csv.writer(f)
-            if is_new:
-                header = "device mlx shape bits prompt prefill_step exact prefill_tps decode_tps peak_gb"
-                writer.writerow(header.split())
-            writer.writerows(lines)
+        append_csv(Path(args.csv), COLUMNS, lines)
 
 
 if __name__ == "__main__":

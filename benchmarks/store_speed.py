@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.shapes import SHAPES
+from ring_mlx.bench.shapes import SHAPES
 from ring_mlx.config import RingConfig
 from ring_mlx.snapshots import BLOCK_TOKENS, Block, Snapshot, Store
 

@@ -25,13 +25,12 @@ from unittest import mock
 
 import mlx.core as mx
 
-from benchmarks.shapes import SHAPES
 from metal_kernels import launch
 from metal_kernels.fused_qmv.fused import MAX_TOKENS
 from metal_kernels.twin.spec import MIN_DEVICE_SIZE
 from ring_mlx import decode_step
 from ring_mlx.bench.random_weights import empty_model
-from ring_mlx.bench.shapes import cut
+from ring_mlx.bench.shapes import SHAPES, cut
 from ring_mlx.config import RingConfig
 from ring_mlx.model import Model
 from tests.metal_sim import SimulatedKernel, metal_kernel

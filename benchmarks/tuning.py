@@ -15,9 +15,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from benchmarks.decode_profile import after_prompt, speed
-from benchmarks.shapes import random_model
 from metal_kernels import choices
 from metal_kernels.choices import Value
+from ring_mlx.bench.random_weights import random_model
 from ring_mlx.decoding import prefill, prefill_step_or_default, step_sizes
 from ring_mlx.doctor.buffers import in_a_process
 from ring_mlx.model import Model
@@ -68,7 +68,7 @@ def _spread(values: list[float]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="mini", help="as for benchmarks.shapes.random_model (mini)")
+    parser.add_argument("--shape", default="mini", help="one of ring_mlx.bench.shapes (mini)")
     parser.add_argument("--bits", type=int, default=4, help="of the weights, 0 for none (4)")
     parser.add_argument("--layers", type=int, help="so many layers instead of the model's own number")
     parser.add_argument("--seconds", default="10,40", help="for all choices, several with commas (10,40)")

@@ -7,12 +7,12 @@ import functools
 import mlx.core as mx
 import pytest
 
-from benchmarks.shapes import TINY
 from metal_kernels import launch
 from metal_kernels.twin.cuda_source import Variant, cuda_source
 from metal_kernels.twin.nvrtc import compile_cubin, find_nvrtc
 from metal_kernels.twin.spec import KernelSpec
 from ring_mlx.bench.operations import cases, difference
+from ring_mlx.bench.shapes import TINY
 from ring_mlx.config import RingConfig
 from tests.metal_sim.cuda_host import run_cuda_on_host
 from tests.metal_sim.marks import needs_simulator
