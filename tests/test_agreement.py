@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import pytest
 
@@ -63,6 +65,42 @@ def test_a_state_is_held_to_float32_whatever_the_inputs_are():
     assert problem((o, state), (o, state), "lightning_attn", (o,)) == ""
     assert "output 1" in problem((o, off), (o, state), "lightning_attn", (o,))
     assert problem((off,), (state,), "linear_gate", (o,)) == ""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["cancelled out", "far larger", "one far larger"])
+def test_a_product_is_held_to_its_own_size_whatever_is_added(dtype, kind):
+    product = 100 * normal(6, 256)
+    others = product * (1 + 2e-7 * normal(6, 256, seed=1))
+    added = {"cancelled out": -product * (1 + 1e-4 * normal(6, 256, seed=2)), "far larger": 3e4 + product}
+    added = added.get(kind, mx.where(mx.arange(256) == 7, 3e4, product)).astype(dtype)
+    y, other = ((added.astype(mx.float32) + p).astype(dtype) for p in (product, others))
+    for operation, place in agreement.ADDED.items():
+        arguments = (*[None] * place, added)
+        assert problem([other], [y], operation, arguments) == ""
+        assert problem([added + mx.roll(product, 1, 0).astype(dtype)], [y], operation, arguments), operation
+
+
+def test_a_state_that_adds_up_to_little_is_as_exact_as_what_was_added():
+    """A column of huge values, and rows in which it cancels out."""
+    k, v = normal(600, 2048), mx.where(mx.arange(32) == 3, 1e4, 1.0) * normal(600, 32, seed=1)
+    state, other = k.T @ v, k[::-1].T @ v[::-1]
+    assert mx.abs(state[:, 3]).min() < 1e-3 * mx.abs(state[:, 3]).max()
+    assert problem((v, other), (v, state), "lightning_attn") == ""
+
+
+def test_numbers_below_the_smallest_of_float16_have_fewer_bits():
+    exact = 1e-6 * normal(50, 64)
+    y, other = (x.astype(mx.float16) for x in (exact, exact + 5e-8 * mx.sign(normal(50, 64, seed=1))))
+    assert problem([other], [y]) == ""
+    assert problem([mx.roll(y, 1, 0)], [y])
+
+
+def test_a_result_that_is_absurdly_far_away_has_an_error_that_is_a_number():
+    y = normal(4, 8)
+    error, said = agree("linear_gate", (), [y * 0 + 1e38], [y * 1e-20])
+    assert said
+    assert math.isfinite(error)
 
 
 def test_tf32_widens_the_limits_of_float32(monkeypatch):
