@@ -94,20 +94,25 @@ class Store:
         with self._lock:
             return self._loaded().get(namespace, {}).get(key)
 
-    def put(self, namespace: str, entries: Mapping[str, dict[str, Any] | None]) -> None:
-        """Add or replace entries, None to take one away, here and in the file; others' entries in the file stay."""
+    def put(self, namespace: str, entries: Mapping[str, dict[str, Any] | None]) -> bool:
+        """Add or replace entries, None to take one away, here and in the file; others' entries in the file stay.
+
+        Returns:
+            Whether another process will find them.
+        """
         if not entries:
-            return
+            return True
         with self._lock:
             self._loaded()
             self._own.setdefault(namespace, {}).update(entries)
             self._entries = _merged(self._loaded(), self._own)
             if self.path is None:
-                return
+                return False
             with suppress(OSError, ValueError, TypeError), _locked(self.path):
                 self._entries = _merged(_read(self.path, self.identity), self._own)
                 _write(self.path, {"format": FORMAT, "identity": self.identity, **self._entries})
                 self._own = {}
+            return not self._own
 
     def clear(self, namespace: str) -> None:
         """Take all entries of a namespace away."""
@@ -126,13 +131,20 @@ def store(backend: str) -> Store:
 
 def peek(namespace: str, key: str) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """Every identity whose file is in the folder with its entry of a name, for who may not ask the device yet."""
-    folder = _folder()
-    for path in sorted(folder.glob("*.json")) if folder is not None else []:
+    for path in _files():
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             found = json.loads(_bytes_of(path))["identity"]
             entry = _read(path, found)[namespace].get(key)
             if entry is not None:
                 yield dict(found), entry
+
+
+def _files() -> list[Path]:
+    folder = _folder()
+    try:
+        return [] if folder is None else sorted(folder.glob("*.json"))
+    except OSError:  # a name too long, a link to itself, a folder that may not be read
+        return []
 
 
 def _folder() -> Path | None:
@@ -183,7 +195,7 @@ def _bytes_of(path: Path) -> bytes:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Put a file in the place of another, whole or not at all."""
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(content, indent=1, sort_keys=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".writing-", delete=False, encoding="utf-8") as file:
         try:
             file.write(text)

@@ -165,7 +165,7 @@ class Ledger:
 
     def entries(self) -> list[dict[str, Any]]:
         """All verdicts that are kept, sorted by kernel: kernel, operation, variant, passed, error, why."""
-        found = [entry for entry in self._store.all(PROOFS).values() if "passed" in entry]
+        found = [entry for entry in self._store.all(PROOFS).values() if type(entry.get("passed")) is bool]
         return sorted(found, key=lambda entry: (str(entry.get("kernel")), str(entry.get("variant"))))
 
     def _try(
@@ -214,16 +214,18 @@ class Ledger:
         entry = self._store.get(PROOFS, variant.key)
         if entry is None:
             return None
-        if "passed" in entry:
-            passed, why = bool(entry["passed"]), str(entry.get("why"))
+        if type(entry.get("passed")) is bool:
+            passed, why = entry["passed"], str(entry.get("why"))
+        elif "trying" not in entry:
+            return None  # no verdict of ours
         else:
             passed, why = _deaths(entry) < ENDED_TWICE, "the process that tried it ended, twice"
         if not passed:
-            if "passed" not in entry:
+            if "trying" in entry:
                 kept = {"operation": entry.get("operation"), "passed": False, "error": None, "why": why}
                 self._keep([variant], kept)
             self._turn_off([variant], f"{why} (found at an earlier start)")
-        elif "passed" not in entry or not self._is_trusting:
+        elif "trying" in entry or not self._is_trusting:
             return None
         self._verdicts[variant.key] = passed
         return passed

@@ -128,6 +128,26 @@ def test_the_environment_moves_it_and_switches_it_off(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["a long name", "a link to itself", "a file", "null"])
+def test_a_folder_that_cannot_be_one_holds_nothing(tmp_path, monkeypatch, kind):
+    folder = tmp_path / (300 * "a" if kind == "a long name" else "m")
+    if kind == "a link to itself":
+        folder.symlink_to(folder)
+    elif kind == "a file":
+        folder.touch()
+    monkeypatch.setenv(machine.SWITCH, os.devnull if kind == "null" else str(folder))
+    assert list(machine.peek(CHOICES, "k")) == []
+    assert not machine.store("metal").put(PROOFS, {"k": {}})
+    assert machine.store("metal").all(PROOFS) == {"k": {}}
+
+
+def test_a_number_that_json_has_not_keeps_no_other_entry_away(tmp_path):
+    store = Store(tmp_path / "a.json", HERE)
+    assert store.put(PROOFS, {"far": {"error": float("inf")}})
+    assert store.put(PROOFS, {"later": {}})
+    assert set(Store(tmp_path / "a.json", HERE).all(PROOFS)) == {"far", "later"}
+
+
 def test_a_user_without_a_home_keeps_nothing(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)

@@ -112,6 +112,19 @@ def test_a_fault_is_not_run_again_and_told_once_a_start(path, monkeypatch):
     assert_close(found[1], right(x()))
 
 
+@pytest.mark.parametrize("passed", ["yes", 1, None, [True], {}])
+def test_what_is_no_verdict_of_ours_is_none(path, monkeypatch, passed):
+    Machine(path, monkeypatch).run(x())
+    store = Store(path, HERE)
+    for key, entry in store.all(PROOFS).items():
+        store.put(PROOFS, {key: {**entry, "passed": passed}})
+    again = Machine(path, monkeypatch)
+    assert again.where.ledger.entries() == []
+    again.run(x(), x())
+    assert again.counts == (2, 1)
+    assert [entry["passed"] for entry in again.where.ledger.entries()] == [True]
+
+
 def ended_process():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -373,13 +374,30 @@ def test_where_timing_did_not_end_or_failed_later_loads_use_the_tables(model, ke
     assert SECRET in stored(model, "metal")["problem"]
 
 
-@pytest.mark.parametrize("why", ["off", "no permission"])
+@pytest.mark.parametrize("why", ["off", "a file", "a long name", "a full disk"])
 def test_nothing_is_timed_where_it_cannot_be_kept(model, kept, gpu, monkeypatch, why):
-    if why == "off":
-        monkeypatch.setenv(machine.SWITCH, "off")
-    else:
-        monkeypatch.setattr(os, "access", lambda *_: False)
-    settle(model)
+    where = {"off": "off", "a file": str(kept), "a long name": str(kept.with_name(300 * "a")), "a full disk": str(kept)}
+    monkeypatch.setenv(machine.SWITCH, where[why])
+    if why == "a file":
+        kept.touch()
+    with monkeypatch.context() as m:
+        if why == "a full disk":
+            m.setattr(machine, "_write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        settle(model)
+    assert choices.active("metal") == {}
+    machine.store("metal").put(machine.CHOICES, {"other": {}})
+    assert stored(model, "metal") is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, TypeError, OverflowError])
+def test_whatever_timing_raises_a_load_goes_on(model, kept, gpu, monkeypatch, error):
+    def fail(*_):
+        raise error("no")
+
+    monkeypatch.setattr(job, "tune", tune)
+    monkeypatch.setattr(works, "work", fail)
+    with pytest.warns(UserWarning, match="the first model"), pytest.warns(UserWarning, match="nothing could be timed"):
+        settle(model)
     assert choices.active("metal") == {}
 
 

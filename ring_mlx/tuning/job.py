@@ -8,7 +8,6 @@ what is not faster then is given up.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,33 +90,31 @@ def settle(model: Model, progress: Progress | None = None) -> None:
         return
     found = stored(model, where)
     is_wanted = found is None and not _waits and where in decode_step.COMPILED_ON
-    if is_wanted and not _is_streamed(model) and _can_be_kept(where):
-        found = _first_load(model, where, progress)
+    if is_wanted and not _is_streamed(model):
+        _first_load(model, where, progress)
+        found = stored(model, where)
     choices.apply({} if found is None else found.get("chosen"), where)
 
 
-def _first_load(model: Model, where: str, progress: Progress | None) -> dict[str, Any]:
+def _first_load(model: Model, where: str, progress: Progress | None) -> None:
     """Time and keep. Where that ends the process, or fails, later loads use the tables and do not try again."""
-    warnings.warn(NOTICE, stacklevel=3)
     tables = Tuning(shape_class(model)[0], where)
-    keep(model, tables, "timing did not end")
+    if not keep(model, tables, "timing did not end"):  # a later load would not know, and every one would take as long
+        _forget(model, where)
+        return
+    warnings.warn(NOTICE, stacklevel=4)
     try:
-        return keep(model, tune(model, Budget(SECONDS), progress))
+        keep(model, tune(model, Budget(SECONDS), progress))
     except TuningError as e:
-        warnings.warn(f"{e}", stacklevel=3)
-        return keep(model, tables, str(e))
+        warnings.warn(f"{e}", stacklevel=4)
+        keep(model, tables, str(e))
     except BaseException:
-        machine.store(where).put(machine.CHOICES, {shape_class(model)[1]: None})
+        _forget(model, where)
         raise
 
 
-def _can_be_kept(where: str) -> bool:
-    """Whether a later load will know; else every load would take as long."""
-    path = machine.store(where).path
-    if path is None:
-        return False
-    there = next(folder for folder in path.parents if folder.exists())
-    return os.access(there, os.W_OK | os.X_OK)
+def _forget(model: Model, where: str) -> None:
+    machine.store(where).put(machine.CHOICES, {shape_class(model)[1]: None})
 
 
 @contextmanager
@@ -141,11 +138,10 @@ def is_current(entry: Mapping[str, Any]) -> bool:
     return entry.get("sources") == _sources()
 
 
-def keep(model: Model, tuning: Tuning, problem: str = "") -> dict[str, Any]:
-    """Keep what was found, or why nothing was, and return it as it is kept."""
+def keep(model: Model, tuning: Tuning, problem: str = "") -> bool:
+    """Keep what was found, or why nothing was; returns whether other processes will find it."""
     entry = tuning.as_dict() | {"sources": _sources(), "problem": problem}
-    machine.store(tuning.backend).put(machine.CHOICES, {shape_class(model)[1]: entry})
-    return entry
+    return machine.store(tuning.backend).put(machine.CHOICES, {shape_class(model)[1]: entry})
 
 
 def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuning:
@@ -157,7 +153,7 @@ def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuni
     try:
         with Wired():
             return _tune(model, budget, progress)
-    except (RuntimeError, MemoryError, ValueError) as e:
+    except Exception as e:  # a load must not fail by it, whatever MLX raises
         raise TuningError(f"nothing could be timed ({said(e)}); the tables hold.") from e
     finally:
         mx.clear_cache()  # an answer wants the memory
