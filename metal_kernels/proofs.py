@@ -9,6 +9,7 @@ kept with the machine (`machine.Store`), so another start does not ask again. Kn
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,12 @@ MOST_KNOWN = 1024
 ENDED_TWICE = 2
 # What MLX says of an array that stands for others while a function is traced.
 TRACED = "function transformations"
+
+# What MLX and Metal say where memory is short, or where other work is to blame; not of illegal or threadgroup memory.
+PASSING = re.compile(
+    r"out ?of ?memory|insufficient memory|alloc|MemoryError|resource limit|innocent ?victim|interactivity|submissions ?ignored",
+    re.IGNORECASE,
+)
 
 Result = Any
 
@@ -292,8 +299,8 @@ def _deaths(entry: dict[str, Any]) -> int:
 
 
 def _is_passing(problem: str) -> bool:
-    """Whether this may be otherwise tomorrow: memory was short."""
-    return any(word in problem.lower() for word in ("memory", "alloc"))
+    """Whether this may be otherwise tomorrow: memory was short, or other work on the GPU failed or was in a hurry."""
+    return PASSING.search(problem) is not None
 
 
 def said(error: Exception) -> str:

@@ -185,17 +185,36 @@ def test_a_try_that_is_interrupted_leaves_nothing(path, monkeypatch):
     assert machine.where.ledger.entries()[0]["passed"]
 
 
-def test_short_memory_is_not_held_against_a_kernel_at_the_next_start(path, monkeypatch):
-    def short(name, template, outputs):
-        raise RuntimeError("[malloc] Unable to allocate 5 bytes.")
+IOGPU = "[METAL] Command buffer execution failed: %s (0000000e:kIOGPUCommandBufferCallbackError%s)"
+PASSING = [
+    "[malloc] Unable to allocate 5 bytes.",
+    "std::bad_alloc",
+    "",  # of a MemoryError
+    "[metal::malloc] Resource limit (499000) exceeded.",
+    "cudaMallocAsync(&p, 5) failed: out of memory",
+    IOGPU % ("Insufficient Memory", "OutOfMemory"),
+    IOGPU % ("Innocent Victim of GPU Error/Recovery", "InnocentVictim"),
+    IOGPU % ("Impacting Interactivity", "ImpactingInteractivity"),
+    IOGPU % ("Ignored (for causing prior/excessive GPU errors)", "SubmissionsIgnored"),
+]
+LASTING = [
+    "an illegal memory access was encountered",
+    "Threadgroup memory size (36864) exceeds the maximum threadgroup memory allowed (32768)",
+    IOGPU % ("Caused GPU Address Fault Error", "PageFault"),
+    IOGPU % ("Caused GPU Timeout Error", "Timeout"),
+]
 
-    machine = Machine(path, monkeypatch, short)
-    with pytest.warns(UserWarning, match="Unable to allocate"):
+
+@pytest.mark.parametrize("said", [*PASSING, *LASTING])
+def test_short_memory_and_work_of_others_are_not_held_against_a_kernel_at_the_next_start(path, monkeypatch, said):
+    def fail(name, template, outputs):
+        raise RuntimeError(said) if said else MemoryError
+
+    machine = Machine(path, monkeypatch, fail)
+    with pytest.warns(UserWarning, match="MLX's operations take its place"):
         machine.run(x(), x())
     assert machine.counts == (1, 2)
-    again = Machine(path, monkeypatch)
-    again.run(x())
-    assert again.where.ledger.entries()[0]["passed"]
+    assert [entry["passed"] for entry in Store(path, HERE).all(PROOFS).values()] == [False] * (said in LASTING)
 
 
 def test_a_failure_before_the_kernel_is_not_the_kernels(path, monkeypatch):
