@@ -196,6 +196,10 @@ def test_what_is_interrupted_keeps_what_is_there(tmp_path, capsys, monkeypatch):
     ("words", "said"),
     [
         (("--report", "r.md"), "would have the same name; end it in .json"),
+        (("--report", "r.MD"), "would have the same name; end it in .json"),
+        (("--report", ""), "names no file"),
+        (("--report", "."), "names no file"),
+        (("--report", "mine.json"), "mine.md is there and no page of a report"),
         (("--report", "folder"), "cannot be written"),
         (("--report", "r.json", "--json"), "leave one of them out"),
         (("--report", "r.json", "--tune"), "--tune and --report are tasks of their own"),
@@ -205,9 +209,24 @@ def test_what_is_interrupted_keeps_what_is_there(tmp_path, capsys, monkeypatch):
 def test_refusals_come_before_anything_is_timed(tmp_path, capsys, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "mine.md").write_text("# ring-mlx\n")
     monkeypatch.setattr(report, "in_a_process", lambda *_: pytest.fail("too late"))
     assert main(["doctor", *words]) == 2
     assert said in capsys.readouterr().err
+    assert (tmp_path / "mine.md").read_text() == "# ring-mlx\n"
+
+
+@pytest.mark.parametrize(("user", "host"), [("max", "mini.local"), ("parts", "found.error"), ("machine", "seconds")])
+def test_names_that_are_words_of_a_report_break_none(tmp_path, monkeypatch, user, host):
+    monkeypatch.setattr(getpass, "getuser", lambda: user)
+    monkeypatch.setattr(platform, "node", lambda: host)
+    machine = FOUND["machine"] | {"on": ON | {"device": "Apple M3 Max"}}
+    for _ in range(2):  # the second replaces the page of the first
+        report.make(tmp_path / "r.json", run=runner(machine={"found": machine}))
+    found, text = read(tmp_path / "r.json")
+    assert set(found["parts"]) == set(PARTS)
+    assert text.startswith("# ring-mlx 0.1 on Apple M3 Max\n")
+    assert "## Speed: mini's shapes" in text
 
 
 def test_a_disk_that_fills_up_is_a_line(tmp_path, capsys, monkeypatch):

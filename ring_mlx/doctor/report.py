@@ -17,16 +17,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.doctor.report_page import page
+from ring_mlx.doctor.report_page import TITLE, page
 from ring_mlx.doctor.report_parts import PARTS, Found
 from ring_mlx.errors import OptionError
-from ring_mlx.files import check_named, write_named
+from ring_mlx.files import check_named, is_stream, write_named
 from ring_mlx.pace import Progress
 
 FORMAT = 1
 ABOUT_S = 150
 MOST_SAID = 20
 Run = Callable[[str, Path], Found]
+# A user may be called so, and a computer, which gives nobody away; a report without these words would say little.
+_PUBLIC = re.compile(
+    r"m\d+|air|apple|cuda|linux|mac|max|metal|mini|mlx|nvidia|pro|ring|studio|toy|ultra", re.IGNORECASE
+)
 # An absolute path, of which the last name stays.
 _PATH = re.compile(r"(?<![\w.<>/~])/(?:[^\s'\"/:,;()<>|]+/)+")
 
@@ -35,17 +39,29 @@ def check_files(file: Path) -> Path:
     """The page's file beside a report's.
 
     Raises:
-        OptionError: If either cannot be written.
+        OptionError: If either cannot be written, or there is another page.
     """
+    if not file.name:
+        raise OptionError(f"--report {file} cannot be written (it names no file); name one, such as report.json.")
     beside = file.with_suffix(".md")
-    if beside == file:
+    if beside.name.lower() == file.name.lower():  # one file on a Mac, whatever the case
         raise OptionError(f"--report {file}: the page beside it would have the same name; end it in .json.")
     for path in (file, beside):
         try:
             check_named(path)
         except OSError as e:
             raise OptionError(f"--report {path} cannot be written ({e.strerror or e}); name another file.") from None
+    if not _is_ours(beside):
+        raise OptionError(f"--report {file}: {beside} is there and no page of a report; name another file.")
     return beside
+
+
+def _is_ours(beside: Path) -> bool:
+    """Whether a page may be replaced, which nobody named."""
+    if is_stream(beside) or not beside.exists():
+        return True
+    with beside.open("rb") as f:
+        return re.match(rb"%s \S+ on |\Z" % TITLE.encode(), f.read(100)) is not None
 
 
 def announcement() -> str:
@@ -157,7 +173,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 def harmless(value: Any) -> Any:
     """The same without this user's name, this machine's name, and folders."""
     if isinstance(value, dict):
-        return {harmless(k): harmless(v) for k, v in value.items()}
+        return {k: harmless(v) for k, v in value.items()}  # no key is a user's word
     if isinstance(value, list | tuple):
         return [harmless(v) for v in value]
     return _without_names(value) if isinstance(value, str) else value
@@ -189,7 +205,7 @@ def _names() -> list[tuple[str, str]]:
         user = ""
     host = platform.node()
     found = [(host, "<host>"), (host.split(".")[0], "<host>"), (user, "<user>")]
-    return [(name, word) for name, word in found if len(name) > 1]
+    return [(name, word) for name, word in found if len(name) > 1 and not _PUBLIC.fullmatch(name)]
 
 
 def _write(file: Path, beside: Path, report: dict[str, Any], began: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+TITLE = "# ring-mlx"
 TOP = ("backend", "kernels")
 # GitHub takes 65,536 characters.
 MOST_LINES = 40
@@ -20,9 +21,9 @@ def page(report: dict[str, Any], problems: Sequence[str]) -> str:
     parts = report["parts"]
     found = {name: part.get("found", {}) for name, part in parts.items()}
     on = found.get("machine", {}).get("on", {})
-    title = f"ring-mlx {on.get('ring_mlx', '?')} on {on.get('device', 'an unknown device')}"
+    title = f"{TITLE} {on.get('ring_mlx', '?')} on {on.get('device', 'an unknown device')}"
     state = "" if report["complete"] else " It is not complete."
-    lines = [f"# {title}", "", f"Made on {report['date']} in {report['seconds']:.0f} s.{state}", ""]
+    lines = [title, "", f"Made on {report['date']} in {report['seconds']:.0f} s.{state}", ""]
     lines += _listed(problems) if problems else ["Nothing failed.", ""]
     for name, make in SECTIONS.items():
         if name in parts:
