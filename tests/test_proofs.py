@@ -193,6 +193,20 @@ def test_a_longer_prompt_is_another_variant_though_its_grid_is_the_same(traced, 
     assert [e["passed"] for e in where.ledger.entries() if e["kernel"] == "ring_simd_chunk"].count(False) == 1
 
 
+@pytest.mark.parametrize("tokens_of", [(64, 50), (50, 64)])
+def test_a_part_of_a_chunk_is_another_variant_than_a_whole_one(traced, model, tokens_of):
+    first, second = tokens_of
+
+    def spoil(name, template, outputs):
+        return [one_row(x) for x in outputs] if name == "ring_simd_chunk" and outputs[0].shape[1] == second else outputs
+
+    with launch.use(None):
+        expected = model(tokens(first)), model(tokens(second))
+    with launch.use(proving(python_kernels.construct(spoil))), told() as warned:
+        check([model(tokens(first)), model(tokens(second))], expected)
+    assert len(warned) == 1
+
+
 def test_a_step_is_compiled_once_its_kernels_are_proven(model, monkeypatch):
     """With MLX's real tracing; kernels that compute nothing, since a CPU compiles what is in their place for seconds."""
     launched = []
