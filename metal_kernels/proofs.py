@@ -9,7 +9,6 @@ kept with the machine (`machine.Store`), so another start does not ask again. Kn
 from __future__ import annotations
 
 import os
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels.agreement import Judge, Judged, agree
+from metal_kernels.failures import is_passing, said
 from metal_kernels.machine import PROOFS, Store
 from metal_kernels.variants import Variant
 
@@ -29,12 +29,6 @@ MOST_KNOWN = 1024
 ENDED_TWICE = 2
 # What MLX says of an array that stands for others while a function is traced.
 TRACED = "function transformations"
-
-# What MLX and Metal say where memory is short, or where other work is to blame; not of illegal or threadgroup memory.
-PASSING = re.compile(
-    r"out ?of ?memory|insufficient memory|alloc|MemoryError|resource limit|innocent ?victim|interactivity|submissions ?ignored",
-    re.IGNORECASE,
-)
 
 Result = Any
 
@@ -85,6 +79,7 @@ class Ledger:
         self._store, self._lock = store, threading.RLock()
         self._verdicts: dict[str, bool] = {}
         self._is_trusting = True
+        self._tried_now: set[str] = set()
         self._passing: dict[object, object] = {}
         self._failing: dict[object, object] = {}
 
@@ -226,7 +221,7 @@ class Ledger:
         elif "trying" not in entry:
             return None  # no verdict of ours
         else:
-            passed, why = _deaths(entry) < ENDED_TWICE, "the process that tried it ended, twice"
+            passed, why = self._deaths(variant, entry) < ENDED_TWICE, "the process that tried it ended, twice"
         if not passed:
             if "trying" in entry:
                 kept = {"operation": entry.get("operation"), "passed": False, "error": None, "why": why}
@@ -242,7 +237,7 @@ class Ledger:
             self._verdicts[variant.key] = not problem
         if problem:
             self._turn_off(variants, problem)
-        if not problem or not _is_passing(problem):
+        if not problem or not is_passing(problem):
             entry = {"operation": operation, "passed": not problem, "error": error, "why": problem}
             self._keep(variants, entry)
 
@@ -267,13 +262,33 @@ class Ledger:
     @contextmanager
     def _trying(self, operation: str, variants: Sequence[Variant]) -> Iterator[None]:
         """Note on disk what is tried: some errors of a GPU end the process, and another start must not try for ever."""
-        ended = max(_deaths(self._store.get(PROOFS, v.key) or {}) for v in variants)
+        ended = max(self._deaths(v, self._store.get(PROOFS, v.key) or {}) for v in variants)
+        keys = {v.key for v in variants}
+        self._tried_now |= keys
         self._keep(variants, {"operation": operation, "trying": os.getpid(), "ended": ended})
         try:
             yield
         finally:
+            self._tried_now -= keys
             left = [v for v in variants if "trying" in (self._store.get(PROOFS, v.key) or {})]
             self._keep(left, None)
+
+    def _deaths(self, variant: Variant, entry: dict[str, Any]) -> int:
+        """How many processes ended while they tried this."""
+        before = entry.get("ended")
+        before = before if type(before) is int else 0
+        pid = entry.get("trying")
+        if type(pid) is not int or variant.key in self._tried_now:
+            return before
+        if pid == os.getpid():  # of an earlier one: in a container all have the same
+            return before + 1
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return before + 1
+        except (OSError, OverflowError):
+            pass
+        return before
 
 
 def _judged(judge: Judge, operation: str, arguments: tuple[Any, ...], found: Result, expected: Result) -> Judged:
@@ -283,26 +298,3 @@ def _judged(judge: Judge, operation: str, arguments: tuple[Any, ...], found: Res
         return judge(operation, arguments, found, expected)
     except Exception as e:  # noqa: BLE001 whatever a compiler or a driver raises
         return None, said(e)
-
-
-def _deaths(entry: dict[str, Any]) -> int:
-    """How many processes ended while they tried this."""
-    before = entry.get("ended")
-    before = before if type(before) is int else 0
-    try:
-        os.kill(int(entry["trying"]), 0)
-    except ProcessLookupError:
-        return before + 1
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
-        pass
-    return before
-
-
-def _is_passing(problem: str) -> bool:
-    """Whether this may be otherwise tomorrow: memory was short, or other work on the GPU failed or was in a hurry."""
-    return PASSING.search(problem) is not None
-
-
-def said(error: Exception) -> str:
-    """An exception in one short line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
