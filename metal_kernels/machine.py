@@ -202,7 +202,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.replace(file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            with suppress(OSError):  # there is none after an interrupt that came behind the replacement
+                os.unlink(file.name)
             raise
 
 

@@ -264,14 +264,14 @@ class Ledger:
         """Note on disk what is tried: some errors of a GPU end the process, and another start must not try for ever."""
         ended = max(self._deaths(v, self._store.get(PROOFS, v.key) or {}) for v in variants)
         keys = {v.key for v in variants}
-        self._tried_now |= keys
-        self._keep(variants, {"operation": operation, "trying": os.getpid(), "ended": ended})
         try:
+            self._tried_now |= keys
+            self._keep(variants, {"operation": operation, "trying": os.getpid(), "ended": ended})
             yield
-        finally:
+            variants = [v for v in variants if "trying" in (self._store.get(PROOFS, v.key) or {})]
+        finally:  # all of them where it was interrupted: what is in memory may not be on disk
             self._tried_now -= keys
-            left = [v for v in variants if "trying" in (self._store.get(PROOFS, v.key) or {})]
-            self._keep(left, None)
+            self._keep(variants, None)
 
     def _deaths(self, variant: Variant, entry: dict[str, Any]) -> int:
         """How many processes ended while they tried this."""

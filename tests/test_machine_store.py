@@ -141,6 +141,23 @@ def test_a_folder_that_cannot_be_one_holds_nothing(tmp_path, monkeypatch, kind):
     assert machine.store("metal").all(PROOFS) == {"k": {}}
 
 
+@pytest.mark.parametrize("is_done", [False, True])
+def test_an_interrupt_while_it_is_written_is_not_lost(tmp_path, monkeypatch, is_done):
+    def interrupted(*names):
+        if is_done:
+            replace(*names)
+        raise KeyboardInterrupt
+
+    store, replace = Store(tmp_path / "a.json", HERE), os.replace
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.put(PROOFS, {"k": {}})
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".writing")]
+    assert store.put(PROOFS, {"later": {}})
+    assert set(Store(tmp_path / "a.json", HERE).all(PROOFS)) == {"k", "later"}
+
+
 def test_a_number_that_json_has_not_keeps_no_other_entry_away(tmp_path):
     store = Store(tmp_path / "a.json", HERE)
     assert store.put(PROOFS, {"far": {"error": float("inf")}})

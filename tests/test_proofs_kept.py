@@ -172,18 +172,25 @@ def test_what_is_tried_is_on_disk_before_it_runs(path, monkeypatch):
     assert [entry["passed"] for entry in Store(path, HERE).all(PROOFS).values()] == [True]
 
 
-def test_a_try_that_is_interrupted_leaves_nothing(path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("moment", ["judged", "noted", "settled", "settled in memory"])
+def test_a_try_that_is_interrupted_leaves_nothing(path, monkeypatch, moment):
+    def interrupted(*arguments):
+        if moment == "settled in memory" and written == [None]:
+            m.setattr(machine.where.ledger._store, "path", None)
+        written.append(keep(*arguments) if moment != "judged" else None)
+        m.setattr(machine.where.ledger._store, "path", path)
+        if len(written) == (2 if "settled" in moment else 1):
+            raise KeyboardInterrupt
 
-    machine = Machine(path, monkeypatch)
+    machine, keep, written = Machine(path, monkeypatch), proofs.Ledger._keep, []
     with monkeypatch.context() as m:
-        m.setattr(proofs, "_judged", interrupted)
+        m.setattr(*(proofs, "_judged") if moment == "judged" else (proofs.Ledger, "_keep"), interrupted)
         with pytest.raises(KeyboardInterrupt):
             machine.run(x())
-    assert Store(path, HERE).all(PROOFS) == {}
-    machine.run(x())
-    assert machine.where.ledger.entries()[0]["passed"]
+    assert not [entry for entry in Store(path, HERE).all(PROOFS).values() if "trying" in entry]
+    again = Machine(path, monkeypatch)
+    again.run(x())
+    assert again.where.ledger.entries()[0]["passed"]
 
 
 IOGPU = "[METAL] Command buffer execution failed: %s (0000000e:kIOGPUCommandBufferCallbackError%s)"
