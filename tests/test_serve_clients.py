@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from ring_mlx.pressure import Watch
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.row import Row
 from ring_mlx.serve.work import Work
 from ring_mlx.session_events import AnswerText, Sampling, ThinkingText
+from ring_mlx.snapshots import SnapshotTree
 from ring_mlx.wired import Wired
 from tests.serving import (
     GREEDY,
@@ -67,7 +69,7 @@ def test_reading_takes_half_of_the_time_beside_answers(monkeypatch):
     """By a clock of its own, on which a step of a prompt takes as long as four tokens."""
     work, done, clock = Work.__new__(Work), [], [0.0]
     work._reading, work._rows, work._owed_s = deque(["prompt"]), {1: "row"}, 0.0
-    work._wired = Wired()
+    work._wired, work.pressure = Wired(), Watch(SnapshotTree(0))
     monkeypatch.setattr("ring_mlx.serve.work.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def took(kind, seconds):
