@@ -8,7 +8,6 @@ that is the CPU; the plain forms then do all the work.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from binascii import crc_hqx
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +83,11 @@ def doubting() -> Iterator[None]:
         raise
 
 
+def is_off() -> bool:
+    """Whether the environment does without kernels."""
+    return os.environ.get(SWITCH, "").lower() in ("off", "0")
+
+
 @cache
 def sources() -> str:
     """A hash of all kernels' texts: what was seen of others says nothing of these."""
@@ -93,7 +97,7 @@ def sources() -> str:
 
 @cache
 def _detected() -> Backend | None:
-    if os.environ.get(SWITCH, "").lower() in ("off", "0"):
+    if is_off():
         return None
     if mx.metal.is_available():
         return proving("metal", mx.fast.metal_kernel)

@@ -17,7 +17,7 @@ from ring_mlx.bench.floor import Rates
 from ring_mlx.cli import main
 from ring_mlx.doctor import report, report_parts
 from ring_mlx.doctor.report_page import page
-from ring_mlx.doctor.report_parts import PARTS
+from ring_mlx.doctor.report_parts import PARTS, SWITCHES
 from ring_mlx.tuning import job
 from tests.fake_mac import FREE, Mac
 
@@ -93,7 +93,8 @@ def jane(monkeypatch, tmp_path):
     for name in ("HOME", "USER", "LOGNAME"):
         monkeypatch.setenv(name, PRIVATE["home"] if name == "HOME" else PRIVATE["user"])
     monkeypatch.setenv("API_TOKEN", PRIVATE["token"])
-    monkeypatch.setenv("RING_MLX_TUNE", PRIVATE["token"])
+    for switch in SWITCHES:
+        monkeypatch.setenv(switch, PRIVATE["token"])
     monkeypatch.setattr(getpass, "getuser", lambda: PRIVATE["user"])
     monkeypatch.setattr(platform, "node", lambda: f"{PRIVATE['host']}.local")
     monkeypatch.setattr(sys, "prefix", PRIVATE["folder"])
@@ -139,13 +140,13 @@ def test_nothing_private_is_sent(jane, tmp_path):
     said += ["error in /private/var/folders/zz/T/abc/kernel.metal:12, JANE.DOE at " + PRIVATE["host"].upper()]
 
     def run(name, folder):
-        if name in ("machine", "operations", "proofs"):
+        if name in ("machine", "kernels", "operations", "proofs"):
             return {"found": PARTS[name].make(), "said": said}
         return {"error": f"OSError: {said[0]}", "said": said}
 
     with launch.use(None):  # times nothing on a GPU
         made = report.make(tmp_path / "r.json", run=run)
-    assert made["parts"]["machine"]["found"]["switches"] == ["RING_MLX_TUNE"]
+    assert made["parts"]["machine"]["found"]["switches"] == list(SWITCHES)
     for text in (tmp_path.joinpath(name).read_text() for name in ("r.json", "r.md")):
         low = text.lower()
         assert not [name for name, value in PRIVATE.items() if value.lower() in low]

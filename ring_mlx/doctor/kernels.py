@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,8 +47,8 @@ def check() -> list[Finding]:
     """Try all of them on the present backend."""
     where = launch.backend()
     if where is None:
-        if os.environ.get(launch.SWITCH):
-            seen = f"{launch.SWITCH}={os.environ[launch.SWITCH]}: plain operations"
+        if launch.is_off():
+            seen = f"{launch.SWITCH}=off: plain operations"
             return [Finding(SECTION, "all", NOTE, seen, f"unset {launch.SWITCH} to use kernels")]
         return [Finding(SECTION, "all", OK, "no backend runs them here: plain operations")]
     return [_tried(where, name, run, plain) for name, (run, plain) in operations().items()]
