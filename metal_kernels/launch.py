@@ -8,6 +8,7 @@ that is the CPU; the plain forms then do all the work.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from binascii import crc_hqx
 from collections.abc import Callable, Iterator, Sequence
