@@ -81,6 +81,7 @@ class Store:
     def __init__(self, path: Path | None, identity: Mapping[str, str]) -> None:
         self.path, self.identity = path, dict(identity)
         self._lock = threading.Lock()
+        self._wait_s = LOCK_WAIT_S
         self._entries: dict[str, Entries] | None = None
         self._own: dict[str, dict[str, dict[str, Any] | None]] = {}
 
@@ -108,7 +109,9 @@ class Store:
             self._entries = _merged(self._loaded(), self._own)
             if self.path is None:
                 return False
-            with suppress(OSError, ValueError, TypeError), _locked(self.path):
+            wait_s, self._wait_s = self._wait_s, 0.0  # who holds it that long may never give it back
+            with suppress(OSError, ValueError, TypeError), _locked(self.path, wait_s):
+                self._wait_s = LOCK_WAIT_S
                 self._entries = _merged(_read(self.path, self.identity), self._own)
                 _write(self.path, {"format": FORMAT, "identity": self.identity, **self._entries})
                 self._own = {}
@@ -208,13 +211,13 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, wait_s: float) -> Iterator[None]:
     """Hold the lock beside a file; raises OSError if another process does not give it back soon."""
     path.parent.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(path.with_suffix(".lock"), flags, 0o600)
     try:
-        deadline = time.monotonic() + LOCK_WAIT_S
+        deadline = time.monotonic() + wait_s
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -108,6 +108,12 @@ def test_a_lock_that_is_never_given_back_is_not_waited_for(tmp_path, monkeypatch
         done.start()
         done.join(20)
         assert not done.is_alive()
+        slept = []
+        with monkeypatch.context() as m:
+            m.setattr(machine.time, "sleep", slept.append)
+            for _ in range(30):  # else a load would wait for each kernel
+                assert not store.put(PROOFS, {"k": {}})
+        assert len(slept) < 5
     assert store.all(PROOFS) == {"k": {}}
     assert not (tmp_path / "a.json").exists()
     store.put(PROOFS, {"later": {}})
