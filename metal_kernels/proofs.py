@@ -270,8 +270,8 @@ class Ledger:
             yield
             variants = [v for v in variants if "trying" in (self._store.get(PROOFS, v.key) or {})]
         finally:  # all of them where it was interrupted: what is in memory may not be on disk
-            self._tried_now -= keys
             self._keep(variants, None)
+            self._tried_now -= keys  # now that no other thread can take it for another process's
 
     def _deaths(self, variant: Variant, entry: dict[str, Any]) -> int:
         """How many processes ended while they tried this."""

@@ -193,6 +193,24 @@ def test_a_try_that_is_interrupted_leaves_nothing(path, monkeypatch, moment):
     assert again.where.ledger.entries()[0]["passed"]
 
 
+def test_no_thread_takes_a_try_of_this_process_for_one_that_ended(path, monkeypatch):
+    """Another one may look before and after each note."""
+    machine, keep, seen = Machine(path, monkeypatch), proofs.Ledger._keep, []
+
+    def deaths(ledger, variants):
+        return [ledger._deaths(v, ledger._store.get(PROOFS, v.key) or {}) for v in variants]
+
+    def look(ledger, variants, entry):
+        seen.append(deaths(ledger, variants))
+        keep(ledger, variants, entry)
+        seen.append(deaths(ledger, variants))
+
+    monkeypatch.setattr(proofs.Ledger, "_keep", look)
+    monkeypatch.setattr(proofs, "_judged", lambda *_: (None, None))
+    machine.run(x())
+    assert seen == [[0]] * 4
+
+
 IOGPU = "[METAL] Command buffer execution failed: %s (0000000e:kIOGPUCommandBufferCallbackError%s)"
 PASSING = [
     "[malloc] Unable to allocate 5 bytes.",
