@@ -11,11 +11,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-NORMAL, WARNING, CRITICAL = (
-    1,
-    2,
-    4,
-)  # what `memory_pressure` gives: XNU turns its own levels into these before it answers
+# What `memory_pressure` gives: XNU turns its own levels into these before it answers.
+NORMAL, WARNING, CRITICAL = 1, 2, 4
 MOST_BYTES = 256
 
 
