@@ -80,6 +80,7 @@ def test_layer_by_layer_is_the_whole_model(small, tmp_path, monkeypatch):
     assert d.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated:FutureWarning")
 def test_at_equal_size_ours_diverges_less_than_mlx_lms(plain):
     theirs = plain.parent / "theirs"

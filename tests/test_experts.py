@@ -78,6 +78,8 @@ def test_logits_are_those_of_the_resident_model_bit_for_bit(forms, form, policy)
     least = least_bytes(forms[form])
     for cache_bytes in (least, 3 * least, 1 << 30):
         streamed = load_model(forms[form], expert_cache_bytes=cache_bytes, expert_policy=policy)
+        pools = {id(layer.mlp._pool): layer.mlp._pool for layer in streamed.layers if hasattr(layer.mlp, "_pool")}
+        assert 0 < sum(a.nbytes for pool in pools.values() for a in pool.slots.arrays.values()) <= cache_bytes
         for B, T in ((1, 90), (2, 1), (1, 7)):
             x = tokens(T, B=B)
             caches = [m.make_cache([0] * B if B > 1 else None) for m in (resident, streamed)]
@@ -402,6 +404,7 @@ print(json.dumps([mx.get_peak_memory(), rss("VmHWM") - before, model.expert_stat
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_memory_stays_within_the_bound_on_a_checkpoint_several_times_larger(tmp_path):
     from ring_mlx.bench.shapes import MINI

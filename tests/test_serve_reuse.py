@@ -33,7 +33,9 @@ class Client:
         return answer["usage"]["prompt_tokens"] - answer["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
-@pytest.mark.parametrize("request_", [{}, {"tools": TOOLS}], ids=["plain", "tools"])
+@pytest.mark.parametrize(
+    "request_", [pytest.param({}, id="plain"), pytest.param({"tools": TOOLS}, id="tools", marks=pytest.mark.slow)]
+)
 @pytest.mark.filterwarnings("ignore:.cache. .* do not hold two snapshots")
 def test_a_small_budget_reads_what_a_large_one_reads(serve, request_):
     """Two chats that take turns, and another last question, in which three snapshots more than chats fit."""

@@ -8,7 +8,7 @@ from tests.metal_sim.marks import needs_simulator
 from tests.metal_sim.mlx_kernels import CASES, make
 from tests.metal_sim.runtime import MetalRunError, Options
 
-pytestmark = needs_simulator
+pytestmark = [needs_simulator, pytest.mark.slow]
 
 # These order memory within a SIMD-group by its operations in step, without the barrier that Metal asks for.
 UNORDERED = ("gated_delta_f32", "gated_delta_bf16")

@@ -18,7 +18,7 @@ from tests.metal_sim import MetalRunError, metal_kernel
 from tests.metal_sim.cuda_host import run_cuda_on_host
 from tests.metal_sim.marks import needs_simulator
 
-pytestmark = needs_simulator
+pytestmark = [needs_simulator, pytest.mark.slow]
 
 F32, BF16 = mx.float32, mx.bfloat16
 Pairs = "list[tuple[mx.array, mx.array]]"
