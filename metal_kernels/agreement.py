@@ -1,4 +1,4 @@
-"""Whether a kernel's result agrees with the plain form's; knows operations by name and what each rounds to.
+"""Decides whether a kernel's result agrees with the plain form's, by limits for each operation and dtype.
 
 Three limits hold at once. The relative RMS of a whole output sees a kernel that is a little wrong everywhere. The distance of
 each element sees one wrong element or row among millions, in units of its own size and of its row's RMS, since rounding

@@ -1,4 +1,4 @@
-"""The one place that chooses between a kernel and the plain form of an operation; knows both, and no model.
+"""The one place that chooses between a kernel and the plain form of an operation.
 
 A kernel runs where `choices` prefers it on the backend that `launch` names, its ``supports`` takes the arguments, and the
 backend's ledger has seen it agree with the plain form; all else goes through plain MLX operations, which give the same results

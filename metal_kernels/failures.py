@@ -1,4 +1,4 @@
-"""What went wrong where a kernel ran, in a line, and whether it may be otherwise tomorrow; knows MLX's words, no kernel."""
+"""Describes a failure of a kernel in one line, and tells whether it is temporary, such as too little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds and launches kernels on the backend that runs them; alone calls MLX's kernel constructors, knows no operation.
+"""Builds and launches kernels on the backend that runs them; only this module calls MLX's kernel constructors.
 
 A backend is a callable with the contract of ``mx.fast.metal_kernel``: Metal itself, the CUDA twin of the same source
 on an NVIDIA GPU, or the simulator of the tests. ``RING_MLX_KERNELS=off`` selects none, and so does a default device
@@ -200,7 +200,7 @@ class Kernel:
 
     def _prepare(self, constructor: Constructor, same: Sequence[int]) -> tuple[Constructor, Any, Template]:
         """The kernel for arrays that are the same so, and what its template takes besides."""
-        # MLX keeps one library a name and template, and compiles anew where another text has the same ones.
+        # MLX keeps one library a name and template, and compiles again where another text has the same ones.
         mark = [] if len(set(same)) == len(same) else [("SAME", crc_hqx(bytes(same), 0))]
         return constructor, self._build(constructor, same), mark
 

@@ -1,4 +1,4 @@
-"""What this machine was seen to do, kept from process to process; knows names and JSON values, no kernel.
+"""Keeps the proofs of kernels and the choices of tuning for this machine, from process to process.
 
 Two namespaces are kept: "proofs", which kernel agreed with its plain form here, and "choices", which of several forms
 was the fastest here. A file holds those of one identity: chip, architecture, operating system, driver, versions of MLX

@@ -1,9 +1,9 @@
 """A kernel proves itself on this machine before it serves: its first results are held against the plain form's.
 
-What is proved is a variant: the kernel's source, its template arguments, the types of its arrays, and how large its grid and
-what it writes are, in powers of two. An operation's call launches one or more. Where one of them is unproven, the operation runs both ways; a
-variant that does not build, raises, is not finite or differs is turned off, alone, and the plain form serves. Verdicts are
-kept with the machine (`machine.Store`), so another start does not ask again. Knows variants and results, no kernel.
+What is proved is a variant: the kernel's source, its template arguments, the types of its arrays, and the sizes of its grid and
+outputs in powers of two. An operation's call launches one or more. If one of them is unproven, the operation runs both ways.
+If the kernel does not build, raises, is not finite or differs, the unproven variants of that call are turned off, and the plain
+form serves. Verdicts are kept with the machine (`machine.Store`), so another start does not ask again.
 """
 
 from __future__ import annotations

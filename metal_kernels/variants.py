@@ -1,4 +1,4 @@
-"""Which launches are of one variant of a kernel: what one of them proves holds for the others; knows no kernel."""
+"""Groups launches of a kernel into variants: a proof of one launch holds for all launches of its variant."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A step at Ring-mini shapes is some 160 dispatches; naming each from Python takes longer than running it on a fast GPU.
 What only moves arrays, from one softmax layer's queries to the next one's, is compiled as one piece; keys and values,
 which grow, are handled between the pieces. Weights are constants of a piece, since MLX would gather hundreds of inputs at
-every step. Where a weight or module was put in the place of another, added or taken away, the pieces are compiled anew;
+every step. If a weight or module was replaced, added or removed, the pieces are compiled again;
 what changes an array in place (``w[0] = 1``, ``w *= 2``) is not seen. Knows layers and their caches, not the embedding and
 the head.
 """

@@ -1,4 +1,4 @@
-"""Kernels prove themselves when a model is loaded, lest the first answer wait for it; knows no kernel."""
+"""Tries the usual kernels when a model is loaded, so that the first answer does not wait for their proofs."""
 
 from __future__ import annotations
 

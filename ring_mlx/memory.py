@@ -1,4 +1,4 @@
-"""What fits into this machine's memory, and MLX's limits; knows sizes in bytes, not how a model computes."""
+"""What fits into this machine's memory, and MLX's limits."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
         return x
 
     def _decode_step(self) -> DecodeStep | None:
-        """Compiled pieces for one token, made anew for other layers and other choices; None where none pays."""
+        """The compiled decode step, rebuilt for other layers or other choices; None where compiling does not pay."""
         if self.training or not is_worthwhile():
             return None
         step = self._step

@@ -1,4 +1,4 @@
-"""Each operation's kernel against its plain form, on small arrays, where kernels run; knows operations, no model."""
+"""Each operation's kernel against its plain form, on small arrays, where kernels run."""
 
 from __future__ import annotations
 

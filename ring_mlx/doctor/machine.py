@@ -1,4 +1,4 @@
-"""Chip, memory, operating system and MLX's backend; knows no package version and no model."""
+"""Chip, memory, operating system and MLX's backend."""
 
 from __future__ import annotations
 

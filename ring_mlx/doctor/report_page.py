@@ -1,4 +1,4 @@
-"""A report as a page of Markdown to paste into an issue; knows the report's JSON, measures nothing."""
+"""Formats a report as a page of Markdown to paste into an issue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of ``ring-mlx doctor --report``: what each finds, as JSON; knows no file and no other part.
+"""The parts of ``ring-mlx doctor --report``, each of which returns what it finds as JSON.
 
 Each runs in a process of its own (`python -m ring_mlx.doctor.report_parts PART FILE`), so that a hang of the GPU or a crash of
 its driver costs one part. All share a folder for proofs and choices that is empty at first.

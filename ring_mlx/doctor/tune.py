@@ -1,4 +1,4 @@
-"""Timing what is fast here with one model, and keeping it: the work of ``doctor --tune``; knows no command line."""
+"""The work of ``doctor --tune``: times the choices with one model and keeps the result."""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ class GoneError(Exception):
 
 
 class ModelLostError(BaseException):
-    """The model cannot go on, whoever asks; no exception of one request's, so that nothing takes it for that.
+    """The model is unusable, so all requests fail.
+
+    It derives from BaseException so that handlers of a single request do not catch it.
 
     Args:
         error: What is told.

@@ -1,4 +1,4 @@
-"""Which of several ways to do the same work is the fastest beyond the noise; knows clocks and calls, no kernel.
+"""Finds the fastest of several ways to do the same work, beyond the noise.
 
 The rule. All ways are run in turn, forwards and backwards, so that what warms up or slows down meets all of them. Of each
 way the median counts, and the default stays unless another way is ahead of it by more than the noise:

@@ -1,7 +1,8 @@
-"""The work that is timed: a decode step, and parts of a prompt, of the model itself; knows layers, no clock.
+"""The work that is timed: a decode step, and parts of a prompt, of the model itself.
 
-A step goes through some layers with their own weights, more than a cache holds, compiled as it always is, without the
-head, where nothing is chosen; several are handed over before the first is waited for, as an answer's are. A prompt goes through a linear layer and the softmax layer after it, in the length of a step.
+A step goes through some layers with their own weights, more than a cache holds, compiled as always. The head is left out,
+since nothing is chosen there. Several steps are handed over before the first is waited for, as in an answer. A prompt of one
+prefill step goes through a linear layer and the softmax layer after it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def work(model: Model, name: str, chosen: Chosen) -> Run:
 
 
 def step(model: Model, chosen: Chosen, rows: int = 1, is_whole: bool = False) -> Run:
-    """A decode step of so many rows, compiled anew for these choices, through two groups of layers or all."""
+    """A decode step of so many rows, compiled for these choices, through two groups of layers or all."""
     last = len(model.layers) if is_whole else _end_of_two_groups(model)
     layers = _own(model, 0, last)
     cache = list(model.make_cache() if rows == 1 else model.make_cache([0] * rows))[:last]
