@@ -40,7 +40,9 @@ def rank(words):
     line, number = lifeline.hold(), int(os.environ["MLX_RANK"])
     line.all_started.wait()
     line.joined()
-    Path(f"rank{number}").write_text(str(os.getpid()))
+    part = Path(f".rank{number}")
+    part.write_text(str(os.getpid()))
+    part.replace(f"rank{number}")  # there with its text, or not at all
     signal.signal(signal.SIGPIPE, lambda *_: os._exit(141))
     exec(words[2], {"rank": number, "words": words})  # noqa: S102 a test's own text
     return 0
@@ -54,7 +56,6 @@ def ssh(words, folder):
         return 255
     pipe = subprocess.PIPE
     shell = subprocess.Popen(["sh", "-c", GREETING + command, host], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
-    Path(folder, f"pid-{host}").write_text(str(shell.pid))
     ways = ((0, shell.stdin.fileno()), (shell.stdout.fileno(), 1), (shell.stderr.fileno(), 2))
     threads = [threading.Thread(target=_carry, args=(*way, Path(folder, f"cut-{host}")), daemon=True) for way in ways]
     for thread in threads:
@@ -111,6 +112,14 @@ class Stage:
                 yield p
             finally:
                 p.kill()
+
+    def pid(self, number):
+        """The process of a rank, once it has told. Rank 0's first word says nothing about the others."""
+        file = self.folder / f"rank{number}"
+        end = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return int(file.read_text())
 
     def run(self, hosts, *words, **options):
         """Exit code, output and lines of error of a launch."""

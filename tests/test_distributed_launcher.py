@@ -141,7 +141,7 @@ def test_a_rank_that_is_lost_is_told_in_one_line(stage, hosts, how):
                 pytest.skip("no link to cut")
             (stage.folder / f"cut-{hosts[1]}").touch()
         else:
-            victim = int((stage.folder / "rank1").read_text())
+            victim = stage.pid(1)
             os.kill(victim, getattr(signal, f"SIG{how}"))
         started = time.monotonic()
         _, err = p.communicate(timeout=LIMIT_S)
