@@ -37,10 +37,10 @@ SHARD_BYTES = 1 << 30
 
 def write_source(folder: Path, layers: int, experts: int, vocab: int) -> int:
     """A checkpoint of mini's shapes with random weights; returns its bytes. Only a shard's header is ever whole."""
-    from ring_mlx.config import RingConfig
+    from ring_mlx.checkpoint.safetensors_header import TensorSpec
     from ring_mlx.convert.sources import parameter_shapes
     from ring_mlx.convert.writer import ShardFile
-    from ring_mlx.safetensors_header import TensorSpec
+    from ring_mlx.model.config import RingConfig
 
     raw = MINI | {"num_hidden_layers": layers, "num_experts": experts, "vocab_size": vocab, "torch_dtype": "bfloat16"}
     folder.mkdir(parents=True)

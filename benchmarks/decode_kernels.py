@@ -25,9 +25,9 @@ import mlx.core as mx
 from benchmarks.decode_profile import after_prompt
 from benchmarks.head import print_head
 from metal_kernels import launch
-from ring_mlx import decode_step
 from ring_mlx.bench.random_weights import random_model
-from ring_mlx.model import Model
+from ring_mlx.model import decode_step
+from ring_mlx.model.model import Model
 
 BUSY_MS = 30
 REPLAYS = 200

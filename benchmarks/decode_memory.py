@@ -15,7 +15,7 @@ import mlx.core as mx
 from benchmarks.head import print_head
 from ring_mlx.bench.random_weights import random_model
 from ring_mlx.bench.shapes import SHAPES
-from ring_mlx.generation import generate_step
+from ring_mlx.generation.stream import generate_step
 
 
 def resident_mb() -> float:

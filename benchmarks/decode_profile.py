@@ -19,11 +19,11 @@ import mlx.core as mx
 
 from benchmarks.head import print_head
 from metal_kernels import launch
-from ring_mlx import decode_step
 from ring_mlx.bench.random_weights import random_model
-from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import decode, prefill
-from ring_mlx.model import Model
+from ring_mlx.generation.decoding import decode, prefill
+from ring_mlx.model import decode_step
+from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.model import Model
 
 WAYS = ("operations", "kernels", "compiled")
 WARM_UP = 15
@@ -65,7 +65,7 @@ def parts(model: Model, start: HybridCache, steps: int) -> tuple[float, float, f
 
 
 def speed(model: Model, start: HybridCache, logits: mx.array, steps: int) -> float:
-    """Tokens a second of `ring_mlx.decoding.decode`."""
+    """Tokens a second of `ring_mlx.generation.decoding.decode`."""
     cache, began = start.copy(), 0.0
     for n, _ in enumerate(decode(logits, model, cache, mx.array([0]), max_tokens=steps + 1)):
         if n == 0:

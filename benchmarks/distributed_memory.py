@@ -52,9 +52,9 @@ def resident_peak() -> int:
 
 def rank(folder: str, mode: str, tokens: int) -> None:
     """Load and generate; prints what it took as JSON."""
-    from ring_mlx.decoding import generate_step
+    from ring_mlx.checkpoint.loading import load_model
     from ring_mlx.distributed.loading import load_sharded
-    from ring_mlx.loading import load_model
+    from ring_mlx.generation.decoding import generate_step
 
     mx.eval(mx.quantized_matmul(mx.ones((1, 64)), *mx.quantize(mx.ones((64, 64)))))
     group = None if mode == "whole" else mx.distributed.init(strict=True)

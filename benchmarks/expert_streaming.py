@@ -27,11 +27,11 @@ from mlx.utils import tree_flatten
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import MINI
-from ring_mlx.config import RingConfig, read_config
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.convert import convert
 from ring_mlx.experts.layout import find_experts
 from ring_mlx.experts.slots import slot_bytes
-from ring_mlx.tokenizer import load_tokenizer
+from ring_mlx.model.config import RingConfig, read_config
 
 PROMPT_TOKENS = 16
 STATES = ("warm", "cold", "starved")

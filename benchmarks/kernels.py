@@ -15,7 +15,7 @@ from metal_kernels import launch
 from ring_mlx.bench.operations import cases, difference, measure
 from ring_mlx.bench.report import append_csv
 from ring_mlx.bench.shapes import SHAPES
-from ring_mlx.config import RingConfig
+from ring_mlx.model.config import RingConfig
 
 COLUMNS = ["device", "mlx", "backend", "shape", "kernel", "tokens", "rows", "plain_us", "kernel_us", "ratio"]
 

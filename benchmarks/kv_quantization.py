@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx import KVQuantization, demo_model_path, load, render_chat
-from ring_mlx.decoding import prefill
-from ring_mlx.suite import read_suite, suite_path
+from ring_mlx.evaluation.suite import read_suite, suite_path
+from ring_mlx.generation.decoding import prefill
 
 STEP_TOKENS = 32
 

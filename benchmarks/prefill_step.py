@@ -15,8 +15,8 @@ import mlx.core as mx
 from benchmarks.head import print_head
 from ring_mlx.bench.random_weights import random_model
 from ring_mlx.bench.report import append_csv
-from ring_mlx.generation import generate_step
-from ring_mlx.model import Model
+from ring_mlx.generation.stream import generate_step
+from ring_mlx.model.model import Model
 
 COLUMNS = ["device", "mlx", "shape", "bits", "prompt", "prefill_step", "exact", "prefill_tps", "decode_tps", "peak_gb"]
 

@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx.bench.shapes import SHAPES
-from ring_mlx.config import RingConfig
-from ring_mlx.snapshots import BLOCK_TOKENS, Block, Snapshot, Store
+from ring_mlx.engine.snapshots import BLOCK_TOKENS, Block, Snapshot, Store
+from ring_mlx.model.config import RingConfig
 
 
 def make(config: RingConfig, tokens: np.ndarray, blocks: list[Block]) -> Snapshot:

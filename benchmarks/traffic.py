@@ -28,11 +28,11 @@ import mlx.core as mx
 from metal_kernels import launch
 from metal_kernels.fused_qmv.fused import MAX_TOKENS
 from metal_kernels.twin.spec import MIN_DEVICE_SIZE
-from ring_mlx import decode_step
 from ring_mlx.bench.random_weights import empty_model
 from ring_mlx.bench.shapes import SHAPES, cut
-from ring_mlx.config import RingConfig
-from ring_mlx.model import Model
+from ring_mlx.model import decode_step
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import Model
 from tests.metal_sim import SimulatedKernel, metal_kernel
 from tests.metal_sim.runtime import RunInfo
 

@@ -18,9 +18,9 @@ from benchmarks.decode_profile import after_prompt, speed
 from metal_kernels import choices
 from metal_kernels.choices import Value
 from ring_mlx.bench.random_weights import random_model
-from ring_mlx.decoding import prefill, prefill_step_or_default, step_sizes
 from ring_mlx.doctor.buffers import in_a_process
-from ring_mlx.model import Model
+from ring_mlx.generation.decoding import prefill, prefill_step_or_default, step_sizes
+from ring_mlx.model.model import Model
 from ring_mlx.tuning import buffers, job, table, works
 from ring_mlx.tuning.race import Budget
 

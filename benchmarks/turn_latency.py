@@ -27,8 +27,8 @@ from mlx_lm.generate import stream_generate
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
 from ring_mlx import demo_model_path, load, render_chat
-from ring_mlx.session_events import End, Event, Request, Sampling, SessionOptions, Statistics
-from ring_mlx.session_worker import Worker
+from ring_mlx.engine.events import End, Event, Request, Sampling, SessionOptions, Statistics
+from ring_mlx.engine.worker import Worker
 
 COLUMNS = ("turn", "prompt_tokens", "ours_read", "ours_s", "theirs_read", "theirs_s", "server_read", "server_s", "note")
 STEP_TOKENS = 2048

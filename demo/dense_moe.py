@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ring_mlx.moe import MoE
+from ring_mlx.model.moe import MoE
 
 
 def dense_moe(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-import ring_mlx.attention as attention
+import ring_mlx.model.attention as attention
 from demo.data import make, render, stream
 from demo.render import render_thinking_from
 from demo.split import Conversation
@@ -27,12 +27,12 @@ from demo.tasks_recall import CountTokens, make_many_recall
 from demo.tasks_topic import make_topic_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
-from ring_mlx.config_values import CLAMPED
-from ring_mlx.decay import decay_rate
-from ring_mlx.decoding import generate_step, prefill, prefill_step_or_default, step_sizes
 from ring_mlx.evaluation import evaluate, scoring
 from ring_mlx.evaluation.divergence import diverge
-from ring_mlx.suite import Question, extract_answer
+from ring_mlx.evaluation.suite import Question, extract_answer
+from ring_mlx.generation.decoding import generate_step, prefill, prefill_step_or_default, step_sizes
+from ring_mlx.model.config_values import CLAMPED
+from ring_mlx.model.decay import decay_rate
 
 QUESTIONS_OF_A_CONTEXT = 10
 

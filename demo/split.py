@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ring_mlx.suite import extract_answer
+from ring_mlx.evaluation.suite import extract_answer
 
 Operands = TypeVar("Operands", bound="tuple[int | str, ...]")
 

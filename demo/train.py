@@ -140,8 +140,8 @@ class Trainer:
         import mlx.core as mx
         import mlx.optimizers as optim
 
-        from ring_mlx.config import RingConfig
-        from ring_mlx.model import Model
+        from ring_mlx.model.config import RingConfig
+        from ring_mlx.model.model import Model
 
         mx.random.seed(0)
         self.folder, self.step, self.trained_s, self.window_share = folder, 0, 0.0, window_share
@@ -245,7 +245,7 @@ def dense_weights(folder: Path) -> list[tuple[str, Any]]:
 def with_dense_experts(loads: list[Any]) -> None:
     """Make every `MoE` compute densely and report its loads."""
     from demo.dense_moe import dense_moe
-    from ring_mlx.moe import MoE
+    from ring_mlx.model.moe import MoE
 
     def call(self: MoE, x: Any, dtype: Any = None, residual: Any = None, logits: Any = None) -> Any:
         return dense_moe(self, x, residual, logits, loads)

@@ -14,7 +14,7 @@ from unittest import mock
 
 import mlx.core as mx
 
-from ring_mlx.attention import SoftmaxAttention
+from ring_mlx.model.attention import SoftmaxAttention
 
 
 def window_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int) -> mx.array:
@@ -63,7 +63,7 @@ def windowed(model: Any, window: int | None) -> Iterator[None]:
     Only without a cache and without padding, as in training.
 
     Args:
-        model: A `ring_mlx.model.Model`.
+        model: A `ring_mlx.model.model.Model`.
         window: How far; None changes nothing.
     """
     if window is None:

@@ -18,7 +18,7 @@ Every message starts with its origin in brackets, names the value seen and ends 
 Characters that could act on a terminal are made visible in it.
 """
 
-from ring_mlx.terminal_text import harmless
+from ring_mlx.system.terminal_text import harmless
 
 
 class RingError(Exception):

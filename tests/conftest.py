@@ -11,12 +11,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from demo.tokenizer import write_tokenizer
-from ring_mlx import demo_model_path, load, macos, mlx_lm_plugin
+from ring_mlx import demo_model_path, load, mlx_lm_plugin
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
+from ring_mlx.system import macos
 from tests.tiny import config, save_hf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from ring_mlx import macos
+from ring_mlx.system import macos
 
 ASKED = macos.memory_pressure  # of which `calm` takes the place
 PRESSURE, FREE, MEMORY = "kern.memorystatus_vm_pressure_level", "kern.memorystatus_level", "hw.memsize"

@@ -121,8 +121,8 @@ NAME = "model.safetensors"
 def _layers(raw: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     from mlx.utils import tree_flatten
 
-    from ring_mlx.config import RingConfig
-    from ring_mlx.model import Model
+    from ring_mlx.model.config import RingConfig
+    from ring_mlx.model.model import Model
 
     made = {}
     for name, value in tree_flatten(Model(RingConfig.from_dict(raw)).parameters()):

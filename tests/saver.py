@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx.snapshots import BLOCK_TOKENS, Block, Snapshot, Store
+from ring_mlx.engine.snapshots import BLOCK_TOKENS, Block, Snapshot, Store
 
 HEAD_DIM = 32
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ring_mlx.sampling_ranges import RANGES
+from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.protocol import NUMBERS, SENT_AS
 
 VOCABULARY = 1024

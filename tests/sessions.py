@@ -5,10 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx import session_worker
-from ring_mlx.session_events import End, Request, Sampling, SessionOptions, Statistics
-from ring_mlx.session_worker import Worker
-from ring_mlx.snapshots import common_prefix
+from ring_mlx.engine import worker as session_worker
+from ring_mlx.engine.events import End, Request, Sampling, SessionOptions, Statistics
+from ring_mlx.engine.snapshots import common_prefix
+from ring_mlx.engine.worker import Worker
 
 QUESTIONS = ("Quiet rivers run deep.", "Why?", "Tell me of 3 ships.", "And then?", "Zero or one?", "Say more about it.")
 

@@ -104,7 +104,7 @@ def test_the_pieces_of_a_decode_step_have_it_too(folders, models, tmp_path, monk
     paths = [p for p in EVERYWHERE if kind == "lora" or "switch_mlp" not in p]
     model = load_model(folders["affine"], adapter_path=adapter(tmp_path / "a", models["affine"], paths, kind)[0])
     plain = said(model)
-    monkeypatch.setattr("ring_mlx.model.is_worthwhile", lambda: True)
+    monkeypatch.setattr("ring_mlx.model.model.is_worthwhile", lambda: True)
     monkeypatch.setattr(mx, "compile", lambda f: f)  # takes seconds on a CPU
     assert_close(said(model), plain, 1e-6)
     assert model.model._step._pieces

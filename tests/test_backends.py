@@ -9,10 +9,10 @@ import pytest
 
 from metal_kernels import launch, resident
 from metal_kernels.twin import metal_kernel
-from ring_mlx.batching import Batch
-from ring_mlx.decode_step import DecodeStep, _Weights
-from ring_mlx.decoding import decode, prefill
-from ring_mlx.moe import ExpertLinear
+from ring_mlx.generation.batch import Batch
+from ring_mlx.generation.decoding import decode, prefill
+from ring_mlx.model.decode_step import DecodeStep, _Weights
+from ring_mlx.model.moe import ExpertLinear
 from tests.compare import assert_close
 from tests.kernel_backends import proving
 from tests.tiny import make_model

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, KVCache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from ring_mlx.batching import Batch
-from ring_mlx.decoding import generate_step
 from ring_mlx.errors import OptionError, PromptError
-from ring_mlx.kv_quantization import KVQuantization
+from ring_mlx.generation.batch import Batch
+from ring_mlx.generation.decoding import generate_step
+from ring_mlx.model.kv_quantization import KVQuantization
 from tests.compare import assert_close
 from tests.tiny import make_model, tokens
 

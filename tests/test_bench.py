@@ -25,9 +25,9 @@ from ring_mlx.bench.measure import Cell, Run, measure
 from ring_mlx.bench.random_weights import random_model, random_model_of, random_words
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.bench.shapes import GOLDEN, MINI, SHAPES, TINY, cut
+from ring_mlx.checkpoint.weights import lies_by_columns
 from ring_mlx.cli import main
-from ring_mlx.config import RingConfig, read_config
-from ring_mlx.weights import lies_by_columns
+from ring_mlx.model.config import RingConfig, read_config
 
 ROOT = Path(__file__).parent.parent
 

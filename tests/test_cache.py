@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, KVCache, load_prompt_cache, save_prompt_cache
 
-from ring_mlx.cache import HybridCache
 from ring_mlx.errors import CacheFileError
+from ring_mlx.model.cache import HybridCache
 from tests.compare import assert_close
 from tests.tiny import make_model, tokens
 

@@ -10,11 +10,11 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import QuantizedKVCache
 
-from ring_mlx.cache import HybridCache
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
+from ring_mlx.engine.snapshots.files import UNSEALED, array_checksum, seal
 from ring_mlx.errors import CacheFileError
-from ring_mlx.snapshots.files import UNSEALED, array_checksum, seal
+from ring_mlx.model.cache import HybridCache
 from tests.compare import assert_close
 from tests.test_files import STRANGE, make_strange
 from tests.tiny import make_model, tokens
@@ -355,7 +355,7 @@ def test_what_the_model_cannot_have_made_is_refused_before_it_is_read(whole, mod
         arrays["tokens"] = mx.zeros(64, dtype=mx.int32)
 
     path = rewritten(whole / "plain", tmp_path / "x", more_tokens)
-    monkeypatch.setattr("ring_mlx.cache._check_sum", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("ring_mlx.model.cache._check_sum", lambda *_: pytest.fail("it was read"))
     assert "for 64 tokens" in refused(path, model)
 
 
@@ -381,5 +381,5 @@ def test_a_file_too_large_to_map_takes_one_line(whole, model, monkeypatch):
     def refuse(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("ring_mlx.snapshots.files.safe_open", refuse)
+    monkeypatch.setattr("ring_mlx.engine.snapshots.files.safe_open", refuse)
     assert "Cannot allocate memory" in refused(whole / "plain", model)

@@ -256,7 +256,7 @@ def test_a_file_that_would_wait_is_not_attached(tmp_path, monkeypatch):
             return None
 
     (tmp_path / "log").touch()
-    monkeypatch.setattr("ring_mlx.files.open", Waits, raising=False)
+    monkeypatch.setattr("ring_mlx.system.files.open", Waits, raising=False)
     with pytest.raises(files.AttachError, match="is not a file"):
         files.read_attachment(str(tmp_path / "log"))
 

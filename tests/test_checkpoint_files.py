@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ring_mlx.checkpoint_files import MAX_VALUES, check_small_files, is_inside, open_regular, parse_object, read_bounded
+from ring_mlx.checkpoint.regular_files import (
+    MAX_VALUES,
+    check_small_files,
+    is_inside,
+    open_regular,
+    parse_object,
+    read_bounded,
+)
 from ring_mlx.convert.writer import read_manifest
 from ring_mlx.errors import ConfigError, ConvertError, TokenizerError
 from tui.models import found_models

@@ -8,7 +8,7 @@ import pytest
 
 from metal_kernels import choices, chunk_lightning_attn, dispatch, launch
 from metal_kernels.choices import TABLE
-from ring_mlx.decoding import prefill_step_or_default
+from ring_mlx.generation.decoding import prefill_step_or_default
 from tests.compare import assert_close
 from tests.kernel_backends import backends
 from tests.tiny import PACKABLE, make_model, tokens

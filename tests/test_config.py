@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 
-import ring_mlx.config as module
-from ring_mlx.config import RingConfig, read_config
+import ring_mlx.model.config as module
 from ring_mlx.errors import ConfigError
+from ring_mlx.model.config import RingConfig, read_config
 from tests.tiny import GOLDENS, config, softmax_config
 
 OPTIONAL = {

@@ -14,11 +14,11 @@ from mlx_lm import convert as mlx_lm_convert
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from ring_mlx import demo_model_path, load_model
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.cli import main
 from ring_mlx.convert import convert, describe, job
-from ring_mlx.decay import decay_rate
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
-from ring_mlx.tokenizer import load_tokenizer
+from ring_mlx.model.decay import decay_rate
 from tests.compare import assert_close, relative_rms
 from tests.tiny import GOLDENS, config, save_hf, tokens, write
 

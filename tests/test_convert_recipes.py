@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ring_mlx.config import RingConfig
 from ring_mlx.convert import convert, convert_plan, describe, sizes
 from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.job import Options
 from ring_mlx.convert.matrices import pack, unpack
 from ring_mlx.convert.plan import quantisable_paths
 from ring_mlx.convert.settings import MIXED, RECIPES, ROUTER, Setting, make_rule, uses_more_bits
+from ring_mlx.model.config import RingConfig
 from tests.compare import relative_rms
 from tests.foreign import shape
 from tests.tiny import GOLDENS, config, save_hf
@@ -60,7 +60,7 @@ def test_mixed_recipes_spend_as_mlx_lm_does(recipe, bits):
     """Against mlx-lm's own builder, for what this model has under the same name."""
     from mlx_lm.convert import mixed_quant_predicate_builder
 
-    from ring_mlx.model import Model
+    from ring_mlx.model.model import Model
 
     low, high = bits
     model = Model(RingConfig.from_dict(config(num_hidden_layers=16)))

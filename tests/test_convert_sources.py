@@ -11,13 +11,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from ring_mlx import demo_model_path, load_model
+from ring_mlx.checkpoint.safetensors_header import TensorSpec
+from ring_mlx.checkpoint.shards import read_tensors
+from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.cli import main
 from ring_mlx.convert import convert, job
 from ring_mlx.convert.writer import ShardFile
 from ring_mlx.errors import OptionError, WeightsError
-from ring_mlx.safetensors_header import TensorSpec
-from ring_mlx.shards import read_tensors
-from ring_mlx.tensor_files import TensorFiles
 from tests import foreign
 from tests.compare import assert_close, relative_rms
 from tests.tiny import config, save_hf, tokens

@@ -8,13 +8,13 @@ import pytest
 from ring_mlx import Session, load, load_model
 from ring_mlx.cli import bench_command, build_parser, from_options, main, serve_command
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.convert.job import Options, convert_plan
-from ring_mlx.decay import decay_rate
 from ring_mlx.distributed.loading import load_sharded
+from ring_mlx.engine.worker import Worker
 from ring_mlx.errors import OptionError, RingError
+from ring_mlx.model.config_values import DECAY_OFFSETS
+from ring_mlx.model.decay import decay_rate
 from ring_mlx.serve.parts import Parts
-from ring_mlx.session_worker import Worker
 from tests.sessions import Talk
 from tests.sessions import options as session_options
 from tests.test_docs import leaves

@@ -11,14 +11,14 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm.models.cache import KVCache
 
-import ring_mlx.model as model_module
+import ring_mlx.model.model as model_module
 from metal_kernels import launch
 from ring_mlx.bench.dispatches import count_launches, count_primitives
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import MINI
-from ring_mlx.cache import make_kv_cache
-from ring_mlx.decode_step import DecodeStep, is_worthwhile
-from ring_mlx.decoding import decode
+from ring_mlx.generation.decoding import decode
+from ring_mlx.model.cache import make_kv_cache
+from ring_mlx.model.decode_step import DecodeStep, is_worthwhile
 from tests.compare import assert_close
 from tests.tiny import GOLDENS, make_model, tokens
 

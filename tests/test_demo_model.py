@@ -16,10 +16,10 @@ from mlx_lm.utils import dequantize_model
 from demo.dense_moe import dense_moe
 from demo.measure import accuracy, decay, difference, recall, sums
 from ring_mlx import demo_model_path, load
+from ring_mlx.checkpoint.weights import give
 from ring_mlx.cli.eval_command import select
 from ring_mlx.evaluation import accuracy_by_task, evaluate
-from ring_mlx.suite import read_suite, suite_path
-from ring_mlx.weights import give
+from ring_mlx.evaluation.suite import read_suite, suite_path
 from tests.compare import assert_close
 from tests.tiny import make_model
 

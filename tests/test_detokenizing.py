@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ring_mlx import Sampling, Session, demo_model_path
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
+from ring_mlx.checkpoint.vocabulary import ByteDetokenizer, TextOffsets, know_all_ids, token_bytes
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.tokenizer import load_tokenizer
-from ring_mlx.vocabulary import ByteDetokenizer, TextOffsets, know_all_ids, token_bytes
 from tests.parrot import make_parrot
 from tests.serving import client_of, send
 

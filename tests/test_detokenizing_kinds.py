@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ring_mlx import Session
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
+from ring_mlx.checkpoint.vocabulary import token_bytes
 from ring_mlx.cli import main
-from ring_mlx.tokenizer import load_tokenizer
-from ring_mlx.vocabulary import token_bytes
 from tests.parrot import byte_letters, make_parrot
 from tests.serving import client_of
 

@@ -23,18 +23,18 @@ from metal_kernels import launch
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import GOLDEN, TINY
-from ring_mlx.config import RingConfig, read_config
-from ring_mlx.decay import decay_rate
-from ring_mlx.decoding import generate_step
+from ring_mlx.checkpoint.shards import read_tensors
+from ring_mlx.checkpoint.weights import canonical
 from ring_mlx.distributed import loading
 from ring_mlx.distributed.cuts import plan_cuts
 from ring_mlx.distributed.drawing import random_sharded
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.plan import local_config, stages
 from ring_mlx.distributed.reading import read_parts
-from ring_mlx.kernel_check import check_kernels
-from ring_mlx.shards import read_tensors
-from ring_mlx.weights import canonical
+from ring_mlx.generation.decoding import generate_step
+from ring_mlx.model.config import RingConfig, read_config
+from ring_mlx.model.decay import decay_rate
+from ring_mlx.tuning.kernel_check import check_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import backends, proving
 from tests.tiny import GOLDENS, config, make_model, save_hf, write

@@ -169,7 +169,7 @@ def room(stand_in, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     for name in ("RING_MLX_CACHE", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "HF_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home" / name))
-    monkeypatch.setattr("ring_mlx.hub._download", lambda *_: stand_in)
+    monkeypatch.setattr("ring_mlx.checkpoint.hub._download", lambda *_: stand_in)
     monkeypatch.setattr("ring_mlx.convert.remote.is_repo", lambda name: False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     made = Room(monkeypatch)

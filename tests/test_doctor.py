@@ -18,14 +18,11 @@ from packaging.specifiers import SpecifierSet
 import ring_mlx
 from metal_kernels import launch
 from metal_kernels.linear_gate import fused as gate_kernel
-from ring_mlx import demo_model_path, install, load, load_model, macos, memory
+from ring_mlx import demo_model_path, load, load_model
 from ring_mlx.bench.shapes import FLASH, MINI
 from ring_mlx.cli import main
-from ring_mlx.config import RingConfig
-from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.convert import convert, verify
 from ring_mlx.convert.sources import open_source
-from ring_mlx.decay import decay_rate
 from ring_mlx.doctor import disk, kernels, machine, models, versions
 from ring_mlx.doctor.decay_check import (
     Blocks,
@@ -48,6 +45,10 @@ from ring_mlx.doctor.finding import Finding, table
 from ring_mlx.errors import NoFitError, OptionError, RingError
 from ring_mlx.evaluation.scoring import token_nats
 from ring_mlx.experts import recommend_cache_bytes
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.config_values import DECAY_OFFSETS
+from ring_mlx.model.decay import decay_rate
+from ring_mlx.system import install, macos, memory
 from tests.fake_mac import FREE, PRESSURE, Mac
 from tests.kernel_backends import mutated, simulator
 from tests.tiny import config, make_model, save_hf, softmax_config

@@ -8,10 +8,10 @@ import json
 
 import pytest
 
+from ring_mlx.checkpoint.loading import load
 from ring_mlx.cli import main
 from ring_mlx.evaluation import evaluate
-from ring_mlx.loading import load
-from ring_mlx.suite import Question
+from ring_mlx.evaluation.suite import Question
 from tests.parrot import make_parrot, teach
 from tests.serving import client_of, user
 
@@ -40,7 +40,7 @@ def parrot(tmp_path_factory):
 @pytest.fixture
 def say(parrot, monkeypatch):
     folder, model, tokenizer = parrot
-    for place in ("ring_mlx.cli.from_options", "ring_mlx.session_worker", "ring_mlx.serve.parts"):
+    for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.worker", "ring_mlx.serve.parts"):
         monkeypatch.setattr(f"{place}.load", lambda *args, **options: (model, tokenizer))
     return lambda pieces: (teach(model, tokenizer, pieces), folder)[1]
 

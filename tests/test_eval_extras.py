@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ring_mlx import memory
 from ring_mlx.cli import main
-from ring_mlx.decoding import generate_step
 from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation import heat_map
 from ring_mlx.evaluation.divergence import check_both_fit, check_same_tokens, diverge
@@ -23,6 +21,8 @@ from ring_mlx.evaluation.perplexity import perplexity, window_of
 from ring_mlx.evaluation.recall import depths_of, holds, recall, table
 from ring_mlx.evaluation.scoring import token_nats, windows
 from ring_mlx.evaluation.sharing import SharedReader
+from ring_mlx.generation.decoding import generate_step
+from ring_mlx.system import memory
 from tests.compare import to_numpy
 from tests.tiny import make_model, tokens
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from ring_mlx.checkpoint.safetensors_header import TensorSpec
 from ring_mlx.errors import OptionError
 from ring_mlx.experts import pool as pool_module
 from ring_mlx.experts.layout import LayerPlaces, Piece, Place
@@ -14,7 +15,6 @@ from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.reader import Reader
 from ring_mlx.experts.slots import Slots, is_on_cuda
 from ring_mlx.experts.statistics import Counts
-from ring_mlx.safetensors_header import TensorSpec
 
 WIDTH, EXPERTS = 64, 6
 

@@ -22,10 +22,9 @@ from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.cli.serve_command import make_server
-from ring_mlx.config import RingConfig
 from ring_mlx.convert import convert, verify
 from ring_mlx.convert.writer import Workplace, partial_folder
-from ring_mlx.decode_step import DecodeStep
+from ring_mlx.engine.events import AnswerText, Sampling, ThinkingText
 from ring_mlx.errors import OptionError, WeightsError
 from ring_mlx.experts import POLICIES, recommend_cache_bytes
 from ring_mlx.experts.layout import ALIGN_BYTES, find_experts
@@ -33,8 +32,9 @@ from ring_mlx.experts.policies import LFU, LRU
 from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.recommend import routed_count
 from ring_mlx.experts.slots import is_on_cuda
-from ring_mlx.memory import budget_bytes, parameter_count
-from ring_mlx.session_events import AnswerText, Sampling, ThinkingText
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.decode_step import DecodeStep
+from ring_mlx.system.memory import budget_bytes, parameter_count
 from tests.compare import assert_close
 from tests.kernel_backends import backends
 from tests.kill_and_resume import folder_hashes

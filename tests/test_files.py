@@ -10,9 +10,10 @@ import threading
 
 import pytest
 
-from ring_mlx import files, write_text
+from ring_mlx import write_text
 from ring_mlx.convert import convert, verify
-from ring_mlx.snapshots import Store
+from ring_mlx.engine.snapshots import Store
+from ring_mlx.system import files
 from tests.disk import Disk
 from tests.saver import make
 from tests.tiny import config, make_model, save_hf, tokens
@@ -78,7 +79,7 @@ def test_a_sync_that_is_left_out_is_noticed(tmp_path, monkeypatch, write, lost):
         if path.is_dir() != (lost == "name"):
             sync_path(path)
 
-    for module in ("ring_mlx.files", "ring_mlx.snapshots.files", "ring_mlx.snapshots.store"):
+    for module in ("ring_mlx.system.files", "ring_mlx.engine.snapshots.files", "ring_mlx.engine.snapshots.store"):
         monkeypatch.setattr(f"{module}.sync_path", forgetful)
     write(root)
     assert disk.check()

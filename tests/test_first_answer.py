@@ -8,18 +8,18 @@ import json
 import pytest
 
 from ring_mlx import Session, load
+from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.defaults import FAMILY, filled, read_defaults
+from ring_mlx.engine.events import Request, Sampling
+from ring_mlx.engine.worker import Worker
 from ring_mlx.errors import ConfigError
-from ring_mlx.loading import demo_model_path
-from ring_mlx.sampling import start_sampling
+from ring_mlx.generation.defaults import FAMILY, filled, read_defaults
+from ring_mlx.generation.sampling import start_sampling
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.settings import Settings
-from ring_mlx.session_events import Request, Sampling
-from ring_mlx.session_worker import Worker
 from tests.parrot import make_parrot
 from tests.serving import user
 from tests.sessions import options
@@ -167,7 +167,7 @@ def test_every_door_takes_the_checkpoints_settings_and_an_option_wins(greedy, pa
         seen.append((found.temp, found.top_p))
         return start_sampling(s, vocabulary, tokenizer, defaults)
 
-    for place in ("ring_mlx.cli.from_options", "ring_mlx.session_worker", "ring_mlx.serve.row"):
+    for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.worker", "ring_mlx.serve.row"):
         monkeypatch.setattr(f"{place}.start_sampling", recording)
     for folder, plain in ((greedy, (0.0, 0.9)), (parrot, (0.6, 1.0))):
         for option, expected in (((), plain), (("--temp", "0.3"), (0.3, plain[1]))):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import ring_mlx
+from ring_mlx.engine.events import Sampling
+from ring_mlx.engine.session import Session
+from ring_mlx.engine.snapshots import Store
+from ring_mlx.engine.snapshots import store as store_module
+from ring_mlx.engine.snapshots.folder import RESERVE_BYTES, room_bytes
 from ring_mlx.errors import CacheFileError
-from ring_mlx.session import Session
-from ring_mlx.session_events import Sampling
-from ring_mlx.snapshots import Store
-from ring_mlx.snapshots import store as store_module
-from ring_mlx.snapshots.folder import RESERVE_BYTES, room_bytes
 from tests.saver import check, make
 
 BIG = 1 << 40

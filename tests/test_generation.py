@@ -9,11 +9,12 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.generate import stream_generate as mlx_lm_stream
 from mlx_lm.sample_utils import greedy_sampler, make_logits_processors, make_sampler
 
-from ring_mlx import KVQuantization, decoding, generate, stream_generate
+from ring_mlx import KVQuantization, generate, stream_generate
 from ring_mlx.bench.dispatches import count_launches
-from ring_mlx.decoding import prefill
 from ring_mlx.errors import OptionError, PromptError
-from ring_mlx.generation import generate_step
+from ring_mlx.generation import decoding
+from ring_mlx.generation.decoding import prefill
+from ring_mlx.generation.stream import generate_step
 from tests.compare import assert_close
 from tests.tiny import make_model, tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-import ring_mlx.moe as moe
+import ring_mlx.model.moe as moe
 from metal_kernels import chunk_lightning_attn, dispatch
 from ring_mlx import load_model
 from tests.compare import assert_close

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
+from ring_mlx.checkpoint.hub import hub_errors, resolve_model
 from ring_mlx.errors import HubError
-from ring_mlx.hub import hub_errors, resolve_model
 from tests.hub_server import COMMIT, HubServer, Repo
 from tests.tiny import GOLDENS, config
 
@@ -43,7 +43,7 @@ def fetch(hub, tmp_path):
 
     def call(name=NAME, revision=None, **environment):
         code = (
-            "import sys; from ring_mlx.hub import resolve_model; from ring_mlx.errors import RingError\n"
+            "import sys; from ring_mlx.checkpoint.hub import resolve_model; from ring_mlx.errors import RingError\n"
             "try: print(resolve_model(sys.argv[1], sys.argv[2] or None))\n"
             "except RingError as e: print(e, file=sys.stderr); sys.exit(2)"
         )

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import ring_mlx
-from ring_mlx import Session, install, machine_fit, macos
+from ring_mlx import Session
 from ring_mlx.cli import main
 from ring_mlx.errors import SessionError
+from ring_mlx.system import install, machine_fit, macos
 
 ROOT = Path(__file__).parent.parent
 PY = "/env/bin/python"
@@ -154,7 +155,7 @@ def test_an_import_that_fails_is_one_line_at_every_door(error, said, capsys, mon
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("ring-mlx: [install] ")
     assert said in err
-    monkeypatch.setattr("ring_mlx.session_worker.load", fail)
+    monkeypatch.setattr("ring_mlx.engine.worker.load", fail)
     with Session(store=False) as session, pytest.raises(install.InstallError, match=re.escape(said)):
         list(session.send("hi"))
     assert not issubclass(install.InstallError, SessionError)
@@ -227,10 +228,10 @@ def test_what_is_imported_before_that_can_be_read_by_an_old_python():
         "cli/__init__",
         "cli/parsing",
         "errors",
-        "install",
-        "machine_fit",
-        "macos",
-        "quick_start",
+        "system/install",
+        "system/machine_fit",
+        "system/macos",
+        "system/quick_start",
     ):
         text = (ROOT / "ring_mlx" / f"{name}.py").read_text(encoding="utf-8")
         ast.parse(text, feature_version=(3, 8))

@@ -13,7 +13,7 @@ from metal_kernels.twin.nvrtc import compile_cubin, find_nvrtc
 from metal_kernels.twin.spec import KernelSpec
 from ring_mlx.bench.operations import cases, difference
 from ring_mlx.bench.shapes import TINY
-from ring_mlx.config import RingConfig
+from ring_mlx.model.config import RingConfig
 from tests.metal_sim.cuda_host import run_cuda_on_host
 from tests.metal_sim.marks import needs_simulator
 

@@ -11,7 +11,7 @@ import pytest
 from metal_kernels import launch
 from metal_kernels.fused_qmv import fused as fused_qmv
 from ring_mlx import load_model
-from ring_mlx.kernel_check import check_kernels
+from ring_mlx.tuning.kernel_check import check_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import backends, proving
 from tests.tiny import GOLDENS, PACKABLE, make_model, tokens

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from ring_mlx import Session
-from ring_mlx.batching import Batch
+from ring_mlx.checkpoint.loading import load_model
 from ring_mlx.cli import main
-from ring_mlx.config import read_config
 from ring_mlx.doctor import models
 from ring_mlx.errors import PromptError
-from ring_mlx.loading import load_model
+from ring_mlx.generation.batch import Batch
+from ring_mlx.model.config import read_config
 from tests.parrot import make_parrot
 from tests.serving import send
 

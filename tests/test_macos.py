@@ -7,7 +7,7 @@ import platform
 
 import pytest
 
-from ring_mlx import machine_fit, macos
+from ring_mlx.system import machine_fit, macos
 from tests.fake_mac import FREE, MEMORY, PRESSURE, Mac
 
 

@@ -9,13 +9,15 @@ import mlx_lm
 import pytest
 from mlx.utils import tree_flatten
 
-from ring_mlx import Session, load_model, memory, weights
+from ring_mlx import Session, load_model
 from ring_mlx.bench.random_weights import random_model
-from ring_mlx.config import RingConfig
+from ring_mlx.checkpoint import weights
 from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.errors import NoFitError
+from ring_mlx.model.config import RingConfig
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.settings import Settings
+from ring_mlx.system import memory
 from tests.fake_mac import FREE, Mac
 from tests.tiny import config, make_model, save_hf, tokens
 

@@ -9,7 +9,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from ring_mlx import mlx_lm_plugin
-from ring_mlx.decode_step import DecodeStep
+from ring_mlx.model.decode_step import DecodeStep
 from tests.compare import assert_close
 from tests.through_mlx_lm import said_alone
 from tests.tiny import config, save_hf, tokens
@@ -159,7 +159,7 @@ def test_a_batch_takes_the_compiled_step(tiny, alone, monkeypatch, lengths):
     taken = []
     run = DecodeStep.__call__
     monkeypatch.setattr(DecodeStep, "__call__", lambda self, *a: taken.append(1) or run(self, *a))
-    monkeypatch.setattr("ring_mlx.model.is_worthwhile", lambda: True)  # as on a GPU
+    monkeypatch.setattr("ring_mlx.model.model.is_worthwhile", lambda: True)  # as on a GPU
     monkeypatch.setattr(tiny.model, "_step", None)
     monkeypatch.setattr(mx, "compile", lambda f, **_: f)
     generator, said = BatchGenerator(tiny), {}

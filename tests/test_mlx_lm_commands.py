@@ -27,7 +27,7 @@ from ring_mlx import demo_model_path, load, load_model, mlx_lm_plugin
 from ring_mlx.cli import main
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import token_nats
-from ring_mlx.layer import DecoderLayer
+from ring_mlx.model.layer import DecoderLayer
 from tests import foreign
 from tests.compare import assert_close
 from tests.conftest import TOKENIZER_FILES

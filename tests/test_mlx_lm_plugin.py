@@ -22,10 +22,10 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 import ring_mlx
 from metal_kernels import launch
 from ring_mlx import demo_model_path, load, load_model, mlx_lm_plugin
-from ring_mlx.decode_step import DecodeStep
 from ring_mlx.errors import ConfigError, WeightsError
 from ring_mlx.mlx_lm_plugin import architecture
-from ring_mlx.moe import MoE
+from ring_mlx.model.decode_step import DecodeStep
+from ring_mlx.model.moe import MoE
 from tests import foreign
 from tests.compare import assert_close, relative_rms
 from tests.through_mlx_lm import build
@@ -260,7 +260,7 @@ def test_the_first_call_tries_the_kernels(tmp_path, monkeypatch):
     tried = []
     monkeypatch.setattr(architecture, "check_kernels", tried.append)
     monkeypatch.setattr(architecture, "settle", tried.append)
-    monkeypatch.setattr("ring_mlx.model.Model.__call__", lambda *_, **__: None)
+    monkeypatch.setattr("ring_mlx.model.model.Model.__call__", lambda *_, **__: None)
     model(tokens(5))
     with launch.use(launch.Backend("simulator", refuse)):
         model.train()

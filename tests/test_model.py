@@ -8,10 +8,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from metal_kernels import dispatch, naive_lightning_attn
-from ring_mlx.attention import LinearAttention, SoftmaxAttention, _rotation
-from ring_mlx.config import RingConfig
-from ring_mlx.decay import alibi_slopes, decay_rate
-from ring_mlx.model import Model
+from ring_mlx.model.attention import LinearAttention, SoftmaxAttention, _rotation
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.decay import alibi_slopes, decay_rate
+from ring_mlx.model.model import Model
 from tests import reference
 from tests.compare import assert_close, relative_rms, to_numpy
 from tests.tiny import config, make_model, softmax_config, tokens

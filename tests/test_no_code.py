@@ -16,10 +16,10 @@ import pytest
 from mlx_lm import utils
 from transformers import PreTrainedTokenizerFast
 
+from ring_mlx.checkpoint.tokenizer import ROLE_END, load_tokenizer
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.errors import ConfigError, TokenizerError
-from ring_mlx.tokenizer import ROLE_END, load_tokenizer
 from tests.evil import DOORS, WAYS, make_evil
 from tests.test_distributed import free_ports
 
@@ -189,7 +189,7 @@ def test_the_plug_in_gives_our_tokenizer_whatever_a_script_passes(evil, register
 
 
 def test_one_place_makes_tokenizers():
-    """Whatever could import a checkpoint's code is called in ring_mlx/tokenizer.py and the plug-in only."""
+    """Whatever could import a checkpoint's code is called in ring_mlx/checkpoint/tokenizer.py and the plug-in only."""
     makers = {"AutoTokenizer", "AutoConfig", "AutoProcessor", "AutoModel", "pipeline", "load_wrapper", "pickle"}
     found = set()
     for part in ("ring_mlx", "tui", "metal_kernels", "benchmarks", "demo"):
@@ -206,4 +206,4 @@ def test_one_place_makes_tokenizers():
                     found.add(str(file.relative_to(ROOT)))
                 if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                     found.add(str(file.relative_to(ROOT)))
-    assert found == {"ring_mlx/tokenizer.py", "ring_mlx/mlx_lm_plugin/__init__.py"}
+    assert found == {"ring_mlx/checkpoint/tokenizer.py", "ring_mlx/mlx_lm_plugin/__init__.py"}

@@ -154,9 +154,9 @@ LATE = {
     "ring_mlx/doctor/models.py": "as doctor_command.py",
     "ring_mlx/doctor/report_parts.py": "as doctor_command.py",
     "ring_mlx/evaluation/heat_map.py": "matplotlib may be missing",
-    "ring_mlx/macos.py": "there is no fcntl on Windows, and ctypes may lack its library",
+    "ring_mlx/system/macos.py": "there is no fcntl on Windows, and ctypes may lack its library",
     "ring_mlx/mlx_lm_plugin/__init__.py": "a script names register before it has mlx-lm",
-    "ring_mlx/session.py": "a first screen does not wait for MLX",
+    "ring_mlx/engine/session.py": "a first screen does not wait for MLX",
     "tui/chat.py": "as session.py, and plain chats do not wait for screens",
     "tui/plain.py": "readline may be missing",
 }
@@ -213,7 +213,7 @@ def uses(path, known):
 def test_no_module_imports_another_in_a_circle():
     paths = dict(modules())
     graph = {name: set(uses(path, set(paths))) - {name} for name, path in paths.items()}
-    assert {"ring_mlx.layer", "metal_kernels.launch"} <= graph["ring_mlx.decode_step"]
+    assert {"ring_mlx.model.layer", "metal_kernels.launch"} <= graph["ring_mlx.model.decode_step"]
     graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the circle
 
 
@@ -285,7 +285,7 @@ print(u.fetch__all__.__module__)
 
 def test_transformers_reads_its_files_once_and_finds_the_same():
     done = subprocess.run([sys.executable, "-c", ONCE], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["True"] * 3 + ["ring_mlx.quick_start"]
+    assert done.stdout.split() == ["True"] * 3 + ["ring_mlx.system.quick_start"]
 
 
 def test_a_launcher_needs_no_mlx():

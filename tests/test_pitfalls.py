@@ -14,12 +14,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import ring_mlx.attention as attention
-import ring_mlx.moe as moe
+import ring_mlx.model.attention as attention
+import ring_mlx.model.moe as moe
 from metal_kernels import chunk_lightning_attn, dispatch, launch, naive_lightning_attn, route
 from ring_mlx import load_model
-from ring_mlx.config_values import CLAMPED
-from ring_mlx.decay import alibi_slopes, decay_rate
+from ring_mlx.model.config_values import CLAMPED
+from ring_mlx.model.decay import alibi_slopes, decay_rate
 from tests import reference
 from tests.compare import assert_close, relative_rms, to_numpy
 from tests.tiny import GOLDENS, make_model, tokens

@@ -9,12 +9,13 @@ import weakref
 import mlx.core as mx
 import pytest
 
-from ring_mlx import pressure, session
-from ring_mlx.macos import CRITICAL, NORMAL, WARNING
-from ring_mlx.pressure import Watch
-from ring_mlx.session_events import End, Request, Sampling
-from ring_mlx.session_worker import Worker
-from ring_mlx.snapshots import SnapshotTree
+from ring_mlx.engine import session
+from ring_mlx.engine.events import End, Request, Sampling
+from ring_mlx.engine.snapshots import SnapshotTree
+from ring_mlx.engine.worker import Worker
+from ring_mlx.system import pressure
+from ring_mlx.system.macos import CRITICAL, NORMAL, WARNING
+from ring_mlx.system.pressure import Watch
 from tests.fake_mac import PRESSURE, Mac
 from tests.serving import answer_of, ask, user, wait_until
 from tests.sessions import QUESTIONS, Talk, options

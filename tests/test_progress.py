@@ -18,8 +18,8 @@ from ring_mlx.cli import main, progress
 from ring_mlx.cli.options.eval import QUICK_LIMIT
 from ring_mlx.cli.progress import ProgressBar, bar_of
 from ring_mlx.evaluation import Result
-from ring_mlx.pace import LEAST_SHARE, Pace
-from ring_mlx.terminal_text import note, shown_bars
+from ring_mlx.system.pace import LEAST_SHARE, Pace
+from ring_mlx.system.terminal_text import note, shown_bars
 from tests.tiny import GOLDENS
 
 GOLDEN = str(GOLDENS / "mini_like")

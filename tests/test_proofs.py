@@ -17,7 +17,7 @@ from metal_kernels.quantized_moe import naive_moe
 from ring_mlx import load_model
 from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.experts.slots import is_on_cuda
-from ring_mlx.kernel_check import check_kernels
+from ring_mlx.tuning.kernel_check import check_kernels
 from tests import python_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import mutated, proving, simulator

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache
 
-from ring_mlx import reading
-from ring_mlx.cache import HybridCache
-from ring_mlx.reading import Reader
-from ring_mlx.session_worker import Worker
-from ring_mlx.snapshots import SnapshotTree, Store
+from ring_mlx.engine import reading
+from ring_mlx.engine.reading import Reader
+from ring_mlx.engine.snapshots import SnapshotTree, Store
+from ring_mlx.engine.worker import Worker
+from ring_mlx.model.cache import HybridCache
 from tests.fuzz.profile import TIMES
 from tests.sessions import Talk, options
 
@@ -42,7 +42,7 @@ class MadeUp:
 
 
 def prefill(prompt, model, cache, sizes, kv_quantization=None):
-    """As `ring_mlx.decoding.prefill`, for the made-up model."""
+    """As `ring_mlx.generation.decoding.prefill`, for the made-up model."""
     tokens, done = prompt.tolist(), 0
     for size in sizes:
         before = 0.0 if cache[0][0] is None else cache[0][0][0].item()
@@ -112,7 +112,7 @@ def render(turns):
 def made_up(request, monkeypatch):
     if "chat" not in request.fixturenames:
         monkeypatch.setattr(reading, "prefill", prefill)
-        monkeypatch.setattr("ring_mlx.files.os.fsync", lambda _: None)
+        monkeypatch.setattr("ring_mlx.system.files.os.fsync", lambda _: None)
 
 
 def words(n, count):

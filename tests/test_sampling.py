@@ -12,16 +12,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ring_mlx.checkpoint.loading import demo_model_path, load
 from ring_mlx.cli.options import generate
+from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.generation import check_lengths, stream_generate
-from ring_mlx.loading import demo_model_path, load
-from ring_mlx.sampling import start_sampling
-from ring_mlx.sampling_ranges import RANGES
+from ring_mlx.generation.sampling import start_sampling
+from ring_mlx.generation.sampling_ranges import RANGES
+from ring_mlx.generation.stream import check_lengths, stream_generate
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.fields import read_object
 from ring_mlx.serve.protocol import NUMBERS, SENT_AS, parse_chat
-from ring_mlx.session_events import Sampling
 from tui import command
 from tui.commands import SETTINGS
 from tui.config.schema import checked

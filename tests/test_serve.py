@@ -17,14 +17,14 @@ from mlx_lm.sample_utils import make_logits_processors
 
 from ring_mlx import render_chat, stream_generate
 from ring_mlx.cli import main
+from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
+from ring_mlx.generation.speech import Speech
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
 from ring_mlx.serve.stops import StopText
-from ring_mlx.session_events import Sampling
-from ring_mlx.speech import Speech
 from tests.serving import (
     CHAT,
     GOOD,

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import PromptError
 from ring_mlx.serve import encoding, fields, protocol
 from ring_mlx.serve.encoding import LARGE_BYTES, PIECE_CHARS, Encoder
@@ -17,7 +18,6 @@ from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_json, read_object
 from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
 from ring_mlx.serve.server import MOST_BODY_BYTES
-from ring_mlx.session_events import Sampling
 from tests.serving import CHAT, GOOD, TOOLS, send, user
 
 MANY = fields.MOST_VALUES + 1
@@ -172,7 +172,7 @@ TOO_LONG = [
 
 @pytest.mark.parametrize("more", TOO_LONG)
 def test_what_cannot_fit_is_not_rendered(more, monkeypatch):
-    monkeypatch.setattr("ring_mlx.branches.render_text", lambda *_: pytest.fail("it was rendered"))
+    monkeypatch.setattr("ring_mlx.engine.branches.render_text", lambda *_: pytest.fail("it was rendered"))
     with pytest.raises(PromptError, match="exceed the context"):
         Encoder(Counted(), 1000).prompt(Asked(**({"chat": True, "prompt": user("x")} | more)), stay)
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from ring_mlx.pressure import Watch
+from ring_mlx.engine.events import AnswerText, Sampling, ThinkingText
+from ring_mlx.engine.snapshots import SnapshotTree
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.row import Row
 from ring_mlx.serve.work import Work
-from ring_mlx.session_events import AnswerText, Sampling, ThinkingText
-from ring_mlx.snapshots import SnapshotTree
-from ring_mlx.wired import Wired
+from ring_mlx.system.pressure import Watch
+from ring_mlx.system.wired import Wired
 from tests.serving import (
     GREEDY,
     SUMS,

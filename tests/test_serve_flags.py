@@ -9,12 +9,12 @@ import pytest
 
 from ring_mlx.cli import build_parser, main, serve_command
 from ring_mlx.cli.options.serve import LOG_LEVELS
+from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.job import Finished
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.work import Work
-from ring_mlx.session_events import Sampling
 from tests.serving import user
 from tests.test_snapshots import snapshot
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from ring_mlx.branches import Prompt
+from ring_mlx.engine.branches import Prompt
+from ring_mlx.engine.events import Sampling
 from ring_mlx.serve.job import Job
 from ring_mlx.serve.protocol import Asked
 from ring_mlx.serve.row import Row
-from ring_mlx.session_events import Sampling
 from tests.serving import CHAT, GREEDY, TOOLS, send, user
 
 SNAPSHOT_BYTES = 330_000  # of the toy after these chats

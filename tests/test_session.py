@@ -11,8 +11,7 @@ from itertools import pairwise
 import pytest
 
 from ring_mlx import RingError, Session
-from ring_mlx.errors import OptionError
-from ring_mlx.session_events import (
+from ring_mlx.engine.events import (
     AnswerText,
     End,
     Loading,
@@ -22,8 +21,9 @@ from ring_mlx.session_events import (
     ThinkingText,
     ToolCall,
 )
-from ring_mlx.speech import Speech
-from ring_mlx.tool_calls import ToolCallSplitter
+from ring_mlx.errors import OptionError
+from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.tool_calls import ToolCallSplitter
 
 GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 16, "thinking_budget": 4}
 

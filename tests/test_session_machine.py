@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from ring_mlx.session_events import End, PrefillProgress, Request, Sampling, ThinkingText
-from ring_mlx.session_worker import Worker
+from ring_mlx.engine.events import End, PrefillProgress, Request, Sampling, ThinkingText
+from ring_mlx.engine.worker import Worker
 from tests.fuzz.profile import TIMES
 from tests.sessions import Recorder, options
 

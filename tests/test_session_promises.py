@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ring_mlx import Session
-from ring_mlx.kv_quantization import KVQuantization
-from ring_mlx.session_events import End, PrefillProgress, Request, Sampling
-from ring_mlx.session_worker import Worker
+from ring_mlx.engine.events import End, PrefillProgress, Request, Sampling
+from ring_mlx.engine.worker import Worker
+from ring_mlx.model.kv_quantization import KVQuantization
 from tests.sessions import Talk, options
 
 GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 6, "thinking_budget": 2}
@@ -83,7 +83,7 @@ def test_after_an_error_the_live_cache_is_not_believed(chat, monkeypatch):
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr("ring_mlx.reading.prefill", half)
+        patch.setattr("ring_mlx.engine.reading.prefill", half)
         messages = [*messages, message, *user("And a shark, or something as long as a shark?")]
         with pytest.raises(MemoryError):
             talk.worker.answer(Request(messages, **GREEDY), seen.append)

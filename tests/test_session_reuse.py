@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ring_mlx.session_events import Request, Sampling, Statistics
-from ring_mlx.session_worker import Worker
+from ring_mlx.engine.events import Request, Sampling, Statistics
+from ring_mlx.engine.worker import Worker
 from tests.sessions import QUESTIONS, Recorder, Talk, fresh, options
 
 SYSTEM = {"role": "system", "content": "You are terse."}

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from ring_mlx import memory
-from ring_mlx.config import RingConfig
-from ring_mlx.snapshots import BLOCK_TOKENS, Block, Snapshot, SnapshotTree
+from ring_mlx.engine.snapshots import BLOCK_TOKENS, Block, Snapshot, SnapshotTree
+from ring_mlx.model.config import RingConfig
+from ring_mlx.system import memory
 from tests.tiny import config
 
 TURN_TOKENS, CHAT_TOKENS, VOCABULARY = 500, 4000, 157184

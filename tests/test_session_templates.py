@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ring_mlx import KVQuantization
-from ring_mlx.branches import Prompt, Renderer, branch_points, next_turn
-from ring_mlx.session_worker import Worker
-from ring_mlx.tokenizer import load_tokenizer, render_chat
+from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_chat
+from ring_mlx.engine.branches import Prompt, Renderer, branch_points, next_turn
+from ring_mlx.engine.worker import Worker
 from tests.sessions import QUESTIONS, Recorder, Talk, common, options
 from tests.tiny import make_model
 

@@ -13,14 +13,14 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils
 
 from ring_mlx import load
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.shards import INDEX, find_shards, read_tensors
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.config import read_config
 from ring_mlx.doctor import models
 from ring_mlx.errors import HubError, WeightsError
-from ring_mlx.hub import resolve_model
-from ring_mlx.quantization import with_settings
-from ring_mlx.shards import INDEX, find_shards, read_tensors
+from ring_mlx.model.config import read_config
+from ring_mlx.model.quantization import with_settings
 from tests.parrot import make_parrot
 from tests.tiny import config, make_model
 

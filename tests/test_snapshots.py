@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ring_mlx.decoding import prefill
-from ring_mlx.kv_quantization import KVQuantization
-from ring_mlx.snapshots import BLOCK_TOKENS, Live, Snapshot, SnapshotTree, common_prefix
-from ring_mlx.snapshots.tree import PLACE_AGES
+from ring_mlx.engine.snapshots import BLOCK_TOKENS, Live, Snapshot, SnapshotTree, common_prefix
+from ring_mlx.engine.snapshots.tree import PLACE_AGES
+from ring_mlx.generation.decoding import prefill
+from ring_mlx.model.kv_quantization import KVQuantization
 from tests.compare import assert_close
 from tests.tiny import make_model, softmax_config, tokens
 

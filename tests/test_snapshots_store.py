@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from ring_mlx.engine.snapshots import Snapshot, Store
 from ring_mlx.errors import CacheFileError
-from ring_mlx.snapshots import Snapshot, Store
 from tests import saver
 from tests.saver import check, make
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from ring_mlx.cli import main
+from ring_mlx.engine.snapshots import Store, files
+from ring_mlx.engine.snapshots import manifest as manifests
+from ring_mlx.engine.snapshots import store as store_module
+from ring_mlx.engine.snapshots.shapes import Shapes
+from ring_mlx.engine.snapshots.stores import free_disk
 from ring_mlx.errors import CacheFileError
-from ring_mlx.snapshots import Store, files
-from ring_mlx.snapshots import manifest as manifests
-from ring_mlx.snapshots import store as store_module
-from ring_mlx.snapshots.shapes import Shapes
-from ring_mlx.snapshots.stores import free_disk
 from tests.saver import check, make
 from tests.test_files import STRANGE, make_strange
 
@@ -365,7 +365,8 @@ def test_a_blob_that_is_larger_than_it_can_be_is_not_read(tampered, monkeypatch,
     right = files.checksum
     for module in ("files", "folder"):
         monkeypatch.setattr(
-            f"ring_mlx.snapshots.{module}.checksum", lambda p: pytest.fail("it was read") if p == blob else right(p)
+            f"ring_mlx.engine.snapshots.{module}.checksum",
+            lambda p: pytest.fail("it was read") if p == blob else right(p),
         )
     store = Store(tampered.root, "mark", BIG, shapes=shapes_of(tampered.made[0]))
     with pytest.warns(UserWarning, match=f"has {BIG} bytes"):

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from ring_mlx.session_worker import Worker
-from ring_mlx.snapshots import Store
-from ring_mlx.snapshots.keeping import STALE_S, Stored, in_order, kept
+from ring_mlx.engine.snapshots import Store
+from ring_mlx.engine.snapshots.keeping import STALE_S, Stored, in_order, kept
+from ring_mlx.engine.worker import Worker
 from tests.saver import make
 from tests.sessions import Talk, options
 
@@ -50,7 +50,7 @@ def test_what_would_go_at_once_is_not_written(tmp_path, monkeypatch):
     small, large = make(1, 20), make(2, 3000)
     store = Store(tmp_path, "mark", sum(p.nbytes for p in large.parts))
     assert store.save([small]) == 1
-    monkeypatch.setattr("ring_mlx.snapshots.store.write_blob", pytest.fail)
+    monkeypatch.setattr("ring_mlx.engine.snapshots.store.write_blob", pytest.fail)
     before = blobs(tmp_path)
     assert store.save([large]) == 0
     assert (large.durable, large.saved, blobs(tmp_path)) == (False, False, before)

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from ring_mlx.snapshots import Store
-from ring_mlx.snapshots import manifest as manifests
+from ring_mlx.engine.snapshots import Store
+from ring_mlx.engine.snapshots import manifest as manifests
 from tests.saver import make
 
 BIG = 1 << 40

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 import pytest
 
 from ring_mlx.cli import main, streams
-from ring_mlx.terminal_text import note
+from ring_mlx.system.terminal_text import note
 from tests.test_written_files import short_files
 
 COMMANDS = [["--help"], ["--version"], [], ["generate", "--help"], ["cache", "info"], ["cache", "info", "--json"]]

@@ -10,10 +10,10 @@ import pytest
 from mlx_lm import utils
 
 from ring_mlx import Session
+from ring_mlx.checkpoint.hub import NEEDED_FILES
+from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_text
 from ring_mlx.cli import main
 from ring_mlx.errors import OptionError, TokenizerError
-from ring_mlx.hub import NEEDED_FILES
-from ring_mlx.tokenizer import load_tokenizer, render_text
 from tests.parrot import make_parrot
 from tests.serving import send
 

@@ -9,9 +9,10 @@ import threading
 
 import pytest
 
-from ring_mlx import demo_model_path, templates
+from ring_mlx import demo_model_path
+from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_text
 from ring_mlx.errors import TokenizerError
-from ring_mlx.tokenizer import load_tokenizer, render_text
+from ring_mlx.generation import templates
 
 USER = [{"role": "user", "content": "hi"}]
 TALKS = [

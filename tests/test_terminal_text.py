@@ -17,7 +17,7 @@ import pytest
 from ring_mlx import harmless, harmless_json
 from ring_mlx.cli import main
 from ring_mlx.errors import RingError, WeightsError
-from ring_mlx.terminal_text import for_output, note
+from ring_mlx.system.terminal_text import for_output, note
 from tests.parrot import make_parrot
 from tui.store.exchange import call_text, from_json, to_json, to_markdown
 from tui.store.records import Attachment, Call, Chat, Record, Turn

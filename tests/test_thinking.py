@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_mlx.errors import OptionError
-from ring_mlx.thinking import (
+from ring_mlx.generation.thinking import (
     Thinking,
     ThoughtBudget,
     ThoughtSplitter,

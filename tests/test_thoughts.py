@@ -20,12 +20,16 @@ import mlx.core as mx
 import pytest
 
 from ring_mlx import Session
-from ring_mlx.branches import Prompt
+from ring_mlx.checkpoint.loading import load
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.cli.generate_command import Printer
-from ring_mlx.generation import events_of, thought_closer
-from ring_mlx.loading import load
+from ring_mlx.engine.branches import Prompt
+from ring_mlx.engine.events import AnswerText, End, Request, Revised, Sampling, Statistics, ThinkingText, ToolCall
+from ring_mlx.engine.worker import Worker
+from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.stream import events_of, thought_closer
+from ring_mlx.generation.thinking import Thinking, splitter_after
 from ring_mlx.serve import parts  # noqa: F401 patched below, which must not be its first import
 from ring_mlx.serve.job import Finished, Job
 from ring_mlx.serve.protocol import Asked
@@ -33,10 +37,6 @@ from ring_mlx.serve.replies import Reply
 from ring_mlx.serve.row import Row
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
-from ring_mlx.session_events import AnswerText, End, Request, Revised, Sampling, Statistics, ThinkingText, ToolCall
-from ring_mlx.session_worker import Worker
-from ring_mlx.speech import Speech
-from ring_mlx.thinking import Thinking, splitter_after
 from tests.parrot import ROLE_END, make_parrot, teach
 from tests.serving import TOOLS, client_of, send, user
 from tests.sessions import options
@@ -212,7 +212,7 @@ class Harness:
 def harness(tmp_path_factory):
     made = Harness(tmp_path_factory.mktemp("thoughts"))
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("ring_mlx.cli.from_options", "ring_mlx.session_worker", "ring_mlx.serve.parts"):
+        for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.worker", "ring_mlx.serve.parts"):
             patch.setattr(f"{place}.load", lambda *args, **options: (made.model, made.tokenizer))
         patch.setenv("RING_MLX_HOME", str(made.home))
         made.server = Server(Settings(model=made.folder, name="toy", store=False, read_ahead=False), port=0)

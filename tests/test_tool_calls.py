@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ring_mlx.generation import GenerationEvent
-from ring_mlx.session_events import AnswerText, Revised, ThinkingText, ToolCall
-from ring_mlx.speech import Speech
-from ring_mlx.thinking import ThoughtSplitter
-from ring_mlx.tool_calls import CALL_END, CALL_START, MAX_LEVELS, ToolCallSplitter
+from ring_mlx.engine.events import AnswerText, Revised, ThinkingText, ToolCall
+from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.stream import GenerationEvent
+from ring_mlx.generation.thinking import ThoughtSplitter
+from ring_mlx.generation.tool_calls import CALL_END, CALL_START, MAX_LEVELS, ToolCallSplitter
 from tests.fuzz.profile import fuzz
 
 

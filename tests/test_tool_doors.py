@@ -10,16 +10,16 @@ import sys
 import pytest
 
 from ring_mlx import AnswerText, End, Revised, Sampling, Session, ThinkingText, ToolCall, load, whole_text
+from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_text
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.errors import TokenizerError
-from ring_mlx.generation import events_of
+from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.stream import events_of
+from ring_mlx.generation.thinking import splitter_after
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
-from ring_mlx.speech import Speech
-from ring_mlx.thinking import splitter_after
-from ring_mlx.tokenizer import load_tokenizer, render_text
 from tests.parrot import ROLE_END, cut, make_parrot
 from tests.serving import CHAT, TOOLS, client_of, send, user
 

@@ -14,13 +14,13 @@ from mlx_lm import utils
 from safetensors.numpy import load_file, save_file
 
 from ring_mlx import Sampling, Session, load, load_model, stream_generate
-from ring_mlx.batching import Batch
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
+from ring_mlx.checkpoint.vocabulary import ByteDetokenizer
 from ring_mlx.cli import main
-from ring_mlx.decoding import generate_step
 from ring_mlx.errors import ModelError, OptionError, PromptError, TokenizerError
 from ring_mlx.evaluation.perplexity import perplexity
-from ring_mlx.tokenizer import load_tokenizer
-from ring_mlx.vocabulary import ByteDetokenizer
+from ring_mlx.generation.batch import Batch
+from ring_mlx.generation.decoding import generate_step
 from tests.parrot import NAME, ROLE_END, byte_letters, make_parrot
 from tests.serving import send
 

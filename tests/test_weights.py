@@ -12,14 +12,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from ring_mlx import load_model
-from ring_mlx.config import read_config
+from ring_mlx.checkpoint.shards import read_tensors
+from ring_mlx.checkpoint.weights import canonical, lies_by_columns
 from ring_mlx.convert.sources import matrices, open_source
 from ring_mlx.distributed.reading import read_parts
 from ring_mlx.errors import ConfigError, NoFitError, WeightsError
 from ring_mlx.experts.layout import find_experts
 from ring_mlx.mlx_lm_plugin import architecture
-from ring_mlx.shards import read_tensors
-from ring_mlx.weights import canonical, lies_by_columns
+from ring_mlx.model.config import read_config
 from tests.compare import assert_close
 from tests.tiny import config, save_hf, softmax_config, tokens, write
 
@@ -239,7 +239,7 @@ def test_data_that_cannot_be_read(tmp_path, monkeypatch):
         raise RuntimeError("[read] Unable to read from file.")
 
     save_hf(tmp_path, config())
-    monkeypatch.setattr("ring_mlx.loading._read", fail)
+    monkeypatch.setattr("ring_mlx.checkpoint.loading._read", fail)
     refused(tmp_path, "Unable to read")
 
 
@@ -258,7 +258,7 @@ def test_a_dtype_that_mlx_does_not_take(tmp_path):
 
 
 def test_what_does_not_fit_is_refused_before_reading(tmp_path, monkeypatch):
-    import ring_mlx.memory as memory
+    import ring_mlx.system.memory as memory
 
     save_hf(tmp_path / "ring", config())
     monkeypatch.setattr(memory, "budget_bytes", lambda: 1 << 29)
@@ -293,7 +293,7 @@ def test_a_change_within_one_tensor_changes_the_fingerprint(tmp_path, at):
 
 
 def test_samples_of_a_large_tensor_cover_both_ends():
-    from ring_mlx.weights import SAMPLE_BYTES, _places
+    from ring_mlx.checkpoint.weights import SAMPLE_BYTES, _places
 
     assert _places(100, 100 + SAMPLE_BYTES) == [100]
     places = _places(0, 1 << 30)

@@ -7,15 +7,16 @@ import threading
 import mlx.core as mx
 import pytest
 
-from ring_mlx import decoding, wired
 from ring_mlx.cli import main
 from ring_mlx.distributed import follower
 from ring_mlx.doctor import decay_check, decay_choice
+from ring_mlx.engine.events import Request, Sampling
+from ring_mlx.engine.worker import Worker
 from ring_mlx.errors import OptionError
-from ring_mlx.model import Model
-from ring_mlx.session_events import Request, Sampling
-from ring_mlx.session_worker import Worker
-from ring_mlx.wired import Wired
+from ring_mlx.generation import decoding
+from ring_mlx.model.model import Model
+from ring_mlx.system import wired
+from ring_mlx.system.wired import Wired
 from tests.fake_mac import Mac
 from tests.serving import answer_of, ask, user, wait_until
 from tests.sessions import options

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from ring_mlx import files
 from ring_mlx.bench import job, report
 from ring_mlx.bench.settings import BenchError
 from ring_mlx.convert import writer
@@ -22,6 +21,7 @@ from ring_mlx.doctor.decay_choice import write_offset
 from ring_mlx.errors import ConvertError, OptionError, RingError
 from ring_mlx.evaluation.heat_map import check_plot, plot
 from ring_mlx.evaluation.recall import Cell, Grid
+from ring_mlx.system import files
 
 OLD = "old" * 40
 HEAD = {

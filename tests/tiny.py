@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ring_mlx.config import RingConfig
-from ring_mlx.model import Model
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import Model
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -12,11 +12,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
-from ring_mlx import decoding
 from ring_mlx.bench.settings import BenchError
-from ring_mlx.config import LINEAR_TYPES
-from ring_mlx.model import Model
-from ring_mlx.weights import lies_by_columns
+from ring_mlx.checkpoint.weights import lies_by_columns
+from ring_mlx.generation import decoding
+from ring_mlx.model.config import LINEAR_TYPES
+from ring_mlx.model.model import Model
 
 OURS, THEIRS = "ring-mlx", "mlx-lm"
 

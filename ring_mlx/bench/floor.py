@@ -18,8 +18,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ring_mlx.bench.measure import best_s
-from ring_mlx.config import RingConfig
-from ring_mlx.model import Model
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import Model
 
 LARGE, SMALL = (1 << 30, 8192), (1 << 27, 512)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx import memory
 from ring_mlx.bench import dispatches, machine, report
 from ring_mlx.bench.company import ALONE, Company
 from ring_mlx.bench.engines import OURS, Engine, theirs
@@ -19,11 +18,12 @@ from ring_mlx.bench.floor import Rates, floor, measure_rates
 from ring_mlx.bench.measure import measure
 from ring_mlx.bench.plot import check_plot, plot
 from ring_mlx.bench.settings import BenchError, Settings
-from ring_mlx.decoding import prefill_step_or_default
-from ring_mlx.files import Write, check_named, write_named
-from ring_mlx.model import Model
-from ring_mlx.pace import Progress
-from ring_mlx.wired import Wired
+from ring_mlx.generation.decoding import prefill_step_or_default
+from ring_mlx.model.model import Model
+from ring_mlx.system import memory
+from ring_mlx.system.files import Write, check_named, write_named
+from ring_mlx.system.pace import Progress
+from ring_mlx.system.wired import Wired
 
 Head = dict[str, Any]
 HEAD = ("date", "device", "backend", "kernels", "ring_mlx", "mlx", "mlx_lm", "python", "system")

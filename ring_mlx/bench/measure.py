@@ -13,7 +13,7 @@ import mlx.core as mx
 from ring_mlx.bench.company import ALONE, Company
 from ring_mlx.bench.engines import Engine, seeded_cache
 from ring_mlx.bench.settings import Settings
-from ring_mlx.pace import Pace, Progress
+from ring_mlx.system.pace import Pace, Progress
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from metal_kernels import (
     route,
 )
 from metal_kernels.fused_qmv.fused import MAX_TOKENS
-from ring_mlx.attention import LinearAttention, SoftmaxAttention
-from ring_mlx.config import RingConfig
-from ring_mlx.layer import DecoderLayer
-from ring_mlx.moe import MoE, Router
-from ring_mlx.packing import PackedLayers
+from ring_mlx.model.attention import LinearAttention, SoftmaxAttention
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.layer import DecoderLayer
+from ring_mlx.model.moe import MoE, Router
+from ring_mlx.model.packing import PackedLayers
 
 Call = Callable[[mx.array], Any]
 Case = tuple[str, Call, mx.array]

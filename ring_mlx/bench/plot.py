@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ring_mlx.bench.settings import BenchError
-from ring_mlx.install import command_for
+from ring_mlx.system.install import command_for
 
 
 def check_plot() -> None:

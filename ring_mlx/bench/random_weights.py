@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ring_mlx import memory
 from ring_mlx.bench.shapes import SHAPES, cut
-from ring_mlx.config import RingConfig
-from ring_mlx.model import Model
-from ring_mlx.weights import give
+from ring_mlx.checkpoint.weights import give
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import Model
+from ring_mlx.system import memory
 
 
 def random_model(

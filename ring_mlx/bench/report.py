@@ -18,7 +18,7 @@ from ring_mlx.bench.engines import OURS
 from ring_mlx.bench.floor import Floor
 from ring_mlx.bench.measure import Cell, spread
 from ring_mlx.bench.settings import BenchError
-from ring_mlx.files import is_stream
+from ring_mlx.system.files import is_stream
 
 Row = dict[str, Any]
 Column = tuple[str, int, Callable[[Row], str]]

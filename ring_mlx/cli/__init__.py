@@ -15,9 +15,9 @@ from ring_mlx.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, INTERRUPTED
 from ring_mlx.cli.parsing import OneLineParser, in_groups
 from ring_mlx.cli.table import commands_for
 from ring_mlx.errors import RingError
-from ring_mlx.install import explained
-from ring_mlx.machine_fit import unfit
-from ring_mlx.terminal_text import note
+from ring_mlx.system.install import explained
+from ring_mlx.system.machine_fit import unfit
+from ring_mlx.system.terminal_text import note
 
 FIRST = """\
 ring-mlx runs Ring-linear 2.0 models. Try first:

@@ -10,15 +10,15 @@ from ring_mlx.bench import job, shapes
 from ring_mlx.bench.company import ALONE
 from ring_mlx.bench.random_weights import plain_dtype, random_model_of
 from ring_mlx.bench.settings import BenchError, Settings
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.cli import from_options, options
 from ring_mlx.cli.options.bench import UNQUANTISED
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.config import read_config, with_decay_offset
 from ring_mlx.distributed.member import Member, joined
-from ring_mlx.hub import resolve_model
-from ring_mlx.loading import demo_model_path, load_model
-from ring_mlx.model import Model
-from ring_mlx.terminal_text import beside_bars, for_output, note
+from ring_mlx.model.config import read_config, with_decay_offset
+from ring_mlx.model.model import Model
+from ring_mlx.system.terminal_text import beside_bars, for_output, note
 from ring_mlx.tuning.job import settle
 
 

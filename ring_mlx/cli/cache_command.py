@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ring_mlx.engine.snapshots.store import Store, default_folder
+from ring_mlx.engine.snapshots.stores import stores
 from ring_mlx.errors import CacheFileError
-from ring_mlx.snapshots.store import Store, default_folder
-from ring_mlx.snapshots.stores import stores
-from ring_mlx.terminal_text import harmless, note
+from ring_mlx.system.terminal_text import harmless, note
 
 DAY_S = 86400.0
 

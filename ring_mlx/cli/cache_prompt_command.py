@@ -6,13 +6,13 @@ import argparse
 import sys
 import time
 
+from ring_mlx.checkpoint.tokenizer import render_chat
 from ring_mlx.cli import from_options
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import CacheFileError, PromptError
-from ring_mlx.files import behind_links, check_writable
-from ring_mlx.generation import generate_step
-from ring_mlx.terminal_text import harmless
-from ring_mlx.tokenizer import render_chat
+from ring_mlx.generation.stream import generate_step
+from ring_mlx.system.files import behind_links, check_writable
+from ring_mlx.system.terminal_text import harmless
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from ring_mlx.convert import convert, convert_plan, describe, remote, report, si
 from ring_mlx.convert.job import Options
 from ring_mlx.convert.writer import read_manifest
 from ring_mlx.doctor.decay_choice import choose
-from ring_mlx.terminal_text import for_output, note
+from ring_mlx.system.terminal_text import for_output, note
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from ring_mlx.doctor import report
 from ring_mlx.doctor.examine import examine
 from ring_mlx.doctor.finding import PROBLEM, Finding, table
 from ring_mlx.errors import OptionError
-from ring_mlx.terminal_text import for_output, harmless_json, note
+from ring_mlx.system.terminal_text import for_output, harmless_json, note
 
 HAS_PROBLEM = 1
 # Which options need one of others.

@@ -12,6 +12,9 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.loading import load_model
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.cli import from_options
 from ring_mlx.cli.options.eval import QUICK_LIMIT
 from ring_mlx.cli.progress import bar_of
@@ -22,13 +25,10 @@ from ring_mlx.evaluation.heat_map import check_plot, plot
 from ring_mlx.evaluation.needles import sentences_of
 from ring_mlx.evaluation.perplexity import read_text
 from ring_mlx.evaluation.recall import recall, table
-from ring_mlx.hub import resolve_model
-from ring_mlx.loading import load_model
-from ring_mlx.model import Model
-from ring_mlx.suite import Question, is_packaged, read_suite, suite_path
-from ring_mlx.terminal_text import for_output, harmless_json, note
-from ring_mlx.tokenizer import load_tokenizer
-from ring_mlx.wired import Wired
+from ring_mlx.evaluation.suite import Question, is_packaged, read_suite, suite_path
+from ring_mlx.model.model import Model
+from ring_mlx.system.terminal_text import for_output, harmless_json, note
+from ring_mlx.system.wired import Wired
 
 
 def run(args: argparse.Namespace) -> int:

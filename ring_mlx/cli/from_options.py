@@ -11,19 +11,19 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.loading import demo_model_path, load
 from ring_mlx.cli.options import loading_options
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.decoding import prefill_step_or_default
+from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.generation import KVQuantization, LogitsProcessor, Sampler
-from ring_mlx.hub import resolve_model
-from ring_mlx.loading import demo_model_path, load
-from ring_mlx.model import Model
-from ring_mlx.sampling import start_sampling
-from ring_mlx.sampling_ranges import RANGES, OutOfRangeError
-from ring_mlx.session_events import Sampling
-from ring_mlx.surrogates import whole_text
-from ring_mlx.terminal_text import note
+from ring_mlx.generation.decoding import prefill_step_or_default
+from ring_mlx.generation.sampling import start_sampling
+from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
+from ring_mlx.generation.stream import KVQuantization, LogitsProcessor, Sampler
+from ring_mlx.model.model import Model
+from ring_mlx.system.surrogates import whole_text
+from ring_mlx.system.terminal_text import note
 
 TOY_NOTE = (
     "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "

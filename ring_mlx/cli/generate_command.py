@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.cache import HybridCache
+from ring_mlx.checkpoint.tokenizer import render_chat
 from ring_mlx.cli import from_options, options
 from ring_mlx.cli.exit_codes import CUT_OFF, INTERRUPTED
 from ring_mlx.cli.progress import bar_of
@@ -19,11 +19,11 @@ from ring_mlx.cli.prompt_cache import text_after_cached
 from ring_mlx.distributed.member import Member, joined
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.experts import Statistics
-from ring_mlx.generation import GenerationEvent, stream_generate
-from ring_mlx.model import Model
-from ring_mlx.terminal_text import for_output, harmless_json, note
-from ring_mlx.thinking import Opening, end_note
-from ring_mlx.tokenizer import render_chat
+from ring_mlx.generation.stream import GenerationEvent, stream_generate
+from ring_mlx.generation.thinking import Opening, end_note
+from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.model import Model
+from ring_mlx.system.terminal_text import for_output, harmless_json, note
 
 RULE = "=" * 10
 RAISE = "raise --max-tokens, or leave it out to have all"

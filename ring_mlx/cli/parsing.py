@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from ring_mlx.cli.exit_codes import BAD_INPUT
-from ring_mlx.terminal_text import harmless
+from ring_mlx.system.terminal_text import harmless
 
 _DEFAULT = re.compile(r"\((?!default)([^()]*)\)$")
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 
 from tqdm import tqdm
 
-from ring_mlx.terminal_text import harmless, shown_bars
+from ring_mlx.system.terminal_text import harmless, shown_bars
 
 BAR_AFTER_S, TICK_S = 0.5, 0.2
 # The first line, and the least time between two; later ones come after a tenth of the time gone.
@@ -31,7 +31,7 @@ _Bar.set_lock(threading.RLock())
 class ProgressBar(AbstractContextManager["ProgressBar"]):
     """Says how far long work is until it ends; nothing where it ends at once.
 
-    Call it with what is done of all, as a `ring_mlx.pace.Progress`. It may begin again from 0 once all is done. A thread
+    Call it with what is done of all, as a `ring_mlx.system.pace.Progress`. It may begin again from 0 once all is done. A thread
     shows it, so a step that takes long is no silence. Of several, the one that was entered last is shown.
 
     Args:

@@ -7,8 +7,8 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx.checkpoint.tokenizer import render_text
 from ring_mlx.errors import CacheFileError
-from ring_mlx.tokenizer import render_text
 
 QUERY = "ring-mlx query"
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.cli import from_options, options
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.ending import before_end
@@ -18,15 +19,14 @@ from ring_mlx.distributed.follower import Follower
 from ring_mlx.distributed.leader import Leader
 from ring_mlx.distributed.member import Member, joined
 from ring_mlx.distributed.orders import Orders
+from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.loading import demo_model_path
 from ring_mlx.serve.engine import Load
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.protocol import TEMPLATE_OWN
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
-from ring_mlx.session_events import Sampling
-from ring_mlx.terminal_text import for_output, note
+from ring_mlx.system.terminal_text import for_output, note
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

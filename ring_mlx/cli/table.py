@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ring_mlx.cli.options import add_tune_option
 from ring_mlx.cli.parsing import add_command
 from ring_mlx.cli.refused import add_refused
-from ring_mlx.install import check_backend
+from ring_mlx.system.install import check_backend
 
 ENTRY_POINTS = "ring_mlx.commands"
 ASK, MAKE, REUSE, MACHINES = "ask a model", "make and measure a model", "reuse long prompts", "machines"

@@ -13,6 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ring_mlx.checkpoint.safetensors_header import BITS, TensorSpec, header_bytes
+from ring_mlx.checkpoint.weights import EXPERT_DIGESTS
 from ring_mlx.convert.writer import ShardFile
 from ring_mlx.experts.layout import (
     ALIGN_BYTES,
@@ -21,8 +23,6 @@ from ring_mlx.experts.layout import (
     expert_name,
     in_expert_order,
 )
-from ring_mlx.safetensors_header import BITS, TensorSpec, header_bytes
-from ring_mlx.weights import EXPERT_DIGESTS
 
 HASH_BLOCK_BYTES = 1 << 20
 

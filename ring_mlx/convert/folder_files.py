@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx import __version__
-from ring_mlx.checkpoint_files import is_litter
+from ring_mlx.checkpoint.regular_files import is_litter
+from ring_mlx.checkpoint.shards import INDEX
 from ring_mlx.convert.expert_shards import streamed_names
 from ring_mlx.convert.plan import Plan, by_part
 from ring_mlx.convert.sources import Source
-from ring_mlx.files import write_text
-from ring_mlx.shards import INDEX
+from ring_mlx.system.files import write_text
 
 COPIED = (
     "tokenizer*",

@@ -13,9 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.checkpoint_files import read_json
-from ring_mlx.config import with_decay_offset
-from ring_mlx.config_values import shown
+from ring_mlx.checkpoint.regular_files import read_json
+from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.convert import folder_files, remote
 from ring_mlx.convert.expert_shards import ExpertShardFile
 from ring_mlx.convert.fit import FITS, quantize
@@ -34,9 +33,10 @@ from ring_mlx.convert.writer import (
     verify,
 )
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
-from ring_mlx.pace import Progress
-from ring_mlx.quantization import settings
-from ring_mlx.tensor_files import TensorFiles
+from ring_mlx.model.config import with_decay_offset
+from ring_mlx.model.config_values import shown
+from ring_mlx.model.quantization import settings
+from ring_mlx.system.pace import Progress
 
 # Weights that are in float32 at one time; the fit of scales holds about twelve times that.
 CHUNK_WEIGHTS = 2 << 20

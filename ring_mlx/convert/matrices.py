@@ -17,11 +17,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ring_mlx.checkpoint.safetensors_header import Tensor
+from ring_mlx.checkpoint.tensor_files import TensorFiles
+from ring_mlx.checkpoint.weights import FLOATS
 from ring_mlx.convert.settings import AFFINE_BITS, AFFINE_GROUPS, MODES, Setting
 from ring_mlx.errors import WeightsError
-from ring_mlx.safetensors_header import Tensor
-from ring_mlx.tensor_files import TensorFiles
-from ring_mlx.weights import FLOATS
 
 Parts = Mapping[str, Tensor]
 WORDS, INDICES = ("I32", "U32"), ("I32", "I64", "U32")

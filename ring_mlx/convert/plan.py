@@ -12,14 +12,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ring_mlx.config import RingConfig
+from ring_mlx.checkpoint.safetensors_header import Tensor, TensorSpec
+from ring_mlx.checkpoint.weights import DTYPES
 from ring_mlx.convert.matrices import Matrix
 from ring_mlx.convert.settings import ROUTER, Rule, Setting
 from ring_mlx.convert.sources import Source, as_matrix, parameter_shapes
 from ring_mlx.errors import OptionError
-from ring_mlx.model import Model
-from ring_mlx.safetensors_header import Tensor, TensorSpec
-from ring_mlx.weights import DTYPES
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import Model
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 2 << 30

@@ -11,11 +11,11 @@ import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils.tqdm import tqdm
 
+from ring_mlx.checkpoint.hub import NEEDED_FILES, REPO_ID, hub_errors
+from ring_mlx.checkpoint.safetensors_header import Tensor, check_entries
+from ring_mlx.checkpoint.shards import add_tensors
 from ring_mlx.errors import HubError, OptionError
-from ring_mlx.hub import NEEDED_FILES, REPO_ID, hub_errors
-from ring_mlx.safetensors_header import Tensor, check_entries
-from ring_mlx.shards import add_tensors
-from ring_mlx.terminal_text import harmless
+from ring_mlx.system.terminal_text import harmless
 
 SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors"))
 

@@ -16,15 +16,15 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_chat
 from ring_mlx.convert import writer
 from ring_mlx.convert.plan import source_bytes
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
-from ring_mlx.divergence import HEAD_TOKENS, Divergence, Floats, divergence, summary
 from ring_mlx.errors import OptionError
-from ring_mlx.files import MOST_TEXT_BYTES, text_of
-from ring_mlx.pace import Progress
-from ring_mlx.tokenizer import load_tokenizer, render_chat
+from ring_mlx.generation.divergence import HEAD_TOKENS, Divergence, Floats, divergence, summary
+from ring_mlx.system.files import MOST_TEXT_BYTES, text_of
+from ring_mlx.system.pace import Progress
 
 TEXT = Path(__file__).parent / "report_text.jsonl"
 BATCH_TOKENS = 2048

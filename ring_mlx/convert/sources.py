@@ -15,17 +15,17 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ring_mlx import weights
-from ring_mlx.config import RingConfig, read_config
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.safetensors_header import Tensor
+from ring_mlx.checkpoint.shards import read_tensors
+from ring_mlx.checkpoint.tensor_files import NUMPY_DTYPES
 from ring_mlx.convert import remote
 from ring_mlx.convert.matrices import GPTQ, BlockFP8, Compressed, Matrix, MLXPacked, Parts, Plain, Stack
 from ring_mlx.convert.settings import Setting
 from ring_mlx.errors import WeightsError
-from ring_mlx.hub import resolve_model
-from ring_mlx.model import Model
-from ring_mlx.safetensors_header import Tensor
-from ring_mlx.shards import read_tensors
-from ring_mlx.tensor_files import NUMPY_DTYPES
+from ring_mlx.model.config import RingConfig, read_config
+from ring_mlx.model.model import Model
 
 # Suffixes of the tensors that together make a parameter called weight.
 WEIGHT_SUFFIXES = frozenset(

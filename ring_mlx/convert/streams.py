@@ -9,14 +9,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ring_mlx import weights
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.convert import remote
 from ring_mlx.convert.job import CHUNK_WEIGHTS
 from ring_mlx.convert.plan import uses
 from ring_mlx.convert.sources import Source, as_matrix, matrices, parameter_shapes
-from ring_mlx.model import Model
-from ring_mlx.quantization import loadable_settings
-from ring_mlx.tensor_files import TensorFiles
+from ring_mlx.model.model import Model
+from ring_mlx.model.quantization import loadable_settings
 
 
 class Stream:

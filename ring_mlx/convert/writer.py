@@ -20,11 +20,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.checkpoint_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
+from ring_mlx.checkpoint.regular_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
+from ring_mlx.checkpoint.safetensors_header import BITS, TensorSpec, header_bytes
 from ring_mlx.errors import ConvertError
-from ring_mlx.files import TEMPORARY, place, sync_path, write_text, write_together
-from ring_mlx.pace import Progress
-from ring_mlx.safetensors_header import BITS, TensorSpec, header_bytes
+from ring_mlx.system.files import TEMPORARY, place, sync_path, write_text, write_together
+from ring_mlx.system.pace import Progress
 
 FORMAT = 1
 MANIFEST = "conversion.json"

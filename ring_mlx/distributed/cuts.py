@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ring_mlx.config import RingConfig
+from ring_mlx.checkpoint.safetensors_header import Tensor
 from ring_mlx.distributed.failure import DistributedError
-from ring_mlx.safetensors_header import Tensor
+from ring_mlx.model.config import RingConfig
 
 Entry = Tensor | dict[int, Tensor]
 AFFINE_GROUPS = (64, 32)
@@ -46,7 +46,7 @@ def plan_cuts(
     """The cuts of all tensors that are not whole on every rank.
 
     Args:
-        entries: From `ring_mlx.weights.canonical`.
+        entries: From `ring_mlx.checkpoint.weights.canonical`.
         config: Of the whole model.
         rank, size: Which part of how many.
 

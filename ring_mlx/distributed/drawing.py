@@ -11,16 +11,16 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ring_mlx import memory
 from ring_mlx.bench.random_weights import draw, empty_model, fill
-from ring_mlx.config import RingConfig
+from ring_mlx.checkpoint.safetensors_header import Tensor
 from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.group import together
 from ring_mlx.distributed.loading import empty_part, plan_part
 from ring_mlx.distributed.reading import cut_array
-from ring_mlx.model import Model
-from ring_mlx.safetensors_header import Tensor
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import Model
+from ring_mlx.system import memory
 
 
 def random_sharded(

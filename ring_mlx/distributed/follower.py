@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ring_mlx.distributed.leader import READER, SharedBatch, common_budget
-from ring_mlx.reading import Reader
+from ring_mlx.engine.reading import Reader
+from ring_mlx.engine.snapshots import Snapshot, SnapshotTree
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.work import CLEAR_EVERY_STEPS
-from ring_mlx.snapshots import Snapshot, SnapshotTree
-from ring_mlx.wired import Wired
+from ring_mlx.system.wired import Wired
 
 if TYPE_CHECKING:
     from ring_mlx.distributed.orders import Orders

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from ring_mlx.distributed.agreement import difference
 from ring_mlx.distributed.failure import DistributedError
-from ring_mlx.files import behind_links, read_bounded, write_named
+from ring_mlx.system.files import behind_links, read_bounded, write_named
 
 LOCAL = "127.0.0.1"
 # A host that is cut off is missed after 6 s. No terminal there, which would mix errors with answers.

@@ -25,21 +25,21 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ring_mlx.batching import Batch
-from ring_mlx.cache import HybridCache
 from ring_mlx.distributed.group import exchange, of_first
-from ring_mlx.reading import Reader
+from ring_mlx.engine.reading import Reader
+from ring_mlx.engine.snapshots import Snapshot, SnapshotTree, Store
+from ring_mlx.generation.batch import Batch
+from ring_mlx.model.cache import HybridCache
 from ring_mlx.serve.failures import ModelLostError
 from ring_mlx.serve.parts import Parts
-from ring_mlx.snapshots import Snapshot, SnapshotTree, Store
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from ring_mlx.decoding import LogitsProcessor, Sampler
     from ring_mlx.distributed.member import Member
     from ring_mlx.distributed.orders import Orders
-    from ring_mlx.model import Model
+    from ring_mlx.generation.decoding import LogitsProcessor, Sampler
+    from ring_mlx.model.model import Model
     from ring_mlx.serve.settings import Settings
 
 READER, SNAPSHOT = "reader", "snapshot"

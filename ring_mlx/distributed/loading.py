@@ -14,10 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx import memory, weights
-from ring_mlx.config import RingConfig, read_config
-from ring_mlx.decay import decay_rate
-from ring_mlx.defaults import read_defaults
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.shards import find_shards, read_tensors
 from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.cuts import Cut, Entry, plan_cuts
 from ring_mlx.distributed.failure import DistributedError
@@ -26,10 +24,13 @@ from ring_mlx.distributed.pipeline import Line, Stage
 from ring_mlx.distributed.plan import MODES, TENSOR, local_config, stages
 from ring_mlx.distributed.reading import read_parts
 from ring_mlx.distributed.tensor import Sum, TensorModel
-from ring_mlx.kernel_check import check_kernels
-from ring_mlx.model import LanguageModel, Model
-from ring_mlx.quantization import loadable_settings
-from ring_mlx.shards import find_shards, read_tensors
+from ring_mlx.generation.defaults import read_defaults
+from ring_mlx.model.config import RingConfig, read_config
+from ring_mlx.model.decay import decay_rate
+from ring_mlx.model.model import LanguageModel, Model
+from ring_mlx.model.quantization import loadable_settings
+from ring_mlx.system import memory
+from ring_mlx.tuning.kernel_check import check_kernels
 
 
 @dataclass(frozen=True)

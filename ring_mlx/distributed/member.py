@@ -21,7 +21,10 @@ import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.bench.company import Company
-from ring_mlx.config import RingConfig, read_config
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.loading import demo_model_path
+from ring_mlx.checkpoint.shards import read_tensors
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.distributed import group as groups
 from ring_mlx.distributed import lifeline as lifelines
 from ring_mlx.distributed import watch as watches
@@ -34,12 +37,9 @@ from ring_mlx.distributed.orders import Orders
 from ring_mlx.distributed.plan import AUTO
 from ring_mlx.distributed.watch import Watch
 from ring_mlx.errors import OptionError
-from ring_mlx.hub import resolve_model
-from ring_mlx.loading import demo_model_path
-from ring_mlx.model import Model
-from ring_mlx.shards import read_tensors
-from ring_mlx.terminal_text import note
-from ring_mlx.tokenizer import load_tokenizer
+from ring_mlx.model.config import RingConfig, read_config
+from ring_mlx.model.model import Model
+from ring_mlx.system.terminal_text import note
 
 REFUSED = {
     "prompt": "standard input goes to one process only; give the text itself",

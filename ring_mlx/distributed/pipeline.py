@@ -12,10 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.config import RingConfig
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.ranks import Ranks
-from ring_mlx.model import LanguageModel
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import LanguageModel
 
 
 class Line(Ranks):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ring_mlx.config import RingConfig
 from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.model.config import RingConfig
 
 TENSOR, PIPELINE = "tensor", "pipeline"
 MODES = (TENSOR, PIPELINE)

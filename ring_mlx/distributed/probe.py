@@ -11,13 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx import weights
-from ring_mlx.config import read_config
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.loading import demo_model_path
+from ring_mlx.checkpoint.shards import find_shards
 from ring_mlx.distributed.agreement import versions
 from ring_mlx.errors import RingError
-from ring_mlx.hub import resolve_model
-from ring_mlx.loading import demo_model_path
-from ring_mlx.shards import find_shards
+from ring_mlx.model.config import read_config
 
 
 def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:

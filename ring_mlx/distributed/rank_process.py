@@ -23,7 +23,7 @@ from ring_mlx.distributed.ending import LOST
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.hosts import SSH, Host
 from ring_mlx.distributed.lifeline import ALIVE, JOINED, VARIABLE
-from ring_mlx.terminal_text import harmless
+from ring_mlx.system.terminal_text import harmless
 
 CHUNK, LONGEST_LINE, NOISE_LINES = 1 << 16, 1 << 20, 20
 SSH_FAILED, BAD_INPUT = 255, 2

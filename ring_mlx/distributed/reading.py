@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
+from ring_mlx.checkpoint.safetensors_header import Tensor
+from ring_mlx.checkpoint.tensor_files import TensorFiles
+from ring_mlx.checkpoint.weights import cast, check_dtype, in_order
 from ring_mlx.distributed.cuts import Cut, Entry
-from ring_mlx.safetensors_header import Tensor
-from ring_mlx.tensor_files import TensorFiles
-from ring_mlx.weights import cast, check_dtype, in_order
 
 STEP_BYTES = 16 << 20
 
@@ -21,7 +21,7 @@ STEP_BYTES = 16 << 20
 def read_parts(
     entries: Mapping[str, Entry], cuts: Mapping[str, Cut], num_experts: int, dtype: mx.Dtype, exact: bool = False
 ) -> dict[str, mx.array]:
-    """Arrays under parameter names, computed: cut, experts stacked, floats cast as `ring_mlx.weights.cast` does.
+    """Arrays under parameter names, computed: cut, experts stacked, floats cast as `ring_mlx.checkpoint.weights.cast` does.
 
     Raises:
         WeightsError: If a tensor is of an unknown dtype or cannot be read, or an expert is missing.

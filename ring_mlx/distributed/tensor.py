@@ -14,13 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from metal_kernels import add_qmv, gate_qmv, launch, linear_gate, qkv_lightning_attn
-from ring_mlx.attention import LinearAttention, Result, SoftmaxAttention
-from ring_mlx.config import RingConfig
-from ring_mlx.decode_step import DecodeStep
 from ring_mlx.distributed.ranks import Ranks
-from ring_mlx.layer import DecoderLayer
-from ring_mlx.model import LanguageModel
-from ring_mlx.moe import MLP, MoE
+from ring_mlx.model.attention import LinearAttention, Result, SoftmaxAttention
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.decode_step import DecodeStep
+from ring_mlx.model.layer import DecoderLayer
+from ring_mlx.model.model import LanguageModel
+from ring_mlx.model.moe import MLP, MoE
 
 
 class Sum(Ranks):

@@ -13,8 +13,8 @@ from typing import Any
 from metal_kernels import choices
 from metal_kernels.choices import Value
 from ring_mlx.bench.random_weights import random_model
-from ring_mlx.loading import load_model
-from ring_mlx.model import Model
+from ring_mlx.checkpoint.loading import load_model
+from ring_mlx.model.model import Model
 from ring_mlx.tuning import job, works
 from ring_mlx.tuning.buffers import MB, OPS, Child, Timed, settings_of
 from ring_mlx.tuning.race import Run

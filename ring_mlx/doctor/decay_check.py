@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx.config import RingConfig
-from ring_mlx.config_values import DECAY_KEY, DECAY_OFFSETS, shown
-from ring_mlx.decay import decay_rate
 from ring_mlx.doctor.decay_text import Part
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import Floats, nats, scored_logits
-from ring_mlx.model import Model
-from ring_mlx.pace import Progress
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.config_values import DECAY_KEY, DECAY_OFFSETS, shown
+from ring_mlx.model.decay import decay_rate
+from ring_mlx.model.model import Model
+from ring_mlx.system.pace import Progress
 
 SECTION, KEY = "decay", DECAY_KEY
 BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 64

@@ -10,8 +10,8 @@ from pathlib import Path
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint_files import read_json
-from ring_mlx.config_values import shown
+from ring_mlx.checkpoint.loading import load
+from ring_mlx.checkpoint.regular_files import read_json
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.sources import Source
 from ring_mlx.convert.writer import MANIFEST, amend
@@ -20,11 +20,11 @@ from ring_mlx.doctor.decay_check import KEY, SECTION, Offset, Verdict
 from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
 from ring_mlx.doctor.finding import OK, PROBLEM, Finding
 from ring_mlx.errors import ConfigError, OptionError, RingError
-from ring_mlx.files import write_together
-from ring_mlx.loading import load
-from ring_mlx.model import Model
-from ring_mlx.pace import Progress
-from ring_mlx.wired import Wired
+from ring_mlx.model.config_values import shown
+from ring_mlx.model.model import Model
+from ring_mlx.system.files import write_together
+from ring_mlx.system.pace import Progress
+from ring_mlx.system.wired import Wired
 
 Say = Callable[[str], None]
 Watch = Callable[[str], AbstractContextManager[Progress | None]]

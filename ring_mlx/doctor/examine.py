@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 from ring_mlx.doctor.finding import PROBLEM, Finding
-from ring_mlx.install import diagnosis
-from ring_mlx.pace import Progress
+from ring_mlx.system.install import diagnosis
+from ring_mlx.system.pace import Progress
 
 # A module of this package and what to call it where it fails.
 CHECKS = {

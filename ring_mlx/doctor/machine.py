@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 
-from ring_mlx import install, macos
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
-from ring_mlx.machine_fit import unfit_system
+from ring_mlx.system import install, macos
+from ring_mlx.system.machine_fit import unfit_system
 
 SECTION = "machine"
 GB = 1e9
@@ -47,7 +47,7 @@ def memory() -> list[Finding]:
     """All of it, how much of it a model should take, and what MLX keeps for reuse."""
     import mlx.core as mx
 
-    from ring_mlx.memory import budget_bytes, cache_limit_bytes, most_working_set_bytes
+    from ring_mlx.system.memory import budget_bytes, cache_limit_bytes, most_working_set_bytes
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     left, room = macos.available_bytes(), budget_bytes()

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ring_mlx import memory
 from ring_mlx.bench.shapes import FLASH, MINI
-from ring_mlx.checkpoint_files import read_json
-from ring_mlx.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config
+from ring_mlx.checkpoint.regular_files import read_json
+from ring_mlx.checkpoint.shards import look_up, safetensors_in
 from ring_mlx.doctor.finding import NOTE, OK, Finding
 from ring_mlx.errors import NoFitError, RingError
 from ring_mlx.experts import recommend_cache_bytes
-from ring_mlx.quantization import foreign_method
-from ring_mlx.shards import look_up, safetensors_in
+from ring_mlx.model.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config
+from ring_mlx.model.quantization import foreign_method
+from ring_mlx.system import memory
 
 SECTION_CACHE, SECTION_FIT = "hub cache", "what fits"
 KNOWN = {"Ring-mini-linear-2.0": MINI, "Ring-flash-linear-2.0": FLASH}

@@ -20,8 +20,8 @@ from typing import Any
 from ring_mlx.doctor.report_page import TITLE, page
 from ring_mlx.doctor.report_parts import PARTS, Found
 from ring_mlx.errors import OptionError
-from ring_mlx.files import check_named, is_stream, write_named
-from ring_mlx.pace import Progress
+from ring_mlx.system.files import check_named, is_stream, write_named
+from ring_mlx.system.pace import Progress
 
 FORMAT = 1
 ABOUT_S = 150

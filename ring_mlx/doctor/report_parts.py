@@ -91,7 +91,7 @@ def operations() -> Found:
     from metal_kernels import launch
     from ring_mlx.bench.operations import cases, difference, measure
     from ring_mlx.bench.shapes import MINI
-    from ring_mlx.config import RingConfig
+    from ring_mlx.model.config import RingConfig
 
     if launch.backend() is None:
         return {"skipped": "no backend runs kernels here"}
@@ -113,8 +113,8 @@ def operations() -> Found:
 
 def tuning() -> Found:
     """What the machine chooses for the toy, and for mini where it fits."""
+    from ring_mlx.checkpoint.loading import demo_model_path
     from ring_mlx.doctor.buffers import model_of
-    from ring_mlx.loading import demo_model_path
     from ring_mlx.tuning import job, table
     from ring_mlx.tuning.race import Budget
 
@@ -133,8 +133,8 @@ def tuning() -> Found:
 def toy() -> Found:
     """`ring-mlx bench` with the packaged model."""
     from ring_mlx.bench.engines import Engine
-    from ring_mlx.checkpoint_files import read_json
-    from ring_mlx.loading import demo_model_path, load_model
+    from ring_mlx.checkpoint.loading import demo_model_path, load_model
+    from ring_mlx.checkpoint.regular_files import read_json
 
     folder = demo_model_path()
     return _bench(lambda: (load_model(folder), read_json(folder / "config.json"), "the packaged toy"), Engine)
@@ -179,9 +179,9 @@ def _mini() -> Found:
     """As `buffers.model_of` takes it: as many of mini's layers as fit, or why not."""
     import mlx.core as mx
 
-    from ring_mlx import macos, memory
     from ring_mlx.bench.shapes import MINI, cut
-    from ring_mlx.config import RingConfig
+    from ring_mlx.model.config import RingConfig
+    from ring_mlx.system import macos, memory
 
     if mx.default_device() == mx.cpu:
         return {"skipped": "no GPU: random weights at mini's shapes would take minutes"}
@@ -202,7 +202,7 @@ def _bench(make: Callable[[], Any], engine: Any) -> Found:
     from ring_mlx.bench.dispatches import count_decode_step
     from ring_mlx.bench.engines import OURS
     from ring_mlx.bench.settings import Settings
-    from ring_mlx.decoding import prefill_step_or_default
+    from ring_mlx.generation.decoding import prefill_step_or_default
 
     kept: list[Any] = []
 

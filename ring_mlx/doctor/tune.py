@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from metal_kernels import choices
-from ring_mlx.decode_step import COMPILED_ON
+from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.doctor.buffers import in_a_process, model_of
 from ring_mlx.errors import OptionError
-from ring_mlx.loading import demo_model_path
-from ring_mlx.pace import Progress
+from ring_mlx.model.decode_step import COMPILED_ON
+from ring_mlx.system.pace import Progress
 from ring_mlx.tuning import buffers, job, table
 from ring_mlx.tuning.job import Tuning
 from ring_mlx.tuning.race import Budget, Verdict

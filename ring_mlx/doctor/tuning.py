@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from metal_kernels import choices, machine
-from ring_mlx.decode_step import COMPILED_ON
 from ring_mlx.doctor.finding import NOTE, OK, Finding
+from ring_mlx.model.decode_step import COMPILED_ON
 from ring_mlx.tuning import buffers
 from ring_mlx.tuning.job import is_current
 

@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import ring_mlx
-from ring_mlx import install
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
+from ring_mlx.system import install
 
 SECTION, PROJECT = "versions", "ring-mlx"
 # Shown one by one; of the others only what is wrong.

@@ -10,16 +10,16 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.decoding import check_finite, largest_logit, prefill_step_or_default
-from ring_mlx.defaults import MAX_TOKENS
-from ring_mlx.generation import check_lengths
-from ring_mlx.model import Model
-from ring_mlx.pace import Pace, Progress
-from ring_mlx.sampling_ranges import within
-from ring_mlx.suite import Question, extract_answer
-from ring_mlx.terminal_text import is_seen
-from ring_mlx.thinking import splitter_after
-from ring_mlx.tokenizer import render_text
+from ring_mlx.checkpoint.tokenizer import render_text
+from ring_mlx.evaluation.suite import Question, extract_answer
+from ring_mlx.generation.decoding import check_finite, largest_logit, prefill_step_or_default
+from ring_mlx.generation.defaults import MAX_TOKENS
+from ring_mlx.generation.sampling_ranges import within
+from ring_mlx.generation.stream import check_lengths
+from ring_mlx.generation.thinking import splitter_after
+from ring_mlx.model.model import Model
+from ring_mlx.system.pace import Pace, Progress
+from ring_mlx.system.terminal_text import is_seen
 
 # Rows that have ended leave a batch when they are so many of it: each costs as much as one that goes on.
 DROPPED_SHARE = 0.25

@@ -11,13 +11,13 @@ from pathlib import Path
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx import memory
-from ring_mlx.divergence import HEAD_TOKENS, Divergence, divergence, summary
+from ring_mlx.checkpoint.shards import safetensors_in
 from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation.scoring import scored_logits, windows
-from ring_mlx.model import Model
-from ring_mlx.pace import Progress
-from ring_mlx.shards import safetensors_in
+from ring_mlx.generation.divergence import HEAD_TOKENS, Divergence, divergence, summary
+from ring_mlx.model.model import Model
+from ring_mlx.system import memory
+from ring_mlx.system.pace import Progress
 
 
 def check_same_tokens(ours: TokenizerWrapper, theirs: TokenizerWrapper, text: str, name: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.recall import Grid, axes
-from ring_mlx.files import check_named, write_named
-from ring_mlx.install import command_for
+from ring_mlx.system.files import check_named, write_named
+from ring_mlx.system.install import command_for
 
 
 def check_plot(path: Path) -> None:

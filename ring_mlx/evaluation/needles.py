@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ring_mlx.errors import OptionError
+from ring_mlx.evaluation.filler import filler
 from ring_mlx.evaluation.perplexity import read_text
-from ring_mlx.filler import filler
 
 NAMES = (
     *("Ada", "Boris", "Carla", "David", "Ella", "Felix", "Gina", "Hugo", "Iris", "Jonas", "Karim", "Lena"),

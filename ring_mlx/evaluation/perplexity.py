@@ -11,9 +11,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import token_nats, windows
-from ring_mlx.files import MOST_TEXT_BYTES, text_of
-from ring_mlx.model import Model
-from ring_mlx.pace import Progress
+from ring_mlx.model.model import Model
+from ring_mlx.system.files import MOST_TEXT_BYTES, text_of
+from ring_mlx.system.pace import Progress
 
 DEFAULT_WINDOW = 4096
 

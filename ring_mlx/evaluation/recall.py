@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import generate_step, prefill_step_or_default
-from ring_mlx.defaults import MAX_TOKENS
+from ring_mlx.checkpoint.tokenizer import render_chat, render_text
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts, small_talk
 from ring_mlx.evaluation.sharing import SharedReader
-from ring_mlx.model import Model
-from ring_mlx.pace import Pace, Progress
-from ring_mlx.sampling_ranges import within
-from ring_mlx.thinking import ThoughtSplitter, splitter_after
-from ring_mlx.tokenizer import render_chat, render_text
+from ring_mlx.generation.decoding import generate_step, prefill_step_or_default
+from ring_mlx.generation.defaults import MAX_TOKENS
+from ring_mlx.generation.sampling_ranges import within
+from ring_mlx.generation.thinking import ThoughtSplitter, splitter_after
+from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.model import Model
+from ring_mlx.system.pace import Pace, Progress
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ring_mlx.decoding import check_finite, largest_logit
 from ring_mlx.errors import OptionError
-from ring_mlx.model import Model
+from ring_mlx.generation.decoding import check_finite, largest_logit
+from ring_mlx.model.model import Model
 
 STEP_TOKENS = 512
 Floats = npt.NDArray[np.float64]

@@ -7,9 +7,9 @@ from itertools import pairwise, takewhile
 
 import mlx.core as mx
 
-from ring_mlx.cache import HybridCache
-from ring_mlx.decoding import prefill, step_sizes
-from ring_mlx.model import Model
+from ring_mlx.generation.decoding import prefill, step_sizes
+from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.model import Model
 
 
 class SharedReader:

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ring_mlx import weights
-from ring_mlx.config import RingConfig
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.safetensors_header import Header, Tensor, TensorSpec, read_header
+from ring_mlx.checkpoint.shards import add_tensors, find_shards
 from ring_mlx.errors import WeightsError
-from ring_mlx.safetensors_header import Header, Tensor, TensorSpec, read_header
-from ring_mlx.shards import add_tensors, find_shards
+from ring_mlx.model.config import RingConfig
 
 ALIGN_BYTES = 16384
 PADDING = "padding"

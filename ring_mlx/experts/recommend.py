@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ring_mlx.config import RingConfig
-from ring_mlx.memory import PLAIN_CONTEXT, WORKSPACE_BYTES, cache_bytes, parameter_count
+from ring_mlx.model.config import RingConfig
+from ring_mlx.system.memory import PLAIN_CONTEXT, WORKSPACE_BYTES, cache_bytes, parameter_count
 
 # 4 bits and, for every 64 weights, a scale and a bias.
 BITS_PER_WEIGHT = 4.5
@@ -22,7 +22,7 @@ def recommend_cache_bytes(
 
     Args:
         config: The model's.
-        memory_bytes: What the machine can give, `ring_mlx.memory.budget_bytes`.
+        memory_bytes: What the machine can give, `ring_mlx.system.memory.budget_bytes`.
         bits_per_weight: As stored, scales and biases included.
 
     Returns:

@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ring_mlx.checkpoint.safetensors_header import TensorSpec
+from ring_mlx.checkpoint.weights import DTYPES
 from ring_mlx.errors import OptionError, WeightsError
-from ring_mlx.safetensors_header import TensorSpec
-from ring_mlx.weights import DTYPES
 
 
 class Slots:

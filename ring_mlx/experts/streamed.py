@@ -21,9 +21,9 @@ from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.reader import THREADS, Reader
 from ring_mlx.experts.slots import Slots, slot_bytes
 from ring_mlx.experts.statistics import Statistics
-from ring_mlx.model import Model
-from ring_mlx.moe import MoE
-from ring_mlx.packing import PackedExperts
+from ring_mlx.model.model import Model
+from ring_mlx.model.moe import MoE
+from ring_mlx.model.packing import PackedExperts
 
 ROUTED = ".mlp.switch_mlp."
 # From so many pairs of token and expert, mlx-lm's experts sort them.

@@ -8,7 +8,7 @@ changes seven things, and `unregister` takes them back:
 - ``MODEL_REMAPPING`` leads ``bailing_moe_linear`` and ``bailing_moe_v2`` there.
 - ``MODEL_ARCHITECTURE_REMAPPING`` leads ``bailing_moe`` there, where the config names the 2.0 architecture; Ling 1.x
   has the same type and stays with mlx-lm.
-- ``mlx_lm.utils._load_tokenizer`` makes our models' tokenizers by `ring_mlx.tokenizer.make_tokenizer`: with
+- ``mlx_lm.utils._load_tokenizer`` makes our models' tokenizers by `ring_mlx.checkpoint.tokenizer.make_tokenizer`: with
   ``<|role_end|>`` among the stop tokens, without which an answer does not end, and without code of the checkpoint. Its
   chat template runs in a process that can be ended.
 - ``mlx_lm.utils.load_model`` holds the files of our models against each other before anything is built of them.
@@ -27,10 +27,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.config import LINEAR_TYPES
-from ring_mlx.config_values import shown
+from ring_mlx.checkpoint.hub import REPO_ID, hub_errors
 from ring_mlx.errors import ConfigError, HubError, OptionError, RingError, TokenizerError
-from ring_mlx.hub import REPO_ID, hub_errors
+from ring_mlx.model.config import LINEAR_TYPES
+from ring_mlx.model.config_values import shown
 
 NAME = "ring_linear"
 MODULE = f"mlx_lm.models.{NAME}"

@@ -12,13 +12,13 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache
 
-import ring_mlx.model
+import ring_mlx.model.model
 from metal_kernels import launch
-from ring_mlx import weights
-from ring_mlx.config import RingConfig
-from ring_mlx.kernel_check import check_kernels
-from ring_mlx.quantization import loadable_settings, with_settings
+from ring_mlx.checkpoint import weights
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.quantization import loadable_settings, with_settings
 from ring_mlx.tuning.job import later, settle
+from ring_mlx.tuning.kernel_check import check_kernels
 
 # What mlx-lm's commands put into a config on their way to the model.
 ADDED_BY_MLX_LM = ("quantize_activations",)
@@ -41,8 +41,8 @@ class ModelArgs(RingConfig):
         return super().from_dict({k: v for k, v in raw.items() if k not in ADDED_BY_MLX_LM})
 
 
-class Model(ring_mlx.model.Model):
-    """`ring_mlx.model.Model` with what mlx-lm's loader, converter and quantisers ask of a model."""
+class Model(ring_mlx.model.model.Model):
+    """`ring_mlx.model.model.Model` with what mlx-lm's loader, converter and quantisers ask of a model."""
 
     def __init__(self, args: RingConfig) -> None:
         super().__init__(args)
@@ -57,7 +57,7 @@ class Model(ring_mlx.model.Model):
         hidden_states: list[mx.array] | None = None,
         last_only: bool = False,
     ) -> mx.array:
-        """Same contract as `ring_mlx.model.Model`.
+        """Same contract as `ring_mlx.model.model.Model`.
 
         The first call that would run kernels tries them first, as our own loader does when it has read the weights.
         """

@@ -9,13 +9,14 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx import memory, templates
-from ring_mlx.checkpoint_files import check_small_files, read_json
-from ring_mlx.config_values import shown
+from ring_mlx.checkpoint.loading import assemble
+from ring_mlx.checkpoint.regular_files import check_small_files, read_json
+from ring_mlx.checkpoint.shards import read_headers
+from ring_mlx.checkpoint.tokenizer import make_tokenizer
 from ring_mlx.errors import RingError, TokenizerError, WeightsError
-from ring_mlx.loading import assemble
-from ring_mlx.shards import read_headers
-from ring_mlx.tokenizer import make_tokenizer
+from ring_mlx.generation import templates
+from ring_mlx.model.config_values import shown
+from ring_mlx.system import memory
 
 READ_BY_MLX_LM = "model*.safetensors"  # whatever the index says
 

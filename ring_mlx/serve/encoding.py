@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ring_mlx.branches import Prompt, Renderer, encode
+from ring_mlx.engine.branches import Prompt, Renderer, encode
 from ring_mlx.errors import PromptError
-from ring_mlx.generation import encode_prompt
+from ring_mlx.generation.stream import encode_prompt
+from ring_mlx.generation.thinking import THINK_END
 from ring_mlx.serve.failures import GoneError
 from ring_mlx.serve.protocol import Asked
-from ring_mlx.thinking import THINK_END
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper

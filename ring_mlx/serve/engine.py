@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from ring_mlx.defaults import filled
+from ring_mlx.engine.session import rest
 from ring_mlx.errors import PromptError, RingError, TokenizerError
-from ring_mlx.generation import check_lengths
-from ring_mlx.install import explained
-from ring_mlx.model import Model
-from ring_mlx.sampling_ranges import within
+from ring_mlx.generation.defaults import filled
+from ring_mlx.generation.sampling_ranges import within
+from ring_mlx.generation.stream import check_lengths
+from ring_mlx.model.model import Model
 from ring_mlx.serve.encoding import Encoder
 from ring_mlx.serve.failures import ModelLostError, bad, busy
 from ring_mlx.serve.job import Job
@@ -24,8 +24,8 @@ from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.protocol import Asked
 from ring_mlx.serve.settings import Settings
 from ring_mlx.serve.work import Work
-from ring_mlx.session import rest
-from ring_mlx.terminal_text import note
+from ring_mlx.system.install import explained
+from ring_mlx.system.terminal_text import note
 
 Load = Callable[[Settings], Parts]
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
+from ring_mlx.engine.events import PrefillProgress
 from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_object
 from ring_mlx.serve.job import Finished, Job, Said
 from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
 from ring_mlx.serve.replies import Reply, model_of
 from ring_mlx.serve.wire import Wire
-from ring_mlx.session_events import PrefillProgress
-from ring_mlx.terminal_text import note
+from ring_mlx.system.terminal_text import note
 
 POLL_S, KEEP_ALIVE_S = 0.05, 5.0
 MODELS = "/v1/models"

@@ -7,10 +7,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from ring_mlx.branches import Prompt, Renderer
+from ring_mlx.engine.branches import Prompt, Renderer
+from ring_mlx.engine.events import AnswerText, PrefillProgress, Revised, ThinkingText, ToolCall
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import Asked
-from ring_mlx.session_events import AnswerText, PrefillProgress, Revised, ThinkingText, ToolCall
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ring_mlx import memory
-from ring_mlx.batching import Batch
-from ring_mlx.loading import load
-from ring_mlx.reading import Reader
-from ring_mlx.snapshots import SnapshotTree, Store
-from ring_mlx.snapshots.stores import open_store
-from ring_mlx.tokenizer import use_template
+from ring_mlx.checkpoint.loading import load
+from ring_mlx.checkpoint.tokenizer import use_template
+from ring_mlx.engine.reading import Reader
+from ring_mlx.engine.snapshots import SnapshotTree, Store
+from ring_mlx.engine.snapshots.stores import open_store
+from ring_mlx.generation.batch import Batch
+from ring_mlx.system import memory
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from ring_mlx.model import Model
+    from ring_mlx.model.model import Model
     from ring_mlx.serve.settings import Settings
 
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ring_mlx.sampling_ranges import RANGES
+from ring_mlx.engine.events import Sampling
+from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.failures import ApiError, bad, cannot
 from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
-from ring_mlx.session_events import Sampling
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 UNSUPPORTED = (

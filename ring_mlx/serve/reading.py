@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ring_mlx.branches import branch_points
-from ring_mlx.cache import HybridCache
-from ring_mlx.reading import Reader
+from ring_mlx.engine.branches import branch_points
+from ring_mlx.engine.events import PrefillProgress
+from ring_mlx.engine.reading import Reader
+from ring_mlx.model.cache import HybridCache
 from ring_mlx.serve.job import Job
-from ring_mlx.session_events import PrefillProgress
 
 
 class Reading:

@@ -8,11 +8,11 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from ring_mlx.engine.events import AnswerText, Revised, ThinkingText, ToolCall
+from ring_mlx.generation.thinking import end_note
 from ring_mlx.serve.job import Finished, Said, TokenLogprob, Usage
 from ring_mlx.serve.protocol import Asked
-from ring_mlx.session_events import AnswerText, Revised, ThinkingText, ToolCall
-from ring_mlx.terminal_text import is_seen
-from ring_mlx.thinking import end_note
+from ring_mlx.system.terminal_text import is_seen
 
 
 class Reply:

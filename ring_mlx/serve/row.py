@@ -9,15 +9,15 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.decoding import LogitsProcessor
-from ring_mlx.generation import GenerationEvent, events_of, thought_closer
-from ring_mlx.sampling import start_sampling
+from ring_mlx.checkpoint.vocabulary import TextOffsets, token_bytes
+from ring_mlx.engine.events import AnswerText, Event, Revised, ThinkingText, ToolCall
+from ring_mlx.generation.decoding import LogitsProcessor
+from ring_mlx.generation.sampling import start_sampling
+from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.stream import GenerationEvent, events_of, thought_closer
+from ring_mlx.generation.thinking import Thinking, splitter_after
 from ring_mlx.serve.job import Finished, Job, TokenLogprob, Usage
 from ring_mlx.serve.stops import StopText
-from ring_mlx.session_events import AnswerText, Event, Revised, ThinkingText, ToolCall
-from ring_mlx.speech import Speech
-from ring_mlx.thinking import Thinking, splitter_after
-from ring_mlx.vocabulary import TextOffsets, token_bytes
 
 GOLDEN = 0x9E3779B97F4A7C15
 

@@ -20,7 +20,7 @@ from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.settings import Settings
 from ring_mlx.serve.slots import Slots
-from ring_mlx.terminal_text import note
+from ring_mlx.system.terminal_text import note
 
 if TYPE_CHECKING:
     from ring_mlx.serve.engine import Load

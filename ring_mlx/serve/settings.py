@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ring_mlx.defaults import MAX_TOKENS
+from ring_mlx.engine.events import ModelOptions, Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.session_events import ModelOptions, Sampling
+from ring_mlx.generation.defaults import MAX_TOKENS
 
 
 @dataclass(frozen=True)

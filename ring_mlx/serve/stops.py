@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ring_mlx.thinking import tag_prefix
+from ring_mlx.generation.thinking import tag_prefix
 
 
 class StopText:

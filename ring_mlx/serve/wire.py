@@ -26,7 +26,7 @@ from ring_mlx.serve.failures import ApiError, GoneError, bad
 from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.slots import Slots, Stage
-from ring_mlx.terminal_text import note
+from ring_mlx.system.terminal_text import note
 
 # Seconds for all of a request's head, all of its body, between two requests, for one piece of an answer to be taken, and
 # to let a client that is refused go on sending until it has read why.

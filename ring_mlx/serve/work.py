@@ -12,19 +12,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx import memory
-from ring_mlx.branches import next_turn
+from ring_mlx.engine.branches import next_turn
+from ring_mlx.engine.reading import Reader
 from ring_mlx.errors import ModelError, RingError
-from ring_mlx.pressure import Watch
-from ring_mlx.reading import Reader
 from ring_mlx.serve.failures import ApiError, bad
 from ring_mlx.serve.job import Job
 from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.reading import Reading
 from ring_mlx.serve.row import Row
-from ring_mlx.terminal_text import note
-from ring_mlx.wired import Wired
+from ring_mlx.system import memory
+from ring_mlx.system.pressure import Watch
+from ring_mlx.system.terminal_text import note
+from ring_mlx.system.wired import Wired
 
 AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
 

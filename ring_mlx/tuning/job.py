@@ -21,13 +21,13 @@ from mlx.utils import tree_flatten
 from metal_kernels import choices, machine
 from metal_kernels.choices import Value
 from metal_kernels.launch import sources as _sources
-from ring_mlx import decode_step
 from ring_mlx.errors import RingError
-from ring_mlx.model import Model
-from ring_mlx.pace import Progress
+from ring_mlx.model import decode_step
+from ring_mlx.model.model import Model
+from ring_mlx.system.pace import Progress
+from ring_mlx.system.wired import Wired
 from ring_mlx.tuning import works
 from ring_mlx.tuning.race import NO_TIME, Budget, Run, Verdict, race, said
-from ring_mlx.wired import Wired
 
 SECONDS = 10.0
 # Of all, what the second look at the end may take.

@@ -9,12 +9,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx.cache import HybridCache
 from ring_mlx.cli import main
+from ring_mlx.engine.snapshots import Block, Snapshot, Store
+from ring_mlx.engine.snapshots.shapes import Shapes
+from ring_mlx.engine.snapshots.stores import free_disk
 from ring_mlx.errors import CacheFileError
-from ring_mlx.snapshots import Block, Snapshot, Store
-from ring_mlx.snapshots.shapes import Shapes
-from ring_mlx.snapshots.stores import free_disk
+from ring_mlx.model.cache import HybridCache
 
 SHAPES = Shapes((True, False, False), 2, 1, 32, 99, mx.float32, 4096)
 LENGTHS = (20, 300)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ring_mlx.cache import HybridCache
-from ring_mlx.snapshots import Store
-from ring_mlx.snapshots.files import UNSEALED, seal
-from ring_mlx.snapshots.manifest import _text
+from ring_mlx.engine.snapshots import Store
+from ring_mlx.engine.snapshots.files import UNSEALED, seal
+from ring_mlx.engine.snapshots.manifest import _text
+from ring_mlx.model.cache import HybridCache
 from tests.fuzz.profile import fuzz
 from tests.fuzz.server import attempt
 from tests.fuzz.store_doors import LENGTHS, SHAPES, make

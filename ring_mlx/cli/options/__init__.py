@@ -10,12 +10,12 @@ from dataclasses import fields
 from typing import Any
 
 from ring_mlx.cli.parsing import group_of
-from ring_mlx.config_values import DECAY_OFFSETS
 from ring_mlx.distributed.plan import AUTO, CHOICES
+from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.sampling_ranges import RANGES
-from ring_mlx.session_events import Sampling
-from ring_mlx.thinking import STARTS, Thinking
+from ring_mlx.generation.sampling_ranges import RANGES
+from ring_mlx.generation.thinking import STARTS, Thinking
+from ring_mlx.model.config_values import DECAY_OFFSETS
 
 RANDOM_SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
 

@@ -6,7 +6,7 @@ import argparse
 
 from ring_mlx.cli import options
 from ring_mlx.cli.parsing import group_of
-from ring_mlx.defaults import MAX_TOKENS
+from ring_mlx.generation.defaults import MAX_TOKENS
 
 check = options.check_template_flags
 

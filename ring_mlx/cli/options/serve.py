@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ring_mlx.cli import options
 from ring_mlx.cli.parsing import group_of
-from ring_mlx.defaults import MAX_TOKENS
+from ring_mlx.generation.defaults import MAX_TOKENS
 
 ANSWER = "answer, where a request says nothing else"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

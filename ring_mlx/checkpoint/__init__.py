@@ -1,0 +1,1 @@
+"""Checkpoints on disk or on the hub: their files, weights and tokenizer, read with checks."""

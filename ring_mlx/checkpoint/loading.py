@@ -1,0 +1,185 @@
+"""A checkpoint folder or hub repository to a ready model and tokenizer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx import experts
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.hub import resolve_model
+from ring_mlx.checkpoint.shards import find_shards, read_headers
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
+from ring_mlx.errors import WeightsError
+from ring_mlx.generation.defaults import read_defaults
+from ring_mlx.model.adapters import read_adapter
+from ring_mlx.model.config import read_config
+from ring_mlx.model.model import Model
+from ring_mlx.model.quantization import loadable_settings
+from ring_mlx.system import memory
+from ring_mlx.system.pace import Progress
+from ring_mlx.tuning.job import settle
+from ring_mlx.tuning.kernel_check import check_kernels
+
+
+def demo_model_path() -> Path:
+    """The folder of the small model that comes with the package, the default of every command."""
+    return Path(__file__).parents[1] / "demo_model"
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    dtype: mx.Dtype | None = None,
+    exact: bool = False,
+    lazy: bool = False,
+    expert_cache_bytes: int | None = None,
+    expert_policy: str | None = None,
+    adapter_path: str | os.PathLike[str] | None = None,
+    decay_layer_offset: int | str | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Load the model of a checkpoint folder, which needs no tokenizer.
+
+    Args:
+        path: A folder with config.json and safetensors, in Hugging Face or mlx-community form.
+        dtype: What floating weights and activations become; by default the file's, but float32 on MLX's CPU backend,
+            where half precision is emulated.
+        exact: Residual stream, norms and head in float32 too; see `Model`.
+        lazy: Leave the weights unread until they are used.
+        expert_cache_bytes: Read routed experts on demand, into so much memory; None keeps them all in memory.
+        expert_policy: Which make room, one of `ring_mlx.experts.POLICIES`; None is the default.
+        adapter_path: Folder of an adapter of mlx_lm.lora to put over the model.
+        decay_layer_offset: 0, -1 or "clamped" in place of config.json's, for linear models; None leaves it.
+        progress: Called with (parts in memory, all), unless it is lazy.
+
+    Returns:
+        The model, in evaluation mode. On a GPU the first load of a kind of model takes up to ten seconds more, in which
+        what is fast there is timed and kept, and says so in a warning; ``RING_MLX_TUNE=off`` in the environment leaves
+        that out.
+
+    Raises:
+        ConfigError: If config.json is missing, broken or asks for something unsupported.
+        WeightsError: If tensors are missing, extra, misshapen or damaged, in the checkpoint or the adapter.
+        NoFitError: If the machine's memory cannot hold it; nothing has been read then.
+        OptionError: If experts cannot be read on demand so, or the model has no such decay.
+    """
+    folder = Path(os.path.expanduser(path))
+    adapter = None if adapter_path is None else read_adapter(adapter_path)
+    model, arrays, shards, target = assemble(folder, dtype, exact, decay_layer_offset)
+    needed = memory.weight_bytes(model, arrays)
+    if expert_cache_bytes is not None:
+        needed = min(needed, experts.needed_bytes(arrays, expert_cache_bytes))
+    if adapter is not None:
+        adapter.check(model, expert_cache_bytes is not None)
+        needed += adapter.nbytes
+        adapter.put_into(arrays)
+    memory.claim(model.config, needed, folder.name)
+    memory.bound_memory()
+    weights.give(model, arrays)
+    if expert_cache_bytes is not None:
+        experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
+    model.fingerprint = weights.fingerprint(model.config, shards, target, exact)
+    if adapter is not None:
+        adapter.attach(model)
+        model.fingerprint = adapter.fingerprint(model.fingerprint)
+    if not lazy:
+        try:
+            _read(model, progress)
+        except RuntimeError as e:
+            raise WeightsError(
+                f"the weights in {folder} cannot be read ({e}); check the disk and the memory."
+            ) from None
+        check_kernels(model)
+        settle(model, progress)
+        if progress:
+            progress(len(model.layers) + 1, len(model.layers) + 1)
+    return model
+
+
+def assemble(
+    folder: Path, dtype: mx.Dtype | None = None, exact: bool = False, decay_layer_offset: int | str | None = None
+) -> tuple[Model, dict[str, mx.array], list[Path], mx.Dtype]:
+    """Hold the files of a checkpoint against each other; no weight is read.
+
+    Args:
+        folder: The checkpoint.
+        dtype, exact, decay_layer_offset: As for `load_model`.
+
+    Returns:
+        The model without its weights, the weights under parameter names, still unread, their files, and the dtype of
+        the floats.
+
+    Raises:
+        ConfigError, WeightsError, OptionError: As `load_model`.
+    """
+    config, raw = read_config(folder, decay_layer_offset)
+    quantization = loadable_settings(raw)
+    shards = find_shards(folder)
+    tensors = read_headers(shards)
+    target = weights.compute_dtype(raw, tensors, dtype)
+    arrays = weights.load_arrays(weights.canonical(tensors, config), config.num_experts, target, exact)
+    model = Model(config, exact=exact)
+    model.sampling = read_defaults(folder, config.vocab_size)
+    if quantization is not None:
+        weights.quantize_like(model, quantization, arrays)
+    weights.check(model, arrays, folder)
+    return model, arrays, shards, target
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | None = None,
+    exact: bool = False,
+    lazy: bool = False,
+    expert_cache_bytes: int | None = None,
+    expert_policy: str | None = None,
+    adapter_path: str | os.PathLike[str] | None = None,
+    decay_layer_offset: int | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Model, TokenizerWrapper]:
+    """Load a model and its tokenizer from a folder or the hub.
+
+    Args:
+        path_or_repo: A local folder, or ``owner/name`` on the Hugging Face hub.
+        revision: Branch, tag or commit of a hub repository.
+        dtype, exact, lazy, expert_cache_bytes, expert_policy, adapter_path, decay_layer_offset, progress: As for
+            `load_model`.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        HubError: If the folder or repository cannot be had.
+        TokenizerError: If the tokenizer is missing or unreadable.
+        ConfigError, WeightsError, NoFitError, OptionError: As for `load_model`.
+    """
+    folder = resolve_model(path_or_repo, revision)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(
+        folder,
+        dtype=dtype,
+        exact=exact,
+        lazy=lazy,
+        expert_cache_bytes=expert_cache_bytes,
+        expert_policy=expert_policy,
+        adapter_path=adapter_path,
+        decay_layer_offset=decay_layer_offset,
+        progress=progress,
+    )
+    return model, tokenizer
+
+
+def _read(model: Model, progress: Progress | None) -> None:
+    """Evaluate layer by layer, so that at most one layer's unstacked experts are held beside the model."""
+    for done, layer in enumerate(model.layers, 1):
+        mx.eval(layer.parameters())
+        if progress:
+            progress(done, len(model.layers) + 1)
+    mx.eval(model.parameters())
+    mx.clear_cache()

@@ -1,0 +1,93 @@
+"""Rows of tensors in a checkpoint's files.
+
+Data is read at its offset into fresh memory: pages of a memory map would count as this process's memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import mlx.core as mx
+import numpy as np
+
+from ring_mlx.checkpoint.safetensors_header import Tensor
+from ring_mlx.errors import WeightsError
+
+NUMPY_DTYPES: dict[str, Any] = {
+    "BF16": np.uint16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F8_E4M3": np.uint8,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "I64": np.int64,
+}
+
+
+class TensorFiles:
+    """Rows of tensors, from files that are fetched when first read and, if they were fetched, dropped after use.
+
+    Args:
+        fetch: Gives the local path of a shard; None where shards are local files.
+        uses: How many outputs read each shard, by name.
+    """
+
+    def __init__(self, fetch: Callable[[str], Path] | None = None, uses: Mapping[str, int] | None = None) -> None:
+        self._fetch = fetch
+        self._left = Counter(uses or {})
+        self._open: dict[Path, tuple[BinaryIO, int, Path]] = {}
+
+    def read(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> mx.array:
+        """Rows ``start`` to ``stop`` of a tensor, [stop - start, cols]; float8 as uint8.
+
+        Raises:
+            WeightsError: If the tensor has fewer rows, or the file is too short or unreadable.
+        """
+        rows, cols = tensor.matrix
+        stop = rows if stop is None else stop
+        if not 0 <= start <= stop <= rows:
+            raise WeightsError(
+                f"{tensor.name} {tensor.shape} has {rows} rows, but {start} to {stop} are needed; download the "
+                "checkpoint again."
+            )
+        row_bytes = cols * tensor.element_bytes
+        wanted = (stop - start) * row_bytes
+        try:
+            file, header = self._opened(tensor.file)
+            file.seek(header + tensor.start + start * row_bytes)
+            data = file.read(wanted)
+        except OSError as e:
+            raise WeightsError(f"{tensor.file} cannot be read ({e}); check the disk or download it again.") from None
+        if len(data) != wanted:
+            raise WeightsError(f"{tensor.file} ends within {tensor.name}; delete the file and download it again.")
+        array = mx.array(np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, cols))
+        return array.view(mx.bfloat16) if tensor.dtype == "BF16" else array
+
+    def release(self, shards: Iterable[Path]) -> None:
+        """Say that one output which reads these shards is done; what was fetched and is not needed again is removed."""
+        for shard in shards:
+            self._left[shard.name] -= 1
+            if self._left[shard.name] == 0 and shard in self._open:
+                file, _, path = self._open.pop(shard)
+                file.close()
+                if self._fetch is not None:
+                    path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close all files."""
+        for file, _, _ in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def _opened(self, shard: Path) -> tuple[BinaryIO, int]:
+        if shard not in self._open:
+            path = self._fetch(shard.name) if self._fetch is not None else shard
+            opened = path.open("rb")
+            self._open[shard] = opened, 8 + int.from_bytes(opened.read(8), "little"), path
+        file, header, _ = self._open[shard]
+        return file, header

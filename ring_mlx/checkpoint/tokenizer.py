@@ -1,0 +1,231 @@
+"""The checkpoint's tokenizer through mlx-lm's wrapper, with every stop token that its files name.
+
+Everything that makes a tokenizer goes through `make_tokenizer`, which runs no code of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import gc
+import pkgutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mlx_lm import chat_templates, tool_parsers
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tokenizer_utils import load as load_wrapper
+
+from ring_mlx.checkpoint.regular_files import check_small_files, read_json, without_litter
+from ring_mlx.checkpoint.template_files import templates_of
+from ring_mlx.checkpoint.tokenizer_check import check_tokenizer
+from ring_mlx.checkpoint.vocabulary import check_rows, know_all_ids
+from ring_mlx.errors import TokenizerError
+from ring_mlx.generation import templates
+from ring_mlx.model.config_values import MOST_INTEGER, shown
+from ring_mlx.system.surrogates import whole_text
+
+ROLE_END = "<|role_end|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# transformers gives this type its plain class, which is what tokenizer.json says. Without a type it would look for a
+# class or a program that the checkpoint names, and ask at a terminal whether to run it.
+PLAIN = {"tokenizer_type": "olmo2", "trust_remote_code": False, "local_files_only": True}
+# Text of many kinds, which a tokenizer must take without an error before it is given a prompt.
+PROBE = "Hello, world!\n\n  123 + 4567 = <b>\u00e9\u4f60\U0001f600</b>\x00\t'S "
+# What mlx-lm imports by a name in tokenizer_config.json, and where from.
+NAMED_MODULES = {"tool_parser_type": tool_parsers, "chat_template_type": chat_templates}
+
+
+def load_tokenizer(folder: Path) -> TokenizerWrapper:
+    """Load the tokenizer of a checkpoint folder.
+
+    It stops on the union of ``eos_token_id`` in config.json and generation_config.json, the tokenizer's own, and
+    ``<|role_end|>`` if it is in the vocabulary: config.json alone names only ``<|endoftext|>``.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        mlx-lm's wrapper around the transformers tokenizer.
+
+    Raises:
+        TokenizerError: If the files are missing or unreadable.
+        ConfigError: If config.json or generation_config.json is not JSON.
+    """
+    return make_tokenizer(folder, eos_token_ids=sorted(_named_eos(folder)))
+
+
+def make_tokenizer(
+    folder: Path,
+    options: Mapping[str, Any] | None = None,
+    eos_token_ids: list[int] | int | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> TokenizerWrapper:
+    """mlx-lm's wrapper around what tokenizer.json (or tokenizer.model) says; code of the checkpoint is never run.
+
+    Same contract as `mlx_lm.tokenizer_utils.load`, and it also stops on ``<|role_end|>``.
+
+    Raises:
+        TokenizerError: If the files are missing or unreadable, the tokenizer exists as code only, or it makes an id
+            for which the model has no row (``vocab_size`` in config.json).
+        ConfigError: If config.json is not JSON.
+    """
+    check_small_files(folder, TokenizerError)
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file, TokenizerError) if settings_file.is_file() else {}
+    _check_files(folder, _named_code(settings))
+    named = templates_of(folder, settings)
+    for key, package in NAMED_MODULES.items():
+        _check_named_module(folder, key, settings.get(key), package)
+    with _library_errors(folder), _collection_paused():
+        if (folder / "tokenizer.json").is_file():
+            check_tokenizer(folder / "tokenizer.json")
+        templates.warm()
+        with without_litter(folder) as clean:
+            tokenizer = load_wrapper(clean, {**(options or {}), **PLAIN}, eos_token_ids, defaults)
+        if named:
+            tokenizer.has_chat_template = True
+            tokenizer.chat_template = named["default"] if set(named) == {"default"} else named
+        elif tokenizer._chat_template is None:
+            tokenizer.has_chat_template = False
+        vocabulary, rows = tokenizer.get_vocab(), _rows(folder)
+        know_all_ids(tokenizer, vocabulary, rows or 0)
+        tokenizer.decode(tokenizer.encode(PROBE))
+    if ROLE_END in vocabulary:
+        tokenizer.eos_token_ids = tokenizer.eos_token_ids | {vocabulary[ROLE_END]}
+    if rows is not None:
+        check_rows(tokenizer, vocabulary, rows, str(folder))
+    return tokenizer
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Without looking for garbage, of which hundreds of thousands of new strings are none: a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
+def _library_errors(folder: Path) -> Iterator[None]:
+    """Turn what transformers and its native library raise, or panic with, into one line.
+
+    Raises:
+        TokenizerError: For all but an interruption.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, TokenizerError):
+        raise
+    except BaseException as e:  # noqa: BLE001 a panic is no Exception
+        raise TokenizerError(
+            f"the tokenizer in {folder} cannot be read ({shown(str(e), 1000)}); download it again."
+        ) from None
+
+
+def render_chat(
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    continue_last: bool = False,
+) -> list[int]:
+    """Messages to token ids through the checkpoint's own template.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        messages: Objects with ``role`` and ``content``.
+        tools: Tool descriptions for the template, or None.
+        template_options: Further template arguments, such as ``enable_thinking``.
+        continue_last: Leave the last (assistant) message open instead of starting a new one.
+
+    Raises:
+        TokenizerError: If there is no template, or it refuses the messages.
+    """
+    text = render_text(tokenizer, messages, tools, template_options, continue_last)
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def use_template(tokenizer: TokenizerWrapper, template: str, template_options: Mapping[str, Any]) -> None:
+    """Take another chat template than the checkpoint's.
+
+    Raises:
+        TokenizerError: If it cannot render a short message.
+    """
+    tokenizer.has_chat_template, tokenizer.chat_template = True, template
+    render_text(tokenizer, [{"role": "user", "content": "Hello"}], template_options=template_options)
+
+
+def render_text(
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    continue_last: bool = False,
+) -> str:
+    """The text that `render_chat` encodes; same arguments and errors."""
+    if not tokenizer.has_chat_template:
+        raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
+    try:
+        return whole_text(templates.render(tokenizer, messages, tools or None, template_options or {}, continue_last))
+    except (ValueError, TypeError) as e:
+        raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
+
+
+def _named_code(settings: Mapping[str, Any]) -> str:
+    """The classes that a tokenizer_config.json wants run, such as ``evil.Tokenizer``; empty if it wants none."""
+    named = settings.get("auto_map")
+    if isinstance(named, Mapping):
+        named = named.get("AutoTokenizer")
+    named = named if isinstance(named, list) else [named]
+    return ", ".join(dict.fromkeys(str(n) for n in named if n is not None))
+
+
+def _check_files(folder: Path, code: str) -> None:
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        if code:
+            warnings.warn(
+                f"[tokenizer] tokenizer_config.json in {folder} names code of its own ({code}), which is never run; "
+                "the tokenizer file is read as it stands.",
+                stacklevel=4,
+            )
+        return
+    if code:
+        raise TokenizerError(
+            f"tokenizer_config.json in {folder} asks to run code of its own ({code}), which is never done, and there "
+            f"is no tokenizer.json to read instead; use a checkpoint that has one."
+        )
+    raise TokenizerError(f"no tokenizer in {folder} ({' or '.join(TOKENIZER_FILES)}); download it as well.")
+
+
+def _check_named_module(folder: Path, key: str, value: object, package: ModuleType) -> None:
+    known = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    if value is not None and value not in known:
+        raise TokenizerError(
+            f"{key} {value!r} in {folder / 'tokenizer_config.json'} is none that mlx-lm has ({', '.join(known)}); "
+            "remove it there."
+        )
+
+
+def _rows(folder: Path) -> int | None:
+    """How many rows the model's embedding has; None where config.json does not say, which its own check reports."""
+    rows = read_json(folder / "config.json").get("vocab_size") if (folder / "config.json").is_file() else None
+    return rows if type(rows) is int and 0 < rows < 1 << 31 else None
+
+
+def _named_eos(folder: Path) -> set[int]:
+    ids: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            value = read_json(folder / name).get("eos_token_id")
+            listed = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(i) is int and 0 <= i <= MOST_INTEGER for i in listed):
+                raise TokenizerError(f"eos_token_id {shown(value)} in {folder / name} is no token's id; correct it.")
+            ids.update(listed)
+    return ids

@@ -1,0 +1,338 @@
+"""Checkpoint files to model parameters: names, stacking, quantisation and checks; the only place that knows both forms.
+
+Two forms are read. The Hugging Face form has one tensor an expert (``mlp.experts.{e}.gate_proj.weight``) and calls the
+router ``mlp.gate.weight``; the mlx-community form stacks experts (``mlp.switch_mlp.gate_proj.weight``) and calls the
+router ``mlp.gate.gate_proj``. Module attributes are named as in the second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import infer_quant_config
+
+from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
+from ring_mlx.errors import WeightsError
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.config_values import shown, some
+from ring_mlx.model.model import Model
+from ring_mlx.system import memory
+
+FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+DTYPES = {**FLOATS, "U32": mx.uint32, "U8": mx.uint8}
+CONFIG_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+SKIPPED = ("mtp", "slope", "inv_freq", ".padding")
+EXPERT_DIGESTS = "expert_sha256"
+FLOAT32 = (".mlp.gate.expert_bias", ".mlp.gate.gate_proj.weight")
+SAMPLE_BYTES = 4096
+AnyTensor = TypeVar("AnyTensor", Tensor, mx.array)
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Of the smallest packed form: a word of 32 bits holds 16 parameters of 2 bits.
+MAX_PACKED = 16
+
+_LAYER = re.compile(r"^model\.layers\.([0-9]{1,6})\.")
+_EXPERT = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp)\.experts\.([0-9]{1,6})\.(.+)$")
+_ROUTER = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp\.gate)\.(weight|bias|scales|biases)$")
+
+
+def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Tensor | dict[int, Tensor]]:
+    """Tensors under the model's parameter names; the experts of the Hugging Face form as one entry by expert.
+
+    Names with mtp, slope or inv_freq, and layers past the last, are left out; so is the head of a tied model.
+
+    Raises:
+        WeightsError: If config.json tells of more than the tensors hold, which is found before anything is built, or
+            two tensors are the same parameter.
+    """
+    check_sizes(tensors, config)
+    out: dict[str, Tensor | dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer = _LAYER.match(name)
+        if any(part in name for part in SKIPPED) or (layer and int(layer[1]) >= config.num_hidden_layers):
+            continue
+        if config.tie_word_embeddings and name.startswith("lm_head."):
+            continue
+        expert = _EXPERT.match(name)
+        if expert:
+            stacked = out.setdefault(f"{expert[1]}.switch_mlp.{expert[3]}", {})
+            if not isinstance(stacked, dict) or int(expert[2]) in stacked:
+                raise _twice(name)
+            stacked[int(expert[2])] = tensor
+            continue
+        parameter = _ROUTER.sub(r"\1.gate_proj.\2", name)
+        if parameter in out:
+            raise _twice(name)
+        out[parameter] = tensor
+    return out
+
+
+def in_order(name: str, experts: Mapping[int, AnyTensor], count: int) -> list[AnyTensor]:
+    """The experts of a stack by their numbers.
+
+    Raises:
+        WeightsError: If one is missing, there are more than ``count``, or they differ in shape or dtype.
+    """
+    missing = [str(e) for e in range(count) if e not in experts]
+    if missing or len(experts) > count:
+        extra = [str(e) for e in sorted(experts) if e >= count]
+        raise WeightsError(
+            f"{name} should stack experts 0 to {count - 1}, but "
+            f"{'lacks ' + some(missing) if missing else 'also has ' + some(extra)}; download the checkpoint again."
+        )
+    kinds = {str((t.shape, t.dtype)) for t in experts.values()}
+    if len(kinds) > 1:
+        raise WeightsError(
+            f"the experts of {name} differ in shape or dtype: {some(sorted(kinds))}; download the checkpoint again."
+        )
+    return [experts[e] for e in range(count)]
+
+
+def _twice(name: str) -> WeightsError:
+    return WeightsError(
+        f"{shown(name)} stands for a parameter that another tensor of the checkpoint is too; remove the file that is "
+        "not of this checkpoint."
+    )
+
+
+def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
+    """Hold the sizes in config.json against the tensors, so that no size is believed that no file backs.
+
+    Raises:
+        WeightsError: If there are too few layers, or too few elements for the parameters.
+    """
+    layers = {int(found[1]) for name in tensors if (found := _LAYER.match(name))}
+    if config.num_hidden_layers > 1 + max(layers, default=0):
+        raise WeightsError(
+            f"num_hidden_layers {config.num_hidden_layers} in config.json is more than the layers that there are "
+            f"tensors of ({1 + max(layers, default=-1)}); correct it, or download the missing shards."
+        )
+    elements = sum(math.prod(t.shape) for t in tensors.values())
+    parameters = memory.parameter_count(config)
+    if parameters > MAX_PACKED * elements:
+        raise WeightsError(
+            f"config.json describes {parameters:,} parameters, but the tensors hold {elements:,} elements; take the "
+            "file from the checkpoint that the tensors are of."
+        )
+
+
+def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> None:
+    """Replace modules by quantised ones as config.json and the scales in the files say.
+
+    Args:
+        model: Unquantised; changed in place.
+        quantization: The ``quantization`` object of config.json: bits, group_size, mode, and settings by layer.
+        arrays: The checkpoint under parameter names.
+
+    Raises:
+        WeightsError: If a setting does not fit the tensors.
+    """
+
+    def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        named = quantization.get(path)
+        if isinstance(named, (bool, Mapping)):
+            return dict(named) if isinstance(named, Mapping) else named and f"{path}.scales" in arrays
+        if f"{path}.scales" not in arrays or f"{path}.weight" not in arrays:
+            return False
+        found: dict[str, Any] = infer_quant_config(path, module, arrays)
+        if not found["group_size"] or not found["bits"]:
+            # MLX would divide by it in native code, which ends the process.
+            raise ValueError(f"{path}.scales are of shape {arrays[f'{path}.scales'].shape}")
+        return found
+
+    try:
+        nn.quantize(
+            model,
+            group_size=quantization.get("group_size") or 64,
+            bits=quantization.get("bits") or 4,
+            mode=quantization.get("mode") or "affine",
+            class_predicate=settings,
+        )
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as e:
+        raise WeightsError(f"quantization in config.json does not fit the tensors ({e}); convert again.") from None
+
+
+def compute_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted: mx.Dtype | None) -> mx.Dtype:
+    """What floating parameters become: the wanted dtype, else float32 on MLX's CPU backend, else the file's own.
+
+    The CPU backend emulates half precision, at up to 40 times the cost of float32, and is there for correctness.
+    """
+    if wanted is not None:
+        return wanted
+    return mx.float32 if mx.default_device() == mx.cpu else file_dtype(raw, tensors)
+
+
+def file_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> mx.Dtype:
+    """The dtype that config.json names, else the commonest floating one of the tensors.
+
+    Raises:
+        WeightsError: If config.json names it by something else than text.
+    """
+    named = raw.get("torch_dtype") or raw.get("dtype")
+    if named is not None and not isinstance(named, str):
+        raise WeightsError(f"torch_dtype {shown(named)} in config.json is no text; give bfloat16, float16 or float32.")
+    if named in CONFIG_DTYPES:
+        return CONFIG_DTYPES[named]
+    floats = [t.dtype for t in tensors.values() if t.dtype in FLOATS]
+    return DTYPES[max(set(floats), key=floats.count)] if floats else mx.float32
+
+
+def check_dtype(tensor: Tensor) -> None:
+    """Raises WeightsError where MLX has no such dtype."""
+    if tensor.dtype not in DTYPES:
+        raise WeightsError(
+            f"{tensor.name} has dtype {tensor.dtype}, which is not supported; use the bfloat16 or the mlx-community "
+            "form of the checkpoint."
+        )
+
+
+def load_arrays(
+    entries: Mapping[str, Tensor | dict[int, Tensor]], num_experts: int, dtype: mx.Dtype, exact: bool = False
+) -> dict[str, mx.array]:
+    """Lazy arrays under parameter names: experts stacked, floats cast as `cast` does.
+
+    Raises:
+        WeightsError: If an expert is missing or the experts of a stack differ in shape or dtype, or a tensor has a
+            dtype that MLX does not take.
+    """
+    opened: dict[Path, dict[str, mx.array]] = {}
+
+    def read(tensor: Tensor) -> mx.array:
+        check_dtype(tensor)
+        if tensor.file not in opened:
+            opened[tensor.file] = _mapped(tensor.file)
+        return opened[tensor.file][tensor.name]
+
+    arrays = {}
+    for name, entry in entries.items():
+        if isinstance(entry, dict):
+            array = mx.stack([read(tensor) for tensor in in_order(name, entry, num_experts)])
+        else:
+            array = read(entry)
+        arrays[name] = cast(name, array, dtype, exact)
+    return arrays
+
+
+def cast(name: str, array: mx.array, dtype: mx.Dtype, exact: bool) -> mx.array:
+    """A floating array in ``dtype``; router, expert bias and, if ``exact``, the head in float32."""
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    array = array.astype(mx.float32 if name.endswith(FLOAT32) else dtype)
+    return array.astype(mx.float32) if exact and name == "lm_head.weight" else array
+
+
+def give(model: Model, arrays: dict[str, mx.array]) -> None:
+    """Make arrays the model's parameters, which is in evaluation mode then; they are computed when they are used.
+
+    Unquantised matrices are put in memory by columns where MLX's CPU backend will multiply by them; shapes stay. Its
+    float32 product with a transposed matrix takes 1.7 to 2.3 times as long as with a plain one (MLX 0.32.4 on Linux),
+    and a layer multiplies by its weight transposed.
+
+    Args:
+        model: With the modules that the arrays are for.
+        arrays: Under parameter names; changed in place, so that the old ones are freed.
+    """
+    for name, array in arrays.items():
+        if lies_by_columns(name, array):
+            arrays[name] = mx.contiguous(array.swapaxes(-1, -2)).swapaxes(-1, -2)
+    model.load_weights(list(arrays.items()))
+    model.eval()
+
+
+def lies_by_columns(name: str, array: mx.array) -> bool:
+    """Whether `give` moves the parameter; an embedding is read by rows and stays."""
+    is_matrix = name.endswith(".weight") and array.ndim > 1 and array.dtype == mx.float32
+    return is_matrix and not name.endswith("word_embeddings.weight") and mx.default_device() == mx.cpu
+
+
+def check(model: Model, arrays: Mapping[str, mx.array], folder: Path | str) -> None:
+    """Hold the checkpoint against the model's parameters.
+
+    Raises:
+        WeightsError: As `check_shapes`; it lists tensors of the wrong dtype too.
+    """
+    parameters = dict(tree_flatten(model.parameters()))
+    common = sorted(set(parameters) & set(arrays))
+    kinds = [f"{n} {_kind(arrays[n])}" for n in common if _kind(arrays[n]) != _kind(parameters[n])]
+    found, wanted = ({n: tuple(a.shape) for n, a in each.items()} for each in (arrays, parameters))
+    check_shapes(found, wanted, folder, kinds)
+
+
+def check_shapes(found: Shapes, wanted: Shapes, source: Path | str, kinds: Sequence[str] = ()) -> None:
+    """Hold the shapes of a checkpoint's parameters against those of the model.
+
+    Args:
+        found, wanted: Shapes by name.
+        source: What to call the checkpoint.
+        kinds: Names with a dtype that is wrong.
+
+    Raises:
+        WeightsError: One message that lists all missing, unknown and misshapen ones.
+    """
+    common = sorted(set(found) & set(wanted))
+    problems = {
+        "missing": sorted(set(wanted) - set(found)),
+        "unknown": sorted(set(found) - set(wanted)),
+        "misshapen": [f"{n} {found[n]} instead of {wanted[n]}" for n in common if found[n] != wanted[n]],
+        "of the wrong dtype": kinds,
+    }
+    said = "; ".join(f"{what} {some(names)}" for what, names in problems.items() if names)
+    if said:
+        raise WeightsError(f"{source} does not match its config.json: {said}. Download it again.")
+
+
+def _kind(array: mx.array) -> str:
+    """What a parameter's dtype must be: floats are cast, packed ones are taken as they are."""
+    return "float" if mx.issubdtype(array.dtype, mx.floating) else str(array.dtype).removeprefix("mlx.core.")
+
+
+def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exact: bool) -> str:
+    """A short name for what the model computes: configuration, precision, headers, and samples of every tensor.
+
+    Up to 16 places of 4 KiB, evenly spread from its first byte to its last, are read of each tensor, since a finetune
+    may leave a file's size, ends and most of its tensors as they were. A file whose header holds checksums of its data
+    is known by those.
+    """
+    # The default is left out, so that what older versions kept is found again.
+    keys = {k: v for k, v in asdict(config).items() if (k, v) != ("decay_layer_offset", 0)}
+    digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode())
+    digest.update(f"{dtype}{exact}".encode())
+    for shard in shards:
+        header = read_header(shard)
+        digest.update(header.raw)
+        if EXPERT_DIGESTS in header.metadata:
+            continue
+        with shard.open("rb") as f:
+            for _, tensor in sorted(header.tensors.items()):
+                for at in _places(tensor.start, tensor.end):
+                    f.seek(len(header.raw) + at)
+                    digest.update(f.read(min(SAMPLE_BYTES, tensor.end - at)))
+    return digest.hexdigest()[:32]
+
+
+def _places(start: int, end: int) -> list[int]:
+    """Where to sample bytes ``start`` to ``end``: one place for every MiB, at most 16, the last one at the end."""
+    last = max(start, end - SAMPLE_BYTES)
+    count = min(16, 1 + (end - start) // (1 << 20))
+    return sorted({start + (last - start) * i // count for i in range(count + 1)})
+
+
+def _mapped(file: Path) -> dict[str, mx.array]:
+    try:
+        loaded = mx.load(str(file), format="safetensors")
+    except (RuntimeError, ValueError) as e:
+        raise WeightsError(f"{file} cannot be loaded ({e}); use another form of the checkpoint.") from None
+    assert isinstance(loaded, dict)
+    return loaded

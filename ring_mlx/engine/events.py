@@ -1,0 +1,261 @@
+"""The requests and events of a session, as plain values without MLX.
+
+An answer is a stream of events::
+
+    Loading*  PrefillProgress*  (ThinkingText | AnswerText | ToolCall | Revised)*  Statistics?  End
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ring_mlx.errors import OptionError
+from ring_mlx.generation.sampling_ranges import REST
+from ring_mlx.generation.thinking import Thinking
+from ring_mlx.model.kv_quantization import KVQuantization
+
+Reason = Literal["stop", "length", "stopped", "error"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; the samplers and processors of mlx-lm under its names.
+
+    Args:
+        temp, top_p, min_p, top_k, repetition_penalty: None is what the checkpoint says, or else its family, as
+            `ring_mlx.generation.defaults` has it.
+        seed: Repeats an answer; without it one is drawn, and `Statistics` names it.
+    """
+
+    temp: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    top_k: int | None = None
+    min_tokens_to_keep: int = 1
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repetition_penalty: float | None = None
+    repetition_context_size: int = 20
+    presence_penalty: float | None = None
+    presence_context_size: int = 20
+    frequency_penalty: float | None = None
+    frequency_context_size: int = 20
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and what is kept of what it reads; `ring_mlx.Session` says what each means."""
+
+    model: str | os.PathLike[str] = field(kw_only=False)
+    revision: str | None = None
+    exact: bool = False
+    decay_layer_offset: int | str | None = None
+    expert_cache_bytes: int | None = None
+    expert_policy: str | None = None
+    adapter_path: str | os.PathLike[str] | None = None
+    memory_budget_bytes: int | None = None
+    store: str | os.PathLike[str] | bool = True
+    store_budget_bytes: int = 8 << 30
+    read_ahead: bool = True
+    thinking: Thinking = field(default_factory=Thinking)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Those that `ring_mlx.load` takes."""
+        names = ("revision", "exact", "decay_layer_offset", "expert_cache_bytes", "expert_policy", "adapter_path")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions(ModelOptions):
+    """What a session is made with; `ring_mlx.Session` says what each means."""
+
+    kv_quantization: KVQuantization | None = None
+    store_kv_bits: int | None = None
+    prefill_step_tokens: int | None = None
+    snapshot_every_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.store_kv_bits not in (None, 4, 8):
+            raise OptionError(f"store_kv_bits {self.store_kv_bits} is not 4 or 8; give one of them or None.")
+        for name in ("prefill_step_tokens", "snapshot_every_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise OptionError(f"{name} {getattr(self, name)} is not positive; give 1 or more.")
+        for name in ("memory_budget_bytes", "store_budget_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise OptionError(f"{name} {getattr(self, name)} is negative; give 0 or more.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to answer; `ring_mlx.Session.send` says what each means."""
+
+    prompt: str | Sequence[Mapping[str, Any]]
+    sampling: Sampling = Sampling()
+    max_tokens: int = REST
+    thinking_budget: int | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_options: Mapping[str, Any] | None = None
+    continue_last: bool = False
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The model is being loaded; ``done`` of ``total`` parts are in memory, 0 of 0 while files are found."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PrefillProgress:
+    """The prompt is being read.
+
+    Args:
+        done: Tokens that need no more reading, reused ones included.
+        total: Tokens of the prompt.
+        reused: Tokens that a snapshot knew.
+        eta_s: Seconds until the first token, or None before there is a measure.
+    """
+
+    done: int
+    total: int
+    reused: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class ThinkingText:
+    """A piece of the thought, without tags."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerText:
+    """A piece of the answer, without thinking tags and tool calls."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A finished call: ``<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>``.
+
+    ``raw`` is what the model said, tags included; of several calls in one block, the first has it.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    raw: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Revised:
+    """What has been said so far is otherwise: texts and calls are to be forgotten, and the answer comes once more.
+
+    Args:
+        thought: The whole thought so far.
+    """
+
+    thought: str
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the answer cost.
+
+    Args:
+        prompt_tokens: Of the whole prompt, ``read_tokens + reused_tokens``.
+        read_tokens: Run through the model for this answer.
+        reused_tokens: Known from snapshots.
+        prompt_tps: Tokens read a second.
+        time_to_first_token_s: From the start of the work, waiting in the queue not included.
+        generated_tokens: Thought, tags and stop token included.
+        thinking_tokens: Of these, the thought.
+        generation_tps: Tokens generated a second.
+        peak_memory_bytes: Of the process on the device, since it started.
+        seed: With which the answer can be had again.
+        quantization: Of the weights, in words.
+        kv_quantization: Of keys and values, in words.
+    """
+
+    prompt_tokens: int = 0
+    read_tokens: int = 0
+    reused_tokens: int = 0
+    prompt_tps: float = 0.0
+    time_to_first_token_s: float = 0.0
+    generated_tokens: int = 0
+    thinking_tokens: int = 0
+    generation_tps: float = 0.0
+    peak_memory_bytes: int = 0
+    seed: int | None = None
+    quantization: str = ""
+    kv_quantization: str = ""
+
+
+@dataclass(frozen=True)
+class End:
+    """The last event.
+
+    Args:
+        reason: "stop" (the model ended), "length" (``max_tokens`` or the context), "stopped" (`Session.stop`) or
+            "error" (the iterator raises next).
+        message: The assistant's turn, to append to the conversation: role, content, and where there are any
+            ``reasoning_content`` and ``tool_calls``. Empty if the prompt was not read to its end.
+        error: The failure in one line, or "".
+    """
+
+    reason: Reason
+    message: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | Revised | Statistics | End
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that a session holds.
+
+    ``memory_limit_bytes`` is what this machine should give a model: on Metal the recommended working set. ``sampling`` is
+    what holds where a request says nothing.
+    """
+
+    name: str
+    context_tokens: int
+    quantization: str
+    kv_quantization: str
+    has_chat_template: bool
+    fingerprint: str
+    memory_limit_bytes: int
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a session has done since it started.
+
+    Args:
+        read_tokens: Prompt tokens run through the model, those read ahead included.
+        ahead_tokens: Of these, read while nobody waited.
+        reused_tokens: Prompt tokens known from snapshots.
+        generated_tokens: Of all answers.
+        snapshots: Held in memory.
+        snapshot_bytes: What they take, shared blocks counted once.
+    """
+
+    read_tokens: int = 0
+    ahead_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    snapshots: int = 0
+    snapshot_bytes: int = 0

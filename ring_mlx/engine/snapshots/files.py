@@ -1,0 +1,138 @@
+"""Arrays in files whose names are their checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ring_mlx.system.files import is_plain, open_plain, sync_path, unfinished
+
+UNSEALED = "0" * 64
+MOST_HEADER_BYTES = 1 << 20  # ours have a few kilobytes; a large one takes seconds and gigabytes to read
+
+
+def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str]) -> tuple[str, int]:
+    """Write arrays to a safetensors file whose name is its SHA-256; the same content is written once.
+
+    Many are written at a time: `sync_path` of the folder must follow before anything on the disk names them.
+
+    Returns:
+        The name and the size in bytes.
+    """
+    with unfinished(folder) as new:
+        mx.save_safetensors(str(new), dict(arrays), dict(header))
+        name, size = checksum(new), new.stat().st_size
+        path = blob_path(folder, name)
+        if not is_plain(path) or path.stat().st_size != size:
+            sync_path(new)
+            os.replace(new, path)
+    return name, size
+
+
+def read_blob(folder: Path, name: str, size: int, most_bytes: int) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays and the header of a blob.
+
+    Args:
+        folder: Of the blobs.
+        name: The blob's.
+        size: Bytes that the file has.
+        most_bytes: Bytes that it may have; more are not read, not even for the checksum.
+
+    Raises:
+        ValueError: If the content is not what the name says.
+        OSError: If the file is missing or unreadable.
+    """
+    path = blob_path(folder, name)
+    found = path.lstat().st_size
+    if found != size or found > most_bytes:
+        raise ValueError(f"{path.name} has {found} bytes")
+    if checksum(path) != name:
+        raise ValueError(f"{path.name} does not hold what its name says")
+    arrays, header = read_arrays(path)
+    mx.eval(arrays)
+    return arrays, header
+
+
+def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays, still unread, and the metadata of a safetensors file, whose header is held against its size.
+
+    Raises:
+        ValueError: If it is not a safetensors file.
+        OSError: If the file is missing or unreadable.
+    """
+    with open(path, "rb") as f:
+        if int.from_bytes(f.read(8), "little") > MOST_HEADER_BYTES:
+            raise ValueError(f"its header is larger than {MOST_HEADER_BYTES} bytes")
+    try:
+        with safe_open(path, framework="numpy") as f:  # MLX believes a header; this checks it.
+            header = dict(f.metadata() or {})
+        arrays = mx.load(str(path), format="safetensors")
+    except (SafetensorError, RuntimeError) as e:
+        if os.path.exists(path):
+            raise ValueError(str(e)) from None
+        raise FileNotFoundError(path) from None
+    except MemoryError:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from None
+    assert isinstance(arrays, dict)
+    return arrays, header
+
+
+def seal(path: Path) -> None:
+    """Put a safetensors file's SHA-256 into its metadata, in the place of `UNSEALED` under "checksum"."""
+    digest, at = _sealed_checksum(path, UNSEALED)
+    with path.open("r+b") as f:
+        f.seek(at)
+        f.write(digest.encode())
+
+
+def check_seal(path: Path, digest: str) -> None:
+    """Hold a file against its `seal`: no byte of it may have changed.
+
+    Raises:
+        ValueError: If one did.
+    """
+    if _sealed_checksum(path, digest)[0] != digest:
+        raise ValueError("it does not match its checksum")
+
+
+def _sealed_checksum(path: Path, sealed: str) -> tuple[str, int]:
+    """SHA-256 of a file as if it had no seal yet, and where its seal is."""
+    with path.open("rb") as f:
+        length = f.read(8)
+        header = f.read(int.from_bytes(length, "little"))
+        entry, blank = (f'"checksum":"{text}"'.encode() for text in (sealed, UNSEALED))
+        if header.count(entry) != 1:
+            raise ValueError("its checksum is not where it should be")
+        digest = hashlib.sha256(length + header.replace(entry, blank))
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest(), 8 + header.index(entry) + entry.index(sealed.encode())
+
+
+def blob_path(folder: Path, name: str) -> Path:
+    """Where a blob of that name is."""
+    return folder / f"{name}.safetensors"
+
+
+def array_checksum(arrays: Mapping[str, mx.array]) -> str:
+    """SHA-256 of names, shapes, dtypes and contents, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        a = arrays[name]
+        digest.update(f"{name} {a.dtype} {a.shape} ".encode())
+        digest.update(np.array(mx.contiguous(a).reshape(-1).view(mx.uint8)).data)
+    return digest.hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file that is no link, in hexadecimal."""
+    with open_plain(path) as f:
+        return hashlib.file_digest(cast(Any, f), "sha256").hexdigest()

@@ -1,0 +1,92 @@
+"""What a model keeps of a sequence, layer by layer: arrays from a file are held against it before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ring_mlx.engine.snapshots.blocks import Snapshot
+
+BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Of one model.
+
+    Args:
+        linear: Of each layer, whether it is linear.
+        heads: H of a linear layer's state [1, H, D, D] float32.
+        kv_heads: Hkv of a softmax layer's keys and values [1, Hkv, T, D].
+        head_dim: D.
+        vocab_size: Of the logits [1, vocab] float32.
+        dtype: Of keys and values.
+        context_tokens: Most tokens of a sequence.
+    """
+
+    linear: tuple[bool, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    dtype: mx.Dtype
+    context_tokens: int
+
+    def most_bytes(self, count: int) -> int:
+        """Most bytes that ``count`` tokens, the states after them and logits take; quantised ones take less."""
+        state, token = 4 * self.heads * self.head_dim**2, 2 * self.dtype.size * self.kv_heads * self.head_dim
+        layers = sum(self.linear)
+        return layers * state + (len(self.linear) - layers) * token * count + 4 * self.vocab_size
+
+    def check_count(self, count: int) -> None:
+        """Hold a number of tokens against the model's context; raises as `check`."""
+        if count > self.context_tokens:
+            raise ValueError(f"it is of {count} tokens, more than the {self.context_tokens} of the model's context")
+
+    def check(self, s: Snapshot) -> None:
+        """Hold a snapshot against the model.
+
+        Raises:
+            ValueError: If the model could not have made it.
+        """
+        self.check_count(s.offset)
+        if (len(s.states), len(s.form)) != (sum(self.linear), len(self.linear) - sum(self.linear)):
+            raise ValueError("it has another number of layers than the model")
+        for state in s.states:
+            if state is not None:
+                self.check_state(state)
+        for part in s.parts:
+            at = 0
+            for layer in s.form:
+                count = 1 if layer is None else 3
+                for start in (at, at + count):
+                    self.check_kv(part.arrays[start : start + count], layer, len(part.tokens))
+                at += 2 * count
+        if s.logits is not None:
+            _hold("logits", s.logits, (1, self.vocab_size), mx.float32)
+
+    def check_state(self, state: mx.array) -> None:
+        """Hold a linear layer's state against the model; raises as `check`."""
+        _hold("a state", state, (1, self.heads, self.head_dim, self.head_dim), mx.float32)
+
+    def check_kv(self, arrays: Sequence[mx.array], layer: tuple[int, int] | None, count: int) -> None:
+        """Hold the keys, or the values, of ``count`` tokens against the model; raises as `check`."""
+        rows, D = (1, self.kv_heads, count), self.head_dim
+        if layer is None:
+            (plain,) = arrays
+            _hold("keys or values", plain, (*rows, D), self.dtype)
+            return
+        bits, group_size = layer
+        if bits not in BITS or group_size not in GROUP_SIZES or D % group_size:
+            raise ValueError(f"{bits} bits in groups of {group_size} cannot be")
+        w, scales, biases = arrays
+        _hold("quantised keys or values", w, (*rows, D * bits // 32), mx.uint32)
+        for part in (scales, biases):
+            _hold("scales or biases", part, (*rows, D // group_size), self.dtype)
+
+
+def _hold(what: str, a: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    if a.shape != shape or a.dtype != dtype:
+        raise ValueError(f"{what} {list(a.shape)} {a.dtype} where the model has {list(shape)} {dtype}")

@@ -1,0 +1,1 @@
+"""From a prompt to text: prefill, decoding, sampling, thoughts and tool calls."""

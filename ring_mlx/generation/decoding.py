@@ -1,0 +1,204 @@
+"""Prefill and decode: tokens in, tokens out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import maybe_quantize_kv_cache
+from mlx_lm.sample_utils import greedy_sampler
+
+from metal_kernels import choices, launch
+from ring_mlx.errors import ModelError, PromptError
+from ring_mlx.model.kv_quantization import KVQuantization
+from ring_mlx.model.model import Model
+from ring_mlx.system.wired import Wired
+
+CLEAR_EVERY_TOKENS = 256
+
+Sampler = Callable[[mx.array], mx.array]
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+Progress = Callable[[int, int], None]
+
+
+def prefill_step_or_default(asked: int | None = None) -> int:
+    """Prompt tokens a step: as asked, or as this machine chose, or 2,048 on a GPU and 128 on a CPU."""
+    return int(choices.chosen("prefill_step")) if asked is None else asked
+
+
+def step_sizes(total: int, step: int) -> list[int]:
+    """Tokens of each of the steps in which ``total`` are read, at most ``step`` each, as `prefill` takes them."""
+    return [min(step, total - start) for start in range(0, total, step)]
+
+
+def generate_step(
+    prompt: Sequence[int] | mx.array,
+    model: Model,
+    cache: Any,
+    *,
+    max_tokens: int = 256,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    prefill_step_size: int | None = None,
+    kv_quantization: KVQuantization | None = None,
+    progress: Progress | None = None,
+    next_forced: Callable[[], int | None] | None = None,
+) -> Iterator[tuple[int, mx.array]]:
+    """Read the prompt in steps, then yield tokens, computing each while the one before is handled.
+
+    A token is fed to the cache before it is yielded, but for the last of ``max_tokens``; ``cache.offset`` says what
+    the cache has seen. Stopping anywhere leaves a cache that holds a prefix of prompt and output.
+
+    Args:
+        prompt: Ids [T], at least one, that continue the cache.
+        model: The model.
+        cache: From ``model.make_cache()``; updated in place.
+        max_tokens: How many.
+        sampler: Log-probabilities [1, vocab] to ids [1]; by default, and with mlx-lm's ``greedy_sampler``, the likeliest.
+        logits_processors: mlx-lm's kind, applied in order to (ids so far, logits [1, vocab]).
+        prefill_step_size: Prompt tokens a step, by default `prefill_step_or_default`.
+        kv_quantization: For the softmax layers, or None.
+        progress: Called with (prompt tokens done, all) before the first step and after each.
+        next_forced: Called before each token; an id that it returns takes the place of the sampled one.
+
+    Yields:
+        The id and its distribution, log-probabilities [vocab] float32, which are computed only where they are used.
+
+    Raises:
+        PromptError: If the prompt is empty.
+        ModelError: If the logits are not finite.
+    """
+    prompt = prompt if isinstance(prompt, mx.array) else mx.array(list(prompt), dtype=mx.int32)
+    total = prompt.size
+    if total == 0:
+        raise PromptError("the prompt is empty; give one id or more.")
+    report = progress or (lambda done, total: None)
+    sizes = step_sizes(total, prefill_step_or_default(prefill_step_size))
+    report(0, total)
+    with Wired():
+        for done, step_logits in prefill(prompt, model, cache, sizes, kv_quantization):
+            logits = step_logits
+            if done < total:
+                report(done, total)
+        tokens = decode(
+            logits,
+            model,
+            cache,
+            prompt,
+            max_tokens=max_tokens,
+            sampler=sampler,
+            logits_processors=logits_processors,
+            kv_quantization=kv_quantization,
+            next_forced=next_forced,
+        )
+        for n, (token, logprobs) in enumerate(tokens):
+            if n == 0:
+                report(total, total)
+            yield token, logprobs
+
+
+def prefill(
+    prompt: mx.array, model: Model, cache: Any, sizes: Sequence[int], kv_quantization: KVQuantization | None = None
+) -> Iterator[tuple[int, mx.array]]:
+    """Read a prompt in steps of the given sizes; leaving after any step leaves a usable cache.
+
+    Args:
+        prompt: Ids [T] that continue the cache.
+        model, cache, kv_quantization: As for `generate_step`.
+        sizes: Tokens of each step, T in all.
+
+    Yields:
+        Tokens done and the logits [1, vocab] float32 of the next token, which are computed if they are used; the
+        cache has been computed.
+    """
+    done = 0
+    with launch.doubting():
+        for size in sizes:
+            logits = _forward(prompt[done : done + size], model, cache, kv_quantization).astype(mx.float32)
+            done += size
+            if done == prompt.size:
+                mx.async_eval(logits)
+            mx.eval([c.state for c in cache])
+            mx.clear_cache()
+            yield done, logits
+
+
+def decode(
+    logits: mx.array,
+    model: Model,
+    cache: Any,
+    history: mx.array,
+    *,
+    max_tokens: int = 256,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    kv_quantization: KVQuantization | None = None,
+    next_forced: Callable[[], int | None] | None = None,
+) -> Iterator[tuple[int, mx.array]]:
+    """Yield tokens after a prompt that has been read, computing each while the one before is handled.
+
+    Args:
+        logits: Of the first token, [1, vocab] float32.
+        history: The ids read so far [T], for the processors.
+        model, cache, max_tokens, sampler, logits_processors, kv_quantization, next_forced: As for `generate_step`.
+
+    Yields:
+        As `generate_step`.
+
+    Raises:
+        ModelError: If the logits are not finite.
+    """
+    choose = None if sampler is greedy_sampler else sampler
+
+    def pick(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """The next id [1], the largest logit [1], and the distribution [vocab]; the likeliest id needs none."""
+        largest, exact = largest_logit(logits), logits.astype(mx.float32)
+        for process in logits_processors:
+            logits = exact = process(history, exact)
+        logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
+        y = choose(logprobs) if choose else mx.argmax(logits, axis=-1)
+        mx.async_eval(y, largest)
+        return y, largest, logprobs[0]
+
+    with launch.doubting():
+        y, largest, logprobs = pick(logits)
+        for n in range(max_tokens):
+            forced = next_forced() if next_forced else None
+            if forced is not None:
+                y = mx.array([forced], dtype=mx.int32)
+            if logits_processors:
+                history = mx.concatenate([history, y.astype(history.dtype)])
+            if n + 1 < max_tokens:
+                following = pick(_forward(y, model, cache, kv_quantization))
+            check_finite(np.asarray(largest).tolist())
+            yield int(np.asarray(y)[0]), logprobs
+            if n + 1 < max_tokens:
+                y, largest, logprobs = following
+            if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
+                mx.clear_cache()
+
+
+def largest_logit(logits: mx.array) -> mx.array:
+    """Of each row [..., vocab], for `check_finite`: NaN if there is one, and finite though some tokens are ruled out."""
+    return mx.max(logits, axis=-1).astype(mx.float32)
+
+
+def check_finite(largest: Iterable[float]) -> None:
+    """Raises ModelError unless every `largest_logit` is finite."""
+    wrong = [v for v in largest if not math.isfinite(v)]
+    if wrong:
+        raise ModelError(
+            f"the largest logit is {wrong[0]}, so no token follows; the weights are damaged or overflow: download or "
+            "convert the checkpoint again, or try --exact."
+        )
+
+
+def _forward(tokens: mx.array, model: Model, cache: Any, kv_quantization: KVQuantization | None) -> mx.array:
+    """Logits [1, vocab] after the tokens, in the model's dtype."""
+    logits = model(tokens[None], cache, last_only=True)[:, -1]
+    if kv_quantization is not None:
+        maybe_quantize_kv_cache(cache, kv_quantization.start, kv_quantization.group_size, kv_quantization.bits)
+    return logits

@@ -1,0 +1,113 @@
+"""Turns generated tokens into a session's events and the assistant's message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ring_mlx.engine.events import AnswerText, Event, Revised, ThinkingText, ToolCall
+from ring_mlx.generation.stream import GenerationEvent
+from ring_mlx.generation.thinking import Opening, ThoughtSplitter
+from ring_mlx.generation.tool_calls import ToolCallSplitter
+from ring_mlx.system.surrogates import whole_text
+
+
+class Speech:
+    """What the model has said.
+
+    Line breaks around a thought are the template's, not the thought's or the answer's.
+
+    Args:
+        before: The message that the model continues, or None.
+        has_tools: Whether the model was given tools; without any, what looks like a call is text.
+    """
+
+    def __init__(self, before: Mapping[str, Any] | None = None, has_tools: bool = False) -> None:
+        self.tokens: list[int] = []
+        self.thinking_tokens = 0
+        self._last: GenerationEvent | None = None
+        self._calls = ToolCallSplitter() if has_tools else None
+        self._found: list[ToolCall] = []
+        self._held: list[str | ToolCall] = []
+        self._opening = Opening()
+        self._thought, self._answer = self._before = ("", "") if before is None else _parts(before)
+
+    @property
+    def last(self) -> GenerationEvent:
+        """The latest event; there is one once a token has been generated."""
+        assert self._last is not None
+        return self._last
+
+    def add(self, e: GenerationEvent) -> Iterator[Event]:
+        """Take one generated token; the last one has a finish reason."""
+        self._last = e
+        self.tokens.append(e.token)
+        self.thinking_tokens = e.thinking_tokens
+        if e.revised is not None:
+            yield self._revise(e.revised[0])
+        else:
+            yield from self._think(e.thinking_text)
+        text = e.answer_text if e.revised is None else e.revised[1]
+        pieces: list[str | ToolCall] = [text] if self._calls is None else self._calls.feed(text)
+        if self._calls is not None and e.finish_reason is not None:
+            pieces += self._calls.flush()
+        for piece in self._certain(pieces, e.is_certain):
+            yield from self._say(piece)
+
+    @property
+    def is_all_thought(self) -> bool:
+        """Whether there is a thought, and neither an answer nor a call."""
+        return self.thinking_tokens > 0 and not self._answer.strip() and not self._found
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's turn, as templates want it."""
+        message: dict[str, Any] = {"role": "assistant", "content": self._answer}
+        if thought := self._thought.strip("\r\n"):
+            message["reasoning_content"] = thought
+        if self._found:
+            message["tool_calls"] = [
+                {"type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}} for c in self._found
+            ]
+        return message
+
+    def _certain(self, pieces: list[str | ToolCall], is_certain: bool) -> list[str | ToolCall]:
+        """What can be told: a call, and what follows it, only where it cannot turn out to be a part of a thought.
+
+        Texts can be taken back, calls may have been executed by then.
+        """
+        held = [*self._held, *pieces]
+        count = next((n for n, piece in enumerate(held) if isinstance(piece, ToolCall)), len(held))
+        count = len(held) if is_certain else count
+        self._held = held[count:]
+        return held[:count]
+
+    def _think(self, text: str) -> Iterator[Event]:
+        if text := text if self._thought else text.lstrip("\r\n"):
+            self._thought += text
+            yield ThinkingText(text)
+
+    def _revise(self, thought: str) -> Event:
+        """Begin again with another thought: the text that the message began with belongs to it."""
+        self._calls = ToolCallSplitter() if self._calls is not None else None
+        self._found, self._held, self._answer, self._opening = [], [], "", Opening()
+        self._thought = "".join([*self._before, thought]).lstrip("\r\n")
+        return Revised(self._thought)
+
+    def _say(self, piece: str | ToolCall) -> Iterator[Event]:
+        if isinstance(piece, ToolCall):
+            self._found.append(piece)
+            yield piece
+            return
+        if self.thinking_tokens and not self._answer:
+            piece = self._opening.feed(piece)
+        if piece:
+            self._answer += piece
+            yield AnswerText(piece)
+
+
+def _parts(message: Mapping[str, Any]) -> tuple[str, str]:
+    """The thought and the answer of a message."""
+    splitter = ThoughtSplitter()
+    parts = splitter.feed_last(whole_text(str(message.get("content") or "")))
+    thought, answer = splitter.revised or parts
+    return whole_text(str(message.get("reasoning_content") or "")) + thought, answer

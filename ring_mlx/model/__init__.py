@@ -1,0 +1,1 @@
+"""The hybrid model: its config, layers, caches and compiled decode step."""

@@ -1,0 +1,183 @@
+"""Adapters from mlx_lm.lora, applied to a model: LoRA, DoRA or whole layers.
+
+A layer with an adapter runs on MLX's operations, and the kernels that would have read its weight pass it by
+(`ring_mlx.model.packing`); all other layers keep theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.regular_files import open_regular, read_json
+from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
+from ring_mlx.errors import WeightsError
+from ring_mlx.model.config_values import is_count, is_number, shown, some
+from ring_mlx.model.dora import DoRA
+from ring_mlx.model.model import Model
+
+SETTINGS, TENSORS = "adapter_config.json", "adapters.safetensors"
+FOREIGN = "adapter_model.safetensors"
+LEAVES = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m"), "full": ()}
+LINEAR, EMBEDDING = (nn.Linear, nn.QuantizedLinear), (nn.Embedding, nn.QuantizedEmbedding)
+EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder of mlx_lm.lora's.
+
+    Attributes:
+        folder: Where it lies.
+        kind: "lora", "dora", or "full" for layers that were trained whole.
+        rank, scale: As in ``y = W x + scale (x A) B``; of "full" they say nothing.
+        tensors: What its file holds.
+        mark: Stands for everything in it that changes what a model says.
+    """
+
+    folder: Path
+    kind: str
+    rank: int
+    scale: float
+    tensors: dict[str, Tensor]
+    mark: str
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory beside the model."""
+        return 0 if self.kind == "full" else sum(4 * math.prod(t.shape) for t in self.tensors.values())
+
+    def check(self, model: Model, are_experts_on_disk: bool = False) -> None:
+        """Hold it against the model that it is for.
+
+        Raises:
+            WeightsError: If it is not for this model, or it is for experts that are read from the checkpoint on demand.
+        """
+        if are_experts_on_disk and any(".switch_mlp." in name for name in self.tensors):
+            raise self._wrong("changes routed experts, which --expert-cache-bytes reads as they are; leave that out")
+        found = dict(tree_flatten(model.parameters())) if self.kind == "full" else self._expected(model)
+        expected = {name: tuple(getattr(value, "shape", value)) for name, value in found.items()}
+        tensors = self.tensors
+        both = sorted(tensors.keys() & expected.keys())
+        packed = [n for n in both if isinstance(v := found[n], mx.array) and not mx.issubdtype(v.dtype, mx.floating)]
+        problems = {
+            "unknown": sorted(tensors.keys() - expected.keys()),
+            "missing": [] if self.kind == "full" else sorted(expected.keys() - tensors.keys()),
+            "misshapen": [f"{n} {tensors[n].shape} not {expected[n]}" for n in both if tensors[n].shape != expected[n]],
+            "no floats": [
+                f"{n} {tensors[n].dtype}" for n in both if tensors[n].dtype not in weights.FLOATS or n in packed
+            ],
+        }
+        said = "; ".join(f"{what} {some(names)}" for what, names in problems.items() if names)
+        if said:
+            raise self._wrong(f"does not fit the model ({said}); give one that was trained on this checkpoint")
+
+    def put_into(self, arrays: dict[str, mx.array]) -> None:
+        """Layers that were trained whole take the place of the checkpoint's, in their precision."""
+        if self.kind == "full":
+            arrays.update({name: new.astype(arrays[name].dtype) for name, new in self._arrays().items()})
+
+    def attach(self, model: Model) -> None:
+        """Put LoRA or DoRA around the layers of a model that has its weights."""
+        if self.kind == "full":
+            return
+        modules, arrays = dict(model.named_modules()), self._arrays()
+        for path in self._paths():
+            parent, _, name = path.rpartition(".")
+            adapted = _lora(modules[path], self.rank, self.scale)
+            adapted.lora_a, adapted.lora_b = arrays[f"{path}.lora_a"], arrays[f"{path}.lora_b"]
+            if self.kind == "dora":
+                adapted = DoRA(adapted, modules[path], arrays[f"{path}.m"])
+            setattr(modules[parent], name, adapted)
+        model.eval()
+
+    def fingerprint(self, model: str) -> str:
+        """The fingerprint of a model with this adapter."""
+        return hashlib.sha256(f"{model} {self.mark}".encode()).hexdigest()[:32]
+
+    def _paths(self) -> list[str]:
+        return sorted({name.rpartition(".")[0] for name in self.tensors})
+
+    def _expected(self, model: Model) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each tensor for the layers that the file names, as far as they can have an adapter."""
+        modules, expected = dict(model.named_modules()), {}
+        for path in self._paths():
+            shapes = _shapes(modules.get(path), self.rank)
+            for leaf in LEAVES[self.kind] if shapes and (self.kind == "lora" or len(shapes) == 3) else ():
+                expected[f"{path}.{leaf}"] = shapes[leaf]
+        return expected
+
+    def _arrays(self) -> dict[str, mx.array]:
+        return weights.load_arrays(self.tensors, 0, mx.float32)
+
+    def _wrong(self, seen: str) -> WeightsError:
+        return WeightsError(f"the adapter in {self.folder} {seen}.")
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
+    """Read what mlx_lm.lora wrote, without its weights.
+
+    Raises:
+        WeightsError: If it is missing, damaged, or of another kind.
+    """
+    path = Path(os.path.expanduser(folder))
+    for name in (SETTINGS, TENSORS):
+        if not os.path.exists(path / name):
+            is_foreign = os.path.exists(path / FOREIGN)
+            remedy = "PEFT's are not read; train it with `ring-mlx mlx-lm lora`" if is_foreign else "correct the path"
+            raise WeightsError(f"no {name} in {path}; give the folder of an adapter of mlx_lm.lora ({remedy}).")
+    raw = read_json(path / SETTINGS, WeightsError)
+    kind = raw.get("fine_tune_type", "lora")
+    if not isinstance(kind, str) or kind not in LEAVES:
+        raise WeightsError(
+            f"fine_tune_type {shown(kind)} in {path / SETTINGS} is none of {', '.join(LEAVES)}; correct it."
+        )
+    rank, scale = (0, 0.0) if kind == "full" else _parameters(raw, path / SETTINGS)
+    tensors = read_header(path / TENSORS).tensors
+    if not tensors:
+        raise WeightsError(f"{path / TENSORS} holds no tensors; give an adapter that was trained.")
+    with open_regular(path / TENSORS, WeightsError) as file:
+        digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+    return Adapter(path, kind, rank, scale, tensors, f"{kind} {rank} {scale} {digest}")
+
+
+def _parameters(raw: Mapping[str, Any], file: Path) -> tuple[int, float]:
+    given = raw.get("lora_parameters")
+    given = given if isinstance(given, Mapping) else {}
+    rank, scale = given.get("rank"), given.get("scale")
+    if not is_count(rank):
+        raise WeightsError(f"rank {shown(rank)} of lora_parameters in {file} is no whole number from 1; correct it.")
+    if not is_number(scale):
+        raise WeightsError(f"scale {shown(scale)} of lora_parameters in {file} is no finite number; correct it.")
+    return int(rank), float(scale)
+
+
+def _shapes(module: Any, rank: int) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that an adapter has for a layer; empty where it can have none."""
+    if not isinstance(module, (*LINEAR, *EMBEDDING, *EXPERTS)):
+        return {}
+    *count, rows, columns = module.weight.shape
+    if "scales" in module:
+        columns = columns * 32 // module.bits
+    if isinstance(module, EXPERTS):
+        return {"lora_a": (*count, rank, columns), "lora_b": (*count, rows, rank)}
+    first, last = (rows, columns) if isinstance(module, EMBEDDING) else (columns, rows)
+    return {"lora_a": (first, rank), "lora_b": (rank, last), "m": (rows,)}
+
+
+def _lora(module: Any, rank: int, scale: float) -> Any:
+    """mlx-lm's layer around another, whose own weights are still to come."""
+    kind: Any = LoRASwitchLinear if isinstance(module, EXPERTS) else LoRALinear
+    return (LoRAEmbedding if isinstance(module, EMBEDDING) else kind).from_base(module, r=rank, scale=scale)

@@ -1,0 +1,210 @@
+"""The hybrid model: tokens and a cache in, logits out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import create_attention_mask
+from mlx_lm.models.cache import ArraysCache, BatchKVCache
+
+from metal_kernels import choices, launch
+from ring_mlx.engine.snapshots.shapes import Shapes
+from ring_mlx.generation.defaults import FAMILY
+from ring_mlx.model.cache import HybridCache, make_kv_cache
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.decode_step import DecodeStep, is_worthwhile
+from ring_mlx.model.layer import DecoderLayer
+
+# Tokens of a call from which layers are computed one after the other, and how many may be under way.
+LONG_FROM_TOKENS = 512
+LAYERS_UNDER_WAY = 2
+
+
+class LanguageModel(nn.Module):
+    """Embedding, layers and final norm; attribute names are those of the checkpoints."""
+
+    def __init__(self, config: RingConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._step: DecodeStep | None = None
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Sequence[Any] | None = None,
+        hidden_states: list[mx.array] | None = None,
+        exact: bool = False,
+        last_only: bool = False,
+    ) -> mx.array:
+        """Run all layers.
+
+        Args:
+            tokens: [B, T] integer ids.
+            cache: One cache a layer, or None.
+            hidden_states: If given, the residual stream after the embedding and after each layer is appended.
+            exact: Keep the residual stream in float32.
+            last_only: Only the last position leaves the last layer.
+
+        Returns:
+            The normed residual stream [B, T, hidden], or [B, 1, hidden] with ``last_only``.
+        """
+        # MLX gives rows of some packed embeddings in bfloat16, whatever the other weights are.
+        x = self.word_embeddings(tokens).astype(mx.float32 if exact else self.norm.weight.dtype)
+        return self.norm(self._through(x, cache, hidden_states, last_only))
+
+    def _through(
+        self, x: mx.array, cache: Sequence[Any] | None, hidden_states: list[mx.array] | None, last_only: bool
+    ) -> mx.array:
+        """The residual stream from before the first layer to after the last; the caches move on."""
+        caches = [None] * len(self.layers) if cache is None else list(cache)
+        T = x.shape[1]
+        masks, offset = _masks(self.layers, caches, x)
+        step = self._decode_step() if hidden_states is None else None
+        if step is not None and step.accepts(x, caches):
+            x = step(x, caches, masks, offset)
+        else:
+            with launch.use(None) if self.training else nullcontext():  # kernels have no gradients
+                x = self._advance(x, caches, masks, offset, hidden_states, last_only)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            if layer.is_linear and layer_cache is not None:
+                layer_cache.advance(T)
+        return x
+
+    def _advance(
+        self,
+        x: mx.array,
+        caches: Sequence[Any],
+        masks: dict[bool, Any],
+        offset: int | mx.array,
+        hidden_states: list[mx.array] | None,
+        last_only: bool,
+    ) -> mx.array:
+        """The layers one by one; a long prompt is computed as it goes, lest all layers' temporaries be alive."""
+        is_long = x.shape[0] * x.shape[1] >= LONG_FROM_TOKENS and caches[-1] is not None and not self.training
+        under_way: deque[mx.array] = deque()
+        if hidden_states is not None:
+            hidden_states.append(x)
+        for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            is_last = i == len(self.layers) - 1
+            x = layer(x, masks[layer.is_linear], cache, offset, last_only and is_last and hidden_states is None)
+            if hidden_states is not None:
+                hidden_states.append(x)
+            elif is_long and not is_last:
+                mx.async_eval(x)
+                under_way.append(x)
+                if len(under_way) > LAYERS_UNDER_WAY:
+                    mx.eval(under_way.popleft())
+        return x
+
+    def _decode_step(self) -> DecodeStep | None:
+        """The compiled decode step, rebuilt for other layers or other choices; None where compiling does not pay."""
+        if self.training or not is_worthwhile():
+            return None
+        step = self._step
+        if step is None or step.layers is not self.layers or step.chosen != choices.active():
+            self._step = DecodeStep(self.layers)
+        return self._step
+
+
+class Model(nn.Module):
+    """A Ring-linear model, or a softmax sibling, as one callable.
+
+    Args:
+        config: The checked configuration.
+        exact: Residual stream, norms and head in float32 as well (router, state, decay and the sum over experts
+            always are), as section 5.2 of arXiv 2510.19338 asks for training and inference to agree.
+    """
+
+    def __init__(self, config: RingConfig, exact: bool = False) -> None:
+        super().__init__()
+        self.config, self.exact = config, exact
+        self.model_type = config.model_type
+        self.fingerprint = ""
+        self.sampling = FAMILY  # what holds where nobody says otherwise
+        self.model = LanguageModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: Sequence[Any] | None = None,
+        *,
+        hidden_states: list[mx.array] | None = None,
+        last_only: bool = False,
+    ) -> mx.array:
+        """Logits of the next token after every position.
+
+        Args:
+            tokens: [B, T] integer ids.
+            cache: From `make_cache`, or a list of mlx-lm caches; updated in place. None computes from scratch.
+            hidden_states: If given, the residual stream [B, T, hidden] after the embedding and after each layer is
+                appended.
+            last_only: Only the last position goes through the head.
+
+        Returns:
+            Logits [B, T, vocab], or [B, 1, vocab] with ``last_only``; float32 if ``exact``.
+        """
+        x = self.model(tokens, cache, hidden_states, self.exact, last_only)
+        if last_only:
+            x = x[:, -1:]
+        if self.config.tie_word_embeddings:
+            return self.model.word_embeddings.as_linear(x)
+        return self.lm_head(x)
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """The decoder layers, as mlx-lm's tools expect to find them."""
+        return self.model.layers
+
+    @property
+    def cache_shapes(self) -> Shapes:
+        """The shapes of what `make_cache` makes, for caches and snapshots that come from files."""
+        softmax = next(layer for layer in self.layers if not layer.is_linear)
+        return Shapes(
+            tuple(layer.is_linear for layer in self.layers),
+            softmax.attention.num_heads,
+            softmax.attention.num_key_value_heads,
+            self.config.head_dim,
+            self.config.vocab_size,
+            softmax.input_layernorm.weight.dtype,
+            self.config.context_tokens,
+        )
+
+    def make_cache(self, left_padding: Sequence[int] | None = None) -> HybridCache:
+        """An empty cache for one sequence, or for a batch of rows that may differ in length.
+
+        Args:
+            left_padding: Padding tokens before each row's first token, [B] (zeros where a batch has none); padding
+                neither enters nor decays a state, and no token attends to it. None makes a cache for one sequence.
+        """
+        if left_padding is None:
+            return HybridCache(ArraysCache(size=1) if layer.is_linear else make_kv_cache() for layer in self.layers)
+        pads = list(left_padding)
+        return HybridCache(
+            ArraysCache(size=1, left_padding=pads) if layer.is_linear else BatchKVCache(pads) for layer in self.layers
+        )
+
+
+def _masks(layers: list[DecoderLayer], caches: list[Any], x: mx.array) -> tuple[dict[bool, Any], int | mx.array]:
+    """The masks of softmax (False) and linear (True) layers, and the position of the first token.
+
+    Every model has a softmax layer (the last of a group, or the tail); its cache knows the position.
+    """
+    softmax = next(c for layer, c in zip(layers, caches, strict=True) if not layer.is_linear)
+    linear = next((c for layer, c in zip(layers, caches, strict=True) if layer.is_linear), None)
+    causal = create_attention_mask(x, softmax)
+    if softmax is None:
+        return {False: causal, True: None}, 0
+    if isinstance(causal, mx.array):
+        # A query in the padding may look at itself, so that no row of the softmax is empty.
+        T, L = causal.shape[-2:]
+        causal = causal | mx.eye(T, L, k=L - T, dtype=mx.bool_)
+    return {False: causal, True: None if linear is None else linear.make_mask(x.shape[1])}, softmax.offset

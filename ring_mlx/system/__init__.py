@@ -1,0 +1,1 @@
+"""What the operating system gives: files, memory, terminals and this installation."""

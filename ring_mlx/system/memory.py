@@ -1,0 +1,163 @@
+"""What fits into this machine's memory, and MLX's limits."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ring_mlx.errors import NoFitError
+from ring_mlx.model.config import RingConfig
+from ring_mlx.model.model import Model
+from ring_mlx.system import macos
+
+GB = 1e9
+WORKSPACE_BYTES = 1 << 29
+CACHE_LIMIT_BYTES = 2 << 30
+PLAIN_CONTEXT = 8192
+# What is left to macOS and other programs where the working set is raised: an eighth of the memory, at least so much.
+LEFT_BYTES = 4 << 30
+
+
+def budget_bytes() -> int:
+    """How much this machine should give a model.
+
+    On Metal the recommended working set; on CUDA the device's memory; else the physical memory. All less a tenth
+    where the number is all there is.
+    """
+    info = mx.device_info()
+    recommended = info.get("max_recommended_working_set_size")
+    if recommended:
+        return int(recommended)
+    total = info.get("total_memory") or info.get("memory_size")
+    if not total:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(int(total) * 0.9)
+
+
+def weight_bytes(model: Model, arrays: Mapping[str, mx.array]) -> int:
+    """Bytes that the parameters will take once evaluated."""
+    return sum(arrays[name].nbytes for name, _ in tree_flatten(model.parameters()) if name in arrays)
+
+
+def cache_bytes(config: RingConfig, tokens: int, element_bytes: int = 2) -> int:
+    """Bytes of a cache after ``tokens`` tokens of one sequence.
+
+    ::
+
+        softmax layers * 2 * Hkv * head_dim * tokens * element_bytes + linear layers * H * head_dim^2 * 4
+    """
+    linear = sum(config.is_linear(i) for i in range(config.num_hidden_layers))
+    softmax = config.num_hidden_layers - linear
+    kv = softmax * 2 * config.num_key_value_heads * config.head_dim * tokens * element_bytes
+    return kv + linear * config.num_attention_heads * config.head_dim**2 * 4
+
+
+def parameter_count(config: RingConfig) -> int:
+    """Parameters of a model of this shape, embeddings and head included, norms and biases not."""
+    c, total = config, 0
+    for i in range(c.num_hidden_layers):
+        width = c.num_attention_heads * c.head_dim
+        kv = width if c.is_linear(i) else c.num_key_value_heads * c.head_dim
+        total += c.hidden_size * (2 * width + 2 * kv + (width if c.is_linear(i) else 0))
+        if c.is_moe(i):
+            shared = c.num_shared_experts * c.moe_shared_expert_intermediate_size
+            routed = c.num_experts * c.moe_intermediate_size
+            total += c.hidden_size * (3 * (shared + routed) + c.num_experts)
+        else:
+            total += 3 * c.hidden_size * c.intermediate_size
+    return total + c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
+
+
+def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int | None = None) -> None:
+    """Refuse, before anything is read, a model that this machine cannot hold with a short conversation.
+
+    Args:
+        config: The model's.
+        needed_bytes: Its weights as they would be loaded.
+        name: What to call it.
+        limit_bytes: The machine's budget, by default `budget_bytes`.
+
+    Raises:
+        NoFitError: Naming what is needed, what there is and what would fit.
+    """
+    limit = budget_bytes() if limit_bytes is None else limit_bytes
+    extra = extra_bytes(config)
+    if needed_bytes + extra <= limit:
+        return
+    advice = _what_fits(config, needed_bytes, limit - extra)
+    if command := wired_limit_command(needed_bytes + extra):
+        advice += f", or raise what macOS gives until the next start: {command}"
+    raise NoFitError(
+        f"{name} needs {(needed_bytes + extra) / GB:.1f} GB (weights {needed_bytes / GB:.1f} GB) but this machine can "
+        f"give {limit / GB:.1f} GB; {advice}."
+    )
+
+
+def extra_bytes(config: RingConfig) -> int:
+    """What a short conversation takes beside the weights."""
+    return cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens)) + WORKSPACE_BYTES
+
+
+def wired_limit_command(needed_bytes: int) -> str | None:
+    """What raises Metal's recommended working set to so much, in whole GiB; None if it is no Mac or too small for that.
+
+    The working set follows the setting, which is lost when the machine starts again.
+    """
+    needed_mb = -(-needed_bytes >> 30) * 1024
+    return f"sudo sysctl iogpu.wired_limit_mb={needed_mb}" if needed_mb << 20 <= most_working_set_bytes() else None
+
+
+def most_working_set_bytes() -> int:
+    """What Metal's recommended working set should be raised to at most; 0 where there is none."""
+    info = mx.device_info()
+    total = int(info.get("memory_size") or 0)
+    return max(0, total - max(LEFT_BYTES, total // 8)) if info.get("max_recommended_working_set_size") else 0
+
+
+def claim(config: RingConfig, needed_bytes: int, name: str) -> None:
+    """Refuse what does not fit, and warn where other programs hold the memory now, which may change.
+
+    Raises:
+        NoFitError: As `check_fit`.
+    """
+    check_fit(config, needed_bytes, name)
+    left = macos.available_bytes()
+    if left is not None and needed_bytes > left:
+        warnings.warn(
+            f"[memory] the weights of {name} take {needed_bytes / GB:.1f} GB, but other programs leave {left / GB:.1f} GB now; close some, or "
+            "the machine swaps.",
+            stacklevel=2,
+        )
+
+
+def bound_memory(limit_bytes: int | None = None) -> None:
+    """Bound what MLX keeps: buffers for reuse at most 2 GiB or a twentieth of the budget, all of it the budget.
+
+    Beyond the budget MLX waits for running work before it allocates, instead of growing until the machine pages.
+    """
+    limit = budget_bytes() if limit_bytes is None else limit_bytes
+    mx.set_cache_limit(cache_limit_bytes(limit))
+    mx.set_memory_limit(limit)
+
+
+def cache_limit_bytes(budget: int) -> int:
+    """How much freed memory MLX may keep for reuse."""
+    return min(CACHE_LIMIT_BYTES, budget // 20)
+
+
+def snapshot_budget_bytes() -> int:
+    """What snapshots may take by default: a quarter of what the machine could still give, at most 4 GiB."""
+    return min(4 << 30, max(1 << 26, (budget_bytes() - mx.get_active_memory()) // 4))
+
+
+def _what_fits(config: RingConfig, needed_bytes: int, room: int) -> str:
+    for bits in (8, 6, 5, 4, 3):
+        size = int(parameter_count(config) * (bits + 0.5) / 8)
+        if size <= room and size < needed_bytes:
+            return f"a {bits}-bit conversion would fit (about {size / GB:.1f} GB)"
+    smallest = int(parameter_count(config) * 4.5 / 8)
+    return f"even at 4 bits it takes about {smallest / GB:.1f} GB, so use a machine with more memory, or keep experts on disk with --expert-cache-bytes"
