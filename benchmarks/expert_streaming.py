@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a converted folder, or toy")
     parser.add_argument("--parts", default="0.05,0.1,0.25,0.5,1", help="cache sizes, as parts of all routed experts")
-    parser.add_argument("--policies", default="lru,lfu,none")
+    parser.add_argument("--policies", default="lfu,none")
     parser.add_argument("--states", default=",".join(STATES) if hasattr(os, "posix_fadvise") else "warm")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=2, help="of which the fastest counts (2)")

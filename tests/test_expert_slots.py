@@ -12,7 +12,7 @@ from ring_mlx.experts import pool as pool_module
 from ring_mlx.experts.layout import LayerPlaces, Piece, Place
 from ring_mlx.experts.policies import POLICIES
 from ring_mlx.experts.pool import Pool
-from ring_mlx.experts.reader import Reader
+from ring_mlx.experts.reader import ExpertReader
 from ring_mlx.experts.slots import Slots, is_on_cuda
 from ring_mlx.experts.statistics import Counts
 
@@ -36,10 +36,8 @@ def make_pool(tmp_path, monkeypatch):
     readers = []
 
     def make(slots, policy):
-        readers.append(Reader([file]))
-        pool = Pool(
-            {0: places, 1: places}, Slots([part], slots, pool_module.mx.float32), readers[-1], POLICIES[policy]()
-        )
+        readers.append(ExpertReader([file]))
+        pool = Pool({0: places, 1: places}, Slots([part], slots, pool_module.mx.float32), readers[-1], policy != "none")
 
         def run(layer, needed, at_once=False):
             """What is computed with each part of the experts: 1 + their numbers, in the order of the parts."""

@@ -28,7 +28,7 @@ from ring_mlx.engine.events import AnswerText, Sampling, ThinkingText
 from ring_mlx.errors import OptionError, WeightsError
 from ring_mlx.experts import POLICIES, recommend_cache_bytes
 from ring_mlx.experts.layout import ALIGN_BYTES, find_experts
-from ring_mlx.experts.policies import LFU, LRU
+from ring_mlx.experts.policies import LFU
 from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.recommend import routed_count
 from ring_mlx.experts.slots import is_on_cuda
@@ -69,8 +69,8 @@ def forms(tmp_path_factory):
 @pytest.mark.parametrize(
     ("policy", "form"),
     [
-        *(("lru", form) for form in ("single", "stacked", "streamed", "stacked-q", "streamed-q")),
-        *((policy, "streamed-q") for policy in POLICIES if policy != "lru"),  # which knows no form
+        *(("lfu", form) for form in ("single", "stacked", "streamed", "stacked-q", "streamed-q")),
+        *((policy, "streamed-q") for policy in POLICIES if policy != "lfu"),  # no policy sees the form
     ],
 )
 def test_logits_are_those_of_the_resident_model_bit_for_bit(forms, form, policy):
@@ -188,13 +188,12 @@ def test_counts_add_up(forms):
     assert found.decode.tokens == 0
 
 
-def test_the_policies_choose_as_they_say():
-    lru, lfu = LRU(), LFU(half_life_passes=2)
+def test_the_least_used_expert_makes_room():
+    lfu = LFU(half_life_passes=2)
     for key in "aaabbc":
-        for policy in (lru, lfu):
-            policy.touch(key)
-    assert (lru.victim(()), lfu.victim(())) == ("a", "c")
-    assert (lru.victim("a"), lfu.victim("c")) == ("b", "b")
+        lfu.touch(key)
+    assert lfu.victim(()) == "c"
+    assert lfu.victim("c") == "b"
     for _ in range(12):
         lfu.advance()
     lfu.touch("c")
@@ -318,7 +317,7 @@ def test_too_few_checksums_are_refused(forms, tmp_path):
 
 
 def test_options_that_cannot_work(forms):
-    with pytest.raises(OptionError, match="'arc' is not one of lru, lfu, none"):
+    with pytest.raises(OptionError, match="'arc' is not one of lfu, none"):
         load_model(forms["streamed"], expert_cache_bytes=1 << 30, expert_policy="arc")
     with pytest.raises(WeightsError, match="experts on disk are F32 and cannot be read as bfloat16"):
         load_model(forms["single"], expert_cache_bytes=1 << 30, dtype=mx.bfloat16)
@@ -462,7 +461,7 @@ def test_a_session_and_a_server_read_experts_on_demand():
             said.append([e.text for e in reply if isinstance(e, AnswerText | ThinkingText)])
     assert said[0] == said[1]
     parser = build_parser()
-    args = parser.parse_args(["serve", "--expert-cache-bytes", "2MB", "--expert-policy", "lru", "--port", "0"])
+    args = parser.parse_args(["serve", "--expert-cache-bytes", "2MB", "--expert-policy", "none", "--port", "0"])
     server = make_server(args, None)
     server.start()
     try:
@@ -471,4 +470,4 @@ def test_a_session_and_a_server_read_experts_on_demand():
     finally:
         server.close()
     with pytest.raises(OptionError, match="needs --expert-cache-bytes"):
-        make_server(parser.parse_args(["serve", "--expert-policy", "lru"]), None)
+        make_server(parser.parse_args(["serve", "--expert-policy", "none"]), None)

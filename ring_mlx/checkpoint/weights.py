@@ -189,6 +189,11 @@ def file_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> mx.Dtyp
     return DTYPES[max(set(floats), key=floats.count)] if floats else mx.float32
 
 
+def dtype_name(dtype: mx.Dtype | str) -> str:
+    """As config.json names a dtype, such as bfloat16."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def check_dtype(tensor: Tensor) -> None:
     """Raises WeightsError where MLX has no such dtype."""
     if tensor.dtype not in DTYPES:
@@ -295,7 +300,7 @@ def check_shapes(found: Shapes, wanted: Shapes, source: Path | str, kinds: Seque
 
 def _kind(array: mx.array) -> str:
     """What a parameter's dtype must be: floats are cast, packed ones are taken as they are."""
-    return "float" if mx.issubdtype(array.dtype, mx.floating) else str(array.dtype).removeprefix("mlx.core.")
+    return "float" if mx.issubdtype(array.dtype, mx.floating) else dtype_name(array.dtype)
 
 
 def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exact: bool) -> str:

@@ -18,7 +18,7 @@ from ring_mlx.cli.progress import bar_of
 from ring_mlx.cli.prompt_cache import text_after_cached
 from ring_mlx.distributed.member import Member, joined
 from ring_mlx.errors import OptionError, PromptError
-from ring_mlx.experts import Statistics
+from ring_mlx.experts import ExpertStatistics
 from ring_mlx.generation.stream import GenerationEvent, stream_generate
 from ring_mlx.generation.thinking import Opening, end_note
 from ring_mlx.model.cache import HybridCache
@@ -93,7 +93,7 @@ class Printer:
     thinking: str
     quiet: bool = False
     verbose: bool = True
-    experts: Statistics | None = None
+    experts: ExpertStatistics | None = None
     write: Callable[[str], Any] = lambda text: sys.stdout.write(for_output(text))
     text: str = ""
     thought: str = ""

@@ -1,9 +1,8 @@
 """Where each routed expert lies in the files of a checkpoint.
 
-The streamed layout is ordinary safetensors in the Hugging Face form, one tensor an expert and matrix, so whatever reads
-that form reads it too. What is special is the order: the tensors of one expert lie side by side, wide types first, and
-an expert begins at a multiple of 16 KiB, for which a tensor called ``padding`` may follow it. The file's metadata holds
-a hash of each expert, in the order in which they lie.
+The streamed layout is the Hugging Face form in a special order: the tensors of one expert are neighbours, wide types
+first, and begin at a multiple of 16 KiB, for which a tensor called ``padding`` may follow. The header's metadata holds a
+hash of each expert, in the order of the file.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _EXPERT = re.compile(r"^model\.layers\.([0-9]{1,6})\.mlp\.experts\.([0-9]{1,6})\
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring parts of an expert, that one read gets: ``parts`` are indices, in the order of the file."""
+    """Neighbouring parts of an expert, which one read gets; ``parts`` are their indices in the order of the file."""
 
     file: Path
     offset: int
@@ -39,7 +38,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Place:
-    """An expert in the files, and the hash of its parts in the order of its pieces, where a file says one."""
+    """An expert's pieces in the files, and the hash of its parts in their order, if the file has one."""
 
     pieces: tuple[Piece, ...]
     digest: str | None
@@ -47,14 +46,14 @@ class Place:
 
 @dataclass(frozen=True)
 class LayerPlaces:
-    """The experts of one layer, all of the same parts, whose names are those below the expert."""
+    """The experts of one layer, which have the same parts, such as ``up_proj.weight``."""
 
     parts: tuple[TensorSpec, ...]
     experts: tuple[Place, ...]
 
 
 def find_experts(folder: Path, config: RingConfig) -> dict[int, LayerPlaces]:
-    """Every routed expert by layer, stacked, single or streamed.
+    """Every routed expert by layer, of stacks, single tensors or the streamed layout.
 
     Raises:
         WeightsError: If shards are missing or damaged, or the experts of a layer differ or are not whole.

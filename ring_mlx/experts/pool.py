@@ -1,7 +1,7 @@
 """A pool of expert slots in memory: finds an expert or reads it, and evicts another.
 
-Reads fill slots while MLX computes with others. A slot is filled again only once nothing that was begun with it is still
-to be computed: whatever is computed with slots is started at once, and waited for before they may be reused.
+Reads fill slots while MLX computes with others. Whatever is computed with slots is started at once, and waited for
+before those slots are filled again.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ from concurrent.futures import Future, wait
 import mlx.core as mx
 
 from ring_mlx.experts.layout import LayerPlaces
-from ring_mlx.experts.policies import Policy
-from ring_mlx.experts.reader import Reader
+from ring_mlx.experts.policies import LFU
+from ring_mlx.experts.reader import ExpertReader
 from ring_mlx.experts.slots import Slots
 from ring_mlx.experts.statistics import Counts
 
 Key = tuple[int, int]
-# From the slots of some experts, by expert, to what is computed with them.
+# Takes the slots of some experts by expert.
 Compute = Callable[[Mapping[int, int]], mx.array]
 Reading = dict[Key, tuple[int, list[object], Future[int]]]
 
 
 class Pool:
-    """The slots of layers whose experts are alike.
+    """The slots of layers whose experts have the same parts.
 
     Args:
         layers: Where their experts lie, by layer.
         slots: Memory for some of them.
-        reader: Of the files.
-        policy: Who makes room.
+        reader: Reads the files.
+        is_kept: Whether experts stay for later passes; without, the system's page cache does all the caching.
     """
 
-    def __init__(self, layers: Mapping[int, LayerPlaces], slots: Slots, reader: Reader, policy: Policy) -> None:
-        self.slots, self.policy = slots, policy
-        self._layers, self._reader = layers, reader
+    def __init__(
+        self, layers: Mapping[int, LayerPlaces], slots: Slots, reader: ExpertReader, is_kept: bool = True
+    ) -> None:
+        self.slots, self.lfu = slots, LFU()
+        self._layers, self._reader, self._is_kept = layers, reader, is_kept
         self._held: dict[Key, int] = {}
         self._free = list(range(slots.count))
         self._busy: deque[tuple[set[Key], mx.array]] = deque()
@@ -47,9 +49,9 @@ class Pool:
         """Compute with experts of a layer, those in memory first, while the others are read.
 
         Args:
-            layer: Whose.
+            layer: Its number.
             needed: Experts, each once.
-            compute: Called with a part of them at a time; every expert is in one part.
+            compute: Called with some of them at a time; every expert is in one call.
             counts: Where to count.
             at_once: Call it once, with all of them, if the slots suffice.
 
@@ -65,24 +67,24 @@ class Pool:
         counts.lookups += len(needed)
         counts.hits += len(held)
         for e in held:
-            self.policy.touch((layer, e))
-        pinned = {(layer, e) for e in held}
-        fits = len(needed) <= self.slots.count
-        size = len(missing) if fits else max(1, self.slots.count // 2)
-        chunks = [missing[i : i + size] for i in range(0, len(missing), max(1, size))]
-        reading = self._start(layer, chunks[0], pinned) if fits and chunks else None
-        out = []
-        if at_once and fits:
-            if reading is not None:
+            self.lfu.touch((layer, e))
+        if len(needed) <= self.slots.count:
+            reading = self._start(layer, missing, {(layer, e) for e in held})
+            if at_once:
                 held |= self._finish(reading, counts)
-            return self._end([self._begin(layer, held, compute)])
-        if held:
-            out.append(self._begin(layer, held, compute))
-        for chunk in chunks:
-            reading = reading or self._start(layer, chunk, set())
-            out.append(self._begin(layer, self._finish(reading, counts), compute))
-            reading = None
-        return self._end(out)
+                missing = []
+            out = [self._begin(layer, held, compute)] if held else []
+            if missing:
+                out.append(self._begin(layer, self._finish(reading, counts), compute))
+        else:
+            out, size = [self._begin(layer, held, compute)] if held else [], max(1, self.slots.count // 2)
+            for i in range(0, len(missing), size):
+                reading = self._start(layer, missing[i : i + size], set())
+                out.append(self._begin(layer, self._finish(reading, counts), compute))
+        if not self._is_kept:
+            for key in list(self._held):
+                self._drop(key)
+        return out
 
     def _begin(self, layer: int, slots: Mapping[int, int], compute: Compute) -> mx.array:
         y = compute(slots)
@@ -90,14 +92,8 @@ class Pool:
         self._busy.append(({(layer, e) for e in slots}, y))
         return y
 
-    def _end(self, out: list[mx.array]) -> list[mx.array]:
-        if not self.policy.retains:
-            for key in list(self._held):
-                self._drop(key)
-        return out
-
     def _settle(self) -> None:
-        """Wait for all that was begun; the slots of reads that failed or were interrupted are free again."""
+        """Wait for all that was begun, and free the slots of reads that failed or were interrupted."""
         while self._busy:
             mx.eval(self._busy.popleft()[1])
         wait([future for _, _, future in self._reading.values()])
@@ -105,7 +101,7 @@ class Pool:
         self._reading = {}
 
     def _start(self, layer: int, experts: Sequence[int], pinned: set[Key]) -> Reading:
-        """Begin to read experts into slots that nothing uses."""
+        """Begin to read experts into free slots."""
         places = self._layers[layer].experts
         reading = self._reading = Reading()
         for e in experts:
@@ -116,17 +112,17 @@ class Pool:
         return reading
 
     def _take(self, pinned: set[Key]) -> int:
-        """A slot that nothing uses and that will not be needed."""
+        """A slot that nothing computes with, of an expert that is not pinned."""
         while not self._free:
             taken = pinned.union(*(keys for keys, _ in self._busy))
             if any(key not in taken for key in self._held):
-                self._drop(self.policy.victim(taken))  # type: ignore[arg-type]
+                self._drop(self.lfu.victim(taken))  # type: ignore[arg-type]
             else:
                 mx.eval(self._busy.popleft()[1])
         return self._free.pop()
 
     def _finish(self, reading: Reading, counts: Counts) -> dict[int, int]:
-        """Wait for reads; the slots of their experts."""
+        """Wait for reads; returns the slots of their experts."""
         started = time.perf_counter()
         wait([future for _, _, future in reading.values()])
         counts.wait_s += time.perf_counter() - started
@@ -138,10 +134,10 @@ class Pool:
         for key, (slot, buffers, future) in reading.items():
             self.slots.settle(slot, buffers)
             self._held[key] = slot
-            self.policy.touch(key)
+            self.lfu.touch(key)
             counts.bytes_read += future.result()
         return {e: slot for (_, e), (slot, _, _) in reading.items()}
 
     def _drop(self, key: Key) -> None:
         self._free.append(self._held.pop(key))
-        self.policy.forget(key)
+        self.lfu.forget(key)

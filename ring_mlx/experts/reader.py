@@ -1,8 +1,7 @@
 """Reads experts on a few threads and checks their checksums.
 
-A file that shrinks, cannot be read, or does not hold what its checksum says, is an error and never an expert. An expert
-is checked when it is first read, and again once its file's size or time has changed; where a layout has no checksums, a
-changed file is an error.
+A file that shrinks, cannot be read, or does not match its checksum is an error. An expert is checked when it is first
+read, and again once its file's size or time has changed; in a layout without checksums a changed file is an error.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from ring_mlx.experts.layout import DIGEST_CHARACTERS, Piece, Place
 THREADS = 4
 
 
-class Reader:
+class ExpertReader:
     """Open files and the threads that read them.
 
     Args:
-        files: All that will be read.
+        files: All files that will be read.
         threads: How many experts are read at once.
 
     Raises:
@@ -51,12 +50,12 @@ class Reader:
             self._stamps[file], self._verified[file] = _stamp(self._open[file]), set()
 
     def submit(self, what: str, place: Place, buffers: Sequence[Any]) -> Future[int]:
-        """Begin to read an expert; the result is how many bytes there were.
+        """Begin to read an expert; the result is the number of bytes.
 
         Args:
-            what: What to call it in an error; always the same for the same expert.
+            what: Its name in errors, always the same for the same expert.
             place: Where it lies.
-            buffers: Memory for each part; none may be used before the result is there.
+            buffers: Memory for each part, not to be used before the result is there.
         """
         return self._threads.submit(self._read, what, place, buffers)
 
@@ -66,16 +65,15 @@ class Reader:
         _close(self._open)
 
     def _read(self, what: str, place: Place, buffers: Sequence[Any]) -> int:
-        has_digest = place.digest is not None
         for file in {p.file for p in place.pieces}:
-            self._look(file, what, has_digest)
+            self._check_stamp(file, what, place.digest is not None)
         total = sum(self._fill(what, piece, [buffers[i] for i in piece.parts]) for piece in place.pieces)
-        if has_digest:
+        if place.digest is not None:
             self._verify(what, place, buffers)
         return total
 
     def _fill(self, what: str, piece: Piece, buffers: list[Any]) -> int:
-        """One piece into its buffers, with one call where the system gives all at once."""
+        """Read one piece into its buffers, with one call if the system gives all at once."""
         wanted = sum(b.nbytes for b in buffers)
         got = 0
         while got < wanted:
@@ -90,8 +88,8 @@ class Reader:
             got += n
         return wanted
 
-    def _look(self, file: Path, what: str, has_digest: bool) -> None:
-        """See whether a file was changed since it was opened."""
+    def _check_stamp(self, file: Path, what: str, has_digest: bool) -> None:
+        """Notice a file that was changed since it was opened."""
         stamp = _stamp(self._open[file])
         with self._lock:
             if stamp == self._stamps[file]:
@@ -119,7 +117,7 @@ class Reader:
 
 
 def _read_into(descriptor: int, buffers: list[Any], offset: int) -> int:
-    """Fill buffers from a file as far as it goes at once; returns how many bytes came."""
+    """Fill buffers from a file as far as one call goes; returns how many bytes came."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, buffers, offset)
     data = os.pread(descriptor, buffers[0].nbytes, offset)
@@ -132,7 +130,7 @@ def _rest(buffers: Sequence[Any], skip: int) -> list[Any]:
     out = []
     for b in buffers:
         if skip < b.nbytes:
-            out.append(b[skip:] if skip else b)
+            out.append(b[skip:])
         skip = max(0, skip - b.nbytes)
     return out
 

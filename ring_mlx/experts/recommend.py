@@ -14,11 +14,11 @@ PAGE_CACHE_PART = 0.1
 def recommend_cache_bytes(
     config: RingConfig, memory_bytes: int, bits_per_weight: float = BITS_PER_WEIGHT
 ) -> int | None:
-    """What to give as ``--expert-cache-bytes``.
+    """What to give as ``--expert-cache-bytes``: nine tenths of what is left of the memory.
 
     ::
 
-        memory - weights other than routed experts - cache of a short conversation - workspace, less a tenth
+        memory - weights other than routed experts - cache of a short conversation - workspace
 
     Args:
         config: The model's.
@@ -26,19 +26,17 @@ def recommend_cache_bytes(
         bits_per_weight: As stored, scales and biases included.
 
     Returns:
-        Bytes, at most those of all routed experts; None if they all fit, so that nothing needs to be streamed; 0 if
+        Bytes, less than those of all routed experts; None if those fit, so that nothing needs to be streamed; 0 if
         not even the experts of one token fit beside the rest.
     """
     routed = routed_count(config)
-    whole = int(routed * bits_per_weight / 8)
     resident = int((parameter_count(config) - routed) * bits_per_weight / 8)
     conversation = cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens))
     room = memory_bytes - resident - conversation - WORKSPACE_BYTES
-    if room >= whole:
+    if room >= int(routed * bits_per_weight / 8):
         return None
     room = int(room * (1 - PAGE_CACHE_PART))
-    one_token = int(expert_count(config) * bits_per_weight / 8) * config.num_experts_per_tok
-    return room if room >= one_token else 0
+    return room if room >= int(expert_count(config) * bits_per_weight / 8) * config.num_experts_per_tok else 0
 
 
 def expert_count(config: RingConfig) -> int:

@@ -1,7 +1,7 @@
-"""Memory that files are read into and MLX computes with, without a copy in between.
+"""Memory that files are read into and MLX computes with, without a copy.
 
-A slot is one row of several stacks, an array [slots, ...] for each part of an expert. Files are read right into the
-arrays' memory, which CPU and GPU share; who does so sees to it that nothing is computing with the row.
+A slot is one row of an array [slots, ...] for each part of an expert. Files are read into the arrays' memory, which CPU
+and GPU share; the caller makes sure that nothing is computing with the row.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx.checkpoint.safetensors_header import TensorSpec
-from ring_mlx.checkpoint.weights import DTYPES
+from ring_mlx.checkpoint.weights import DTYPES, dtype_name
 from ring_mlx.errors import OptionError, WeightsError
 
 
 class Slots:
-    """Stacks of ``count`` rows.
+    """Memory for ``count`` experts of the same parts.
 
     Args:
-        parts: Of an expert.
+        parts: The tensors of an expert.
         count: How many experts fit.
-        dtype: What floats become; a file's floats that differ are widened as they are read.
+        dtype: What floats become; a file's narrower floats are widened as they are read.
 
     Raises:
         WeightsError: If a file's floats would have to be narrowed.
-        OptionError: If arrays here cannot be written from outside.
+        OptionError: If the device's arrays cannot be written from outside.
     """
 
     def __init__(self, parts: Sequence[TensorSpec], count: int, dtype: mx.Dtype) -> None:
@@ -47,7 +47,7 @@ class Slots:
         self._narrow = [stored_dtype(p, dtype) != DTYPES[p.dtype] for p in parts]
 
     def buffers(self, slot: int) -> list[Any]:
-        """Memory for each part's bytes as they are in the file: a row, or scratch where floats are widened."""
+        """Memory for each part's bytes in the file: a row, or scratch where floats are widened."""
         return [
             np.empty(p.nbytes, np.uint8) if narrow else rows[slot]
             for p, narrow, rows in zip(self._parts, self._narrow, self._rows, strict=True)
@@ -61,7 +61,7 @@ class Slots:
 
     @staticmethod
     def _check_shared(rows: Any, whole: mx.array) -> None:
-        """Whether what is written into the rows is what MLX sees."""
+        """Refuse a device on which MLX does not see what is written into the rows."""
         rows[-1, :] = 0x3C
         seen = bool((whole[-1].view(mx.uint8) == 0x3C).all().item())
         rows[-1, :] = 0
@@ -74,12 +74,12 @@ class Slots:
 
 
 def is_on_cuda() -> bool:
-    """Whether arrays are computed with on an NVIDIA GPU."""
+    """Whether MLX computes on an NVIDIA GPU."""
     return mx.cuda.is_available() and mx.default_device() == mx.gpu
 
 
 def stored_dtype(part: TensorSpec, dtype: mx.Dtype) -> mx.Dtype:
-    """What a part's array holds where floats become ``dtype``.
+    """The dtype of a part's array.
 
     Raises:
         WeightsError: If that would narrow them.
@@ -88,7 +88,7 @@ def stored_dtype(part: TensorSpec, dtype: mx.Dtype) -> mx.Dtype:
     if not mx.issubdtype(own, mx.floating) or own == dtype:
         return own
     if dtype != mx.float32:
-        wanted = str(dtype).removeprefix("mlx.core.")
+        wanted = dtype_name(dtype)
         raise WeightsError(
             f"experts on disk are {part.dtype} and cannot be read as {wanted}; convert with --dtype {wanted}."
         )

@@ -15,7 +15,7 @@ class Counts:
         lookups: Experts that a layer needed, each once a pass.
         hits: Of these, in memory already.
         bytes_read: From the files, or from the operating system's cache of them.
-        wait_s: Time that computing stood still for reads.
+        wait_s: Time in which computing waited for reads.
     """
 
     tokens: int = 0
@@ -26,12 +26,12 @@ class Counts:
 
     @property
     def hit_rate(self) -> float:
-        """Part of the lookups that were hits; 0 before any."""
+        """Hits per lookup; 0 before any."""
         return self.hits / self.lookups if self.lookups else 0.0
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes read for a token; 0 before any."""
+        """Bytes read per token; 0 before any."""
         return self.bytes_read / self.tokens if self.tokens else 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Counts:
 
 
 @dataclass
-class Statistics:
+class ExpertStatistics:
     """Counts of passes over one token a row (decode) and over more (prefill), and what they ran with."""
 
     policy: str
@@ -51,15 +51,14 @@ class Statistics:
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers."""
-        out = {"policy": self.policy, "slots": self.slots, "slot_bytes": self.slot_bytes}
-        return out | {"prefill": self.prefill.as_dict(), "decode": self.decode.as_dict()}
+        return vars(self) | {"prefill": self.prefill.as_dict(), "decode": self.decode.as_dict()}
 
     def reset(self) -> None:
-        """Begin again from zero."""
+        """Set all counts to zero."""
         self.prefill, self.decode = Counts(), Counts()
 
     def line(self) -> str:
-        """For people: how decoding went, or the prefill where nothing was decoded."""
+        """A line for people on decode, or on the prefill before anything was decoded."""
         c, read = (self.decode, "decode") if self.decode.tokens else (self.prefill, "prefill")
         total = self.prefill.bytes_read + self.decode.bytes_read
         return (

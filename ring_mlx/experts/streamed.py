@@ -1,7 +1,6 @@
-"""The mixture of experts over a pool of slots, and the conversion of a loaded model to it.
+"""The mixture of experts whose experts are read on demand, and a model made to use it.
 
-Which experts a layer needs is known only once its router has been computed, so a layer waits once for the GPU, where a
-resident model waits once a token.
+A layer needs to know what its router chose, so it waits once for the GPU, where a model in memory waits once a token.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from ring_mlx.errors import OptionError
 from ring_mlx.experts.layout import LayerPlaces, find_experts
 from ring_mlx.experts.policies import DEFAULT_POLICY, POLICIES
 from ring_mlx.experts.pool import Pool
-from ring_mlx.experts.reader import THREADS, Reader
+from ring_mlx.experts.reader import THREADS, ExpertReader
 from ring_mlx.experts.slots import Slots, slot_bytes
-from ring_mlx.experts.statistics import Statistics
+from ring_mlx.experts.statistics import ExpertStatistics
 from ring_mlx.model.model import Model
 from ring_mlx.model.moe import MoE
 from ring_mlx.model.packing import PackedExperts
@@ -28,24 +27,24 @@ from ring_mlx.model.packing import PackedExperts
 ROUTED = ".mlp.switch_mlp."
 # From so many pairs of token and expert, mlx-lm's experts sort them.
 SORTED_FROM_PAIRS = 64
-# A pool that keeps nothing needs room for a chunk of a prefill only.
+# With --expert-policy none: room for a part of a prefill.
 UNKEPT_SLOTS = 32
 
 
 class StreamedMoE(MoE):
-    """Same contract as `MoE`; the stacks of ``switch_mlp`` are slots, which hold other experts from call to call.
+    """Same contract as `MoE`; the stacks of ``switch_mlp`` are slots, whose experts change from call to call.
 
     Args:
-        moe: Whose parts it takes over.
+        moe: Gives its parts.
         layer: Its number.
-        pool: Of its experts.
+        pool: Holds its experts.
         statistics: Where to count.
         is_first: Whether no layer before it has experts.
     """
 
     is_streamed = True
 
-    def __init__(self, moe: MoE, layer: int, pool: Pool, statistics: Statistics, is_first: bool) -> None:
+    def __init__(self, moe: MoE, layer: int, pool: Pool, statistics: ExpertStatistics, is_first: bool) -> None:
         super(MoE, self).__init__()
         self.gate, self.switch_mlp = moe.gate, moe.switch_mlp
         if "shared_experts" in moe:
@@ -74,7 +73,7 @@ class StreamedMoE(MoE):
         counts = self._statistics.decode if x.shape[-2] == 1 else self._statistics.prefill
         if self._is_first:
             counts.tokens += flat.shape[0]
-            self._pool.policy.advance()
+            self._pool.lfu.advance()
         experts = np.asarray(chosen)
         needed = np.unique(experts).tolist()
         packed = None if launch.backend() is None or len(needed) > self._pool.slots.count else self.weights()
@@ -98,7 +97,7 @@ class StreamedMoE(MoE):
         return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
     def _routed(self, x: mx.array, chosen: Any, needed: list[int], counts: Any) -> mx.array:
-        """What each chosen expert makes of its token, [T, k, hidden], for x [T, hidden]."""
+        """The output of each chosen expert, [T, k, hidden], for x [T, hidden]."""
         is_sorted, positions = chosen.size >= SORTED_FROM_PAIRS, []
         flat = chosen.reshape(-1)
 
@@ -117,7 +116,7 @@ class StreamedMoE(MoE):
         return y[mx.array(order)].reshape(*chosen.shape, -1)
 
     def _pairs(self, x: mx.array, slots: mx.array, is_sorted: bool) -> mx.array:
-        """x [n, hidden], each through its own slot [n]: the operations of mlx-lm's SwitchGLU."""
+        """Each row of x [n, hidden] through the expert in its slot [n]: the operations of mlx-lm's SwitchGLU."""
         mlp, x = self.switch_mlp, x[:, None]
         up, gate = mlp.up_proj(x, slots, is_sorted), mlp.gate_proj(x, slots, is_sorted)
         return mlp.down_proj(mlp.activation(up, gate), slots, is_sorted)[:, 0]
@@ -131,21 +130,16 @@ class StreamedMoE(MoE):
 
 
 def attach(
-    model: Model,
-    folder: Path,
-    cache_bytes: int,
-    dtype: mx.Dtype,
-    policy: str | None = None,
-    threads: int = THREADS,
-) -> Statistics:
+    model: Model, folder: Path, cache_bytes: int, dtype: mx.Dtype, policy: str | None = None, threads: int = THREADS
+) -> ExpertStatistics:
     """Make a model read its routed experts on demand.
 
     Args:
         model: With unread weights; changed in place, its routed experts are dropped.
-        folder: The checkpoint that it was loaded from, which stays open.
+        folder: The checkpoint that it was loaded from, whose files stay open.
         cache_bytes: The most that slots take.
         dtype: What floats become.
-        policy: One of `POLICIES`, `DEFAULT_POLICY` if None.
+        policy: One of `POLICIES`: "lfu" (the default) keeps experts by use, "none" keeps nothing between layers.
         threads: How many experts are read at once.
 
     Returns:
@@ -162,17 +156,17 @@ def attach(
     kinds: dict[Any, dict[int, LayerPlaces]] = {}
     for i, places in layers.items():
         kinds.setdefault(places.parts, {})[i] = places
-    counts = _shares(kinds, cache_bytes, dtype, model.config.num_experts_per_tok, policy)
+    counts = _slot_counts(kinds, cache_bytes, dtype, model.config.num_experts_per_tok)
+    if policy == "none":
+        counts = [min(n, max(UNKEPT_SLOTS, model.config.num_experts_per_tok)) for n in counts]
     files = {p.file for places in layers.values() for e in places.experts for p in e.pieces}
-    reader = Reader(sorted(files), threads)
-    statistics = Statistics(
-        policy, sum(counts), sum(n * slot_bytes(p, dtype) for n, p in zip(counts, kinds, strict=True))
-    )
+    reader = ExpertReader(sorted(files), threads)
+    taken = sum(n * slot_bytes(parts, dtype) for n, parts in zip(counts, kinds, strict=True))
+    statistics = ExpertStatistics(policy, sum(counts), taken)
     for (parts, members), count in zip(kinds.items(), counts, strict=True):
-        pool = Pool(members, Slots(parts, count, dtype), reader, POLICIES[policy]())
+        pool = Pool(members, Slots(parts, count, dtype), reader, policy != "none")
         for i in members:
-            moe = model.layers[i].mlp
-            streamed = StreamedMoE(moe, i, pool, statistics, i == min(layers))
+            streamed = StreamedMoE(model.layers[i].mlp, i, pool, statistics, i == min(layers))
             for name, array in pool.slots.arrays.items():
                 module, _, attribute = name.partition(".")
                 streamed.switch_mlp[module][attribute] = array
@@ -183,27 +177,20 @@ def attach(
 
 
 def needed_bytes(arrays: Mapping[str, mx.array], cache_bytes: int) -> int:
-    """Bytes of the weights that stay, and of the slots."""
+    """Bytes of the weights that stay in memory, and of the slots."""
     return cache_bytes + sum(a.nbytes for name, a in arrays.items() if ROUTED not in name)
 
 
-def _shares(
-    kinds: Mapping[Any, Mapping[int, LayerPlaces]], cache_bytes: int, dtype: mx.Dtype, top_k: int, policy: str
+def _slot_counts(
+    kinds: Mapping[Any, Mapping[int, LayerPlaces]], cache_bytes: int, dtype: mx.Dtype, top_k: int
 ) -> list[int]:
-    """Slots for each kind of expert: of the memory, what its experts take of all; each holds at least one token's."""
+    """Divide slots among expert kinds in proportion to their size, at least ``top_k`` each."""
     sizes = [slot_bytes(parts, dtype) for parts in kinds]
-    totals = [
-        size * sum(len(p.experts) for p in members.values())
-        for size, members in zip(sizes, kinds.values(), strict=True)
-    ]
-    least = sum(size * top_k for size in sizes)
+    numbers = [sum(len(p.experts) for p in members.values()) for members in kinds.values()]
+    least, whole = top_k * sum(sizes), sum(s * n for s, n in zip(sizes, numbers, strict=True))
     if cache_bytes < least:
         raise OptionError(
             f"--expert-cache-bytes {cache_bytes} is too little for the {top_k} experts of a token; give at least {least}."
         )
     spare = cache_bytes - least
-    counts = []
-    for size, total, members in zip(sizes, totals, kinds.values(), strict=True):
-        most = sum(len(p.experts) for p in members.values())
-        counts.append(min(most, top_k + spare * total // sum(totals) // size))
-    return counts if POLICIES[policy].retains else [min(n, max(UNKEPT_SLOTS, top_k)) for n in counts]
+    return [min(n, top_k + spare * (s * n) // whole // s) for s, n in zip(sizes, numbers, strict=True)]

@@ -60,7 +60,7 @@ def add_expert_options(parser: argparse.ArgumentParser) -> None:
         help="read routed experts on demand into so much memory, such as 8GB (default: all in memory)",
     )
     g.add_argument(
-        "--expert-policy", choices=("lru", "lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)"
+        "--expert-policy", choices=("lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)"
     )
 
 
