@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         ToolCall,
     )
     from ring_mlx.engine.session import Reply, Session
-    from ring_mlx.engine.snapshots.stores import free_disk
+    from ring_mlx.engine.stored.stores import free_disk
     from ring_mlx.errors import RingError
     from ring_mlx.generation.sampling_ranges import value_range
     from ring_mlx.generation.stream import GenerationEvent, generate, stream_generate
@@ -132,7 +132,7 @@ _HOMES = {
     "demo_model_path": "ring_mlx.checkpoint.loading",
     "end_note": "ring_mlx.generation.thinking",
     "for_output": "ring_mlx.system.terminal_text",
-    "free_disk": "ring_mlx.engine.snapshots.stores",
+    "free_disk": "ring_mlx.engine.stored.stores",
     "generate": "ring_mlx.generation.stream",
     "harmless": "ring_mlx.system.terminal_text",
     "harmless_json": "ring_mlx.system.terminal_text",

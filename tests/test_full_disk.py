@@ -16,7 +16,7 @@ from ring_mlx.engine.events import Sampling
 from ring_mlx.engine.session import Session
 from ring_mlx.engine.snapshots import Store
 from ring_mlx.engine.snapshots import store as store_module
-from ring_mlx.engine.snapshots.folder import RESERVE_BYTES, room_bytes
+from ring_mlx.engine.stored.folder import RESERVE_BYTES, room_bytes
 from ring_mlx.errors import CacheFileError
 from tests.saver import check, make
 

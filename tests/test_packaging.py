@@ -288,10 +288,16 @@ def test_transformers_reads_its_files_once_and_finds_the_same():
     assert done.stdout.split() == ["True"] * 3 + ["ring_mlx.system.quick_start"]
 
 
-def test_a_launcher_needs_no_mlx():
+@pytest.mark.parametrize(
+    "words", [["launch", "-n", "2", "--no-check", "generate", "--model", "/no"], ["cache", "list"], ["cache", "prune"]]
+)
+def test_a_launcher_and_lists_of_snapshots_need_no_mlx(words, tmp_path):
     code = (
-        "import sys; from ring_mlx.cli import main; main(['launch', '-n', '2', '--no-check', 'generate', '--model', '/no']);"
+        "import sys; from ring_mlx.cli import main; main(sys.argv[1:]);"
         "print(any(m in sys.modules for m in ('mlx', 'numpy', 'transformers', 'mlx_lm')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    (tmp_path / "v1" / "a-model").mkdir(parents=True)
+    command = [sys.executable, "-c", code, *words]
+    environment = os.environ | {"RING_MLX_CACHE": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "False"

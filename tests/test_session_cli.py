@@ -12,7 +12,7 @@ import pytest
 from ring_mlx.cli import main
 from ring_mlx.cli.options import byte_count
 from ring_mlx.engine.snapshots import Store
-from ring_mlx.engine.snapshots.store import default_folder
+from ring_mlx.engine.stored.stores import default_folder
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model.cache import FORMAT_VERSION, HybridCache
 from tests.saver import make

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from ring_mlx.cli import main
-from ring_mlx.engine.snapshots import Store, files
-from ring_mlx.engine.snapshots import manifest as manifests
+from ring_mlx.engine.snapshots import Store
 from ring_mlx.engine.snapshots import store as store_module
 from ring_mlx.engine.snapshots.shapes import Shapes
-from ring_mlx.engine.snapshots.stores import free_disk
+from ring_mlx.engine.stored import folder
+from ring_mlx.engine.stored import manifest as manifests
+from ring_mlx.engine.stored.stores import free_disk
 from ring_mlx.errors import CacheFileError
 from tests.saver import check, make
 from tests.test_files import STRANGE, make_strange
@@ -362,10 +363,10 @@ def test_a_blob_that_is_larger_than_it_can_be_is_not_read(tampered, monkeypatch,
     if is_told:
         sizes = json.loads(tampered.first.read_text())["sizes"]
         tampered.forge(sizes=sizes | {blob.stem: BIG})
-    right = files.checksum
-    for module in ("files", "folder"):
+    right = folder.checksum
+    for module in ("snapshots.files", "stored.folder"):
         monkeypatch.setattr(
-            f"ring_mlx.engine.snapshots.{module}.checksum",
+            f"ring_mlx.engine.{module}.checksum",
             lambda p: pytest.fail("it was read") if p == blob else right(p),
         )
     store = Store(tampered.root, "mark", BIG, shapes=shapes_of(tampered.made[0]))

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ring_mlx.engine.snapshots import Store
-from ring_mlx.engine.snapshots.keeping import STALE_S, Stored, in_order, kept
+from ring_mlx.engine.stored.keeping import STALE_S, Stored, in_order, kept
 from ring_mlx.engine.worker import Worker
 from tests.saver import make
 from tests.sessions import Talk, options

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ring_mlx.engine.snapshots import Store
-from ring_mlx.engine.snapshots import manifest as manifests
+from ring_mlx.engine.stored import manifest as manifests
 from tests.saver import make
 
 BIG = 1 << 40
@@ -54,7 +54,7 @@ def test_damage_is_seen(store, reads):
     path, _ = next(store.manifests())
     changed(path)
     said = []
-    assert [p for p, _ in store.manifests(said.append)] == sorted(store._files.paths())[1:]
+    assert [p for p, _ in store.manifests(said.append)] == sorted(store.paths())[1:]
     assert reads == [path]
     assert "does not match its checksum" in said[0]
 
@@ -82,15 +82,15 @@ def test_what_another_process_removed_is_gone(store, reads):
     subprocess.run([sys.executable, "-c", "import os, sys; os.unlink(sys.argv[1])", path], check=True)
     assert len(list(store.manifests())) == 3
     assert path not in store._manifests._known
-    blobs = len(list(store._blobs.iterdir()))
+    blobs = len(list(store.blobs.iterdir()))
     store.save([make(9, 400)])
-    assert len(list(store._blobs.iterdir())) == blobs, "that of the one that is gone went, and one came"
+    assert len(list(store.blobs.iterdir())) == blobs, "that of the one that is gone went, and one came"
 
 
 def test_what_was_just_written_is_read_again(store, reads, monkeypatch):
     """A change within the same tick of the clock could not be told."""
     monkeypatch.setattr(manifests, "SETTLED_NS", 1 << 62)
-    fresh = Store(store._files.root, "mark", BIG)
+    fresh = Store(store.root, "mark", BIG)
     for _ in range(2):
         assert len(list(fresh.manifests())) == 4
     assert len(reads) == 8
@@ -98,7 +98,7 @@ def test_what_was_just_written_is_read_again(store, reads, monkeypatch):
 
 def test_what_is_remembered_is_bounded(store, reads, monkeypatch):
     monkeypatch.setattr(manifests, "MOST_KNOWN_NAMES", 5)
-    fresh = Store(store._files.root, "mark", BIG)
+    fresh = Store(store.root, "mark", BIG)
     for _ in range(2):
         assert len(list(fresh.manifests())) == 4
     assert len(reads) == 6, "two of two files each fit"

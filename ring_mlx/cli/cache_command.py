@@ -10,12 +10,41 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.engine.snapshots.store import Store, default_folder
-from ring_mlx.engine.snapshots.stores import stores
-from ring_mlx.errors import CacheFileError
+from ring_mlx.cli import options
+from ring_mlx.cli.parsing import add_command
+from ring_mlx.engine.stored.folder import ModelFolder
+from ring_mlx.engine.stored.stores import default_folder, stores
+from ring_mlx.errors import CacheFileError, OptionError
 from ring_mlx.system.terminal_text import harmless, note
 
 DAY_S = 86400.0
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog=parser.prog)
+    for name, text, more in (
+        ("info", "Say where the snapshots are and how much room they take.", ""),
+        ("list", "List every snapshot, the one used last first.", " --json"),
+        ("prune", "Remove snapshots, and files that belong to none.", " --unused-days 30"),
+    ):
+        action = add_command(actions, name, text, f"ring-mlx cache {name}{more}")
+        action.add_argument("--cache-dir", help="folder of the snapshots (default: the system's, or RING_MLX_CACHE)")
+        action.add_argument("--model", help="only the model whose name or fingerprint starts so")
+        if name != "prune":
+            action.add_argument("--json", action="store_true", help="print JSON instead of text")
+            continue
+        action.add_argument(
+            "--max-size", type=options.byte_count, help="keep at most so much for each model, such as 500MB"
+        )
+        action.add_argument("--unused-days", type=options.in_range(0, 1e6), help="remove what was not used for so long")
+        action.add_argument("--all", action="store_true", help="remove everything")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises OptionError where options exclude each other."""
+    if args.action == "prune" and args.all and (args.max_size is not None or args.unused_days is not None):
+        raise OptionError("--all leaves nothing that --max-size or --unused-days could keep; give one of them.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +92,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _prune(args: argparse.Namespace) -> int:
-    budget = 0 if args.all else args.max_size if args.max_size is not None else 1 << 62
+    budget = 0 if args.all else args.max_size
     unused_s = None if args.unused_days is None else args.unused_days * DAY_S
     try:
         freed = sum(store.collect(budget, unused_s) for store in _stores(args))
@@ -77,7 +106,7 @@ def _folder(args: argparse.Namespace) -> Path:
     return Path(os.path.expanduser(args.cache_dir)) if args.cache_dir else default_folder()
 
 
-def _stores(args: argparse.Namespace) -> list[Store]:
+def _stores(args: argparse.Namespace) -> list[ModelFolder]:
     found = stores(_folder(args), _say)
     for store in found:
         for text in store.strangers():
@@ -92,7 +121,7 @@ def _say(text: str) -> None:
     note(f"[cache] {' '.join(harmless(text).split())}")
 
 
-def _summary(store: Store) -> dict[str, Any]:
+def _summary(store: ModelFolder) -> dict[str, Any]:
     return {
         "model": _model(store),
         "fingerprint": store.folder.name,
@@ -101,7 +130,7 @@ def _summary(store: Store) -> dict[str, Any]:
     }
 
 
-def _model(store: Store) -> str:
+def _model(store: ModelFolder) -> str:
     return next((str(m["model"]) for _, m in store.manifests()), "")
 
 

@@ -123,7 +123,7 @@ OURS = (
         "Read a long text once and keep the model's state for `ring-mlx generate --prompt-cache-file`.",
         "ring-mlx cache-prompt --prompt - --prompt-cache-file book.safetensors < book.txt",
     ),
-    _command("cache", REUSE, "List and prune the snapshots of prompts on disk.", "ring-mlx cache info"),
+    _command("cache", REUSE, "List and prune the snapshots of prompts on disk.", "ring-mlx cache info", is_light=True),
     _command(
         "doctor",
         MACHINES,

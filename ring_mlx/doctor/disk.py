@@ -21,7 +21,7 @@ def check() -> list[Finding]:
     from huggingface_hub import constants
 
     from metal_kernels.twin.cache import cache_folder
-    from ring_mlx.engine.snapshots.store import default_folder
+    from ring_mlx.engine.stored.stores import default_folder
 
     out = [
         folder("downloads", Path(constants.HF_HUB_CACHE), MINI_BYTES, "HF_HOME"),

@@ -30,7 +30,7 @@ from ring_mlx.engine.events import (
 )
 from ring_mlx.engine.reading import Reader
 from ring_mlx.engine.snapshots import Snapshot, SnapshotTree, Store
-from ring_mlx.engine.snapshots.stores import open_store
+from ring_mlx.engine.snapshots.store import open_store
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.decoding import LogitsProcessor, Sampler, decode
 from ring_mlx.generation.sampling import start_sampling

@@ -8,7 +8,7 @@ from ring_mlx.checkpoint.loading import load
 from ring_mlx.checkpoint.tokenizer import use_template
 from ring_mlx.engine.reading import Reader
 from ring_mlx.engine.snapshots import SnapshotTree, Store
-from ring_mlx.engine.snapshots.stores import open_store
+from ring_mlx.engine.snapshots.store import open_store
 from ring_mlx.generation.batch import Batch
 from ring_mlx.system import memory
 

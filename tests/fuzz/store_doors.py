@@ -12,7 +12,7 @@ import numpy as np
 from ring_mlx.cli import main
 from ring_mlx.engine.snapshots import Block, Snapshot, Store
 from ring_mlx.engine.snapshots.shapes import Shapes
-from ring_mlx.engine.snapshots.stores import free_disk
+from ring_mlx.engine.stored.stores import free_disk
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model.cache import HybridCache
 

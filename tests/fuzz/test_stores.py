@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ring_mlx.engine.snapshots import Store
 from ring_mlx.engine.snapshots.files import UNSEALED, seal
-from ring_mlx.engine.snapshots.manifest import _text
+from ring_mlx.engine.stored.manifest import _text
 from ring_mlx.model.cache import HybridCache
 from tests.fuzz.profile import fuzz
 from tests.fuzz.server import attempt

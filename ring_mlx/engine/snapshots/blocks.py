@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import ArraysCache, QuantizedKVCache
 
-BLOCK_TOKENS = 256
+from ring_mlx.engine.stored.manifest import BLOCK_TOKENS
+
 PLACE_KINDS = ("system", "user", "answer")
 
 Tokens = npt.NDArray[np.int32]

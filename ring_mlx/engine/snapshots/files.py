@@ -7,13 +7,13 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ring_mlx.system.files import is_plain, open_plain, sync_path, unfinished
+from ring_mlx.engine.stored.folder import blob_path, checksum
+from ring_mlx.system.files import is_plain, sync_path, unfinished
 
 UNSEALED = "0" * 64
 MOST_HEADER_BYTES = 1 << 20  # ours have a few kilobytes; a large one takes seconds and gigabytes to read
@@ -117,11 +117,6 @@ def _sealed_checksum(path: Path, sealed: str) -> tuple[str, int]:
     return digest.hexdigest(), 8 + header.index(entry) + entry.index(sealed.encode())
 
 
-def blob_path(folder: Path, name: str) -> Path:
-    """Where a blob of that name is."""
-    return folder / f"{name}.safetensors"
-
-
 def array_checksum(arrays: Mapping[str, mx.array]) -> str:
     """SHA-256 of names, shapes, dtypes and contents, in hexadecimal."""
     digest = hashlib.sha256()
@@ -130,9 +125,3 @@ def array_checksum(arrays: Mapping[str, mx.array]) -> str:
         digest.update(f"{name} {a.dtype} {a.shape} ".encode())
         digest.update(np.array(mx.contiguous(a).reshape(-1).view(mx.uint8)).data)
     return digest.hexdigest()
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file that is no link, in hexadecimal."""
-    with open_plain(path) as f:
-        return hashlib.file_digest(cast(Any, f), "sha256").hexdigest()

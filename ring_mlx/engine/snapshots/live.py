@@ -10,8 +10,9 @@ import numpy as np
 from mlx_lm.models.cache import QuantizedKVCache
 
 from ring_mlx.engine.snapshots import blocks
-from ring_mlx.engine.snapshots.blocks import BLOCK_TOKENS, Block, Form, Snapshot, Tokens
+from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens
 from ring_mlx.engine.snapshots.tree import common_prefix
+from ring_mlx.engine.stored.manifest import BLOCK_TOKENS
 
 if TYPE_CHECKING:
     from ring_mlx.model.cache import HybridCache

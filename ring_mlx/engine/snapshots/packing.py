@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ring_mlx.engine.snapshots.blocks import BLOCK_TOKENS, Block, Form, Snapshot, Tokens
+from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens
+from ring_mlx.engine.stored.manifest import BLOCK_TOKENS
 
 Named = dict[str, mx.array]
 QUANTISED_PARTS = ("", ".scales", ".biases")

@@ -18,37 +18,35 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from platformdirs import user_cache_path
 
-from ring_mlx.engine.snapshots.blocks import BLOCK_TOKENS, Block, Form, Snapshot, Tokens
-from ring_mlx.engine.snapshots.files import MOST_HEADER_BYTES, blob_path, read_blob, write_blob
-from ring_mlx.engine.snapshots.folder import ModelFolder, remove, room_bytes
-from ring_mlx.engine.snapshots.keeping import Keeping
-from ring_mlx.engine.snapshots.manifest import MOST_FILE_BYTES, Manifests, read_manifest, write_manifest
+from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens
+from ring_mlx.engine.snapshots.files import MOST_HEADER_BYTES, read_blob, write_blob
 from ring_mlx.engine.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
 from ring_mlx.engine.snapshots.shapes import Shapes
+from ring_mlx.engine.stored.folder import ModelFolder, blob_path, damage, room_bytes
+from ring_mlx.engine.stored.keeping import Stored, kept
+from ring_mlx.engine.stored.manifest import BLOCK_TOKENS, MOST_FILE_BYTES, read_manifest, write_manifest
+from ring_mlx.engine.stored.stores import default_folder
 from ring_mlx.errors import CacheFileError
 from ring_mlx.system.files import is_plain, sync_path
 
+if TYPE_CHECKING:
+    from ring_mlx.engine.events import ModelOptions
+    from ring_mlx.model.model import Model
 
-def default_folder() -> Path:
-    """Where the system wants an application's caches; ``RING_MLX_CACHE`` overrides it."""
-    named = os.environ.get("RING_MLX_CACHE")
-    return Path(os.path.expanduser(named)) if named else user_cache_path("ring-mlx", appauthor=False)
+HEADER_BYTES = 128  # of each array in its file
 
 
-class Store:
-    """The snapshots of one model in a folder that several processes may share.
+class Store(ModelFolder):
+    """The snapshots of one model on disk, written and read.
 
     Args:
-        root: The folder of all models' snapshots.
-        fingerprint: The model's; others' snapshots are never seen.
-        budget_bytes: Most bytes for this model; what was used longest ago goes first.
+        root, fingerprint, budget_bytes: As for `ModelFolder`.
         name: What to call the model in lists.
         kv_bits: Keep keys and values in 8 bits (or 4); None keeps them as they are. Those that are quantised already
             stay as they are.
@@ -64,13 +62,9 @@ class Store:
         name: str = "",
         shapes: Shapes | None = None,
     ) -> None:
-        self.budget_bytes, self._kv_bits, self._name, self._shapes = budget_bytes, kv_bits, name, shapes
+        super().__init__(root, fingerprint, budget_bytes)
+        self._kv_bits, self._name, self._shapes = kv_bits, name, shapes
         self._most_bytes = MOST_FILE_BYTES if shapes is None else shapes.most_bytes(BLOCK_TOKENS) + MOST_HEADER_BYTES
-        self._files = ModelFolder(root, fingerprint)
-        self.folder, self._blobs = self._files.path, self._files.blobs
-        self._fingerprint = fingerprint
-        self._manifests = Manifests()
-        self._keeping = Keeping(self._files, kv_bits, self.manifests, lambda ids: self._candidates(ids, -1))
         self._loaded: dict[str, weakref.ref[Block]] = {}
         self._warned = self._has_looked = False
 
@@ -82,7 +76,7 @@ class Store:
         """
         ids = np.asarray(tokens, dtype=np.int32)
         try:
-            self._files.check()
+            self.check()
             candidates = self._candidates(ids, longer_than)
             if not self._has_looked:
                 self._has_looked = True
@@ -97,7 +91,7 @@ class Store:
             try:
                 snapshot = self._load(path, ids)
             except FileNotFoundError:
-                self._files.discard_incomplete(path)
+                self.discard_incomplete(path)
                 continue
             except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as e:
                 self._discard(path, e)
@@ -123,73 +117,24 @@ class Store:
         """
         written = 0
         try:
-            with self._files.locked():
-                for s, used in self._keeping.worth_saving(snapshots, self.budget_bytes):
+            with self.locked():
+                for s, used in self._worth_saving(snapshots):
                     written += self._save_in_room(s)
-                    os.utime(self._keeping.path(s), (used, used))
+                    os.utime(self._path(s), (used, used))
                     s.saved = True
-                self._collect(self.budget_bytes)
+                self.collect_locked(self.budget_bytes)
         except (OSError, RuntimeError) as e:
             raise CacheFileError(f"{self.folder} could not be written ({e}); check space and permissions.") from None
         return written
 
     def note_use(self, s: Snapshot) -> None:
         """Say that a saved snapshot was used from memory."""
-        _touch(self._keeping.path(s))
-
-    def check(self) -> None:
-        """As `ModelFolder.check`."""
-        self._files.check()
-
-    def strangers(self) -> list[str]:
-        """A line for each file among the snapshots' that is none of ours."""
-        return [f"{path} is no file of a snapshot; ignored." for path in self._files.strangers()]
-
-    def last_used(self) -> float:
-        """When a snapshot was used last."""
-        return max((path.lstat().st_mtime for path in self._files.paths()), default=0.0)
-
-    def nbytes(self) -> int:
-        """Bytes of all files."""
-        return self._files.nbytes()
-
-    def give_way(self, nbytes: int) -> int:
-        """Remove what was used longest ago, so many bytes of it or all; returns the bytes freed."""
-        with self._files.locked(make=False):
-            return self._give_way(nbytes)
-
-    def collect(self, budget_bytes: int | None = None, unused_for_s: float | None = None) -> int:
-        """Remove what exceeds the budget, what was not used for so long, and what nothing names.
-
-        Returns:
-            The bytes freed.
-        """
-        if not self.folder.exists():
-            return 0
-        with self._files.locked(make=False):
-            if unused_for_s is not None:
-                for path in self._files.paths():
-                    if time.time() - path.lstat().st_mtime > unused_for_s:
-                        remove(path)
-            return self._collect(self.budget_bytes if budget_bytes is None else budget_bytes)
-
-    def manifests(self, say: Callable[[str], object] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every good manifest; ``say`` is told of those that are not."""
-        paths = self._files.paths()
-        self._manifests.keep_only(paths)
-        for path in paths:
-            try:
-                yield path, self._manifests.read(path)
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as e:
-                if say is not None:
-                    say(_damage(path, e))
+        _touch(self._path(s))
 
     def _candidates(self, ids: Tokens, longer_than: int) -> list[Path]:
         """Manifests whose name says that they are a prefix, the deepest first; nothing is read."""
         names: dict[int, set[str]] = {}
-        for offset, digest in self._files.snapshots():
+        for offset, digest in self.snapshots():
             if longer_than < offset <= len(ids):
                 names.setdefault(offset, set()).add(digest)
         found, running, at = [], hashlib.sha256(), 0
@@ -197,16 +142,16 @@ class Store:
             running.update(ids[at:offset].tobytes())
             at = offset
             if running.hexdigest() in names[offset]:
-                found.append(self._files.manifest(offset, running.hexdigest()))
+                found.append(self.manifest_path(offset, running.hexdigest()))
         return found[::-1]
 
     def _load(self, path: Path, ids: Tokens) -> Snapshot:
         manifest = read_manifest(path)
-        if manifest["fingerprint"] != self._fingerprint:
+        if manifest["fingerprint"] != self.folder.name:
             raise ValueError("it belongs to another model")
         form, sizes, rest = form_of(manifest), manifest["sizes"], manifest["rest"]
         blocks = [self._block(name, sizes[name], form) for name in manifest["blocks"]]
-        read = read_blob(self._blobs, rest, sizes[rest], self._most_bytes)
+        read = read_blob(self.blobs, rest, sizes[rest], self._most_bytes)
         snapshot = unpack(manifest, *read, blocks, ids[: manifest["offset"]])
         if self._shapes is not None:
             self._shapes.check(snapshot)
@@ -214,15 +159,15 @@ class Store:
 
     def _block(self, name: str, size: int, form: Form) -> Block:
         if name not in self._loaded or (block := self._loaded[name]()) is None:
-            block = unpack_block(*read_blob(self._blobs, name, size, self._most_bytes), form)
+            block = unpack_block(*read_blob(self.blobs, name, size, self._most_bytes), form)
             block.blob = name
             self._loaded[name] = weakref.ref(block)
         return block
 
     def _save_in_room(self, s: Snapshot) -> bool:
         """Write a snapshot if the disk then still has its reserve; older ones give way to it."""
-        needed = s.own_bytes + sum(b.nbytes for b in s.blocks if not self._keeping.has(b))
-        missing = needed - room_bytes(self._blobs)
+        needed = s.own_bytes + sum(b.nbytes for b in s.blocks if not self._has(b))
+        missing = needed - room_bytes(self.blobs)
         if missing > 0 and not self._make_room(missing):
             raise OSError(errno.ENOSPC, "the disk is nearly full, and the rest is left for chats")
         try:
@@ -236,25 +181,22 @@ class Store:
 
     def _make_room(self, nbytes: int) -> bool:
         """Remove so many bytes if that can be; otherwise nothing."""
-        return nbytes <= self._files.blob_bytes() and self._give_way(nbytes) >= nbytes
-
-    def _give_way(self, nbytes: int) -> int:
-        return self._collect(max(0, self._files.blob_bytes() - nbytes))
+        return nbytes <= self.blob_bytes() and self.give_way_locked(nbytes) >= nbytes
 
     def _save(self, s: Snapshot) -> bool:
-        path = self._keeping.path(s)
+        path = self._path(s)
         if is_plain(path):
             return False
         sizes: dict[str, int] = {}
         for block in s.blocks:
-            if not self._keeping.has(block):
-                block.blob, _ = write_blob(self._blobs, *pack_block(block, s.form, self._kv_bits))
+            if not self._has(block):
+                block.blob, _ = write_blob(self.blobs, *pack_block(block, s.form, self._kv_bits))
             assert block.blob is not None
-            sizes[block.blob] = blob_path(self._blobs, block.blob).stat().st_size
-        rest, size = write_blob(self._blobs, *pack_rest(s, self._kv_bits))
+            sizes[block.blob] = blob_path(self.blobs, block.blob).stat().st_size
+        rest, size = write_blob(self.blobs, *pack_rest(s, self._kv_bits))
         parent = next(iter(self._candidates(s.tokens[:-1], -1)), None)
         manifest = {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.folder.name,
             "model": self._name,
             "offset": s.offset,
             "tokens": path.stem.partition("-")[2],
@@ -266,23 +208,53 @@ class Store:
             "rest": rest,
             "sizes": sizes | {rest: size},
         }
-        sync_path(self._blobs)
+        sync_path(self.blobs)
         write_manifest(path, manifest)
         return True
 
-    def _collect(self, budget_bytes: int) -> int:
-        freed = self._keeping.collect(budget_bytes)
-        if not budget_bytes:  # nothing shall stay, not even what cannot be read
-            for path in self._files.paths():
-                remove(path)
-        return freed
+    def _worth_saving(self, snapshots: Iterable[Snapshot]) -> list[tuple[Snapshot, float]]:
+        """Those that will stay once they are written, parents first, with the times of their use.
+
+        The others are not durable from now on.
+        """
+        there = {s.name: s for s in self.stored().values()}
+        planned: dict[str, tuple[Snapshot, Stored]] = {}
+        now = time.time()
+        for n, s in enumerate(snapshots):
+            planned[self._path(s).stem] = s, self._plan(s, [p for p, _ in planned.values()], now + n * 1e-6)
+        all_of_them = {name: plan for name, (_, plan) in planned.items()} | there
+        stay = kept(all_of_them.values(), self.budget_bytes)
+        for name, (s, _) in planned.items():
+            s.durable = name in stay or name in there
+        return sorted(((s, o.used) for s, o in planned.values() if s.durable), key=lambda found: found[0].offset)
+
+    def _plan(self, s: Snapshot, others: Iterable[Snapshot], used: float) -> Stored:
+        """What a snapshot will be on disk; nothing is computed, as MLX knows sizes before."""
+        name = self._path(s).stem
+        sizes: dict[Hashable, int] = {name: _bytes(pack_rest(s, self._kv_bits)[0])}
+        for b in s.blocks:
+            if self._has(b):
+                sizes[b.blob] = blob_path(self.blobs, str(b.blob)).stat().st_size
+            else:
+                sizes[id(b)] = _bytes(pack_block(b, s.form, self._kv_bits)[0])
+        before = [
+            self._path(p) for p in others if p.offset < s.offset and np.array_equal(p.tokens, s.tokens[: p.offset])
+        ]
+        parent = max((path.stem for path in [*before, *self._candidates(s.tokens[:-1], -1)[:1]]), default=None)
+        return Stored(name, parent, s.offset, s.kind, used, sizes)
+
+    def _path(self, s: Snapshot) -> Path:
+        return self.manifest_path(s.offset, hashlib.sha256(s.tokens.tobytes()).hexdigest())
+
+    def _has(self, block: Block) -> bool:
+        return block.blob is not None and self.has_blob(block.blob)
 
     def _discard(self, path: Path, reason: Exception) -> None:
         """Remove a snapshot that is damaged for certain; a lack of memory, files or rights may pass."""
-        self._warn(_damage(path, reason))
+        self._warn(damage(path, reason))
         number = getattr(reason, "errno", errno.EINVAL)
         if not isinstance(reason, RuntimeError) and number in (errno.EINVAL, errno.EFBIG):
-            self._files.discard(path, self._most_bytes)
+            self.discard(path, self._most_bytes)
 
     def _warn(self, text: str) -> None:
         if not self._warned:
@@ -290,8 +262,24 @@ class Store:
             warnings.warn(f"[cache] {' '.join(text.split())}", stacklevel=2)
 
 
-def _damage(path: Path, reason: Exception) -> str:
-    return f"{path} is damaged or foreign ({reason}); ignored, the prompt is read again."
+def open_store(options: ModelOptions, model: Model, form: str = "", kv_bits: int | None = None) -> Store | None:
+    """The snapshots of a model on disk, which its sessions and servers share; None where none are kept.
+
+    Args:
+        options: Which folder, and how many bytes.
+        model: The model.
+        form: Tells apart those that are kept in another form.
+        kv_bits: As for `Store`.
+    """
+    if options.store is False or not model.fingerprint:
+        return None
+    root = default_folder() if options.store is True else Path(os.path.expanduser(options.store))
+    name, shapes = Path(options.model).name, model.cache_shapes
+    return Store(root, model.fingerprint + form, options.store_budget_bytes, kv_bits, name, shapes)
+
+
+def _bytes(arrays: Mapping[str, Any]) -> int:
+    return sum(a.nbytes + HEADER_BYTES for a in arrays.values())
 
 
 def _touch(path: Path) -> None:

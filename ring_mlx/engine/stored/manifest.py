@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.engine.snapshots.blocks import BLOCK_TOKENS
 from ring_mlx.system.files import read_bounded, write_atomically
 
 FORMAT, VERSION = "ring-mlx-snapshot", 1
+BLOCK_TOKENS = 256  # in each of a snapshot's blocks
 MOST_BYTES, MOST_LAYERS, MOST_TOKENS, MOST_FILE_BYTES = 8 << 20, 10_000, 1 << 31, 1 << 50
 # Two ticks of the coarsest clock of a file system, and about 70 MB of names.
 SETTLED_NS, MOST_KNOWN_NAMES = 2_000_000_000, 500_000
