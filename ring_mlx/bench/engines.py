@@ -9,12 +9,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.generate import generate_step
+from mlx_lm.generate import generate_step as mlx_lm_generate_step
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 from ring_mlx.bench.settings import BenchError
 from ring_mlx.checkpoint.weights import lies_by_columns
-from ring_mlx.generation import decoding
+from ring_mlx.generation.decoding import decode_rows, generate_step, prefill, step_sizes
 from ring_mlx.model.config import LINEAR_TYPES
 from ring_mlx.model.model import Model
 
@@ -50,45 +50,28 @@ class Engine:
             count: Tokens, the first one included.
             step: Prompt tokens a step.
         """
+        is_ours = self.name == OURS
+        choose = None if self.agree is None else self._greedy
         if prompt.shape[0] > 1:
-            yield from _rows(self.model, prompt, cache, count, step, self._greedy)
-        elif self.name == OURS:
-            agreed = None if self.agree is None else self._greedy
-            yield from decoding.generate_step(
-                prompt[0], self.model, cache, max_tokens=count, sampler=agreed, prefill_step_size=step
+            # mlx-lm's head takes all positions that it is given, so there the last token is read apart.
+            apart = 0 if is_ours else 1
+            sizes = step_sizes(prompt.shape[1] - apart, step) + [1] * apart
+            forward = self.model if is_ours else lambda tokens, cache, last_only: self.model(tokens, cache=cache)
+            *_, (_, logits) = prefill(prompt, forward, cache, sizes)
+            yield from (ids for ids, _ in decode_rows(logits, forward, cache, max_tokens=count, sampler=choose))
+        elif is_ours:
+            yield from generate_step(
+                prompt[0], self.model, cache, max_tokens=count, sampler=choose, prefill_step_size=step
             )
         else:
-            yield from generate_step(
+            yield from mlx_lm_generate_step(
                 prompt[0], self.model, max_tokens=count, prompt_cache=cache, prefill_step_size=step
             )
 
     def _greedy(self, logits: mx.array) -> mx.array:
-        """[B, vocab] to the likeliest ids [B]."""
-        y = mx.argmax(logits, axis=-1)
-        return y if self.agree is None else self.agree(y)
-
-
-def _rows(
-    model: Any, prompt: mx.array, cache: Any, count: int, step: int, choose: decoding.Sampler
-) -> Iterator[mx.array]:
-    """Rows of equal length in lock step, each token launched before the one before is read."""
-    last = {"last_only": True} if isinstance(model, Model) else {}
-    until = prompt.shape[1] - (not last)  # mlx-lm's head takes all it is given, so the last token is read apart
-    for at in range(0, until, step):
-        logits = model(prompt[:, at : min(at + step, until)], cache=cache, **last)[:, -1]
-        mx.eval([c.state for c in cache])
-        mx.clear_cache()
-    if not last:
-        logits = model(prompt[:, -1:], cache=cache)[:, -1]
-    y = choose(logits)
-    mx.async_eval(y)
-    for n in range(count):
-        if n + 1 < count:
-            following = choose(model(y[:, None], cache=cache, **last)[:, -1])
-            mx.async_eval(following)
-        mx.eval(y)
-        yield y
-        y = following
+        """[B, vocab] to the likeliest ids [B], the same on all processes."""
+        assert self.agree is not None
+        return self.agree(mx.argmax(logits, axis=-1))
 
 
 def theirs(model: Model, raw: dict[str, Any]) -> Engine:
@@ -138,9 +121,8 @@ def theirs(model: Model, raw: dict[str, Any]) -> Engine:
 def seeded_cache(ours: Engine, other: Engine, prompt: mx.array, step: int) -> Any:
     """What mlx-lm's cache would be after the prompt, read by ours, with its state in mlx-lm's precision."""
     cache = ours.make_cache()
-    for at in range(0, prompt.shape[1], step):
-        ours.model(prompt[:, at : at + step], cache, last_only=True)
-        mx.eval([c.state for c in cache])
+    for _ in prefill(prompt, ours.model, cache, step_sizes(prompt.shape[1], step)):
+        pass
     found = other.make_cache()
     dtype = other.model.model.norm.weight.dtype
     for new, old in zip(found, cache, strict=True):

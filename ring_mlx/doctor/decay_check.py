@@ -16,6 +16,7 @@ from ring_mlx.doctor.decay_text import Part
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import Floats, nats, scored_logits
+from ring_mlx.generation.decoding import prefill, step_sizes
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.config_values import DECAY_KEY, DECAY_OFFSETS, shown
 from ring_mlx.model.decay import decay_rate
@@ -163,9 +164,8 @@ def score(model: Model, part: Part) -> Blocks:
     if not part.probes:
         return _blocks(_seen(model, part.shared, 1, None), BLOCK_TOKENS)
     cache, shared = model.make_cache(), mx.array(part.shared, dtype=mx.int32)
-    for at in range(0, shared.size, STEP_TOKENS):
-        model(shared[None, at : at + STEP_TOKENS], cache, last_only=True)
-        mx.eval(cache.state)
+    for _ in prefill(shared, model, cache, step_sizes(shared.size, STEP_TOKENS)):
+        pass
     probes = [_blocks(_seen(model, p.ids, p.first, cache.copy()), len(p.ids)) for p in part.probes]
     return Blocks(*(np.concatenate(arrays) for arrays in zip(*probes, strict=True)))
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.tokenizer import render_text
 from ring_mlx.evaluation.suite import Question, extract_answer
-from ring_mlx.generation.decoding import check_finite, largest_logit, prefill_step_or_default
+from ring_mlx.generation.decoding import decode_rows, prefill, prefill_step_or_default, step_sizes
 from ring_mlx.generation.defaults import MAX_TOKENS
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths
@@ -136,31 +134,29 @@ def complete(
     pads = [width - len(p) for p in prompts]
     cache = model.make_cache(left_padding=pads)
     batch = mx.array([[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)], dtype=mx.int32)
-    step = prefill_step_or_default()
-    for at in range(0, width, step):
-        logits = model(batch[:, at : at + step], cache, last_only=True)
-        mx.eval(logits, cache.state)
-        tell(len(prompts) * min(step, width - at))
+    sizes = step_sizes(width, prefill_step_or_default())
+    for size, (_, step_logits) in zip(sizes, prefill(batch, model, cache, sizes), strict=True):
+        logits = step_logits
+        tell(len(prompts) * size)
     out: list[list[int]] = [[] for _ in prompts]
-    rows, ended = list(range(len(prompts))), set[int]()  # the prompt of each row, and the rows that said all
-    for _ in range(max_tokens):
-        y, largest = mx.argmax(logits[:, -1], axis=-1), largest_logit(logits[:, -1])
-        mx.eval(y, largest)
-        check_finite(np.asarray(largest).tolist())
-        for row, token in enumerate(_ids(y)):
+    rows, ended = list(range(len(prompts))), set[int]()  # the prompt of each row, and the rows that have ended
+
+    def keep(ids: list[int]) -> Sequence[int]:
+        """Note what each row said; the rows that go on, once enough have ended."""
+        nonlocal rows, ended
+        for row, token in enumerate(ids):
             if token in stops:
                 ended.add(row)
             elif row not in ended:
                 out[rows[row]].append(token)
-        if len(ended) == len(rows):
-            break
-        if len(ended) >= DROPPED_SHARE * len(rows):
-            left = [row for row in range(len(rows)) if row not in ended]
-            rows, ended = [rows[row] for row in left], set()
-            for c in cache:
-                c.filter(mx.array(left))
-            y = y[mx.array(left)]
-        logits = model(y[:, None], cache, last_only=True)
+        if len(ended) < DROPPED_SHARE * len(rows):
+            return range(len(rows))
+        left = [row for row in range(len(rows)) if row not in ended]
+        rows, ended = [rows[row] for row in left], set()
+        return left
+
+    for _ in decode_rows(logits, model, cache, max_tokens=max_tokens, keep=keep):
+        pass
     return out
 
 
@@ -171,8 +167,3 @@ def accuracy_by_task(results: Iterable[Result]) -> dict[str, tuple[int, int]]:
         right, asked = counts.get(r.question.task, (0, 0))
         counts[r.question.task] = (right + r.right, asked + 1)
     return counts
-
-
-def _ids(y: mx.array) -> list[int]:
-    ids: Any = y.tolist()
-    return list(ids)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.decoding import check_finite, largest_logit
+from ring_mlx.generation.decoding import check_finite, largest_logit, prefill, step_sizes
 from ring_mlx.model.model import Model
 
 STEP_TOKENS = 512
@@ -68,15 +68,13 @@ def scored_logits(
     """
     cache = model.make_cache() if cache is None else cache
     whole = mx.array(list(ids), dtype=mx.int32)
-    for start in range(0, first - 1, step):
-        model(whole[None, start : min(start + step, first - 1)], cache, last_only=True)
-        mx.eval(cache.state)
-    for start in range(first - 1, whole.size - 1, step):
-        end = min(start + step, whole.size - 1)
-        logits = model(whole[None, start:end], cache)[0].astype(mx.float32)
-        mx.eval(logits, largest := largest_logit(logits), cache.state)
-        check_finite(np.asarray(largest).tolist())
-        yield logits, whole[start + 1 : end + 1]
+    for _ in prefill(whole[: first - 1], model, cache, step_sizes(first - 1, step)):
+        pass
+    scored, targets = whole[first - 1 : -1], whole[first:]
+    sizes = step_sizes(scored.size, step)
+    for size, (done, logits) in zip(sizes, prefill(scored, model, cache, sizes, every_position=True), strict=True):
+        check_finite(np.asarray(largest_logit(logits[0])).tolist())
+        yield logits[0], targets[done - size : done]
 
 
 def nats(logits: mx.array, targets: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""Prefill and decode: tokens in, tokens out."""
+"""The only prefill and the only token loop: tokens in, tokens out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from mlx_lm.sample_utils import greedy_sampler
 from metal_kernels import choices, launch
 from ring_mlx.errors import ModelError, PromptError
 from ring_mlx.model.kv_quantization import KVQuantization
-from ring_mlx.model.model import Model
 from ring_mlx.system.wired import Wired
 
 CLEAR_EVERY_TOKENS = 256
@@ -22,6 +21,7 @@ CLEAR_EVERY_TOKENS = 256
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]
+Forward = Callable[..., mx.array]  # as `Model.__call__`
 
 
 def prefill_step_or_default(asked: int | None = None) -> int:
@@ -36,7 +36,7 @@ def step_sizes(total: int, step: int) -> list[int]:
 
 def generate_step(
     prompt: Sequence[int] | mx.array,
-    model: Model,
+    model: Forward,
     cache: Any,
     *,
     max_tokens: int = 256,
@@ -101,67 +101,97 @@ def generate_step(
 
 
 def prefill(
-    prompt: mx.array, model: Model, cache: Any, sizes: Sequence[int], kv_quantization: KVQuantization | None = None
+    prompt: mx.array,
+    model: Forward,
+    cache: Any,
+    sizes: Sequence[int],
+    kv_quantization: KVQuantization | None = None,
+    *,
+    every_position: bool = False,
 ) -> Iterator[tuple[int, mx.array]]:
     """Read a prompt in steps of the given sizes; leaving after any step leaves a usable cache.
 
     Args:
-        prompt: Ids [T] that continue the cache.
+        prompt: Ids [T], or [B, T] of rows of equal length, that continue the cache.
         model, cache, kv_quantization: As for `generate_step`.
         sizes: Tokens of each step, T in all.
+        every_position: Whether the logits of all positions are wanted.
 
     Yields:
-        Tokens done and the logits [1, vocab] float32 of the next token, which are computed if they are used; the
-        cache has been computed.
+        Tokens done, and the logits [B, vocab] float32 of the next token, which are computed if they are used; with
+        ``every_position`` those of all positions of the step [B, size, vocab]. The cache has been computed.
     """
-    done = 0
+    rows, done = prompt if prompt.ndim == 2 else prompt[None], 0
     with launch.doubting():
         for size in sizes:
-            logits = _forward(prompt[done : done + size], model, cache, kv_quantization).astype(mx.float32)
+            part = rows[:, done : done + size]
             done += size
-            if done == prompt.size:
+            logits = _forward(part, model, cache, kv_quantization, last_only=not every_position).astype(mx.float32)
+            if every_position or done == rows.shape[1]:
                 mx.async_eval(logits)
             mx.eval([c.state for c in cache])
             mx.clear_cache()
-            yield done, logits
+            yield done, logits if every_position else logits[:, 0]
 
 
 def decode(
+    logits: mx.array, model: Forward, cache: Any, history: mx.array, **options: Any
+) -> Iterator[tuple[int, mx.array]]:
+    """Yield the tokens of one row after a prompt that has been read, as `generate_step` does.
+
+    Args:
+        logits: Of the first token, [1, vocab] float32.
+        model, cache: As for `generate_step`.
+        history: The ids read so far [T], for the processors.
+        options: As for `decode_rows`.
+    """
+    for (token,), logprobs in decode_rows(logits, model, cache, history, **options):
+        yield token, logprobs[0]
+
+
+def decode_rows(
     logits: mx.array,
-    model: Model,
+    model: Forward,
     cache: Any,
-    history: mx.array,
+    history: mx.array | None = None,
     *,
     max_tokens: int = 256,
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] = (),
     kv_quantization: KVQuantization | None = None,
     next_forced: Callable[[], int | None] | None = None,
-) -> Iterator[tuple[int, mx.array]]:
-    """Yield tokens after a prompt that has been read, computing each while the one before is handled.
+    keep: Callable[[list[int]], Sequence[int]] | None = None,
+) -> Iterator[tuple[list[int], mx.array]]:
+    """The token loop: yield a token of each row at a time, computing the next while this one is handled.
 
     Args:
-        logits: Of the first token, [1, vocab] float32.
-        history: The ids read so far [T], for the processors.
+        logits: Of the first tokens, [B, vocab] float32.
+        history: The ids read so far [T], which the processors of a single row need.
+        keep: Called with each step's ids; returns the rows that go on, none to stop. The next step waits for it.
         model, cache, max_tokens, sampler, logits_processors, kv_quantization, next_forced: As for `generate_step`.
 
     Yields:
-        As `generate_step`.
+        The ids of the rows, and their log-probabilities [B, vocab] float32.
 
     Raises:
         ModelError: If the logits are not finite.
     """
     choose = None if sampler is greedy_sampler else sampler
+    seen = mx.zeros((0,), dtype=mx.int32) if history is None else history
 
     def pick(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The next id [1], the largest logit [1], and the distribution [vocab]; the likeliest id needs none."""
+        """The next ids [B], the largest logits [B], and the distributions [B, vocab]; the likeliest ids need none."""
         largest, exact = largest_logit(logits), logits.astype(mx.float32)
         for process in logits_processors:
-            logits = exact = process(history, exact)
+            logits = exact = process(seen, exact)
         logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
         y = choose(logprobs) if choose else mx.argmax(logits, axis=-1)
         mx.async_eval(y, largest)
-        return y, largest, logprobs[0]
+        return y, largest, logprobs
+
+    def ids() -> list[int]:
+        check_finite(np.asarray(largest).tolist())
+        return list(np.asarray(y).tolist())
 
     with launch.doubting():
         y, largest, logprobs = pick(logits)
@@ -169,12 +199,17 @@ def decode(
             forced = next_forced() if next_forced else None
             if forced is not None:
                 y = mx.array([forced], dtype=mx.int32)
+            if keep is not None and len(rows := list(keep(ids()))) < y.size:
+                if not rows:
+                    return
+                y, largest, logprobs = (a[mx.array(rows)] for a in (y, largest, logprobs))
+                for c in cache:
+                    c.filter(mx.array(rows))
             if logits_processors:
-                history = mx.concatenate([history, y.astype(history.dtype)])
+                seen = mx.concatenate([seen, y.astype(seen.dtype)])
             if n + 1 < max_tokens:
-                following = pick(_forward(y, model, cache, kv_quantization))
-            check_finite(np.asarray(largest).tolist())
-            yield int(np.asarray(y)[0]), logprobs
+                following = pick(_forward(y[:, None], model, cache, kv_quantization)[:, 0])
+            yield ids(), logprobs
             if n + 1 < max_tokens:
                 y, largest, logprobs = following
             if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
@@ -196,9 +231,11 @@ def check_finite(largest: Iterable[float]) -> None:
         )
 
 
-def _forward(tokens: mx.array, model: Model, cache: Any, kv_quantization: KVQuantization | None) -> mx.array:
-    """Logits [1, vocab] after the tokens, in the model's dtype."""
-    logits = model(tokens[None], cache, last_only=True)[:, -1]
+def _forward(
+    tokens: mx.array, model: Forward, cache: Any, kv_quantization: KVQuantization | None, last_only: bool = True
+) -> mx.array:
+    """Logits [B, 1, vocab] after the tokens [B, T], or [B, T, vocab] after each, in the model's dtype."""
+    logits = model(tokens, cache, last_only=last_only)
     if kv_quantization is not None:
         maybe_quantize_kv_cache(cache, kv_quantization.start, kv_quantization.group_size, kv_quantization.bits)
-    return logits
+    return logits[:, -1:] if last_only else logits
