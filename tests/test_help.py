@@ -61,6 +61,13 @@ def test_nothing_is_hidden_or_without_words(path):
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("columns", ["50", "80"])
+def test_flags_and_names_stay_in_one_piece(path, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert not re.search(r"\w-\n", COMMANDS[path].format_help())
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_many_options_are_in_groups(path):
     groups = {g.title: g._group_actions for g in COMMANDS[path]._action_groups}
     assert all(actions for title, actions in groups.items() if title not in ("options", "positional arguments"))

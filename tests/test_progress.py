@@ -15,7 +15,7 @@ import time
 import pytest
 
 from ring_mlx.cli import main, progress
-from ring_mlx.cli.options.eval import QUICK_LIMIT
+from ring_mlx.cli.eval_options import QUICK_LIMIT
 from ring_mlx.cli.progress import ProgressBar, bar_of
 from ring_mlx.evaluation import Result
 from ring_mlx.system.pace import LEAST_SHARE, Pace

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ring_mlx.checkpoint.loading import demo_model_path, load
-from ring_mlx.cli.options import generate
+from ring_mlx.cli import generate_options
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.sampling import start_sampling
@@ -59,7 +59,7 @@ def _in_python(model, tokenizer, name, value):
 def _doors(toy, name, value):
     """The doors that know a setting, each as a call."""
     text = json.dumps(value)
-    yield "option", lambda: _flag(generate, name, text)
+    yield "option", lambda: _flag(generate_options, name, text)
     yield "request", lambda: _request(name, value)
     yield "python", lambda: _in_python(*toy, name, value)
     if name in SETTINGS:

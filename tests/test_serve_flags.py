@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ring_mlx.cli import build_parser, main, serve_command
-from ring_mlx.cli.options.serve import LOG_LEVELS
+from ring_mlx.cli.serve_options import LOG_LEVELS
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.job import Finished

@@ -10,11 +10,11 @@ import mlx.core as mx
 import pytest
 
 from ring_mlx.cli import main
-from ring_mlx.cli.options import byte_count
 from ring_mlx.engine.snapshots import Store
 from ring_mlx.engine.stored.stores import default_folder
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model.cache import FORMAT_VERSION, HybridCache
+from ring_mlx.options import byte_count
 from tests.saver import make
 from tests.tiny import make_model, tokens
 

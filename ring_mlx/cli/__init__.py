@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ring_mlx import __version__
-from ring_mlx.cli import streams
+from ring_mlx.cli import streams, table
 from ring_mlx.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, INTERRUPTED
 from ring_mlx.cli.parsing import OneLineParser, in_groups
-from ring_mlx.cli.table import commands_for
 from ring_mlx.errors import RingError
 from ring_mlx.system.install import explained
 from ring_mlx.system.machine_fit import unfit
@@ -44,10 +43,10 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ring-mlx {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, prog=parser.prog)
-    table = commands_for(words)
-    for command in table:
-        command.add(commands, words is None or command.name in words)
-    in_groups(parser, commands, {c.name: c.group for c in table})
+    listed = table.commands_for(words)
+    for command in listed:
+        table.add(command, commands, words is None or command.name in words)
+    in_groups(parser, commands, {c.name: c.group for c in listed})
     return parser
 
 

@@ -6,14 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ring_mlx import options
 from ring_mlx.bench import job, shapes
 from ring_mlx.bench.company import ALONE
 from ring_mlx.bench.random_weights import plain_dtype, random_model_of
 from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
-from ring_mlx.cli import from_options, options
-from ring_mlx.cli.options.bench import UNQUANTISED
+from ring_mlx.cli import from_options
+from ring_mlx.cli.bench_options import UNQUANTISED
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.member import Member, joined
 from ring_mlx.model.config import read_config, with_decay_offset

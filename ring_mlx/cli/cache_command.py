@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.cli import options
+from ring_mlx import options
 from ring_mlx.cli.parsing import add_command
 from ring_mlx.engine.stored.folder import ModelFolder
 from ring_mlx.engine.stored.stores import default_folder, stores

@@ -16,7 +16,7 @@ from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import load_model
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.cli import from_options
-from ring_mlx.cli.options.eval import QUICK_LIMIT
+from ring_mlx.cli.eval_options import QUICK_LIMIT
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation import accuracy_by_task, divergence, evaluate, perplexity

@@ -13,7 +13,6 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load
-from ring_mlx.cli.options import loading_options
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
@@ -22,6 +21,7 @@ from ring_mlx.generation.sampling import start_sampling
 from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
 from ring_mlx.generation.stream import KVQuantization, LogitsProcessor, Sampler
 from ring_mlx.model.model import Model
+from ring_mlx.options import loading_options
 from ring_mlx.system.surrogates import whole_text
 from ring_mlx.system.terminal_text import note
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx import options
 from ring_mlx.checkpoint.tokenizer import render_chat
-from ring_mlx.cli import from_options, options
+from ring_mlx.cli import from_options
 from ring_mlx.cli.exit_codes import CUT_OFF, INTERRUPTED
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.cli.prompt_cache import text_after_cached

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.cli import options
+from ring_mlx import options
 from ring_mlx.cli.parsing import OneLineParser
 from ring_mlx.distributed import backends, hosts, launcher
 from ring_mlx.distributed.hosts import Host

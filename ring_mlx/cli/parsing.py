@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from ring_mlx.cli.exit_codes import BAD_INPUT
+from ring_mlx.options import group_of
 from ring_mlx.system.terminal_text import harmless
 
 _DEFAULT = re.compile(r"\((?!default)([^()]*)\)$")
@@ -39,8 +41,11 @@ class HelpFormatter(argparse.HelpFormatter):
         text = action.help or ""
         return text if action.nargs == 0 else _DEFAULT.sub(r"(default: \1)", text)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # a flag stays in one piece
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
+        return text if "\n" in text else "\n".join(indent + line for line in self._split_lines(text, width))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -68,12 +73,6 @@ def add_command(commands: Any, name: str, about: str, *examples: str) -> argpars
         name, help=about, description=about, epilog=f"example{'s' * (len(examples) > 1)}:{shown}"
     )
     return parser
-
-
-def group_of(parser: argparse.ArgumentParser, title: str) -> Any:
-    """The group of options with this title, made where there is none yet."""
-    found = (g for g in parser._action_groups if g.title == title)
-    return next(found, None) or parser.add_argument_group(title)
 
 
 def in_groups(parser: argparse.ArgumentParser, commands: Any, groups: Mapping[str, str]) -> None:

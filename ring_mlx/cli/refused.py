@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from ring_mlx.cli.parsing import group_of
 from ring_mlx.errors import OptionError
+from ring_mlx.options import group_of
 
 THEIR_NAMES = {"serve": "server", "cache-prompt": "cache_prompt"}
 _ROTATES = "a rotating cache forgets the prompt, and a linear state cannot forget with it; {}"

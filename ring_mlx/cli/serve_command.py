@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ring_mlx import options
 from ring_mlx.checkpoint.loading import demo_model_path
-from ring_mlx.cli import from_options, options
+from ring_mlx.cli import from_options
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.ending import before_end
 from ring_mlx.distributed.follower import Follower

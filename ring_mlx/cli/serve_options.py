@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ring_mlx.cli import options
-from ring_mlx.cli.parsing import group_of
+from ring_mlx import options
 from ring_mlx.generation.defaults import MAX_TOKENS
+from ring_mlx.options import group_of
 
 ANSWER = "answer, where a request says nothing else"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

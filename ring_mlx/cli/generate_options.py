@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ring_mlx.cli import options
-from ring_mlx.cli.parsing import group_of
+from ring_mlx import options
 from ring_mlx.generation.defaults import MAX_TOKENS
+from ring_mlx.options import group_of
 
 check = options.check_template_flags
 

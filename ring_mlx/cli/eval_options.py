@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ring_mlx.cli import options
-from ring_mlx.cli.parsing import group_of
+from ring_mlx import options
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.defaults import MAX_TOKENS
+from ring_mlx.options import group_of
 
 # Questions of each task of a packaged suite, so that the toy needs about a minute.
 QUICK_LIMIT = 1

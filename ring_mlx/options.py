@@ -1,4 +1,4 @@
-"""Options that several subcommands share: which model, how to sample, how to prefill."""
+"""What commands of ``ring-mlx`` share, those of other packages too: their entry in the list, and common options."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from ring_mlx.cli.parsing import group_of
 from ring_mlx.distributed.plan import AUTO, CHOICES
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
@@ -18,6 +17,34 @@ from ring_mlx.generation.thinking import STARTS, Thinking
 from ring_mlx.model.config_values import DECAY_OFFSETS
 
 RANDOM_SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
+
+
+class Command(NamedTuple):
+    """A command's entry in the list of all.
+
+    Args:
+        name: As it is typed.
+        group: The title under which help lists it.
+        about: What it does, in a sentence.
+        example: A line that can be typed as it is.
+        options: A module with ``add(parser)``, and with ``check(args)`` if some options exclude others.
+        work: A module with ``run(args)``, which returns the exit code. It is imported once the options are good.
+        needs_mlx: Whether to stop before the work where MLX is not installed.
+    """
+
+    name: str
+    group: str
+    about: str
+    example: str
+    options: str
+    work: str
+    needs_mlx: bool = True
+
+
+def group_of(parser: argparse.ArgumentParser, title: str) -> Any:
+    """The group of options with this title, made where there is none yet."""
+    found = (g for g in parser._action_groups if g.title == title)
+    return next(found, None) or parser.add_argument_group(title)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +86,7 @@ def add_expert_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="read routed experts on demand into so much memory, such as 8GB (default: all in memory)",
     )
-    g.add_argument(
-        "--expert-policy", choices=("lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)"
-    )
+    g.add_argument("--expert-policy", choices=("lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)")
 
 
 def add_distributed_option(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ring_mlx import options
 from ring_mlx.bench.settings import BenchError
-from ring_mlx.cli import options
-from ring_mlx.cli.parsing import group_of
+from ring_mlx.options import group_of
 
 UNQUANTISED = 16
 # What does not go together with experts on disk, and why.
