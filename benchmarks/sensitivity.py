@@ -20,7 +20,7 @@ from ring_mlx import demo_model_path, load_model
 from ring_mlx.convert import convert, convert_plan, report
 from ring_mlx.convert.job import Options
 from ring_mlx.convert.plan import quantisable_paths
-from ring_mlx.generation.divergence import divergence
+from ring_mlx.evaluation.divergence import divergence
 
 KINDS = {
     "embeddings": ["word_embeddings"],

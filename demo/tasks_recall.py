@@ -10,7 +10,7 @@ from typing import NamedTuple
 from demo.phrases import MONTHS, NAMES
 from demo.render import ROLE_END, render, role
 from demo.split import TRAIN_WORDS, Conversation, Phrasings, Turn, conversation, draw, listed
-from ring_mlx.evaluation.filler import filler
+from ring_mlx.evaluation.needles import filler
 
 CountTokens = Callable[[str], int]
 

@@ -23,7 +23,7 @@ from demo.tasks_recall import (
     state_then_ask,
     value_of,
 )
-from ring_mlx.evaluation.filler import filler
+from ring_mlx.evaluation.needles import filler
 
 MOST_TOPICS, LEAST_TOKENS_A_TOPIC = 5, 100
 TRIES = 60  # for a value of the split; small sets of values have none held out for some people

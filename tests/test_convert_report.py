@@ -14,7 +14,7 @@ from ring_mlx import demo_model_path, load_model
 from ring_mlx.cli import main
 from ring_mlx.convert import convert, report, verify
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.divergence import divergence
+from ring_mlx.evaluation.divergence import divergence
 from tests import foreign
 from tests.compare import assert_close
 from tests.tiny import config, save_hf

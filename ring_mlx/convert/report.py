@@ -22,7 +22,8 @@ from ring_mlx.convert.plan import source_bytes
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.divergence import HEAD_TOKENS, Divergence, Floats, divergence, summary
+from ring_mlx.evaluation.divergence import HEAD_TOKENS, Divergence, divergence, summary
+from ring_mlx.evaluation.scoring import Floats
 from ring_mlx.system.files import MOST_TEXT_BYTES, text_of
 from ring_mlx.system.pace import Progress
 

@@ -3,7 +3,7 @@
 Modules, each using those above it:
 
     answers     a suite's questions answered         scoring     logits of given tokens, in steps and windows
-    perplexity  nats a token of a text               divergence  KL of one model from another on a text
+    perplexity  nats a token of a text               divergence  KL of one model from another on the same tokens
     needles     facts and filler                     sharing     prompts read with their common starts once
     recall      facts asked for after long texts     heat_map    the grid as a picture
 """

@@ -29,10 +29,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Result:
-    """What the model said to a question, what of it is not thought, and whether its final answer is exactly the right one.
-
-    ``is_cut_off`` says whether it would have gone on.
-    """
+    """What the model said to a question, its final answer (``given``) and what of it is not thought (``answer``)."""
 
     question: Question
     text: str
@@ -63,9 +60,6 @@ def evaluate(
     """Answer every question greedily, in batches of similar length, long and short ones in turn.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer, with a chat template.
-        questions: The suite.
         max_tokens: Of an answer, thought included; -1 is what the context holds.
         batch_size: Questions at a time.
         progress: Called with (questions done, all, how many are right, seconds left) and after each step of a prompt.

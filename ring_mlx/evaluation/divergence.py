@@ -1,41 +1,87 @@
-"""The divergence of a model's predictions from a reference model's on one text.
+"""How far a model's predictions are from a reference's, where both read the same tokens.
 
-`ring_mlx.convert.report` does the same a layer at a time, for models that do not fit into memory together.
+`ring_mlx.convert.report` reads both a layer at a time, for models that do not fit into memory together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.shards import safetensors_in
 from ring_mlx.errors import NoFitError, OptionError
-from ring_mlx.evaluation.scoring import scored_logits, windows
-from ring_mlx.generation.divergence import HEAD_TOKENS, Divergence, divergence, summary
+from ring_mlx.evaluation.scoring import Floats, nats, scored_logits, windows
 from ring_mlx.model.model import Model
 from ring_mlx.system import memory
 from ring_mlx.system.pace import Progress
 
+HEAD_TOKENS = 128  # rows of logits that are compared at one time
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Over counted tokens: KL(reference || model) in nats, how often the likeliest token is the same, perplexities."""
+
+    tokens: int
+    kl_mean: float
+    kl_median: float
+    kl_99: float
+    top1_agreement: float
+    perplexity: float
+    reference_perplexity: float
+
+    @property
+    def flips(self) -> float:
+        """How often the likeliest token differs."""
+        return 1 - self.top1_agreement
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """The model's perplexity over the reference's."""
+        return self.perplexity / self.reference_perplexity
+
+
+def divergence(reference: mx.array, model: mx.array, targets: mx.array) -> Floats:
+    """KL(reference || model), whether the argmax differs, and the nats of the targets, the reference's first [4, n].
+
+    ::
+
+        KL_t = sum over v of p_reference(v) (log p_reference(v) - log p_model(v))
+
+    Args:
+        reference, model: Logits [n, vocab] float32.
+        targets: The tokens that came [n].
+    """
+    p, q = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (reference, model))
+    kl = (mx.exp(p) * (p - q)).sum(axis=-1)
+    flips = mx.argmax(reference, axis=-1) != mx.argmax(model, axis=-1)
+    losses = [nats(x, targets) for x in (reference, model)]
+    return np.array(mx.stack([kl, flips.astype(mx.float32), *losses]), dtype=np.float64)
+
+
+def summary(measured: Sequence[Floats]) -> Divergence:
+    """Over all positions of what `divergence` gave."""
+    kl, flips, theirs, ours = np.concatenate(measured, axis=1)
+    middle, high = np.quantile(kl, [0.5, 0.99])
+    perplexities = (math.exp(min(float(losses.mean()), 700.0)) for losses in (ours, theirs))
+    return Divergence(len(kl), float(kl.mean()), float(middle), float(high), 1 - float(flips.mean()), *perplexities)
+
 
 def check_same_tokens(ours: TokenizerWrapper, theirs: TokenizerWrapper, text: str, name: str) -> None:
-    """Refuse a reference that reads the text as other tokens.
-
-    Raises:
-        OptionError: If it does.
-    """
+    """Raises OptionError if the reference reads the text as other tokens."""
     if list(ours.encode(text)) != list(theirs.encode(text)):
         raise OptionError(f"--kl {name} splits the text into other tokens; give a model of the same tokenizer.")
 
 
 def check_both_fit(model: Model, reference: Path) -> None:
-    """Refuse, before it is read, a reference that memory cannot hold beside the model.
-
-    Raises:
-        NoFitError: Naming both sizes and the way to compare them all the same.
-    """
+    """Raises NoFitError, before the reference is read, if memory cannot hold it beside the model."""
     ours = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
     theirs, room = sum(f.stat().st_size for f in safetensors_in(reference)), memory.budget_bytes()
     if ours + theirs + memory.WORKSPACE_BYTES > room:
@@ -47,20 +93,9 @@ def check_both_fit(model: Model, reference: Path) -> None:
 
 
 def diverge(
-    model: Model,
-    reference: Model,
-    ids: Sequence[int],
-    window: int,
-    stride: int,
-    progress: Progress | None = None,
+    model: Model, reference: Model, ids: Sequence[int], window: int, stride: int, progress: Progress | None = None
 ) -> Divergence:
-    """Read a text with both models in the windows of `perplexity.perplexity`.
-
-    Args:
-        model: What is judged.
-        reference: What it is held against, of the same vocabulary.
-        ids: The text's tokens.
-        window, stride, progress: As for `perplexity.perplexity`.
+    """Read a text with both models, of one vocabulary, in the windows of `perplexity.perplexity`.
 
     Raises:
         OptionError: If the vocabularies differ, or as for `scoring.windows`.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ring_mlx.errors import OptionError
-from ring_mlx.evaluation.filler import filler
 from ring_mlx.evaluation.perplexity import read_text
 
 NAMES = (
@@ -20,6 +19,24 @@ NAMES = (
 # Codes, which nobody can guess.
 THINGS = ("locker code", "door code")
 MOST_FACTS = len(NAMES) * len(THINGS)
+PLACES = ("market", "harbour", "library", "station", "park", "bakery", "museum", "school", "beach", "old bridge")
+TIMES = ("Today", "Yesterday", "This morning", "Last night", "On Sunday", "After lunch", "Before work", "In the end")
+FILLER = (
+    "{time} I went to the {place}.",
+    "{time} it rained near the {place}.",
+    "{time} the {place} was very quiet.",
+    "{time} we met at the {place} and talked.",
+    "{time} I walked past the {place}.",
+    "{time} there was music at the {place}.",
+    "The {place} was full of people.",
+    "The way to the {place} is long.",
+    "I like the {place} a lot.",
+    "The {place} is closed for now.",
+    "It was a long day.",
+    "The weather is fine.",
+    "I slept well.",
+    "Dinner was good.",
+)
 
 
 class Fact(NamedTuple):
@@ -46,18 +63,13 @@ def draw_facts(rng: random.Random, count: int) -> list[Fact]:
     return [Fact(name, thing, str(rng.randrange(1000, 10000))) for name, thing in about]
 
 
-def small_talk(rng: random.Random) -> Iterator[str]:
-    """Sentences that state no fact of a person, without end."""
-    while True:
-        yield filler(rng)
+def filler(rng: random.Random) -> str:
+    """Draw a sentence that states no fact about a person."""
+    return rng.choice(FILLER).format(time=rng.choice(TIMES), place=rng.choice(PLACES))
 
 
 def sentences_of(path: Path) -> Iterator[str]:
-    """The sentences of a text file, again and again without end.
-
-    Raises:
-        OptionError: If it cannot be read or holds no word.
-    """
+    """The sentences of a text file, again and again without end; raises OptionError if there are none."""
     text = read_text(path, "--filler")
     sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
     if not sentences:

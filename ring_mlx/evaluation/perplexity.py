@@ -31,11 +31,7 @@ class Perplexity:
 
 
 def read_text(path: Path, option: str) -> str:
-    """A text file that an option names.
-
-    Raises:
-        OptionError: If it cannot be read, is too long, or is not UTF-8.
-    """
+    """A UTF-8 text file that an option names; raises OptionError if it cannot be read or is too long."""
     try:
         return text_of(path, MOST_TEXT_BYTES)
     except (OSError, ValueError) as e:
@@ -43,11 +39,7 @@ def read_text(path: Path, option: str) -> str:
 
 
 def encode(text: str, tokenizer: TokenizerWrapper, name: str) -> list[int]:
-    """The tokens of plain text.
-
-    Raises:
-        OptionError: If there are fewer than two.
-    """
+    """The tokens of plain text; raises OptionError if there are fewer than two."""
     ids = [int(i) for i in tokenizer.encode(text)]
     if len(ids) < 2:
         raise OptionError(f"{name} has {len(ids)} tokens, so none follows another; give a longer text.")
@@ -55,7 +47,7 @@ def encode(text: str, tokenizer: TokenizerWrapper, name: str) -> list[int]:
 
 
 def window_of(context: int, window: int | None, stride: int | None, total: int) -> tuple[int, int]:
-    """Window and stride, with their defaults: as much as the context and 4,096 tokens allow, and half of that.
+    """Window and stride, by default 4,096 or what the context or text holds, and half of that.
 
     Raises:
         OptionError: If the window exceeds the context.
@@ -76,14 +68,8 @@ def perplexity(
         perplexity = exp(mean over counted t of -log p(id_t | ids of its window before t))
 
     Args:
-        model: The model.
-        ids: The text's tokens.
-        window: Tokens read at a time.
-        stride: Tokens counted at a time after the first window.
+        window, stride: As for `scoring.windows`, which may refuse them.
         progress: Called with (tokens counted, all).
-
-    Raises:
-        OptionError: As for `scoring.windows`.
     """
     parts = windows(len(ids), window, stride)
     total, counted = 0.0, 0

@@ -6,14 +6,17 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cache as cached
+from functools import partial
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.tokenizer import render_chat, render_text
 from ring_mlx.errors import OptionError
-from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts, small_talk
+from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts
+from ring_mlx.evaluation.needles import filler as small_talk
 from ring_mlx.evaluation.sharing import SharedReader
 from ring_mlx.generation.decoding import generate_step, prefill_step_or_default
 from ring_mlx.generation.defaults import MAX_TOKENS
@@ -26,15 +29,9 @@ from ring_mlx.system.pace import Pace, Progress
 
 @dataclass(frozen=True)
 class Cell:
-    """Answers to facts at one depth of one length.
+    """Answers to the facts at one depth (0 is the start of the text, 1 its end) of texts of one length.
 
-    Args:
-        length: Tokens asked for.
-        depth: 0 is the start of the text, 1 its end.
-        tokens: Of the longest prompt.
-        right: Answers that hold the value.
-        asked: Questions.
-        cut_off: Answers that did not end within the tokens allowed.
+    ``tokens`` are the longest prompt's; ``cut_off`` answers did not end within the tokens allowed.
     """
 
     length: int
@@ -55,7 +52,7 @@ class Grid:
 
 
 class Asked(NamedTuple):
-    """One question: where its fact stands, its prompt, and what tells the thought from the answer."""
+    """One question: where its fact stands, its prompt, and what separates the thought from the answer."""
 
     length: int
     depth: float
@@ -86,8 +83,6 @@ def recall(
     All lengths are beginnings of one text, so what prompts share is read once.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer, with a chat template.
         lengths: Tokens of the prompts, about.
         depths: How many, as `depths_of`.
         needles: Facts stated together at each place, each asked for alone.
@@ -157,18 +152,15 @@ def _questions(
     filler: Iterator[str] | None,
     seed: int,
 ) -> list[Asked]:
-    costs: dict[str, int] = {}
-
+    @cached
     def cost(sentence: str) -> int:
-        if sentence not in costs:
-            costs[sentence] = len(tokenizer.encode(f" {sentence}", add_special_tokens=False))
-        return costs[sentence]
+        return len(tokenizer.encode(f" {sentence}", add_special_tokens=False))
 
     facts = {
         (length, d): draw_facts(random.Random(f"{seed} {length} {d}"), needles) for length in lengths for d in depths
     }
     frames = {length: max(_size(tokenizer, facts[length, d]) for d in depths) for length in lengths}
-    text = list(islice(filler or small_talk(random.Random(seed)), max(lengths)))
+    text = list(islice(filler or iter(partial(small_talk, random.Random(seed)), None), max(lengths)))
     asked = []
     for length in lengths:
         room, taken = length - frames[length], 0
@@ -205,7 +197,6 @@ def _answer(
     tell: Callable[[int], None],
 ) -> tuple[bool, bool]:
     """Whether the answer is right, and whether it was cut off; ``tell`` is called with the tokens of each step."""
-    out: list[int] = []
     read = 0
 
     def report(done: int, total: int) -> None:
@@ -213,10 +204,8 @@ def _answer(
         tell(done - read)
         read = done
 
-    for token, _ in generate_step(rest, model, cache, max_tokens=max_tokens, progress=report):
-        if token in tokenizer.eos_token_ids:
-            break
-        out.append(token)
+    steps = generate_step(rest, model, cache, max_tokens=max_tokens, progress=report)
+    out = list(takewhile(lambda token: token not in tokenizer.eos_token_ids, (token for token, _ in steps)))
     visible = asked.splitter.feed_last(tokenizer.decode(out))[1]
     return holds(visible, asked.fact.value), len(out) == max_tokens
 
@@ -230,14 +219,8 @@ def _cells(asked: Sequence[Asked], graded: dict[int, tuple[bool, bool]]) -> list
     places: dict[tuple[int, float], list[int]] = {}
     for i, a in enumerate(asked):
         places.setdefault((a.length, a.depth), []).append(i)
-    return [
-        Cell(
-            length,
-            depth,
-            max(len(asked[i].ids) for i in members),
-            sum(graded[i][0] for i in members),
-            len(members),
-            sum(graded[i][1] for i in members),
-        )
-        for (length, depth), members in places.items()
-    ]
+    cells = []
+    for place, members in places.items():
+        right, cut_off = (sum(column) for column in zip(*(graded[i] for i in members), strict=True))
+        cells.append(Cell(*place, max(len(asked[i].ids) for i in members), right, len(members), cut_off))
+    return cells

@@ -57,10 +57,9 @@ def scored_logits(
     """The logits that predict ``ids[first:]``, a step at a time; the head sees no other position.
 
     Args:
-        model: The model.
         ids: Tokens [T] that continue the cache.
         first: Index of the first that is predicted, at least 1.
-        cache: From ``model.make_cache()``, updated in place; None is an empty one.
+        cache: Updated in place; None is an empty one.
         step: Tokens read at a time.
 
     Yields:

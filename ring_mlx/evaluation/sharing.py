@@ -15,14 +15,7 @@ from ring_mlx.model.model import Model
 class SharedReader:
     """Reads prompts in the order that shares most, holding at most a cache for each place where they part.
 
-    Args:
-        model: The model.
-        prompts: Token ids of each, at least one.
-        step: Tokens read at a time.
-        tell: Called with the tokens of each step.
-
-    Attributes:
-        read_tokens: What `read` has fed to the model, the rests that it gives out included.
+    ``tell`` is called with the tokens of each step; ``read_tokens`` counts what `read` has fed, and the rests it gave out.
     """
 
     def __init__(

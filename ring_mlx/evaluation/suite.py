@@ -19,10 +19,7 @@ SUITES = Path(__file__).parents[1] / "suites"
 
 @dataclass(frozen=True)
 class Question:
-    """Messages that end with the user's, and the answer that counts as right.
-
-    ``task`` groups questions in the report.
-    """
+    """Messages that end with the user's, the answer that counts as right, and the task that it is reported under."""
 
     task: str
     messages: tuple[dict[str, str], ...]
@@ -35,11 +32,7 @@ def is_packaged(name: str) -> bool:
 
 
 def suite_path(name: str) -> Path:
-    """The file of a packaged suite by name, such as "demo", or the path of another.
-
-    Raises:
-        OptionError: If there is neither.
-    """
+    """The file of a packaged suite by name, such as "demo", or another path; raises OptionError if there is neither."""
     if is_packaged(name):
         return SUITES / f"{name}.jsonl.gz"
     if not os.path.isfile(name):
@@ -49,11 +42,7 @@ def suite_path(name: str) -> Path:
 
 
 def read_suite(path: Path) -> list[Question]:
-    """Read a suite: gzipped JSON lines with task, messages and answer.
-
-    Raises:
-        OptionError: If the file is missing or not a suite.
-    """
+    """Read gzipped JSON lines with task, messages and answer; raises OptionError if they are none."""
     try:
         with gzip.open(io.BytesIO(bytes_of(path, MOST_TEXT_BYTES))) as f:
             text = f.read(MOST_TEXT_BYTES + 1)
