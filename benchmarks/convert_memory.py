@@ -24,7 +24,7 @@ import json, resource, sys, time
 import mlx.core as mx
 from ring_mlx.convert import convert
 from ring_mlx.convert.fit import quantize
-from ring_mlx.convert.settings import Setting
+from ring_mlx.convert.recipes import Setting
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 mx.eval(quantize(mx.ones((64, 64)), Setting(64, 4), mx.bfloat16))
@@ -38,8 +38,8 @@ SHARD_BYTES = 1 << 30
 def write_source(folder: Path, layers: int, experts: int, vocab: int) -> int:
     """A checkpoint of mini's shapes with random weights; returns its bytes. Only a shard's header is ever whole."""
     from ring_mlx.checkpoint.safetensors_header import TensorSpec
+    from ring_mlx.convert.shard_files import ShardFile
     from ring_mlx.convert.sources import parameter_shapes
-    from ring_mlx.convert.writer import ShardFile
     from ring_mlx.model.config import RingConfig
 
     raw = MINI | {"num_hidden_layers": layers, "num_experts": experts, "vocab_size": vocab, "torch_dtype": "bfloat16"}

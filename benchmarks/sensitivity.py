@@ -18,7 +18,7 @@ import numpy as np
 
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.convert import convert, convert_plan, report
-from ring_mlx.convert.job import Options
+from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import quantisable_paths
 from ring_mlx.evaluation.divergence import divergence
 

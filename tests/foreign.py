@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ring_mlx.convert.matrices import pack
+from ring_mlx.convert.grids import pack
 from tests.tiny import config, make_model
 
 ROUTER_AND_NORMS = ("mlp.gate.", "norm", "expert_bias", "word_embeddings", "lm_head")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ring_mlx.convert import convert, writer
+from ring_mlx.convert import convert, shard_files, writer
 
 OPTIONS = {"quantize": True, "bits": 4, "group_size": 32, "fit": "rtn", "shard_bytes": 100_000}
 
@@ -52,7 +52,7 @@ def killed_before(step: int, work: Callable[[], object]) -> None:
 
         return wrapper
 
-    writer.ShardFile.write = counted(writer.ShardFile.write)
+    shard_files.ShardFile.write = counted(shard_files.ShardFile.write)
     Path.mkdir = counted(Path.mkdir)
     for name in ("replace", "fsync"):
         setattr(os, name, counted(getattr(os, name)))

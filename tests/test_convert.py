@@ -16,7 +16,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.cli import main
-from ring_mlx.convert import convert, describe, job
+from ring_mlx.convert import conversion, convert, describe
 from ring_mlx.errors import ConvertError, OptionError, WeightsError
 from ring_mlx.model.decay import decay_rate
 from tests.compare import assert_close, relative_rms
@@ -191,7 +191,7 @@ def test_options_that_cannot_work_are_refused_and_leave_nothing(tmp_path, option
 
 
 def test_memory_does_not_grow_with_the_stack(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "CHUNK_WEIGHTS", 1 << 15)
+    monkeypatch.setattr(conversion, "CHUNK_WEIGHTS", 1 << 15)
     peaks = []
     for experts in (8, 64):
         raw = config(hidden_size=128, moe_intermediate_size=64, num_experts=experts, num_hidden_layers=3)
@@ -295,7 +295,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ring_mlx.convert.job.encode", interrupted)
+    monkeypatch.setattr("ring_mlx.convert.conversion.encode", interrupted)
     assert main(["convert", "--model", str(GOLDEN), "--mlx-path", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "ring-mlx: interrupted; run again with --resume to go on.\n"
     assert [p.name for p in tmp_path.iterdir()] == [".out.partial"]

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from ring_mlx import demo_model_path
-from ring_mlx.convert import convert, job, remote
+from ring_mlx.convert import conversion, convert, remote
 from ring_mlx.convert.writer import partial_folder, verify
 from ring_mlx.errors import OptionError
 from tests import hub_server
@@ -113,24 +113,24 @@ def test_streamed_it_is_the_same_as_from_a_folder(hub, command, home, source, tm
 def test_shards_are_fetched_once_and_dropped_after_use(source, tmp_path, monkeypatch):
     fetched, most = [], [0]
 
-    def fetch(repo, revision, file, folder):
-        folder.mkdir(exist_ok=True)
-        shutil.copy(source / file, folder / file)
+    def fetch(repo, file, local_dir, **_):
+        local_dir.mkdir(exist_ok=True)
+        shutil.copy(source / file, local_dir / file)
         fetched.append(file)
-        most[0] = max(most[0], len(list(folder.iterdir())))
-        return folder / file
+        most[0] = max(most[0], len(list(local_dir.iterdir())))
+        return local_dir / file
 
     in_order = tmp_path / "in_order"
     save_in_order(source, in_order)
-    monkeypatch.setattr(remote, "fetch_shard", fetch)
-    opened = job.open_source
+    monkeypatch.setattr(remote.huggingface_hub, "hf_hub_download", fetch)
+    opened = conversion.open_source
 
     def as_repo(path, revision=None, remote_only=False):
         from dataclasses import replace
 
         return replace(opened(path), repo=("a/b", None))
 
-    monkeypatch.setattr(job, "open_source", as_repo)
+    monkeypatch.setattr(conversion, "open_source", as_repo)
     source = in_order
     out = convert(in_order, tmp_path / "out", quantize=True, group_size=32, fit="rtn", stream=True)
     assert sorted(fetched) == sorted(p.name for p in in_order.glob("*.safetensors"))

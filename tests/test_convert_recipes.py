@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from ring_mlx.convert import convert, convert_plan, describe, sizes
 from ring_mlx.convert.fit import quantize
-from ring_mlx.convert.job import Options
-from ring_mlx.convert.matrices import pack, unpack
+from ring_mlx.convert.grids import pack, unpack
+from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import quantisable_paths
-from ring_mlx.convert.settings import MIXED, RECIPES, ROUTER, Setting, make_rule, uses_more_bits
+from ring_mlx.convert.recipes import MIXED, RECIPES, ROUTER, Setting, make_rule, uses_more_bits
 from ring_mlx.model.config import RingConfig
 from tests.compare import relative_rms
 from tests.foreign import shape

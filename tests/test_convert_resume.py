@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ring_mlx.convert import convert, job, verify, writer
+from ring_mlx.convert import conversion, convert, shard_files, verify, writer
 from ring_mlx.convert.writer import MANIFEST, partial_folder
 from ring_mlx.errors import ConvertError
 from tests.kill_and_resume import folder_hashes
@@ -48,14 +48,14 @@ class Stopped(BaseException):
 
 def stop_after(monkeypatch, shards):
     """Let the conversion stop once so many shards are finished."""
-    whole = writer.Workplace.finish_shard
+    whole = writer.PartialFolder.finish_shard
 
     def finish(self, shard, unfinished):
         whole(self, shard, unfinished)
         if len(self.done) == shards:
             raise Stopped
 
-    monkeypatch.setattr(writer.Workplace, "finish_shard", finish)
+    monkeypatch.setattr(writer.PartialFolder, "finish_shard", finish)
 
 
 def started(tmp_path, shards=2, **changes):
@@ -131,7 +131,7 @@ def test_a_damaged_manifest_is_refused(tmp_path):
 def test_two_at_once(tmp_path):
     target = started(tmp_path)
     place = json.loads((partial_folder(target) / MANIFEST).read_text())
-    holder = writer.Workplace(
+    holder = writer.PartialFolder(
         target, {k: v for k, v in place.items() if k not in ("format", "shards", "files")}, resume=True
     )
     refused("is being written by another process", GOLDEN, target, resume=True, **OPTIONS)
@@ -140,7 +140,7 @@ def test_two_at_once(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, monkeypatch):
-    write, left = writer.ShardFile.write, [40]
+    write, left = shard_files.ShardFile.write, [40]
 
     def full(self, *args):
         left[0] -= 1
@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, *args)
 
-    monkeypatch.setattr(writer.ShardFile, "write", full)
+    monkeypatch.setattr(shard_files.ShardFile, "write", full)
     refused("the disk is full", GOLDEN, tmp_path / "out", **OPTIONS)
     assert not (tmp_path / "out").exists()
     assert (partial_folder(tmp_path / "out") / MANIFEST).is_file()
@@ -157,7 +157,7 @@ def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, monkeypatch):
 
 
 def test_what_will_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
     refused("needs 0.001 GB but 0.000 GB are free", GOLDEN, tmp_path / "out", **OPTIONS)
     assert list(tmp_path.iterdir()) == []
 

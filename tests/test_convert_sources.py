@@ -15,8 +15,8 @@ from ring_mlx.checkpoint.safetensors_header import TensorSpec
 from ring_mlx.checkpoint.shards import read_tensors
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.cli import main
-from ring_mlx.convert import convert, job
-from ring_mlx.convert.writer import ShardFile
+from ring_mlx.convert import conversion, convert
+from ring_mlx.convert.shard_files import ShardFile
 from ring_mlx.errors import OptionError, WeightsError
 from tests import foreign
 from tests.compare import assert_close, relative_rms
@@ -36,7 +36,7 @@ CONFIGS = {
 @pytest.fixture(autouse=True)
 def few_rows_at_a_time(monkeypatch):
     """So that no matrix is read in one piece, and pieces begin within blocks and experts."""
-    monkeypatch.setattr(job, "CHUNK_WEIGHTS", 5000)
+    monkeypatch.setattr(conversion, "CHUNK_WEIGHTS", 5000)
 
 
 def mixed_order(cols):

@@ -8,7 +8,7 @@ import pytest
 from ring_mlx import Session, load, load_model
 from ring_mlx.cli import bench_command, build_parser, from_options, main, serve_command
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.convert.job import Options, convert_plan
+from ring_mlx.convert import Options, convert_plan
 from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.engine.worker import Worker
 from ring_mlx.errors import OptionError, RingError

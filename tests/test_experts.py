@@ -23,7 +23,7 @@ from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.cli.serve_command import make_server
 from ring_mlx.convert import convert, verify
-from ring_mlx.convert.writer import Workplace, partial_folder
+from ring_mlx.convert.writer import PartialFolder, partial_folder
 from ring_mlx.engine.events import AnswerText, Sampling, ThinkingText
 from ring_mlx.errors import OptionError, WeightsError
 from ring_mlx.experts import POLICIES, recommend_cache_bytes
@@ -150,14 +150,14 @@ def test_an_interrupted_streamed_conversion_goes_on_to_the_same_bytes(tmp_path, 
 
     options = {"quantize": True, "group_size": 32, "fit": "rtn", "expert_layout": "streamed", "shard_bytes": 100_000}
     whole = folder_hashes(convert(GOLDEN, tmp_path / "whole", **options))
-    finish = Workplace.finish_shard
+    finish = PartialFolder.finish_shard
 
     def stop(self, shard, unfinished):
         finish(self, shard, unfinished)
         if "experts" in shard:
             raise Stopped
 
-    monkeypatch.setattr(Workplace, "finish_shard", stop)
+    monkeypatch.setattr(PartialFolder, "finish_shard", stop)
     for n in range(1, len([f for f in whole if "experts" in f])):
         with pytest.raises(Stopped):
             convert(GOLDEN, tmp_path / "out", resume=True, **options)

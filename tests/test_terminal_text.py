@@ -267,6 +267,6 @@ def test_progress_bears_no_sequence_of_a_name(tmp_path, monkeypatch):
         return tmp_path / "x"
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    remote.fetch_shard("owner/name", None, "a\x1b]0;again\x07.safetensors", tmp_path)
+    remote.fetcher(("owner/name", None), tmp_path)("a\x1b]0;again\x07.safetensors")
     assert r"a\x1b]0;again\x07.safetensors" in screen.text
     assert "\x1b]" not in screen.text

@@ -132,7 +132,7 @@ def test_pipes_and_devices_get_what_would_be_in_a_file(tmp_path):
 def converted(tmp_path):
     """A folder with what a conversion's notes are about."""
     folder = tmp_path / "out"
-    place = writer.Workplace(folder, {}, resume=False)
+    place = writer.PartialFolder(folder, {}, resume=False)
     for name in ("README.md", "config.json"):
         (place.folder / name).write_text("{}")
     place.finish({"README.md", "config.json"})
@@ -163,7 +163,7 @@ def test_notes_that_do_not_fit_leave_a_converted_folder_as_it_was(converted, not
 
 
 def test_a_shard_that_vanished_is_not_taken_for_converted(tmp_path):
-    place = writer.Workplace(tmp_path / "out", {}, resume=False)
+    place = writer.PartialFolder(tmp_path / "out", {}, resume=False)
     for shard in ("a.safetensors", "b.safetensors"):
         (place.folder / "x").write_text(shard)
         place.finish_shard(shard, place.folder / "x")
@@ -172,6 +172,6 @@ def test_a_shard_that_vanished_is_not_taken_for_converted(tmp_path):
         place.finish(set())
     assert not (tmp_path / "out").exists()
     place.close()
-    place = writer.Workplace(tmp_path / "out", {}, resume=True)
+    place = writer.PartialFolder(tmp_path / "out", {}, resume=True)
     assert [place.has(f"{shard}.safetensors") for shard in "ab"] == [True, False]
     place.close()

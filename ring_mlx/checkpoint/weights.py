@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import infer_quant_config
 
 from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.config_values import shown, some
 from ring_mlx.model.model import Model
+from ring_mlx.model.quantization import inferred_settings
 from ring_mlx.system import memory
 
 FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
@@ -146,11 +146,14 @@ def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping
             return dict(named) if isinstance(named, Mapping) else named and f"{path}.scales" in arrays
         if f"{path}.scales" not in arrays or f"{path}.weight" not in arrays:
             return False
-        found: dict[str, Any] = infer_quant_config(path, module, arrays)
-        if not found["group_size"] or not found["bits"]:
+        packed, scales = arrays[f"{path}.weight"], arrays[f"{path}.scales"]
+        found = inferred_settings(
+            module.weight.shape[-1], packed.shape[-1], scales.shape[-1], is_affine=scales.dtype != mx.uint8
+        )
+        if found is None or not found[0]:
             # MLX would divide by it in native code, which ends the process.
-            raise ValueError(f"{path}.scales are of shape {arrays[f'{path}.scales'].shape}")
-        return found
+            raise ValueError(f"{path}.scales are of shape {scales.shape}")
+        return dict(zip(("group_size", "bits", "mode"), found, strict=True))
 
     try:
         nn.quantize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.convert import convert, convert_plan, describe, remote, report, sizes, verify
-from ring_mlx.convert.job import Options
+from ring_mlx.convert.options import Options
 from ring_mlx.convert.writer import read_manifest
 from ring_mlx.doctor.decay_choice import choose
 from ring_mlx.system.terminal_text import for_output, note

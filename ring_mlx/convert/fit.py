@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.convert.matrices import pack
-from ring_mlx.convert.settings import Setting
+from ring_mlx.convert.grids import pack
+from ring_mlx.convert.recipes import Setting
 
 FITS = ("search", "rtn")
 # Starting ranges: each end of a group's range drawn in by these factors.

@@ -12,8 +12,9 @@ from typing import Any
 from ring_mlx import __version__
 from ring_mlx.checkpoint.regular_files import is_litter
 from ring_mlx.checkpoint.shards import INDEX
-from ring_mlx.convert.expert_shards import streamed_names
+from ring_mlx.checkpoint.weights import dtype_name
 from ring_mlx.convert.plan import Plan, by_part
+from ring_mlx.convert.shard_files import streamed_names
 from ring_mlx.convert.sources import Source
 from ring_mlx.system.files import write_text
 
@@ -33,12 +34,7 @@ DROPPED_KEYS = ("quantization", "quantization_config", "dtype", "_name_or_path")
 
 @dataclass(frozen=True)
 class DecayChoice:
-    """What becomes of ``decay_layer_offset``.
-
-    Args:
-        offset: What config.json gets; None leaves it as it is.
-        lines: Why, for the model card.
-    """
+    """The ``decay_layer_offset`` for config.json, None to leave it, and lines for the model card that say why."""
 
     offset: int | str | None
     lines: tuple[str, ...]
@@ -47,7 +43,7 @@ class DecayChoice:
 def write_files(
     folder: Path, source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None = None
 ) -> set[str]:
-    """Write them and return their names."""
+    """Write the files and return their names."""
     texts = {
         INDEX: _json(_index(plan)),
         "config.json": _json(config(source, plan, decay)),
@@ -69,7 +65,7 @@ def write_files(
 def config(source: Source, plan: Plan, decay: DecayChoice | None = None) -> dict[str, Any]:
     """The source's config.json with our dtype, quantisation and decay, sorted as mlx-lm writes it."""
     raw = {k: v for k, v in source.raw.items() if k not in DROPPED_KEYS}
-    raw["torch_dtype"] = _dtype(plan)
+    raw["torch_dtype"] = dtype_name(plan.dtype)
     if plan.quantization is not None:
         raw["quantization"] = raw["quantization_config"] = plan.quantization
     if decay is not None and decay.offset is not None:
@@ -117,10 +113,6 @@ def _index(plan: Plan) -> dict[str, Any]:
         names |= dict.fromkeys(found, shard)
     total = {"total_size": plan.nbytes, "total_parameters": sum(o.count for o in plan.outputs)}
     return {"metadata": total, "weight_map": dict(sorted(names.items()))}
-
-
-def _dtype(plan: Plan) -> str:
-    return str(plan.dtype).removeprefix("mlx.core.")
 
 
 def _json(value: object) -> str:

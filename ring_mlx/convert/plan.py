@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from ring_mlx.checkpoint.safetensors_header import Tensor, TensorSpec
 from ring_mlx.checkpoint.weights import DTYPES
 from ring_mlx.convert.matrices import Matrix
-from ring_mlx.convert.settings import ROUTER, Rule, Setting
+from ring_mlx.convert.recipes import ROUTER, Rule, Setting
 from ring_mlx.convert.sources import Source, as_matrix, parameter_shapes
 from ring_mlx.errors import OptionError
 from ring_mlx.model.config import RingConfig
@@ -42,10 +42,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Output:
-    """One parameter of the model: its matrix in the source, and how it is stored.
-
-    ``copied`` says that the source's packed form is kept.
-    """
+    """One parameter of the model: its matrix in the source, and how it is stored; ``copied`` keeps the packed form."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +53,7 @@ class Output:
 
     @property
     def path(self) -> str:
-        """The module."""
+        """The module's path."""
         return self.name.rpartition(".")[0]
 
     @property
@@ -65,14 +62,12 @@ class Output:
         if self.setting is None:
             return [TensorSpec(self.name, DTYPE_NAMES[self.dtype], self.shape)]
         s, leading, cols = self.setting, self.shape[:-1], self.shape[-1]
-        scales = (*leading, cols // s.group_size)
-        out = [TensorSpec(self.name, DTYPE_NAMES[mx.uint32], (*leading, cols * s.bits // 32))]
-        if s.mode == "affine":
-            return [
-                *out,
-                *(TensorSpec(f"{self.path}.{n}", DTYPE_NAMES[self.dtype], scales) for n in ("scales", "biases")),
-            ]
-        return [*out, TensorSpec(f"{self.path}.scales", DTYPE_NAMES[mx.uint8], scales)]
+        is_affine, shape = s.mode == "affine", (*leading, cols // s.group_size)
+        dtype = DTYPE_NAMES[self.dtype if is_affine else mx.uint8]
+        scales = [
+            TensorSpec(f"{self.path}.{n}", dtype, shape) for n in (("scales", "biases") if is_affine else ("scales",))
+        ]
+        return [TensorSpec(self.name, DTYPE_NAMES[mx.uint32], (*leading, cols * s.bits // 32)), *scales]
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +83,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Plan:
-    """All outputs by shard file, and the settings for config.json; each of ``streamed`` holds a layer's experts."""
+    """All outputs by shard, the settings for config.json, and which modules stay float; ``streamed`` shards hold experts."""
 
     shards: dict[str, list[Output]]
     dtype: mx.Dtype
@@ -135,13 +130,13 @@ def make_plan(
     quantisable, outputs, left = quantisable_paths(source.config), [], []
     for name, shape in _in_order(parameter_shapes(source.config)):
         matrix, path = found[name], name.rpartition(".")[0]
-        setting, copied = None, False
+        setting = None
         if name.endswith(".weight") and path in quantisable and not dequantize:
             setting = rule(path) if rule else _kept(matrix, source)
             if setting is not None and shape[-1] % setting.group_size:
                 left.append(path)
                 setting = None
-            copied = setting is not None and matrix.setting == setting
+        copied = setting is not None and matrix.setting == setting
         outputs.append(Output(name, shape, matrix, setting, _dtype(name, matrix, dtype), copied))
     quantization = _quantization(outputs, quantisable, default)
     if expert_layout == "stacked":
@@ -177,7 +172,7 @@ def by_part(plan: Plan) -> list[tuple[str, int, int]]:
 
 
 def source_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the source's tensors."""
+    """Bytes of all tensors."""
     return sum(t.nbytes for t in tensors.values())
 
 

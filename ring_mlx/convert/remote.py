@@ -26,9 +26,7 @@ def is_repo(name: str) -> bool:
 
 
 def fetch_small_files(repo: str, revision: str | None) -> Path:
-    """Config, tokenizer and templates of a repository, in huggingface_hub's cache; no shard.
-
-    The folder's name is the commit that the revision means now.
+    """Config, tokenizer and templates of a repository, in huggingface_hub's cache, in a folder named by the commit.
 
     Raises:
         HubError: If they cannot be had.
@@ -59,7 +57,7 @@ def tensors(repo: str, revision: str | None) -> dict[str, Tensor]:
             ) from None
     found: dict[str, Tensor] = {}
     for file, part in metadata.files_metadata.items():
-        header: dict[str, Any] = {
+        header = {
             name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
             for name, t in part.tensors.items()
         }
@@ -67,46 +65,39 @@ def tensors(repo: str, revision: str | None) -> dict[str, Tensor]:
     return found
 
 
-def fetch_shard(repo: str, revision: str | None, file: str, folder: Path) -> Path:
-    """Download one shard into ``folder``; an interrupted download goes on where it stopped.
+class FileBar(tqdm):
+    """The hub's bar, which shows the name of a file."""
 
-    Raises:
-        HubError: If it cannot be had.
-    """
-
-    class Bar(tqdm):
-        """The hub's own, which bears the name of the file."""
-
-        def __init__(self, *args: Any, desc: str = "", **kwargs: Any) -> None:
-            super().__init__(*args, desc=harmless(desc), **kwargs)
-
-    with hub_errors(repo, revision):
-        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision, local_dir=folder, tqdm_class=Bar))
+    def __init__(self, *args: Any, desc: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, desc=harmless(desc), **kwargs)
 
 
 def fetcher(repo: tuple[str, str | None] | None, folder: Path) -> Callable[[str], Path] | None:
-    """What fetches shards of (owner/name, revision) into a folder; None where there is no repository."""
+    """A function that fetches a shard of (owner/name, revision) into a folder; None without a repository.
+
+    An interrupted download goes on where it stopped. The function raises a HubError if the shard cannot be had.
+    """
     if repo is None:
         return None
     name, revision = repo
-    return lambda file: fetch_shard(name, revision, file, folder)
+
+    def fetch(file: str) -> Path:
+        with hub_errors(name, revision):
+            return Path(
+                huggingface_hub.hf_hub_download(name, file, revision=revision, local_dir=folder, tqdm_class=FileBar)
+            )
+
+    return fetch
 
 
 def check_repo_name(repo: str) -> None:
-    """Refuse an upload target that cannot be one, before any work.
-
-    Raises:
-        OptionError: If it is not owner/name.
-    """
+    """Raises OptionError if this is not owner/name."""
     if not REPO_ID.match(repo):
         raise OptionError(f"--upload-repo {repo!r} is not owner/name of a hub repository; give one.")
 
 
 def upload(folder: Path, repo: str) -> str:
-    """Upload a converted folder to a repository, which is made if it does not exist.
-
-    Returns:
-        The address of the commit.
+    """Upload a converted folder to a repository, which is made if it does not exist; returns the commit's address.
 
     Raises:
         HubError: If the hub refuses or cannot be reached.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ring_mlx.convert.job import CACHE_LIMIT_BYTES, CHUNK_WEIGHTS
+from ring_mlx.convert.conversion import CACHE_LIMIT_BYTES, CHUNK_WEIGHTS
 from ring_mlx.convert.plan import Plan, by_part, source_bytes
 from ring_mlx.convert.sources import Source
 from ring_mlx.system.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes

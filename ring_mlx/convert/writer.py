@@ -1,8 +1,7 @@
-"""Writes shards and the manifest; the target folder appears only when it is whole.
+"""The partial folder of a conversion and its manifest; the target folder appears only when it is whole.
 
-The work lies in ``.NAME.partial`` beside the target. A shard is written under another name, its tensors at their
-offsets, synced, and renamed; then the manifest says so. The manifest is replaced as a whole, so whatever stops the
-process, it never names a shard that is not there.
+The work lies in ``.NAME.partial`` beside the target. A shard is written under another name, synced and renamed; then the
+manifest names it. The manifest is replaced as a whole, so whatever stops the process, all shards that it names are there.
 """
 
 from __future__ import annotations
@@ -13,15 +12,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from ring_mlx.checkpoint.regular_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
-from ring_mlx.checkpoint.safetensors_header import BITS, TensorSpec, header_bytes
 from ring_mlx.errors import ConvertError
 from ring_mlx.system.files import TEMPORARY, place, sync_path, write_text, write_together
 from ring_mlx.system.pace import Progress
@@ -31,14 +27,14 @@ MANIFEST = "conversion.json"
 UNFINISHED = ".tmp"
 
 
-class Workplace:
-    """The partial folder of one target.
+class PartialFolder:
+    """The folder that becomes the target.
 
     Args:
-        target: What it becomes.
+        target: The folder to make.
         job: Source identity and options; a started conversion is continued only with the same.
-        resume: Whether to go on with one that has finished shards; one without any is begun again in any case. A shard
-            that is not what the manifest says is made again.
+        resume: Whether to go on with finished shards; without any, the conversion begins again in any case. A shard
+            whose hash is not the manifest's is made again.
 
     Raises:
         ConvertError: If the target exists, or there is a partial folder that may not be continued.
@@ -67,7 +63,7 @@ class Workplace:
         return shard in self.done and (self.folder / shard).is_file()
 
     def finish_shard(self, shard: str, unfinished: Path) -> None:
-        """Give a written shard its name and note its hash."""
+        """Rename a written shard and note its hash."""
         digest = sha256(unfinished)
         place(unfinished, self.folder / shard)
         self.done[shard] = digest
@@ -77,7 +73,7 @@ class Workplace:
         """Hash the other files, remove what is not named, and turn the folder into the target.
 
         Raises:
-            ConvertError: If something has taken the target's place, or a shard is gone.
+            ConvertError: If something is in the target's place, or a shard is gone.
         """
         gone = [shard for shard in self.done if not self.has(shard)]
         if gone:
@@ -96,7 +92,7 @@ class Workplace:
         return self.target
 
     def close(self) -> None:
-        """Let another process go on."""
+        """Release the lock."""
         os.close(self._lock)
 
     def _adopt(self, resume: bool) -> None:
@@ -117,74 +113,23 @@ class Workplace:
             raise ConvertError(
                 f"{self.folder} was started with another {' and '.join(changed)}; give the same again, or remove it."
             )
-        self.done = {name: digest for name, digest in manifest["shards"].items() if self._is_whole(name, digest)}
-
-    def _is_whole(self, shard: str, digest: str) -> bool:
-        path = self.folder / shard
-        try:
-            return path.is_file() and sha256(path) == digest
-        except OSError:
-            return False
+        for shard, digest in manifest["shards"].items():
+            with suppress(OSError):
+                if (self.folder / shard).is_file() and sha256(self.folder / shard) == digest:
+                    self.done[shard] = digest
 
     def _save(self, files: Mapping[str, str]) -> None:
         whole = {"format": FORMAT, **self._job, "shards": dict(sorted(self.done.items())), "files": dict(files)}
         write_text(self.folder / MANIFEST, _text(whole))
 
 
-class ShardFile:
-    """A safetensors file whose tensors are written piece by piece, in any order.
-
-    Args:
-        path: Where; what is there is replaced.
-        tensors: All tensors that it will hold.
-    """
-
-    def __init__(self, path: Path, tensors: Sequence[TensorSpec]) -> None:
-        # Wide types first, so that every tensor is aligned.
-        ordered = sorted(tensors, key=lambda t: (-BITS[t.dtype], t.name))
-        entries: dict[str, Any] = {}
-        self._starts: dict[str, int] = {}
-        at = 0
-        for t in ordered:
-            entries[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
-            self._starts[t.name] = at
-            at += t.nbytes
-        header = header_bytes(entries, {"format": "mlx"})
-        self._base, self._file = len(header), path.open("wb")
-        self._left = dict.fromkeys(self._starts, 0) | {t.name: t.nbytes for t in ordered}
-        self._file.write(header)
-
-    def write(self, name: str, at_byte: int, array: mx.array) -> int:
-        """Put an array's bytes into a tensor, ``at_byte`` bytes from its start; returns how many there were."""
-        plain: Any = mx.contiguous(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
-        data = memoryview(plain).cast("B")
-        self._file.seek(self._base + self._starts[name] + at_byte)
-        self._file.write(data)
-        self._left[name] -= data.nbytes
-        return data.nbytes
-
-    def close(self) -> None:
-        """End a file that is written whole; `Workplace.finish_shard` brings it to the disk."""
-        assert not any(self._left.values()), "a tensor was not written whole"
-        self._file.close()
-
-    def abandon(self) -> None:
-        """Close an unfinished file, whatever state it is in."""
-        with suppress(OSError):
-            self._file.close()
-
-
 def partial_folder(target: Path) -> Path:
-    """Where the conversion to ``target`` is worked on."""
+    """The folder in which the conversion to ``target`` is made."""
     return target.parent / f".{target.name}.partial"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a converted or partial folder.
-
-    Raises:
-        ConvertError: If there is none or it is damaged.
-    """
+    """The manifest of a converted or partial folder; a ConvertError if there is none or it is damaged."""
     path = folder / MANIFEST
 
     def damaged(seen: str) -> ConvertError:
@@ -202,14 +147,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, progress: Progress | None = None) -> int:
-    """Hold every file of a converted folder against its manifest.
+    """Check the hash of every file of a converted folder; returns how many there are.
 
     Args:
         folder: The folder.
         progress: Called with (bytes read, all, file).
-
-    Returns:
-        How many files were checked.
 
     Raises:
         ConvertError: If a file is missing or was changed, naming it.
@@ -259,11 +201,7 @@ def _text(manifest: Mapping[str, Any]) -> str:
 
 @contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line.
-
-    Raises:
-        ConvertError: Naming the cause and the remedy.
-    """
+    """Turn errors of the file system into one line, a ConvertError."""
     try:
         yield
     except OSError as e:

@@ -1,4 +1,4 @@
-"""What a config.json says of quantisation: MLX's own settings, or the name of a form that must be converted."""
+"""The only reader of quantisation settings in a config.json: MLX's own, and those of forms that must be converted."""
 
 from __future__ import annotations
 
@@ -68,6 +68,75 @@ def loadable_settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
             "or make one with ring-mlx convert."
         )
     return settings(raw)
+
+
+def inferred_settings(cols: int, packed_cols: int, groups: int, is_affine: bool) -> tuple[int, int, str] | None:
+    """Group size, bits and mode of a packed matrix by its shapes; None if MLX has no such form.
+
+    Args:
+        cols: Columns of the matrix.
+        packed_cols: Columns of its words.
+        groups: Columns of its scales.
+        is_affine: Whether it has float scales.
+    """
+    group, bits = cols // max(1, groups), packed_cols * 32 // max(1, cols)
+    mode = "affine" if is_affine else {(16, 4): "nvfp4", (32, 4): "mxfp4", (32, 8): "mxfp8"}.get((group, bits))
+    return (group, bits, mode) if bits and mode else None
+
+
+def module_settings(
+    raw: Mapping[str, Any], path: str, cols: int, packed_cols: int, groups: int, is_affine: bool
+) -> tuple[int, int, str] | None:
+    """The settings that config.json names for a module, else `inferred_settings`.
+
+    What it says in general is passed over: it may not hold for this module.
+    """
+    named = (raw.get("quantization") or {}).get(path)
+    if isinstance(named, Mapping):
+        return int(named["group_size"]), int(named["bits"]), str(named.get("mode", "affine"))
+    return inferred_settings(cols, packed_cols, groups, is_affine)
+
+
+def gptq_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The ``quantization_config`` of GPTQ: bits, desc_act, checkpoint_format.
+
+    Raises:
+        WeightsError: If it is of another method.
+    """
+    found: Mapping[str, Any] = raw.get("quantization_config") or {}
+    if found.get("quant_method") != "gptq":
+        raise WeightsError(
+            f"quantization method {found.get('quant_method')!r} is not supported; use GPTQ, compressed-tensors, FP8 or "
+            "float weights."
+        )
+    return found
+
+
+def compressed_bits(raw: Mapping[str, Any]) -> int:
+    """The bits of compressed-tensors.
+
+    Raises:
+        WeightsError: If it is in another format than pack-quantized, or has several.
+    """
+    found: Mapping[str, Any] = raw.get("quantization_config") or {}
+    if found.get("format") not in (None, "pack-quantized"):
+        raise WeightsError(
+            f"compressed-tensors format {found.get('format')!r} is not supported, only 'pack-quantized'; use another "
+            "form of the checkpoint."
+        )
+    bits = {int((g.get("weights") or {}).get("num_bits", 4)) for g in (found.get("config_groups") or {}).values()}
+    if len(bits) > 1:
+        raise WeightsError(
+            f"compressed-tensors with {' and '.join(map(str, sorted(bits)))} bits in one checkpoint is not supported; "
+            "use another form."
+        )
+    return bits.pop() if bits else 4
+
+
+def fp8_block(raw: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of a block of FP8 that has one scale."""
+    block = (raw.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
+    return int(block[0]), int(block[1])
 
 
 def _object(raw: Mapping[str, Any], key: str) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ IMPORTED = (
     "ring_mlx.bench.job",
     "ring_mlx.cli.prompt_cache",
     "ring_mlx.convert",
-    "ring_mlx.convert.job",
+    "ring_mlx.convert.conversion",
     "ring_mlx.convert.report",
     "ring_mlx.distributed.lifeline",
     "ring_mlx.doctor.decay_check",

@@ -30,13 +30,8 @@ class Setting:
     bits: int
     mode: str = "affine"
 
-    @property
-    def bits_per_weight(self) -> float:
-        """With scales, and biases where the mode has them, in half precision."""
-        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
-
     def as_config(self) -> dict[str, Any]:
-        """As config.json writes it."""
+        """As config.json has it."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 

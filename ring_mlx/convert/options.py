@@ -1,0 +1,67 @@
+"""The options of a conversion, and which of them go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ring_mlx.convert.fit import FITS
+from ring_mlx.convert.plan import LAYOUTS
+from ring_mlx.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of the result, besides the source.
+
+    Attributes:
+        quantize: Whether to quantise.
+        bits, group_size, mode: As for ``mx.quantize``.
+        dtype: Name of the dtype of floats; None takes the source's.
+        dequantize: Whether to store everything in float.
+        recipe: One of ``recipes.RECIPES``, or None for the same bits everywhere.
+        overrides: "pattern=bits" or "pattern=none"; the last that matches a module's path counts.
+        fit: "search" for least squared error, "rtn" for rounding to nearest as ``mx.quantize`` does.
+        expert_layout: "streamed" puts the three matrices of an expert side by side, in one shard a layer, to be read
+            on demand; see `ring_mlx.experts.layout`.
+        decay_layer_offset: What config.json says of the decay's layers; None leaves what the source says.
+    """
+
+    quantize: bool = False
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str = "affine"
+    dtype: str | None = None
+    dequantize: bool = False
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    fit: str = "search"
+    expert_layout: str = "stacked"
+    decay_layer_offset: int | str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For manifest and card. Newer options are left out at their defaults, so that older manifests are the same."""
+        plain = {"expert_layout": "stacked", "decay_layer_offset": None}
+        found = asdict(self) | {"overrides": list(self.overrides)}
+        return {k: v for k, v in found.items() if k not in plain or v != plain[k]}
+
+    def check(self) -> None:
+        """Raises OptionError where options do not go together."""
+        if self.quantize and self.dequantize:
+            raise OptionError("-q and -d contradict each other; give one.")
+        given = {
+            "--quant-predicate": self.recipe,
+            "--q-override": self.overrides,
+            f"--q-mode {self.mode}": self.mode != "affine",
+            "--q-bits": self.bits is not None,
+            "--q-group-size": self.group_size is not None,
+        }
+        useless = [flag for flag, is_given in given.items() if is_given]
+        if not self.quantize and useless:
+            raise OptionError(f"{useless[0]} needs --quantize; add -q.")
+        if self.recipe and self.bits is not None:
+            raise OptionError(f"--q-bits {self.bits} has no effect on --quant-predicate {self.recipe}; leave one out.")
+        for flag, value, choices in (("--q-fit", self.fit, FITS), ("--expert-layout", self.expert_layout, LAYOUTS)):
+            if value not in choices:
+                raise OptionError(f"{flag} {value!r} is not one of {', '.join(choices)}; choose one.")
