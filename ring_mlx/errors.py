@@ -1,18 +1,5 @@
 """Errors that a user can cause and correct.
 
-    RingError
-    |-- ConfigError       config.json lacks a key or holds a value that the model cannot honour
-    |-- WeightsError      missing, extra, misshapen or damaged tensors
-    |-- ModelError        what the model computes is not finite
-    |-- HubError          a repository or file that could not be fetched
-    |-- TokenizerError    tokenizer files missing or unreadable, no chat template
-    |-- PromptError       an empty prompt, or one longer than the context
-    |-- CacheFileError    a saved cache that is damaged, foreign or of another model
-    |-- OptionError       an option or combination of options that cannot work
-    |-- ConvertError      a conversion that could not be written, resumed or verified
-    |-- SessionError      a session that is closed, or whose thread met something unforeseen
-    `-- NoFitError        a model that this machine's memory cannot hold
-
 Every message starts with its origin in brackets, names the value seen and ends with the remedy, in one line:
 ``[config] rope_scaling type 'longrope' is not supported; use a checkpoint with 'yarn', 'linear' or none.``
 Characters that could act on a terminal are made visible in it.
@@ -35,7 +22,7 @@ class RingError(Exception):
 
 
 class ConfigError(RingError):
-    """config.json lacks what the model needs, or asks for what it cannot do."""
+    """config.json lacks a key, or holds a value that the model cannot honour."""
 
     origin = "config"
 
@@ -47,13 +34,13 @@ class WeightsError(RingError):
 
 
 class ModelError(RingError):
-    """What the model computes is not finite, so that no token follows from it."""
+    """The model computes numbers that are not finite, so no token follows from them."""
 
     origin = "model"
 
 
 class HubError(RingError):
-    """A model folder or hub repository could not be had."""
+    """A model folder or hub repository could not be found or fetched."""
 
     origin = "hub"
 
@@ -89,7 +76,7 @@ class ConvertError(RingError):
 
 
 class SessionError(RingError):
-    """A session is closed, or its thread met something unforeseen."""
+    """A session is closed, or its thread failed unexpectedly."""
 
     origin = "session"
 

@@ -1,4 +1,4 @@
-"""A report of this machine to send: its parts one after the other, in two files that hold nothing private."""
+"""A report about this machine to send: its parts one after the other, in two files without anything private."""
 
 from __future__ import annotations
 
@@ -15,19 +15,38 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ring_mlx.doctor.report_page import TITLE, page
-from ring_mlx.doctor.report_parts import PARTS, Found
 from ring_mlx.errors import OptionError
 from ring_mlx.system.files import check_named, is_stream, write_named
 from ring_mlx.system.pace import Progress
 
+Found = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """What a part is about, and how long it may take at most."""
+
+    about: str
+    limit_s: float
+
+
+PARTS = {
+    "machine": Part("chip, system, versions", 60),
+    "rates": Part("memory bandwidth and product rate", 60),
+    "kernels": Part("kernels against plain forms", 240),
+    "operations": Part("kernels against MLX's operations", 300),
+    "tuning": Part("what is fast here", 240),
+    "toy": Part("speed of the packaged toy", 240),
+    "mini": Part("speed of random weights at mini's shapes", 300),
+    "proofs": Part("verdicts on all kernels", 30),
+}
 FORMAT = 1
 ABOUT_S = 150
 MOST_SAID = 20
 Run = Callable[[str, Path], Found]
-# A user may be called so, and a computer, which gives nobody away; a report without these words would say little.
+# A user or a computer may have such a name. It identifies nobody, and a report without these words would say little.
 _PUBLIC = re.compile(
     r"m\d+|air|apple|cuda|linux|mac|max|metal|mini|mlx|nvidia|pro|ring|studio|toy|ultra", re.IGNORECASE
 )
@@ -36,11 +55,7 @@ _PATH = re.compile(r"(?<![\w.<>/~])/(?:[^\s'\"/:,;()<>|]+/)+")
 
 
 def check_files(file: Path) -> Path:
-    """The page's file beside a report's.
-
-    Raises:
-        OptionError: If either cannot be written, or there is another page.
-    """
+    """The page's file beside a report's; raises OptionError where either cannot be written or is another page."""
     if not file.name:
         raise OptionError(f"--report {file} cannot be written (it names no file); name one, such as report.json.")
     beside = file.with_suffix(".md")
@@ -57,7 +72,7 @@ def check_files(file: Path) -> Path:
 
 
 def _is_ours(beside: Path) -> bool:
-    """Whether a page may be replaced, which nobody named."""
+    """Whether a page may be replaced, whose name the user did not give."""
     if is_stream(beside) or not beside.exists():
         return True
     with beside.open("rb") as f:
@@ -77,25 +92,17 @@ def make(file: Path, progress: Progress | None = None, run: Run | None = None) -
     """Make all parts, writing both files after each; a part that fails is a line.
 
     Args:
-        file: JSON; a page of Markdown is written beside it.
+        file: JSON; a page of Markdown is written beside it. Ctrl-C keeps both as far as they are.
         progress: Called with (parts done, all, what comes next).
         run: Makes a part of a name, with a folder for what is kept; by default in a process.
 
-    Returns:
-        What was written.
-
     Raises:
         OptionError: If a file cannot be written.
-        KeyboardInterrupt: After what there is was written.
     """
     beside, run = check_files(file), run or in_a_process
     began = time.monotonic()
-    report: dict[str, Any] = {
-        "format": FORMAT,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "complete": False,
-        "parts": {},
-    }
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    report: dict[str, Any] = {"format": FORMAT, "date": today, "complete": False, "parts": {}}
     with tempfile.TemporaryDirectory(prefix="ring-mlx-") as folder:
         for done, (name, part) in enumerate(PARTS.items()):
             if progress:
@@ -131,7 +138,7 @@ def problems(report: dict[str, Any]) -> list[str]:
 
 
 def in_a_process(name: str, folder: Path) -> Found:
-    """A part, made by a process that is ended where it takes too long."""
+    """Make a part in a process, which is ended if it takes too long."""
     out, limit_s = folder / f"{name}.json", PARTS[name].limit_s
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if name != "machine":  # which says what is kept here already
@@ -171,7 +178,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def harmless(value: Any) -> Any:
-    """The same without this user's name, this machine's name, and folders."""
+    """The same without the names of this user, this machine and folders."""
     if isinstance(value, dict):
         return {k: harmless(v) for k, v in value.items()}  # no key is a user's word
     if isinstance(value, list | tuple):
@@ -215,6 +222,5 @@ def _write(file: Path, beside: Path, report: dict[str, Any], began: float) -> No
         write_named(file, json.dumps(clean, indent=1) + "\n")
         write_named(beside, page(clean, harmless(problems(report))))
     except OSError as e:
-        raise OptionError(
-            f"--report: {e.filename or file} cannot be written ({e.strerror or e}); free some space."
-        ) from None
+        where = e.filename or file
+        raise OptionError(f"--report: {where} cannot be written ({e.strerror or e}); free some space.") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 TITLE = "# ring-mlx"
@@ -19,24 +19,24 @@ def page(report: dict[str, Any], problems: Sequence[str]) -> str:
         problems: What did not work.
     """
     parts = report["parts"]
-    found = {name: part.get("found", {}) for name, part in parts.items()}
-    on = found.get("machine", {}).get("on", {})
+    on = parts.get("machine", {}).get("found", {}).get("on", {})
     title = f"{TITLE} {on.get('ring_mlx', '?')} on {on.get('device', 'an unknown device')}"
     state = "" if report["complete"] else " It is not complete."
     lines = [title, "", f"Made on {report['date']} in {report['seconds']:.0f} s.{state}", ""]
     lines += _listed(problems) if problems else ["Nothing failed.", ""]
-    for name, make in SECTIONS.items():
+    for name, (heading, make) in SECTIONS.items():
         if name in parts:
             part = parts[name]
             seconds = f" ({part['seconds']} s)" if "seconds" in part else ""
-            lines += [f"## {HEADINGS[name]}{seconds}", ""]
-            body = [part["error"]] if "error" in part else _body(make, found[name])
-            lines += [*body, ""]
+            lines += [f"## {heading}{seconds}", "", *_body(make, part), ""]
             lines += [f"    {line}" for line in part.get("said", [])] + [""] * bool(part.get("said"))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _body(make: Any, found: dict[str, Any]) -> list[str]:
+def _body(make: Callable[[dict[str, Any]], list[str]], part: dict[str, Any]) -> list[str]:
+    if "error" in part:
+        return [part["error"]]
+    found = part.get("found", {})
     return [f"Left out: {found['skipped']}."] if "skipped" in found else make(found)
 
 
@@ -98,24 +98,14 @@ def _proofs(found: dict[str, Any]) -> list[str]:
 
 
 SECTIONS = {
-    "machine": _machine,
-    "rates": _rates,
-    "proofs": _proofs,
-    "kernels": _findings,
-    "operations": _operations,
-    "tuning": _tuning,
-    "toy": _bench,
-    "mini": _bench,
-}
-HEADINGS = {
-    "machine": "Machine",
-    "rates": "Rates",
-    "proofs": "Verdicts on kernels",
-    "kernels": "Kernels on small arrays",
-    "operations": "Kernels against MLX's operations",
-    "tuning": "What is fast here",
-    "toy": "Speed: the packaged toy",
-    "mini": "Speed: mini's shapes",
+    "machine": ("Machine", _machine),
+    "rates": ("Rates", _rates),
+    "proofs": ("Verdicts on kernels", _proofs),
+    "kernels": ("Kernels on small arrays", _findings),
+    "operations": ("Kernels against MLX's operations", _operations),
+    "tuning": ("What is fast here", _tuning),
+    "toy": ("Speed: the packaged toy", _bench),
+    "mini": ("Speed: mini's shapes", _bench),
 }
 
 

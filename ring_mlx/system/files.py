@@ -1,7 +1,7 @@
-"""Writes files atomically (whole or absent, also after a power cut), and private files.
+"""Writes files atomically: whole or absent, also after a power cut. Makes and reads private files.
 
-What must last is written under another name, brought to the disk, renamed, and then the folder is brought to the disk:
-a name that is there after a power cut names the whole file.
+A file is written under another name, synced to the disk and renamed; then its folder is synced. So a name that is there
+after a power cut names the whole file.
 """
 
 from __future__ import annotations
@@ -29,44 +29,26 @@ Write = Callable[[str], object]
 
 
 def write_atomically(path: Path, write: Write, private: bool = True) -> None:
-    """Let ``write`` fill a new file, then put it in the place of ``path``; a reader sees the old or the new one.
+    """Let ``write`` fill a new file that replaces ``path``; a reader sees the old or the new one.
 
     Args:
-        path: The file; its folder is made if it is missing. A link is replaced, not what it points to.
-        write: Is given the name of an empty file, which ends in ``.safetensors``.
-        private: Whether only its owner may read it; otherwise it has the mode of the file before it, or the usual one.
+        path: The file; its folder is made if it is missing. A link is replaced, not its target.
+        write: Gets the name of an empty file, which ends in ``.safetensors``.
+        private: Only its owner may read it; otherwise it has the mode of the file before it, or the usual one.
 
     Raises:
-        OSError: If there is no space or no permission, or ``path`` is something else than a file; nothing is left
-            behind then.
+        OSError: If there is no space or no permission, or ``path`` is not a file; nothing is left behind then.
     """
     with _naming(path):
         make_folder(path.parent)
-        with unfinished(path.parent, private) as name:
-            if not private:
-                _keep_mode(name, path)
+        with unfinished(path.parent, private, like=path) as name:
             write(str(name))
             place(name, path)
 
 
-def _keep_mode(name: Path, path: Path) -> None:
-    if path.is_file():
-        name.chmod(stat.S_IMODE(path.stat().st_mode))
-
-
 def write_named(path: Path, content: str | Write) -> None:
-    """`write_atomically` a file that a user named, or text; a pipe or a device gets it as it comes.
-
-    Raises:
-        OSError: As `write_atomically`.
-    """
-
-    def write(name: str) -> None:
-        if isinstance(content, str):
-            Path(name).write_bytes(content.encode())
-        else:
-            content(name)
-
+    """Write a file that a user named, with `write_atomically`; a pipe or a device gets the content as it comes."""
+    write = _writer(content) if isinstance(content, str) else content
     if is_stream(path):
         write(str(path))
     else:
@@ -76,9 +58,8 @@ def write_named(path: Path, content: str | Write) -> None:
 def write_together(folder: Path, texts: Mapping[str, str]) -> None:
     """Replace several files of a folder once all of them are written, so that a full disk changes none."""
     with _naming(folder), ExitStack() as stack:
-        names = {name: stack.enter_context(unfinished(folder, private=False)) for name in texts}
+        names = {n: stack.enter_context(unfinished(folder, private=False, like=folder / n)) for n in texts}
         for name, text in texts.items():
-            _keep_mode(names[name], folder / name)
             names[name].write_bytes(text.encode())
             sync_path(names[name])
         for name in texts:
@@ -86,13 +67,21 @@ def write_together(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def unfinished(folder: Path, private: bool = True) -> Iterator[Path]:
-    """A new empty file in a folder, which is gone afterwards unless it was given another name."""
+def unfinished(folder: Path, private: bool = True, like: Path | None = None) -> Iterator[Path]:
+    """A new empty file in a folder, removed afterwards unless it was renamed.
+
+    Args:
+        folder: Where.
+        private: Only its owner may read it.
+        like: A file whose mode it gets where it is not private.
+    """
     name = folder / f"{TEMPORARY}{secrets.token_hex(8)}.safetensors"
     handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE if private else 0o666)
     try:
         if private:
             os.fchmod(handle, PRIVATE_FILE)  # A umask could take the owner's rights away too.
+        elif like is not None and like.is_file():
+            os.fchmod(handle, stat.S_IMODE(like.stat().st_mode))
         yield name
     finally:
         os.close(handle)
@@ -101,20 +90,24 @@ def unfinished(folder: Path, private: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
-    """Replace a text file, or what a link points to: the old one or the new one, never half of either."""
-    write_atomically(behind_links(path), lambda name: Path(name).write_bytes(text.encode()), private)
+    """`write_atomically` a text; behind a link its target is replaced."""
+    write_atomically(behind_links(path), _writer(text), private)
+
+
+def _writer(text: str) -> Write:
+    return lambda name: Path(name).write_bytes(text.encode())
 
 
 def behind_links(path: str | os.PathLike[str]) -> Path:
-    """Where a file is or would be; a link that leads nowhere but to itself is itself."""
+    """The file that a path leads to; a link to itself is itself."""
     return Path(os.path.realpath(path))
 
 
 def place(name: Path, path: Path) -> None:
-    """Bring a written file or folder to the disk and rename it, so that ``path`` is whole or absent after a power cut.
+    """Sync a written file or folder, rename it to ``path`` and sync the folder around it.
 
     Raises:
-        OSError: If something that is not a file is in the way of a file, or a file that may not be changed.
+        OSError: If ``path`` is there and not a file, or a file that may not be changed.
     """
     if not name.is_dir():
         _check_replaceable(path)
@@ -124,17 +117,13 @@ def place(name: Path, path: Path) -> None:
 
 
 def check_named(path: Path) -> None:
-    """`check_writable` for `write_named`."""
+    """`check_writable` for a file that a user named."""
     if not is_stream(path):
         check_writable(behind_links(path))
 
 
 def check_writable(path: Path) -> None:
-    """See before long work whether `write_atomically` could write a file; makes its folder.
-
-    Raises:
-        OSError: As `write_atomically`.
-    """
+    """Try before long work whether `write_atomically` could write a file; makes its folder, raises the same."""
     with _naming(path):
         _check_replaceable(path)
         make_folder(path.parent)
@@ -143,7 +132,7 @@ def check_writable(path: Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether there is a pipe or a device, such as /dev/stdout."""
+    """Whether a path is a pipe or a device, such as /dev/stdout."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -161,27 +150,19 @@ def _check_replaceable(path: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file that is meant in an error, not the temporary one."""
+    """Let an error name the file that is meant, not the temporary one."""
     try:
         yield
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) if e.errno else e from None
 
 
-def sync(file: BinaryIO | int) -> None:
-    """Flush to the disk, past its cache where the system offers that."""
-    if not isinstance(file, int):
-        file.flush()
-        file = file.fileno()
-    if not macos.flush_disk(file):
-        os.fsync(file)
-
-
 def sync_path(path: Path) -> None:
-    """`sync` for a file or a folder, whose renames last then."""
+    """Flush a file to the disk, past the disk's own cache where the system can, or a folder, whose renames then last."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        sync(handle)
+        if not macos.flush_disk(handle):
+            os.fsync(handle)
     except OSError as e:
         # Some network file systems cannot do that for a folder; a file is never passed over.
         if e.errno not in (errno.EINVAL, errno.EBADF) or not stat.S_ISDIR(os.fstat(handle).st_mode):
@@ -191,7 +172,7 @@ def sync_path(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, for its owner only, and those above it where they are missing; what is there stays as it is."""
+    """Make a folder and the missing ones above it, for their owner only; a folder that is there stays as it is."""
     if folder.is_dir():
         return
     if not folder.parent.is_dir():
@@ -207,10 +188,10 @@ def make_folder(folder: Path) -> None:
 
 
 def check_private(folder: Path) -> None:
-    """Hold that a folder is a folder and this user's, and let nobody else in.
+    """Let nobody else into a folder.
 
     Raises:
-        OSError: If it is a link, no folder, or somebody else's.
+        OSError: If it is a link, no folder, or another user's.
     """
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
@@ -227,7 +208,7 @@ def check_private(folder: Path) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether there is a file, and not a link, a folder, a pipe or a device."""
+    """Whether a path is a file: no link, folder, pipe or device."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -235,10 +216,11 @@ def is_plain(path: Path) -> bool:
 
 
 def text_of(path: Path, most_bytes: int) -> str:
-    """The text of a file that a user names, whose line ends are line feeds afterwards.
+    """The text of a file that a user names, with line feeds as line ends.
 
     Raises:
-        OSError, ValueError: As `bytes_of`, or if it is not UTF-8 text.
+        OSError: As `bytes_of`.
+        ValueError: If it is not UTF-8 text, or as `bytes_of`.
     """
     return bytes_of(path, most_bytes).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
@@ -247,12 +229,11 @@ def bytes_of(path: Path, most_bytes: int) -> bytes:
     """The content of a file that a user names, perhaps by a link.
 
     Raises:
-        OSError: If it cannot be read, is no file but a pipe or a device, or has more than ``most_bytes``.
-        ValueError: If its name is none.
+        OSError: If it cannot be read, is a pipe or a device, or has more than ``most_bytes``.
+        ValueError: If its name cannot be a file's.
     """
-    handle = os.open(
-        os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    )  # a pipe would wait for a writer
+    # Without O_NONBLOCK a pipe would wait for a writer.
+    handle = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(handle, "rb") as f:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is not a file")
@@ -265,11 +246,7 @@ def bytes_of(path: Path, most_bytes: int) -> bytes:
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """All bytes of a file that is no link.
-
-    Raises:
-        OSError: If it cannot be read, is not a plain file, or larger than ``most_bytes``.
-    """
+    """All bytes of a file; raises OSError as `open_plain`, or if there are more than ``most_bytes``."""
     with open_plain(path) as f:
         data = f.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -278,11 +255,7 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
 
 
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
-    """Open a file that is no link, without waiting for what is no file.
-
-    Raises:
-        OSError: If it cannot be opened, or is a link, a folder, a pipe or a device.
-    """
+    """Open a file, without waiting for a pipe; raises OSError for a link, a folder, a pipe or a device."""
     strange = OSError(errno.EINVAL, "it is not a plain file", str(path))
     try:
         handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
@@ -298,13 +271,14 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
 
 @contextmanager
 def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold a lock file, which the system frees even where the process is killed.
+    """Hold a lock file, which the system frees when the process ends, also if it is killed.
 
     Raises:
-        OSError: If it cannot be made, is held for longer than ``wait_s``, or something else than a file is there.
+        OSError: If it cannot be made, is held for longer than ``wait_s``, or is not a file.
     """
     with open_plain(path, os.O_RDWR | os.O_CREAT) as f:
-        _tighten(f.fileno())
+        if stat.S_IMODE(os.fstat(f.fileno()).st_mode) != PRIVATE_FILE:
+            os.fchmod(f.fileno(), PRIVATE_FILE)
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -315,8 +289,3 @@ def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
                     raise OSError(errno.EAGAIN, "another process holds it", str(path)) from None
                 time.sleep(0.01)
         yield
-
-
-def _tighten(handle: int) -> None:
-    if stat.S_IMODE(os.fstat(handle).st_mode) != PRIVATE_FILE:
-        os.fchmod(handle, PRIVATE_FILE)
