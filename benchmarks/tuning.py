@@ -18,10 +18,10 @@ from benchmarks.decode_profile import after_prompt, speed
 from metal_kernels import choices
 from metal_kernels.choices import Value
 from ring_mlx.bench.random_weights import random_model
-from ring_mlx.doctor.buffers import in_a_process
+from ring_mlx.doctor.tuning import in_a_process
 from ring_mlx.generation.decoding import prefill, prefill_step_or_default, step_sizes
 from ring_mlx.model.model import Model
-from ring_mlx.tuning import buffers, job, table, works
+from ring_mlx.tuning import autotune, buffers, table, workloads
 from ring_mlx.tuning.race import Budget
 
 Chosen = Mapping[str, Value]
@@ -29,7 +29,7 @@ Chosen = Mapping[str, Value]
 
 def warm_up(model: Model) -> None:
     """Compile what a load has compiled before it times anything."""
-    for work in (works.step(model, {}), works.prompt(model, {})):
+    for work in (workloads.step(model, {}), workloads.prompt(model, {})):
         work(3)  # what is tried for the first time is not compiled yet
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     say(f"{device}, mlx {mx.__version__}, {choices.where()}, {args.shape}, {args.bits or 'no'} bits", "")
     warm_up(model)
     for seconds in args.seconds.split(","):
-        found = job.tune(model, Budget(float(seconds)))
+        found = autotune.tune(model, Budget(float(seconds)))
         say(table.markdown(found), "")
         if found.chosen:
             say(*ends(model, found.chosen, args.prompt, args.steps, args.repeats), "")

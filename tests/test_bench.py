@@ -15,15 +15,15 @@ from benchmarks import report as red_or_green
 from benchmarks import siblings
 from metal_kernels import launch
 from ring_mlx import demo_model_path, load_model
-from ring_mlx.bench import job, machine, plot
-from ring_mlx.bench.company import ALONE, Company
+from ring_mlx.bench import machine, plot
+from ring_mlx.bench import run as benchmark
+from ring_mlx.bench.config import ALONE, BenchConfig, BenchError, Ranks
 from ring_mlx.bench.dispatches import count_decode_step, count_primitives
 from ring_mlx.bench.engines import OURS, Engine, seeded_cache, theirs
 from ring_mlx.bench.floor import decode_bytes, prefill_operations, weight_bytes_read
-from ring_mlx.bench.job import COLUMNS, LATER, Files
 from ring_mlx.bench.measure import Cell, Run, measure
 from ring_mlx.bench.random_weights import random_model, random_model_of, random_words
-from ring_mlx.bench.settings import BenchError, Settings
+from ring_mlx.bench.run import COLUMNS, LATER, Files
 from ring_mlx.bench.shapes import GOLDEN, MINI, SHAPES, TINY, cut
 from ring_mlx.checkpoint.weights import lies_by_columns
 from ring_mlx.cli import main
@@ -58,7 +58,7 @@ def golden():
 
 
 @pytest.mark.parametrize(
-    ("error", "company", "expected"),
+    ("error", "ranks", "expected"),
     [
         (
             RuntimeError("[metal::malloc]\n too much"),
@@ -68,18 +68,18 @@ def golden():
         (MemoryError(), ALONE, "MLX gave up (MemoryError); try"),
         (OverflowError("int too large"), ALONE, "MLX gave up (int too large); try"),
         (OSError(5, "Input/output error"), ALONE, "could not be read or written ([Errno 5] Input/output error); check"),
-        (RuntimeError("[send] rank 1 is gone"), Company(ranks=2), RuntimeError),  # the caller knows more
-        (RuntimeError("too much"), Company(ranks=2), "MLX gave up (too much); try"),
+        (RuntimeError("[send] rank 1 is gone"), Ranks(count=2), RuntimeError),  # the caller knows more
+        (RuntimeError("too much"), Ranks(count=2), "MLX gave up (too much); try"),
         (BrokenPipeError(), ALONE, BrokenPipeError),
     ],
 )
-def test_what_mlx_or_a_disk_raises_is_one_line(error, company, expected):
+def test_what_mlx_or_a_disk_raises_is_one_line(error, ranks, expected):
     def make():
         raise error
 
     is_told = isinstance(expected, str)
     with pytest.raises(BenchError if is_told else expected) as raised:
-        job.bench(make, Settings((16,)), Files(), company=company)
+        benchmark.bench(make, BenchConfig((16,)), Files(), ranks=ranks)
     assert not is_told or expected in str(raised.value)
 
 
@@ -220,7 +220,7 @@ def test_both_loops_give_as_many_tokens_as_asked(golden, rows):
 
 
 def test_cells_hold_every_run_but_the_warm_up(golden):
-    settings = Settings((4, 6), generate=2, repeats=3, batch_sizes=(1, 2), vs=True, vs_repeats=2, vs_max_prefill=4)
+    settings = BenchConfig((4, 6), generate=2, repeats=3, batch_sizes=(1, 2), vs=True, vs_repeats=2, vs_max_prefill=4)
     found = [c for cells in measure(*golden, settings, 128) for c in cells]
     assert [(c.batch, c.context, c.engine) for c in found[:3]] == [(1, 4, OURS), (1, 4, "mlx-lm"), (1, 6, OURS)]
     assert [len(c.runs) for c in found] == [3, 2] * 4
@@ -386,10 +386,10 @@ def test_a_list_of_contexts_is_checked(cli, value):
 
 
 def test_default_contexts_fit_the_model():
-    assert Settings().fitted(131072).contexts == (512, 2048, 8192)
-    assert Settings().fitted(8192).contexts == (512, 2048)
+    assert BenchConfig().fitted(131072).contexts == (512, 2048, 8192)
+    assert BenchConfig().fitted(8192).contexts == (512, 2048)
     with pytest.raises(BenchError, match="give less"):
-        Settings(generate=100).fitted(200)
+        BenchConfig(generate=100).fitted(200)
 
 
 def test_a_plot_needs_matplotlib(cli, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ import types
 import pytest
 
 from ring_mlx import demo_model_path
-from ring_mlx.bench.job import COLUMNS
+from ring_mlx.bench.run import COLUMNS
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.distributed import hosts, probe, watch

@@ -19,7 +19,7 @@ from ring_mlx.doctor import report, report_parts
 from ring_mlx.doctor.report import PARTS
 from ring_mlx.doctor.report_page import page
 from ring_mlx.doctor.report_parts import MAKE, SWITCHES
-from ring_mlx.tuning import job
+from ring_mlx.tuning import autotune
 from tests.fake_mac import FREE, Mac
 
 PRIVATE = {
@@ -319,8 +319,8 @@ def test_speeds_dispatches_and_choices_are_found(monkeypatch):
     for name, value in (("CPU_CONTEXTS", (16, 32)), ("CONTEXTS", (16, 32)), ("GENERATE", 2), ("REPEATS", 1)):
         monkeypatch.setattr(report_parts, name, value)
     monkeypatch.setattr(report_parts, "TRIED", ((1, 2), (3, 4)))
-    monkeypatch.setattr(job, "SECONDS", 0.05)
-    monkeypatch.setattr("ring_mlx.bench.job.measure_rates", lambda: Rates(1e9, 1e12, "float32"))
+    monkeypatch.setattr(autotune, "SECONDS", 0.05)
+    monkeypatch.setattr("ring_mlx.bench.run.measure_rates", lambda: Rates(1e9, 1e12, "float32"))
     monkeypatch.setattr(report_parts, "_mini", lambda: {"random": "golden", "layers": 4})
     for found in (report_parts.toy(), report_parts.mini()):
         assert [row["context"] for row in found["rows"]] == [16, 32]

@@ -18,7 +18,7 @@ from ring_mlx.cli import main, progress
 from ring_mlx.cli.eval_options import QUICK_LIMIT
 from ring_mlx.cli.progress import ProgressBar, bar_of
 from ring_mlx.evaluation import Result
-from ring_mlx.system.pace import LEAST_SHARE, Pace
+from ring_mlx.system.progress import LEAST_SHARE, TimeLeft
 from ring_mlx.system.terminal_text import note, shown_bars
 from tests.tiny import GOLDENS
 
@@ -177,18 +177,18 @@ def test_each_kind_of_work_goes_at_its_own_pace(monkeypatch):
 
     def did(kind, amount, seconds):
         now[0] += seconds
-        pace.did(kind, amount)
+        time_left.did(kind, amount)
 
-    pace = Pace(tokens=1000, answers=10)
-    assert pace.left_s() == math.inf
+    time_left = TimeLeft(tokens=1000, answers=10)
+    assert time_left.left_s() == math.inf
     did("tokens", 1000 * LEAST_SHARE / 2, 60)
     did("answers", 1, 3)
-    assert pace.left_s() == math.inf
+    assert time_left.left_s() == math.inf
     did("tokens", 490, 40)
-    assert pace.left_s() == pytest.approx(500 * 100 / 500 + 9 * 3)
+    assert time_left.left_s() == pytest.approx(500 * 100 / 500 + 9 * 3)
     did("answers", 9, 1)
     did("tokens", 600, 1)
-    assert pace.left_s() == 0
+    assert time_left.left_s() == 0
 
 
 @pytest.fixture

@@ -16,11 +16,10 @@ from metal_kernels.choices import MLX
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model
 from ring_mlx.cli import build_parser, main
-from ring_mlx.doctor import buffers as process
 from ring_mlx.doctor import tuning
-from ring_mlx.doctor.tune import tune as tune_of_doctor
-from ring_mlx.tuning import buffers, job, works
-from ring_mlx.tuning.job import Tuning, settle, shape_class, stored, tune
+from ring_mlx.doctor.tuning import tune as tune_of_doctor
+from ring_mlx.tuning import autotune, buffers, workloads
+from ring_mlx.tuning.autotune import Tuning, settle, shape_class, stored, tune
 from ring_mlx.tuning.race import NO_TIME, Budget, Verdict
 from tests.run_clock import SECRET, Clock
 from tests.test_docs import leaves
@@ -49,7 +48,7 @@ def asking(work):
 
         def ask(times):
             for other in choices.TABLE:
-                if job.kind_of(other) == job.kind_of(name):
+                if autotune.kind_of(other) == autotune.kind_of(name):
                     choices.chosen(other)
             run(times)
 
@@ -80,17 +79,17 @@ def kept(tmp_path, monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A backend on which a load times what is fast; its kernels are not launched here."""
-    monkeypatch.setattr(job, "tune", lambda *_: pytest.fail("timed at a load"))
+    monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("timed at a load"))
     with launch.use(launch.Backend("metal", lambda **_: pytest.fail("launched"))):
         yield
 
 
 def test_every_choice_of_a_model_on_a_cpu_is_timed(model, monkeypatch):
     clock, told = Clock(), []
-    monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, 0.2 * 0.5 ** len(chosen)))
-    monkeypatch.setattr(works, "fitting_steps", lambda m: [64, 128])
-    monkeypatch.setattr(works, "work", asking(works.work))
-    found = job.tune(model, Budget(100, clock), lambda done, total, *_: told.append((done, total)))
+    monkeypatch.setattr(workloads, "work", lambda m, name, chosen: clock.way(name, 0.2 * 0.5 ** len(chosen)))
+    monkeypatch.setattr(workloads, "fitting_steps", lambda m: [64, 128])
+    monkeypatch.setattr(workloads, "work", asking(workloads.work))
+    found = autotune.tune(model, Budget(100, clock), lambda done, total, *_: told.append((done, total)))
     assert found.chosen == {"chunk_tokens/9+": 16, "prefill_step": 64}
     assert [v.name for v in found.verdicts][-2:] == ["reading a prompt", "reading in steps"]
     assert told[0] == (0, 2)
@@ -100,12 +99,12 @@ def test_every_choice_of_a_model_on_a_cpu_is_timed(model, monkeypatch):
 @pytest.mark.parametrize(("prompt", "first"), [(0.05, 0.0), (0.05, 2.0), (0.9, 0.0), (4.0, 0.0), (7.5, 0.5)])
 def test_all_choices_together_keep_to_the_seconds(model, monkeypatch, prompt, first):
     clock = Clock()
-    seconds = dict.fromkeys(job.KINDS, 0.05) | {choices.MANY: prompt, job.STEP: prompt}
-    work = asking(lambda m, name, chosen: clock.way(name, seconds[job.kind_of(name)], first=first))
-    monkeypatch.setattr(works, "work", work)
-    monkeypatch.setattr(works, "fitting_steps", lambda m: [512, 2048])
+    seconds = dict.fromkeys(autotune.KINDS, 0.05) | {choices.MANY: prompt, autotune.STEP: prompt}
+    work = asking(lambda m, name, chosen: clock.way(name, seconds[autotune.kind_of(name)], first=first))
+    monkeypatch.setattr(workloads, "work", work)
+    monkeypatch.setattr(workloads, "fitting_steps", lambda m: [512, 2048])
     with launch.use(launch.Backend("metal", None)):
-        found = job.tune(model, Budget(10, clock))
+        found = autotune.tune(model, Budget(10, clock))
     assert clock.now <= 10 + prompt + first
     assert found.chosen == {}
     assert {v.name for v in found.verdicts} == set(choices.TABLE)
@@ -116,15 +115,15 @@ def test_all_choices_together_keep_to_the_seconds(model, monkeypatch, prompt, fi
 def test_what_is_not_confirmed_together_is_given_up(model, monkeypatch):
     clock = Clock()
     seconds = {(): 0.2, ("prefill_step",): 0.1, ("chunk_tokens/9+",): 0.1}
-    monkeypatch.setattr(works, "work", lambda m, name, chosen: clock.way(name, seconds.get(tuple(chosen), 0.3)))
-    monkeypatch.setattr(works, "fitting_steps", lambda m: [64, 128])
-    monkeypatch.setattr(works, "work", asking(works.work))
-    found = job.tune(model, Budget(100, clock))
+    monkeypatch.setattr(workloads, "work", lambda m, name, chosen: clock.way(name, seconds.get(tuple(chosen), 0.3)))
+    monkeypatch.setattr(workloads, "fitting_steps", lambda m: [64, 128])
+    monkeypatch.setattr(workloads, "work", asking(workloads.work))
+    found = autotune.tune(model, Budget(100, clock))
     assert found.chosen == {"chunk_tokens/9+": 16}  # a step of 64 on top of it is slower than 128
     order = iter([0.2])  # of the tables while single choices are timed
     work = asking(lambda m, name, chosen: clock.way(name, 0.1 if chosen else next(order, 0.05)))
-    monkeypatch.setattr(works, "work", work)
-    assert job.tune(model, Budget(100, clock)).chosen == {}
+    monkeypatch.setattr(workloads, "work", work)
+    assert autotune.tune(model, Budget(100, clock)).chosen == {}
 
 
 def test_a_step_is_compiled_for_the_choices_that_hold(model):
@@ -140,9 +139,9 @@ def test_a_step_is_compiled_for_the_choices_that_hold(model):
 @pytest.mark.parametrize("rows", [1, 4, 8])
 def test_the_work_runs_the_model_with_the_choices(model, rows):
     with choices.use({}) as asked:
-        works.step(model, {}, rows)(2)
-        works.prompt(model, {})(1)
-        works.reading(model, {"prefill_step": 64})(1)
+        workloads.step(model, {}, rows)(2)
+        workloads.prompt(model, {})(1)
+        workloads.reading(model, {"prefill_step": 64})(1)
     assert asked == {"chunk_tokens/9+", "prefill_step"}
 
 
@@ -155,19 +154,19 @@ SIBLING = {"model_type": "bailing_moe_v2", "layer_group_size": ..., "group_norm_
 def test_every_kind_of_model_can_be_timed(changes):
     other = make_model(**changes)
     other.exact = True
-    found = job.tune(other, Budget(0.4))
+    found = autotune.tune(other, Budget(0.4))
     assert found.seconds < 30
-    assert {v.name for v in found.verdicts} <= set(choices.TABLE) | set(job.KINDS.values())
+    assert {v.name for v in found.verdicts} <= set(choices.TABLE) | set(autotune.KINDS.values())
 
 
 def test_steps_that_would_not_fit_are_not_tried(model, monkeypatch):
-    assert works.fitting_steps(model) == [64, 128, 256]
-    monkeypatch.setattr(works.memory, "budget_bytes", mx.get_active_memory)
-    assert works.fitting_steps(model) == [64, 128]
+    assert workloads.fitting_steps(model) == [64, 128, 256]
+    monkeypatch.setattr(workloads.memory, "budget_bytes", mx.get_active_memory)
+    assert workloads.fitting_steps(model) == [64, 128]
 
 
 def test_a_choice_is_kept_and_used_by_the_next_load(model, kept):
-    job.keep(model, made({"prefill_step": 64}))
+    autotune.keep(model, made({"prefill_step": 64}))
     settle(model)
     assert choices.chosen("prefill_step") == 64
     settle(make_model(num_hidden_layers=5))
@@ -181,13 +180,13 @@ def test_the_first_load_on_a_gpu_times_and_later_ones_do_not(model, kept, gpu, m
         timed.append(budget.seconds)
         return made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel")
 
-    monkeypatch.setattr(job, "tune", tune)
+    monkeypatch.setattr(autotune, "tune", tune)
     with pytest.warns(UserWarning, match="up to 10 s .* --no-tune"):
         settle(model)
     for _ in range(2):
         assert choices.chosen("norm_qmv/1") == "half"
         settle(model)
-    assert timed == [job.SECONDS]
+    assert timed == [autotune.SECONDS]
 
 
 def test_who_interrupts_timing_is_asked_again(model, kept, gpu, monkeypatch):
@@ -195,21 +194,21 @@ def test_who_interrupts_timing_is_asked_again(model, kept, gpu, monkeypatch):
         assert stored(model, "metal")["problem"] == "timing did not end"  # what stays where the process is killed
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "tune", interrupted)
+    monkeypatch.setattr(autotune, "tune", interrupted)
     with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="the first model"):
         settle(model)
     assert stored(model, "metal") is None
 
 
 def test_where_timing_did_not_end_or_failed_later_loads_use_the_tables(model, kept, gpu, monkeypatch):
-    job.keep(model, Tuning("a model", "metal"), "timing did not end")
+    autotune.keep(model, Tuning("a model", "metal"), "timing did not end")
     settle(model)  # fails where it times
     assert choices.active("metal") == {}
     (seen,) = tuning.check()
     assert (seen.status, seen.seen) == ("note", "the tables: timing did not end")
     machine.store("metal").clear(machine.CHOICES)
-    monkeypatch.setattr(job, "tune", tune)
-    monkeypatch.setattr(works, "work", lambda *_: Clock().failing("work"))
+    monkeypatch.setattr(autotune, "tune", tune)
+    monkeypatch.setattr(workloads, "work", lambda *_: Clock().failing("work"))
     with pytest.warns(UserWarning, match="the first model"), pytest.warns(UserWarning, match="nothing could be timed"):
         settle(model)
     settle(model)
@@ -236,8 +235,8 @@ def test_whatever_timing_raises_a_load_goes_on(model, kept, gpu, monkeypatch, er
     def fail(*_):
         raise error("no")
 
-    monkeypatch.setattr(job, "tune", tune)
-    monkeypatch.setattr(works, "work", fail)
+    monkeypatch.setattr(autotune, "tune", tune)
+    monkeypatch.setattr(workloads, "work", fail)
     with pytest.warns(UserWarning, match="the first model"), pytest.warns(UserWarning, match="nothing could be timed"):
         settle(model)
     assert choices.active("metal") == {}
@@ -245,19 +244,19 @@ def test_whatever_timing_raises_a_load_goes_on(model, kept, gpu, monkeypatch, er
 
 @pytest.mark.parametrize("value", ["off", "OFF", "0"])
 def test_the_environment_keeps_the_tables(model, kept, gpu, monkeypatch, value):
-    job.keep(model, made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel"))
+    autotune.keep(model, made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel"))
     monkeypatch.setenv(choices.SWITCH, value)
     settle(model)
     assert choices.chosen("norm_qmv/1") == "kernel"
 
 
 def test_nothing_is_timed_on_a_cpu_or_for_experts_on_disk_or_where_it_waits(model, kept, monkeypatch):
-    monkeypatch.setattr(job, "tune", lambda *_: pytest.fail("timed at a load"))
+    monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("timed at a load"))
     settle(model)
     with launch.use(launch.Backend("metal", None)):
-        with job.later():
+        with autotune.later():
             settle(model)
-        monkeypatch.setattr(job, "_is_streamed", lambda _: True)
+        monkeypatch.setattr(autotune, "_is_streamed", lambda _: True)
         settle(model)
 
 
@@ -273,13 +272,13 @@ def store_file(kept):
         lambda text: text.replace('"prefill_step": 64', '"prefill_step": 65'),
         lambda text: text.replace('"prefill_step": 64', '"unheard/of": 64'),
         lambda text: text.replace('"chosen": {', '"chosen": 7, "x": {'),
-        lambda text: text.replace(job._sources(), "of other kernels"),
+        lambda text: text.replace(autotune._sources(), "of other kernels"),
         lambda text: text.replace(mx.__version__, "0.0.1"),
     ],
     ids=["cut", "value", "name", "kind", "kernels", "machine"],
 )
 def test_a_broken_or_foreign_store_leaves_the_tables(model, kept, monkeypatch, change):
-    job.keep(model, made({"prefill_step": 64}))
+    autotune.keep(model, made({"prefill_step": 64}))
     path = store_file(kept)
     text = path.read_text()
     assert change(text) != text
@@ -393,7 +392,7 @@ def test_command_buffers_are_set_before_the_device_is_made(kept, monkeypatch):
 
 
 def test_doctor_tunes_and_shows_what_it_chose(kept, monkeypatch, capsys):
-    monkeypatch.setattr(job, "tune", lambda m, budget, progress: made({"prefill_step": 64}))
+    monkeypatch.setattr(autotune, "tune", lambda m, budget, progress: made({"prefill_step": 64}))
     assert main(["doctor", "--tune", "--quiet"]) == 0
     said = capsys.readouterr().out
     assert "64, not 128: 50.0 % less time" in said
@@ -412,7 +411,7 @@ def test_a_process_gets_the_number_in_its_environment(monkeypatch):
         return subprocess.CompletedProcess(command, 0, 'a line\n{"step": [1.0], "prompt": [2.0]}\n', "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    child = process.in_a_process({"random": "golden"})
+    child = tuning.in_a_process({"random": "golden"})
     assert child(200) == child(buffers.AS_MLX) == {"step": [1.0], "prompt": [2.0]}
     assert seen == [({"random": "golden"}, "200", buffers.UNLIMITED_MB), ({"random": "golden"}, None, None)]
     monkeypatch.setattr(subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 1, "", f"more\n{SECRET}\n"))
@@ -421,15 +420,17 @@ def test_a_process_gets_the_number_in_its_environment(monkeypatch):
 
 
 def test_a_process_times_steps_and_prompts(monkeypatch):
-    monkeypatch.setattr(process, "STEPS", 3)
-    found = process.times({"random": "golden", "layers": 2})
-    assert {name: len(times) for name, times in found.items()} == {"step": process.STEPS, "prompt": process.PROMPTS}
+    monkeypatch.setattr(tuning, "STEPS", 3)
+    found = tuning.times({"random": "golden", "layers": 2})
+    assert {name: len(times) for name, times in found.items()} == {"step": tuning.STEPS, "prompt": tuning.PROMPTS}
     assert min(map(min, found.values())) > 0
 
 
 def test_command_buffers_are_tuned_after_the_choices_and_kept(kept, monkeypatch):
-    monkeypatch.setattr(job, "tune", lambda m, budget, progress: made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel"))
-    monkeypatch.setattr("ring_mlx.doctor.tune.in_a_process", lambda what: child_of(FLAT | {200: 0.01}))
+    monkeypatch.setattr(
+        autotune, "tune", lambda m, budget, progress: made({"norm_qmv/1": "half"}, "norm_qmv/1", "kernel")
+    )
+    monkeypatch.setattr("ring_mlx.doctor.tuning.in_a_process", lambda what: child_of(FLAT | {200: 0.01}))
     with launch.use(launch.Backend("metal", None)):
         found = tune_of_doctor(demo_model_path(), None, 4)
         assert (found.tuning.chosen, found.buffers.chosen) == ({"norm_qmv/1": "half"}, 200)
@@ -451,7 +452,7 @@ def test_doctor_does_not_tune_where_the_tables_are_to_hold(kept, monkeypatch, ca
 
 
 def test_no_tune_keeps_the_tables(kept, monkeypatch, capsys):
-    job.keep(load_model(demo_model_path()), made({"prefill_step": 64}))
+    autotune.keep(load_model(demo_model_path()), made({"prefill_step": 64}))
     used = []
     for flags in ([], ["--no-tune"], ["--prefill-step-size", "7"]):
         monkeypatch.setenv(choices.SWITCH, "on")
@@ -468,14 +469,14 @@ def test_commands_set_command_buffers_first(kept, monkeypatch, capsys):
         monkeypatch.setenv(name, "")  # so that it is taken away at the end
         monkeypatch.delenv(name)
     made_of = {}
-    monkeypatch.setattr("ring_mlx.bench.job.bench", lambda *_, **__: made_of.update(os.environ))
+    monkeypatch.setattr("ring_mlx.bench.run.bench", lambda *_, **__: made_of.update(os.environ))
     assert main(["bench", "--quiet"]) == 0
     assert made_of[buffers.OPS] == "50"
 
 
 def test_random_weights_use_what_was_chosen_for_their_shapes(kept, capsys):
     model = random_model("golden", None)
-    job.keep(model, made({"prefill_step": 64}))
+    autotune.keep(model, made({"prefill_step": 64}))
     assert main(["bench", "--random", "golden", "-p", "4", "-g", "1", "-n", "1", "--quiet"]) == 0
     assert choices.chosen("prefill_step") == 64
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ring_mlx.bench import job, report
-from ring_mlx.bench.settings import BenchError
+from ring_mlx.bench import report
+from ring_mlx.bench import run as benchmark
+from ring_mlx.bench.config import BenchError
 from ring_mlx.convert import writer
 from ring_mlx.convert.report import Report, save
 from ring_mlx.distributed.hosts import Host, write_host_file
@@ -25,7 +26,7 @@ from ring_mlx.system import files
 
 OLD = "old" * 40
 HEAD = {
-    **dict.fromkeys((*job.HEAD, *job.MODEL, *job.LATER), "x"),
+    **dict.fromkeys((*benchmark.HEAD, *benchmark.MODEL, *benchmark.LATER), "x"),
     "weights_gb": 1.0,
     "build_peak_gb": 1.0,
     "bandwidth_gbps": None,
@@ -51,7 +52,7 @@ def fonts():
 
 
 def result():
-    return job.Result(HEAD, report.columns(False, False), [HEAD | ROW])
+    return benchmark.Result(HEAD, report.columns(False, False), [HEAD | ROW])
 
 
 def grid():
@@ -59,9 +60,9 @@ def grid():
 
 
 WRITERS = {
-    "json": lambda path: job.write(result(), job.Files(json=path)),
-    "markdown": lambda path: job.write(result(), job.Files(markdown=path)),
-    "plot": lambda path: job.write(result(), job.Files(plot=path)),
+    "json": lambda path: benchmark.write(result(), benchmark.Files(json=path)),
+    "markdown": lambda path: benchmark.write(result(), benchmark.Files(markdown=path)),
+    "plot": lambda path: benchmark.write(result(), benchmark.Files(plot=path)),
     "heat map": lambda path: plot(grid(), "title", path),
     "hosts": lambda path: write_host_file(path, [Host("a", "10.0.0.1"), Host("b", "10.0.0.2")]),
 }
@@ -83,7 +84,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, kind, most_b
 def test_a_file_that_cannot_be_written_costs_no_other_one(tmp_path):
     (tmp_path / "a.json").mkdir()
     with pytest.raises(BenchError, match=r"a\.json \(it is there and not a file\) could not be written"):
-        job.write(result(), job.Files(json=tmp_path / "a.json", markdown=tmp_path / "a.md"))
+        benchmark.write(result(), benchmark.Files(json=tmp_path / "a.json", markdown=tmp_path / "a.md"))
     assert "ring-mlx" in (tmp_path / "a.md").read_text()
 
 
@@ -103,26 +104,26 @@ def test_rows_that_do_not_fit_are_no_part_of_a_table(tmp_path):
 def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path, monkeypatch, kind):
     path = tmp_path / "a"
     with pytest.raises(BenchError, match="there is no such folder"):
-        job.Files(**{kind: tmp_path / "none" / "a"}).check()
+        benchmark.Files(**{kind: tmp_path / "none" / "a"}).check()
     path.touch()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everything
     with pytest.raises(BenchError, match=r"a cannot be written.*Permission denied"):
-        job.Files(**{kind: path}).check()
+        benchmark.Files(**{kind: path}).check()
     with pytest.raises(OptionError, match=r"a cannot be written.*Permission denied"):
         check_plot(path)
     monkeypatch.undo()
     monkeypatch.setattr(files.secrets, "token_hex", lambda _: "no/folder")
     with pytest.raises(BenchError, match=r"a cannot be written \(\[Errno 2\].*/a'\)"):
-        job.Files(**{kind: path}).check()
+        benchmark.Files(**{kind: path}).check()
 
 
 def test_pipes_and_devices_get_what_would_be_in_a_file(tmp_path):
     pipe, found = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    job.Files(json=pipe, markdown=Path("/dev/null")).check()
+    benchmark.Files(json=pipe, markdown=Path("/dev/null")).check()
     reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
     reader.start()
-    job.write(result(), job.Files(json=pipe))
+    benchmark.write(result(), benchmark.Files(json=pipe))
     reader.join()
     assert '"cells"' in found[0]
     assert stat.S_ISFIFO(pipe.stat().st_mode)

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step as mlx_lm_generate_step
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
-from ring_mlx.bench.settings import BenchError
+from ring_mlx.bench.config import BenchError
 from ring_mlx.checkpoint.weights import lies_by_columns
 from ring_mlx.generation.decoding import decode_rows, generate_step, prefill, step_sizes
 from ring_mlx.model.config import LINEAR_TYPES
@@ -25,10 +25,7 @@ OURS, THEIRS = "ring-mlx", "mlx-lm"
 class Engine:
     """A model with the loop that its library drives it by: `ring_mlx.generate_step` or `mlx_lm.generate_step`.
 
-    Args:
-        name: `OURS` or `THEIRS`.
-        model: The model.
-        agree: Of tokens that were chosen here, those that all processes go on with; None where this one is alone.
+    ``agree`` takes tokens that were chosen here to those that all processes go on with; None where this one is alone.
     """
 
     name: str
@@ -42,13 +39,7 @@ class Engine:
     def tokens(self, prompt: mx.array, cache: Any, count: int, step: int) -> Iterator[Any]:
         """Read the prompt in steps, then yield ``count`` times, once a token (of each row), the likeliest.
 
-        One row goes through the library's own loop; several go through one loop for both libraries.
-
-        Args:
-            prompt: Ids [B, T].
-            cache: From `make_cache`; updated in place.
-            count: Tokens, the first one included.
-            step: Prompt tokens a step.
+        One row goes through the library's own loop; several rows of a prompt [B, T] go through ours for both.
         """
         is_ours = self.name == OURS
         choose = None if self.agree is None else self._greedy
@@ -78,11 +69,7 @@ def theirs(model: Model, raw: dict[str, Any]) -> Engine:
     """Stock mlx-lm's model on the arrays of ours.
 
     Copied are its router's weights, into its own precision, and on a CPU the matrices that lie by columns, into rows,
-    as mlx-lm itself would load them.
-
-    Args:
-        model: Ours.
-        raw: The config.json.
+    as mlx-lm itself would load them. ``raw`` is the config.json.
 
     Raises:
         BenchError: If mlx-lm has no such model or cannot hold these weights.

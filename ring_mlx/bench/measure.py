@@ -10,10 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.bench.company import ALONE, Company
+from ring_mlx.bench.config import ALONE, BenchConfig, Ranks
 from ring_mlx.bench.engines import Engine, seeded_cache
-from ring_mlx.bench.settings import Settings
-from ring_mlx.system.pace import Pace, Progress
+from ring_mlx.system.progress import Progress, TimeLeft
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,12 @@ class Cell:
 def measure(
     ours: Engine,
     other: Engine | None,
-    settings: Settings,
+    settings: BenchConfig,
     vocabulary: int,
-    company: Company = ALONE,
+    ranks: Ranks = ALONE,
     progress: Progress | None = None,
 ) -> Iterator[list[Cell]]:
-    """The cells of every batch size and context: ours, then mlx-lm's if there is one, measured in alternation.
-
-    ``progress`` is called with (repetitions done, all, what is measured, seconds left).
-    """
+    """The cells of every batch size and context: ours, then mlx-lm's if there is one, measured in alternation."""
     clock = _Clock(ours, other, settings, progress)
     for batch in settings.batch_sizes:
         for context in settings.contexts or ():
@@ -72,7 +68,7 @@ def measure(
             cells = [Cell(e.name, batch, context) for e in (ours, other) if e is not None]
             for repeat in range(settings.repeats + 1):
                 clock.said = f"{batch} x {context:,} tokens, " + (f"run {repeat}" if repeat else "warm-up")
-                found = [_run(ours, prompt, settings, clock, company=company)]
+                found = [_run(ours, prompt, settings, clock, ranks=ranks)]
                 if other is not None and repeat <= settings.vs_repeats:
                     found.append(_run_theirs(ours, other, prompt, settings, clock))
                 clock.tell(1)
@@ -85,7 +81,7 @@ def measure(
 class _Clock:
     """Tells how far a benchmark is: reading and answering go at their own speeds in each engine."""
 
-    def __init__(self, ours: Engine, other: Engine | None, settings: Settings, progress: Progress | None) -> None:
+    def __init__(self, ours: Engine, other: Engine | None, settings: BenchConfig, progress: Progress | None) -> None:
         self.said, self._done, self._progress = "", 0, progress
         cells = [(batch, context) for batch in settings.batch_sizes for context in settings.contexts or ()]
         runs = settings.repeats + 1
@@ -97,24 +93,24 @@ class _Clock:
             alone = runs * sum(b * c for b, c in cells if _reads_itself(c, settings))
             work |= {f"{other.name} reads": alone, f"{other.name} answers": runs * len(cells) * settings.generate}
             work[f"{ours.name} reads"] += runs * sum(b * c for b, c in cells) - alone
-        self._pace = Pace(**work)
+        self._time_left = TimeLeft(**work)
 
     def did(self, engine: Engine, kind: str, amount: int) -> None:
-        self._pace.did(f"{engine.name} {kind}", amount)
+        self._time_left.did(f"{engine.name} {kind}", amount)
         self.tell()
 
     def tell(self, runs: int = 0) -> None:
         self._done += runs
         if self._progress:
-            self._progress(self._done, self._runs, self.said, self._pace.left_s())
+            self._progress(self._done, self._runs, self.said, self._time_left.left_s())
 
 
-def _reads_itself(context: int, settings: Settings) -> bool:
+def _reads_itself(context: int, settings: BenchConfig) -> bool:
     """Whether mlx-lm reads so long a prompt."""
     return context <= max(1, settings.vs_max_prefill)
 
 
-def _run_theirs(ours: Engine, other: Engine, prompt: mx.array, settings: Settings, clock: _Clock) -> Run:
+def _run_theirs(ours: Engine, other: Engine, prompt: mx.array, settings: BenchConfig, clock: _Clock) -> Run:
     """mlx-lm's run; where its token-by-token prefill would take minutes, it decodes after a prompt that ours read."""
     if _reads_itself(prompt.shape[1], settings):
         return _run(other, prompt, settings, clock)
@@ -126,10 +122,10 @@ def _run_theirs(ours: Engine, other: Engine, prompt: mx.array, settings: Setting
 def _run(
     engine: Engine,
     prompt: mx.array,
-    settings: Settings,
+    settings: BenchConfig,
     clock: _Clock,
     cache: Any | None = None,
-    company: Company = ALONE,
+    ranks: Ranks = ALONE,
 ) -> Run:
     is_seeded = cache is not None
     mx.synchronize()
@@ -145,7 +141,7 @@ def _run(
     decode_s = time.perf_counter() - first
     mx.synchronize()
     clock.did(engine, "answers", settings.generate)
-    peak = company.greatest(mx.get_peak_memory())
+    peak = ranks.greatest(mx.get_peak_memory())
     tps = settings.generate * prompt.shape[0] / max(decode_s, 1e-9)
     return Run(None if is_seeded else first - started, tps, peak)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from ring_mlx.bench.settings import BenchError
+from ring_mlx.bench.config import BenchError
 from ring_mlx.system.install import command_for
 
 

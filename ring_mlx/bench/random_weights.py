@@ -30,19 +30,12 @@ def random_model(
     dtype: mx.Dtype | None = None,
     seed: int = 0,
 ) -> Model:
-    """A model of a known shape with random weights.
+    """A model of a shape of `SHAPES` with random weights, evaluated.
 
     Args:
-        shape: A key of `SHAPES`.
         bits: Of all matrices but the router; None leaves them as they are.
-        group_size: Of the quantisation.
-        exact: As for `Model`.
         layers: So many layers instead of the model's own number.
-        dtype: Of what is not quantised; by default bfloat16, but float32 on MLX's CPU backend and for the tiny shapes.
-        seed: Of all weights.
-
-    Returns:
-        The model, in evaluation mode, its weights evaluated.
+        dtype: Of what is not quantised, by default `plain_dtype`.
 
     Raises:
         NoFitError: If this machine's memory cannot hold it; nothing has been made then.
@@ -52,7 +45,7 @@ def random_model(
 
 
 def plain_dtype(shape: str) -> mx.Dtype:
-    """Of what is not quantised, as `random_model` has it by default."""
+    """Of what is not quantised: bfloat16, but float32 on MLX's CPU backend and for the tiny shapes."""
     return mx.float32 if shape in ("tiny", "golden") or mx.default_device() == mx.cpu else mx.bfloat16
 
 

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ring_mlx.bench.config import BenchError
 from ring_mlx.bench.engines import OURS
 from ring_mlx.bench.floor import Floor
 from ring_mlx.bench.measure import Cell, spread
-from ring_mlx.bench.settings import BenchError
 from ring_mlx.system.files import is_stream
 
 Row = dict[str, Any]
@@ -115,7 +115,6 @@ def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
 
     Raises:
         BenchError: If they do not fit on the disk; no part of them is in the file then.
-        OSError: If the file cannot be opened.
     """
     text, header = io.StringIO(), _csv_header(path)
     columns = header or columns

@@ -20,8 +20,8 @@ from ring_mlx.model.config import read_config
 from ring_mlx.model.model import Model
 from ring_mlx.model.quantization import loadable_settings
 from ring_mlx.system import memory
-from ring_mlx.system.pace import Progress
-from ring_mlx.tuning.job import settle
+from ring_mlx.system.progress import Progress
+from ring_mlx.tuning.autotune import settle
 from ring_mlx.tuning.kernel_check import check_kernels
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx import options
-from ring_mlx.bench import job, shapes
-from ring_mlx.bench.company import ALONE
+from ring_mlx.bench import run as benchmark
+from ring_mlx.bench import shapes
+from ring_mlx.bench.config import ALONE, BenchConfig, BenchError
 from ring_mlx.bench.random_weights import plain_dtype, random_model_of
-from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.cli import from_options
@@ -20,7 +20,7 @@ from ring_mlx.distributed.member import Member, joined
 from ring_mlx.model.config import read_config, with_decay_offset
 from ring_mlx.model.model import Model
 from ring_mlx.system.terminal_text import beside_bars, for_output, note
-from ring_mlx.tuning.job import settle
+from ring_mlx.tuning.autotune import settle
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,20 +33,20 @@ def _bench(args: argparse.Namespace, member: Member | None) -> int:
     def make() -> tuple[Model, dict[str, Any], str]:
         return _random(args, member) if args.random is not None else _checkpoint(args, member)
 
-    company = ALONE
+    ranks = ALONE
     if member is not None:
         member.check(args)
-        company = member.company()
+        ranks = member.ranks()
     is_writer = member is None or member.is_first
-    files = job.Files(args.csv, args.json, args.markdown, args.plot) if is_writer else job.Files()
+    files = benchmark.Files(args.csv, args.json, args.markdown, args.plot) if is_writer else benchmark.Files()
     with bar_of(args, "bench", "runs", is_writer) as bar:
-        job.bench(
+        benchmark.bench(
             make,
             settings_of(args),
             files,
             ops=args.ops,
             expert_cache_bytes=args.expert_cache_bytes,
-            company=company,
+            ranks=ranks,
             say=_say,
             progress=bar,
         )
@@ -58,9 +58,9 @@ def _say(text: str) -> None:
         print(for_output(text), flush=True)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> BenchConfig:
     """The numbers among the options."""
-    return Settings(
+    return BenchConfig(
         contexts=args.prompt_tokens,
         generate=args.generate,
         repeats=args.repeats,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ring_mlx import options
-from ring_mlx.bench.settings import BenchError
+from ring_mlx.bench.config import BenchError
 from ring_mlx.options import group_of
 
 UNQUANTISED = 16

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from ring_mlx.checkpoint.loading import load
 from ring_mlx.cli.from_options import find_model
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.doctor import decay_choice
-from ring_mlx.doctor import tune as tuning
+from ring_mlx.doctor import decay_choice, tuning
 from ring_mlx.doctor.decay_check import findings
 from ring_mlx.doctor.finding import Finding
 from ring_mlx.system.terminal_text import for_output, harmless_json, note

@@ -31,7 +31,7 @@ _Bar.set_lock(threading.RLock())
 class ProgressBar(AbstractContextManager["ProgressBar"]):
     """Says how far long work is until it ends; nothing where it ends at once.
 
-    Call it with what is done of all, as a `ring_mlx.system.pace.Progress`. It may begin again from 0 once all is done. A thread
+    Call it with what is done of all, as a `ring_mlx.system.progress.Progress`. It may begin again from 0 once all is done. A thread
     shows it, so a step that takes long is no silence. Of several, the one that was entered last is shown.
 
     Args:

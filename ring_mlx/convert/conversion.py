@@ -36,7 +36,7 @@ from ring_mlx.errors import ConvertError, OptionError, WeightsError
 from ring_mlx.model.config import with_decay_offset
 from ring_mlx.model.config_values import shown
 from ring_mlx.model.quantization import settings
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 
 # Weights that are in float32 at one time; the fit of scales holds about twelve times that.
 CHUNK_WEIGHTS = 2 << 20

@@ -24,8 +24,9 @@ from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.divergence import HEAD_TOKENS, Divergence, divergence, summary
 from ring_mlx.evaluation.scoring import Floats
+from ring_mlx.evaluation.sharing import shared
 from ring_mlx.system.files import MOST_TEXT_BYTES, text_of
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 
 TEXT = Path(__file__).parent / "report_text.jsonl"
 BATCH_TOKENS = 2048
@@ -52,13 +53,8 @@ class Batch:
 
 
 def read_text(path: Path | None = None) -> list[dict[str, Any]]:
-    """Rows of text: a JSON-lines file with ``messages`` or ``text`` and perhaps ``kind``, or a plain one in paragraphs.
-
-    Args:
-        path: The file, or None for the packaged text.
-
-    Raises:
-        OptionError: If it cannot be read.
+    """Rows of the packaged text, of a JSON-lines file with ``messages`` or ``text`` and perhaps ``kind``, or of a plain
+    one in paragraphs; raises OptionError if it cannot be read.
     """
     chosen = path or TEXT
     try:
@@ -94,13 +90,9 @@ def compare(
         source: What was converted: a folder, or owner/name, whose shards are fetched one by one.
         result: The converted folder; its tokenizer is used.
         rows: From `read_text`.
-        revision: Of a repository.
         dtype: In which layers compute, by default float32 on MLX's CPU backend and bfloat16 elsewhere; the residual
             streams and the divergence are always float32.
         progress: Called with (layers done, all and one for the head, what it is at).
-
-    Raises:
-        RingError: As for `ring_mlx.load`, and if no row has two tokens.
     """
     dtype = dtype or (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
     opened, made = open_source(source, revision, remote_only=True), open_source(result)
@@ -135,11 +127,7 @@ def table(report: Report) -> str:
 
 
 def save(report: Report, folder: Path) -> None:
-    """Put a report into a converted folder: report.json, and a section of its README.md; the manifest follows.
-
-    Raises:
-        ConvertError: If they cannot be written; the folder is as before then.
-    """
+    """Put report.json and a section of README.md into a converted folder, and into its manifest, or change nothing."""
     readme = (folder / "README.md").read_text(encoding="utf-8").partition(HEADING)[0]
     text = "".join(f"    {line}\n" for line in table(report).splitlines())
     found = {**vars(report), "kinds": {kind: _saved(d) for kind, d in report.kinds.items()}}
@@ -158,11 +146,8 @@ def _saved(d: Divergence) -> dict[str, float]:
 def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Batch]:
     """Tokens of every row, by the tokenizer and template of ``folder``, in batches of similar length.
 
-    What is beyond BATCH_TOKENS in a row is left out, and a conversation whose last answer begins there.
-
-    Raises:
-        TokenizerError: If there is no tokenizer or it refuses a row.
-        OptionError: If no row has two tokens.
+    What is beyond BATCH_TOKENS in a row is left out, and a conversation whose last answer begins there. Raises
+    OptionError if no row has two tokens.
     """
     tokenizer = load_tokenizer(folder)
     cut = [(ids[:BATCH_TOKENS], start, kind) for ids, start, kind in (_tokenise(tokenizer, row) for row in rows)]
@@ -190,10 +175,7 @@ def _tokenise(tokenizer: TokenizerWrapper, row: Mapping[str, Any]) -> tuple[list
         return list(tokenizer.encode(str(row["text"]))), 1, str(row.get("kind", "text"))
     whole = render_chat(tokenizer, row["messages"], continue_last=True)
     prompt = render_chat(tokenizer, row["messages"][:-1])
-    same = next(
-        (i for i, (a, b) in enumerate(zip(whole, prompt, strict=False)) if a != b), min(len(whole), len(prompt))
-    )
-    return whole, max(1, same), str(row.get("kind", "conversations"))
+    return whole, max(1, shared(whole, prompt)), str(row.get("kind", "conversations"))
 
 
 def _run(

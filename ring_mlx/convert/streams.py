@@ -20,12 +20,7 @@ from ring_mlx.model.quantization import loadable_settings
 
 
 class Stream:
-    """A model without weights, and where to get them.
-
-    Args:
-        source: The checkpoint.
-        dtype: In which layers compute; the residual stream is float32.
-    """
+    """A model without weights, and where to get them; layers compute in ``dtype``, the residual stream is float32."""
 
     def __init__(self, source: Source, dtype: mx.Dtype) -> None:
         self.dtype = dtype
@@ -93,13 +88,7 @@ class LoadedStream(Stream):
 
 
 class FloatStream(Stream):
-    """Any source, in float; shards that are on the hub are fetched into ``scratch`` one by one.
-
-    Args:
-        source: The checkpoint.
-        dtype: As for `Stream`.
-        scratch: A folder for fetched shards.
-    """
+    """Any source, in float; shards that are on the hub are fetched into the folder ``scratch`` one by one."""
 
     def __init__(self, source: Source, dtype: mx.Dtype, scratch: Path) -> None:
         super().__init__(source, dtype)

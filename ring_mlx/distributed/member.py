@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.bench.company import Company
+from ring_mlx.bench.config import Ranks
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.checkpoint.shards import read_tensors
@@ -125,10 +125,10 @@ class Member:
         """A sampler that gives rank 0's tokens on every rank."""
         return groups.agreed(sampler, self.group)
 
-    def company(self) -> Company:
+    def ranks(self) -> Ranks:
         """The other ranks as a benchmark asks for them."""
-        return Company(
-            ranks=self.group.size(),
+        return Ranks(
+            count=self.group.size(),
             mode=lambda: self.mode,
             greatest=lambda number: groups.greatest(number, self.group),
             agree=lambda ids: groups.of_first(ids, self.group),

@@ -21,7 +21,7 @@ from ring_mlx.model.config import RingConfig
 from ring_mlx.model.config_values import DECAY_KEY, DECAY_OFFSETS, shown
 from ring_mlx.model.decay import decay_rate
 from ring_mlx.model.model import Model
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 
 SECTION, KEY = "decay", DECAY_KEY
 BLOCK_TOKENS, STEP_TOKENS, PROBE_TOKENS = 64, 256, 64
@@ -136,16 +136,7 @@ def announcement(parts: Sequence[Part], tps: float) -> str:
 
 
 def compare(model: Model, parts: Sequence[Part], progress: Progress | None = None) -> Verdict:
-    """Score the same text under every formula, each of which reads it once.
-
-    Args:
-        model: The model.
-        parts: From `decay_text`.
-        progress: Called with (parts scored, all of all formulas).
-
-    Raises:
-        OptionError: If the model has no linear layer.
-    """
+    """Score the same text under every formula; ``progress`` is called with (parts scored, all of all formulas)."""
     check_linear(model.config)
     found = {}
     for n, offset in enumerate(FORMULAS):
@@ -207,13 +198,7 @@ def judge(found: Mapping[Offset, Blocks]) -> Verdict:
 
 
 def findings(verdict: Verdict, configured: Offset, model: str) -> list[Finding]:
-    """A line for each formula, then what follows from them.
-
-    Args:
-        verdict: From `compare`.
-        configured: The model's own formula.
-        model: What the user calls the model.
-    """
+    """A line for each formula, then what follows from them for a model that is configured with one."""
     lines = []
     for offset, m in verdict.measured.items():
         behind = f"{m.behind:+.5f}, standard error {m.error:.5f}" if m.behind or m.error else "the least"

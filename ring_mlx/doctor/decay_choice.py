@@ -23,7 +23,7 @@ from ring_mlx.errors import ConfigError, OptionError, RingError
 from ring_mlx.model.config_values import shown
 from ring_mlx.model.model import Model
 from ring_mlx.system.files import write_together
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 from ring_mlx.system.wired import Wired
 
 Say = Callable[[str], None]
@@ -41,8 +41,6 @@ def check(
     """Read about a minute's text under each formula, having said how long it takes.
 
     Args:
-        model, tokenizer: From `ring_mlx.load`.
-        say: Takes a line.
         text: A text file in place of the packaged conversations.
         tokens: Read at most so many.
         bar: Called with (parts scored, all of all formulas).
@@ -115,11 +113,7 @@ def write_choice(folder: Path, verdict: Verdict) -> Finding:
 
 
 def write_offset(folder: Path, offset: Offset) -> None:
-    """Set the key in a model's config.json, all of it or nothing; a link, as in the hub's cache, becomes a file.
-
-    Raises:
-        ConfigError: If the file cannot be read or written.
-    """
+    """Set the key in a model's config.json, all of it or nothing; a link, as in the hub's cache, becomes a file."""
     file = folder / "config.json"
     text = json.dumps(read_json(file) | {KEY: offset}, indent=4, ensure_ascii=False) + "\n"
     try:

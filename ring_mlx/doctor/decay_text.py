@@ -16,6 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ring_mlx.checkpoint.tokenizer import render_chat, render_text
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.perplexity import encode, read_text
+from ring_mlx.evaluation.sharing import shared
 from ring_mlx.evaluation.suite import Question, read_suite, suite_path
 from ring_mlx.generation.thinking import THINK_END, THINK_START, opens_thought
 
@@ -45,11 +46,7 @@ class Part(NamedTuple):
 
 
 def parts_of_file(path: Path, tokenizer: TokenizerWrapper, context: int, most: int) -> list[Part]:
-    """A text file in parts as long as the context allows, at most ``most`` tokens in all.
-
-    Raises:
-        OptionError: As for `read_text` and `encode`.
-    """
+    """A text file in parts as long as the context allows, at most ``most`` tokens in all."""
     ids = encode(read_text(path, "--text"), tokenizer, f"--text {path}")[: max(2, most)]
     size = min(context, PASSAGE_TOKENS)
     pieces = [ids[at : at + size] for at in range(0, len(ids), size)]
@@ -61,17 +58,12 @@ def packaged_parts(tokenizer: TokenizerWrapper, context: int, most: int) -> list
 
     Raises:
         OptionError: If context and ``most`` hold none of them.
-        TokenizerError: If there is no chat template.
     """
     found: list[Part] = []
     left = most
     for size, question in _longest_first(read_suite(suite_path("demo"))):
         part = _part(tokenizer, question) if size <= min(context, left) else None
-        if (
-            part is not None
-            and part.tokens <= left
-            and len(part.shared) + max(len(p.ids) for p in part.probes) <= context
-        ):
+        if part and part.tokens <= left and len(part.shared) + max(len(p.ids) for p in part.probes) <= context:
             found.append(part)
             left -= part.tokens
             if left < most // 4:
@@ -101,8 +93,8 @@ def _part(tokenizer: TokenizerWrapper, question: Question) -> Part | None:
     probes = [_probe(tokenizer, before, body, *fact) for fact in asked]
     if not probes:
         return None
-    shared = _common([p.ids[: p.first] for p in probes])
-    return Part(probes[0].ids[:shared], [Probe(p.ids[shared:], p.first - shared) for p in probes])
+    same = _common([p.ids[: p.first] for p in probes])
+    return Part(probes[0].ids[:same], [Probe(p.ids[same:], p.first - same) for p in probes])
 
 
 def _probe(
@@ -117,5 +109,4 @@ def _probe(
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts start with, but the last of the shortest."""
-    least = min(map(len, prompts)) - 1
-    return next((i for i in range(least) if len({p[i] for p in prompts}) > 1), least)
+    return min(shared(*prompts), min(map(len, prompts)) - 1)

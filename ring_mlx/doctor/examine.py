@@ -6,7 +6,7 @@ from importlib import import_module
 
 from ring_mlx.doctor.finding import PROBLEM, Finding
 from ring_mlx.system.install import diagnosis
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 
 # A module of this package and what to call it where it fails.
 CHECKS = {

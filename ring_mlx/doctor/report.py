@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ring_mlx.doctor.report_page import TITLE, page
 from ring_mlx.errors import OptionError
 from ring_mlx.system.files import check_named, is_stream, write_named
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 
 Found = dict[str, Any]
 

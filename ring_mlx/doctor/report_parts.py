@@ -18,14 +18,14 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels import launch
-from ring_mlx.bench import job as benching
 from ring_mlx.bench import operations as timed
+from ring_mlx.bench import run as benchmark
+from ring_mlx.bench.config import BenchConfig
 from ring_mlx.bench.dispatches import count_decode_step
 from ring_mlx.bench.engines import OURS, Engine
 from ring_mlx.bench.floor import measure_rates
 from ring_mlx.bench.machine import describe
 from ring_mlx.bench.report import markdown_table
-from ring_mlx.bench.settings import Settings
 from ring_mlx.bench.shapes import MINI, cut
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.checkpoint.regular_files import read_json
@@ -33,12 +33,12 @@ from ring_mlx.doctor import kernels as tried
 from ring_mlx.doctor import machine as this_machine
 from ring_mlx.doctor import tuning as kept_choices
 from ring_mlx.doctor import versions
-from ring_mlx.doctor.buffers import model_of
 from ring_mlx.doctor.finding import Finding
+from ring_mlx.doctor.tuning import model_of
 from ring_mlx.generation.decoding import prefill_step_or_default
 from ring_mlx.model.config import RingConfig
 from ring_mlx.system import macos, memory
-from ring_mlx.tuning import job, table
+from ring_mlx.tuning import autotune, table
 from ring_mlx.tuning.race import Budget
 
 Found = dict[str, Any]
@@ -108,8 +108,8 @@ def tuning() -> Found:
         if "skipped" in what:
             continue
         model = model_of(what)
-        found = job.tune(model, Budget(job.SECONDS))
-        job.keep(model, found)
+        found = autotune.tune(model, Budget(autotune.SECONDS))
+        autotune.keep(model, found)
         made.append({"table": table.markdown(found), **found.as_dict()})
         del model
     return {"made": made}
@@ -142,7 +142,7 @@ MAKE = {part.__name__: part for part in (machine, rates, kernels, operations, tu
 
 
 def _mini() -> Found:
-    """As `buffers.model_of` takes it: as many of mini's layers as fit, or why not."""
+    """As `ring_mlx.doctor.tuning.model_of` takes it: as many of mini's layers as fit, or why not."""
     if mx.default_device() == mx.cpu:
         return {"skipped": "no GPU: random weights at mini's shapes would take minutes"}
     left = macos.available_bytes()
@@ -158,8 +158,8 @@ def _mini() -> Found:
 def _bench(make: Callable[[], Any]) -> Found:
     made = make()
     contexts = CPU_CONTEXTS if mx.default_device() == mx.cpu else CONTEXTS
-    settings = Settings(contexts, GENERATE, REPEATS, prefill_step_size=prefill_step_or_default(), floor=True)
-    result = benching.bench(lambda: made, settings, benching.Files(), say=lambda line: None)
+    settings = BenchConfig(contexts, GENERATE, REPEATS, prefill_step_size=prefill_step_or_default(), floor=True)
+    result = benchmark.bench(lambda: made, settings, benchmark.Files(), say=lambda line: None)
     model = made[0]
     counts = count_decode_step(Engine(OURS, model), model.config.vocab_size)
     _try_shapes(model)

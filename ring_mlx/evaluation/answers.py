@@ -16,7 +16,7 @@ from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths
 from ring_mlx.generation.thinking import splitter_after
 from ring_mlx.model.model import Model
-from ring_mlx.system.pace import Pace, Progress
+from ring_mlx.system.progress import Progress, TimeLeft
 from ring_mlx.system.terminal_text import is_seen
 
 # Rows that have ended leave a batch when they are so many of it: each costs as much as one that goes on.
@@ -75,15 +75,15 @@ def evaluate(
     for prompt in prompts:
         check_lengths(model, len(prompt), 0, max_tokens, None, None)
     batches = _batches(prompts, batch_size)
-    pace = Pace(tokens=sum(len(part) * _width(prompts, part) for part in batches), answers=len(questions))
+    time_left = TimeLeft(tokens=sum(len(part) * _width(prompts, part) for part in batches), answers=len(questions))
     results: dict[int, Result] = {}
 
     def tell(tokens: int) -> None:
         if tokens:
-            pace.did("tokens", tokens)
+            time_left.did("tokens", tokens)
         if progress:
             right = sum(r.right for r in results.values())
-            progress(len(results), len(questions), f"{right} right" * bool(results), pace.left_s())
+            progress(len(results), len(questions), f"{right} right" * bool(results), time_left.left_s())
 
     for part in batches:
         most = within(max_tokens, model.config.context_tokens - _width(prompts, part) + 1)
@@ -92,7 +92,7 @@ def evaluate(
             text = tokenizer.decode(ids)
             answer = splitter_after(texts[i], is_likely=tokenizer.has_thinking).feed_last(text)[1]
             results[i] = Result(questions[i], text, extract_answer(answer), answer, len(ids) == most)
-        pace.did("answers", len(part))
+        time_left.did("answers", len(part))
         tell(0)
     return [results[i] for i in range(len(questions))]
 

@@ -20,7 +20,7 @@ from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation.scoring import Floats, nats, scored_logits, windows
 from ring_mlx.model.model import Model
 from ring_mlx.system import memory
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 
 HEAD_TOKENS = 128  # rows of logits that are compared at one time
 

@@ -13,7 +13,7 @@ from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.scoring import token_nats, windows
 from ring_mlx.model.model import Model
 from ring_mlx.system.files import MOST_TEXT_BYTES, text_of
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 
 DEFAULT_WINDOW = 4096
 

@@ -24,7 +24,7 @@ from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.thinking import ThoughtSplitter, splitter_after
 from ring_mlx.model.cache import HybridCache
 from ring_mlx.model.model import Model
-from ring_mlx.system.pace import Pace, Progress
+from ring_mlx.system.progress import Progress, TimeLeft
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,17 @@ def recall(
 
     def tell(tokens: int) -> None:
         if tokens:
-            pace.did("tokens", tokens)
+            time_left.did("tokens", tokens)
         if progress:
             right = sum(is_right for is_right, _ in graded.values())
-            progress(len(graded), len(asked), f"{right} right" * bool(graded), pace.left_s())
+            progress(len(graded), len(asked), f"{right} right" * bool(graded), time_left.left_s())
 
     reader = SharedReader(model, [a.ids for a in asked], prefill_step_or_default(), tell)
-    pace = Pace(tokens=reader.total_tokens(), answers=len(asked))
+    time_left = TimeLeft(tokens=reader.total_tokens(), answers=len(asked))
     for i, cache, rest in reader.read():
         most = within(max_tokens, context - len(asked[i].ids) + 1)
         graded[i] = _answer(model, tokenizer, asked[i], cache, rest, most, tell)
-        pace.did("answers", 1)
+        time_left.did("answers", 1)
         tell(0)
     return Grid(_cells(asked, graded), sum(len(a.ids) for a in asked), reader.read_tokens)
 

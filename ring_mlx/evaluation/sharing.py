@@ -31,7 +31,7 @@ class SharedReader:
     def total_tokens(self) -> int:
         """What `read` will have fed in the end, but for a token or two where prompts are alike."""
         ordered = sorted(map(list, self._prompts))
-        return sum(map(len, ordered)) - sum(_shared(a, b) for a, b in pairwise(ordered))
+        return sum(map(len, ordered)) - sum(shared(a, b) for a, b in pairwise(ordered))
 
     def read(self) -> Iterator[tuple[int, HybridCache, Sequence[int]]]:
         """Yields the index of a prompt, a cache of its own, and its last tokens, at least one, still to be fed."""
@@ -65,7 +65,7 @@ class SharedReader:
 
     def _parting(self, members: list[int], at: int) -> int:
         """Where these prompts first differ, but before the last token of each."""
-        return at + _shared(*(self._prompts[i][at:-1] for i in members))
+        return at + shared(*(self._prompts[i][at:-1] for i in members))
 
     def _feed(self, ids: Sequence[int], cache: HybridCache) -> None:
         sizes = step_sizes(len(ids), self._step)
@@ -75,6 +75,6 @@ class SharedReader:
         self.read_tokens += len(ids)
 
 
-def _shared(*rows: Sequence[int]) -> int:
+def shared(*rows: Sequence[int]) -> int:
     """How many of their first tokens are the same."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))

@@ -17,7 +17,7 @@ from metal_kernels import launch
 from ring_mlx.checkpoint import weights
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.quantization import loadable_settings, with_settings
-from ring_mlx.tuning.job import later, settle
+from ring_mlx.tuning.autotune import later, settle
 from ring_mlx.tuning.kernel_check import check_kernels
 
 # What mlx-lm's commands put into a config on their way to the model.

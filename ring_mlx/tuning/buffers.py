@@ -16,7 +16,7 @@ from importlib import metadata
 
 from metal_kernels import choices, machine
 from metal_kernels.choices import Value
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 from ring_mlx.tuning.race import NO_TIME, Budget, Verdict, is_ahead, said
 
 OPS, MB = "MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER"

@@ -114,13 +114,13 @@ def _first_runs(runs: Mapping[Value, Run], verdict: Verdict, budget: Budget) -> 
             verdict.out[value] = NO_TIME
             continue
         try:
-            first = _seconds(runs[value], budget.clock)
+            first = seconds(runs[value], budget.clock)
             slowest_first_s = max(slowest_first_s, first)
             limit = HOPELESS * once.get(verdict.default, math.inf)
             if first > budget.left_s():
                 verdict.out[value] = NO_TIME
                 continue
-            took = _seconds(runs[value], budget.clock)
+            took = seconds(runs[value], budget.clock)
         except Exception as e:  # noqa: BLE001 whatever a compiler or a driver raises
             verdict.out[value] = said(e)
             if value == verdict.default:
@@ -157,7 +157,7 @@ def _samples(
         if needed > budget.left_s():
             break
         for value in list(samples) if round_ % 2 else reversed(list(samples)):
-            samples[value].append(_seconds(runs[value], budget.clock, repeats))
+            samples[value].append(seconds(runs[value], budget.clock, repeats))
         if round_ + 1 == LEAST_ROUNDS:
             _drop_losers(samples, verdict)
             if len(samples) < 2:
@@ -191,7 +191,8 @@ def is_ahead(times: list[float], defaults: list[float], is_mlx: bool = False) ->
     return gain > noise and (is_mlx or gain >= LEAST_GAIN * statistics.median(defaults))
 
 
-def _seconds(run: Run, clock: Clock, repeats: int = 1) -> float:
+def seconds(run: Run, clock: Clock, repeats: int = 1) -> float:
+    """Of one of so many runs together."""
     began = clock()
     run(repeats)
     return (clock() - began) / repeats

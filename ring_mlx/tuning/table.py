@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from metal_kernels.choices import TABLE, Value
-from ring_mlx.tuning.job import Tuning
+from ring_mlx.tuning.autotune import Tuning
 from ring_mlx.tuning.race import Verdict
 
 HEADER = ("choice", "what", "default", "chosen", "gain", "times", "not timed")
@@ -32,20 +32,22 @@ def _outs(out: Mapping[Value, str]) -> str:
     return ", ".join(f"{v} ({why})" for v, why in out.items())
 
 
-def text(tuning: Tuning, more: Sequence[Verdict] = ()) -> str:
+def text(tuning: Tuning, buffers: Verdict | None = None) -> str:
     """For a terminal: a line for each choice, the times below it."""
     lines = [heading(tuning)]
-    for name, about, default, chosen, gain, times, out in rows([*tuning.verdicts, *more]):
+    for name, about, default, chosen, gain, times, out in rows([*tuning.verdicts, *filter(None, [buffers])]):
         said = f"{chosen}, not {default}: {gain} less time" if chosen != default else f"{chosen} stays"
         lines.append(f"  {name:17}  {said}")
         lines += [f"  {'':17}    {line}" for line in (about, times, out and f"not timed: {out}") if line]
     return "\n".join(lines)
 
 
-def markdown(tuning: Tuning, more: Sequence[Verdict] = ()) -> str:
+def markdown(tuning: Tuning, buffers: Verdict | None = None) -> str:
     """A table to paste."""
     lines = [heading(tuning), "", f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows([*tuning.verdicts, *more]))])
+    return "\n".join(
+        [*lines, *(f"| {' | '.join(row)} |" for row in rows([*tuning.verdicts, *filter(None, [buffers])]))]
+    )
 
 
 def heading(tuning: Tuning) -> str:

@@ -21,7 +21,7 @@ IMPORTED = (
     "mlx_lm.sample_utils",
     "mlx_lm.tool_parsers.json_tools",
     "multiprocessing.synchronize",
-    "ring_mlx.bench.job",
+    "ring_mlx.bench.run",
     "ring_mlx.cli.prompt_cache",
     "ring_mlx.convert",
     "ring_mlx.convert.conversion",

@@ -1,8 +1,11 @@
-"""The settings of a benchmark."""
+"""What a benchmark measures, and the processes that share its model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ring_mlx.errors import RingError
 
@@ -16,7 +19,7 @@ class BenchError(RingError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchConfig:
     """The numbers of a run.
 
     Args:
@@ -24,10 +27,8 @@ class Settings:
         generate: Decode steps timed after the first token.
         repeats: Measured repetitions; one more comes first and is thrown away.
         batch_sizes: Rows of equal length, each size a cell.
-        prefill_step_size: Prompt tokens a step; 0 is what the machine likes, known once the model is there.
-        vs: Also run mlx-lm, in alternation.
-        vs_repeats: Repetitions of mlx-lm.
-        vs_max_prefill: The longest prompt that mlx-lm reads itself.
+        prefill_step_size: Prompt tokens a step; 0 is what this machine chose, known once the model is there.
+        vs: Also run mlx-lm, in alternation, ``vs_repeats`` times; it reads prompts of up to ``vs_max_prefill`` itself.
         floor: Measure the machine's rates and say how far from them each cell is.
         seed: Of prompts and random weights.
     """
@@ -43,12 +44,8 @@ class Settings:
     floor: bool = False
     seed: int = 0
 
-    def fitted(self, context_tokens: int) -> Settings:
-        """The settings with contexts chosen.
-
-        Raises:
-            BenchError: If a cell does not fit the model's context.
-        """
+    def fitted(self, context_tokens: int) -> BenchConfig:
+        """The same with contexts chosen; raises BenchError if a cell does not fit the model's context."""
         room = context_tokens - self.generate - 1
         contexts = self.contexts or tuple(c for c in CONTEXTS if c <= room) or (CONTEXTS[0],)
         if max(contexts) > room:
@@ -57,3 +54,29 @@ class Settings:
                 f"model's context is {context_tokens}; give less."
             )
         return replace(self, contexts=contexts)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share the model; a single process needs none of it.
+
+    Args:
+        count: How many.
+        mode: How they share it, which is settled when the model is made; empty where one is alone.
+        greatest: The greatest of a number over all; returns once all have come as far.
+        agree: Tokens of the first, on all; None where one is alone.
+        together: Work that fails on all if it fails on one.
+    """
+
+    count: int = 1
+    mode: Callable[[], str] = str
+    greatest: Callable[[int], int] = int
+    agree: Callable[[Any], Any] | None = None
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def words(self) -> str:
+        """For a model's name; nothing where one is alone."""
+        return f", {self.mode()} over {self.count} processes" if self.count > 1 else ""
+
+
+ALONE = Ranks()

@@ -8,13 +8,13 @@ prefill step goes through a linear layer and the softmax layer after it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from metal_kernels import choices
 from metal_kernels.choices import Chosen
+from ring_mlx.generation.decoding import prefill, step_sizes
 from ring_mlx.model.model import LanguageModel, Model
 from ring_mlx.system import memory
 from ring_mlx.tuning.race import Run
@@ -54,32 +54,16 @@ def step(model: Model, chosen: Chosen, rows: int = 1, is_whole: bool = False) ->
 
 def prompt(model: Model, chosen: Chosen) -> Run:
     """As many tokens as are read at once, through two layers."""
-    layers, caches = _two_layers(model)
-    tokens = _tokens(model, 1, _bounded(model, PROMPT_TOKENS.get(choices.where(), PROMPT_TOKENS[""])))
-
-    def run(times: int) -> None:
-        for _ in range(times):
-            _read(layers, tokens, caches(), model.exact, chosen)
-
-    return run
+    tokens = _bounded(model, PROMPT_TOKENS.get(choices.where(), PROMPT_TOKENS[""]))
+    return _reading(model, chosen, [tokens])
 
 
 def reading(model: Model, chosen: Chosen) -> Run:
     """As many tokens as the longest step has, in steps as chosen, through two layers."""
     longest = max(int(v) for v in choices.TABLE["prefill_step"].values_on(choices.where()))
-    layers, caches = _two_layers(model)
-    tokens = _tokens(model, 1, _bounded(model, longest))
     with choices.use(chosen):
         size = int(choices.chosen("prefill_step"))
-
-    def run(times: int) -> None:
-        for _ in range(times):
-            cache = caches()
-            for start in range(0, tokens.size, size):
-                _read(layers, tokens[:, start : start + size], cache, model.exact, chosen)
-                mx.clear_cache()
-
-    return run
+    return _reading(model, chosen, step_sizes(_bounded(model, longest), size))
 
 
 def fitting_steps(model: Model) -> list[int]:
@@ -108,16 +92,23 @@ def _end_of_two_groups(model: Model) -> int:
     return max(softmax[-1] + 1, min(LEAST_LAYERS, len(model.layers)))
 
 
-def _two_layers(model: Model) -> tuple[LanguageModel, Callable[[], list[Any]]]:
-    """The last layers up to a softmax one, and what makes their caches."""
+def _reading(model: Model, chosen: Chosen, sizes: list[int]) -> Run:
+    """Tokens in steps of these sizes through the last two layers up to a softmax one."""
     last = max(i for i, layer in enumerate(model.layers) if not layer.is_linear) + 1
     first = max(0, last - 2)
-    return _own(model, first, last), lambda: list(model.make_cache())[first:last]
+    layers, tokens = _own(model, first, last), _tokens(model, 1, sum(sizes))
 
+    def forward(tokens: mx.array, cache: list[Any], last_only: bool) -> mx.array:
+        return layers(tokens, cache, exact=model.exact)
 
-def _read(layers: LanguageModel, tokens: mx.array, cache: list[Any], exact: bool, chosen: Chosen) -> None:
-    with choices.use(chosen):
-        mx.eval(layers(tokens, cache, exact=exact), [c.state for c in cache])
+    def run(times: int) -> None:
+        for _ in range(times):
+            cache = list(model.make_cache())[first:last]
+            with choices.use(chosen):
+                for _, states in prefill(tokens, forward, cache, sizes, every_position=True):
+                    mx.eval(states)
+
+    return run
 
 
 def _tokens(model: Model, rows: int, count: int) -> mx.array:

@@ -24,9 +24,9 @@ from metal_kernels.launch import sources as _sources
 from ring_mlx.errors import RingError
 from ring_mlx.model import decode_step
 from ring_mlx.model.model import Model
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 from ring_mlx.system.wired import Wired
-from ring_mlx.tuning import works
+from ring_mlx.tuning import workloads
 from ring_mlx.tuning.race import NO_TIME, Budget, Run, Verdict, race, said
 
 SECONDS = 10.0
@@ -212,7 +212,7 @@ class _Races:
         """The choices that the model asks for in a kind of work, known after a first run."""
         began = self._budget.clock()
         with choices.use({}) as asked:
-            run = works.work(self._model, name, {})
+            run = workloads.work(self._model, name, {})
             run(1)
         self._runs[kind] = {}, run
         self._first_s = max(self._first_s, self._budget.clock() - began)
@@ -229,7 +229,7 @@ class _Races:
             self._told = max(self._told, self.names.index(name))
             self._progress(self._told, len(self.names), about, self._budget.left_s())
         entry = choices.TABLE[name]
-        values = works.fitting_steps(self._model) if name == STEP else entry.values_on(self._where)
+        values = workloads.fitting_steps(self._model) if name == STEP else entry.values_on(self._where)
         default = entry.default_on(self._where)
         verdict = race(name, {v: self._way(name, v, default) for v in values}, default, budget)
         self._verdicts[name] = verdict
@@ -245,7 +245,7 @@ class _Races:
         def run(times: int) -> None:
             if not made:
                 known, before = self._runs[kind]
-                made.append(before if known == chosen else works.work(self._model, name, chosen))
+                made.append(before if known == chosen else workloads.work(self._model, name, chosen))
                 if value == default:
                     self._runs[kind] = dict(chosen), made[0]
             made[0](times)
@@ -265,8 +265,8 @@ def _last_look(model: Model, chosen: dict[str, Value], budget: Budget) -> Iterat
         if not names:
             continue
         runs: dict[Value, Run] = {
-            TABLES: works.work(model, names[0], {}),
-            CHOSEN: works.work(model, names[0], dict(chosen)),
+            TABLES: workloads.work(model, names[0], {}),
+            CHOSEN: workloads.work(model, names[0], dict(chosen)),
         }
         verdict = race(about, runs, TABLES, budget)
         if verdict.seconds and verdict.chosen != CHOSEN:

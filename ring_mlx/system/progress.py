@@ -20,7 +20,7 @@ class Progress(Protocol):
 LEAST_SHARE = 0.02
 
 
-class Pace:
+class TimeLeft:
     """The time left of work of several kinds, each at its own speed so far.
 
     Args:

@@ -12,17 +12,16 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.bench import dispatches, machine, report
-from ring_mlx.bench.company import ALONE, Company
+from ring_mlx.bench.config import ALONE, BenchConfig, BenchError, Ranks
 from ring_mlx.bench.engines import OURS, Engine, theirs
 from ring_mlx.bench.floor import Rates, floor, measure_rates
 from ring_mlx.bench.measure import measure
 from ring_mlx.bench.plot import check_plot, plot
-from ring_mlx.bench.settings import BenchError, Settings
 from ring_mlx.generation.decoding import prefill_step_or_default
 from ring_mlx.model.model import Model
 from ring_mlx.system import memory
 from ring_mlx.system.files import Write, check_named, write_named
-from ring_mlx.system.pace import Progress
+from ring_mlx.system.progress import Progress
 from ring_mlx.system.wired import Wired
 
 Head = dict[str, Any]
@@ -43,11 +42,7 @@ class Files:
     plot: Path | None = None
 
     def check(self, later: Collection[str] = ()) -> None:
-        """Raises BenchError where a file could not be written, before anything is measured.
-
-        Args:
-            later: Which of `LATER` the run fills.
-        """
+        """Raises BenchError, before anything is measured, where a file could not be written; ``later`` of `LATER` are."""
         for path in (self.csv, self.json, self.markdown, self.plot):
             if path is not None:
                 _check_place(path)
@@ -70,12 +65,12 @@ class Result:
 
 def bench(
     make: Callable[[], tuple[Model, dict[str, Any], str]],
-    settings: Settings,
+    settings: BenchConfig,
     files: Files,
     *,
     ops: bool = False,
     expert_cache_bytes: int | None = None,
-    company: Company = ALONE,
+    ranks: Ranks = ALONE,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> Result:
@@ -83,11 +78,9 @@ def bench(
 
     Args:
         make: Gives the model, its config.json and what to call it.
-        settings: The numbers.
-        files: Where results go.
         ops: Also count the dispatches of a decode step.
         expert_cache_bytes: What the model reads its routed experts into, for the report.
-        company: Other processes that call this with the same settings; one of them has files.
+        ranks: The processes that call this with the same settings; one of them has files.
         say: Takes lines for the reader.
         progress: Called with (repetitions done, all, what is measured, seconds left).
 
@@ -95,23 +88,23 @@ def bench(
         BenchError: If the settings do not suit the model or the machine, or a file cannot be written.
         RingError: As ``make``.
     """
-    with company.together():
-        files.check([*LATER[:2] * (company.ranks > 1), *LATER[2:] * (expert_cache_bytes is not None)])
+    with ranks.together():
+        files.check([*LATER[:2] * (ranks.count > 1), *LATER[2:] * (expert_cache_bytes is not None)])
     try:
         rates = measure_rates() if settings.floor else None
         mx.reset_peak_memory()
         model, raw, name = make()
         step = prefill_step_or_default(settings.prefill_step_size or None)
         settings = replace(settings.fitted(model.config.context_tokens), prefill_step_size=step)
-        with company.together():
+        with ranks.together():
             _check_caches(model, settings)
-        head = _head(model, name + company.words(), rates, company)
+        head = _head(model, name + ranks.words(), rates, ranks)
         head["expert_cache_gb"] = expert_cache_bytes / 1e9 if expert_cache_bytes is not None else None
         result = Result(head, report.columns(settings.vs, settings.floor))
         say(heading(result.head))
         try:
             with Wired():
-                _measure(model, raw, settings, files, result, rates, ops, company, say, progress)
+                _measure(model, raw, settings, files, result, rates, ops, ranks, say, progress)
         finally:
             write(result, files)
     except BrokenPipeError:
@@ -119,7 +112,7 @@ def bench(
     except OSError as e:
         raise BenchError(f"a file could not be read or written ({e}); check space and permissions.") from None
     except (RuntimeError, MemoryError, OverflowError) as e:
-        if company.ranks > 1 and str(e).startswith("["):
+        if ranks.count > 1 and str(e).startswith("["):
             raise  # more likely a process that is gone, of which the caller knows more
         words = " ".join(str(e).split())[:300] or type(e).__name__
         raise BenchError(f"MLX gave up ({words}); try shorter contexts, fewer rows or a smaller model.") from None
@@ -127,7 +120,6 @@ def bench(
 
 
 def _check_place(path: Path) -> None:
-    """Raises BenchError where a file could not be written."""
     try:
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
@@ -136,7 +128,7 @@ def _check_place(path: Path) -> None:
         raise BenchError(f"{path} cannot be written ({e}); name a file in a folder that exists and is yours.") from None
 
 
-def _check_caches(model: Model, settings: Settings) -> None:
+def _check_caches(model: Model, settings: BenchConfig) -> None:
     """Raises BenchError where the largest cell's cache alone would not fit beside the weights."""
     rows, tokens = max(settings.batch_sizes), max(settings.contexts or (0,)) + settings.generate
     needed = rows * memory.cache_bytes(model.config, tokens) + mx.get_active_memory()
@@ -151,17 +143,17 @@ def _check_caches(model: Model, settings: Settings) -> None:
 def _measure(
     model: Model,
     raw: dict[str, Any],
-    settings: Settings,
+    settings: BenchConfig,
     files: Files,
     result: Result,
     rates: Rates | None,
     ops: bool,
-    company: Company,
+    ranks: Ranks,
     say: Callable[[str], None],
     progress: Progress | None,
 ) -> None:
     """Fill the result."""
-    ours = Engine(OURS, model, company.agree)
+    ours = Engine(OURS, model, ranks.agree)
     other = theirs(model, raw) if settings.vs else None
     vocabulary = model.config.vocab_size
     if ops:
@@ -169,7 +161,7 @@ def _measure(
         say(report.counts_table(result.counts))
     totals = {engine: sum(c.values()) for engine, c in result.counts.items()}
     say(report.text_lines(result.columns, None))
-    for cells in measure(ours, other, settings, vocabulary, company, progress):
+    for cells in measure(ours, other, settings, vocabulary, ranks, progress):
         limit = floor(model, rates, cells[0].batch, cells[0].context) if rates else None
         rows = [result.head | row for row in report.rows_of(cells, limit, totals, settings)]
         result.rows += rows
@@ -196,11 +188,7 @@ def heading(head: dict[str, Any]) -> str:
 
 
 def write(result: Result, files: Files) -> None:
-    """Write the files that hold a whole run; nothing if no cell was measured.
-
-    Raises:
-        BenchError: If some cannot be written; the others are.
-    """
+    """Write the files that hold a whole run, if a cell was measured; raises BenchError if some cannot be written."""
     if not result.rows:
         return
     title = heading(result.head)
@@ -222,15 +210,15 @@ def write(result: Result, files: Files) -> None:
         raise BenchError(f"{', '.join(failed)} could not be written; check space and permissions.")
 
 
-def _head(model: Model, name: str, rates: Rates | None, company: Company) -> Head:
+def _head(model: Model, name: str, rates: Rates | None, ranks: Ranks) -> Head:
     return {
         **machine.describe(),
         "model": name,
         "layers": model.config.num_hidden_layers,
-        "weights_gb": company.greatest(mx.get_active_memory()) / 1e9,
-        "build_peak_gb": company.greatest(mx.get_peak_memory()) / 1e9,
+        "weights_gb": ranks.greatest(mx.get_active_memory()) / 1e9,
+        "build_peak_gb": ranks.greatest(mx.get_peak_memory()) / 1e9,
         "bandwidth_gbps": rates and rates.bandwidth / 1e9,
         "matmul_tflops": rates and rates.matmul / 1e12,
-        "ranks": company.ranks,
-        "distributed": company.mode() or None,
+        "ranks": ranks.count,
+        "distributed": ranks.mode() or None,
     }
