@@ -293,7 +293,7 @@ def test_a_change_within_one_tensor_changes_the_fingerprint(tmp_path, at):
 
 
 def test_samples_of_a_large_tensor_cover_both_ends():
-    from ring_mlx.checkpoint.weights import SAMPLE_BYTES, _places
+    from ring_mlx.checkpoint.fingerprint import SAMPLE_BYTES, _places
 
     assert _places(100, 100 + SAMPLE_BYTES) == [100]
     places = _places(0, 1 << 30)

@@ -43,23 +43,18 @@ REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 def resolve_model(
     path_or_repo: str | os.PathLike[str], revision: str | None = None, progress: Progress | None = None
 ) -> Path:
-    """Find a checkpoint: a folder as it is, or a hub repository downloaded with progress.
+    """Find a checkpoint: a folder as it is, or a hub repository, of which only the needed files are downloaded.
 
-    Only the files that are needed are fetched, into huggingface_hub's cache; what is there already is not fetched
-    again, and an interrupted download goes on where it stopped. The standard variables (HF_HOME, HF_ENDPOINT,
-    HF_TOKEN, HF_HUB_OFFLINE) hold.
+    They go into huggingface_hub's cache; what is there is not fetched again, and an interrupted download goes on where
+    it stopped. The standard variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE) hold.
 
     Args:
         path_or_repo: A folder, which may be a repository's in a hub's cache, or ``owner/name``.
         revision: Branch, tag or commit of a repository.
         progress: Called with (bytes there, all) during a download; None shows the hub's own bars at a terminal.
 
-    Returns:
-        The local folder.
-
     Raises:
-        HubError: If there is no such folder or repository, access is refused, the hub cannot be reached and nothing
-            is cached, or the disk is full; the message names which.
+        HubError: Naming why there is no such folder or repository, or why it cannot be had.
     """
     name = os.fspath(path_or_repo)
     folder = Path(os.path.expanduser(name))
@@ -77,15 +72,14 @@ def resolve_model(
 
 
 def is_cached_repo(folder: Path) -> bool:
-    """Whether a folder is a repository of huggingface_hub's cache, whose files lie in its snapshots."""
+    """Whether a folder is a repository in huggingface_hub's cache, whose files lie in its snapshots."""
     return (folder / "snapshots").is_dir() and not (folder / "config.json").exists()
 
 
 def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
-    """The snapshot of a revision (main) in a cached repository; the newest complete one where main is not there whole.
+    """The snapshot of a revision in a cached repository, by default main, or the newest complete one if main is not.
 
-    Raises:
-        HubError: If there is no such revision, or no snapshot is complete.
+    Raises a HubError if there is no such revision, or no snapshot is complete.
     """
     if revision is not None:
         wanted = _snapshot_of(folder, revision)
@@ -101,14 +95,14 @@ def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
 
 
 def cached_models() -> dict[str, Path]:
-    """By owner/name, the snapshots in the hub's cache that `cached_snapshot` reads."""
+    """The complete snapshots in the hub's cache by owner/name."""
     repos = (p for p in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")) if is_cached_repo(p))
     found = {p.name.removeprefix("models--").replace("--", "/", 1): _complete_snapshot(p) for p in repos}
     return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def _complete_snapshot(folder: Path) -> Path | None:
-    """Main where it is there whole, else the newest that is."""
+    """Main if it is complete, else the newest complete snapshot."""
     newest = sorted((folder / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
     main = _snapshot_of(folder, "main")
     return next((s for s in (*filter(None, [main]), *newest) if _is_complete(s)), None)
@@ -126,7 +120,7 @@ def _snapshot_of(folder: Path, revision: str) -> Path | None:
 
 
 def _is_complete(snapshot: Path) -> bool:
-    """Whether config.json and all that the weights' index names are there, and no link leads nowhere."""
+    """Whether config.json and all shards that the index names are there, and no link is broken."""
     try:
         check_small_files(snapshot)
         shards, missing, _ = look_up(snapshot)
@@ -150,7 +144,7 @@ def _download(repo: str, revision: str | None, progress: Progress | None) -> Pat
 
 
 def _told(progress: Progress) -> type[Any]:
-    """A bar for the hub that shows nothing and tells ``progress`` its bytes."""
+    """A bar for the hub that shows nothing and passes the bytes on to ``progress``."""
 
     class Told(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -168,11 +162,7 @@ def _told(progress: Progress) -> type[Any]:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn whatever huggingface_hub raises while it fetches from ``repo`` into one line.
-
-    Raises:
-        HubError: Naming what was seen and the remedy.
-    """
+    """Turn what huggingface_hub raises while it fetches from ``repo`` into one line, a HubError."""
     try:
         yield
     except huggingface_hub.errors.GatedRepoError:

@@ -10,6 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import experts
 from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.fingerprint import fingerprint
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.shards import find_shards, read_headers
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
@@ -26,7 +27,7 @@ from ring_mlx.tuning.kernel_check import check_kernels
 
 
 def demo_model_path() -> Path:
-    """The folder of the small model that comes with the package, the default of every command."""
+    """The folder of the packaged toy model, the default of every command."""
     return Path(__file__).parents[1] / "demo_model"
 
 
@@ -42,7 +43,7 @@ def load_model(
     decay_layer_offset: int | str | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Load the model of a checkpoint folder, which needs no tokenizer.
+    """Load the model of a checkpoint folder, without a tokenizer.
 
     Args:
         path: A folder with config.json and safetensors, in Hugging Face or mlx-community form.
@@ -51,15 +52,14 @@ def load_model(
         exact: Residual stream, norms and head in float32 too; see `Model`.
         lazy: Leave the weights unread until they are used.
         expert_cache_bytes: Read routed experts on demand, into so much memory; None keeps them all in memory.
-        expert_policy: Which make room, one of `ring_mlx.experts.POLICIES`; None is the default.
+        expert_policy: Which of them stay, one of `ring_mlx.experts.POLICIES`; None is the default.
         adapter_path: Folder of an adapter of mlx_lm.lora to put over the model.
         decay_layer_offset: 0, -1 or "clamped" in place of config.json's, for linear models; None leaves it.
         progress: Called with (parts in memory, all), unless it is lazy.
 
     Returns:
         The model, in evaluation mode. On a GPU the first load of a kind of model takes up to ten seconds more, in which
-        what is fast there is timed and kept, and says so in a warning; ``RING_MLX_TUNE=off`` in the environment leaves
-        that out.
+        the fastest kernels are found and kept; a warning says so. ``RING_MLX_TUNE=off`` in the environment skips it.
 
     Raises:
         ConfigError: If config.json is missing, broken or asks for something unsupported.
@@ -82,7 +82,7 @@ def load_model(
     weights.give(model, arrays)
     if expert_cache_bytes is not None:
         experts.attach(model, folder, expert_cache_bytes, target, expert_policy)
-    model.fingerprint = weights.fingerprint(model.config, shards, target, exact)
+    model.fingerprint = fingerprint(model.config, shards, target, exact)
     if adapter is not None:
         adapter.attach(model)
         model.fingerprint = adapter.fingerprint(model.fingerprint)
@@ -103,18 +103,11 @@ def load_model(
 def assemble(
     folder: Path, dtype: mx.Dtype | None = None, exact: bool = False, decay_layer_offset: int | str | None = None
 ) -> tuple[Model, dict[str, mx.array], list[Path], mx.Dtype]:
-    """Hold the files of a checkpoint against each other; no weight is read.
-
-    Args:
-        folder: The checkpoint.
-        dtype, exact, decay_layer_offset: As for `load_model`.
+    """Check the files of a checkpoint against each other; no weight is read. Arguments and errors as for `load_model`.
 
     Returns:
         The model without its weights, the weights under parameter names, still unread, their files, and the dtype of
         the floats.
-
-    Raises:
-        ConfigError, WeightsError, OptionError: As `load_model`.
     """
     config, raw = read_config(folder, decay_layer_offset)
     quantization = loadable_settings(raw)
@@ -176,7 +169,7 @@ def load(
 
 
 def _read(model: Model, progress: Progress | None) -> None:
-    """Evaluate layer by layer, so that at most one layer's unstacked experts are held beside the model."""
+    """Evaluate layer by layer, so that only one layer's unstacked experts are held beside the model."""
     for done, layer in enumerate(model.layers, 1):
         mx.eval(layer.parameters())
         if progress:

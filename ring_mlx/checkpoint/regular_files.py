@@ -1,4 +1,4 @@
-"""Files of a checkpoint, which may be hostile: only regular files are opened, and what is read of them is bounded."""
+"""Files of a checkpoint, which may be hostile: only regular files are opened, and how much is read is bounded."""
 
 from __future__ import annotations
 
@@ -34,13 +34,7 @@ Error = Callable[[str], RingError]
 def open_regular(path: Path, error: Error = ConfigError) -> BinaryIO:
     """Open a file for reading; a FIFO, socket, device or file of /proc is refused before anything waits for it.
 
-    Args:
-        path: May be a symbolic link, as in huggingface_hub's cache.
-        error: What is raised.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        RingError: If it is not a regular file or cannot be opened.
+    Raises a FileNotFoundError if there is none, else ``error``. ``path`` may be a link, as in huggingface_hub's cache.
     """
     try:
         kind = os.stat(path).st_mode
@@ -62,12 +56,7 @@ def open_regular(path: Path, error: Error = ConfigError) -> BinaryIO:
 
 
 def read_bounded(path: Path, most_bytes: int, error: Error = ConfigError) -> bytes:
-    """The content of a file.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        RingError: As `open_regular`, or if it is longer than ``most_bytes``.
-    """
+    """The content of a file; errors as `open_regular`, and if it is longer than ``most_bytes``."""
     with open_regular(path, error) as file:
         try:
             data = file.read(most_bytes + 1)
@@ -79,11 +68,7 @@ def read_bounded(path: Path, most_bytes: int, error: Error = ConfigError) -> byt
 
 
 def read_json(path: Path, error: Error = ConfigError, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Parse a JSON object from ``path``.
-
-    Raises:
-        RingError: If the file is missing or cannot be read, is too long, is not JSON, or is not an object.
-    """
+    """Parse a JSON object from a file; raises ``error`` if it is missing, too long or no such object."""
     try:
         data = read_bounded(path, most_bytes, error)
     except FileNotFoundError:
@@ -92,10 +77,9 @@ def read_json(path: Path, error: Error = ConfigError, most_bytes: int = MAX_JSON
 
 
 def parse_object(data: bytes, name: str, error: Error = ConfigError) -> dict[str, Any]:
-    """Parse a JSON object whose keys are different, in UTF-8, of numbers and a depth that Python can hold.
+    """Parse a JSON object; raises ``error`` naming it if it is none.
 
-    Raises:
-        RingError: If it is not one.
+    It is in UTF-8, its keys differ, and its numbers and depth are such that Python can hold them.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
         raise error(f"{name} holds more than {MAX_VALUES:,} values, which none of its kind does; download it again.")
@@ -116,11 +100,7 @@ def parse_object(data: bytes, name: str, error: Error = ConfigError) -> dict[str
 
 
 def check_small_files(folder: Path, error: Error = ConfigError, patterns: Iterable[str] = SMALL_FILES) -> None:
-    """Refuse what a library would read of a folder if it is no regular file or too long.
-
-    Raises:
-        RingError: Naming the file.
-    """
+    """Raise ``error`` for a file that a library would read of a folder if it is irregular or too long."""
     for pattern in patterns:
         for path in sorted(f for f in folder.glob(pattern) if not is_litter(f)):
             try:
@@ -132,13 +112,13 @@ def check_small_files(folder: Path, error: Error = ConfigError, patterns: Iterab
 
 
 def is_litter(path: Path) -> bool:
-    """Whether a file is none of the checkpoint's, but what macOS writes beside each one on a foreign disk."""
+    """Whether a file is one that macOS writes beside each file on a foreign disk."""
     return path.name.startswith("._")
 
 
 @contextmanager
 def without_litter(folder: Path) -> Iterator[Path]:
-    """The folder, or where it has litter one of links to its small files, for libraries that would read that."""
+    """The folder, or if it has litter one of links to its small files, for libraries that would read that."""
     files = [f for pattern in SMALL_FILES for f in folder.glob(pattern)]
     if not any(is_litter(f) for f in files):
         yield folder
@@ -153,14 +133,14 @@ def without_litter(folder: Path) -> Iterator[Path]:
 
 
 def is_inside(name: object) -> bool:
-    """Whether a name that a checkpoint gives is that of a file in its own folder, and one that can be opened."""
+    """Whether a name in a checkpoint is that of a file in its own folder, and can be opened."""
     if not isinstance(name, str) or "\0" in name or name == "..":
         return False
     return name == Path(name).name and 0 < len(name.encode("utf-8", "replace")) <= 255
 
 
 def _has_content(handle: int) -> bool:
-    """Whether what says that it is empty is not: files of /proc and the like, some of which wait or have no end."""
+    """Whether a file of size 0 has content: files of /proc and the like, some of which wait or have no end."""
     try:
         return bool(os.read(handle, 1))
     except OSError:

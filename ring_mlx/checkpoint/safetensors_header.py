@@ -1,4 +1,4 @@
-"""The header of a safetensors file, held against the file's size.
+"""The header of a safetensors file, checked against the file's size.
 
 The file is 8 bytes of length n, n bytes of JSON, then the data: ``{name: {"dtype", "shape", "data_offsets"}}``, with
 offsets from the end of the header, and ``__metadata__`` of texts. Tensors must cover the data without gap or overlap.
@@ -37,7 +37,7 @@ BITS = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that a file holds or will hold: its name, its dtype as headers write it, and its shape."""
+    """A tensor that a file holds or will hold: its name, its dtype as in the header, and its shape."""
 
     name: str
     dtype: str
@@ -79,7 +79,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's tensors by name, its metadata, and the bytes that say so, the length included."""
+    """A file's tensors by name, its metadata, and its first bytes, the length included."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -87,11 +87,7 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Read and check the header of a file.
-
-    Raises:
-        WeightsError: If the file is missing, truncated or damaged, naming it.
-    """
+    """Read and check the header of a file; a WeightsError names one that is missing, truncated or damaged."""
     try:
         with open_regular(file, WeightsError) as f:
             size = f.seek(0, 2)
@@ -118,7 +114,7 @@ def read_header(file: Path) -> Header:
 
 
 def _hole_bytes(file: int, size: int) -> int:
-    """Bytes of an open file that take no place on the disk, as after a download that reserved its size first."""
+    """Bytes of an open file that were never written, as after a download that reserved its size first."""
     holes = at = 0
     for _ in range(MOST_HOLES):
         start = os.lseek(file, at, os.SEEK_HOLE)
@@ -135,15 +131,12 @@ def _hole_bytes(file: int, size: int) -> int:
 
 
 def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None = None) -> dict[str, Tensor]:
-    """The tensors of a parsed header without its metadata.
+    """The tensors of a parsed header without its metadata; a WeightsError if they do not lie side by side.
 
     Args:
         file: For messages.
         parsed: Objects with dtype, shape and data_offsets by name.
         data_bytes: How much data there is, which the tensors must cover; None leaves their end open.
-
-    Raises:
-        WeightsError: If one is no tensor, or they do not lie side by side.
     """
     entries = {name: _tensor(file, name, info) for name, info in parsed.items()}
     at = 0
@@ -157,12 +150,9 @@ def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None 
 
 
 def header_bytes(entries: Mapping[str, Any], metadata: Mapping[str, str], align: int = 8) -> bytes:
-    """The start of a file, length included, up to a multiple of ``align`` bytes.
+    """The start of a file, length included, up to a multiple of ``align`` bytes, where data may begin.
 
-    Args:
-        entries: Objects with dtype, shape and data_offsets by name.
-        metadata: Texts.
-        align: Where data may begin.
+    ``entries`` are objects with dtype, shape and data_offsets by name.
     """
     text = json.dumps({METADATA: metadata, **entries}, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % align)

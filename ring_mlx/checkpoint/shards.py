@@ -1,4 +1,4 @@
-"""Which safetensors files of a folder are a checkpoint's weights, and the tensors in them."""
+"""Which safetensors files of a folder are a checkpoint's weights, and which tensors are in them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,12 @@ _NUMBERED = re.compile(r"^model-([0-9]{5})-of-([0-9]{5})\.safetensors$")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name, without reading data.
-
-    Raises:
-        WeightsError: As `find_shards` and `read_headers`.
-    """
+    """Every tensor of a checkpoint by name, without its data; errors as `find_shards` and `read_headers`."""
     return read_headers(find_shards(folder))
 
 
 def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
-    """Every tensor of these files by name, without reading data.
-
-    Raises:
-        WeightsError: If a shard is truncated, damaged or unreadable, naming it, or as `add_tensors`.
-    """
+    """Every tensor of these files by name, without its data; a WeightsError names a damaged file."""
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         add_tensors(tensors, read_header(shard).tensors, shard)
@@ -40,11 +32,7 @@ def read_headers(shards: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def add_tensors(tensors: dict[str, Tensor], found: Mapping[str, Tensor], shard: Path) -> None:
-    """Put the tensors of one file to those of the others.
-
-    Raises:
-        WeightsError: If one is in two files, of which either could be meant, or there are too many.
-    """
+    """Add the tensors of one file to those of others; a WeightsError if one is in both, or there are too many."""
     for name in found:
         if name in tensors:
             raise WeightsError(
@@ -62,13 +50,10 @@ def safetensors_in(folder: Path) -> list[Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order.
+    """The safetensors files of a checkpoint, in order; a WeightsError if there are none or some are missing.
 
-    An index that names what is not there is passed over, with a warning, where other files are a whole set: quantising
-    tools leave it behind.
-
-    Raises:
-        WeightsError: If there are none, or the index names files that are missing or not in the folder.
+    An index that names missing files is ignored, with a warning, if other files are a whole set: quantising tools leave
+    it behind.
     """
     shards, missing, is_stale = look_up(folder)
     if missing:
@@ -85,10 +70,9 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def look_up(folder: Path) -> tuple[list[Path], list[str], bool]:
-    """The files of the weights, the names of those that are missing, and whether an index is passed over.
+    """The files of the weights, the names of those that are missing, and whether the index is ignored.
 
-    Raises:
-        WeightsError: If the index is damaged or names files that are not in the folder.
+    Raises a WeightsError if the index is damaged or names files that are not in the folder.
     """
     if not (folder / INDEX).exists():
         found = safetensors_in(folder)
@@ -112,7 +96,7 @@ def _named(folder: Path) -> list[str]:
 
 
 def _whole_set(folder: Path, named: set[str]) -> list[Path]:
-    """Files that an index does not name and that are complete by their names: one, or all of a count."""
+    """Files that the index does not name and that are complete by their names: one, or all of a count."""
     others = [f for f in safetensors_in(folder) if f.name not in named]
     numbered = {f: [int(n) for n in found.groups()] for f in others if (found := _NUMBERED.match(f.name))}
     for count in {of for _, of in numbered.values()}:

@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its chat templates, and which one of a name holds."""
+"""Where a checkpoint keeps its chat templates, and which of them counts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_TEMPLATE = 1 << 20
 
 
 def templates_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The chat templates of a checkpoint by name, of which "default" is for all that no other is for.
+    """Chat templates of a checkpoint by name; "default" is for purposes without an own one. Blank ones are left out.
 
-    What a later place says of a name holds: tokenizer_config.json, chat_template.json, additional_chat_templates. As in
-    transformers a chat_template.jinja takes the place of all in the first two. A blank one is none.
+    A later place replaces an earlier one: tokenizer_config.json, chat_template.json, additional_chat_templates. As in
+    transformers, chat_template.jinja replaces all of the first two.
 
     Args:
         folder: The checkpoint.
@@ -38,7 +38,7 @@ def templates_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _jinja(file: Path) -> str:
-    """The template in a file; empty without one."""
+    """The template in a file; empty if there is no file."""
     try:
         text = read_bounded(file, MAX_TEMPLATE * 4, TokenizerError).decode()
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def _jinja(file: Path) -> str:
 
 
 def _by_name(given: object, file: Path) -> dict[str, str]:
-    """Templates as JSON has them: a text, texts by name, or a list of objects with name and template."""
+    """Templates in JSON: a text, texts by name, or a list of objects with name and template."""
     if isinstance(given, list) and all(isinstance(t, Mapping) for t in given):
         pairs = [(t.get("name"), t.get("template")) for t in given]
     else:

@@ -1,6 +1,6 @@
 """Rows of tensors in a checkpoint's files.
 
-Data is read at its offset into fresh memory: pages of a memory map would count as this process's memory.
+Data is read at its offset into new memory: pages of a memory map would count as this process's memory.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NUMPY_DTYPES: dict[str, Any] = {
 
 
 class TensorFiles:
-    """Rows of tensors, from files that are fetched when first read and, if they were fetched, dropped after use.
+    """Rows of tensors; files that are fetched when first read are removed after their last use.
 
     Args:
-        fetch: Gives the local path of a shard; None where shards are local files.
+        fetch: Gives the local path of a shard; None if shards are local files.
         uses: How many outputs read each shard, by name.
     """
 
@@ -43,11 +43,7 @@ class TensorFiles:
         self._open: dict[Path, tuple[BinaryIO, int, Path]] = {}
 
     def read(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> mx.array:
-        """Rows ``start`` to ``stop`` of a tensor, [stop - start, cols]; float8 as uint8.
-
-        Raises:
-            WeightsError: If the tensor has fewer rows, or the file is too short or unreadable.
-        """
+        """Rows ``start`` to ``stop``, [stop - start, cols], float8 as uint8; a WeightsError if it is short."""
         rows, cols = tensor.matrix
         stop = rows if stop is None else stop
         if not 0 <= start <= stop <= rows:
@@ -69,7 +65,7 @@ class TensorFiles:
         return array.view(mx.bfloat16) if tensor.dtype == "BF16" else array
 
     def release(self, shards: Iterable[Path]) -> None:
-        """Say that one output which reads these shards is done; what was fetched and is not needed again is removed."""
+        """Note that one output which reads these shards is done."""
         for shard in shards:
             self._left[shard.name] -= 1
             if self._left[shard.name] == 0 and shard in self._open:

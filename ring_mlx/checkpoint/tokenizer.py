@@ -1,6 +1,6 @@
 """The checkpoint's tokenizer through mlx-lm's wrapper, with every stop token that its files name.
 
-Everything that makes a tokenizer goes through `make_tokenizer`, which runs no code of a checkpoint.
+Every tokenizer is made by `make_tokenizer`, which runs no code of a checkpoint.
 """
 
 from __future__ import annotations
@@ -39,20 +39,10 @@ NAMED_MODULES = {"tool_parser_type": tool_parsers, "chat_template_type": chat_te
 
 
 def load_tokenizer(folder: Path) -> TokenizerWrapper:
-    """Load the tokenizer of a checkpoint folder.
+    """The tokenizer of a checkpoint folder, in mlx-lm's wrapper; errors as `make_tokenizer`.
 
     It stops on the union of ``eos_token_id`` in config.json and generation_config.json, the tokenizer's own, and
     ``<|role_end|>`` if it is in the vocabulary: config.json alone names only ``<|endoftext|>``.
-
-    Args:
-        folder: The checkpoint.
-
-    Returns:
-        mlx-lm's wrapper around the transformers tokenizer.
-
-    Raises:
-        TokenizerError: If the files are missing or unreadable.
-        ConfigError: If config.json or generation_config.json is not JSON.
     """
     return make_tokenizer(folder, eos_token_ids=sorted(_named_eos(folder)))
 
@@ -63,7 +53,7 @@ def make_tokenizer(
     eos_token_ids: list[int] | int | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> TokenizerWrapper:
-    """mlx-lm's wrapper around what tokenizer.json (or tokenizer.model) says; code of the checkpoint is never run.
+    """mlx-lm's wrapper around tokenizer.json (or tokenizer.model); code of the checkpoint is never run.
 
     Same contract as `mlx_lm.tokenizer_utils.load`, and it also stops on ``<|role_end|>``.
 
@@ -102,7 +92,7 @@ def make_tokenizer(
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """Without looking for garbage, of which hundreds of thousands of new strings are none: a fifth of the time."""
+    """Pause the garbage collection, which takes a fifth of the time to look at hundreds of thousands of new strings."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -114,11 +104,7 @@ def _collection_paused() -> Iterator[None]:
 
 @contextmanager
 def _library_errors(folder: Path) -> Iterator[None]:
-    """Turn what transformers and its native library raise, or panic with, into one line.
-
-    Raises:
-        TokenizerError: For all but an interruption.
-    """
+    """Turn what transformers and its native library raise, or panic with, into one line, a TokenizerError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, TokenizerError):
@@ -153,11 +139,7 @@ def render_chat(
 
 
 def use_template(tokenizer: TokenizerWrapper, template: str, template_options: Mapping[str, Any]) -> None:
-    """Take another chat template than the checkpoint's.
-
-    Raises:
-        TokenizerError: If it cannot render a short message.
-    """
+    """Replace the checkpoint's chat template; a TokenizerError if it cannot render a short message."""
     tokenizer.has_chat_template, tokenizer.chat_template = True, template
     render_text(tokenizer, [{"role": "user", "content": "Hello"}], template_options=template_options)
 
@@ -179,7 +161,7 @@ def render_text(
 
 
 def _named_code(settings: Mapping[str, Any]) -> str:
-    """The classes that a tokenizer_config.json wants run, such as ``evil.Tokenizer``; empty if it wants none."""
+    """The classes that tokenizer_config.json asks to run, such as ``evil.Tokenizer``; empty without."""
     named = settings.get("auto_map")
     if isinstance(named, Mapping):
         named = named.get("AutoTokenizer")
@@ -214,7 +196,7 @@ def _check_named_module(folder: Path, key: str, value: object, package: ModuleTy
 
 
 def _rows(folder: Path) -> int | None:
-    """How many rows the model's embedding has; None where config.json does not say, which its own check reports."""
+    """Rows of the model's embedding; None if config.json does not say, which its own check reports."""
     rows = read_json(folder / "config.json").get("vocab_size") if (folder / "config.json").is_file() else None
     return rows if type(rows) is int and 0 < rows < 1 << 31 else None
 

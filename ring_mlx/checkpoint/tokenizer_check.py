@@ -1,7 +1,7 @@
 """Checks a tokenizer.json before its library reads it: no endless pattern, no text that grows without bound.
 
-The library is native code. It cannot be stopped from outside, and some files make it panic, hang or fill the memory, so
-a file is looked at before the library sees it. What real tokenizers have passes.
+The library is native code that cannot be stopped from outside. Some files make it panic, hang or fill the memory; what
+real tokenizers have passes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ MAX_ADDED = 100_000
 
 
 def check_tokenizer(file: Path) -> None:
-    """Refuse a tokenizer.json that the library cannot be given.
-
-    Raises:
-        TokenizerError: Naming what it is, and where.
-    """
+    """Refuse a tokenizer.json that would harm the library, in a TokenizerError that names what and where."""
     content = read_json(file, TokenizerError, MAX_TOKENIZER_BYTES)
     problem = _model_problem(content.get("model")) or _added_problem(content.get("added_tokens"))
     for step in STEPS:
@@ -53,7 +49,7 @@ def _model_problem(model: Any) -> str | None:
 
 
 def _prefix_problem(model: Mapping[str, Any]) -> str | None:
-    """Of a merge that is cut where its second part should have a prefix, over which the library panics."""
+    """A merge whose second part lacks the prefix, over which the library panics."""
     prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
     if not prefix or not isinstance(prefix, str) or not isinstance(merges, list):
         return None
@@ -65,7 +61,7 @@ def _prefix_problem(model: Mapping[str, Any]) -> str | None:
 
 
 def _unknown_problem(model: Mapping[str, Any], vocab: Any) -> str | None:
-    """Where an unknown letter would end in an error, in the middle of a chat."""
+    """No token for unknown letters, which would end in an error in the middle of a chat."""
     if model.get("type") == "Unigram":
         number = model.get("unk_id")
         return None if type(number) is int and 0 <= number < len(vocab) else f"unk_id is {shown(number)}"
@@ -118,7 +114,7 @@ def _step_problem(step: str, content: Any) -> str | None:
 
 
 def _part_problem(part: Mapping[str, Any]) -> str | None:
-    """What the library panics over, or ends the process."""
+    """What the library panics over, or what ends the process."""
     if _lacks_special(part):
         return "names a token that it does not describe"
     kind = part.get("type")
@@ -142,12 +138,12 @@ def _may_be_empty(pattern: Any) -> bool:
 
 
 def _takes_second(single: Any) -> bool:
-    """Whether the template of one text has a place for a second."""
+    """Whether the template of one text has a place for a second one."""
     return not isinstance(single, list) or any(key == "id" and value == "B" for _, key, value in _walk(single))
 
 
 def _growth(part: Mapping[str, Any]) -> int:
-    """How many times as long a text may become by one part."""
+    """How many times as long one part may make a text."""
     content, pattern = part.get("content"), part.get("pattern")
     if part.get("type") == "ByteLevel":
         return 2
@@ -159,7 +155,7 @@ def _growth(part: Mapping[str, Any]) -> int:
 
 
 def _lacks_special(part: Mapping[str, Any]) -> bool:
-    """Whether a template names a special token without saying its ids, over which the library panics."""
+    """Whether a template names a special token without its ids, over which the library panics."""
     if part.get("type") != "TemplateProcessing":
         return False
     known = part.get("special_tokens")

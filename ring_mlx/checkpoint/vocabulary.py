@@ -1,4 +1,4 @@
-"""Token ids and their bytes, checked against the rows of a model's embedding."""
+"""Token ids and their text, checked against the rows of a model's embedding."""
 
 from __future__ import annotations
 
@@ -19,16 +19,13 @@ KEPT_TOKENS = 8
 
 
 def check_rows(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], rows: int, where: str) -> None:
-    """Hold every id that a tokenizer can make against the rows of the embedding: beyond them memory is read.
+    """Refuse a tokenizer that makes an id beyond the rows of the embedding, where memory would be read.
 
     Args:
         tokenizer: mlx-lm's wrapper.
-        vocabulary: Its tokens, those added included.
+        vocabulary: Its tokens, added ones included.
         rows: Of the embedding.
-        where: Whose tokenizer it is, for the message.
-
-    Raises:
-        TokenizerError: Naming a token, its id and the rows.
+        where: What to call the tokenizer in the TokenizerError.
     """
     largest = max(vocabulary.values(), default=-1)
     token = next((t for t, i in vocabulary.items() if i == largest), "")
@@ -50,11 +47,7 @@ def check_rows(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], rows:
 
 
 def whole_ids(ids: Iterable[Any], rows: int) -> list[int]:
-    """Ids that come from outside, as plain integers.
-
-    Raises:
-        PromptError: If one is not an integer or has no row in the embedding.
-    """
+    """Ids from outside as plain integers; a PromptError if one is no integer or has no row in the embedding."""
     found = []
     for i in ids:
         try:
@@ -68,10 +61,10 @@ def whole_ids(ids: Iterable[Any], rows: int) -> list[int]:
 
 
 def know_all_ids(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], rows: int) -> None:
-    """Give the tokenizer a streaming detokenizer of ours, which takes every id below ``rows``, and cleans nothing up.
+    """Give the tokenizer our streaming detokenizer, which takes every id below ``rows`` and keeps all spaces.
 
-    mlx-lm's know as many ids as there are tokens, so that where ids have gaps later tokens fall out of their lists, and
-    they drop spaces: the first one of a text, or one behind each line break.
+    mlx-lm's know as many ids as there are tokens, so that later tokens are lost if ids have gaps, and they drop the
+    first space of a text or one after each line break.
     """
     count = max(rows, 1 + max(vocabulary.values(), default=0))
     tokenizer.clean_up_tokenization_spaces = False  # it changes text, for which no one asked
@@ -88,14 +81,14 @@ def know_all_ids(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], row
 
 
 def _is_byte_level(decoder: Any) -> bool:
-    """Whether letters stand for bytes, also where the decoder stands in a sequence by itself or before a Fuse."""
+    """Whether letters stand for bytes, also if the decoder is alone in a sequence or before a Fuse."""
     steps = json.loads(decoder.__getstate__()) if decoder is not None else {}
     kinds = [step.get("type") for step in steps.get("decoders", [steps])]
     return kinds in (["ByteLevel"], ["ByteLevel", "Fuse"])
 
 
 def token_bytes(tokenizer: TokenizerWrapper, token: int) -> bytes:
-    """What a token adds to the text, of which a character may take several tokens."""
+    """What a token adds to the text; a character may take several tokens."""
     detokenizer = tokenizer._detokenizer
     if isinstance(detokenizer, (ByteDetokenizer, TextDetokenizer)):
         return detokenizer.bytes_of(token)
@@ -103,14 +96,14 @@ def token_bytes(tokenizer: TokenizerWrapper, token: int) -> bytes:
 
 
 class TextOffsets:
-    """Where in the text each token begins, in characters: one that goes on with a character begins where that does."""
+    """Where in the text each token begins, in characters; one that continues a character begins where that does."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
 
     def next(self, said: bytes) -> int:
-        """The place of the next token, which is so many bytes."""
+        """The place of the next token, which adds these bytes."""
         begun = bytes(self._decoder.getstate()[0])
         is_broken = begun and len((begun + said[:1]).decode("utf-8", "replace")) > 1
         offset = self._length + bool(is_broken)
@@ -121,8 +114,6 @@ class TextOffsets:
 class ByteDetokenizer(StreamingDetokenizer):
     """Byte-level tokens to text as they come; over all of them exactly what the tokenizer decodes.
 
-    mlx-lm's own drops the first space of a text, and fails at some tokens.
-
     Args:
         names: The token of each id, in the letters that stand for bytes.
     """
@@ -132,12 +123,12 @@ class ByteDetokenizer(StreamingDetokenizer):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what has been said."""
+        """Begin a text."""
         self.text, self.offset, self.tokens = "", 0, list[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def bytes_of(self, token: int) -> bytes:
-        """What an id says; one that no token has says nothing."""
+        """The bytes of an id; none if no token has it."""
         name = self._names[token] if token < len(self._names) else ""
         try:
             return b"".join([self._bytes[letter] for letter in name])
@@ -150,15 +141,15 @@ class ByteDetokenizer(StreamingDetokenizer):
         self.text += self._decoder.decode(self.bytes_of(token))
 
     def finalize(self) -> None:
-        """Say what is left of a character that never became whole."""
+        """Add what is left of a character that never became whole."""
         self.text += self._decoder.decode(b"", final=True)
 
 
 class TextDetokenizer(StreamingDetokenizer):
     """Tokens of any kind to text as they come, through ``tokenizer.decode`` of the last ones.
 
-    What decoders do to the first token alone is done to one of the text before, where `follow` has told of one: the
-    first space of what goes on with a text is not lost.
+    A decoder treats the first token of a text in a special way. `follow` gives it a token before, so that the first
+    space of a continuation is not lost.
 
     Args:
         tokenizer: mlx-lm's wrapper.
@@ -177,24 +168,24 @@ class TextDetokenizer(StreamingDetokenizer):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what has been said."""
+        """Begin a text."""
         self.text, self.offset, self.tokens = "", 0, list[int]()
         self._window, self._shown = list[int](), 0
 
     def follow(self, ids: Sequence[int]) -> None:
-        """Go on with a text; behind a special token one begins."""
+        """Continue a text; after a special token a new one begins."""
         if ids and ids[-1] not in self._special:
             self._keep(list(ids[-KEPT_TOKENS:]))
 
     def bytes_of(self, token: int) -> bytes:
-        """What an id says within a text; one that no token has says nothing."""
+        """The bytes of an id within a text; none if no token has it."""
         if token in self._bytes:
             return self._bytes[token]
         before = [] if self._before is None else [self._before]
         return str(self._decode([*before, token]))[len(self._decode(before)) :].encode(errors="replace")
 
     def add_token(self, token: int) -> None:
-        """Take an id; bytes wait for the token behind them, which tells whether they are characters."""
+        """Take an id; bytes wait for the next token, which tells whether they are characters."""
         self.tokens.append(token)
         self._window.append(token)
         if token in self._texts:
@@ -203,7 +194,7 @@ class TextDetokenizer(StreamingDetokenizer):
                 self._keep(self._window[-KEPT_TOKENS:])
 
     def finalize(self) -> None:
-        """Say what is left."""
+        """Add what is left."""
         self._show(self._decode(self._window))
 
     def _show(self, text: str) -> None:
@@ -211,7 +202,7 @@ class TextDetokenizer(StreamingDetokenizer):
         self._shown = max(self._shown, len(text))
 
     def _keep(self, window: list[int]) -> None:
-        """Go on behind some tokens, unless all that decoders may take from the first ones is theirs."""
+        """Continue after some tokens, unless decoders may take all of their text."""
         text = self._decode(window)
         if text.strip():
             self._window, self._shown = window, len(text)

@@ -7,12 +7,9 @@ router ``mlp.gate.gate_proj``. Module attributes are named as in the second.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
+from ring_mlx.checkpoint.safetensors_header import Tensor
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.config_values import shown, some
@@ -34,7 +31,6 @@ CONFIG_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.f
 SKIPPED = ("mtp", "slope", "inv_freq", ".padding")
 EXPERT_DIGESTS = "expert_sha256"
 FLOAT32 = (".mlp.gate.expert_bias", ".mlp.gate.gate_proj.weight")
-SAMPLE_BYTES = 4096
 AnyTensor = TypeVar("AnyTensor", Tensor, mx.array)
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,10 +45,10 @@ _ROUTER = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp\.gate)\.(weight|bias|sca
 def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Tensor | dict[int, Tensor]]:
     """Tensors under the model's parameter names; the experts of the Hugging Face form as one entry by expert.
 
-    Names with mtp, slope or inv_freq, and layers past the last, are left out; so is the head of a tied model.
+    Names with mtp, slope or inv_freq, layers past the last, and the head of a tied model are left out.
 
     Raises:
-        WeightsError: If config.json tells of more than the tensors hold, which is found before anything is built, or
+        WeightsError: If config.json describes more than the tensors hold, which is found before anything is built, or
             two tensors are the same parameter.
     """
     check_sizes(tensors, config)
@@ -78,11 +74,7 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
 
 
 def in_order(name: str, experts: Mapping[int, AnyTensor], count: int) -> list[AnyTensor]:
-    """The experts of a stack by their numbers.
-
-    Raises:
-        WeightsError: If one is missing, there are more than ``count``, or they differ in shape or dtype.
-    """
+    """The experts of a stack by number; a WeightsError if one is missing or too many, or differs in shape or dtype."""
     missing = [str(e) for e in range(count) if e not in experts]
     if missing or len(experts) > count:
         extra = [str(e) for e in sorted(experts) if e >= count]
@@ -106,11 +98,7 @@ def _twice(name: str) -> WeightsError:
 
 
 def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
-    """Hold the sizes in config.json against the tensors, so that no size is believed that no file backs.
-
-    Raises:
-        WeightsError: If there are too few layers, or too few elements for the parameters.
-    """
+    """Check that config.json describes no more layers and parameters than the tensors hold, else a WeightsError."""
     layers = {int(found[1]) for name in tensors if (found := _LAYER.match(name))}
     if config.num_hidden_layers > 1 + max(layers, default=0):
         raise WeightsError(
@@ -168,9 +156,9 @@ def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping
 
 
 def compute_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted: mx.Dtype | None) -> mx.Dtype:
-    """What floating parameters become: the wanted dtype, else float32 on MLX's CPU backend, else the file's own.
+    """The dtype of floating parameters: the wanted one, else float32 on MLX's CPU backend, else the file's.
 
-    The CPU backend emulates half precision, at up to 40 times the cost of float32, and is there for correctness.
+    The CPU backend emulates half precision, at up to 40 times the cost of float32.
     """
     if wanted is not None:
         return wanted
@@ -178,11 +166,7 @@ def compute_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted:
 
 
 def file_dtype(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> mx.Dtype:
-    """The dtype that config.json names, else the commonest floating one of the tensors.
-
-    Raises:
-        WeightsError: If config.json names it by something else than text.
-    """
+    """The dtype that config.json names (a WeightsError if it is no text), else the commonest float of the tensors."""
     named = raw.get("torch_dtype") or raw.get("dtype")
     if named is not None and not isinstance(named, str):
         raise WeightsError(f"torch_dtype {shown(named)} in config.json is no text; give bfloat16, float16 or float32.")
@@ -198,7 +182,7 @@ def dtype_name(dtype: mx.Dtype | str) -> str:
 
 
 def check_dtype(tensor: Tensor) -> None:
-    """Raises WeightsError where MLX has no such dtype."""
+    """Raises a WeightsError if MLX has no such dtype."""
     if tensor.dtype not in DTYPES:
         raise WeightsError(
             f"{tensor.name} has dtype {tensor.dtype}, which is not supported; use the bfloat16 or the mlx-community "
@@ -212,15 +196,19 @@ def load_arrays(
     """Lazy arrays under parameter names: experts stacked, floats cast as `cast` does.
 
     Raises:
-        WeightsError: If an expert is missing or the experts of a stack differ in shape or dtype, or a tensor has a
-            dtype that MLX does not take.
+        WeightsError: If a stack is not whole (`in_order`), or MLX has no such dtype.
     """
     opened: dict[Path, dict[str, mx.array]] = {}
 
     def read(tensor: Tensor) -> mx.array:
         check_dtype(tensor)
         if tensor.file not in opened:
-            opened[tensor.file] = _mapped(tensor.file)
+            try:
+                opened[tensor.file] = mx.load(str(tensor.file), format="safetensors")  # type: ignore[assignment]
+            except (RuntimeError, ValueError) as e:
+                raise WeightsError(
+                    f"{tensor.file} cannot be loaded ({e}); use another form of the checkpoint."
+                ) from None
         return opened[tensor.file][tensor.name]
 
     arrays = {}
@@ -242,11 +230,11 @@ def cast(name: str, array: mx.array, dtype: mx.Dtype, exact: bool) -> mx.array:
 
 
 def give(model: Model, arrays: dict[str, mx.array]) -> None:
-    """Make arrays the model's parameters, which is in evaluation mode then; they are computed when they are used.
+    """Set the model's parameters, which are computed when they are used, and its evaluation mode.
 
-    Unquantised matrices are put in memory by columns where MLX's CPU backend will multiply by them; shapes stay. Its
-    float32 product with a transposed matrix takes 1.7 to 2.3 times as long as with a plain one (MLX 0.32.4 on Linux),
-    and a layer multiplies by its weight transposed.
+    Unquantised matrices are laid out by columns for MLX's CPU backend; shapes stay. Its float32 product with a
+    transposed matrix takes 1.7 to 2.3 times as long as with a plain one (MLX 0.32.4 on Linux), and a layer multiplies
+    by its weight transposed.
 
     Args:
         model: With the modules that the arrays are for.
@@ -260,17 +248,13 @@ def give(model: Model, arrays: dict[str, mx.array]) -> None:
 
 
 def lies_by_columns(name: str, array: mx.array) -> bool:
-    """Whether `give` moves the parameter; an embedding is read by rows and stays."""
+    """Whether `give` lays a parameter out by columns; an embedding is read by rows and stays."""
     is_matrix = name.endswith(".weight") and array.ndim > 1 and array.dtype == mx.float32
     return is_matrix and not name.endswith("word_embeddings.weight") and mx.default_device() == mx.cpu
 
 
 def check(model: Model, arrays: Mapping[str, mx.array], folder: Path | str) -> None:
-    """Hold the checkpoint against the model's parameters.
-
-    Raises:
-        WeightsError: As `check_shapes`; it lists tensors of the wrong dtype too.
-    """
+    """Check the names, shapes and kinds of a checkpoint's parameters against the model's; errors as `check_shapes`."""
     parameters = dict(tree_flatten(model.parameters()))
     common = sorted(set(parameters) & set(arrays))
     kinds = [f"{n} {_kind(arrays[n])}" for n in common if _kind(arrays[n]) != _kind(parameters[n])]
@@ -279,68 +263,32 @@ def check(model: Model, arrays: Mapping[str, mx.array], folder: Path | str) -> N
 
 
 def check_shapes(found: Shapes, wanted: Shapes, source: Path | str, kinds: Sequence[str] = ()) -> None:
-    """Hold the shapes of a checkpoint's parameters against those of the model.
+    """Check the shapes of a checkpoint's parameters against those of the model, by name.
 
     Args:
-        found, wanted: Shapes by name.
+        found, wanted: Of the checkpoint, and of the model.
         source: What to call the checkpoint.
         kinds: Names with a dtype that is wrong.
 
     Raises:
-        WeightsError: One message that lists all missing, unknown and misshapen ones.
+        WeightsError: Listing all missing, unknown and misshapen ones.
     """
     common = sorted(set(found) & set(wanted))
-    problems = {
-        "missing": sorted(set(wanted) - set(found)),
-        "unknown": sorted(set(found) - set(wanted)),
-        "misshapen": [f"{n} {found[n]} instead of {wanted[n]}" for n in common if found[n] != wanted[n]],
-        "of the wrong dtype": kinds,
-    }
-    said = "; ".join(f"{what} {some(names)}" for what, names in problems.items() if names)
-    if said:
-        raise WeightsError(f"{source} does not match its config.json: {said}. Download it again.")
+    seen = listed(
+        missing=sorted(set(wanted) - set(found)),
+        unknown=sorted(set(found) - set(wanted)),
+        misshapen=[f"{n} {found[n]} instead of {wanted[n]}" for n in common if found[n] != wanted[n]],
+        of_the_wrong_dtype=kinds,
+    )
+    if seen:
+        raise WeightsError(f"{source} does not match its config.json: {seen}. Download it again.")
+
+
+def listed(**problems: Sequence[str]) -> str:
+    """The problems that there are, each kind with some of its names."""
+    return "; ".join(f"{what.replace('_', ' ')} {some(names)}" for what, names in problems.items() if names)
 
 
 def _kind(array: mx.array) -> str:
     """What a parameter's dtype must be: floats are cast, packed ones are taken as they are."""
     return "float" if mx.issubdtype(array.dtype, mx.floating) else dtype_name(array.dtype)
-
-
-def fingerprint(config: RingConfig, shards: Iterable[Path], dtype: mx.Dtype, exact: bool) -> str:
-    """A short name for what the model computes: configuration, precision, headers, and samples of every tensor.
-
-    Up to 16 places of 4 KiB, evenly spread from its first byte to its last, are read of each tensor, since a finetune
-    may leave a file's size, ends and most of its tensors as they were. A file whose header holds checksums of its data
-    is known by those.
-    """
-    # The default is left out, so that what older versions kept is found again.
-    keys = {k: v for k, v in asdict(config).items() if (k, v) != ("decay_layer_offset", 0)}
-    digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode())
-    digest.update(f"{dtype}{exact}".encode())
-    for shard in shards:
-        header = read_header(shard)
-        digest.update(header.raw)
-        if EXPERT_DIGESTS in header.metadata:
-            continue
-        with shard.open("rb") as f:
-            for _, tensor in sorted(header.tensors.items()):
-                for at in _places(tensor.start, tensor.end):
-                    f.seek(len(header.raw) + at)
-                    digest.update(f.read(min(SAMPLE_BYTES, tensor.end - at)))
-    return digest.hexdigest()[:32]
-
-
-def _places(start: int, end: int) -> list[int]:
-    """Where to sample bytes ``start`` to ``end``: one place for every MiB, at most 16, the last one at the end."""
-    last = max(start, end - SAMPLE_BYTES)
-    count = min(16, 1 + (end - start) // (1 << 20))
-    return sorted({start + (last - start) * i // count for i in range(count + 1)})
-
-
-def _mapped(file: Path) -> dict[str, mx.array]:
-    try:
-        loaded = mx.load(str(file), format="safetensors")
-    except (RuntimeError, ValueError) as e:
-        raise WeightsError(f"{file} cannot be loaded ({e}); use another form of the checkpoint.") from None
-    assert isinstance(loaded, dict)
-    return loaded

@@ -151,11 +151,7 @@ def describe(folder: Path) -> str:
 
 
 def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) -> dict[str, mx.array]:
-    """Some rows of a parameter as they are stored, by suffix.
-
-    Raises:
-        WeightsError: If they are not finite, or would not be in the dtype that is stored.
-    """
+    """Some rows of a parameter as stored, by suffix; a WeightsError if they are not finite, or too large."""
     if output.copied:
         packed = output.matrix.read_packed(files, start, stop)
         out = {k: v.astype(output.dtype) if mx.issubdtype(v.dtype, mx.floating) else v for k, v in packed.items()}

@@ -1,4 +1,4 @@
-"""Float rows to MLX's packed form, by rounding to nearest or by a better fit of scales."""
+"""Float rows to MLX's packed form, by rounding to nearest or by a search for better scales."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ TINY = 1e-20
 
 
 def quantize(w: mx.array, setting: Setting, dtype: mx.Dtype, fit: str = "search") -> dict[str, mx.array]:
-    """Quantise rows.
+    """Quantise rows w [n, cols] to ``weight``, ``scales`` and for affine ``biases``, as ``mx.quantize`` gives them.
 
     Args:
-        w: [n, cols] float.
+        w: Float.
         setting: The format; other modes than affine are always rounded to nearest.
         dtype: Of scales and biases.
         fit: "search" or "rtn".
-
-    Returns:
-        ``weight``, ``scales`` and for affine ``biases``, as ``mx.quantize`` gives them.
     """
     packed: Any = mx.quantize(w.astype(dtype), setting.group_size, setting.bits, setting.mode)
     if setting.mode != "affine":
@@ -39,7 +36,7 @@ def quantize(w: mx.array, setting: Setting, dtype: mx.Dtype, fit: str = "search"
 
 
 def search(w: mx.array, scales: mx.array, biases: mx.array, setting: Setting) -> tuple[mx.array, mx.array, mx.array]:
-    """The least squared error that alternating fits find, never more than that of the scales given.
+    """The least squared error that alternating fits find, never more than that of the given scales.
 
     For every group, from several starting ranges,
 
@@ -47,11 +44,11 @@ def search(w: mx.array, scales: mx.array, biases: mx.array, setting: Setting) ->
 
         q = clip(round((w - b) / s), 0, 2^bits - 1),  (s, b) = argmin sum_i (w_i - s q_i - b)^2
 
-    in turn, keeping the best (s, b) after rounding to the dtype in which they are stored.
+    in turn, keeping the best (s, b) after rounding to the stored dtype.
 
     Args:
         w: [n, cols] float.
-        scales, biases: [n, groups], the fit to beat, in the dtype that is stored.
+        scales, biases: [n, groups], the fit to beat, in the stored dtype.
         setting: Bits and group size.
 
     Returns:

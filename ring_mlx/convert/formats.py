@@ -26,7 +26,7 @@ IGNORED_SUFFIXES = frozenset(["weight_shape", "input_scale", "k_scale", "v_scale
 
 
 def matrix(name: str, parts: Mapping[str, Any], cols: int, raw: Mapping[str, Any], num_experts: int) -> Matrix:
-    """The matrix of a parameter.
+    """The matrix of a parameter; a WeightsError if its format is unknown, or it is damaged or not whole.
 
     Args:
         name: The parameter's.
@@ -34,9 +34,6 @@ def matrix(name: str, parts: Mapping[str, Any], cols: int, raw: Mapping[str, Any
         cols: How many columns the model expects; 0 if it has no such parameter.
         raw: The source's config.json.
         num_experts: The model's.
-
-    Raises:
-        WeightsError: If the format is unknown, not supported or damaged, or a stack is not whole.
     """
     of = Parameter(name.removesuffix(".weight"), cols, raw)
     if not any(isinstance(entry, dict) for entry in parts.values()):

@@ -112,7 +112,7 @@ def make_plan(
     shard_bytes: int = SHARD_BYTES,
     expert_layout: str = "stacked",
 ) -> Plan:
-    """Decide every output.
+    """Decide how every parameter is stored.
 
     Args:
         source: The checkpoint.

@@ -1,4 +1,4 @@
-"""Bits, groups and modes of matrices, and which matrix gets which."""
+"""Bits, groups and modes of quantised matrices, and which module gets which."""
 
 from __future__ import annotations
 
@@ -39,11 +39,7 @@ Rule = Callable[[str], Setting | None]
 
 
 def make_setting(bits: int | None, group_size: int | None, mode: str) -> Setting:
-    """A setting, with the mode's own group size and bits where None.
-
-    Raises:
-        OptionError: If MLX has no such format.
-    """
+    """A setting, with the mode's own group size and bits where None; an OptionError if MLX has no such format."""
     if mode not in MODES:
         raise OptionError(f"--q-mode {mode!r} is not one of {', '.join(MODES)}; choose one.")
     group, default = MODES[mode]
@@ -62,12 +58,10 @@ def make_setting(bits: int | None, group_size: int | None, mode: str) -> Setting
 
 
 def make_rule(default: Setting, recipe: str | None, overrides: Sequence[str], num_layers: int) -> Rule:
-    """Which setting a module gets: the override that matches last, else the recipe's, else the default.
+    """Which setting a module gets: of the last override that matches, else the recipe's, else the default.
 
-    The router is never quantised, except to 8 bits by an override that names it.
-
-    Raises:
-        OptionError: If the recipe is unknown or does not suit the mode, or an override is malformed.
+    The router is never quantised, except to 8 bits by an override that names it. Raises an OptionError if the recipe or
+    an override is unknown or malformed.
     """
     parsed = [_parse_override(text, default) for text in overrides]
     base = _recipe(recipe, default, num_layers)
@@ -87,7 +81,7 @@ def unmatched(overrides: Iterable[str], paths: Sequence[str]) -> list[str]:
 
 
 def uses_more_bits(layer: int, num_layers: int) -> bool:
-    """Whether a mixed recipe spends more on this layer: the first and last eighth, and every third between.
+    """Whether a mixed recipe gives this layer more bits: the first and last eighth, and every third between.
 
     Source: the rule of mlx_lm.convert, which took it from llama.cpp's Q4_K_M.
     """

@@ -26,11 +26,7 @@ def is_repo(name: str) -> bool:
 
 
 def fetch_small_files(repo: str, revision: str | None) -> Path:
-    """Config, tokenizer and templates of a repository, in huggingface_hub's cache, in a folder named by the commit.
-
-    Raises:
-        HubError: If they cannot be had.
-    """
+    """Config, tokenizer and templates of a repository, in the hub's cache, in a folder named by the commit."""
     with hub_errors(repo, revision):
         folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES)))
     if not (folder / "config.json").is_file():
@@ -39,11 +35,7 @@ def fetch_small_files(repo: str, revision: str | None) -> Path:
 
 
 def tensors(repo: str, revision: str | None) -> dict[str, Tensor]:
-    """Every tensor of a repository, from the headers of its shards alone.
-
-    Raises:
-        HubError: If they cannot be had.
-    """
+    """Every tensor of a repository, from the headers of its shards; a HubError if they cannot be had."""
     with hub_errors(repo, revision):
         try:
             metadata = huggingface_hub.HfApi().get_safetensors_metadata(repo, revision=revision)
@@ -97,11 +89,7 @@ def check_repo_name(repo: str) -> None:
 
 
 def upload(folder: Path, repo: str) -> str:
-    """Upload a converted folder to a repository, which is made if it does not exist; returns the commit's address.
-
-    Raises:
-        HubError: If the hub refuses or cannot be reached.
-    """
+    """Upload a folder to a repository, made if it does not exist; returns the commit's address."""
     try:
         api = huggingface_hub.HfApi()
         api.create_repo(repo, exist_ok=True)
@@ -114,6 +102,6 @@ def upload(folder: Path, repo: str) -> str:
 
 
 def _transport_error() -> type[Exception]:
-    """What the client under huggingface_hub raises without a connection; which client that is depends on its version."""
+    """What the client under huggingface_hub raises without a connection; the client depends on its version."""
     classes = errors.HfHubHTTPError.__mro__
     return next(c for c in classes if c.__name__ == "HTTPError" or c is OSError)

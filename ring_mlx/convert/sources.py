@@ -57,8 +57,8 @@ def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = Non
     Args:
         path_or_repo: A folder, or owner/name on the hub.
         revision: Of a repository.
-        remote_only: Leave the shards of a repository on the hub; only config, tokenizer and headers are fetched, all
-            of the commit that the revision means now.
+        remote_only: Fetch only config, tokenizer and headers of a repository, all of the commit that the revision means
+            now.
 
     Raises:
         HubError, ConfigError, WeightsError: If it cannot be had, read or understood.
@@ -98,11 +98,7 @@ def identity(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 
 def matrices(source: Source) -> dict[str, Matrix]:
-    """The source's matrix of every parameter, under the model's names.
-
-    Raises:
-        WeightsError: If parameters are missing, unknown or of another shape, or a format is not supported.
-    """
+    """The source's matrix of every parameter by the model's names; a WeightsError if one is missing or unsupported."""
     with _odd_values(source):
         grouped: dict[str, dict[str, Any]] = {}
         for name, entry in weights.canonical(source.tensors, source.config).items():
@@ -120,7 +116,7 @@ def matrices(source: Source) -> dict[str, Matrix]:
 
 
 def parameter_shapes(config: RingConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of the model; nothing is allocated."""
+    """Shape of every parameter of the model, without memory for them."""
     return {name: tuple(value.shape) for name, value in tree_flatten(Model(config).parameters())}
 
 

@@ -72,8 +72,7 @@ class PartialFolder:
     def finish(self, keep: set[str]) -> Path:
         """Hash the other files, remove what is not named, and turn the folder into the target.
 
-        Raises:
-            ConvertError: If something is in the target's place, or a shard is gone.
+        Raises a ConvertError if something is in the target's place, or a shard is gone.
         """
         gone = [shard for shard in self.done if not self.has(shard)]
         if gone:
@@ -149,12 +148,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def verify(folder: Path, progress: Progress | None = None) -> int:
     """Check the hash of every file of a converted folder; returns how many there are.
 
-    Args:
-        folder: The folder.
-        progress: Called with (bytes read, all, file).
-
-    Raises:
-        ConvertError: If a file is missing or was changed, naming it.
+    ``progress`` is called with (bytes read, all, file). Raises a ConvertError naming files that are missing or changed.
     """
     manifest = read_manifest(folder)
     hashes = manifest["shards"] | manifest["files"]
@@ -177,12 +171,7 @@ def verify(folder: Path, progress: Progress | None = None) -> int:
 
 
 def amend(folder: Path, texts: Mapping[str, str]) -> None:
-    """Add text files to a finished folder, or change them on purpose, together with their hashes.
-
-    Raises:
-        ConvertError: If the manifest is damaged.
-        OSError: If they cannot be written; none is changed then.
-    """
+    """Change or add text files of a finished folder, and their hashes; if they cannot be written, none is changed."""
     manifest = read_manifest(folder)
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     manifest["files"] = dict(sorted((manifest["files"] | hashes).items()))

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.fingerprint import fingerprint
 from ring_mlx.checkpoint.shards import find_shards, read_tensors
 from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.cuts import Cut, Entry, plan_cuts
@@ -88,7 +89,7 @@ def load_sharded(
         config, raw = read_config(path, decay_layer_offset)
         tensors = read_tensors(path)
         target = weights.compute_dtype(raw, tensors, dtype)
-        said["weights"] = weights.fingerprint(config, find_shards(path), target, exact)
+        said["weights"] = fingerprint(config, find_shards(path), target, exact)
         said["versions"] = versions()
         part = plan_part(raw, config, tensors, mode, group)
     compare(said["all"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.fingerprint import fingerprint
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.checkpoint.shards import find_shards
@@ -27,7 +27,7 @@ def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
         folder = resolve_model(model or demo_model_path(), revision)
         config, _ = read_config(folder)
         # In one dtype everywhere: what the files hold is compared, not what each host would make of it.
-        said["weights"] = weights.fingerprint(config, find_shards(folder), mx.bfloat16, False)
+        said["weights"] = fingerprint(config, find_shards(folder), mx.bfloat16, False)
     except RingError as e:
         said["error"] = str(e)
     return said

@@ -53,11 +53,7 @@ class LayerPlaces:
 
 
 def find_experts(folder: Path, config: RingConfig) -> dict[int, LayerPlaces]:
-    """Every routed expert by layer, of stacks, single tensors or the streamed layout.
-
-    Raises:
-        WeightsError: If shards are missing or damaged, or the experts of a layer differ or are not whole.
-    """
+    """Every routed expert by layer, of stacks, single tensors or the streamed layout; a WeightsError if not whole."""
     tensors: dict[str, Tensor] = {}
     bases: dict[Path, int] = {}
     digests: dict[str, str] = {}

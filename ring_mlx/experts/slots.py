@@ -79,11 +79,7 @@ def is_on_cuda() -> bool:
 
 
 def stored_dtype(part: TensorSpec, dtype: mx.Dtype) -> mx.Dtype:
-    """The dtype of a part's array.
-
-    Raises:
-        WeightsError: If that would narrow them.
-    """
+    """The dtype of a part's array; a WeightsError if it would be narrower than the file's."""
     own = DTYPES[part.dtype]
     if not mx.issubdtype(own, mx.floating) or own == dtype:
         return own

@@ -60,11 +60,7 @@ class StreamedMoE(MoE):
         residual: mx.array | None = None,
         logits: mx.array | None = None,
     ) -> mx.array:
-        """As `MoE.__call__`; waits for the router and for what has to be read.
-
-        Raises:
-            WeightsError: If an expert cannot be read.
-        """
+        """As `MoE.__call__`; waits for the router and for reads, and raises a WeightsError if one fails."""
         chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
         x = x if dtype is None else x.astype(dtype)
         flat, top_k = x.reshape(-1, x.shape[-1]), chosen.shape[-1]

@@ -1,23 +1,21 @@
 """mlx-lm with our model: after `register` its commands and functions build it.
 
-mlx-lm finds a model's classes by the name ``mlx_lm.models.<type>``, after two tables of other names. `register`
-changes seven things, and `unregister` takes them back:
+mlx-lm finds a model's classes by the name ``mlx_lm.models.<type>``, after two tables of other names. `register` changes
+seven things, and `unregister` takes them back:
 
 - ``sys.modules["mlx_lm.models.ring_linear"]`` is `ring_mlx.mlx_lm_plugin.architecture`. mlx-lm's own
-  ``bailing_moe_linear`` is neither replaced nor hidden: importing it still gives it.
-- ``MODEL_REMAPPING`` leads ``bailing_moe_linear`` and ``bailing_moe_v2`` there.
-- ``MODEL_ARCHITECTURE_REMAPPING`` leads ``bailing_moe`` there, where the config names the 2.0 architecture; Ling 1.x
-  has the same type and stays with mlx-lm.
-- ``mlx_lm.utils._load_tokenizer`` makes our models' tokenizers by `ring_mlx.checkpoint.tokenizer.make_tokenizer`: with
-  ``<|role_end|>`` among the stop tokens, without which an answer does not end, and without code of the checkpoint. Its
-  chat template runs in a process that can be ended.
-- ``mlx_lm.utils.load_model`` holds the files of our models against each other before anything is built of them.
-- ``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture.
-- ``mlx_lm.utils._download`` says in one line what went wrong.
+  ``bailing_moe_linear`` can still be imported.
+- ``MODEL_REMAPPING`` leads ``bailing_moe_linear`` and ``bailing_moe_v2`` there. - ``MODEL_ARCHITECTURE_REMAPPING``
+leads ``bailing_moe`` there if the config names the 2.0 architecture; Ling 1.x has
+  the same type and stays with mlx-lm.
+- ``mlx_lm.utils._load_tokenizer`` makes our models' tokenizers by `ring_mlx.checkpoint.tokenizer.make_tokenizer`, and
+  their chat templates run in a process that can be ended.
+- ``mlx_lm.utils.load_model`` checks the files of our models before anything is built of them. -
+``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture. -
+``mlx_lm.utils._download`` says in one line what went wrong.
 
-mlx-lm and what needs it are imported when they are first used: a script names `ring_mlx.register` before it has either.
-
-Other models go through mlx-lm as before. In `run`, whose process is ours, their code is refused as well.
+mlx-lm is imported when it is first used: a script names `ring_mlx.register` before it has it. Other models go through
+mlx-lm as before; in `run`, whose process is ours, their code is refused as well.
 """
 
 from __future__ import annotations
@@ -73,12 +71,9 @@ def unregister() -> None:
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    """Run a command of mlx-lm, such as ``generate``, with its own arguments, after `register`; runs no checkpoint's code.
+    """Run a command of mlx-lm, such as ``generate``, with its own arguments, and without code of checkpoints.
 
-    Raises:
-        OptionError: If mlx-lm has no such command, a checkpoint's code would have to be run, or the command fails.
-        RingError: If a checkpoint is damaged.
-        SystemExit: From its parser of arguments.
+    Raises an OptionError if there is no such command, it fails, or a checkpoint's code would have to be run.
     """
     from mlx_lm import cli
 
@@ -101,7 +96,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 
 def _load_before_serving() -> None:
-    """Let mlx-lm's server load its models before it listens: it does so in a thread, and stays when that has failed."""
+    """Let mlx-lm's server load its models before it listens: its thread that does so hides a failure."""
     from mlx_lm import server
     from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 
@@ -187,11 +182,7 @@ def _config_loader(load_config: Callable[[Path], dict[str, Any]]) -> Callable[[P
 
 def _downloader(download: Callable[..., Path]) -> Callable[..., Path]:
     def fetch(name: str, revision: str | None = None, *args: Any, **kwargs: Any) -> Path:
-        """Same contract as `mlx_lm.utils._download`.
-
-        Raises:
-            HubError: If there is no such folder or repository, or it cannot be fetched.
-        """
+        """Same contract as `mlx_lm.utils._download`; a HubError if the folder or repository cannot be had."""
         if _trusts_others or Path(name).exists():
             return download(name, revision, *args, **kwargs)
         if "/" in name and not REPO_ID.match(name):

@@ -1,7 +1,6 @@
 """Our model as a module of ``mlx_lm.models``: the names and methods that its loader looks for.
 
-mlx-lm's own caches serve it, single and batched, so whatever saves, copies, merges, filters, extends or extracts a
-prompt cache there works here.
+It uses mlx-lm's own caches, single and batched, so whatever saves, copies, merges or filters them there works.
 """
 
 from __future__ import annotations
@@ -25,16 +24,11 @@ ADDED_BY_MLX_LM = ("quantize_activations",)
 
 
 class ModelArgs(RingConfig):
-    """The checked configuration, by the name that mlx-lm calls."""
+    """The checked configuration under the name that mlx-lm looks for."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RingConfig:
-        """Same contract as `RingConfig.from_dict`.
-
-        Raises:
-            ConfigError: As there.
-            WeightsError: If the checkpoint is in a packed form other than MLX's.
-        """
+        """Same contract as `RingConfig.from_dict`; a WeightsError if weights are packed otherwise than MLX's."""
         if isinstance(raw, dict):
             raw |= with_settings(raw)  # mlx-lm looks there next
         loadable_settings(raw)
@@ -59,7 +53,7 @@ class Model(ring_mlx.model.model.Model):
     ) -> mx.array:
         """Same contract as `ring_mlx.model.model.Model`.
 
-        The first call that would run kernels tries them first, as our own loader does when it has read the weights.
+        The first call that would run kernels tests them first, as our own loader does.
         """
         if cache is not None:
             _drop_spent_padding(cache)
@@ -71,24 +65,16 @@ class Model(ring_mlx.model.model.Model):
         return super().__call__(tokens, cache, hidden_states=hidden_states, last_only=last_only)
 
     def load_weights(self, file_or_weights: Any, strict: bool = True) -> Any:
-        """Same contract as `mlx.nn.Module.load_weights`.
-
-        Raises:
-            WeightsError: If tensors are missing, extra, misshapen or of the wrong dtype, and ``strict``.
-        """
+        """Same contract as `mlx.nn.Module.load_weights`; if ``strict``, `weights.check` comes first."""
         if strict and isinstance(file_or_weights, list):
             weights.check(self, dict(file_or_weights), "the checkpoint")
         return super().load_weights(file_or_weights, strict=strict)
 
     def sanitize(self, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Arrays of either form of checkpoint under the model's parameter names.
+        """Arrays of either form of checkpoint under the model's parameter names, as `weights.canonical`.
 
-        Experts are stacked; router and expert bias become float32, and on MLX's CPU backend, where half precision is
-        emulated, everything else does too. Names with mtp, slope or inv_freq, layers past the last and the head of a
-        tied model are left out.
-
-        Raises:
-            WeightsError: If an expert is missing or too many.
+        Experts are stacked. Router and expert bias become float32, and on MLX's CPU backend, which emulates half
+        precision, everything.
         """
         entries = weights.canonical(cast(Any, arrays), self.config)
         widened = weights.FLOAT32 if mx.default_device() == mx.gpu else ("",)
@@ -115,10 +101,10 @@ class Model(ring_mlx.model.model.Model):
 
 
 def _drop_spent_padding(cache: Sequence[Any]) -> None:
-    """Forget left padding that has been read, or never was any.
+    """Remove left padding that has been read, or never was any.
 
-    mlx-lm notes a padding of zeros when it merges empty caches and keeps it, and what a mask says of it decides
-    whether a token may take the compiled step. The one read of it waits for the device, once a prompt that joins.
+    mlx-lm keeps a padding of zeros from merged empty caches, and with it no token takes the compiled step. Its one read
+    here waits for the device, once for each prompt that joins.
     """
     linear = [c for c in cache if isinstance(c, ArraysCache) and c[0] is not None]
     if linear and linear[0].left_padding is not None and linear[0].left_padding.max().item() <= 0:

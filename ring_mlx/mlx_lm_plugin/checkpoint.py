@@ -1,4 +1,4 @@
-"""What mlx-lm reads of our checkpoints, held against our own checks before it does, and its errors in one line."""
+"""Checks our checkpoints before mlx-lm reads them, and turns its errors into one line."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ READ_BY_MLX_LM = "model*.safetensors"  # whatever the index says
 
 
 def check_configs(folder: Path) -> None:
-    """Refuse what mlx-lm would read as settings if it is no JSON object or too long.
-
-    Raises:
-        ConfigError: Naming the file.
-    """
+    """Refuse settings that are no JSON object or too long, in a ConfigError that names the file."""
     check_small_files(folder)
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
@@ -34,11 +30,7 @@ def check_configs(folder: Path) -> None:
 
 
 def load_checked(load_model: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any) -> Any:
-    """`mlx_lm.utils.load_model` of a checkpoint of ours, whose files fit each other and this machine's memory.
-
-    Raises:
-        RingError: If they do not.
-    """
+    """`mlx_lm.utils.load_model` of a checkpoint of ours, if its files fit each other and this machine's memory."""
     is_lazy = kwargs.get("lazy", False) or True in args[:1]
     with errors_in_a_line(folder):
         # A machine of several may have only its own part, which mlx-lm loads without ``strict``.
@@ -47,15 +39,12 @@ def load_checked(load_model: Callable[..., Any], folder: Path, *args: Any, **kwa
 
 
 def check_weights(folder: Path, whole: bool = True, is_read: bool = False) -> None:
-    """Hold the files of a checkpoint of ours, or those that there are, against each other.
+    """Check the files of a checkpoint of ours, as far as there are any, against each other.
 
     Args:
         folder: The checkpoint.
         whole: Whether all must be there.
         is_read: Whether the whole model will be read, so that it must fit into memory.
-
-    Raises:
-        RingError: If they do not fit.
     """
     check_configs(folder)
     found = read_headers(sorted(folder.glob(READ_BY_MLX_LM)))
@@ -67,11 +56,7 @@ def check_weights(folder: Path, whole: bool = True, is_read: bool = False) -> No
 
 @contextmanager
 def errors_in_a_line(folder: Path) -> Iterator[None]:
-    """Turn what mlx-lm raises over a checkpoint into one line.
-
-    Raises:
-        WeightsError: For all but ours.
-    """
+    """Turn what mlx-lm raises over a checkpoint into one line, a WeightsError; our own errors pass."""
     try:
         yield
     except RingError:
@@ -87,7 +72,7 @@ def bounded_tokenizer(
     eos_token_ids: list[int] | int | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> TokenizerWrapper:
-    """`make_tokenizer`, whose chat template is rendered by a process that can be ended."""
+    """`make_tokenizer` whose chat template is rendered by a process that can be ended."""
     tokenizer = make_tokenizer(folder, options, eos_token_ids, defaults)
     if tokenizer.has_chat_template and tokenizer._chat_template is None:
         tokenizer._chat_template = _renderer(tokenizer)

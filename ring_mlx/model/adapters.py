@@ -24,7 +24,7 @@ from ring_mlx.checkpoint import weights
 from ring_mlx.checkpoint.regular_files import open_regular, read_json
 from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
 from ring_mlx.errors import WeightsError
-from ring_mlx.model.config_values import is_count, is_number, shown, some
+from ring_mlx.model.config_values import is_count, is_number, shown
 from ring_mlx.model.dora import DoRA
 from ring_mlx.model.model import Model
 
@@ -37,14 +37,14 @@ EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 
 @dataclass(frozen=True)
 class Adapter:
-    """A folder of mlx_lm.lora's.
+    """A folder that mlx_lm.lora wrote.
 
     Attributes:
         folder: Where it lies.
         kind: "lora", "dora", or "full" for layers that were trained whole.
-        rank, scale: As in ``y = W x + scale (x A) B``; of "full" they say nothing.
+        rank, scale: As in ``y = W x + scale (x A) B``; not used with "full".
         tensors: What its file holds.
-        mark: Stands for everything in it that changes what a model says.
+        mark: Differs between adapters that change a model in another way.
     """
 
     folder: Path
@@ -56,15 +56,11 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory beside the model."""
+        """Bytes that it takes in memory beside the model."""
         return 0 if self.kind == "full" else sum(4 * math.prod(t.shape) for t in self.tensors.values())
 
     def check(self, model: Model, are_experts_on_disk: bool = False) -> None:
-        """Hold it against the model that it is for.
-
-        Raises:
-            WeightsError: If it is not for this model, or it is for experts that are read from the checkpoint on demand.
-        """
+        """Raises a WeightsError if it is not for this model, or for experts that are read on demand."""
         if are_experts_on_disk and any(".switch_mlp." in name for name in self.tensors):
             raise self._wrong("changes routed experts, which --expert-cache-bytes reads as they are; leave that out")
         found = dict(tree_flatten(model.parameters())) if self.kind == "full" else self._expected(model)
@@ -72,20 +68,19 @@ class Adapter:
         tensors = self.tensors
         both = sorted(tensors.keys() & expected.keys())
         packed = [n for n in both if isinstance(v := found[n], mx.array) and not mx.issubdtype(v.dtype, mx.floating)]
-        problems = {
-            "unknown": sorted(tensors.keys() - expected.keys()),
-            "missing": [] if self.kind == "full" else sorted(expected.keys() - tensors.keys()),
-            "misshapen": [f"{n} {tensors[n].shape} not {expected[n]}" for n in both if tensors[n].shape != expected[n]],
-            "no floats": [
+        seen = weights.listed(
+            unknown=sorted(tensors.keys() - expected.keys()),
+            missing=[] if self.kind == "full" else sorted(expected.keys() - tensors.keys()),
+            misshapen=[f"{n} {tensors[n].shape} not {expected[n]}" for n in both if tensors[n].shape != expected[n]],
+            no_floats=[
                 f"{n} {tensors[n].dtype}" for n in both if tensors[n].dtype not in weights.FLOATS or n in packed
             ],
-        }
-        said = "; ".join(f"{what} {some(names)}" for what, names in problems.items() if names)
-        if said:
-            raise self._wrong(f"does not fit the model ({said}); give one that was trained on this checkpoint")
+        )
+        if seen:
+            raise self._wrong(f"does not fit the model ({seen}); give one that was trained on this checkpoint")
 
     def put_into(self, arrays: dict[str, mx.array]) -> None:
-        """Layers that were trained whole take the place of the checkpoint's, in their precision."""
+        """Replace the checkpoint's layers by those that were trained whole, in the checkpoint's dtype."""
         if self.kind == "full":
             arrays.update({name: new.astype(arrays[name].dtype) for name, new in self._arrays().items()})
 
@@ -127,11 +122,7 @@ class Adapter:
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """Read what mlx_lm.lora wrote, without its weights.
-
-    Raises:
-        WeightsError: If it is missing, damaged, or of another kind.
-    """
+    """Read an adapter without its weights; a WeightsError if it is missing, damaged, or of another kind."""
     path = Path(os.path.expanduser(folder))
     for name in (SETTINGS, TENSORS):
         if not os.path.exists(path / name):
@@ -165,7 +156,7 @@ def _parameters(raw: Mapping[str, Any], file: Path) -> tuple[int, float]:
 
 
 def _shapes(module: Any, rank: int) -> dict[str, tuple[int, ...]]:
-    """Of the tensors that an adapter has for a layer; empty where it can have none."""
+    """Shapes of the tensors that an adapter has for a layer; empty if it can have none."""
     if not isinstance(module, (*LINEAR, *EMBEDDING, *EXPERTS)):
         return {}
     *count, rows, columns = module.weight.shape
@@ -178,6 +169,6 @@ def _shapes(module: Any, rank: int) -> dict[str, tuple[int, ...]]:
 
 
 def _lora(module: Any, rank: int, scale: float) -> Any:
-    """mlx-lm's layer around another, whose own weights are still to come."""
+    """mlx-lm's layer around another, without weights of its own yet."""
     kind: Any = LoRASwitchLinear if isinstance(module, EXPERTS) else LoRALinear
     return (LoRAEmbedding if isinstance(module, EMBEDDING) else kind).from_base(module, r=rank, scale=scale)

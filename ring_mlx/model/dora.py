@@ -1,4 +1,4 @@
-"""DoRA for inference: mlx-lm's layer reads its weight again, unpacked, for every token, and not in every form."""
+"""DoRA for inference. mlx-lm's own layer unpacks its weight again for every token, and not in every form."""
 
 from __future__ import annotations
 

@@ -24,11 +24,7 @@ def with_settings(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The checked ``quantization`` of a config.json: group_size, bits, mode, and settings or False by module.
-
-    Raises:
-        WeightsError: If it is of another kind.
-    """
+    """The checked ``quantization`` of a config.json: group_size, bits, mode, and settings or False by module."""
     found = _object(raw, "quantization")
     if found is None:
         return None
@@ -46,21 +42,13 @@ def settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def foreign_method(raw: Mapping[str, Any]) -> str | None:
-    """The ``quant_method`` of weights that MLX cannot take as they are; None without one.
-
-    Raises:
-        WeightsError: If ``quantization_config`` is of another kind.
-    """
+    """The ``quant_method`` of weights that MLX cannot load as they are; None without one."""
     method = (_object(raw, "quantization_config") or {}).get("quant_method")
     return None if raw.get("quantization") is not None or method is None else str(method)
 
 
 def loadable_settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `settings` of weights that MLX takes as they are.
-
-    Raises:
-        WeightsError: If they need a conversion first, or the settings are of another kind.
-    """
+    """The `settings` of weights that MLX can load as they are; a WeightsError if they need a conversion first."""
     method = foreign_method(raw)
     if method is not None:
         raise WeightsError(
@@ -87,10 +75,7 @@ def inferred_settings(cols: int, packed_cols: int, groups: int, is_affine: bool)
 def module_settings(
     raw: Mapping[str, Any], path: str, cols: int, packed_cols: int, groups: int, is_affine: bool
 ) -> tuple[int, int, str] | None:
-    """The settings that config.json names for a module, else `inferred_settings`.
-
-    What it says in general is passed over: it may not hold for this module.
-    """
+    """The settings that config.json names for a module, else `inferred_settings`: its general ones may not hold."""
     named = (raw.get("quantization") or {}).get(path)
     if isinstance(named, Mapping):
         return int(named["group_size"]), int(named["bits"]), str(named.get("mode", "affine"))
@@ -98,11 +83,7 @@ def module_settings(
 
 
 def gptq_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The ``quantization_config`` of GPTQ: bits, desc_act, checkpoint_format.
-
-    Raises:
-        WeightsError: If it is of another method.
-    """
+    """The ``quantization_config`` of GPTQ: bits, desc_act, checkpoint_format; a WeightsError for other methods."""
     found: Mapping[str, Any] = raw.get("quantization_config") or {}
     if found.get("quant_method") != "gptq":
         raise WeightsError(
@@ -113,11 +94,7 @@ def gptq_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def compressed_bits(raw: Mapping[str, Any]) -> int:
-    """The bits of compressed-tensors.
-
-    Raises:
-        WeightsError: If it is in another format than pack-quantized, or has several.
-    """
+    """The bits of compressed-tensors; a WeightsError if it has several, or is not pack-quantized."""
     found: Mapping[str, Any] = raw.get("quantization_config") or {}
     if found.get("format") not in (None, "pack-quantized"):
         raise WeightsError(
