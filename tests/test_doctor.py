@@ -246,6 +246,8 @@ def test_the_hub_cache(hub, tmp_path):
     hub("a/strange", config(), hidden_act="relu")
     hub("b/other", config(), model_type="llama")
     hub("a/softmax", softmax_config())
+    (tmp_path / "hub" / "models--a--half" / "snapshots" / ".DS_Store").touch()
+    (tmp_path / "hub" / "models--a--empty").mkdir()
     found = {f.name: f for f in models.cached(GB)}
     assert set(found) == {"a/whole", "a/half", "a/gptq", "a/strange", "a/softmax"}
     assert {n: f.status for n, f in found.items() if f.status == "ok"} == {"a/whole": "ok", "a/softmax": "ok"}

@@ -151,7 +151,6 @@ LATE = {
     "ring_mlx/distributed/backends.py": "a host that only launches needs no MLX",
     "ring_mlx/doctor/disk.py": "as doctor_command.py",
     "ring_mlx/doctor/machine.py": "as doctor_command.py",
-    "ring_mlx/doctor/models.py": "as doctor_command.py",
     "ring_mlx/evaluation/heat_map.py": "matplotlib may be missing",
     "ring_mlx/system/macos.py": "there is no fcntl on Windows, and ctypes may lack its library",
     "ring_mlx/mlx_lm_plugin/__init__.py": "a script names register before it has mlx-lm",

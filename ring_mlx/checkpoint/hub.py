@@ -94,18 +94,31 @@ def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
     return found
 
 
-def cached_models() -> dict[str, Path]:
-    """The complete snapshots in the hub's cache by owner/name."""
+def cached_models(is_whole: bool = True) -> dict[str, Path]:
+    """The complete snapshots in the hub's cache by owner/name, as `cached_snapshot` chooses them.
+
+    Args:
+        is_whole: Leave out repositories without a complete snapshot; else give their newest one.
+    """
     repos = (p for p in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")) if is_cached_repo(p))
-    found = {p.name.removeprefix("models--").replace("--", "/", 1): _complete_snapshot(p) for p in repos}
-    return {name: folder for name, folder in found.items() if folder is not None}
+    found = {}
+    for repo in repos:
+        folders = [_complete_snapshot(repo), *([] if is_whole else _snapshots(repo))]
+        if (folder := next(filter(None, folders), None)) is not None:
+            found[repo.name.removeprefix("models--").replace("--", "/", 1)] = folder
+    return found
+
+
+def _snapshots(repo: Path) -> list[Path]:
+    """The newest first."""
+    found = (p for p in (repo / "snapshots").iterdir() if p.is_dir())
+    return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
 
 
 def _complete_snapshot(folder: Path) -> Path | None:
     """Main if it is complete, else the newest complete snapshot."""
-    newest = sorted((folder / "snapshots").iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
     main = _snapshot_of(folder, "main")
-    return next((s for s in (*filter(None, [main]), *newest) if _is_complete(s)), None)
+    return next((s for s in (*filter(None, [main]), *_snapshots(folder)) if _is_complete(s)), None)
 
 
 def _snapshot_of(folder: Path, revision: str) -> Path | None:

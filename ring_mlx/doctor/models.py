@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub import constants
+
 from ring_mlx.bench.shapes import FLASH, MINI
+from ring_mlx.checkpoint.hub import cached_models
 from ring_mlx.checkpoint.regular_files import read_json
 from ring_mlx.checkpoint.shards import look_up, safetensors_in
 from ring_mlx.doctor.finding import NOTE, OK, Finding
-from ring_mlx.errors import NoFitError, RingError
+from ring_mlx.errors import RingError
 from ring_mlx.experts import recommend_cache_bytes
 from ring_mlx.model.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config
 from ring_mlx.model.quantization import foreign_method
@@ -22,7 +25,7 @@ BITS = (16, 8, 6, 5, 4, 3)
 
 
 class Fit(NamedTuple):
-    """A model in so many bits, and how many tokens of one conversation go beside it; 0 is none worth having."""
+    """A model's size in so many bits, and how many tokens of one conversation fit beside it; 0 where it does not fit."""
 
     bits: int
     weight_bytes: int
@@ -37,31 +40,18 @@ def check() -> list[Finding]:
 
 def cached(room: int) -> list[Finding]:
     """The cache's Ring models, each with whether it is whole, can be loaded, and fits into ``room`` bytes."""
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        info = scan_cache_dir(constants.HF_HUB_CACHE)
-    except CacheNotFound:
-        return [Finding(SECTION_CACHE, "models", OK, f"{constants.HF_HUB_CACHE} is not there yet")]
-    found = []
-    for repo in sorted((r for r in info.repos if r.repo_type == "model"), key=lambda r: r.repo_id):
-        newest = max(repo.revisions, key=lambda r: r.last_modified, default=None)
-        if newest is not None and _is_ring(newest.snapshot_path):
-            found.append(_judged(repo.repo_id, newest.snapshot_path, room))
-    found += [
-        Finding(SECTION_CACHE, "damaged", NOTE, " ".join(str(w).split()), "delete that folder") for w in info.warnings
-    ]
-    return found or [Finding(SECTION_CACHE, "models", OK, f"no Ring model in {constants.HF_HUB_CACHE} yet")]
+    where = Path(constants.HF_HUB_CACHE)
+    if not where.is_dir():
+        return [Finding(SECTION_CACHE, "models", OK, f"{where} is not there yet")]
+    found = [_judged(name, folder, room) for name, folder in cached_models(is_whole=False).items() if _is_ring(folder)]
+    return found or [Finding(SECTION_CACHE, "models", OK, f"no Ring model in {where} yet")]
 
 
 def fits(config: RingConfig, room: int) -> list[Fit]:
-    """Every width of `BITS`, by the estimates that refuse to load what does not fit.
-
-    Quantised weights take half a bit more each, for scales and biases of groups of 64.
-    """
+    """Every width of `BITS`, by the estimates that refuse to load what does not fit."""
     found = []
     for bits in BITS:
+        # Scales and biases of groups of 64 take half a bit a weight.
         weights = int(memory.parameter_count(config) * (bits if bits == 16 else bits + 0.5) / 8)
         left = room - weights - memory.WORKSPACE_BYTES - memory.cache_bytes(config, 0)
         a_token = memory.cache_bytes(config, 1) - memory.cache_bytes(config, 0)
@@ -81,9 +71,8 @@ def fit_finding(name: str, config: RingConfig, room: int) -> Finding:
     if good:
         seen = "; ".join(f"{f.bits} bits {f.weight_bytes / memory.GB:.1f} GB, {f.tokens:,} tokens" for f in good)
         seen += _after_raising(config, [f for f in all_fits if not f.tokens])
-        return Finding(
-            SECTION_FIT, name, OK, f"{seen}; {on_disk} keeps the rest on disk" if on_disk else seen, data=data
-        )
+        seen += f"; {on_disk} keeps the rest on disk" if on_disk else ""
+        return Finding(SECTION_FIT, name, OK, seen, data=data)
     least = all_fits[-1].weight_bytes + memory.extra_bytes(config)
     seen = f"no width fits into {room / memory.GB:.1f} GB; {all_fits[-1].bits} bits want {least / memory.GB:.1f} GB"
     remedy = f"{on_disk}, which keeps experts on disk" if on_disk else "a machine with more memory, or a smaller model"
@@ -92,7 +81,7 @@ def fit_finding(name: str, config: RingConfig, room: int) -> Finding:
 
 
 def _after_raising(config: RingConfig, unfit: Sequence[Fit]) -> str:
-    """The widest of these that a raised working set would hold, and by which command; "" if none."""
+    """The widest of these that a raised working set would hold, and the command that raises it; "" if none."""
     for f in unfit:
         if command := memory.wired_limit_command(f.weight_bytes + memory.extra_bytes(config)):
             return f"; {f.bits} bits {f.weight_bytes / memory.GB:.1f} GB after {command}"
@@ -108,7 +97,7 @@ def _is_ring(folder: Path) -> bool:
 
 
 def _judged(name: str, folder: Path, room: int) -> Finding:
-    """What stands in the way of loading this snapshot, if anything."""
+    """Whether this snapshot can be loaded, and else why not."""
     size = sum(f.stat().st_size for f in safetensors_in(folder) if f.is_file())
     seen, data = f"{size / memory.GB:.1f} GB", {"path": str(folder), "bytes": size}
     try:
@@ -123,9 +112,6 @@ def _judged(name: str, folder: Path, room: int) -> Finding:
             remedy = f"ring-mlx convert --model {name} --mlx-path FOLDER"
             return Finding(SECTION_CACHE, name, NOTE, f"{seen}, in the form {method!r}", remedy, data)
         memory.check_fit(config, size, name, room)
-    except NoFitError as e:
-        said, _, remedy = str(e).partition("] ")[2].rpartition("; ")
-        return Finding(SECTION_CACHE, name, NOTE, f"{seen}; {said}", remedy, data)
     except RingError as e:
         said, _, remedy = str(e).partition("] ")[2].rpartition("; ")
         return Finding(SECTION_CACHE, name, NOTE, f"{seen}; {said}", remedy, data)
