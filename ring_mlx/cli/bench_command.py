@@ -14,7 +14,7 @@ from ring_mlx.bench.random_weights import plain_dtype, random_model_of
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.cli import from_options
-from ring_mlx.cli.bench_options import UNQUANTISED
+from ring_mlx.cli.bench_options import UNQUANTIZED
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.member import Member, joined
 from ring_mlx.model.config import read_config, with_decay_offset
@@ -78,18 +78,18 @@ def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dic
     whole = shapes.SHAPES[args.random]
     if (args.layers or 0) > whole["num_hidden_layers"]:
         raise BenchError(f"--layers {args.layers} is more than the {whole['num_hidden_layers']} of {args.random}.")
-    bits = args.bits or (UNQUANTISED if args.random == "golden" else 4)
-    if args.random == "golden" and bits != UNQUANTISED:
+    bits = args.bits or (UNQUANTIZED if args.random == "golden" else 4)
+    if args.random == "golden" and bits != UNQUANTIZED:
         raise BenchError(f"golden is too narrow for --bits {bits}; leave --bits out.")
     raw = with_decay_offset(shapes.cut(whole, args.layers), args.decay_layer_offset)
-    packed = None if bits == UNQUANTISED else bits
+    packed = None if bits == UNQUANTIZED else bits
     dtype = plain_dtype(args.random)
     if member is None:
         model = random_model_of(raw, args.random, packed, 64, args.exact, dtype, args.seed)
         settle(model)
     else:
         model = member.draw(raw, args.random, packed, dtype, args.exact, args.seed)
-    name = f"{args.random}, random {'unquantised' if bits == UNQUANTISED else f'{bits}-bit'} weights"
+    name = f"{args.random}, random {'unquantised' if bits == UNQUANTIZED else f'{bits}-bit'} weights"
     if args.layers is not None:
         name += f", {args.layers} of {whole['num_hidden_layers']} layers"
     return model, raw, name + _how(args)

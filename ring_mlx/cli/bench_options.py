@@ -9,7 +9,7 @@ from ring_mlx import options
 from ring_mlx.bench.config import BenchError
 from ring_mlx.options import group_of
 
-UNQUANTISED = 16
+UNQUANTIZED = 16
 # What does not go together with experts on disk, and why.
 NO_STREAMED = {
     "random": "experts are read from a checkpoint's files, and random weights have none",
@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
     r = group_of(parser, "model")
     r.add_argument("--random", choices=options.RANDOM_SHAPES, help=HELP["random"])
-    r.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8, UNQUANTISED), help=HELP["bits"])
+    r.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8, UNQUANTIZED), help=HELP["bits"])
     r.add_argument("--layers", type=options.positive_int, help=HELP["layers"])
     options.add_expert_options(parser)
     options.add_distributed_option(parser)

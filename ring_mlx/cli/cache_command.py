@@ -59,27 +59,18 @@ def _info(args: argparse.Namespace) -> int:
         return 0
     print(harmless(f"{_folder(args)}: {_words(sum(m['bytes'] for m in found))} for {len(found)} models"))
     for m in found:
-        print(
-            f"{m['fingerprint'][:12]}  {m['snapshots']:5d} snapshots  {_words(m['bytes']):>9}  {harmless(m['model'])}"
-        )
+        count, size = f"{m['snapshots']:5d} snapshots", _words(m["bytes"])
+        print(f"{m['fingerprint'][:12]}  {count}  {size:>9}  {harmless(m['model'])}")
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for store in _stores(args):
-        for path, manifest in store.manifests(_say):
+        for path, m in store.manifests(_say):
             with suppress(FileNotFoundError):  # Another process may prune meanwhile.
-                rows.append(
-                    {
-                        "model": manifest["model"],
-                        "fingerprint": store.folder.name,
-                        "tokens": manifest["offset"],
-                        "kind": manifest["kind"],
-                        "bytes": sum(manifest["sizes"].values()),
-                        "used": path.lstat().st_mtime,
-                    }
-                )
+                row = {"model": m["model"], "fingerprint": store.folder.name, "tokens": m["offset"], "kind": m["kind"]}
+                rows.append(row | {"bytes": sum(m["sizes"].values()), "used": path.lstat().st_mtime})
     rows.sort(key=lambda row: -row["used"])
     if args.json:
         print(json.dumps(rows, indent=1))
@@ -117,7 +108,7 @@ def _stores(args: argparse.Namespace) -> list[ModelFolder]:
 
 
 def _say(text: str) -> None:
-    """On standard error, in one line, whatever a file is called."""
+    """Print one line on standard error, also where a file's name has several."""
     note(f"[cache] {' '.join(harmless(text).split())}")
 
 
@@ -137,7 +128,7 @@ def _model(store: ModelFolder) -> str:
 def _when(seconds: float) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    except (ValueError, OverflowError, OSError):  # A file may bear any time.
+    except (ValueError, OverflowError, OSError):  # A file may have any time.
         return "unknown"
 
 

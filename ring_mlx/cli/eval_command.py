@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.hub import resolve_model
-from ring_mlx.checkpoint.loading import load_model
+from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.cli import from_options
 from ring_mlx.cli.eval_options import QUICK_LIMIT
@@ -33,31 +34,30 @@ from ring_mlx.system.wired import Wired
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is asked for and print it; returns the exit code."""
-    measurements = [m for m in (_prepare_suite(args), _prepare_text(args), _prepare_recall(args)) if m]
+    # What is read or checked before a model is loaded, which may take long.
+    measurements = [prepare(args) for name, prepare in PREPARE.items() if getattr(args, name) is not None]
     model, tokenizer, name = from_options.load_named(args)
     found: dict[str, Any] = {"model": name}
     with Wired():
         for measure in measurements:
-            found |= measure(args, model, tokenizer, name)
+            found |= measure(model, tokenizer)
     if args.json:
         print(harmless_json(found))
     return 0
 
 
-Measurement = Callable[[argparse.Namespace, Model, TokenizerWrapper, str], dict[str, Any]]
+Measurement = Callable[[Model, TokenizerWrapper], dict[str, Any]]
 
 
-def _prepare_suite(args: argparse.Namespace) -> Measurement | None:
-    if args.suite is None:
-        return None
+def _prepare_suite(args: argparse.Namespace) -> Measurement:
     if args.limit is None and not args.full and is_packaged(args.suite):
         args.limit = QUICK_LIMIT
     questions = select(read_suite(suite_path(args.suite)), args.task, args.limit)
-    return lambda args, model, tokenizer, _: _measure_suite(args, model, tokenizer, questions)
+    return partial(_measure_suite, args, questions)
 
 
 def _measure_suite(
-    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, questions: list[Question]
+    args: argparse.Namespace, questions: list[Question], model: Model, tokenizer: TokenizerWrapper
 ) -> dict[str, Any]:
     started = time.perf_counter()
     with bar_of(args, "suite", "questions") as progress:
@@ -91,14 +91,11 @@ def _measure_suite(
     return {"suite": args.suite, "limit": args.limit, "mean": mean_accuracy(found), "cut_off": cut_off, "tasks": tasks}
 
 
-def _prepare_text(args: argparse.Namespace) -> Measurement | None:
-    if args.perplexity is None:
-        return None
-    text = read_text(args.perplexity, "--perplexity")
-    return lambda args, model, tokenizer, _: _measure_text(args, model, tokenizer, text)
+def _prepare_text(args: argparse.Namespace) -> Measurement:
+    return partial(_measure_text, args, read_text(args.perplexity, "--perplexity"))
 
 
-def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str) -> dict[str, Any]:
+def _measure_text(args: argparse.Namespace, text: str, model: Model, tokenizer: TokenizerWrapper) -> dict[str, Any]:
     ids = perplexity.encode(text, tokenizer, f"--perplexity {args.perplexity}")
     context = model.config.context_tokens
     reference = None if args.kl is None else _reference(args, model, tokenizer, text)
@@ -120,7 +117,7 @@ def _measure_text(args: argparse.Namespace, model: Model, tokenizer: TokenizerWr
 
 
 def _reference(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str) -> Model:
-    """The model of --kl, loaded beside the one that is judged."""
+    """The model of --kl, loaded beside the one that is measured."""
     with bar_of(args, "downloading the reference", "B") as bar:
         folder = resolve_model(args.kl, progress=bar)
     check_same_tokens(tokenizer, load_tokenizer(folder), text, args.kl)
@@ -129,17 +126,15 @@ def _reference(args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapp
         return load_model(folder, exact=args.exact, progress=bar)
 
 
-def _prepare_recall(args: argparse.Namespace) -> Measurement | None:
-    if args.recall is None:
-        return None
+def _prepare_recall(args: argparse.Namespace) -> Measurement:
     if args.plot is not None:
         check_plot(args.plot)
     filler = None if args.filler is None else sentences_of(args.filler)
-    return lambda args, model, tokenizer, name: _measure_recall(args, model, tokenizer, name, filler)
+    return partial(_measure_recall, args, filler)
 
 
 def _measure_recall(
-    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, name: str, filler: Iterator[str] | None
+    args: argparse.Namespace, filler: Iterator[str] | None, model: Model, tokenizer: TokenizerWrapper
 ) -> dict[str, Any]:
     with bar_of(args, "recall", "questions") as progress:
         grid = recall(
@@ -156,8 +151,11 @@ def _measure_recall(
     if not args.json:
         print(table(grid))
     if args.plot is not None:
-        plot(grid, f"{Path(name).name}: facts recalled", args.plot)
+        plot(grid, f"{Path(args.model or demo_model_path()).name}: facts recalled", args.plot)
     return {"recall": asdict(grid)}
+
+
+PREPARE = {"suite": _prepare_suite, "perplexity": _prepare_text, "recall": _prepare_recall}
 
 
 def select(questions: list[Question], tasks: list[str] | None, limit: int | None) -> list[Question]:

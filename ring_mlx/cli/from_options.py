@@ -32,16 +32,12 @@ TOY_NOTE = (
 
 
 def prefill_step_size(args: argparse.Namespace) -> int:
-    """Prompt tokens a step, as asked or as the device likes it."""
+    """Prompt tokens a step, as asked or what suits the device."""
     return prefill_step_or_default(args.prefill_step_size)
 
 
 def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
-    """The model and tokenizer that the options name, and what to call them; says so when it is the toy.
-
-    Raises:
-        RingError: As `ring_mlx.load`.
-    """
+    """The model and tokenizer that the options name, and the model's name; a note says so when it is the toy."""
     if args.model is None:
         note(TOY_NOTE)
     name = args.model or str(demo_model_path())
@@ -52,11 +48,7 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
 
 
 def find_model(args: argparse.Namespace, name: str) -> Path:
-    """The folder of a model, which is downloaded where it is the hub's.
-
-    Raises:
-        HubError: As `resolve_model`.
-    """
+    """The folder of a model; one of the hub's is downloaded."""
     with bar_of(args, "downloading", "B") as bar:
         return resolve_model(name, args.revision, bar)
 
@@ -64,11 +56,7 @@ def find_model(args: argparse.Namespace, name: str) -> Path:
 def make_sampling(
     args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper
 ) -> tuple[Sampler, list[LogitsProcessor]]:
-    """mlx-lm's sampler and processors from the options; seeds MLX with the seed given, or with one drawn.
-
-    Raises:
-        OptionError: If a value does not suit the model's vocabulary.
-    """
+    """mlx-lm's sampler and processors from the options; seeds MLX with the seed given, or with one drawn."""
     vocabulary = model.config.vocab_size
     names = (f.name for f in fields(Sampling) if f.name != "logit_bias")
     chosen = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
@@ -84,11 +72,7 @@ def make_kv_quantization(args: argparse.Namespace) -> KVQuantization | None:
 
 
 def read_prompt(text: str) -> str:
-    r"""A prompt as given: ``-`` is standard input, and ``\n`` and ``\t`` are what they name, as in mlx_lm.
-
-    Raises:
-        OptionError: If standard input is not text.
-    """
+    r"""A prompt: ``-`` reads standard input, and ``\n`` and ``\t`` become a new line and a tab, as in mlx_lm."""
     if text != "-":
         return whole_text(text.replace("\\n", "\n").replace("\\t", "\t"))
     try:
@@ -98,11 +82,7 @@ def read_prompt(text: str) -> str:
 
 
 def logit_bias(given: Mapping[str, Any], vocabulary: int) -> dict[int, float]:
-    """The value of --logit-bias with ids as keys.
-
-    Raises:
-        OptionError: If a key is not the id of a token or a value not a number.
-    """
+    """The value of --logit-bias with ids as keys."""
     bias = {}
     for key, value in given.items():
         if not key.isdecimal() or int(key[:20]) >= vocabulary:

@@ -10,38 +10,36 @@ import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 from tqdm import tqdm
 
 from ring_mlx.system.terminal_text import harmless, shown_bars
 
 BAR_AFTER_S, TICK_S = 0.5, 0.2
-# The first line, and the least time between two; later ones come after a tenth of the time gone.
+# The least time before the first line and between two; later ones come after a tenth of the time gone.
 LINE_AFTER_S, OF_THE_TIME = 5.0, 0.1
 
 
 class _Bar(tqdm):
-    """tqdm's, with a lock of this process alone: its own is one of several processes, which costs one on a Mac."""
+    """tqdm's, with a lock of this process alone: tqdm's own starts another process on a Mac."""
 
 
 _Bar.set_lock(threading.RLock())
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):
-    """Says how far long work is until it ends; nothing where it ends at once.
+    """Shows how far long work is until it ends; nothing if it ends at once.
 
-    Call it with what is done of all, as a `ring_mlx.system.progress.Progress`. It may begin again from 0 once all is done. A thread
-    shows it, so a step that takes long is no silence. Of several, the one that was entered last is shown.
+    It is called as a `ring_mlx.system.progress.Progress`, and may begin again from 0 once all is done. A thread shows it, so
+    that a long step is not silent. Of several, the one that was entered last is shown.
 
     Args:
         what: What is done, in a word or two.
-        unit: Of the counts, such as "tok"; B is shown as MB and GB, and without one no counts are shown.
+        unit: Of the counts, such as "tok"; B is shown as MB and GB. Without a unit no counts are shown.
         quiet: Show nothing, as with RING_MLX_PROGRESS=0.
         lines: Show lines where there is no terminal.
     """
-
-    _entered: ClassVar[list[ProgressBar]] = []
 
     def __init__(self, what: str, unit: str = "", *, quiet: bool = False, lines: bool = True) -> None:
         self._what, self._unit = what, unit
@@ -60,7 +58,6 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
     def __enter__(self) -> Self:
         self._begin()
         if not self._is_quiet:
-            self._entered.append(self)
             shown_bars.append(self)
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
@@ -73,12 +70,11 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
             return
         self._over.set()
         self._thread.join()
-        self._entered.remove(self)
         shown_bars.remove(self)
         self._close()
 
     def __call__(self, done: float, total: float, said: str = "", left_s: float | None = None, /) -> None:
-        """What is done of all, a few words more, and the seconds left if they are known better than by the counts."""
+        """Take what is done of all, a few words more, and the seconds left if the counts do not tell them."""
         with self._lock:
             now = time.monotonic()
             if done < self._done:
@@ -103,7 +99,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         self._lock.release()
 
     def _watch(self) -> None:
-        # Who closed standard error wants no progress, and the work goes on.
+        # Where standard error is closed, nothing is shown and the work goes on.
         with suppress(OSError, ValueError):
             self._show_until_over()
 
@@ -111,7 +107,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         while not self._over.wait(TICK_S):
             with self._lock:
                 is_over = self._total and self._done >= self._total
-                if self._entered[-1] is self and not is_over:
+                if shown_bars[-1] is self and not is_over:
                     self._tick(time.monotonic())
                 else:
                     self._close()
@@ -154,13 +150,11 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
 
 
 def bar_of(args: argparse.Namespace, what: str, unit: str = "", is_heard: bool = True) -> ProgressBar:
-    """A bar for a command: none with --quiet, and no lines among what goes with the one object of --json.
+    """A bar for a command's options: none with --quiet, and no lines with --json.
 
     Args:
-        args: The command's options.
-        what: As for `ProgressBar`.
-        unit: As for `ProgressBar`.
-        is_heard: Whether this process, of several that share a model, is the one that speaks.
+        args, what, unit: The options; as for `ProgressBar`.
+        is_heard: Whether this process is the one that speaks, of several that share a model.
     """
     is_json = getattr(args, "json", None) is True  # where it names a file, text is printed as well
     return ProgressBar(what, unit, quiet=args.quiet or not is_heard, lines=not is_json)

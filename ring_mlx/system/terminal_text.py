@@ -1,7 +1,7 @@
 """Makes text safe for a terminal: no control sequences, no bidirectional overrides.
 
-Model output, names of tensors and files, templates and configuration come from others. Written to a terminal as they
-are, escape sequences move the cursor or name the window, and directional overrides show another text than there is.
+Model output, names of tensors and files, templates and configuration come from others. In a terminal, escape sequences
+in them would move the cursor or rename the window, and directional overrides would show another text than there is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 # Control characters but tab and line feed, those of C1, halves of surrogate pairs, and what is invisible and changes how
 # the rest is shown. What letters need stays: joiners (emoji, Persian, Indic scripts) and variation selectors.
@@ -32,7 +32,7 @@ def harmless(text: str, is_name: bool = False) -> str:
 
     Args:
         text: The text.
-        is_name: Make ends of lines and tabs visible too, so that a name has no line of its own.
+        is_name: Make ends of lines and tabs visible too, so that a name stays in its line.
     """
     if is_name:
         return _UNSAFE.sub(_escape, text).replace("\n", r"\n").replace("\t", r"\t")
@@ -49,17 +49,7 @@ def is_seen(text: str) -> bool:
     return any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
-class ShownBar(Protocol):
-    """A line of a terminal that is drawn again and again."""
-
-    def hide(self) -> None:
-        """Take it away until `show`."""
-
-    def show(self) -> None:
-        """Draw it again."""
-
-
-shown_bars: list[ShownBar] = []
+shown_bars: list[Any] = []  # each has hide() and show()
 
 
 @contextmanager
@@ -76,13 +66,13 @@ def beside_bars() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Say something beside the output, on standard error; where that takes nothing, it is lost."""
+    """Print a line on standard error; it is lost where that is closed or full."""
     with suppress(OSError), beside_bars():
         print(harmless(f"ring-mlx: {text}"), file=sys.stderr, flush=True)
 
 
 def harmless_json(value: Any, indent: int | None = None) -> str:
-    """JSON with letters as they are and such characters escaped, so that it is the same value and harmless too."""
+    """JSON of the value, letters as they are and the characters of `harmless` escaped."""
     return _UNSAFE.sub(_json_escape, json.dumps(value, ensure_ascii=False, indent=indent))
 
 
