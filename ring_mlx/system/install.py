@@ -1,7 +1,7 @@
-"""Commands that add to this installation what it lacks, fitting to how it was made; imports no dependency.
+"""Commands that install what is missing here, in the way in which ring-mlx was installed; imports no dependency.
 
-The project may have come from a folder, a wheel, a repository or an index, and by pip, uv or pipx, into an environment of
-its own or not. A command that is printed must work in that case.
+That may be from a folder, a wheel, a repository or an index, by pip, uv or pipx, into an environment of its own or not. A
+command that is printed must work in that case.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ring_mlx.system.machine_fit import unfit
 
 PROJECT = "ring-mlx"
 CPU, CUDA, PLOT = "cpu", "cuda13", "plot"
-NOT_OURS = ("datasets", "lm_eval", "matplotlib")  # what some commands use and no installation brings
-# A package that is there where an extra was asked for.
+OPTIONAL = ("datasets", "lm_eval", "matplotlib")  # some commands use them; no installation brings them
+# The package that shows that an extra is installed.
 SIGNS = {CPU: "mlx-cpu", CUDA: "mlx-cuda-13", PLOT: "matplotlib"}
 
 
 class InstallError(RingError):
-    """Something that ring-mlx needs is not installed, or the machine is not fit."""
+    """Something that ring-mlx needs is not installed, or ring-mlx cannot run on this machine."""
 
     origin = "install"
 
 
 class Source(NamedTuple):
-    """Where the project came from: what to install before and after its extras, and whether it runs from there."""
+    """Where the project came from: what to install, with its extras between ``name`` and ``rest``."""
 
     name: str
     rest: str = ""
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
 
 def command_for(*packages: str) -> str:
-    """What installs packages of an index here."""
+    """The command that installs packages of an index here."""
     wanted = [shlex.quote(p) for p in packages]
     if _is_made_by("pipx"):
         return " ".join(["pipx inject", PROJECT, *wanted])
@@ -51,43 +51,43 @@ def command_for(*packages: str) -> str:
 
 
 def command_for_extra(extra: str) -> str:
-    """What installs an extra here."""
+    """The command that installs an extra here."""
     source = _source()
     return command_for(*_requirements(extra)) if source is None else _install(source, extra)
 
 
 def command_again() -> str:
-    """What installs the project again, over what is there."""
+    """The command that installs the project again."""
     return _install(_source() or Source("."), again=True) + ("" if _source() else ", in a clone of ring-mlx")
 
 
 def backend_extra() -> str:
-    """The extra that brings MLX's backend here: the one that is there, else the one that fits; none on a Mac."""
+    """The extra with MLX's backend: the installed one, else the one that fits this machine; "" on a Mac."""
     if platform.system() == "Darwin":
         return ""
     return next((e for e in (CUDA, CPU) if _is_installed(SIGNS[e])), _fitting_extra())
 
 
 def check_backend() -> None:
-    """Raises InstallError where MLX is not there; costs no import."""
+    """Raises InstallError if MLX is not installed; imports nothing."""
     if find_spec("mlx") is None:
         raise explained(ModuleNotFoundError("No module named 'mlx'", name="mlx"))
 
 
 def explained(error: ImportError) -> InstallError:
-    """A failed import in a line, with the command that mends it."""
+    """A failed import as an error of one line, with the command that repairs it."""
     seen, remedy = diagnosis(error)
     return InstallError(f"{seen}; {remedy}")
 
 
 def diagnosis(error: ImportError) -> tuple[str, str]:
-    """What a failed import comes from, and the remedy."""
+    """The cause of a failed import, and the remedy."""
     if reason := unfit():
         return reason
     said, module = " ".join(str(error).split())[:300], (error.name or "").partition(".")[0]
     if module == "mlx" or "libmlx" in said or "libcu" in said:
         return _no_backend(said)
-    if module in NOT_OURS:
+    if module in OPTIONAL:
         return f"the package {module} is missing", f"install it: {command_for(module)}"
     return f"ring-mlx is not whole ({said})", f"install it again: {command_again()}"
 
@@ -123,7 +123,7 @@ def _install(source: Source, extra: str = "", again: bool = False) -> str:
 def _pip() -> str:
     """The command that installs into this environment, without what it installs."""
     has_pip = find_spec("pip") is not None
-    if _is_made_by("uv tool") or (not has_pip and (_installer() == "uv" or shutil.which("uv"))):
+    if _is_made_by("uv tool") or (not has_pip and (_read("INSTALLER").strip() == "uv" or shutil.which("uv"))):
         return f"uv pip install --python {_python()}"
     first = "" if has_pip else f"{_python()} -m ensurepip && "
     return f"{first}{_python()} -m pip install{' --break-system-packages' if _is_managed() else ''}"
@@ -140,8 +140,7 @@ def _is_made_by(tool: str) -> bool:
 
 def _is_managed() -> bool:
     """Whether this is the system's own Python, into which pip installs nothing (PEP 668)."""
-    is_own = sys.prefix != sys.base_prefix
-    return not is_own and (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").is_file()
+    return sys.prefix == sys.base_prefix and (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").is_file()
 
 
 def _is_installed(package: str) -> bool:
@@ -153,24 +152,18 @@ def _is_installed(package: str) -> bool:
 
 
 def _read(name: str) -> str:
-    """A file of the project's own metadata; nothing where there is none."""
+    """A file of the project's metadata, or ""."""
     try:
         return metadata.distribution(PROJECT).read_text(name) or ""
     except metadata.PackageNotFoundError:
         return ""
 
 
-def _installer() -> str:
-    return _read("INSTALLER").strip()
-
-
 def _source() -> Source | None:
-    """Where the project can be installed from again; None where that is gone or cannot be known."""
-    checkout = Path(__file__).parents[2]
-    if (checkout / "pyproject.toml").is_file() and not _is_installed(PROJECT):
-        return Source(str(checkout), editable=True)
+    """Where the project can be installed from again; None where that is gone or not known."""
     if not _is_installed(PROJECT):
-        return None
+        checkout = Path(__file__).parents[2]
+        return Source(str(checkout), editable=True) if (checkout / "pyproject.toml").is_file() else None
     try:
         found = json.loads(_read("direct_url.json") or "null")
         if found is None:
@@ -189,9 +182,6 @@ def _source() -> Source | None:
 
 
 def _requirements(extra: str) -> list[str]:
-    """What an extra stands for, as the project's metadata has it."""
-    try:
-        lines = metadata.requires(PROJECT) or []
-    except metadata.PackageNotFoundError:
-        lines = []
+    """The packages of an extra, from the project's metadata."""
+    lines = (metadata.requires(PROJECT) or []) if _is_installed(PROJECT) else []
     return [line.partition(";")[0].strip() for line in lines if f"extra == '{extra}'" in line.replace('"', "'")]

@@ -1,4 +1,4 @@
-"""Whether ring-mlx can run here at all; must import on every system, and on a Python that is too old."""
+"""Whether ring-mlx can run here at all; can be imported on every system, also by a Python that is too old."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OLDEST_MACOS = 14  # what MLX's wheels are built for
 
 
 class Unfit(NamedTuple):
-    """What is wrong with this machine, and what to do."""
+    """Why ring-mlx cannot run here, and what to do."""
 
     seen: str
     remedy: str
@@ -23,7 +23,7 @@ class Unfit(NamedTuple):
 
 
 def unfit() -> Unfit | None:
-    """Why nothing works here, or None."""
+    """Why ring-mlx cannot run with this Python on this machine, or None."""
     if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
         version = ".".join(map(str, sys.version_info[:3]))
         return Unfit(f"Python {version} is not supported", "make an environment with Python 3.11, 3.12 or 3.13")
@@ -31,7 +31,7 @@ def unfit() -> Unfit | None:
 
 
 def unfit_system() -> Unfit | None:
-    """The same of the machine and its operating system alone."""
+    """`unfit` for the machine and its operating system alone."""
     system, machine = platform.system(), platform.machine()
     if system == "Windows":
         return Unfit("Windows is not supported", "use Linux in WSL 2 (`wsl --install`), or a Mac with Apple Silicon")

@@ -1,6 +1,6 @@
-"""What only macOS can say or do; the one place that asks it. Elsewhere every answer is None, False or empty.
+"""Asks macOS what only it knows. On other systems every answer is None, False or empty.
 
-Must import on every system, and on a Python that is too old.
+Can be imported on every system, also by a Python that is too old.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-# What `memory_pressure` gives: XNU turns its own levels into these before it answers.
+# The values of `memory_pressure`; XNU turns its own levels into them.
 NORMAL, WARNING, CRITICAL = 1, 2, 4
 MOST_BYTES = 256
 
@@ -43,18 +43,18 @@ def memory_pressure() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """What could be had without writing other programs' memory to disk."""
+    """Memory that is available without writing other programs' memory to disk."""
     percent, total = _integer("kern.memorystatus_level"), _integer("hw.memsize")
     return None if percent is None or total is None else total * percent // 100
 
 
 def wired_limit_mb() -> int | None:
-    """What ``sysctl iogpu.wired_limit_mb`` was set to since the machine started; 0 is macOS's own choice."""
+    """The value of ``sysctl iogpu.wired_limit_mb``; 0 is macOS's own choice."""
     return _integer("iogpu.wired_limit_mb")
 
 
 def flush_disk(handle: int) -> bool:
-    """Flush a file past the disk's own cache, which fsync does not on macOS; False where the file system cannot."""
+    """Flush a file past the disk's own cache, as fsync does not do on macOS; False where the file system cannot."""
     import fcntl
 
     full = getattr(fcntl, "F_FULLFSYNC", None)
@@ -71,7 +71,7 @@ def _integer(name: str) -> int | None:
 
 
 def _sysctl(name: str) -> bytes | None:
-    """A value of the kernel's, or None where it has none of that name. A call takes microseconds and starts no process."""
+    """A value of the kernel, or None where there is none of that name; takes microseconds."""
     import ctypes
 
     ask = _sysctlbyname()
@@ -83,7 +83,7 @@ def _sysctl(name: str) -> bytes | None:
 
 @functools.lru_cache
 def _sysctlbyname() -> Any:
-    """The C library's function, which Linux has not."""
+    """The C library's function, or None on Linux."""
     import ctypes
 
     function = getattr(ctypes.CDLL(None), "sysctlbyname", None)

@@ -1,4 +1,4 @@
-"""What fits into this machine's memory, and MLX's limits."""
+"""Which models fit into this machine's memory, and MLX's limits."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ GB = 1e9
 WORKSPACE_BYTES = 1 << 29
 CACHE_LIMIT_BYTES = 2 << 30
 PLAIN_CONTEXT = 8192
-# What is left to macOS and other programs where the working set is raised: an eighth of the memory, at least so much.
+# Left to macOS and other programs where the working set is raised: an eighth of the memory, at least this.
 LEFT_BYTES = 4 << 30
 
 
 def budget_bytes() -> int:
-    """How much this machine should give a model.
-
-    On Metal the recommended working set; on CUDA the device's memory; else the physical memory. All less a tenth
-    where the number is all there is.
-    """
+    """Memory for a model: Metal's recommended working set, or nine tenths of the CUDA device's or the machine's memory."""
     info = mx.device_info()
     recommended = info.get("max_recommended_working_set_size")
     if recommended:
@@ -57,7 +53,7 @@ def cache_bytes(config: RingConfig, tokens: int, element_bytes: int = 2) -> int:
 
 
 def parameter_count(config: RingConfig) -> int:
-    """Parameters of a model of this shape, embeddings and head included, norms and biases not."""
+    """Parameters of a model of this shape, with embeddings and head, without norms and biases."""
     c, total = config, 0
     for i in range(c.num_hidden_layers):
         width = c.num_attention_heads * c.head_dim
@@ -73,16 +69,16 @@ def parameter_count(config: RingConfig) -> int:
 
 
 def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int | None = None) -> None:
-    """Refuse, before anything is read, a model that this machine cannot hold with a short conversation.
+    """Refuse, before weights are read, a model that this machine cannot hold with a short conversation.
 
     Args:
         config: The model's.
         needed_bytes: Its weights as they would be loaded.
-        name: What to call it.
+        name: The model's, for the message.
         limit_bytes: The machine's budget, by default `budget_bytes`.
 
     Raises:
-        NoFitError: Naming what is needed, what there is and what would fit.
+        NoFitError: Naming what is needed, what the machine has and what would fit.
     """
     limit = budget_bytes() if limit_bytes is None else limit_bytes
     extra = extra_bytes(config)
@@ -103,41 +99,37 @@ def extra_bytes(config: RingConfig) -> int:
 
 
 def wired_limit_command(needed_bytes: int) -> str | None:
-    """What raises Metal's recommended working set to so much, in whole GiB; None if it is no Mac or too small for that.
+    """The command that raises Metal's recommended working set to so much, in whole GiB; None where it cannot be raised so.
 
-    The working set follows the setting, which is lost when the machine starts again.
+    The setting is lost when the machine restarts.
     """
     needed_mb = -(-needed_bytes >> 30) * 1024
     return f"sudo sysctl iogpu.wired_limit_mb={needed_mb}" if needed_mb << 20 <= most_working_set_bytes() else None
 
 
 def most_working_set_bytes() -> int:
-    """What Metal's recommended working set should be raised to at most; 0 where there is none."""
+    """The most to which Metal's recommended working set should be raised; 0 where there is none."""
     info = mx.device_info()
     total = int(info.get("memory_size") or 0)
     return max(0, total - max(LEFT_BYTES, total // 8)) if info.get("max_recommended_working_set_size") else 0
 
 
 def claim(config: RingConfig, needed_bytes: int, name: str) -> None:
-    """Refuse what does not fit, and warn where other programs hold the memory now, which may change.
-
-    Raises:
-        NoFitError: As `check_fit`.
-    """
+    """`check_fit`, and a warning where other programs hold the memory now."""
     check_fit(config, needed_bytes, name)
     left = macos.available_bytes()
     if left is not None and needed_bytes > left:
         warnings.warn(
-            f"[memory] the weights of {name} take {needed_bytes / GB:.1f} GB, but other programs leave {left / GB:.1f} GB now; close some, or "
-            "the machine swaps.",
+            f"[memory] the weights of {name} take {needed_bytes / GB:.1f} GB, but other programs leave "
+            f"{left / GB:.1f} GB now; close some, or the machine swaps.",
             stacklevel=2,
         )
 
 
 def bound_memory(limit_bytes: int | None = None) -> None:
-    """Bound what MLX keeps: buffers for reuse at most 2 GiB or a twentieth of the budget, all of it the budget.
+    """Bound MLX's buffers for reuse (see `cache_limit_bytes`) and all its memory (the budget).
 
-    Beyond the budget MLX waits for running work before it allocates, instead of growing until the machine pages.
+    Beyond the budget MLX waits for running work before it allocates, so that the machine does not swap.
     """
     limit = budget_bytes() if limit_bytes is None else limit_bytes
     mx.set_cache_limit(cache_limit_bytes(limit))
@@ -145,12 +137,12 @@ def bound_memory(limit_bytes: int | None = None) -> None:
 
 
 def cache_limit_bytes(budget: int) -> int:
-    """How much freed memory MLX may keep for reuse."""
+    """Freed memory that MLX may keep for reuse: a twentieth of the budget, at most 2 GiB."""
     return min(CACHE_LIMIT_BYTES, budget // 20)
 
 
 def snapshot_budget_bytes() -> int:
-    """What snapshots may take by default: a quarter of what the machine could still give, at most 4 GiB."""
+    """The default budget of snapshots: a quarter of the memory that is left for models, at most 4 GiB."""
     return min(4 << 30, max(1 << 26, (budget_bytes() - mx.get_active_memory()) // 4))
 
 

@@ -17,9 +17,8 @@ LOOK_S, IDLE_LOOK_S = 1.0, 5.0
 class Watch:
     """Asks macOS between steps, on the thread that owns the snapshots.
 
-    At a warning half of the snapshots' bytes go, those first that the next prompts miss least. When it is critical all
-    go that no prompt in flight has got to. New ones have to do with what is left until all is normal again. What is on
-    disk stays.
+    At a warning half of the snapshots' bytes go, least useful snapshots first. When memory is critical, all go that no
+    running prompt uses. The budget stays that small until all is normal again. Snapshots on disk stay.
 
     Args:
         tree: The snapshots in memory.
@@ -32,11 +31,11 @@ class Watch:
 
     @property
     def idle_s(self) -> float | None:
-        """How long to wait for work before the next `look`; None where there is nobody to ask."""
+        """How long to wait for work before the next `look`; None where the system cannot be asked."""
         return IDLE_LOOK_S if self._next < math.inf else None
 
     def look(self) -> None:
-        """Ask, at most once a second, and do what is needed."""
+        """Ask, at most once a second, and drop snapshots if needed."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -54,10 +53,10 @@ class Watch:
         before = len(self._tree)
         self._tree.squeeze(self._most_bytes)
         self._dropped += before - len(self._tree)
-        mx.clear_cache()  # what a snapshot held is MLX's to reuse now, and goes to macOS only by this
+        mx.clear_cache()  # MLX would keep the freed memory for reuse
 
     def tell(self) -> None:
-        """Say once that snapshots went."""
+        """Warn once that snapshots were dropped."""
         if self._dropped and not self._told:
             self._told = True
             warnings.warn(

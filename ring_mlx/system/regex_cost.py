@@ -1,8 +1,8 @@
-"""How long a regular expression may take: the library's engine goes back and tries again, and cannot be stopped.
+"""Refuses regular expressions that may take too long, since the tokenizer library backtracks and cannot be stopped.
 
-A pattern is read as far as needed to count, for each sequence of pieces, the repeats that may be retried because
-something after them can fail, and the ways in which options and alternatives combine. One such repeat takes a time that
-grows with the square of the text. Two take its cube, and a repeat within a repeat doubles with every letter.
+For each sequence of pieces it counts the repeats that may be retried because something after them can fail, and the ways
+in which options and alternatives combine. One such repeat takes time that grows with the square of the text, two with
+its cube; a repeat within a repeat doubles the time with every letter.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ _ESCAPE = re.compile(
 
 
 class _Cost(NamedTuple):
-    """Of a piece: repeats that may be retried, ways to match, letters at least, length as the engine unrolls it.
+    """The cost of a piece.
 
-    ``takes`` tells whether it never matches the empty text.
+    Args:
+        repeats: Repeats in it that may be retried.
+        ways: Ways to match it.
+        least: Letters that it takes at least, 0 or 1.
+        size: Its length as the engine unrolls it.
+        varies: Whether it can match in several ways.
+        takes: Whether it never matches the empty text.
     """
 
     repeats: int = 0

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def whole_text(value: T) -> T:
-    """The value with each such half, in any text within lists and objects, as U+FFFD; two halves that fit become one letter."""
+    """The value with each half as U+FFFD, in every text of lists and objects; two halves that fit become one letter."""
     made: object = value
     if isinstance(value, str):
         try:

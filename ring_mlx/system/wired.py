@@ -1,4 +1,4 @@
-"""Keeps a model's memory resident on Metal while it computes, and lets macOS have it back when it rests."""
+"""Keeps a model's memory resident on Metal while it computes, and gives it back to macOS when it is idle."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import mlx.core as mx
 
 from ring_mlx.system import macos
 
-OLDEST_MACOS = (15,)  # MLX wires memory by Metal's residency sets, which came with it
+OLDEST_MACOS = (15,)  # the first with Metal's residency sets, by which MLX wires memory
 
 _lock = threading.Lock()
 _holders, _before = 0, 0
 
 
 class Wired:
-    """Memory stays resident from `hold` to `release`, or as long as the context lasts; elsewhere nothing happens.
+    """Memory stays resident from `hold` to `release`, or within the context; does nothing where there is no Metal.
 
-    Of several at once, the first raises MLX's wired limit, and the last puts it back. What is beyond Metal's
-    recommended working set is never wired.
+    Of several at once, the first raises MLX's wired limit to Metal's recommended working set, and the last puts it back.
     """
 
     def __init__(self) -> None:
@@ -33,7 +32,7 @@ class Wired:
             if _holders == 0:
                 try:
                     _before = mx.set_wired_limit(most)
-                except (ValueError, RuntimeError):  # the system's limit was lowered meanwhile; answers only get slower
+                except (ValueError, RuntimeError):  # the system's limit is lower now; answers only get slower
                     return
             _holders += 1
         self._stream = mx.default_stream(mx.default_device())
