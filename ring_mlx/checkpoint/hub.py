@@ -22,7 +22,7 @@ from ring_mlx.errors import HubError, RingError
 from ring_mlx.system.progress import Progress
 
 # All that a checkpoint needs; weights in other formats, code and pictures are never fetched.
-NEEDED_FILES = (
+NEEDED_FILES = [
     "config.json",
     "generation_config.json",
     "model*.safetensors",
@@ -36,17 +36,17 @@ NEEDED_FILES = (
     "chat_template.json",
     "chat_template*.jinja",
     "additional_chat_templates/*.jinja",
-)
+]
 REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
 def resolve_model(
     path_or_repo: str | os.PathLike[str], revision: str | None = None, progress: Progress | None = None
 ) -> Path:
-    """Find a checkpoint: a folder as it is, or a hub repository, of which only the needed files are downloaded.
+    """Find a checkpoint: a folder as it is, or a hub repository, whose needed files are downloaded to the hub's cache.
 
-    They go into huggingface_hub's cache; what is there is not fetched again, and an interrupted download goes on where
-    it stopped. The standard variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE) hold.
+    What is there is not fetched again, and an interrupted download goes on where it stopped. The standard variables
+    (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE) hold.
 
     Args:
         path_or_repo: A folder, which may be a repository's in a hub's cache, or ``owner/name``.
@@ -143,12 +143,23 @@ def _is_complete(snapshot: Path) -> bool:
 
 
 def _download(repo: str, revision: str | None, progress: Progress | None) -> Path:
-    told = None if progress is None else _told(progress)
+    class SilentBar(tqdm):
+        """Shows nothing, and passes the bytes on to ``progress``."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})
+            self._is_bytes = kwargs.get("unit") == "B"  # others count files
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if progress and self._is_bytes and self.n < (self.total or 0):
+                progress(self.n, self.total)
+
+    SilentBar.set_lock(RLock())
+    bar = SilentBar if progress else None
     with hub_errors(repo, revision):
         folder = Path(
-            huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(NEEDED_FILES), tqdm_class=told
-            )
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=NEEDED_FILES, tqdm_class=bar)
         )
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
@@ -156,50 +167,32 @@ def _download(repo: str, revision: str | None, progress: Progress | None) -> Pat
     return folder
 
 
-def _told(progress: Progress) -> type[Any]:
-    """A bar for the hub that shows nothing and passes the bytes on to ``progress``."""
-
-    class Told(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": True})
-            self._is_bytes = kwargs.get("unit") == "B"  # others count files
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += n or 0
-            if self._is_bytes and self.n < (self.total or 0):
-                progress(self.n, self.total)
-
-    Told.set_lock(RLock())
-    return Told
-
-
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Turn what huggingface_hub raises while it fetches from ``repo`` into one line, a HubError."""
     try:
         yield
-    except huggingface_hub.errors.GatedRepoError:
-        raise HubError(
-            f"{repo} is gated; accept its licence on the hub's page and log in with `hf auth login`."
-        ) from None
-    except huggingface_hub.errors.RepositoryNotFoundError:
-        raise HubError(
-            f"no folder and no hub repository {repo!r}; check the spelling, or log in with `hf auth login` "
-            "if it is private."
-        ) from None
-    except huggingface_hub.errors.RevisionNotFoundError:
-        raise HubError(f"{repo} has no revision {revision!r}; check branches and tags on its page.") from None
-    except huggingface_hub.errors.LocalEntryNotFoundError as e:
-        raise HubError(_unreachable(repo, e)) from None
     except (OSError, ValueError, RuntimeError) as e:
-        raise HubError(_failed(repo, e)) from None
+        raise HubError(_named_error(repo, revision, e) or _failed(repo, e)) from None
 
 
-def _unreachable(repo: str, error: Exception) -> str:
+def _named_error(repo: str, revision: str | None, error: Exception) -> str | None:
+    errors = huggingface_hub.errors
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated; accept its licence on the hub's page and log in with `hf auth login`."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"no folder and no hub repository {repo!r}; check the spelling, or log in with `hf auth login` if it is "
+            "private."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no revision {revision!r}; check branches and tags on its page."
+    if not isinstance(error, errors.LocalEntryNotFoundError):
+        return None
     if constants.HF_HUB_OFFLINE:
         return f"{repo} is not complete in the cache and HF_HUB_OFFLINE is set; unset it to download."
     cause = error.__cause__
-    if isinstance(cause, huggingface_hub.errors.HfHubHTTPError) and getattr(cause, "response", None) is not None:
+    if isinstance(cause, errors.HfHubHTTPError) and getattr(cause, "response", None) is not None:
         return f"the hub answered {cause.response.status_code} for {repo}; try again later."
     seen = type(cause or error).__name__
     return f"the hub cannot be reached ({seen}) and {repo} is not in the cache; check the network and try again."
@@ -207,11 +200,11 @@ def _unreachable(repo: str, error: Exception) -> str:
 
 def _failed(repo: str, error: Exception) -> str:
     code = getattr(error, "errno", None)
+    again = "run again, it goes on where it stopped."
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"the disk is full while downloading {repo}; free some space and run again, it goes on where it stopped."
+        return f"the disk is full while downloading {repo}; free some space and {again}"
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the download folder of {repo} is not writable ({error}); check HF_HOME and its permissions."
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return f"the hub answered {status} for {repo}; run again, it goes on where it stopped."
-    return f"downloading {repo} failed ({error}); run again, it goes on where it stopped."
+    seen = f"the hub answered {status} for {repo}" if status is not None else f"downloading {repo} failed ({error})"
+    return f"{seen}; {again}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -105,9 +106,8 @@ def assemble(
 ) -> tuple[Model, dict[str, mx.array], list[Path], mx.Dtype]:
     """Check the files of a checkpoint against each other; no weight is read. Arguments and errors as for `load_model`.
 
-    Returns:
-        The model without its weights, the weights under parameter names, still unread, their files, and the dtype of
-        the floats.
+    Returns the model without its weights, the weights under parameter names, still unread, their files, and the dtype
+    of the floats.
     """
     config, raw = read_config(folder, decay_layer_offset)
     quantization = loadable_settings(raw)
@@ -124,48 +124,22 @@ def assemble(
 
 
 def load(
-    path_or_repo: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    dtype: mx.Dtype | None = None,
-    exact: bool = False,
-    lazy: bool = False,
-    expert_cache_bytes: int | None = None,
-    expert_policy: str | None = None,
-    adapter_path: str | os.PathLike[str] | None = None,
-    decay_layer_offset: int | str | None = None,
-    progress: Progress | None = None,
+    path_or_repo: str | os.PathLike[str], *, revision: str | None = None, **options: Any
 ) -> tuple[Model, TokenizerWrapper]:
     """Load a model and its tokenizer from a folder or the hub.
 
     Args:
         path_or_repo: A local folder, or ``owner/name`` on the Hugging Face hub.
         revision: Branch, tag or commit of a hub repository.
-        dtype, exact, lazy, expert_cache_bytes, expert_policy, adapter_path, decay_layer_offset, progress: As for
-            `load_model`.
-
-    Returns:
-        The model and the tokenizer.
+        **options: As for `load_model`.
 
     Raises:
-        HubError: If the folder or repository cannot be had.
-        TokenizerError: If the tokenizer is missing or unreadable.
+        HubError, TokenizerError: If the folder or repository or its tokenizer cannot be had.
         ConfigError, WeightsError, NoFitError, OptionError: As for `load_model`.
     """
     folder = resolve_model(path_or_repo, revision)
     tokenizer = load_tokenizer(folder)
-    model = load_model(
-        folder,
-        dtype=dtype,
-        exact=exact,
-        lazy=lazy,
-        expert_cache_bytes=expert_cache_bytes,
-        expert_policy=expert_policy,
-        adapter_path=adapter_path,
-        decay_layer_offset=decay_layer_offset,
-        progress=progress,
-    )
-    return model, tokenizer
+    return load_model(folder, **options), tokenizer
 
 
 def _read(model: Model, progress: Progress | None) -> None:

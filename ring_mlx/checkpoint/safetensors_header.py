@@ -45,7 +45,6 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
         return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
@@ -62,12 +61,10 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
         return self.end - self.start
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of one element."""
         return BITS[self.dtype] // 8
 
     @property
@@ -133,10 +130,7 @@ def _hole_bytes(file: int, size: int) -> int:
 def check_entries(file: Path, parsed: Mapping[str, Any], data_bytes: int | None = None) -> dict[str, Tensor]:
     """The tensors of a parsed header without its metadata; a WeightsError if they do not lie side by side.
 
-    Args:
-        file: For messages.
-        parsed: Objects with dtype, shape and data_offsets by name.
-        data_bytes: How much data there is, which the tensors must cover; None leaves their end open.
+    They must cover ``data_bytes``; None leaves their end open.
     """
     entries = {name: _tensor(file, name, info) for name, info in parsed.items()}
     at = 0

@@ -85,7 +85,6 @@ def look_up(folder: Path) -> tuple[list[Path], list[str], bool]:
 
 
 def _named(folder: Path) -> list[str]:
-    """The files that the index names."""
     weight_map = read_json(folder / INDEX, WeightsError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{folder / INDEX} has no weight_map; download the file again.")

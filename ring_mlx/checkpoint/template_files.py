@@ -15,15 +15,9 @@ MAX_TEMPLATE = 1 << 20
 def templates_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Chat templates of a checkpoint by name; "default" is for purposes without an own one. Blank ones are left out.
 
-    A later place replaces an earlier one: tokenizer_config.json, chat_template.json, additional_chat_templates. As in
-    transformers, chat_template.jinja replaces all of the first two.
-
-    Args:
-        folder: The checkpoint.
-        settings: Its tokenizer_config.json.
-
-    Raises:
-        TokenizerError: If one is not text.
+    A later place replaces an earlier one: tokenizer_config.json (``settings``), chat_template.json,
+    additional_chat_templates. As in transformers, chat_template.jinja replaces all of the first two. Raises a
+    TokenizerError if one is not text.
     """
     found = _by_name(settings.get("chat_template"), folder / "tokenizer_config.json")
     path = folder / "chat_template.json"

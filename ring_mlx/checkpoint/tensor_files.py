@@ -30,11 +30,9 @@ NUMPY_DTYPES: dict[str, Any] = {
 
 
 class TensorFiles:
-    """Rows of tensors; files that are fetched when first read are removed after their last use.
+    """Rows of tensors of local files, or of shards for which ``fetch`` gives the local path when they are first read.
 
-    Args:
-        fetch: Gives the local path of a shard; None if shards are local files.
-        uses: How many outputs read each shard, by name.
+    Fetched ones are removed once as many outputs as ``uses`` says have read them.
     """
 
     def __init__(self, fetch: Callable[[str], Path] | None = None, uses: Mapping[str, int] | None = None) -> None:
@@ -75,7 +73,6 @@ class TensorFiles:
                     path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close all files."""
         for file, _, _ in self._open.values():
             file.close()
         self._open.clear()

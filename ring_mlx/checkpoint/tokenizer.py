@@ -122,7 +122,7 @@ def render_chat(
     template_options: Mapping[str, Any] | None = None,
     continue_last: bool = False,
 ) -> list[int]:
-    """Messages to token ids through the checkpoint's own template.
+    """Messages to token ids through the checkpoint's own template; a TokenizerError if it refuses them.
 
     Args:
         tokenizer: From `load_tokenizer`.
@@ -130,9 +130,6 @@ def render_chat(
         tools: Tool descriptions for the template, or None.
         template_options: Further template arguments, such as ``enable_thinking``.
         continue_last: Leave the last (assistant) message open instead of starting a new one.
-
-    Raises:
-        TokenizerError: If there is no template, or it refuses the messages.
     """
     text = render_text(tokenizer, messages, tools, template_options, continue_last)
     return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]

@@ -21,11 +21,7 @@ KEPT_TOKENS = 8
 def check_rows(tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int], rows: int, where: str) -> None:
     """Refuse a tokenizer that makes an id beyond the rows of the embedding, where memory would be read.
 
-    Args:
-        tokenizer: mlx-lm's wrapper.
-        vocabulary: Its tokens, added ones included.
-        rows: Of the embedding.
-        where: What to call the tokenizer in the TokenizerError.
+    ``vocabulary`` includes added tokens; ``where`` names the tokenizer in the TokenizerError.
     """
     largest = max(vocabulary.values(), default=-1)
     token = next((t for t, i in vocabulary.items() if i == largest), "")
@@ -114,8 +110,7 @@ class TextOffsets:
 class ByteDetokenizer(StreamingDetokenizer):
     """Byte-level tokens to text as they come; over all of them exactly what the tokenizer decodes.
 
-    Args:
-        names: The token of each id, in the letters that stand for bytes.
+    ``names`` holds the token of each id, in the letters that stand for bytes.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -123,7 +118,6 @@ class ByteDetokenizer(StreamingDetokenizer):
         self.reset()
 
     def reset(self) -> None:
-        """Begin a text."""
         self.text, self.offset, self.tokens = "", 0, list[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -136,7 +130,6 @@ class ByteDetokenizer(StreamingDetokenizer):
             return name.encode(errors="replace")
 
     def add_token(self, token: int) -> None:
-        """Take an id."""
         self.tokens.append(token)
         self.text += self._decoder.decode(self.bytes_of(token))
 
@@ -150,10 +143,6 @@ class TextDetokenizer(StreamingDetokenizer):
 
     A decoder treats the first token of a text in a special way. `follow` gives it a token before, so that the first
     space of a continuation is not lost.
-
-    Args:
-        tokenizer: mlx-lm's wrapper.
-        vocabulary: Its tokens.
     """
 
     def __init__(self, tokenizer: TokenizerWrapper, vocabulary: Mapping[str, int]) -> None:
@@ -168,7 +157,6 @@ class TextDetokenizer(StreamingDetokenizer):
         self.reset()
 
     def reset(self) -> None:
-        """Begin a text."""
         self.text, self.offset, self.tokens = "", 0, list[int]()
         self._window, self._shown = list[int](), 0
 
@@ -194,7 +182,6 @@ class TextDetokenizer(StreamingDetokenizer):
                 self._keep(self._window[-KEPT_TOKENS:])
 
     def finalize(self) -> None:
-        """Add what is left."""
         self._show(self._decode(self._window))
 
     def _show(self, text: str) -> None:

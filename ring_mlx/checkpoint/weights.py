@@ -54,22 +54,18 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
     check_sizes(tensors, config)
     out: dict[str, Tensor | dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
-        layer = _LAYER.match(name)
-        if any(part in name for part in SKIPPED) or (layer and int(layer[1]) >= config.num_hidden_layers):
+        layer, expert = _LAYER.match(name), _EXPERT.match(name)
+        is_tied = config.tie_word_embeddings and name.startswith("lm_head.")
+        if is_tied or any(part in name for part in SKIPPED) or (layer and int(layer[1]) >= config.num_hidden_layers):
             continue
-        if config.tie_word_embeddings and name.startswith("lm_head."):
-            continue
-        expert = _EXPERT.match(name)
-        if expert:
-            stacked = out.setdefault(f"{expert[1]}.switch_mlp.{expert[3]}", {})
-            if not isinstance(stacked, dict) or int(expert[2]) in stacked:
-                raise _twice(name)
-            stacked[int(expert[2])] = tensor
-            continue
-        parameter = _ROUTER.sub(r"\1.gate_proj.\2", name)
-        if parameter in out:
-            raise _twice(name)
-        out[parameter] = tensor
+        entries: Any = out.setdefault(f"{expert[1]}.switch_mlp.{expert[3]}", {}) if expert else out
+        key = int(expert[2]) if expert else _ROUTER.sub(r"\1.gate_proj.\2", name)
+        if not isinstance(entries, dict) or key in entries:
+            raise WeightsError(
+                f"{shown(name)} stands for a parameter that another tensor of the checkpoint is too; remove the file "
+                "that is not of this checkpoint."
+            )
+        entries[key] = tensor
     return out
 
 
@@ -90,13 +86,6 @@ def in_order(name: str, experts: Mapping[int, AnyTensor], count: int) -> list[An
     return [experts[e] for e in range(count)]
 
 
-def _twice(name: str) -> WeightsError:
-    return WeightsError(
-        f"{shown(name)} stands for a parameter that another tensor of the checkpoint is too; remove the file that is "
-        "not of this checkpoint."
-    )
-
-
 def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
     """Check that config.json describes no more layers and parameters than the tensors hold, else a WeightsError."""
     layers = {int(found[1]) for name in tensors if (found := _LAYER.match(name))}
@@ -115,15 +104,10 @@ def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
 
 
 def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> None:
-    """Replace modules by quantised ones as config.json and the scales in the files say.
+    """Replace modules of ``model`` by quantised ones as config.json and the scales in the files say.
 
-    Args:
-        model: Unquantised; changed in place.
-        quantization: The ``quantization`` object of config.json: bits, group_size, mode, and settings by layer.
-        arrays: The checkpoint under parameter names.
-
-    Raises:
-        WeightsError: If a setting does not fit the tensors.
+    ``quantization`` is the object in config.json, ``arrays`` the checkpoint under parameter names. Raises a
+    WeightsError if a setting does not fit the tensors.
     """
 
     def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -195,8 +179,7 @@ def load_arrays(
 ) -> dict[str, mx.array]:
     """Lazy arrays under parameter names: experts stacked, floats cast as `cast` does.
 
-    Raises:
-        WeightsError: If a stack is not whole (`in_order`), or MLX has no such dtype.
+    Raises a WeightsError if a stack is not whole, or MLX has no such dtype.
     """
     opened: dict[Path, dict[str, mx.array]] = {}
 
@@ -230,15 +213,11 @@ def cast(name: str, array: mx.array, dtype: mx.Dtype, exact: bool) -> mx.array:
 
 
 def give(model: Model, arrays: dict[str, mx.array]) -> None:
-    """Set the model's parameters, which are computed when they are used, and its evaluation mode.
+    """Set the model's parameters, which are computed when they are used, and its evaluation mode; changes ``arrays``.
 
     Unquantised matrices are laid out by columns for MLX's CPU backend; shapes stay. Its float32 product with a
     transposed matrix takes 1.7 to 2.3 times as long as with a plain one (MLX 0.32.4 on Linux), and a layer multiplies
     by its weight transposed.
-
-    Args:
-        model: With the modules that the arrays are for.
-        arrays: Under parameter names; changed in place, so that the old ones are freed.
     """
     for name, array in arrays.items():
         if lies_by_columns(name, array):
@@ -265,13 +244,8 @@ def check(model: Model, arrays: Mapping[str, mx.array], folder: Path | str) -> N
 def check_shapes(found: Shapes, wanted: Shapes, source: Path | str, kinds: Sequence[str] = ()) -> None:
     """Check the shapes of a checkpoint's parameters against those of the model, by name.
 
-    Args:
-        found, wanted: Of the checkpoint, and of the model.
-        source: What to call the checkpoint.
-        kinds: Names with a dtype that is wrong.
-
-    Raises:
-        WeightsError: Listing all missing, unknown and misshapen ones.
+    Raises a WeightsError that names ``source`` and lists all missing, unknown and misshapen ones, and ``kinds`` (names
+    with a wrong dtype).
     """
     common = sorted(set(found) & set(wanted))
     seen = listed(

@@ -24,7 +24,6 @@ HELP = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     m = group_of(parser, "model")
     m.add_argument("--hf-path", "--model", metavar="MODEL", dest="source", help="folder, or owner/name on the hub")
     m.add_argument("--revision", help="branch, tag or commit of a hub repository")

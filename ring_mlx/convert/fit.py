@@ -19,11 +19,7 @@ TINY = 1e-20
 def quantize(w: mx.array, setting: Setting, dtype: mx.Dtype, fit: str = "search") -> dict[str, mx.array]:
     """Quantise rows w [n, cols] to ``weight``, ``scales`` and for affine ``biases``, as ``mx.quantize`` gives them.
 
-    Args:
-        w: Float.
-        setting: The format; other modes than affine are always rounded to nearest.
-        dtype: Of scales and biases.
-        fit: "search" or "rtn".
+    Scales and biases are of ``dtype``, and fitted by "search" or "rtn". Other modes than affine are always rounded.
     """
     packed: Any = mx.quantize(w.astype(dtype), setting.group_size, setting.bits, setting.mode)
     if setting.mode != "affine":
@@ -44,15 +40,8 @@ def search(w: mx.array, scales: mx.array, biases: mx.array, setting: Setting) ->
 
         q = clip(round((w - b) / s), 0, 2^bits - 1),  (s, b) = argmin sum_i (w_i - s q_i - b)^2
 
-    in turn, keeping the best (s, b) after rounding to the stored dtype.
-
-    Args:
-        w: [n, cols] float.
-        scales, biases: [n, groups], the fit to beat, in the stored dtype.
-        setting: Bits and group size.
-
-    Returns:
-        Scales, biases [n, groups] and codes [n, cols] uint32.
+    in turn, keeping the best (s, b) after rounding to the stored dtype. Takes w [n, cols] and the scales and biases [n,
+    groups] to beat, in the stored dtype; returns such scales and biases, and codes [n, cols] uint32.
 
     Source: Lloyd's alternation on a uniform grid; half-quadratic quantisation (HQQ, Badri and Shaji 2023) alternates
     likewise under another norm.

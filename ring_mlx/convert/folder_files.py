@@ -43,7 +43,6 @@ class DecayChoice:
 def write_files(
     folder: Path, source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None = None
 ) -> set[str]:
-    """Write the files and return their names."""
     texts = {
         INDEX: _json(_index(plan)),
         "config.json": _json(config(source, plan, decay)),

@@ -28,12 +28,8 @@ IGNORED_SUFFIXES = frozenset(["weight_shape", "input_scale", "k_scale", "v_scale
 def matrix(name: str, parts: Mapping[str, Any], cols: int, raw: Mapping[str, Any], num_experts: int) -> Matrix:
     """The matrix of a parameter; a WeightsError if its format is unknown, or it is damaged or not whole.
 
-    Args:
-        name: The parameter's.
-        parts: Its tensors by suffix, those of a stack in the Hugging Face form by expert.
-        cols: How many columns the model expects; 0 if it has no such parameter.
-        raw: The source's config.json.
-        num_experts: The model's.
+    ``parts`` are its tensors by suffix, those of a stack in the Hugging Face form by expert; ``cols`` the columns that
+    the model expects, 0 if it has no such parameter; ``raw`` is config.json.
     """
     of = Parameter(name.removesuffix(".weight"), cols, raw)
     if not any(isinstance(entry, dict) for entry in parts.values()):

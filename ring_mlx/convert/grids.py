@@ -39,7 +39,6 @@ class Packed(Matrix):
         raise NotImplementedError
 
     def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
-        """As `Matrix.read`."""
         g, groups = self.grid(files, start, stop), mx.arange(self.shape[1]) // self.group_size
         if self.by_column is not None:
             # compressed-tensors stores -1 where columns keep their order.
@@ -97,7 +96,6 @@ class GPTQ(Packed):
             self._expect("g_idx", (1, cols), INDICES)
 
     def grid(self, files: TensorFiles, start: int, stop: int) -> Grid:
-        """As `Packed.grid`."""
         codes = unpack(files.read(self.parts["qweight"]).T[start:stop], self.bits)
         zeros = unpack(files.read(self.parts["qzeros"]), self.bits).T[start:stop] + self._offset
         scales = files.read(self.parts["scales"]).T[start:stop].astype(mx.float32)

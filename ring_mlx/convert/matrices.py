@@ -34,11 +34,8 @@ class Parameter:
 class Matrix:
     """A matrix of the source.
 
-    Attributes:
-        shape: Rows and columns.
-        setting: The MLX format that holds it without loss, if there is one.
-        dtype: The float type of the source, if it has one.
-        is_integer: Whether the source holds integers on a grid.
+    ``setting`` is the MLX format that holds it without loss, ``dtype`` the float type of the source, if there is one;
+    ``is_integer`` says whether the source holds integers on a grid.
     """
 
     shape: tuple[int, int]
@@ -85,7 +82,6 @@ class Plain(Matrix):
         self.shape, self.dtype = self._tensor.matrix, FLOATS[self._tensor.dtype]
 
     def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
-        """As `Matrix.read`."""
         return files.read(self._tensor, start, stop)
 
 
@@ -126,7 +122,6 @@ class MLXPacked(Matrix):
             self._expect("biases", groups, FLOATS)
 
     def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
-        """As `Matrix.read`."""
         assert self.setting is not None
         p = self.read_packed(files, start, stop)
         s, (scales, biases) = self.setting, (p["scales"], p.get("biases"))
@@ -135,7 +130,6 @@ class MLXPacked(Matrix):
         return mx.dequantize(p["weight"], scales, biases, s.group_size, s.bits, s.mode, dtype=mx.float32)
 
     def read_packed(self, files: TensorFiles, start: int, stop: int) -> dict[str, mx.array]:
-        """As `Matrix.read_packed`."""
         return {suffix: files.read(t, start, stop) for suffix, t in self.parts.items()}
 
 
@@ -167,7 +161,6 @@ class FP8(Matrix):
             )
 
     def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
-        """As `Matrix.read`."""
         w = mx.from_fp8(files.read(self.parts["weight"], start, stop), mx.float32)
         scales = files.read(self._scale).astype(mx.float32).reshape(self._blocks)
         by_row = scales[mx.arange(start, stop) // self._block[0]]
@@ -185,15 +178,12 @@ class Stack(Matrix):
 
     @property
     def files(self) -> set[Path]:
-        """As `Matrix.files`."""
         return set().union(*(e.files for e in self._experts))
 
     def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
-        """As `Matrix.read`."""
         return mx.concatenate([e.read(files, a, b) for e, a, b in self._pieces(start, stop)])
 
     def read_packed(self, files: TensorFiles, start: int, stop: int) -> dict[str, mx.array]:
-        """As `Matrix.read_packed`."""
         pieces = [e.read_packed(files, a, b) for e, a, b in self._pieces(start, stop)]
         return {suffix: mx.concatenate([p[suffix] for p in pieces]) for suffix in pieces[0]}
 

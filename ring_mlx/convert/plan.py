@@ -53,7 +53,6 @@ class Output:
 
     @property
     def path(self) -> str:
-        """The module's path."""
         return self.name.rpartition(".")[0]
 
     @property
@@ -71,7 +70,6 @@ class Output:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
         return sum(t.nbytes for t in self.stored)
 
     @property
@@ -98,7 +96,6 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
         return sum(o.nbytes for o in self.outputs)
 
 
@@ -115,14 +112,12 @@ def make_plan(
     """Decide how every parameter is stored.
 
     Args:
-        source: The checkpoint.
-        found: From `sources.matrices`.
+        source, found: The checkpoint and its `sources.matrices`.
         rule: Which setting a module gets; None keeps what the source has.
         default: The setting that config.json names for all; None takes the commonest.
         dtype: Of floats, scales and biases.
-        dequantize: Store everything in float.
+        dequantize, expert_layout: As in `Options`.
         shard_bytes: The most that a shard holds, unless one parameter alone is larger.
-        expert_layout: "stacked", or "streamed" for a shard a layer in which each expert's matrices lie side by side.
 
     Raises:
         OptionError: If the source's packed form cannot be kept and neither ``rule`` nor ``dequantize`` is given.
@@ -172,7 +167,6 @@ def by_part(plan: Plan) -> list[tuple[str, int, int]]:
 
 
 def source_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all tensors."""
     return sum(t.nbytes for t in tensors.values())
 
 

@@ -31,7 +31,6 @@ class Setting:
     mode: str = "affine"
 
     def as_config(self) -> dict[str, Any]:
-        """As config.json has it."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 

@@ -17,7 +17,7 @@ from ring_mlx.checkpoint.shards import add_tensors
 from ring_mlx.errors import HubError, OptionError
 from ring_mlx.system.terminal_text import harmless
 
-SMALL_FILES = tuple(pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors"))
+SMALL_FILES = [pattern for pattern in NEEDED_FILES if not pattern.endswith(".safetensors")]
 
 
 def is_repo(name: str) -> bool:
@@ -28,7 +28,7 @@ def is_repo(name: str) -> bool:
 def fetch_small_files(repo: str, revision: str | None) -> Path:
     """Config, tokenizer and templates of a repository, in the hub's cache, in a folder named by the commit."""
     with hub_errors(repo, revision):
-        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES)))
+        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=SMALL_FILES))
     if not (folder / "config.json").is_file():
         raise HubError(f"{repo} has no config.json, so it is not a checkpoint for MLX; check the name.")
     return folder

@@ -18,12 +18,7 @@ HASH_BLOCK_BYTES = 1 << 20
 
 
 class ShardFile:
-    """A file whose tensors are written in pieces, in any order; `PartialFolder.finish_shard` brings it to the disk.
-
-    Args:
-        path: Where; what is there is replaced.
-        tensors: All tensors that it will hold.
-    """
+    """A file whose tensors are written in pieces, in any order; `PartialFolder.finish_shard` brings it to the disk."""
 
     def __init__(self, path: Path, tensors: Sequence[TensorSpec]) -> None:
         self._starts: dict[str, int] = {}
@@ -83,7 +78,6 @@ class ExpertShardFile(ShardFile):
     """
 
     def close(self) -> None:
-        """Write the checksums and end the file."""
         self._file.truncate(self._base + self._stride * len(self._digests))
         self._file.flush()
         self._digests = [self._digest(e) for e in range(len(self._digests))]

@@ -32,14 +32,8 @@ from ring_mlx.model.model import Model
 class Source:
     """A checkpoint to be converted.
 
-    Attributes:
-        name: For people: owner/name, or the folder's name.
-        folder: Its small files; the shards too, unless ``repo`` is given.
-        config: The checked config.json.
-        raw: config.json as it is.
-        tensors: Every tensor, by name.
-        repo: (owner/name, commit) if the shards are still on the hub.
-        commit: The repository's commit, if it is from the hub.
+    ``name`` is for people. ``repo`` is (owner/name, commit) if the shards are still on the hub; then ``folder`` holds
+    only the small files. ``raw`` is config.json. ``commit`` is the repository's, None for a folder.
     """
 
     name: str
@@ -52,16 +46,10 @@ class Source:
 
 
 def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = None, remote_only: bool = False) -> Source:
-    """Find a source and read its headers.
+    """Find a source, a folder or owner/name on the hub, and read its headers.
 
-    Args:
-        path_or_repo: A folder, or owner/name on the hub.
-        revision: Of a repository.
-        remote_only: Fetch only config, tokenizer and headers of a repository, all of the commit that the revision means
-            now.
-
-    Raises:
-        HubError, ConfigError, WeightsError: If it cannot be had, read or understood.
+    With ``remote_only`` only config, tokenizer and headers of a repository are fetched, all of the commit that the
+    revision means now. Raises a RingError if it cannot be had, read or understood.
     """
     name = os.fspath(path_or_repo)
     if remote_only and remote.is_repo(name):
@@ -126,7 +114,6 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def source_dtype(source: Source) -> mx.Dtype:
-    """As `weights.file_dtype`."""
     with _odd_values(source):
         return weights.file_dtype(source.raw, source.tensors)
 

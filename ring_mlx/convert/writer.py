@@ -28,13 +28,12 @@ UNFINISHED = ".tmp"
 
 
 class PartialFolder:
-    """The folder that becomes the target.
+    """The folder that becomes the target, locked for this process.
 
     Args:
         target: The folder to make.
         job: Source identity and options; a started conversion is continued only with the same.
-        resume: Whether to go on with finished shards; without any, the conversion begins again in any case. A shard
-            whose hash is not the manifest's is made again.
+        resume: Whether to go on with finished shards. A shard whose hash is not the manifest's is made again.
 
     Raises:
         ConvertError: If the target exists, or there is a partial folder that may not be continued.
@@ -70,10 +69,7 @@ class PartialFolder:
         self._save({})
 
     def finish(self, keep: set[str]) -> Path:
-        """Hash the other files, remove what is not named, and turn the folder into the target.
-
-        Raises a ConvertError if something is in the target's place, or a shard is gone.
-        """
+        """Hash the other files, remove what is not named, and turn the folder into the target."""
         gone = [shard for shard in self.done if not self.has(shard)]
         if gone:
             raise ConvertError(f"{', '.join(gone[:6])} vanished from {self.folder}; run again with --resume.")
@@ -91,7 +87,6 @@ class PartialFolder:
         return self.target
 
     def close(self) -> None:
-        """Release the lock."""
         os.close(self._lock)
 
     def _adopt(self, resume: bool) -> None:
@@ -146,10 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, progress: Progress | None = None) -> int:
-    """Check the hash of every file of a converted folder; returns how many there are.
-
-    ``progress`` is called with (bytes read, all, file). Raises a ConvertError naming files that are missing or changed.
-    """
+    """Check the hash of every file of a converted folder, else raise a ConvertError; returns how many there are."""
     manifest = read_manifest(folder)
     hashes = manifest["shards"] | manifest["files"]
     missing = [name for name in hashes if not (folder / name).is_file()]
@@ -179,7 +171,6 @@ def amend(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -108,7 +108,6 @@ def _layer(
 
 
 def _merge(spots: Sequence[tuple[Path, int, int]], parts: Sequence[TensorSpec]) -> tuple[Piece, ...]:
-    """Neighbours as one piece."""
     pieces: list[Piece] = []
     end = -1
     for file, offset, i in sorted(spots):

@@ -26,14 +26,7 @@ Reading = dict[Key, tuple[int, list[object], Future[int]]]
 
 
 class Pool:
-    """The slots of layers whose experts have the same parts.
-
-    Args:
-        layers: Where their experts lie, by layer.
-        slots: Memory for some of them.
-        reader: Reads the files.
-        is_kept: Whether experts stay for later passes; without, the system's page cache does all the caching.
-    """
+    """Slots for layers whose experts have the same parts; unless ``is_kept``, they are emptied after each layer."""
 
     def __init__(
         self, layers: Mapping[int, LayerPlaces], slots: Slots, reader: ExpertReader, is_kept: bool = True
@@ -46,20 +39,10 @@ class Pool:
         self._reading: Reading = {}
 
     def run(self, layer: int, needed: Sequence[int], compute: Compute, counts: Counts, at_once: bool) -> list[mx.array]:
-        """Compute with experts of a layer, those in memory first, while the others are read.
+        """Compute with the experts that a layer needs, those in memory first, while the others are read.
 
-        Args:
-            layer: Its number.
-            needed: Experts, each once.
-            compute: Called with some of them at a time; every expert is in one call.
-            counts: Where to count.
-            at_once: Call it once, with all of them, if the slots suffice.
-
-        Returns:
-            What each call returned; already begun.
-
-        Raises:
-            WeightsError: If an expert cannot be read.
+        ``compute`` is called with some of them at a time, or if ``at_once`` and they fit, with all. Returns what each
+        call returned, already begun. Raises a WeightsError if an expert cannot be read.
         """
         self._settle()
         held = {e: self._held[layer, e] for e in needed if (layer, e) in self._held}

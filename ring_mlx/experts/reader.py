@@ -25,15 +25,7 @@ THREADS = 4
 
 
 class ExpertReader:
-    """Open files and the threads that read them.
-
-    Args:
-        files: All files that will be read.
-        threads: How many experts are read at once.
-
-    Raises:
-        WeightsError: If a file cannot be opened.
-    """
+    """Open files and the threads that read them; a WeightsError if a file cannot be opened."""
 
     def __init__(self, files: Iterable[Path], threads: int = THREADS) -> None:
         self._threads = ThreadPoolExecutor(threads, "experts")
@@ -50,17 +42,13 @@ class ExpertReader:
             self._stamps[file], self._verified[file] = _stamp(self._open[file]), set()
 
     def submit(self, what: str, place: Place, buffers: Sequence[Any]) -> Future[int]:
-        """Begin to read an expert; the result is the number of bytes.
+        """Begin to read an expert into memory for each part; the result is the number of bytes.
 
-        Args:
-            what: Its name in errors, always the same for the same expert.
-            place: Where it lies.
-            buffers: Memory for each part, not to be used before the result is there.
+        ``what`` is its name in errors, always the same for the same expert.
         """
         return self._threads.submit(self._read, what, place, buffers)
 
     def close(self) -> None:
-        """End the threads and close the files."""
         self._threads.shutdown()
         _close(self._open)
 

@@ -14,20 +14,14 @@ PAGE_CACHE_PART = 0.1
 def recommend_cache_bytes(
     config: RingConfig, memory_bytes: int, bits_per_weight: float = BITS_PER_WEIGHT
 ) -> int | None:
-    """What to give as ``--expert-cache-bytes``: nine tenths of what is left of the memory.
+    """Bytes for ``--expert-cache-bytes``: nine tenths of the memory that is left.
 
     ::
 
-        memory - weights other than routed experts - cache of a short conversation - workspace
+        left = memory - weights other than routed experts - cache of a short conversation - workspace
 
-    Args:
-        config: The model's.
-        memory_bytes: What the machine can give, `ring_mlx.system.memory.budget_bytes`.
-        bits_per_weight: As stored, scales and biases included.
-
-    Returns:
-        Bytes, less than those of all routed experts; None if those fit, so that nothing needs to be streamed; 0 if
-        not even the experts of one token fit beside the rest.
+    None if all experts fit, so that none needs to be streamed; 0 if not even those of one token do. ``memory_bytes`` is
+    what the machine can give (`ring_mlx.system.memory.budget_bytes`), ``bits_per_weight`` includes scales and biases.
     """
     routed = routed_count(config)
     resident = int((parameter_count(config) - routed) * bits_per_weight / 8)
@@ -40,11 +34,9 @@ def recommend_cache_bytes(
 
 
 def expert_count(config: RingConfig) -> int:
-    """Weights of one routed expert."""
     return 3 * config.hidden_size * config.moe_intermediate_size
 
 
 def routed_count(config: RingConfig) -> int:
-    """Weights of all routed experts."""
     layers = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
     return layers * config.num_experts * expert_count(config)

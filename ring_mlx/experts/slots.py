@@ -18,16 +18,9 @@ from ring_mlx.errors import OptionError, WeightsError
 
 
 class Slots:
-    """Memory for ``count`` experts of the same parts.
+    """Memory for ``count`` experts of the same parts; a file's floats that are narrower than ``dtype`` are widened.
 
-    Args:
-        parts: The tensors of an expert.
-        count: How many experts fit.
-        dtype: What floats become; a file's narrower floats are widened as they are read.
-
-    Raises:
-        WeightsError: If a file's floats would have to be narrowed.
-        OptionError: If the device's arrays cannot be written from outside.
+    Raises a WeightsError if floats would be narrowed, an OptionError if arrays here cannot be written from outside.
     """
 
     def __init__(self, parts: Sequence[TensorSpec], count: int, dtype: mx.Dtype) -> None:

@@ -8,14 +8,9 @@ from typing import Any
 
 @dataclass
 class Counts:
-    """Of one kind of pass.
+    """Of one kind of pass; an expert is looked up once a layer and pass, and a hit is in memory already.
 
-    Attributes:
-        tokens: That went through the layers.
-        lookups: Experts that a layer needed, each once a pass.
-        hits: Of these, in memory already.
-        bytes_read: From the files, or from the operating system's cache of them.
-        wait_s: Time in which computing waited for reads.
+    Bytes may come from the system's cache of files; ``wait_s`` is the time in which computing waited for reads.
     """
 
     tokens: int = 0
@@ -50,11 +45,9 @@ class ExpertStatistics:
     decode: Counts = field(default_factory=Counts)
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers."""
         return vars(self) | {"prefill": self.prefill.as_dict(), "decode": self.decode.as_dict()}
 
     def reset(self) -> None:
-        """Set all counts to zero."""
         self.prefill, self.decode = Counts(), Counts()
 
     def line(self) -> str:

@@ -32,15 +32,7 @@ UNKEPT_SLOTS = 32
 
 
 class StreamedMoE(MoE):
-    """Same contract as `MoE`; the stacks of ``switch_mlp`` are slots, whose experts change from call to call.
-
-    Args:
-        moe: Gives its parts.
-        layer: Its number.
-        pool: Holds its experts.
-        statistics: Where to count.
-        is_first: Whether no layer before it has experts.
-    """
+    """Same contract as `MoE`; the stacks of ``switch_mlp`` are slots, whose experts change from call to call."""
 
     is_streamed = True
 
@@ -128,18 +120,15 @@ class StreamedMoE(MoE):
 def attach(
     model: Model, folder: Path, cache_bytes: int, dtype: mx.Dtype, policy: str | None = None, threads: int = THREADS
 ) -> ExpertStatistics:
-    """Make a model read its routed experts on demand.
+    """Make a model with unread weights read its routed experts on demand; returns its counts.
 
     Args:
-        model: With unread weights; changed in place, its routed experts are dropped.
+        model: Changed in place: its routed experts are dropped, and ``expert_statistics`` added.
         folder: The checkpoint that it was loaded from, whose files stay open.
         cache_bytes: The most that slots take.
         dtype: What floats become.
         policy: One of `POLICIES`: "lfu" (the default) keeps experts by use, "none" keeps nothing between layers.
         threads: How many experts are read at once.
-
-    Returns:
-        The counts of the model, also at ``model.expert_statistics``.
 
     Raises:
         OptionError: If the policy is unknown or the memory too small for one token.

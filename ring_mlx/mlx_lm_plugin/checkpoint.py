@@ -39,12 +39,9 @@ def load_checked(load_model: Callable[..., Any], folder: Path, *args: Any, **kwa
 
 
 def check_weights(folder: Path, whole: bool = True, is_read: bool = False) -> None:
-    """Check the files of a checkpoint of ours, as far as there are any, against each other.
+    """Check the files of a checkpoint of ours, if it is ``whole``, against each other.
 
-    Args:
-        folder: The checkpoint.
-        whole: Whether all must be there.
-        is_read: Whether the whole model will be read, so that it must fit into memory.
+    If the model ``is_read``, it must fit into memory.
     """
     check_configs(folder)
     found = read_headers(sorted(folder.glob(READ_BY_MLX_LM)))

@@ -37,14 +37,10 @@ EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 
 @dataclass(frozen=True)
 class Adapter:
-    """A folder that mlx_lm.lora wrote.
+    """A folder that mlx_lm.lora wrote: ``y = W x + scale (x A) B``.
 
-    Attributes:
-        folder: Where it lies.
-        kind: "lora", "dora", or "full" for layers that were trained whole.
-        rank, scale: As in ``y = W x + scale (x A) B``; not used with "full".
-        tensors: What its file holds.
-        mark: Differs between adapters that change a model in another way.
+    ``kind`` is "lora", "dora", or "full" for layers that were trained whole; ``mark`` differs between adapters that
+    change a model in another way.
     """
 
     folder: Path
@@ -99,7 +95,6 @@ class Adapter:
         model.eval()
 
     def fingerprint(self, model: str) -> str:
-        """The fingerprint of a model with this adapter."""
         return hashlib.sha256(f"{model} {self.mark}".encode()).hexdigest()[:32]
 
     def _paths(self) -> list[str]:

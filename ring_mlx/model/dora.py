@@ -11,16 +11,13 @@ from ring_mlx.model.packing import packed
 
 
 class DoRA(nn.Module):
-    """A LoRA layer whose rows have the length m.
+    """A LoRA layer whose rows have the length m [rows].
 
     ::
 
         y = m / |W + scale B A| * (W x + scale B A x) + bias
 
-    Args:
-        lora: mlx-lm's LoRA around a linear layer or an embedding.
-        base: That layer.
-        m: [rows].
+    ``lora`` is mlx-lm's LoRA around ``base``, a linear layer or an embedding.
     """
 
     def __init__(self, lora: Any, base: Any, m: mx.array) -> None:

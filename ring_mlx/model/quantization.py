@@ -59,13 +59,9 @@ def loadable_settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def inferred_settings(cols: int, packed_cols: int, groups: int, is_affine: bool) -> tuple[int, int, str] | None:
-    """Group size, bits and mode of a packed matrix by its shapes; None if MLX has no such form.
+    """Group size, bits and mode of a packed matrix by its columns and those of its words and scales; None if unknown.
 
-    Args:
-        cols: Columns of the matrix.
-        packed_cols: Columns of its words.
-        groups: Columns of its scales.
-        is_affine: Whether it has float scales.
+    ``is_affine`` says whether it has float scales.
     """
     group, bits = cols // max(1, groups), packed_cols * 32 // max(1, cols)
     mode = "affine" if is_affine else {(16, 4): "nvfp4", (32, 4): "mxfp4", (32, 8): "mxfp8"}.get((group, bits))
