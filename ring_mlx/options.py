@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from ring_mlx.distributed.plan import AUTO, CHOICES
+from ring_mlx.distributed import AUTO, CHOICES
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.sampling_ranges import RANGES

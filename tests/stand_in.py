@@ -33,11 +33,11 @@ GREETING = 'echo "Welcome to $0"; printf "no newline"; echo "no such locale" >&2
 
 def rank(words):
     """``boot`` as it is; a command's first argument is a program, which runs once all ranks have started."""
-    from ring_mlx.distributed import boot, lifeline
+    from ring_mlx.distributed import boot, heartbeat
 
     if words[0] == boot.__name__:
         return boot.main()
-    line, number = lifeline.hold(), int(os.environ["MLX_RANK"])
+    line, number = heartbeat.of_launcher(), int(os.environ["MLX_RANK"])
     line.all_started.wait()
     line.joined()
     part = Path(f".rank{number}")

@@ -13,7 +13,7 @@ import pytest
 from ring_mlx import Sampling, Session, load_model
 from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.exit_codes import BAD_INPUT
-from ring_mlx.distributed.member import Member
+from ring_mlx.distributed.rank import Rank
 from ring_mlx.errors import OptionError, WeightsError
 from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.settings import Settings
@@ -86,10 +86,10 @@ def test_the_benchmark_loads_it_and_refuses_what_would_leave_it_out(chat_folder,
 
 @pytest.mark.parametrize("command", ["generate", "serve", "bench"])
 def test_several_processes_refuse_it(command, monkeypatch):
-    monkeypatch.setattr(Member, "together", lambda self: nullcontext())
+    monkeypatch.setattr(Rank, "together", lambda self: nullcontext())
     args = build_parser().parse_args([command, "--adapter-path", "x"])
     with pytest.raises(OptionError, match=r"--adapter-path does not work in several processes: .*mlx-lm fuse"):
-        Member(None, "tensor", None).check(args)
+        Rank(None, "tensor", None).check(args)
 
 
 def test_an_adapter_of_nonsense_ends_in_a_line(chat_folder, pair, tmp_path, capsys):

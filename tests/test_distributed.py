@@ -21,16 +21,13 @@ from mlx.utils import tree_flatten
 
 from metal_kernels import launch
 from ring_mlx import demo_model_path, load_model
-from ring_mlx.bench.random_weights import random_model_of
+from ring_mlx.bench.random_weights import random_model_of, random_sharded
 from ring_mlx.bench.shapes import GOLDEN, TINY
-from ring_mlx.checkpoint.shards import read_tensors
-from ring_mlx.checkpoint.weights import canonical
+from ring_mlx.checkpoint.loading import assemble
 from ring_mlx.distributed import loading
-from ring_mlx.distributed.cuts import plan_cuts
-from ring_mlx.distributed.drawing import random_sharded
 from ring_mlx.distributed.failure import DistributedError
-from ring_mlx.distributed.plan import local_config, stages
-from ring_mlx.distributed.reading import read_parts
+from ring_mlx.distributed.pipeline import stages
+from ring_mlx.distributed.tensor import local_config
 from ring_mlx.generation.decoding import generate_step
 from ring_mlx.model.config import RingConfig, read_config
 from ring_mlx.model.decay import decay_rate
@@ -64,7 +61,7 @@ PACKED = {
 }
 
 
-class Rank:
+class OneOf:
     """Stands for a group where only its numbers are asked for."""
 
     def __init__(self, rank, size):
@@ -75,6 +72,17 @@ class Rank:
 
     def size(self):
         return self._numbers[1]
+
+
+def part_of(folder, mode, rank, size):
+    """What a rank reads, before it talks to the others."""
+    model, arrays, *_ = assemble(folder, mx.float32)
+    model.load_weights(list(arrays.items()))
+    way = loading.WAYS[mode]
+    way.check(model, size)
+    way.cut(model, OneOf(rank, size))
+    loading.read(model, dict(tree_flatten(model.parameters())), folder)
+    return model
 
 
 def save_packed(folder, bits, group_size, mode="affine", **changes):
@@ -158,12 +166,12 @@ def random_main(out):
 
 def endless_main(folder):
     """Generate until something ends it; says so on standard error after a few tokens."""
-    from ring_mlx.distributed.member import joined
+    from ring_mlx.distributed.rank import joined
     from ring_mlx.errors import RingError
 
     try:
-        with joined("tensor") as member:
-            model = loading.load_sharded(folder, member.group, "tensor")
+        with joined("tensor") as rank:
+            model = loading.load_sharded(folder, rank.group, "tensor")
             for n, _ in enumerate(generate_step([1, 2, 3], model, model.make_cache(), max_tokens=10**6)):
                 if n == 3:
                     print("under way", file=sys.stderr, flush=True)
@@ -378,40 +386,30 @@ def test_stages_are_whole_groups_with_the_tail():
 
 def test_a_cut_within_a_group_is_refused(tmp_path):
     save_packed(tmp_path, 4, 32, "mxfp4", moe_intermediate_size=96)
-    raw, tensors = read_config(tmp_path), read_tensors(tmp_path)
     with pytest.raises(DistributedError, match=r"down_proj has 96 columns in groups of 32.*2 parts of 48"):
-        plan_cuts(canonical(tensors, raw[0]), raw[0], 0, 2)
+        part_of(tmp_path, "tensor", 0, 2)
 
 
 def test_parts_dequantise_to_the_whole(tmp_path):
     save_packed(tmp_path, 4, 64)
-    c, entries = read_config(tmp_path)[0], canonical(read_tensors(tmp_path), read_config(tmp_path)[0])
-    name = "model.layers.1.attention.dense"
 
-    def values(cuts, group_size):
-        own = {n: e for n, e in entries.items() if n.startswith(name)}
-        a = read_parts(own, cuts, c.num_experts, mx.float32)
-        return mx.dequantize(a[f"{name}.weight"], a[f"{name}.scales"], a[f"{name}.biases"], group_size, 4)
+    def values(dense, group_size):
+        assert dense.group_size == group_size
+        return mx.dequantize(dense.weight, dense.scales, dense.biases, group_size, 4)
 
-    parts = []
-    for rank in range(2):
-        cuts, regrouped = plan_cuts(entries, c, rank, 2)
-        assert regrouped[name]["group_size"] == 32
-        parts.append(values(cuts, 32))
-    assert mx.array_equal(mx.concatenate(parts, axis=-1), values({}, 64))
+    parts = [values(part_of(tmp_path, "tensor", rank, 2).layers[1].attention.dense, 32) for rank in range(2)]
+    assert mx.array_equal(mx.concatenate(parts, axis=-1), values(load_model(tmp_path).layers[1].attention.dense, 64))
 
 
 @pytest.mark.parametrize("backend", backends("fast"))
 @pytest.mark.parametrize("mode", ["tensor", "pipeline"])
 def test_kernels_run_in_a_part(tmp_path, mode, backend):
     save_packed(tmp_path, 4, 32, decay_layer_offset=-1)
-    c, raw = read_config(tmp_path)
-    part = loading.plan_part(raw, c, read_tensors(tmp_path), mode, Rank(0, 2))
-    model = loading._read(part, tmp_path, mx.float32, False)
+    c, model = read_config(tmp_path)[0], part_of(tmp_path, mode, 0, 2)
     rates = model.layers[0].attention.decay_rate
     assert mx.array_equal(rates, decay_rate(c.num_attention_heads, 0, c.num_hidden_layers, -1)[: len(rates)])
     where = proving(backend.constructor, backend.name)
-    with part.alone(), launch.use(where):
+    with launch.use(where):
         check_kernels(model)
     verdicts = {entry["operation"]: entry["passed"] for entry in where.ledger.entries()}
     assert {"lightning_attn", "qkv_lightning_attn", "norm_qmv", "decode_moe"} <= set(verdicts)

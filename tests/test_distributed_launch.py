@@ -18,7 +18,7 @@ from ring_mlx import demo_model_path
 from ring_mlx.bench.run import COLUMNS
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.distributed import hosts, probe, watch
+from ring_mlx.distributed import heartbeat, hosts, probe
 from ring_mlx.distributed.failure import DistributedError
 from tests.test_distributed import ROOT, free_ports, refusal, running
 
@@ -167,15 +167,15 @@ LATE = """#!{python}
 import os, sys, time
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.distributed import watch
-fail = watch.Watch.fail
+from ring_mlx.distributed.heartbeat import RankHeartbeat
+fail = RankHeartbeat.fail
 def late(self):
     if self.rank == 0:
         time.sleep(4.5)
     fail(self)
     if self.rank == 0:
         time.sleep(2.5)
-watch.Watch.fail = late
+RankHeartbeat.fail = late
 sys.exit(main(sys.argv[4:]))
 """
 
@@ -192,9 +192,9 @@ def test_launch_refuses_in_one_line_for_all_ranks(interpreter, size, tmp_path, c
     assert (code, out, err) == (2, "", [f"ring-mlx: {refusal(size, folder)}"])
 
 
-def test_a_watch_that_wakes_late_takes_nobody_for_silent(monkeypatch):
+def test_a_heartbeat_that_wakes_late_takes_nobody_for_silent(monkeypatch):
     ours, theirs = socket.socketpair()
-    real, ended = watch.select.select, []
+    real, ended = heartbeat.select.select, []
 
     def late(read, *_):
         found = real(read, [], [], 0)
@@ -202,13 +202,13 @@ def test_a_watch_that_wakes_late_takes_nobody_for_silent(monkeypatch):
             time.sleep(1.5)  # as where another thread keeps the interpreter's lock
         return found
 
-    monkeypatch.setattr(watch, "SILENT_S", 1.0)
-    monkeypatch.setattr(watch, "select", types.SimpleNamespace(select=late))
-    monkeypatch.setattr(watch.Watch, "_end", lambda _, *why: ended.append(why))
-    w = watch.Watch(0, {1: ours}, "ab")
+    monkeypatch.setattr(heartbeat, "SILENT_S", 1.0)
+    monkeypatch.setattr(heartbeat, "select", types.SimpleNamespace(select=late))
+    monkeypatch.setattr(heartbeat.RankHeartbeat, "_end", lambda _, *why: ended.append(why))
+    w = heartbeat.RankHeartbeat(0, {1: ours}, "ab")
     with ours, theirs:
         for _ in range(12):
-            theirs.send(watch.BEAT)
+            theirs.send(heartbeat.BEAT)
             time.sleep(0.4)
         w._closing.set()
         w._thread.join(10)

@@ -12,10 +12,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from ring_mlx import load_model
-from ring_mlx.checkpoint.shards import read_tensors
-from ring_mlx.checkpoint.weights import canonical, lies_by_columns
+from ring_mlx.checkpoint.weights import lies_by_columns
 from ring_mlx.convert.sources import matrices, open_source
-from ring_mlx.distributed.reading import read_parts
+from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.errors import ConfigError, NoFitError, WeightsError
 from ring_mlx.experts.layout import find_experts
 from ring_mlx.mlx_lm_plugin import architecture
@@ -164,7 +163,7 @@ def test_every_reader_names_the_stack_and_what_is_wrong_with_it(tmp_path, odd):
         lambda: load_model(tmp_path),
         lambda: matrices(open_source(tmp_path)),
         lambda: find_experts(tmp_path, c),
-        lambda: read_parts(canonical(read_tensors(tmp_path), c), {}, c.num_experts, mx.float32),
+        lambda: load_sharded(tmp_path, mx.distributed.init(), "tensor"),
         lambda: architecture.Model(architecture.ModelArgs.from_dict(config())).sanitize(dict(tensors)),
     )
     stack = "model.layers.3.mlp.switch_mlp.up_proj.weight"

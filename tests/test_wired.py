@@ -186,11 +186,11 @@ def test_while_a_follower_is_told_to_work(wiring, monkeypatch):
 
     monkeypatch.setattr(one, "_do", do)
 
-    class Orders:
-        def hear(self):
+    class Channel:
+        def receive(self):
             return {"gone": [], **next(orders)}
 
-    one.run(Orders())
+    one.run(Channel())
     assert seen == [wiring.MOST] * 3
     assert wiring.order == [wiring.MOST, "synchronize", 5]
 

@@ -6,6 +6,7 @@ takes the memory of the model and of one tensor more.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from ring_mlx.bench.shapes import SHAPES, cut
 from ring_mlx.checkpoint.weights import give
+from ring_mlx.distributed.loading import share
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.model import Model
 from ring_mlx.system import memory
@@ -58,6 +60,35 @@ def random_model_of(
     memory.claim(model.config, sum(a.nbytes for a in arrays.values()), name)
     memory.bound_memory()
     return fill(model, arrays)
+
+
+def random_sharded(
+    raw: dict[str, Any],
+    name: str,
+    bits: int | None,
+    group: mx.distributed.Group,
+    mode: str,
+    *,
+    dtype: mx.Dtype,
+    exact: bool = False,
+    group_size: int = 64,
+    seed: int = 0,
+) -> Model:
+    """This rank's part of `random_model_of`; every rank must call it, and draws all arrays, but computes its own only.
+
+    Args:
+        raw, name, bits, group_size, exact, dtype, seed: As there.
+        group, mode: As for `ring_mlx.distributed.loading.load_sharded`, which raises the same.
+    """
+
+    def make() -> tuple[Model, dict[str, mx.array], str]:
+        model = empty_model(RingConfig.from_dict(raw), bits, group_size, exact)
+        arrays = draw(model, dtype, seed)
+        # What comes next in the sequence tells whether all before it was the same.
+        identity = f"{name} {bits} {seed} {mx.random.randint(0, 1 << 30, (4,)).tolist()}"
+        return model, arrays, hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+    return share(make, group, mode, name)
 
 
 def empty_model(config: RingConfig, bits: int | None, group_size: int, exact: bool) -> Model:

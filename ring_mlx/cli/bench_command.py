@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ring_mlx import options
 from ring_mlx.bench import run as benchmark
 from ring_mlx.bench import shapes
-from ring_mlx.bench.config import ALONE, BenchConfig, BenchError
-from ring_mlx.bench.random_weights import plain_dtype, random_model_of
+from ring_mlx.bench.config import ALONE, BenchConfig, BenchError, Ranks
+from ring_mlx.bench.random_weights import plain_dtype, random_model_of, random_sharded
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.cli import from_options
 from ring_mlx.cli.bench_options import UNQUANTIZED
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.distributed.member import Member, joined
+from ring_mlx.distributed.group import greatest, of_first
+from ring_mlx.distributed.loading import load_sharded
+from ring_mlx.distributed.rank import Rank, joined
 from ring_mlx.model.config import read_config, with_decay_offset
 from ring_mlx.model.model import Model
 from ring_mlx.system.terminal_text import beside_bars, for_output, note
@@ -25,19 +28,19 @@ from ring_mlx.tuning.autotune import settle
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write; returns the exit code."""
-    with joined(args.distributed) as member:
-        return _bench(args, member)
+    with joined(args.distributed) as rank:
+        return _bench(args, rank)
 
 
-def _bench(args: argparse.Namespace, member: Member | None) -> int:
+def _bench(args: argparse.Namespace, rank: Rank | None) -> int:
     def make() -> tuple[Model, dict[str, Any], str]:
-        return _random(args, member) if args.random is not None else _checkpoint(args, member)
+        return _random(args, rank) if args.random is not None else _checkpoint(args, rank)
 
     ranks = ALONE
-    if member is not None:
-        member.check(args)
-        ranks = member.ranks()
-    is_writer = member is None or member.is_first
+    if rank is not None:
+        rank.check(args)
+        ranks = _ranks(rank)
+    is_writer = rank is None or rank.is_first
     files = benchmark.Files(args.csv, args.json, args.markdown, args.plot) if is_writer else benchmark.Files()
     with bar_of(args, "bench", "runs", is_writer) as bar:
         benchmark.bench(
@@ -51,6 +54,16 @@ def _bench(args: argparse.Namespace, member: Member | None) -> int:
             progress=bar,
         )
     return 0
+
+
+def _ranks(rank: Rank) -> Ranks:
+    return Ranks(
+        count=rank.group.size(),
+        mode=lambda: rank.mode,
+        greatest=partial(greatest, group=rank.group),
+        agree=partial(of_first, group=rank.group),
+        together=rank.together,
+    )
 
 
 def _say(text: str) -> None:
@@ -74,7 +87,7 @@ def settings_of(args: argparse.Namespace) -> BenchConfig:
     )
 
 
-def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dict[str, Any], str]:
+def _random(args: argparse.Namespace, rank: Rank | None) -> tuple[Model, dict[str, Any], str]:
     whole = shapes.SHAPES[args.random]
     if (args.layers or 0) > whole["num_hidden_layers"]:
         raise BenchError(f"--layers {args.layers} is more than the {whole['num_hidden_layers']} of {args.random}.")
@@ -84,25 +97,26 @@ def _random(args: argparse.Namespace, member: Member | None) -> tuple[Model, dic
     raw = with_decay_offset(shapes.cut(whole, args.layers), args.decay_layer_offset)
     packed = None if bits == UNQUANTIZED else bits
     dtype = plain_dtype(args.random)
-    if member is None:
+    if rank is None:
         model = random_model_of(raw, args.random, packed, 64, args.exact, dtype, args.seed)
         settle(model)
     else:
-        model = member.draw(raw, args.random, packed, dtype, args.exact, args.seed)
+        draw = partial(random_sharded, raw, args.random, packed, dtype=dtype, exact=args.exact, seed=args.seed)
+        model = rank.share(draw)
     name = f"{args.random}, random {'unquantised' if bits == UNQUANTIZED else f'{bits}-bit'} weights"
     if args.layers is not None:
         name += f", {args.layers} of {whole['num_hidden_layers']} layers"
     return model, raw, name + _how(args)
 
 
-def _checkpoint(args: argparse.Namespace, member: Member | None) -> tuple[Model, dict[str, Any], str]:
-    if args.model is None and (member is None or member.is_first):
+def _checkpoint(args: argparse.Namespace, rank: Rank | None) -> tuple[Model, dict[str, Any], str]:
+    if args.model is None and (rank is None or rank.is_first):
         note(from_options.TOY_NOTE)
     name = args.model or "the packaged toy"
-    if member is not None:
-        with member.together():
+    if rank is not None:
+        with rank.together():
             folder = resolve_model(args.model or str(demo_model_path()), args.revision)
-        model = member.load_folder(folder, args.exact, args.decay_layer_offset)
+        model = rank.share(partial(load_sharded, folder, exact=args.exact, decay_layer_offset=args.decay_layer_offset))
         return model, read_config(folder)[1], name + _how(args)
     folder = from_options.find_model(args, args.model or str(demo_model_path()))
     with bar_of(args, "loading the model") as bar:

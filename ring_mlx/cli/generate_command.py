@@ -17,7 +17,8 @@ from ring_mlx.cli import from_options
 from ring_mlx.cli.exit_codes import CUT_OFF, INTERRUPTED
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.cli.prompt_cache import text_after_cached
-from ring_mlx.distributed.member import Member, joined
+from ring_mlx.distributed.group import agreed
+from ring_mlx.distributed.rank import Rank, joined
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.experts import ExpertStatistics
 from ring_mlx.generation.stream import GenerationEvent, stream_generate
@@ -32,28 +33,28 @@ RAISE = "raise --max-tokens, or leave it out to have all"
 
 def run(args: argparse.Namespace) -> int:
     """Generate and print, alone or as one of several processes; returns the exit code."""
-    with joined(args.distributed) as member:
-        return _generate(args, member)
+    with joined(args.distributed) as rank:
+        return _generate(args, rank)
 
 
-def _generate(args: argparse.Namespace, member: Member | None) -> int:
-    if member is not None:
-        member.check(args)
+def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
+    if rank is not None:
+        rank.check(args)
     text = from_options.read_prompt(args.prompt)
     if not text.strip():
         raise PromptError("the prompt is empty; give some text.")
-    model, tokenizer, name = from_options.load_named(args) if member is None else member.load_named(args)
+    model, tokenizer, name = from_options.load_named(args) if rank is None else rank.load_named(args)
     for token in args.extra_eos_token:
         _add_eos(tokenizer, token, model.config.vocab_size)
     sampler, processors = from_options.make_sampling(args, model, tokenizer)
-    if member is not None:
-        sampler = member.agreed(sampler)
+    if rank is not None:
+        sampler = agreed(sampler, rank.group)
     cache, prompt = _prompt_and_cache(args, model, tokenizer, text)
     experts = getattr(model, "expert_statistics", None)
     printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts)
     code = 0
     step = from_options.prefill_step_size(args)
-    with bar_of(args, "prompt", "tokens", member is None or member.is_first) as bar:
+    with bar_of(args, "prompt", "tokens", rank is None or rank.is_first) as bar:
         try:
             for event in stream_generate(
                 model,

@@ -15,11 +15,11 @@ from ring_mlx import options
 from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.cli import from_options
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.distributed.ending import before_end
+from ring_mlx.distributed.channel import Channel
+from ring_mlx.distributed.failure import before_end
 from ring_mlx.distributed.follower import Follower
 from ring_mlx.distributed.leader import Leader
-from ring_mlx.distributed.member import Member, joined
-from ring_mlx.distributed.orders import Orders
+from ring_mlx.distributed.rank import Rank, joined
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.engine import Load
@@ -37,27 +37,25 @@ def run(args: argparse.Namespace) -> int:
     if args.log_level in ("ERROR", "CRITICAL"):
         warnings.simplefilter("ignore")
     key = args.api_key if args.api_key is not None else os.environ.get("RING_MLX_API_KEY")
-    with joined(args.distributed) as member:
-        if member is None:
+    with joined(args.distributed) as rank:
+        if rank is None:
             return _serve(args, key)
-        member.check(args)
-        orders = member.orders()
-        if member.is_first:
-            return _serve(args, key, member, orders)
-        _follow(args, member, orders)
+        rank.check(args)
+        channel = rank.channel()
+        if rank.is_first:
+            return _serve(args, key, rank, channel)
+        _follow(args, rank, channel)
     return 0
 
 
-def _serve(
-    args: argparse.Namespace, key: str | None, member: Member | None = None, orders: Orders | None = None
-) -> int:
+def _serve(args: argparse.Namespace, key: str | None, rank: Rank | None = None, channel: Channel | None = None) -> int:
     if key is None and args.host not in LOOPBACK:
         note(f"note: --host {args.host} without --api-key lets anyone there use the model.")
     if args.model is None:
         note(from_options.TOY_NOTE)
-    load = partial(_load_part, member, orders) if member is not None and orders is not None else None
+    load = partial(_load_part, rank, channel) if rank is not None and channel is not None else None
     server = make_server(args, key, load)
-    if member is not None:
+    if rank is not None:
         before_end(server.engine.abandon)
     stop = threading.Event()
     handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -75,30 +73,30 @@ def _serve(
                 raise server.engine.failure
     finally:
         at_rest = server.close()
-        if orders is not None and at_rest and server.engine.failure is None:
-            orders.tell({"do": "close"})
+        if channel is not None and at_rest and server.engine.failure is None:
+            channel.send({"do": "close"})
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return 0
 
 
-def _follow(args: argparse.Namespace, member: Member, orders: Orders) -> None:
+def _follow(args: argparse.Namespace, rank: Rank, channel: Channel) -> None:
     """Serve as a rank that rank 0 leads; Ctrl-C, which a terminal sends to all, is for rank 0 to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    model, tokenizer, _ = member.load_named(args)
+    model, tokenizer, _ = rank.load_named(args)
     try:
-        Follower(Parts(model, tokenizer, make_settings(args)), member.group).run(orders)
+        Follower(Parts(model, tokenizer, make_settings(args)), rank.group).run(channel)
     except OSError as e:
-        raise member.lost(e) from None
+        raise rank.lost(e) from None
 
 
-def _load_part(member: Member, orders: Orders, settings: Settings) -> Parts:
+def _load_part(rank: Rank, channel: Channel, settings: Settings) -> Parts:
     """Rank 0's part of the model, and what it is worked with; called on the model's thread."""
     try:
-        model, tokenizer = member.load(settings.model, settings.revision, settings.exact, settings.decay_layer_offset)
-        return Leader(model, tokenizer, settings, member, orders)
+        model, tokenizer = rank.load(settings.model, settings.revision, settings.exact, settings.decay_layer_offset)
+        return Leader(model, tokenizer, settings, rank, channel)
     except RuntimeError as e:
-        raise member.lost(e) from None
+        raise rank.lost(e) from None
 
 
 def make_server(args: argparse.Namespace, key: str | None, load: Load | None = None) -> Server:

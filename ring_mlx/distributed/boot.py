@@ -11,8 +11,8 @@ import sys
 import tempfile
 from contextlib import suppress
 
-from ring_mlx.distributed.ending import LOST
-from ring_mlx.distributed.lifeline import VARIABLE
+from ring_mlx.distributed.failure import LOST
+from ring_mlx.distributed.heartbeat import VARIABLE
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from ring_mlx.serve.work import CLEAR_EVERY_STEPS
 from ring_mlx.system.wired import Wired
 
 if TYPE_CHECKING:
-    from ring_mlx.distributed.orders import Orders
+    from ring_mlx.distributed.channel import Channel
 
 
 class Follower:
@@ -39,28 +39,28 @@ class Follower:
         self._batch = SharedBatch(parts.model, parts.settings.prefill_step_tokens, group)
         self._steps, self._wired = 0, Wired()
 
-    def run(self, orders: Orders) -> None:
+    def run(self, channel: Channel) -> None:
         """Do what is told until rank 0 closes.
 
         Raises:
             OSError: If rank 0 is gone.
             RuntimeError: If another rank is.
         """
-        while (order := orders.hear())["do"] != "close":
+        while (order := channel.receive())["do"] != "close":
             for kind, number in order["gone"]:
                 (self._close if kind == READER else self._kept.drop)(number)
             self._wired.hold()
-            self._do(order, orders)
+            self._do(order, channel)
             if not self._readers and not len(self._batch):
                 self._wired.release()
 
-    def _do(self, order: dict[str, Any], orders: Orders) -> None:
+    def _do(self, order: dict[str, Any], channel: Channel) -> None:
         do, number = order["do"], order.get("reader", -1)
         if do == "start":
             self._reader(number).live.restore(self._kept.get(order["snapshot"]))
         elif do == "read":
             points = {int(at): kind for at, kind in order["points"]}
-            steps = self._reader(number).read(order["ids"], points, orders.hear, order["step_tokens"])
+            steps = self._reader(number).read(order["ids"], points, channel.receive, order["step_tokens"])
             self._reading[number] = steps
             next(steps, None)
         elif do == "next":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ring_mlx.distributed.agreement import difference
+from ring_mlx.distributed.agreement import compare
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.system.files import behind_links, read_bounded, write_named
 
@@ -168,9 +168,7 @@ def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision:
     for name, answer in answers.items():
         if answer.get("error"):
             raise DistributedError(f"host {name}: {answer['error']}")
-    differs = difference([answers[h.name] | {"host": h.name} for h in hosts])
-    if differs:
-        raise DistributedError(differs)
+    compare([answers[h.name] | {"host": h.name} for h in hosts])
 
 
 class _Questions(list["subprocess.Popen[str]"]):

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ring_mlx.distributed.ending import LOST
+from ring_mlx.distributed.failure import LOST
+from ring_mlx.distributed.heartbeat import BEAT, BEAT_S, INTERRUPT, SILENT_S, START
 from ring_mlx.distributed.hosts import Host
-from ring_mlx.distributed.lifeline import BEAT, BEAT_S, INTERRUPT, SILENT_S, START
 from ring_mlx.distributed.rank_process import Job, RankProcess
 
 BROKEN_PIPE, INTERRUPTED = 141, 130

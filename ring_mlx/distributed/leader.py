@@ -36,8 +36,8 @@ from ring_mlx.serve.parts import Parts
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from ring_mlx.distributed.member import Member
-    from ring_mlx.distributed.orders import Orders
+    from ring_mlx.distributed.channel import Channel
+    from ring_mlx.distributed.rank import Rank
     from ring_mlx.generation.decoding import LogitsProcessor, Sampler
     from ring_mlx.model.model import Model
     from ring_mlx.serve.settings import Settings
@@ -50,15 +50,15 @@ class Leader(Parts):
 
     Args:
         model, tokenizer, settings: As for `Parts`, the model being this rank's part.
-        member: This rank.
-        orders: To the others.
+        rank: This process's.
+        channel: To the others.
     """
 
     def __init__(
-        self, model: Model, tokenizer: TokenizerWrapper, settings: Settings, member: Member, orders: Orders
+        self, model: Model, tokenizer: TokenizerWrapper, settings: Settings, rank: Rank, channel: Channel
     ) -> None:
         super().__init__(model, tokenizer, settings)
-        self.group, self._member, self._orders = member.group, member, orders
+        self.group, self._rank, self._channel = rank.group, rank, channel
         self._count, self._readers = itertools.count(), weakref.WeakValueDictionary[int, _Reader]()
         self._budget_bytes = common_budget(super().budget_bytes(), model, self.group)
         self.gone: deque[tuple[str, int]] = deque()
@@ -95,12 +95,12 @@ class Leader(Parts):
         """Give an order, with what is gone since the last."""
         gone = [self.gone.popleft() for _ in range(len(self.gone))]
         with self.in_step():
-            self._orders.tell({"do": do, "gone": gone, **details})
+            self._channel.send({"do": do, "gone": gone, **details})
 
     def same(self, answer: bool) -> bool:
         """An answer that all ranks go on with."""
         with self.in_step():
-            self._orders.tell(answer)
+            self._channel.send(answer)
         return answer
 
     @contextmanager
@@ -113,7 +113,7 @@ class Leader(Parts):
         try:
             yield
         except Exception as e:
-            raise ModelLostError(self._member.lost(e)) from e
+            raise ModelLostError(self._rank.lost(e)) from e
 
 
 def common_budget(own_bytes: int, model: Model, group: mx.distributed.Group) -> int:

@@ -1,4 +1,4 @@
-"""One rank's group of layers in a pipeline.
+"""Pipeline parallelism: each rank holds some layer groups, whole.
 
 Every rank makes the same calls: the first embeds, each hands the residual stream on, and all get the last one's, so
 that each can go through norm and head. What a call sends and gathers is started before it returns, so calls meet in
@@ -8,59 +8,57 @@ the same order everywhere. A rank waits on the host for what it receives: a GPU 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ring_mlx.distributed.failure import DistributedError
-from ring_mlx.distributed.ranks import Ranks
+from ring_mlx.distributed.tensor import adopt
 from ring_mlx.model.config import RingConfig
-from ring_mlx.model.model import LanguageModel
+from ring_mlx.model.model import LanguageModel, Model
+
+# Rows of the embedding on ranks that need none: enough for the check of kernels.
+FEW_TOKENS = 16
 
 
-class Line(Ranks):
-    """The ranks one behind the other.
+def stages(config: RingConfig, size: int) -> list[tuple[int, int]]:
+    """First and one past the last layer of each rank: whole layer groups, the tail beside them.
 
-    Args:
-        group: The ranks, in the order of the layers.
+    Raises:
+        DistributedError: If there are fewer groups than ranks.
     """
+    length, layers = config.layer_group_size, config.num_hidden_layers
+    starts = [*range(0, layers, length), layers]
+    count = len(starts) - 1
+    if count < size:
+        raise DistributedError(
+            f"{count} layer group{'s' * (count > 1)} cannot be shared out whole among the {size} ranks of a "
+            f"pipeline; use {f'at most {count} ranks' if count > 1 else '--distributed tensor'}."
+        )
+    # The later ranks take what is left over: the first holds the embedding too.
+    return [(starts[count * rank // size], starts[count * (rank + 1) // size]) for rank in range(size)]
 
-    def __init__(self, group: mx.distributed.Group) -> None:
-        super().__init__(group)
-        self.is_first, self.is_last = self.rank == 0, self.rank == self.size - 1
 
-    def receive(self, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-        """What the rank before has sent; noise within `alone`."""
-        if self._group is None:
-            return mx.random.normal(shape, key=mx.random.key(shape[1])).astype(dtype)
-        x = mx.distributed.recv(shape, dtype, self.rank - 1, group=self._group)
-        mx.eval(x)
-        return x
+def check(model: Model, size: int) -> RingConfig:
+    """The configuration of the rank with the most layers.
 
-    def send(self, x: mx.array) -> mx.array:
-        """Hand x to the next rank; x again, to be evaluated."""
-        return x if self._group is None else mx.distributed.send(x, self.rank + 1, group=self._group)
+    Raises:
+        DistributedError: As `stages`.
+    """
+    return replace(model.config, num_hidden_layers=max(end - first for first, end in stages(model.config, size)))
 
-    def of_last(self, x: mx.array) -> mx.array:
-        """The last rank's x, which has the same shape [B, ...] everywhere."""
-        return x if self._group is None else mx.distributed.all_gather(x, group=self._group)[-x.shape[0] :]
+
+def cut(model: Model, group: mx.distributed.Group) -> None:
+    """Leave this rank's layers, and the embedding where it is needed; nothing is computed."""
+    model.model.layers = model.layers[slice(*stages(model.config, group.size())[group.rank()])]
+    if group.rank() and not model.config.tie_word_embeddings:
+        model.model.word_embeddings = nn.Embedding(FEW_TOKENS, model.config.hidden_size)
 
 
 class Stage(LanguageModel):
-    """Whole layer groups of a model; the embedding only where it is needed.
-
-    Args:
-        config: Of the whole model.
-        layers: The first and one past the last.
-        line: The ranks.
-    """
-
-    def __init__(self, config: RingConfig, layers: tuple[int, int], line: Line) -> None:
-        super().__init__(config)
-        self.layers = self.layers[slice(*layers)]
-        self._line, self._hidden_size = line, config.hidden_size
-        if not (line.is_first or config.tie_word_embeddings):
-            del self.word_embeddings
+    """A cut model that exchanges the residual stream with its neighbours."""
 
     def __call__(
         self,
@@ -79,14 +77,22 @@ class Stage(LanguageModel):
             raise DistributedError(
                 "a pipeline cannot give all hidden states; load with mode 'tensor' or on one machine."
             )
-        line, dtype = self._line, mx.float32 if exact else self.norm.weight.dtype
-        if line.is_first:
+        group, dtype = self._group, mx.float32 if exact else self.norm.weight.dtype
+        rank, is_last = group.rank(), group.rank() == group.size() - 1
+        if rank == 0:
             x = self.word_embeddings(tokens).astype(dtype)
         else:
-            x = line.receive((*tokens.shape, self._hidden_size), dtype)
-        x = self._through(x, cache, None, last_only and line.is_last)
-        if not line.is_last:
-            x = line.send(x)
-        x = line.of_last(x[:, -1:] if last_only else x)
+            x = mx.distributed.recv((*tokens.shape, self.norm.weight.shape[0]), dtype, rank - 1, group=group)
+            mx.eval(x)
+        x = self._through(x, cache, None, last_only and is_last)
+        if not is_last:
+            x = mx.distributed.send(x, rank + 1, group=group)
+        x = mx.distributed.all_gather(x[:, -1:] if last_only else x, group=group)[-x.shape[0] :]
         mx.async_eval(x)
         return self.norm(x)
+
+
+def connect(model: LanguageModel, group: mx.distributed.Group) -> LanguageModel:
+    """A cut model as a stage among the others."""
+    stage: LanguageModel = adopt(Stage, model, group)
+    return stage

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ring_mlx.distributed.ending import LOST
-from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.distributed.failure import LOST, DistributedError
+from ring_mlx.distributed.heartbeat import ALIVE, JOINED, VARIABLE
 from ring_mlx.distributed.hosts import SSH, Host
-from ring_mlx.distributed.lifeline import ALIVE, JOINED, VARIABLE
 from ring_mlx.system.terminal_text import harmless
 
 CHUNK, LONGEST_LINE, NOISE_LINES = 1 << 16, 1 << 20, 20

@@ -1,94 +1,173 @@
-"""Layers whose matrices are shared among ranks; one sum over the ranks ends each block.
+"""Tensor parallelism: each rank holds a share of every layer; one sum over the ranks ends each block.
 
-The blocks are those of the whole model, built for a share (see `plan.local_config`): kernels and plain forms are chosen
-as ever. Only what ends a block differs: its residual is added after the sum. Steps are not compiled in pieces, since a
-sum over ranks inside one has not been tried on Metal.
+Matrices that widen (queries, keys and values, gates, up) are cut by rows, those that narrow again (dense, down) by
+columns. MLX's `shard_inplace` cuts; its sharded linear layers cannot serve, since they always talk to the group, and
+kernels are checked on each rank alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.nn.layers.distributed import shard_inplace
 
-from metal_kernels import add_qmv, gate_qmv, launch, linear_gate, qkv_lightning_attn
-from ring_mlx.distributed.ranks import Ranks
-from ring_mlx.model.attention import LinearAttention, Result, SoftmaxAttention
+from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.model.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.decode_step import DecodeStep
-from ring_mlx.model.layer import DecoderLayer
-from ring_mlx.model.model import LanguageModel
-from ring_mlx.model.moe import MLP, MoE
+from ring_mlx.model.model import LanguageModel, Model
+from ring_mlx.model.moe import MoE
+
+AFFINE_GROUPS = (64, 32)
+ROUTER = "mlp.gate.gate_proj"
+WIDENS, NARROWS = ("gate_proj", "up_proj", "g_proj", "g_norm"), ("dense", "down_proj")
 
 
-class Sum(Ranks):
-    """The sum of an array over all ranks, in its dtype.
+def local_config(config: RingConfig, size: int) -> RingConfig:
+    """The configuration of one rank's share of every layer.
 
-    Args:
-        group: The ranks.
+    Where there are fewer heads of keys and values than ranks, ranks that share one hold it each.
+
+    Raises:
+        DistributedError: Naming what does not divide.
     """
+    c = config
+    for name, value in _divided(c).items():
+        if value % size:
+            raise DistributedError(
+                f"{name} {value} does not divide among {size} ranks; use another number of ranks, or "
+                "--distributed pipeline."
+            )
+    kv = c.num_key_value_heads
+    if kv % size and size % kv:
+        raise DistributedError(
+            f"num_key_value_heads {kv} neither divides among {size} ranks nor repeats evenly on them; use another "
+            "number of ranks, or --distributed pipeline."
+        )
+    shared = c.num_shared_experts * c.moe_shared_expert_intermediate_size
+    return replace(
+        c,
+        num_attention_heads=c.num_attention_heads // size,
+        num_key_value_heads=max(1, kv // size),
+        group_norm_size=max(1, c.group_norm_size // size),
+        intermediate_size=c.intermediate_size // size,
+        moe_intermediate_size=c.moe_intermediate_size // size,
+        num_shared_experts=1 if shared else 0,
+        moe_shared_expert_intermediate_size=shared // size,
+    )
+
+
+def _divided(c: RingConfig) -> dict[str, int]:
+    """What must divide among the ranks, by its name in config.json; only what the model has."""
+    layers = range(c.num_hidden_layers)
+    sizes = {"num_attention_heads": c.num_attention_heads}
+    if any(c.is_linear(i) for i in layers):
+        sizes["group_norm_size"] = c.group_norm_size
+    if not all(c.is_moe(i) for i in layers):
+        sizes["intermediate_size"] = c.intermediate_size
+    if any(c.is_moe(i) for i in layers):
+        sizes["moe_intermediate_size"] = c.moe_intermediate_size
+        if c.num_shared_experts:
+            total = c.num_shared_experts * c.moe_shared_expert_intermediate_size
+            sizes["num_shared_experts x moe_shared_expert_intermediate_size"] = total
+    return sizes
+
+
+def check(model: Model, size: int) -> RingConfig:
+    """The configuration of a share of the model.
+
+    Raises:
+        DistributedError: Naming what does not divide, or the matrix that would be cut within a group.
+    """
+    config = local_config(model.config, size)
+    for path, module in model.named_modules():
+        if path.endswith(NARROWS) and "scales" in module:
+            _group_size(path, module, size)
+    return config
+
+
+def cut(model: Model, group: mx.distributed.Group) -> None:
+    """Leave this rank's share of every matrix; nothing is computed."""
+    for layer in model.layers:
+        _cut_attention(layer.attention, group)
+    for path, module in model.named_modules():
+        if path.endswith(NARROWS):
+            _narrow(path, module, group)
+        elif path.endswith(WIDENS) and not path.endswith(ROUTER):
+            shard_inplace(module, "all-to-sharded", group=group)
+
+
+def _cut_attention(attention: SoftmaxAttention | LinearAttention, group: mx.distributed.Group) -> None:
+    rank, size = group.rank(), group.size()
+    heads, kv, D = attention.num_heads, attention.num_key_value_heads, attention.head_dim
+    qkv = attention.query_key_value
+    if kv < size:
+        each = size // kv
+        order = mx.array([*range(heads), *(heads + i // each for i in range(2 * size))])
+        rows = (order[:, None] * D + mx.arange(D)).flatten()
+        qkv.update({name: array[rows] for name, array in qkv.parameters().items()})
+        kv = size
+    shard_inplace(qkv, "all-to-sharded", segments=[heads * D, (heads + kv) * D], group=group)
+    attention.num_heads, attention.num_key_value_heads = heads // size, kv // size
+    if isinstance(attention, LinearAttention):
+        attention.groups //= size
+        own = attention.num_heads
+        attention._decay_rate = mx.contiguous(attention.decay_rate[rank * own : (rank + 1) * own])
+
+
+def _narrow(path: str, module: nn.Module, group: mx.distributed.Group) -> None:
+    """An affine group that would be cut is taken as smaller ones with its scale and bias, which changes no value."""
+    if "scales" in module:
+        smaller = _group_size(path, module, group.size())
+        times, module.group_size = module.group_size // smaller, smaller
+        for name in ("scales", "biases"):
+            if name in module and times > 1:
+                module[name] = mx.repeat(module[name], times, axis=-1)
+    if "bias" in module and group.rank():
+        module.bias = mx.zeros_like(module.bias)  # rank 0 adds it
+    shard_inplace(module, "sharded-to-all", group=group)
+
+
+def _group_size(path: str, module: nn.Module, size: int) -> int:
+    """The largest size of groups that a cut by columns leaves whole."""
+    old, width = module.group_size, module.weight.shape[-1] * 32 // module.bits
+    part = width // size
+    fits = [g for g in (old, *AFFINE_GROUPS) if part % g == 0 and old % g == 0]
+    if not fits or (fits[0] != old and "biases" not in module):
+        raise DistributedError(
+            f"{path} has {width} columns in groups of {old}, which cannot be cut into {size} parts of {part}; use "
+            "fewer ranks, --distributed pipeline, or a conversion with groups of 32."
+        )
+    return int(fits[0])
+
+
+def adopt(kind: type[Any], module: nn.Module, group: mx.distributed.Group) -> Any:
+    """The module as a `kind` that talks to the group; parameters, children and settings stay."""
+    new: Any = dict.__new__(kind)
+    dict.update(new, module)
+    new.__dict__.update(vars(module), _group=group)
+    return new
+
+
+class SummedLinear(nn.Linear):
+    """Some columns of a linear layer; the sum over all ranks, in the dtype of the activations."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x of this rank to the sum of all; x itself within `alone`."""
-        return x if self._group is None else mx.distributed.all_sum(x, group=self._group)
+        return mx.distributed.all_sum(super().__call__(x), group=self._group)
 
 
-class ShardedSoftmaxAttention(SoftmaxAttention):
-    """Some of the heads; same contract as `SoftmaxAttention`."""
-
-    def __init__(self, config: RingConfig, total: Sum) -> None:
-        super().__init__(config)
-        self._total = total
-
-    def close(self, x: mx.array, o: mx.array) -> Result:
-        """Through this rank's columns of the output projection."""
-        matrices = None if launch.backend() is None else self._out_of(self.dense)
-        y = None if matrices is None else add_qmv(o, matrices)
-        return x, self._total(self.dense(o) if y is None else y)
-
-
-class ShardedLinearAttention(LinearAttention):
-    """Some of the heads with their states and whole groups of the norm; same contract as `LinearAttention`."""
-
-    def __init__(self, config: RingConfig, layer: int, decay_rate: mx.array, total: Sum) -> None:
-        super().__init__(config, layer)
-        self._decay_rate, self._total = decay_rate, total
-
-    def recur(
-        self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
-    ) -> tuple[Result, mx.array]:
-        """From one state of these heads to the next."""
-        qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
-        o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
-        gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
-        matrices = None if launch.backend() is None else self._out_of(self.dense)
-        y = None if matrices is None else gate_qmv(*gated, matrices)
-        return (x, self._total(self.dense(linear_gate(*gated)) if y is None else y)), state
-
-
-class ShardedMLP(MLP):
-    """Part of the inner dimension; same contract as `MLP`."""
-
-    def __init__(self, config: RingConfig, total: Sum) -> None:
-        super().__init__(config, config.intermediate_size)
-        self._total = total
+class SummedQuantizedLinear(nn.QuantizedLinear):
+    """The same of a quantised layer."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """[..., hidden] to [..., hidden]."""
-        return self._total(super().__call__(x))
-
-    def after_norm(self, x: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype) -> None:
-        """Nothing: the sum over ranks comes before the residual."""
+        return mx.distributed.all_sum(super().__call__(x), group=self._group)
 
 
-class ShardedMoE(MoE):
+class SummedMoE(MoE):
     """Part of the inner dimension of every expert; the router is whole. Same contract as `MoE`."""
-
-    def __init__(self, config: RingConfig, total: Sum) -> None:
-        super().__init__(config)
-        self._total = total
 
     def __call__(
         self,
@@ -98,31 +177,25 @@ class ShardedMoE(MoE):
         logits: mx.array | None = None,
     ) -> mx.array:
         """Mix the experts; summed over the ranks in float32 before the residual is added."""
-        y = self._total(super().__call__(x, dtype, None, logits))
+        y = mx.distributed.all_sum(super().__call__(x, dtype, None, logits), group=self._group)
         return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
 
 class TensorModel(LanguageModel):
-    """All layers, of each a share.
-
-    Args:
-        config: Of the share.
-        decay_rates: Of the share's heads [H], by layer.
-        total: The sum over ranks.
-    """
-
-    def __init__(self, config: RingConfig, decay_rates: Callable[[int], mx.array], total: Sum) -> None:
-        super().__init__(config)
-        for i, layer in enumerate(self.layers):
-            _shard(layer, config, i, decay_rates, total)
+    """A cut model whose blocks end in sums over the ranks."""
 
     def _decode_step(self) -> DecodeStep | None:
-        return None
+        return None  # a sum over ranks inside a compiled step has not been tried on Metal
 
 
-def _shard(layer: DecoderLayer, config: RingConfig, i: int, decay_rates: Callable[[int], Any], total: Sum) -> None:
-    if layer.is_linear:
-        layer.attention = ShardedLinearAttention(config, i, decay_rates(i), total)
-    else:
-        layer.attention = ShardedSoftmaxAttention(config, total)
-    layer.mlp = ShardedMoE(config, total) if config.is_moe(i) else ShardedMLP(config, total)
+def connect(model: LanguageModel, group: mx.distributed.Group) -> LanguageModel:
+    """A cut model whose parts sum up."""
+    for layer in model.layers:
+        for block, name in ((layer.attention, "dense"), (layer.mlp, "down_proj")):
+            if name in block:
+                kind = SummedQuantizedLinear if "scales" in block[name] else SummedLinear
+                block[name] = adopt(kind, block[name], group)
+        if isinstance(layer.mlp, MoE):
+            layer.mlp = adopt(SummedMoE, layer.mlp, group)
+    whole: LanguageModel = adopt(TensorModel, model, group)
+    return whole

@@ -26,7 +26,7 @@ IMPORTED = (
     "ring_mlx.convert",
     "ring_mlx.convert.conversion",
     "ring_mlx.convert.report",
-    "ring_mlx.distributed.lifeline",
+    "ring_mlx.distributed.heartbeat",
     "ring_mlx.doctor.decay_check",
     "ring_mlx.doctor.examine",
     "ring_mlx.doctor.models",
