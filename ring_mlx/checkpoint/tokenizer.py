@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mlx_lm import chat_templates, tool_parsers
@@ -65,11 +64,10 @@ def make_tokenizer(
     check_small_files(folder, TokenizerError)
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file, TokenizerError) if settings_file.is_file() else {}
-    _check_files(folder, _named_code(settings))
+    _check_files(folder, settings)
     named = templates_of(folder, settings)
-    for key, package in NAMED_MODULES.items():
-        _check_named_module(folder, key, settings.get(key), package)
-    with _library_errors(folder), _collection_paused():
+    _check_named_modules(folder, settings)
+    with _in_library(folder):
         if (folder / "tokenizer.json").is_file():
             check_tokenizer(folder / "tokenizer.json")
         templates.warm()
@@ -91,20 +89,13 @@ def make_tokenizer(
 
 
 @contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Pause the garbage collection, which takes a fifth of the time to look at hundreds of thousands of new strings."""
+def _in_library(folder: Path) -> Iterator[None]:
+    """Turn what transformers and its native library raise, or panic with, into one line, a TokenizerError.
+
+    The garbage collection is paused: it would take a fifth of the time to look at hundreds of thousands of new strings.
+    """
     was_on = gc.isenabled()
     gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@contextmanager
-def _library_errors(folder: Path) -> Iterator[None]:
-    """Turn what transformers and its native library raise, or panic with, into one line, a TokenizerError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, TokenizerError):
@@ -113,25 +104,16 @@ def _library_errors(folder: Path) -> Iterator[None]:
         raise TokenizerError(
             f"the tokenizer in {folder} cannot be read ({shown(str(e), 1000)}); download it again."
         ) from None
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def render_chat(
-    tokenizer: TokenizerWrapper,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    template_options: Mapping[str, Any] | None = None,
-    continue_last: bool = False,
+    tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any
 ) -> list[int]:
-    """Messages to token ids through the checkpoint's own template; a TokenizerError if it refuses them.
-
-    Args:
-        tokenizer: From `load_tokenizer`.
-        messages: Objects with ``role`` and ``content``.
-        tools: Tool descriptions for the template, or None.
-        template_options: Further template arguments, such as ``enable_thinking``.
-        continue_last: Leave the last (assistant) message open instead of starting a new one.
-    """
-    text = render_text(tokenizer, messages, tools, template_options, continue_last)
+    """Messages to token ids through the checkpoint's own template; same arguments and errors as `render_text`."""
+    text = render_text(tokenizer, messages, *args, **kwargs)
     return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
 
 
@@ -148,7 +130,15 @@ def render_text(
     template_options: Mapping[str, Any] | None = None,
     continue_last: bool = False,
 ) -> str:
-    """The text that `render_chat` encodes; same arguments and errors."""
+    """The text of a conversation by the template; a TokenizerError if there is none or it refuses the messages.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        messages: Objects with ``role`` and ``content``.
+        tools: Tool descriptions for the template, or None.
+        template_options: Further template arguments, such as ``enable_thinking``.
+        continue_last: Leave the last (assistant) message open instead of starting a new one.
+    """
     if not tokenizer.has_chat_template:
         raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
     try:
@@ -157,39 +147,37 @@ def render_text(
         raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
 
 
-def _named_code(settings: Mapping[str, Any]) -> str:
-    """The classes that tokenizer_config.json asks to run, such as ``evil.Tokenizer``; empty without."""
+def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Check that there is a tokenizer besides the code that settings may name, such as ``evil.Tokenizer``."""
     named = settings.get("auto_map")
     if isinstance(named, Mapping):
         named = named.get("AutoTokenizer")
     named = named if isinstance(named, list) else [named]
-    return ", ".join(dict.fromkeys(str(n) for n in named if n is not None))
-
-
-def _check_files(folder: Path, code: str) -> None:
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
-        if code:
-            warnings.warn(
-                f"[tokenizer] tokenizer_config.json in {folder} names code of its own ({code}), which is never run; "
-                "the tokenizer file is read as it stands.",
-                stacklevel=4,
-            )
-        return
-    if code:
+    code = ", ".join(dict.fromkeys(str(n) for n in named if n is not None))
+    is_there = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if code and is_there:
+        warnings.warn(
+            f"[tokenizer] tokenizer_config.json in {folder} names code of its own ({code}), which is never run; the "
+            "tokenizer file is read as it stands.",
+            stacklevel=4,
+        )
+    elif code:
         raise TokenizerError(
             f"tokenizer_config.json in {folder} asks to run code of its own ({code}), which is never done, and there "
-            f"is no tokenizer.json to read instead; use a checkpoint that has one."
+            "is no tokenizer.json to read instead; use a checkpoint that has one."
         )
-    raise TokenizerError(f"no tokenizer in {folder} ({' or '.join(TOKENIZER_FILES)}); download it as well.")
+    elif not is_there:
+        raise TokenizerError(f"no tokenizer in {folder} ({' or '.join(TOKENIZER_FILES)}); download it as well.")
 
 
-def _check_named_module(folder: Path, key: str, value: object, package: ModuleType) -> None:
-    known = [m.name for m in pkgutil.iter_modules(package.__path__)]
-    if value is not None and value not in known:
-        raise TokenizerError(
-            f"{key} {value!r} in {folder / 'tokenizer_config.json'} is none that mlx-lm has ({', '.join(known)}); "
-            "remove it there."
-        )
+def _check_named_modules(folder: Path, settings: Mapping[str, Any]) -> None:
+    for key, package in NAMED_MODULES.items():
+        value, known = settings.get(key), [m.name for m in pkgutil.iter_modules(package.__path__)]
+        if value is not None and value not in known:
+            raise TokenizerError(
+                f"{key} {value!r} in {folder / 'tokenizer_config.json'} is none that mlx-lm has ({', '.join(known)}); "
+                "remove it there."
+            )
 
 
 def _rows(folder: Path) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ SKIPPED = ("mtp", "slope", "inv_freq", ".padding")
 EXPERT_DIGESTS = "expert_sha256"
 FLOAT32 = (".mlp.gate.expert_bias", ".mlp.gate.gate_proj.weight")
 AnyTensor = TypeVar("AnyTensor", Tensor, mx.array)
+Entry = Tensor | dict[int, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Of the smallest packed form: a word of 32 bits holds 16 parameters of 2 bits.
@@ -39,10 +40,10 @@ MAX_PACKED = 16
 
 _LAYER = re.compile(r"^model\.layers\.([0-9]{1,6})\.")
 _EXPERT = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp)\.experts\.([0-9]{1,6})\.(.+)$")
-_ROUTER = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp\.gate)\.(weight|bias|scales|biases)$")
+_ROUTER = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp\.gate)\.((?!expert_bias$)[a-z_]+)$")
 
 
-def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Tensor | dict[int, Tensor]]:
+def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Entry]:
     """Tensors under the model's parameter names; the experts of the Hugging Face form as one entry by expert.
 
     Names with mtp, slope or inv_freq, layers past the last, and the head of a tied model are left out.
@@ -52,7 +53,7 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Te
             two tensors are the same parameter.
     """
     check_sizes(tensors, config)
-    out: dict[str, Tensor | dict[int, Tensor]] = {}
+    out: dict[str, Entry] = {}
     for name, tensor in tensors.items():
         layer, expert = _LAYER.match(name), _EXPERT.match(name)
         is_tied = config.tie_word_embeddings and name.startswith("lm_head.")
@@ -175,7 +176,7 @@ def check_dtype(tensor: Tensor) -> None:
 
 
 def load_arrays(
-    entries: Mapping[str, Tensor | dict[int, Tensor]], num_experts: int, dtype: mx.Dtype, exact: bool = False
+    entries: Mapping[str, Entry], num_experts: int, dtype: mx.Dtype, exact: bool = False
 ) -> dict[str, mx.array]:
     """Lazy arrays under parameter names: experts stacked, floats cast as `cast` does.
 
@@ -194,14 +195,18 @@ def load_arrays(
                 ) from None
         return opened[tensor.file][tensor.name]
 
-    arrays = {}
+    return {name: cast(name, array, dtype, exact) for name, array in stacked(entries, num_experts, read)}
+
+
+def stacked(
+    entries: Mapping[str, Entry], num_experts: int, read: Callable[[Any], mx.array]
+) -> Iterator[tuple[str, mx.array]]:
+    """What `canonical` found, read one after the other, the experts of a stack as one array."""
     for name, entry in entries.items():
         if isinstance(entry, dict):
-            array = mx.stack([read(tensor) for tensor in in_order(name, entry, num_experts)])
+            yield name, mx.stack([read(each) for each in in_order(name, entry, num_experts)])
         else:
-            array = read(entry)
-        arrays[name] = cast(name, array, dtype, exact)
-    return arrays
+            yield name, read(entry)
 
 
 def cast(name: str, array: mx.array, dtype: mx.Dtype, exact: bool) -> mx.array:

@@ -19,10 +19,9 @@ from ring_mlx.convert import folder_files, remote
 from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.options import Options
-from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, make_plan, quantisable_paths, uses
-from ring_mlx.convert.recipes import make_rule, make_setting, unmatched
+from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, make_plan, uses
 from ring_mlx.convert.shard_files import ExpertShardFile, ShardFile
-from ring_mlx.convert.sources import Source, as_matrix, identity, matrices, open_source, source_dtype
+from ring_mlx.convert.sources import Source, as_matrix, identity, open_source
 from ring_mlx.convert.writer import (
     MANIFEST,
     UNFINISHED,
@@ -32,7 +31,7 @@ from ring_mlx.convert.writer import (
     read_manifest,
     verify,
 )
-from ring_mlx.errors import ConvertError, OptionError, WeightsError
+from ring_mlx.errors import ConvertError, WeightsError
 from ring_mlx.model.config import with_decay_offset
 from ring_mlx.model.config_values import shown
 from ring_mlx.model.quantization import settings
@@ -123,22 +122,9 @@ def convert_plan(
     With ``remote_only`` the shards of a repository stay where they are.
     """
     options.check()
-    default = make_setting(options.bits, options.group_size, options.mode) if options.quantize else None
     opened = open_source(source, revision, remote_only)
     with_decay_offset(opened.raw, options.decay_layer_offset)
-    rule = None
-    if default is not None:
-        rule = make_rule(default, options.recipe, options.overrides, opened.config.num_hidden_layers)
-        useless = unmatched(options.overrides, sorted(quantisable_paths(opened.config)))
-        if useless:
-            raise OptionError(f"--q-override {useless[0]!r} matches no module; see the names in config.json's form.")
-    dtype = getattr(mx, options.dtype) if options.dtype else source_dtype(opened)
-    # A recipe's default names no setting that it uses.
-    named = None if options.recipe else default
-    plan = make_plan(
-        opened, matrices(opened), rule, named, dtype, options.dequantize, shard_bytes, options.expert_layout
-    )
-    return opened, plan
+    return opened, make_plan(opened, options, shard_bytes)
 
 
 def describe(folder: Path) -> str:

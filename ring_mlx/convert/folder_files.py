@@ -75,33 +75,30 @@ def config(source: Source, plan: Plan, decay: DecayChoice | None = None) -> dict
 def card(source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None = None) -> str:
     """The README.md of the result: how it was made and what is in it."""
     is_repo = source.repo is not None or source.name.count("/") == 1
-    front = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx", "- ring-linear"]
-    if is_repo:
-        front += [f"base_model: {source.name}"]
+    base = f"base_model: {source.name}\n" if is_repo else ""
     given = ", ".join(f"{k} {v}" for k, v in options.items() if v not in (None, False, [], ()))
-    rows = [f"| {part} | {n:,} | {8 * size / n:.2f} | {size:,} |" for part, n, size in by_part(plan)]
     weights = sum(o.count for o in plan.outputs)
-    return "\n".join(
-        [
-            "---",
-            *front,
-            "---",
-            f"# {source.name.rpartition('/')[2]} for MLX",
-            "",
-            f"Converted from {source.name} by ring-mlx {__version__} ({given or 'no options'}).",
-            "",
-            "| part | weights | bits a weight | bytes |",
-            "|---|---:|---:|---:|",
-            *rows,
-            f"| all | {weights:,} | {8 * plan.nbytes / weights:.2f} | {plan.nbytes:,} |",
-            "",
-            "    ring-mlx chat --model FOLDER_OR_REPOSITORY",
-            "",
-            *(["## Decay", "", *(f"    {line}" for line in decay.lines), ""] if decay is not None else []),
-            "`conversion.json` holds the SHA-256 of every file: `ring-mlx convert --verify --mlx-path FOLDER`.",
-            "",
-        ]
-    )
+    parts = [*by_part(plan), ("all", weights, plan.nbytes)]
+    rows = "".join(f"| {part} | {n:,} | {8 * size / n:.2f} | {size:,} |\n" for part, n, size in parts)
+    decay_text = "## Decay\n\n" + "".join(f"    {line}\n" for line in decay.lines) + "\n" if decay is not None else ""
+    return f"""---
+library_name: mlx
+pipeline_tag: text-generation
+tags:
+- mlx
+- ring-linear
+{base}---
+# {source.name.rpartition("/")[2]} for MLX
+
+Converted from {source.name} by ring-mlx {__version__} ({given or "no options"}).
+
+| part | weights | bits a weight | bytes |
+|---|---:|---:|---:|
+{rows}
+    ring-mlx chat --model FOLDER_OR_REPOSITORY
+
+{decay_text}`conversion.json` holds the SHA-256 of every file: `ring-mlx convert --verify --mlx-path FOLDER`.
+"""
 
 
 def _index(plan: Plan) -> dict[str, Any]:

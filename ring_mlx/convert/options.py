@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ring_mlx.convert.fit import FITS
-from ring_mlx.convert.plan import LAYOUTS
+from ring_mlx.convert.recipes import Setting, make_setting
 from ring_mlx.errors import OptionError
+
+LAYOUTS = ("stacked", "streamed")
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,13 @@ class Options:
         found = asdict(self) | {"overrides": list(self.overrides)}
         return {k: v for k, v in found.items() if k not in plain or v != plain[k]}
 
+    @property
+    def setting(self) -> Setting | None:
+        """The default setting of quantised modules; None if nothing is to be quantised."""
+        return make_setting(self.bits, self.group_size, self.mode) if self.quantize else None
+
     def check(self) -> None:
-        """Raises OptionError where options do not go together."""
+        """Raises OptionError where options do not go together, or MLX has no such setting."""
         if self.quantize and self.dequantize:
             raise OptionError("-q and -d contradict each other; give one.")
         given = {
@@ -65,3 +72,5 @@ class Options:
         for flag, value, choices in (("--q-fit", self.fit, FITS), ("--expert-layout", self.expert_layout, LAYOUTS)):
             if value not in choices:
                 raise OptionError(f"{flag} {value!r} is not one of {', '.join(choices)}; choose one.")
+        if self.quantize:
+            make_setting(self.bits, self.group_size, self.mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ring_mlx.checkpoint.safetensors_header import Tensor, TensorSpec
+from ring_mlx.checkpoint.safetensors_header import TensorSpec
 from ring_mlx.checkpoint.weights import DTYPES
 from ring_mlx.convert.matrices import Matrix
-from ring_mlx.convert.recipes import ROUTER, Rule, Setting
-from ring_mlx.convert.sources import Source, as_matrix, parameter_shapes
+from ring_mlx.convert.options import Options
+from ring_mlx.convert.recipes import ROUTER, Rule, Setting, make_rule, unmatched
+from ring_mlx.convert.sources import Source, matrices, parameter_shapes, source_dtype
 from ring_mlx.errors import OptionError
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.model import Model
@@ -24,7 +26,6 @@ from ring_mlx.model.model import Model
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 2 << 30
 FLOAT32 = ("expert_bias",)
-LAYOUTS = ("stacked", "streamed")
 ROUTED = ".switch_mlp."
 
 # Parts of the model in the order of the table; the first whose pattern matches a parameter's name counts.
@@ -75,8 +76,7 @@ class Output:
     @property
     def count(self) -> int:
         """Weights."""
-        rows, cols = as_matrix(self.shape)
-        return rows * cols
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -99,42 +99,27 @@ class Plan:
         return sum(o.nbytes for o in self.outputs)
 
 
-def make_plan(
-    source: Source,
-    found: Mapping[str, Matrix],
-    rule: Rule | None,
-    default: Setting | None,
-    dtype: mx.Dtype,
-    dequantize: bool = False,
-    shard_bytes: int = SHARD_BYTES,
-    expert_layout: str = "stacked",
-) -> Plan:
-    """Decide how every parameter is stored.
+def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """Decide how every parameter is stored; a shard holds at most ``shard_bytes``, unless one parameter is larger.
 
-    Args:
-        source, found: The checkpoint and its `sources.matrices`.
-        rule: Which setting a module gets; None keeps what the source has.
-        default: The setting that config.json names for all; None takes the commonest.
-        dtype: Of floats, scales and biases.
-        dequantize, expert_layout: As in `Options`.
-        shard_bytes: The most that a shard holds, unless one parameter alone is larger.
-
-    Raises:
-        OptionError: If the source's packed form cannot be kept and neither ``rule`` nor ``dequantize`` is given.
+    Raises an OptionError if options do not suit the source, or its packed form can neither be kept nor be changed.
     """
     quantisable, outputs, left = quantisable_paths(source.config), [], []
+    rule = _rule(source, options, quantisable)
+    dtype = getattr(mx, options.dtype) if options.dtype else source_dtype(source)
+    found = matrices(source)
     for name, shape in _in_order(parameter_shapes(source.config)):
-        matrix, path = found[name], name.rpartition(".")[0]
-        setting = None
-        if name.endswith(".weight") and path in quantisable and not dequantize:
+        matrix, path, setting = found[name], name.rpartition(".")[0], None
+        if name.endswith(".weight") and path in quantisable and not options.dequantize:
             setting = rule(path) if rule else _kept(matrix, source)
             if setting is not None and shape[-1] % setting.group_size:
                 left.append(path)
                 setting = None
         copied = setting is not None and matrix.setting == setting
         outputs.append(Output(name, shape, matrix, setting, _dtype(name, matrix, dtype), copied))
-    quantization = _quantization(outputs, quantisable, default)
-    if expert_layout == "stacked":
+    # A recipe's default names no setting that it uses.
+    quantization = _quantization(outputs, quantisable, None if options.recipe else options.setting)
+    if options.expert_layout == "stacked":
         return Plan(_cut(outputs, shard_bytes), dtype, quantization, left)
     experts: dict[str, list[Output]] = {}
     for output in outputs:
@@ -143,6 +128,17 @@ def make_plan(
             experts.setdefault(f"model-experts-{layer:05d}.safetensors", []).append(output)
     rest = _cut([o for o in outputs if ROUTED not in o.name], shard_bytes)
     return Plan(rest | experts, dtype, quantization, left, frozenset(experts))
+
+
+def _rule(source: Source, options: Options, quantisable: set[str]) -> Rule | None:
+    """Which setting a module gets; None keeps what the source has."""
+    if options.setting is None:
+        return None
+    rule = make_rule(options.setting, options.recipe, options.overrides, source.config.num_hidden_layers)
+    useless = unmatched(options.overrides, sorted(quantisable))
+    if useless:
+        raise OptionError(f"--q-override {useless[0]!r} matches no module; see the names in config.json's form.")
+    return rule
 
 
 def quantisable_paths(config: RingConfig) -> set[str]:
@@ -166,19 +162,13 @@ def by_part(plan: Plan) -> list[tuple[str, int, int]]:
     return [(part, count, size) for part, (count, size) in totals.items() if count]
 
 
-def source_bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(t.nbytes for t in tensors.values())
-
-
 def _in_order(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
     """Embedding, layers by number, final norm, head: the order in which checkpoints are mostly written."""
 
     def key(item: tuple[str, tuple[int, ...]]) -> tuple[int, int, str]:
         name = item[0]
         layer = re.match(r"model\.layers\.(\d+)\.", name)
-        if layer:
-            return 1, int(layer[1]), name
-        return (0 if "word_embeddings" in name else 2), 0, name
+        return (1, int(layer[1]), name) if layer else (0 if "word_embeddings" in name else 2, 0, name)
 
     return sorted(shapes.items(), key=key)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ring_mlx.convert.conversion import CACHE_LIMIT_BYTES, CHUNK_WEIGHTS
-from ring_mlx.convert.plan import Plan, by_part, source_bytes
+from ring_mlx.convert.plan import Plan, by_part
 from ring_mlx.convert.sources import Source
 from ring_mlx.system.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes
 
@@ -19,7 +19,7 @@ def table(source: Source, plan: Plan) -> str:
     lines = [f"{'part':{width}} {'weights':>16} {'bits/weight':>12} {'bytes':>16}"]
     for part, n, size in [*rows, ("all", weights, plan.nbytes)]:
         lines.append(f"{part:{width}} {n:16,} {8 * size / n:12.3f} {size:16,}")
-    before = source_bytes(source.tensors)
+    before = source.nbytes
     context = min(PLAIN_CONTEXT, source.config.context_tokens)
     running = plan.nbytes + cache_bytes(source.config, context) + WORKSPACE_BYTES
     lines += [

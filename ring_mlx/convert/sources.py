@@ -44,6 +44,11 @@ class Source:
     repo: tuple[str, str | None] | None = None
     commit: str | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
 
 def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = None, remote_only: bool = False) -> Source:
     """Find a source, a folder or owner/name on the hub, and read its headers.
@@ -90,7 +95,7 @@ def matrices(source: Source) -> dict[str, Matrix]:
     with _odd_values(source):
         grouped: dict[str, dict[str, Any]] = {}
         for name, entry in weights.canonical(source.tensors, source.config).items():
-            base, _, suffix = _router_name(name).rpartition(".")
+            base, _, suffix = name.rpartition(".")
             if suffix not in IGNORED_SUFFIXES:
                 parameter = f"{base}.weight" if suffix in WEIGHT_SUFFIXES else f"{base}.{suffix}"
                 grouped.setdefault(parameter, {})[suffix] = entry
@@ -128,8 +133,3 @@ def _odd_values(source: Source) -> Iterator[None]:
             f"the quantisation or dtype in {source.name}'s config.json cannot be understood ({type(e).__name__}: {e}); "
             "correct it, or download the checkpoint again."
         ) from None
-
-
-def _router_name(name: str) -> str:
-    base, _, suffix = name.rpartition(".")
-    return f"{base}.gate_proj.{suffix}" if base.endswith(".mlp.gate") and suffix in WEIGHT_SUFFIXES else name

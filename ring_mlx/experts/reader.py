@@ -27,8 +27,8 @@ THREADS = 4
 class ExpertReader:
     """Open files and the threads that read them; a WeightsError if a file cannot be opened."""
 
-    def __init__(self, files: Iterable[Path], threads: int = THREADS) -> None:
-        self._threads = ThreadPoolExecutor(threads, "experts")
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, "experts")
         self._lock = threading.Lock()
         self._open: dict[Path, int] = {}
         self._stamps: dict[Path, tuple[int, int]] = {}

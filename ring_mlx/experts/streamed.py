@@ -17,7 +17,7 @@ from ring_mlx.errors import OptionError
 from ring_mlx.experts.layout import LayerPlaces, find_experts
 from ring_mlx.experts.policies import DEFAULT_POLICY, POLICIES
 from ring_mlx.experts.pool import Pool
-from ring_mlx.experts.reader import THREADS, ExpertReader
+from ring_mlx.experts.reader import ExpertReader
 from ring_mlx.experts.slots import Slots, slot_bytes
 from ring_mlx.experts.statistics import ExpertStatistics
 from ring_mlx.model.model import Model
@@ -118,7 +118,7 @@ class StreamedMoE(MoE):
 
 
 def attach(
-    model: Model, folder: Path, cache_bytes: int, dtype: mx.Dtype, policy: str | None = None, threads: int = THREADS
+    model: Model, folder: Path, cache_bytes: int, dtype: mx.Dtype, policy: str | None = None
 ) -> ExpertStatistics:
     """Make a model with unread weights read its routed experts on demand; returns its counts.
 
@@ -128,7 +128,6 @@ def attach(
         cache_bytes: The most that slots take.
         dtype: What floats become.
         policy: One of `POLICIES`: "lfu" (the default) keeps experts by use, "none" keeps nothing between layers.
-        threads: How many experts are read at once.
 
     Raises:
         OptionError: If the policy is unknown or the memory too small for one token.
@@ -145,7 +144,7 @@ def attach(
     if policy == "none":
         counts = [min(n, max(UNKEPT_SLOTS, model.config.num_experts_per_tok)) for n in counts]
     files = {p.file for places in layers.values() for e in places.experts for p in e.pieces}
-    reader = ExpertReader(sorted(files), threads)
+    reader = ExpertReader(sorted(files))
     taken = sum(n * slot_bytes(parts, dtype) for n, parts in zip(counts, kinds, strict=True))
     statistics = ExpertStatistics(policy, sum(counts), taken)
     for (parts, members), count in zip(kinds.items(), counts, strict=True):

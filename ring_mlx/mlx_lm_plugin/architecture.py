@@ -78,15 +78,10 @@ class Model(ring_mlx.model.model.Model):
         """
         entries = weights.canonical(cast(Any, arrays), self.config)
         widened = weights.FLOAT32 if mx.default_device() == mx.gpu else ("",)
-        found = {}
-        for name, entry in entries.items():
-            if isinstance(entry, dict):
-                array = mx.stack(weights.in_order(name, cast(Any, entry), self.config.num_experts))
-            else:
-                array = cast(mx.array, entry)
+        found = dict(weights.stacked(entries, self.config.num_experts, lambda array: array))
+        for name, array in found.items():
             if mx.issubdtype(array.dtype, mx.floating) and name.endswith(widened):
-                array = array.astype(mx.float32)
-            found[name] = array
+                found[name] = array.astype(mx.float32)
         return found
 
     @property
