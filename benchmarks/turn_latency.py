@@ -2,7 +2,7 @@
 
 All run the same model object on the same prompts, so only what is reused differs.
 
-- ours: a session's worker with its snapshots, read ahead while the user would type, and restarted before one turn.
+- ours: a session's scheduler with its snapshots, read ahead while the user would type, and restarted before one turn.
 - theirs: mlx_lm's ``stream_generate`` with its ``LRUPromptCache``: a cache that ends where the prompt goes on is
   continued, one that goes further is trimmed if every layer can be, which a linear state cannot.
 - server: the same with what mlx_lm.server adds since 0.32: a copy of the cache before the thinking tag of the prompt.
@@ -27,8 +27,12 @@ from mlx_lm.generate import stream_generate
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
 from ring_mlx import demo_model_path, load, render_chat
-from ring_mlx.engine.events import End, Event, Request, Sampling, SessionOptions, Statistics
-from ring_mlx.engine.worker import Worker
+from ring_mlx.engine.branches import Renderer, next_turn
+from ring_mlx.engine.events import End, Event, Sampling, SessionOptions, Statistics
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.request import Request
+from ring_mlx.engine.scheduler import Scheduler
 
 COLUMNS = ("turn", "prompt_tokens", "ours_read", "ours_s", "theirs_read", "theirs_s", "server_read", "server_s", "note")
 STEP_TOKENS = 2048
@@ -44,10 +48,15 @@ ANSWER = (
 )
 
 
-def ours(worker: Worker, messages: list[dict[str, Any]]) -> tuple[float, int]:
+def ours(scheduler: Scheduler, messages: list[dict[str, Any]]) -> tuple[float, int]:
     """Seconds to the first token, and prompt tokens read for it."""
-    events: list[Event] = []
-    worker.answer(Request(messages, Sampling(temp=0), max_tokens=24, thinking_budget=8), events.append)
+    request = Request(messages, Sampling(temp=0), max_tokens=24, thinking_budget=8)
+    scheduler.admit(request)
+    while scheduler.busy:
+        scheduler.step()
+    events: list[Event | Exception] = []
+    while not request.events.empty():
+        events.append(request.events.get())
     assert isinstance(events[-1], End)
     (s,) = (e for e in events if isinstance(e, Statistics))
     return s.time_to_first_token_s, s.read_tokens
@@ -79,15 +88,16 @@ def measure(path: str, turns: int, restart: int) -> list[dict[str, Any]]:
     rows, messages = [], [{"role": "system", "content": "Answer briefly, and think before you do."}]
     with tempfile.TemporaryDirectory() as folder:
         options = SessionOptions(model=path, store=folder)
-        worker, caches, server = Worker(model, tokenizer, "model", options), LRUPromptCache(), LRUPromptCache()
+        loaded = LoadedModel(model, tokenizer, options)
+        scheduler, caches, server = Scheduler(loaded, Metrics()), LRUPromptCache(), LRUPromptCache()
         tail = len(tokenizer.encode("<think>\n", add_special_tokens=False))
-        ours(worker, [{"role": "user", "content": "warm up"}])
+        ours(scheduler, [{"role": "user", "content": "warm up"}])
         for turn in range(1, turns + 1):
             if turn == restart:
-                worker = Worker(model, tokenizer, "model", options)
+                scheduler = Scheduler(loaded, Metrics())
             messages.append({"role": "user", "content": f"{turn}. {TEXTS[turn % len(TEXTS)]}"})
             prompt = render_chat(tokenizer, messages)
-            ours_s, ours_read = ours(worker, messages)
+            ours_s, ours_read = ours(scheduler, messages)
             theirs_s, theirs_read = theirs(model, tokenizer, caches, prompt)
             server_s, server_read = theirs(model, tokenizer, server, prompt, tail)
             note = "after a restart" if turn == restart else ""
@@ -99,15 +109,14 @@ def measure(path: str, turns: int, restart: int) -> list[dict[str, Any]]:
                 flush=True,
             )
             messages.append({"role": "assistant", "content": ANSWER})
-            read_ahead(worker, messages)
+            read_ahead(scheduler, messages)
     return rows
 
 
-def read_ahead(worker: Worker, messages: list[dict[str, Any]]) -> None:
-    """What the session's thread does while the user types."""
-    assert worker._ahead is not None
-    worker._ahead = (worker._ahead[0], messages[:-1], messages[-1])
-    worker.use_idle_time(lambda: False)
+def read_ahead(scheduler: Scheduler, messages: list[dict[str, Any]]) -> None:
+    """What the session's thread does while the user types; the answer is the one that all three are given."""
+    scheduler._ahead = lambda: next_turn(Renderer(scheduler.loaded.tokenizer), messages[:-1], messages[-1])
+    scheduler.use_idle_time(lambda: False)
 
 
 def medians(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

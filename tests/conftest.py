@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 
 from demo.tokenizer import write_tokenizer
 from ring_mlx import demo_model_path, load, mlx_lm_plugin
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.metrics import Metrics
 from ring_mlx.serve.engine import Engine
-from ring_mlx.serve.metrics import Metrics
-from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
 from ring_mlx.system import macos
@@ -131,7 +131,9 @@ def engine(chat):
 
     def make(**settings):
         options = {"model": "toy", "name": "toy", "store": False, "read_ahead": False}
-        made.append(Engine(Settings(**(options | settings)), Metrics(), lambda given: Parts(*chat, given)))
+        made.append(
+            Engine(Settings(**(options | settings)), Metrics(), lambda given, progress: LoadedModel(*chat, given))
+        )
         assert made[-1].wait_until_loaded(30)
         return made[-1]
 

@@ -10,8 +10,8 @@ import time
 
 import openai
 
-from ring_mlx.serve.failures import ApiError
-from ring_mlx.serve.job import Finished
+from ring_mlx.engine.events import End
+from ring_mlx.errors import RingError
 from ring_mlx.serve.protocol import parse_chat
 
 GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 80}
@@ -26,7 +26,7 @@ def user(text, *before):
 
 
 def ask(engine, text, max_tokens=4):
-    """A job that an engine has been given, without a connection."""
+    """A request that an engine has been given, without a connection."""
     body = {"messages": user(text), "max_tokens": max_tokens, "temperature": 0}
     job = engine.prepare(parse_chat(body, engine.settings.sampling))
     engine.submit(job)
@@ -36,7 +36,7 @@ def ask(engine, text, max_tokens=4):
 def answer_of(job, seconds=60):
     """The events of a job up to its last."""
     events = [job.events.get(timeout=seconds)]
-    while not isinstance(events[-1], (Finished, ApiError)):
+    while not isinstance(events[-1], (End, RingError)):
         events.append(job.events.get(timeout=seconds))
     return events
 

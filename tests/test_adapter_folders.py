@@ -14,8 +14,8 @@ from ring_mlx import Sampling, Session, load_model
 from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.exit_codes import BAD_INPUT
 from ring_mlx.distributed.rank import Rank
+from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.errors import OptionError, WeightsError
-from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.settings import Settings
 from tests.adapters import LINEAR, PLACES, RANK, SCALE, SOFTMAX, adapter, said, save, with_weights
 from tests.compare import assert_close
@@ -70,7 +70,7 @@ def test_snapshots_belong_to_one_adapter(chat_folder, pair, tmp_path):
 
 
 def test_the_server_loads_it(chat_folder, pair):
-    parts = Parts.load(Settings(model=chat_folder, name="x", adapter_path=pair[0]))
+    parts = LoadedModel.load(Settings(model=chat_folder, name="x", adapter_path=pair[0]))
     assert parts.model.fingerprint == load_model(chat_folder, adapter_path=pair[0]).fingerprint
 
 

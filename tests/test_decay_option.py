@@ -10,12 +10,11 @@ from ring_mlx.cli import bench_command, build_parser, from_options, main, serve_
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.convert import Options, convert_plan
 from ring_mlx.distributed.loading import load_sharded
-from ring_mlx.engine.worker import Worker
+from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.errors import OptionError, RingError
 from ring_mlx.model.config_values import DECAY_OFFSETS
 from ring_mlx.model.decay import decay_rate
-from ring_mlx.serve.parts import Parts
-from tests.sessions import Talk
+from tests.sessions import DirectSession, Talk
 from tests.sessions import options as session_options
 from tests.test_docs import leaves
 from tests.tiny import config, save_hf, softmax_config
@@ -60,7 +59,7 @@ def test_it_comes_before_the_key_at_every_door(chat_folder, tmp_path):
     args = build_parser().parse_args(["bench", "--random", "golden", "--decay-layer-offset", "-1"])
     assert bench_command._random(args, None)[0].config.decay_layer_offset == -1
     args = build_parser().parse_args(["serve", "--model", str(chat_folder), "--decay-layer-offset", "-1"])
-    assert is_under(Parts.load(serve_command.make_settings(args)).model, -1)
+    assert is_under(LoadedModel.load(serve_command.make_settings(args)).model, -1)
     args = build_parser().parse_args(["eval", "--model", str(chat_folder), "--decay-layer-offset", "-1"])
     assert is_under(from_options.load_named(args)[0], -1)
 
@@ -112,9 +111,7 @@ def test_a_file_of_cache_prompt_is_refused_under_another_formula(capsys, chat_fo
 def test_snapshots_on_disk_are_not_used_under_another_formula(chat_folder, tmp_path):
     reused = []
     for offset in (None, -1, "clamped", 0, -1):
-        worker = Worker.load(
-            session_options(model=chat_folder, store=tmp_path, decay_layer_offset=offset), lambda event: None
-        )
+        worker = DirectSession.load(session_options(model=chat_folder, store=tmp_path, decay_layer_offset=offset))
         statistics, *_ = Talk(worker, max_tokens=2).ask([{"role": "user", "content": "Tell me of 3 ships. " * 9}])
         reused.append(statistics.reused_tokens > 0)
         worker.save()
@@ -125,7 +122,7 @@ def test_a_server_keeps_snapshots_of_each_formula_apart(chat_folder, tmp_path):
     folders = set()
     for offset in ("0", "-1", "clamped"):
         words = ["serve", "--model", str(chat_folder), "--cache-dir", str(tmp_path), "--decay-layer-offset", offset]
-        parts = Parts.load(serve_command.make_settings(build_parser().parse_args(words)))
+        parts = LoadedModel.load(serve_command.make_settings(build_parser().parse_args(words)))
         folders.add(parts.store().folder)
     assert len(folders) == 3
 

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ring_mlx import demo_model_path
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.model_thread import ModelLostError
 from ring_mlx.errors import RingError
-from ring_mlx.serve.failures import ModelLostError
-from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
 from tests.conftest import TOKENIZER_FILES
@@ -186,7 +186,7 @@ def test_ending_the_launcher_ends_all():
 def test_a_model_that_is_lost_is_no_failure_of_one_request():
     lost = RingError("all ranks end")
 
-    class Broken(Parts):
+    class Broken(LoadedModel):
         def batch(self):
             batch = super().batch()
             batch.step = self.fail

@@ -40,7 +40,7 @@ def parrot(tmp_path_factory):
 @pytest.fixture
 def say(parrot, monkeypatch):
     folder, model, tokenizer = parrot
-    for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.worker", "ring_mlx.serve.parts"):
+    for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.loaded"):
         monkeypatch.setattr(f"{place}.load", lambda *args, **options: (model, tokenizer))
     return lambda pieces: (teach(model, tokenizer, pieces), folder)[1]
 

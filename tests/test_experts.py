@@ -466,7 +466,7 @@ def test_a_session_and_a_server_read_experts_on_demand():
     server.start()
     try:
         assert server.engine.wait_until_loaded(60)
-        assert server.engine._model.expert_statistics is not None
+        assert server.engine.loaded.model.expert_statistics is not None
     finally:
         server.close()
     with pytest.raises(OptionError, match="needs --expert-cache-bytes"):

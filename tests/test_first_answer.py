@@ -11,13 +11,14 @@ from ring_mlx import Session, load
 from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.engine.events import Request, Sampling
-from ring_mlx.engine.worker import Worker
+from ring_mlx.engine.events import Sampling
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.request import Request
 from ring_mlx.errors import ConfigError
 from ring_mlx.generation.defaults import FAMILY, filled, read_defaults
 from ring_mlx.generation.sampling import start_sampling
 from ring_mlx.serve.engine import Engine
-from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.settings import Settings
 from tests.parrot import make_parrot
@@ -65,7 +66,7 @@ def test_a_thought_of_3000_tokens_is_followed_by_its_answer(tmp_path, capsys):
 def test_no_door_has_a_shorter_limit(parrot):
     """Session, chat and serve go on to the end of the context as well."""
     model, tokenizer = load(parrot)
-    turn = Worker(model, tokenizer, "x", options())._begin(Request(ASK))
+    turn = LoadedModel(model, tokenizer, options()).prepare(Request(ASK))
     assert turn.limit == model.config.context_tokens - len(turn.prompt.ids) + 1
     engine = Engine(Settings(parrot, "parrot", store=False), Metrics())
     try:
@@ -73,7 +74,7 @@ def test_no_door_has_a_shorter_limit(parrot):
         job = engine.prepare(parse_chat({"messages": user("hi")}, engine.settings.sampling))
     finally:
         engine.close()
-    assert job.limit == model.config.context_tokens - len(job.prompt.ids) + 1
+    assert job.prepared.limit == model.config.context_tokens - len(job.prepared.prompt.ids) + 1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_every_door_takes_the_checkpoints_settings_and_an_option_wins(greedy, pa
         seen.append((found.temp, found.top_p))
         return start_sampling(s, vocabulary, tokenizer, defaults)
 
-    for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.worker", "ring_mlx.serve.row"):
+    for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.row"):
         monkeypatch.setattr(f"{place}.start_sampling", recording)
     for folder, plain in ((greedy, (0.0, 0.9)), (parrot, (0.6, 1.0))):
         for option, expected in (((), plain), (("--temp", "0.3"), (0.3, plain[1]))):
@@ -186,7 +187,7 @@ def test_every_door_takes_the_checkpoints_settings_and_an_option_wins(greedy, pa
             for more, expected in (({}, (plain[0], 0.7)), ({"temperature": 0.3, "top_p": 0.8}, (0.3, 0.8))):
                 body = {"messages": user("hi"), "max_tokens": 1} | more
                 job = engine.prepare(parse_chat(body, engine.settings.sampling))
-                assert (job.asked.sampling.temp, job.asked.sampling.top_p) == expected
+                assert (job.sampling.temp, job.sampling.top_p) == expected
         finally:
             engine.close()
 

@@ -155,7 +155,7 @@ def test_an_import_that_fails_is_one_line_at_every_door(error, said, capsys, mon
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("ring-mlx: [install] ")
     assert said in err
-    monkeypatch.setattr("ring_mlx.engine.worker.load", fail)
+    monkeypatch.setattr("ring_mlx.engine.loaded.load", fail)
     with Session(store=False) as session, pytest.raises(install.InstallError, match=re.escape(said)):
         list(session.send("hi"))
     assert not issubclass(install.InstallError, SessionError)

@@ -13,9 +13,9 @@ from ring_mlx import Session, load_model
 from ring_mlx.bench.random_weights import random_model
 from ring_mlx.checkpoint import weights
 from ring_mlx.distributed.loading import load_sharded
+from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.errors import NoFitError
 from ring_mlx.model.config import RingConfig
-from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.settings import Settings
 from ring_mlx.system import memory
 from tests.fake_mac import FREE, Mac
@@ -134,7 +134,7 @@ def test_a_model_that_does_not_fit_is_refused_at_every_door(tmp_path, monkeypatc
     doors = [
         lambda: load_model(chat_folder),
         lambda: Session(chat_folder, store=False).wait_until_loaded(60),
-        lambda: Parts.load(Settings(chat_folder, "x")),
+        lambda: LoadedModel.load(Settings(chat_folder, "x")),
         lambda: load_sharded(chat_folder, mx.distributed.init(), "tensor"),
         lambda: random_model("golden", bits=None),
         lambda: mlx_lm.load(str(chat_folder)),

@@ -154,7 +154,7 @@ LATE = {
     "ring_mlx/evaluation/heat_map.py": "matplotlib may be missing",
     "ring_mlx/system/macos.py": "there is no fcntl on Windows, and ctypes may lack its library",
     "ring_mlx/mlx_lm_plugin/__init__.py": "a script names register before it has mlx-lm",
-    "ring_mlx/engine/session.py": "a first screen does not wait for MLX",
+    "ring_mlx/engine/model_thread.py": "a first screen does not wait for MLX",
     "tui/chat.py": "as session.py, and plain chats do not wait for screens",
     "tui/plain.py": "readline may be missing",
 }

@@ -10,15 +10,16 @@ import mlx.core as mx
 import pytest
 
 from ring_mlx.engine import session
-from ring_mlx.engine.events import End, Request, Sampling
+from ring_mlx.engine.events import End, Sampling
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.request import Request
 from ring_mlx.engine.snapshots import SnapshotTree
-from ring_mlx.engine.worker import Worker
 from ring_mlx.system import pressure
 from ring_mlx.system.macos import CRITICAL, NORMAL, WARNING
 from ring_mlx.system.pressure import Watch
 from tests.fake_mac import PRESSURE, Mac
 from tests.serving import answer_of, ask, user, wait_until
-from tests.sessions import QUESTIONS, Talk, options
+from tests.sessions import QUESTIONS, DirectSession, Talk, options
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def mac(monkeypatch):
 
 @pytest.fixture
 def worker(chat):
-    return Worker(*chat, "toy", options())
+    return DirectSession(*chat, options())
 
 
 def talk(worker, questions=QUESTIONS[:3]):
@@ -61,14 +62,14 @@ def test_what_is_critical_takes_all_that_no_prompt_has_got_to(mac, worker):
     history = talk(worker)
     tree = worker.reader.tree
     gone = [weakref.ref(s) for s in tree]
-    ids = worker._begin(Request(user("More?", *history))).prompt.ids
+    ids = worker.loaded.prepare(Request(user("More?", *history))).prompt.ids
     worker.reader.start(ids)
     held = tree.held(worker.reader)
     mac.values[PRESSURE] = CRITICAL
     worker.pressure.look()
     assert list(tree) == [held]
     worker.reader.settle()
-    worker.forget_live()
+    worker.reader.forget()
     worker.pressure.look()
     assert len(tree) == tree.nbytes == 0
     assert tree.latest is None
@@ -108,14 +109,14 @@ def test_once_all_is_normal_things_go_on(mac, worker):
 @pytest.mark.parametrize("level", [WARNING, CRITICAL])
 def test_answers_are_the_same_under_pressure(mac, chat, worker, level):
     said = talk(worker)
-    short = Worker(*chat, "toy", options())
+    short = DirectSession(*chat, options())
     mac.values[PRESSURE] = level
     assert talk(short) == said
     assert short.reader.tree.nbytes < worker.reader.tree.nbytes
 
 
 def test_it_is_asked_between_the_steps_of_prompts_answers_and_reading_ahead(mac, chat):
-    worker = Worker(*chat, "toy", options(read_ahead=True, prefill_step_tokens=8))
+    worker = DirectSession(*chat, options(read_ahead=True, prefill_step_tokens=8))
     looks, look = [], worker.pressure.look
     worker.pressure.look = lambda: (looks.append(worker.reader.read_tokens), look())
     events = []
@@ -159,16 +160,13 @@ def test_it_is_said_once(mac, worker):
 
 def test_a_session_that_waits_gives_back_as_well(mac, monkeypatch, chat):
     monkeypatch.setattr(pressure, "IDLE_LOOK_S", 0.01)
-    made = []
-    monkeypatch.setattr(
-        Worker, "load", classmethod(lambda cls, given, emit: made.append(cls(*chat, "toy", given)) or made[0])
-    )
+    monkeypatch.setattr(LoadedModel, "load", classmethod(lambda cls, given, progress: cls(*chat, given)))
     with session.Session("toy", store=False, read_ahead=False) as one:
         ended = [e for e in one.send(user("Hello."), sampling=Sampling(temp=0), max_tokens=4) if isinstance(e, End)]
         assert ended
-        assert len(made[0].reader.tree) > 0
+        assert one.counters.snapshots > 0
         mac.values[PRESSURE] = CRITICAL
-        wait_until(lambda: len(made[0].reader.tree) == 0)
+        wait_until(lambda: one.counters.snapshots == 0)
 
 
 def test_a_server_gives_back_while_it_answers(mac, monkeypatch, engine):
@@ -181,7 +179,7 @@ def test_a_server_gives_back_while_it_answers(mac, monkeypatch, engine):
     mac.values[PRESSURE] = CRITICAL
     wait_until(lambda: one.gauges()["snapshots"] == 0)
     assert one.gauges()["batch_size"] == 1
-    one.cancel(job)
+    one.drop(job)
 
 
 def test_a_server_gives_back_while_it_waits(mac, monkeypatch, engine):

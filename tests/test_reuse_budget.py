@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache
 
 from ring_mlx.engine import reading
-from ring_mlx.engine.reading import Reader
+from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.snapshots import SnapshotTree, Store
-from ring_mlx.engine.worker import Worker
 from ring_mlx.model.cache import HybridCache
 from tests.fuzz.profile import TIMES
-from tests.sessions import Talk, options
+from tests.sessions import DirectSession, Talk, options
 
 STATE_BYTES, SNAPSHOT_BYTES = 256, 260
 USER, ASSISTANT, THINK, END = 1, 2, 3, 4
@@ -62,7 +61,7 @@ class Person:
     """
 
     def __init__(self, budget, store=None, thinks=True, ahead=True):
-        self.reader = Reader(
+        self.reader = PromptReader(
             MadeUp(), SnapshotTree(budget * SNAPSHOT_BYTES), store, step_tokens=50, every_tokens=1 << 20
         )
         self.thinks, self.ahead = thinks, ahead
@@ -222,26 +221,26 @@ def test_sessions_read_what_is_new(chat, budget, extra, thinking):
         "template_options": {"enable_thinking": thinking},
         "max_tokens": 9,
     }
-    talk = Talk(Worker(*chat, "toy", options(memory_budget_bytes=budget, read_ahead=True)), **request)
-    twin = Talk(Worker(*chat, "toy", options(read_ahead=True)), **request)
+    talk = Talk(DirectSession(*chat, options(memory_budget_bytes=budget, read_ahead=True)), **request)
+    twin = Talk(DirectSession(*chat, options(read_ahead=True)), **request)
     messages = [{"role": "system", "content": "Be brief."}] if extra == "system" else []
     for n in range(4):
         messages = [*messages, {"role": "user", "content": f"{n} more?"}]
         (found, message, _), (best, other, _) = talk.ask(messages), twin.ask(messages)
         assert (found.read_tokens, message) == (best.read_tokens, other)
         messages.append(message)
-        for worker in (talk.worker, twin.worker):
+        for worker in (talk.session, twin.session):
             worker.use_idle_time(lambda: False)
 
 
 def test_a_budget_too_small_for_two_snapshots_is_told_once_with_what_would_do(chat):
     def told(budget):
-        talk = Talk(Worker(*chat, "toy", options(memory_budget_bytes=budget)), max_tokens=4, thinking_budget=None)
+        talk = Talk(DirectSession(*chat, options(memory_budget_bytes=budget)), max_tokens=4, thinking_budget=None)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for n in range(3):
                 talk.ask([{"role": "user", "content": f"{n}? " * (1 + 40 * n)}])
-                talk.worker.use_idle_time(lambda: False)
+                talk.session.use_idle_time(lambda: False)
         return [str(w.message) for w in caught]
 
     (line,) = told(30_000)

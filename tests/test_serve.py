@@ -19,12 +19,12 @@ from ring_mlx import render_chat, stream_generate
 from ring_mlx.cli import main
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.message import MessageBuilder
+from ring_mlx.generation.stops import StopText
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
-from ring_mlx.serve.stops import StopText
 from tests.serving import (
     CHAT,
     GOOD,
@@ -49,10 +49,10 @@ def client(server):
 def alone(toy, text, **options):
     """Thought and answer of `ring_mlx.stream_generate` for a chat of one message."""
     model, tokenizer = toy
-    speech = Speech()
+    builder = MessageBuilder()
     for e in stream_generate(model, tokenizer, render_chat(tokenizer, user(text)), max_tokens=80, **options):
-        list(speech.add(e))
-    message = speech.message()
+        list(builder.add(e))
+    message = builder.message()
     return message.get("reasoning_content"), message["content"]
 
 
@@ -95,7 +95,7 @@ def script(monkeypatch, toy):
             left = iter(ids)
             return lambda: next(left)
 
-        monkeypatch.setattr("ring_mlx.serve.row.thought_closer", closer)
+        monkeypatch.setattr("ring_mlx.engine.row.thought_closer", closer)
 
     return say
 

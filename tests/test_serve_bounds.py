@@ -16,7 +16,7 @@ from ring_mlx.serve import encoding, fields, protocol
 from ring_mlx.serve.encoding import LARGE_BYTES, PIECE_CHARS, Encoder
 from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_json, read_object
-from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
+from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
 from ring_mlx.serve.server import MOST_BODY_BYTES
 from tests.serving import CHAT, GOOD, TOOLS, send, user
 
@@ -129,7 +129,7 @@ def stay():
 
 
 def prompt_of(encoder, text, chat, gone=stay):
-    return encoder.prompt(Asked(chat, user(text) if chat else text), gone)[0]
+    return encoder.prompt(ApiRequest(user(text) if chat else text, is_text=not chat), gone)[0]
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -174,17 +174,17 @@ TOO_LONG = [
 def test_what_cannot_fit_is_not_rendered(more, monkeypatch):
     monkeypatch.setattr("ring_mlx.engine.branches.render_text", lambda *_: pytest.fail("it was rendered"))
     with pytest.raises(PromptError, match="exceed the context"):
-        Encoder(Counted(), 1000).prompt(Asked(**({"chat": True, "prompt": user("x")} | more)), stay)
+        Encoder(Counted(), 1000).prompt(ApiRequest(**({"prompt": user("x")} | more)), stay)
 
 
 def test_a_thought_that_the_template_may_drop_is_rendered():
-    asked = Asked(True, answered("x" * 8000 + "</think>4"))
+    asked = ApiRequest(answered("x" * 8000 + "</think>4"))
     assert Encoder(Counted(), 1000).prompt(asked, stay)[0].text == "x"
 
 
 def test_ids_beyond_the_context_are_counted_only():
     with pytest.raises(PromptError, match="exceed the context"):
-        Encoder(Counted(), 10).prompt(Asked(False, [0] * 11), stay)
+        Encoder(Counted(), 10).prompt(ApiRequest([0] * 11, is_text=True), stay)
 
 
 def test_large_requests_take_turns_and_small_ones_need_none():
@@ -233,7 +233,7 @@ def test_after_a_large_request_others_get_the_processor(monkeypatch):
 def test_what_is_too_much_is_refused_while_a_short_request_is_answered(serve):
     """Over HTTP: none of them is rendered or encoded, whichever limit it meets."""
     server = serve(max_body_bytes=64 << 20)
-    tokenizer = server.engine._encoder._tokenizer
+    tokenizer = server.engine.encoder._tokenizer
     encoded = []
     real = type(tokenizer._tokenizer).__call__
     type(tokenizer._tokenizer).__call__, restore = (lambda s, t, **k: encoded.append(len(t)) or real(s, t, **k)), real

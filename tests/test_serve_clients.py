@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from ring_mlx.engine.events import AnswerText, Sampling, ThinkingText
+from ring_mlx.engine.row import Row
+from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.engine.snapshots import SnapshotTree
 from ring_mlx.serve.protocol import parse_chat
-from ring_mlx.serve.row import Row
-from ring_mlx.serve.work import Work
 from ring_mlx.system.pressure import Watch
 from ring_mlx.system.wired import Wired
 from tests.serving import (
@@ -48,7 +48,7 @@ def test_a_cancelled_job_gets_at_most_one_token_more(serve, toy):
     body = endless(toy)
     jobs = [engine.prepare(parse_chat(body, Sampling(temp=0))) for _ in range(2)]
     whole = engine.prepare(parse_chat(body | {"max_tokens": -1}, Sampling()))
-    assert whole.limit == toy[0].config.max_position_embeddings - len(whole.prompt.ids) + 1
+    assert whole.prepared.limit == toy[0].config.max_position_embeddings - len(whole.prepared.prompt.ids) + 1
     for job in jobs:
         engine.submit(job)
     said = [0, 0]
@@ -57,20 +57,20 @@ def test_a_cancelled_job_gets_at_most_one_token_more(serve, toy):
             while not job.events.empty():
                 said[n] += isinstance(job.events.get(), (ThinkingText, AnswerText))
         time.sleep(0.001)
-    engine.cancel(jobs[0])
+    engine.drop(jobs[0])
     wait_until(lambda: engine.gauges()["batch_size"] == 1)
     assert jobs[0].events.qsize() <= 2
     wait_until(lambda: jobs[1].events.qsize() > 5)
-    engine.cancel(jobs[1])
+    engine.drop(jobs[1])
     wait_until(lambda: engine.gauges()["batch_size"] == 0)
 
 
 def test_reading_takes_half_of_the_time_beside_answers(monkeypatch):
     """By a clock of its own, on which a step of a prompt takes as long as four tokens."""
-    work, done, clock = Work.__new__(Work), [], [0.0]
+    work, done, clock = Scheduler.__new__(Scheduler), [], [0.0]
     work._reading, work._rows, work._owed_s = deque(["prompt"]), {1: "row"}, 0.0
     work._wired, work.pressure = Wired(), Watch(SnapshotTree(0))
-    monkeypatch.setattr("ring_mlx.serve.work.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("ring_mlx.engine.scheduler.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def took(kind, seconds):
         done.append(kind)
@@ -78,6 +78,7 @@ def test_reading_takes_half_of_the_time_beside_answers(monkeypatch):
 
     work._read = lambda reading: (took("read", 4), work._reading.append(reading))
     work._generate = lambda: took("token", 1)
+    work.show = lambda: None
     for _ in range(12):
         work.step()
     assert done == ["read", "token", "token", "token", "token"] * 3
@@ -126,7 +127,7 @@ def test_a_full_queue_refuses(serve, toy):
 
 def test_what_does_not_fit_into_memory_beside_the_others_waits(serve, toy, monkeypatch):
     server = serve()
-    monkeypatch.setattr("ring_mlx.serve.work.memory.budget_bytes", lambda: 1)
+    monkeypatch.setattr("ring_mlx.engine.scheduler.memory.budget_bytes", lambda: 1)
     sockets = [start_stream(server, endless(toy)) for _ in range(2)]
     wait_until(lambda: metric(server, "batch_size") == 1 and metric(server, "queue_length") == 1)
     sockets[0].close()
@@ -136,7 +137,7 @@ def test_what_does_not_fit_into_memory_beside_the_others_waits(serve, toy, monke
 
 def test_a_failure_in_the_model_is_told_and_forgotten(serve, monkeypatch, toy, capfd):
     server = serve()
-    model = server.engine._model
+    model = server.engine.loaded.model
     broken = threading.Event()
     monkeypatch.setattr(type(model), "__call__", _breaking(type(model).__call__, broken))
     s = start_stream(server, endless(toy))
@@ -152,10 +153,10 @@ def test_a_failure_in_the_model_is_told_and_forgotten(serve, monkeypatch, toy, c
 def test_a_row_that_fails_leaves_the_batch_and_no_other_does(serve, monkeypatch, toy, capfd):
     server, take, broken = serve(), Row.take, threading.Event()
 
-    def breaking(row, token):
-        if broken.is_set() and row.job.limit == 3999:
+    def breaking(row, token, logprobs):
+        if broken.is_set() and row.limit == 3999:
             raise ValueError("made to fail")
-        return take(row, token)
+        return take(row, token, logprobs)
 
     monkeypatch.setattr(Row, "take", breaking)
     fails, goes_on = start_stream(server, endless(toy) | {"max_tokens": 3999}), start_stream(server, endless(toy))

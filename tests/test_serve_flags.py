@@ -9,12 +9,11 @@ import pytest
 
 from ring_mlx.cli import build_parser, main, serve_command
 from ring_mlx.cli.serve_options import LOG_LEVELS
-from ring_mlx.engine.events import Sampling
+from ring_mlx.engine.events import End, Sampling
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.errors import OptionError
-from ring_mlx.serve.job import Finished
-from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.protocol import parse_chat
-from ring_mlx.serve.work import Work
 from tests.serving import user
 from tests.test_snapshots import snapshot
 
@@ -79,9 +78,9 @@ def test_a_template_and_its_options(serve):
     template = "{% for m in messages %}{{ m.content }}{% endfor %}|{{ mode }}|{{ add_generation_prompt }}"
     engine = serve(chat_template=template, template_options={"mode": "calm"}).engine
     body = {"messages": user("hi")}
-    assert engine.prepare(parse_chat(body, Sampling())).prompt.text == "hi|calm|True"
+    assert engine.prepare(parse_chat(body, Sampling())).prepared.prompt.text == "hi|calm|True"
     body["chat_template_kwargs"] = {"mode": "loud"}
-    assert engine.prepare(parse_chat(body, Sampling())).prompt.text == "hi|loud|True"
+    assert engine.prepare(parse_chat(body, Sampling())).prepared.prompt.text == "hi|loud|True"
 
 
 @pytest.mark.parametrize("template", ["{{", "{{ raise_exception('no') }}", "{{ messages[0].x.y }}"])
@@ -92,13 +91,13 @@ def test_a_template_that_cannot_be_used_ends_the_server_in_a_line(template, caps
 
 
 def test_so_many_prompts_are_read_at_once(serve, monkeypatch):
-    reading, admit = [], Work.admit
+    reading, admit = [], Scheduler.admit
 
     def noted(self, job):
         reading.append(len(self._reading))
         admit(self, job)
 
-    monkeypatch.setattr(Work, "admit", noted)
+    monkeypatch.setattr(Scheduler, "admit", noted)
     for most, seen in ((1, {0}), (2, {0, 1})):
         reading.clear()
         engine = serve(max_reading=most, prefill_step_tokens=4, max_snapshots=3, store=False).engine
@@ -108,14 +107,14 @@ def test_so_many_prompts_are_read_at_once(serve, monkeypatch):
             for job in jobs:
                 engine.submit(job)
         for job in jobs:
-            while not isinstance(job.events.get(timeout=60), Finished):
+            while not isinstance(job.events.get(timeout=60), End):
                 pass
         assert set(reading) == seen
 
 
 def test_so_many_snapshots_are_kept(server):
     settings = replace(server.engine.settings, max_snapshots=2)
-    tree = Parts(server.engine._model, None, settings).tree()
+    tree = LoadedModel(server.engine.loaded.model, None, settings).tree()
     for i in range(5):
         tree.add(snapshot([i]))
     assert len(tree) == 2

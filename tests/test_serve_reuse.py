@@ -5,11 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from ring_mlx.engine.branches import Prompt
+from ring_mlx.engine.branches import Prepared, Prompt
 from ring_mlx.engine.events import Sampling
-from ring_mlx.serve.job import Job
-from ring_mlx.serve.protocol import Asked
-from ring_mlx.serve.row import Row
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.row import Row
+from ring_mlx.serve.protocol import ApiRequest
+from ring_mlx.serve.settings import Settings
 from tests.serving import CHAT, GREEDY, TOOLS, send, user
 
 SNAPSHOT_BYTES = 330_000  # of the toy after these chats
@@ -70,9 +71,10 @@ def test_each_token_of_a_row_is_drawn_anew(toy):
     """From a flat distribution one seed at every token would draw one token for ever; the same seed draws the same."""
 
     def drawn(seed):
-        asked = Asked(chat=False, prompt="x", sampling=Sampling(temp=1.0, seed=seed))
-        row = Row(Job(asked, Prompt("x", [1, 2], None), None, 20), 0, toy[1], 1000)
-        return [int(row.choose(mx.zeros((1, 1000))).item()) for _ in range(20)]
+        request = ApiRequest("x", Sampling(temp=1.0, seed=seed), is_text=True)
+        loaded = LoadedModel(*toy, Settings("toy", "toy"))
+        row = Row(request, Prepared(Prompt("x", [1, 2], None), None, 20), loaded)
+        return [int(row.sampler(mx.zeros((1, 1000))).item()) for _ in range(20)]
 
     assert len(set(drawn(7))) > 15
     assert drawn(7) == drawn(7) != drawn(8)

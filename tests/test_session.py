@@ -22,7 +22,7 @@ from ring_mlx.engine.events import (
     ToolCall,
 )
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.message import MessageBuilder
 from ring_mlx.generation.tool_calls import ToolCallSplitter
 
 GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 16, "thinking_budget": 4}
@@ -269,10 +269,10 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 
 def test_a_message_keeps_its_calls():
-    speech = Speech({"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo: "})
-    pieces = list(speech._say("42 ")) + [e for p in ToolCallSplitter().feed(CALL) for e in speech._say(p)]
+    builder = MessageBuilder({"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo: "})
+    pieces = list(builder._say("42 ")) + [e for p in ToolCallSplitter().feed(CALL) for e in builder._say(p)]
     assert pieces == [AnswerText("42 "), ToolCall("add", {"a": 1})]
-    assert speech.message() == {
+    assert builder.message() == {
         "role": "assistant",
         "content": "\n\nSo: 42 ",
         "reasoning_content": "hm",

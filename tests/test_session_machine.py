@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from ring_mlx.engine.events import End, PrefillProgress, Request, Sampling, ThinkingText
-from ring_mlx.engine.worker import Worker
+from ring_mlx.engine.events import End, PrefillProgress, Sampling, ThinkingText
+from ring_mlx.engine.request import Request
 from tests.fuzz.profile import TIMES
-from tests.sessions import Recorder, options
+from tests.sessions import DirectSession, Recorder, options
 
 TEXTS = st.sampled_from(["Hi.", "Why so?", "Quite a long question about ships, kings and cabbages. " * 3, "9 or 10?"])
 BUDGETS = st.sampled_from([0, 100_000, 400_000, 1 << 40])
@@ -32,7 +32,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.settings = options(store=self.folder, prefill_step_tokens=24, snapshot_every_tokens=64, read_ahead=True)
-        self.worker = Worker(*self.chat, "toy", self.settings)
+        self.session = DirectSession(*self.chat, self.settings)
         self.talks = [[]]
 
     def teardown(self):
@@ -72,29 +72,29 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def rest(self):
-        self.worker.use_idle_time(lambda: False)
+        self.session.use_idle_time(lambda: False)
 
     @rule(steps=st.integers(0, 4))
     def rest_shortly(self, steps):
         left = iter(range(steps))
-        self.worker.use_idle_time(lambda: next(left, None) is None)
+        self.session.use_idle_time(lambda: next(left, None) is None)
 
     @rule()
     def restart(self):
-        self.worker = Worker(*self.chat, "toy", self.settings)
+        self.session = DirectSession(*self.chat, self.settings)
 
     @rule(budget=BUDGETS)
     def evict(self, budget):
-        self.worker.reader.tree.budget_bytes = budget
-        self.worker.reader.tree.evict()
+        self.session.reader.tree.budget_bytes = budget
+        self.session.reader.tree.evict()
 
     @rule(budget=st.sampled_from([0, 200_000, 1 << 40]))
     def collect(self, budget):
-        self.worker.reader.store.collect(budget)
+        self.session.reader.store.collect(budget)
 
     @invariant()
     def bytes_are_true(self):
-        tree = self.worker.reader.tree
+        tree = self.session.reader.tree
         blocks = {b for s in tree for b in s.blocks}
         assert tree.nbytes == sum(b.nbytes for b in blocks) + sum(s.own_bytes for s in tree)
         assert tree.nbytes <= tree.budget_bytes or (tree.budget_bytes and len(tree) == 1)
@@ -108,26 +108,27 @@ class Life(RuleBasedStateMachine):
             if stop_after is not None and len(events) >= stop_after:
                 request.stopped.set()
 
-        read = self.worker.reader.read_tokens
-        self.worker.answer(request, emit)
+        read = self.session.reader.read_tokens
+        self.session.answer(request, emit)
         end = events[-1]
         assert isinstance(end, End)
         assert end.reason in (("stop", "length") if stop_after is None else ("stop", "length", "stopped"))
         self.check_progress([e for e in events if isinstance(e, PrefillProgress)], read)
         if any(isinstance(e, ThinkingText) for e in events) or end.message:
-            self.check_logits()
+            self.check_logits(next(e.total for e in events if isinstance(e, PrefillProgress)))
         return end.message
 
     def check_progress(self, progress, read):
-        assert progress[-1].done - progress[0].reused == self.worker.reader.read_tokens - read
+        assert progress[-1].done - progress[0].reused == self.session.reader.read_tokens - read
         assert [p.done for p in progress] == sorted(p.done for p in progress)
 
-    def check_logits(self):
+    def check_logits(self, prompt_tokens):
         """Every token was chosen from the logits of a model that reads all before it at once."""
         found = self.recorder.take()
-        sequence = self.worker.reader.live.tokens
+        sequence = self.session.reader.live.tokens
         model, _ = self.chat
-        start = len(sequence) - len(found)
+        start = prompt_tokens - 1
+        assert len(sequence) - prompt_tokens in (len(found) - 1, len(found)), "each but the last of all was fed"
         logits = model(mx.array(sequence)[None])[0]
         for n in range(len(found)):
             if start + n < len(sequence):

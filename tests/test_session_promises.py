@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ring_mlx import Session
-from ring_mlx.engine.events import End, PrefillProgress, Request, Sampling
-from ring_mlx.engine.worker import Worker
+from ring_mlx.engine.events import End, PrefillProgress, Sampling
+from ring_mlx.engine.request import Request
 from ring_mlx.model.kv_quantization import KVQuantization
-from tests.sessions import Talk, options
+from tests.sessions import DirectSession, Talk, options
 
 GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 6, "thinking_budget": 2}
 ENDLESS = {"sampling": Sampling(temp=0, logit_bias={1: -1e9}), "max_tokens": 300}
@@ -72,10 +72,10 @@ def test_nor_do_its_tools_options_and_biases_change(chat_folder):
 
 def test_after_an_error_the_live_cache_is_not_believed(chat, monkeypatch):
     """A step that failed half-way has written keys and values which no snapshot may point to."""
-    talk = Talk(Worker(*chat, "toy", options()))
+    talk = Talk(DirectSession(*chat, options()))
     messages = user("What is a whale?")
     _, message, _ = talk.ask(messages)
-    reader, seen = talk.worker.reader, []
+    reader, seen = talk.session.reader, []
 
     def half(prompt, model, cache, sizes, kv):
         model(prompt[None, :3], cache=cache)
@@ -86,10 +86,10 @@ def test_after_an_error_the_live_cache_is_not_believed(chat, monkeypatch):
         patch.setattr("ring_mlx.engine.reading.prefill", half)
         messages = [*messages, message, *user("And a shark, or something as long as a shark?")]
         with pytest.raises(MemoryError):
-            talk.worker.answer(Request(messages, **GREEDY), seen.append)
+            talk.session.answer(Request(messages, **GREEDY), seen.append)
     assert not any(isinstance(e, End) for e in seen)
     assert (len(reader.live.tokens), reader.live.cache[0].empty()) == (0, True)
-    fresh = Talk(Worker(*chat, "fresh", options()))
+    fresh = Talk(DirectSession(*chat, options()))
     assert talk.ask(messages)[1] == fresh.ask(messages)[1]
 
 
@@ -108,10 +108,10 @@ def test_each_form_of_keys_and_values_has_a_store_of_its_own(wide_chat, tmp_path
     text = user("A tale of whales that is read again and again. " * 4)
     for restarted in (False, True):
         for form in FORMS:
-            talk = Talk(Worker(*wide_chat, "toy", options(store=tmp_path, **form)), max_tokens=2)
+            talk = Talk(DirectSession(*wide_chat, options(store=tmp_path, **form)), max_tokens=2)
             statistics, _, _ = talk.ask(text)
             assert (statistics.reused_tokens > 0) is restarted
-            talk.worker.use_idle_time(lambda: False)
+            talk.session.use_idle_time(lambda: False)
     assert len(list(tmp_path.glob("v1/*"))) == len(FORMS)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ring_mlx.engine.events import Request, Sampling, Statistics
-from ring_mlx.engine.worker import Worker
-from tests.sessions import QUESTIONS, Recorder, Talk, fresh, options
+from ring_mlx.engine.events import Sampling, Statistics
+from ring_mlx.engine.request import Request
+from tests.sessions import QUESTIONS, DirectSession, Recorder, Talk, fresh, options
 
 SYSTEM = {"role": "system", "content": "You are terse."}
 TOLERANCE = 1e-4
@@ -48,7 +48,7 @@ def test_twelve_turns_with_edit_branch_regenerate_and_restart(chat, tmp_path, mo
     """The proof of the issue: tokens read are those never seen, and every logit is a fresh session's."""
     recorder = Recorder(monkeypatch)
     settings = options(store=tmp_path)
-    talk = Twin(chat, Worker(*chat, "toy", settings), recorder)
+    talk = Twin(chat, DirectSession(*chat, settings), recorder)
     messages = [SYSTEM]
     for n in range(6):
         messages = turn(talk, messages, f"{n + 2} {QUESTIONS[n]}")
@@ -60,11 +60,11 @@ def test_twelve_turns_with_edit_branch_regenerate_and_restart(chat, tmp_path, mo
     branch = turn(talk, messages[: 1 + 2 * 2], "Other third question?")
     branch = turn(talk, branch, "More of that branch.")
 
-    read = talk.worker.counters.read_tokens
-    talk.worker.use_idle_time(lambda: False)
-    assert talk.worker.counters.read_tokens == read
-    talk.worker = Worker(*chat, "toy", settings)
-    assert len(talk.worker.reader.tree) == 0
+    read = talk.session.counters.read_tokens
+    talk.session.use_idle_time(lambda: False)
+    assert talk.session.counters.read_tokens == read
+    talk.session = DirectSession(*chat, settings)
+    assert len(talk.session.reader.tree) == 0
     for n in range(7, 11):
         messages = turn(talk, messages, f"{n + 1} {QUESTIONS[n % 6]}")
     branch = turn(talk, branch, "Still there?")
@@ -75,7 +75,7 @@ def test_twelve_turns_with_edit_branch_regenerate_and_restart(chat, tmp_path, mo
 
 def test_only_the_rendered_answer_is_read_again(chat):
     """After an answer whose thought the template strips, the next turn reads the answer and the question."""
-    talk = Talk(Worker(*chat, "toy", options()))
+    talk = Talk(DirectSession(*chat, options()))
     messages = [user("What is a whale?")]
     first, message, _ = talk.ask(messages)
     assert "reasoning_content" in message
@@ -87,30 +87,30 @@ def test_only_the_rendered_answer_is_read_again(chat):
 
 
 def test_reading_ahead_leaves_only_the_question(chat):
-    talk = Talk(Worker(*chat, "toy", options(read_ahead=True)))
+    talk = Talk(DirectSession(*chat, options(read_ahead=True)))
     messages = [user("What is a whale?")]
     _, message, _ = talk.ask(messages)
-    talk.worker.use_idle_time(lambda: False)
-    assert talk.worker.counters.ahead_tokens > 0
+    talk.session.use_idle_time(lambda: False)
+    assert talk.session.counters.ahead_tokens > 0
     messages = [*messages, message, user("And a shark?")]
     statistics, answer, _ = talk.ask(messages)
     question = chat[1].encode("And a shark?<|role_end|><role>ASSISTANT</role><think>\n", add_special_tokens=False)
     assert statistics.read_tokens == len(question)
     assert answer == fresh(chat, messages)[1]
     opened = len(chat[1].encode("<think>\n", add_special_tokens=False))
-    assert talk.worker.counters.read_tokens == statistics.prompt_tokens + opened, "each token of the talk once"
+    assert talk.session.counters.read_tokens == statistics.prompt_tokens + opened, "each token of the talk once"
 
 
 def test_reading_ahead_gives_way(chat):
-    talk = Talk(Worker(*chat, "toy", options(read_ahead=True)))
+    talk = Talk(DirectSession(*chat, options(read_ahead=True)))
     talk.ask([user("What is a whale?")])
-    talk.worker.use_idle_time(lambda: True)
-    assert talk.worker.counters.ahead_tokens == 0
+    talk.session.use_idle_time(lambda: True)
+    assert talk.session.counters.ahead_tokens == 0
 
 
 def test_a_new_chat_reuses_system_prompt_and_tools(chat):
     tools = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
-    talk = Talk(Worker(*chat, "toy", options()), tools=tools)
+    talk = Talk(DirectSession(*chat, options()), tools=tools)
     talk.ask([SYSTEM, user("Hello!")])
     statistics, answer, new = talk.ask([SYSTEM, user("Another matter.")])
     assert statistics.read_tokens == new < 25 < statistics.reused_tokens
@@ -118,7 +118,7 @@ def test_a_new_chat_reuses_system_prompt_and_tools(chat):
 
 
 def test_an_imported_conversation_can_be_edited_anywhere(chat):
-    talk = Talk(Worker(*chat, "toy", options()))
+    talk = Talk(DirectSession(*chat, options()))
     messages = []
     for n in range(4):
         messages += [user(f"{n} question"), {"role": "assistant", "content": f"It is {n}."}]
@@ -132,7 +132,7 @@ def test_an_imported_conversation_can_be_edited_anywhere(chat):
 
 def test_a_tool_result_continues_the_call(chat):
     """Where the template keeps the thought, the state after the answer is the one to go on from."""
-    talk = Talk(Worker(*chat, "toy", options()))
+    talk = Talk(DirectSession(*chat, options()))
     messages = [user("Look it up.")]
     first, message, _ = talk.ask(messages)
     statistics, answer, _ = talk.ask([*messages, message, {"role": "tool", "content": "42"}])
@@ -141,10 +141,10 @@ def test_a_tool_result_continues_the_call(chat):
 
 
 def test_long_prompts_leave_snapshots_on_the_way(chat):
-    talk = Talk(Worker(*chat, "toy", options(snapshot_every_tokens=100, prefill_step_tokens=30)))
+    talk = Talk(DirectSession(*chat, options(snapshot_every_tokens=100, prefill_step_tokens=30)))
     text = "word " * 300
     first, _, _ = talk.ask([user(text)])
-    kinds = [s.kind for s in talk.worker.reader.tree]
+    kinds = [s.kind for s in talk.session.reader.tree]
     assert kinds.count("long") >= 3
     statistics, answer, new = talk.ask([user(text[: len(text) // 2] + "another end")])
     assert new <= statistics.read_tokens < new + 100
@@ -154,23 +154,23 @@ def test_long_prompts_leave_snapshots_on_the_way(chat):
 
 @pytest.mark.parametrize("budget", [0, 60_000, 300_000])
 def test_a_small_budget_costs_time_and_nothing_else(chat, budget):
-    talk = Talk(Worker(*chat, "toy", options(memory_budget_bytes=budget)))
+    talk = Talk(DirectSession(*chat, options(memory_budget_bytes=budget)))
     messages = []
     for text in QUESTIONS[:3]:
         messages = [*messages, user(text)]
         _, message, _ = talk.ask(messages)
         assert message == fresh(chat, messages)[1]
-        tree = talk.worker.reader.tree
+        tree = talk.session.reader.tree
         assert tree.nbytes <= budget or (budget and len(tree) == 1), "all but what the talk goes on from"
         messages.append(message)
 
 
 def test_plain_text_is_continued(chat):
-    talk = Talk(Worker(*chat, "toy", options()), thinking_budget=None)
+    talk = Talk(DirectSession(*chat, options()), thinking_budget=None)
     events = []
     text = "Once upon a time there was"
-    talk.worker.answer(Request(text, Sampling(temp=0), max_tokens=8), events.append)
-    talk.worker.answer(Request(text + " a king", Sampling(temp=0), max_tokens=8), events.append)
+    talk.session.answer(Request(text, Sampling(temp=0), max_tokens=8), events.append)
+    talk.session.answer(Request(text + " a king", Sampling(temp=0), max_tokens=8), events.append)
     first, second = (e for e in events if isinstance(e, Statistics))
     assert first.reused_tokens == 0
     assert second.reused_tokens == first.prompt_tokens

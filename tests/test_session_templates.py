@@ -10,8 +10,7 @@ import pytest
 from ring_mlx import KVQuantization
 from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_chat
 from ring_mlx.engine.branches import Prompt, Renderer, branch_points, next_turn
-from ring_mlx.engine.worker import Worker
-from tests.sessions import QUESTIONS, Recorder, Talk, common, options
+from tests.sessions import QUESTIONS, DirectSession, Recorder, Talk, common, options
 from tests.tiny import make_model
 
 CHATML = (
@@ -98,20 +97,20 @@ def test_every_template_gives_right_answers(chat, tokenizer, monkeypatch):
     """Three turns, an edit and a new answer, compared with sessions that know nothing."""
     recorder = Recorder(monkeypatch)
     model = chat[0]
-    talk = Talk(Worker(model, tokenizer, "toy", options(read_ahead=True)), thinking_budget=None, max_tokens=8)
+    talk = Talk(DirectSession(model, tokenizer, options(read_ahead=True)), thinking_budget=None, max_tokens=8)
     messages = [TALK[0]]
     for n, text in enumerate([*QUESTIONS[:3], "edited"]):
         messages = [*(messages if text != "edited" else messages[:3]), user(text)]
         statistics, message, _ = talk.ask(messages)
         ours = recorder.take()
-        _, expected, _ = Talk(Worker(model, tokenizer, "x", options()), thinking_budget=None, max_tokens=8).ask(
+        _, expected, _ = Talk(DirectSession(model, tokenizer, options()), thinking_budget=None, max_tokens=8).ask(
             messages
         )
         assert message == expected
         assert np.abs(ours - recorder.take()).max() < 1e-4
         assert statistics.reused_tokens > 0 or n == 0 or tokenizer.chat_template == COUNTS_AT_THE_START
         messages.append(message)
-        talk.worker.use_idle_time(lambda: False)
+        talk.session.use_idle_time(lambda: False)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -122,19 +121,19 @@ def test_quantised_keys_and_values_in_a_session(chat_folder, tmp_path, monkeypat
     model.fingerprint = "random"
     tokenizer = load_tokenizer(chat_folder)
     settings = options(store=tmp_path, kv_quantization=KVQuantization(bits, 32, 0), read_ahead=True)
-    talk, messages = Talk(Worker(model, tokenizer, "toy", settings)), []
+    talk, messages = Talk(DirectSession(model, tokenizer, settings)), []
     for text in QUESTIONS[:3]:
         messages = [*messages, user(text)]
         statistics, message, _ = talk.ask(messages)
         ours = recorder.take()
         alone = copy.copy(settings)
         object.__setattr__(alone, "store", False)
-        _, expected, _ = Talk(Worker(model, tokenizer, "x", alone)).ask(messages)
+        _, expected, _ = Talk(DirectSession(model, tokenizer, alone)).ask(messages)
         assert np.abs(ours - recorder.take()).max() < 1e-3
         assert message == expected
         assert statistics.kv_quantization == f"{bits} bits, groups of 32"
         messages.append(message)
-        talk.worker.use_idle_time(lambda: False)
-        assert len(list(talk.worker.reader.store.manifests())) > 0
-        talk.worker = Worker(model, tokenizer, "toy", settings)
+        talk.session.use_idle_time(lambda: False)
+        assert len(list(talk.session.reader.store.manifests())) > 0
+        talk.session = DirectSession(model, tokenizer, settings)
     assert statistics.reused_tokens > 30

@@ -8,9 +8,8 @@ import pytest
 
 from ring_mlx.engine.snapshots import Store
 from ring_mlx.engine.stored.keeping import STALE_S, Stored, in_order, kept
-from ring_mlx.engine.worker import Worker
 from tests.saver import make
-from tests.sessions import Talk, options
+from tests.sessions import DirectSession, Talk, options
 
 BIG = 1 << 40
 NOW = time.time()
@@ -72,15 +71,15 @@ def test_after_a_restart_only_what_is_new_is_read(chat, tmp_path, conversations)
     """Of a disk that holds two snapshots, whatever else was said before."""
     settings = options(store=tmp_path, store_budget_bytes=150_000 * conversations, read_ahead=True)
     talks, worker = [[{"role": "user", "content": f"Talk {n}."}] for n in range(conversations)], None
-    twin = Talk(Worker(*chat, "toy", options(read_ahead=True)), max_tokens=9)
+    twin = Talk(DirectSession(*chat, options(read_ahead=True)), max_tokens=9)
     for turn in range(3):
         for n in range(conversations):
-            worker = Worker(*chat, "toy", settings)
+            worker = DirectSession(*chat, settings)
             talk = Talk(worker, max_tokens=9)
             (found, message, _), (best, _, _) = talk.ask(talks[n]), twin.ask(talks[n])
             assert turn == 0 or found.read_tokens == best.read_tokens
             talks[n] += [message, {"role": "user", "content": f"And {turn}?"}]
-            for w in (worker, twin.worker):
+            for w in (worker, twin.session):
                 w.use_idle_time(lambda: False)
     assert worker is not None
     files = [f.stat().st_size for f in blobs(tmp_path)]

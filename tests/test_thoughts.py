@@ -24,22 +24,21 @@ from ring_mlx.checkpoint.loading import load
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.cli.generate_command import Printer
-from ring_mlx.engine.branches import Prompt
-from ring_mlx.engine.events import AnswerText, End, Request, Revised, Sampling, Statistics, ThinkingText, ToolCall
-from ring_mlx.engine.worker import Worker
-from ring_mlx.generation.speech import Speech
+from ring_mlx.engine.branches import Prepared, Prompt
+from ring_mlx.engine.events import AnswerText, End, Revised, Sampling, Statistics, ThinkingText, ToolCall
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.request import Request
+from ring_mlx.engine.row import Row
+from ring_mlx.generation.message import MessageBuilder
 from ring_mlx.generation.stream import events_of, thought_closer
 from ring_mlx.generation.thinking import Thinking, splitter_after
-from ring_mlx.serve import parts  # noqa: F401 patched below, which must not be its first import
-from ring_mlx.serve.job import Finished, Job
-from ring_mlx.serve.protocol import Asked
+from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.serve.replies import Reply
-from ring_mlx.serve.row import Row
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
 from tests.parrot import ROLE_END, make_parrot, teach
 from tests.serving import TOOLS, client_of, send, user
-from tests.sessions import options
+from tests.sessions import DirectSession, options
 from tests.tui_pilot import chat
 from tui import paths
 from tui.engine import Engine
@@ -212,7 +211,7 @@ class Harness:
 def harness(tmp_path_factory):
     made = Harness(tmp_path_factory.mktemp("thoughts"))
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.worker", "ring_mlx.serve.parts"):
+        for place in ("ring_mlx.cli.from_options", "ring_mlx.engine.loaded"):
             patch.setattr(f"{place}.load", lambda *args, **options: (made.model, made.tokenizer))
         patch.setenv("RING_MLX_HOME", str(made.home))
         made.server = Server(Settings(model=made.folder, name="toy", store=False, read_ahead=False), port=0)
@@ -322,28 +321,34 @@ def test_every_cut(harness, form):
     for ids in [*cuts, [i for letter in f.text for i in encode(letter)]]:
         ids = [*ids, ROLE_END]
         splitter = splitter_after(prompt, "auto", harness.tokenizer.has_thinking)
-        printer, speech, told = Printer("show", quiet=True), Speech(has_tools=bool(f.calls)), []
+        printer, builder, told = Printer("show", quiet=True), MessageBuilder(has_tools=bool(f.calls)), []
         steps = ((i, mx.zeros(0)) for i in ids)
         for e in events_of(steps, harness.tokenizer, splitter, len(ids) + 1, prompt_tokens=1, cached_tokens=0):
             printer.show(e)
-            told += speech.add(e)
+            told += builder.add(e)
         assert (printer.thought.strip(), printer.answer.strip(), printer.text) == (f.thought, f.answer.strip(), f.text)
         thought, answer, calls, _ = final(told)
         assert (thought.strip(), answer, len(calls)) == (f.thought, message_of(f)["content"], f.calls)
-        assert {k: v for k, v in speech.message().items() if k != "tool_calls"} == message_of(f)
-        said = served(harness.tokenizer, f, Prompt(prompt, [5], None), ids)
+        assert {k: v for k, v in builder.message().items() if k != "tool_calls"} == message_of(f)
+        said = served(harness, f, Prompt(prompt, [5], None), ids)
         assert {k: v or "" for k, v in said.items() if k != "tool_calls"} == message_of(f)
 
 
-def served(tokenizer, f, prompt, ids):
+def row_of(harness, request, prompt, limit, thinking=Thinking()):  # noqa: B008 a value
+    """A server's row that has read its prompt."""
+    loaded = LoadedModel(harness.model, harness.tokenizer, Settings(harness.folder, "toy", thinking=thinking))
+    return Row(request, Prepared(prompt, None, limit), loaded)
+
+
+def served(harness, f, prompt, ids):
     """The message that the server makes of tokens; its stream's content is the same."""
-    asked = Asked(True, user("hi"), tools=TOOLS if f.calls else [])
-    job = Job(asked, prompt, None, len(ids) + 1)
-    row, reply, pieces = Row(job, 0, tokenizer, len(tokenizer.get_vocab())), Reply(asked, "toy"), []
-    assert [row.take(i) for i in ids] == [i == ROLE_END for i in ids]
-    while not isinstance(event := job.events.get_nowait(), Finished):
-        pieces += reply.add(event)
-    message = reply.whole(event)["choices"][0]["message"]
+    request = ApiRequest(user("hi"), tools=TOOLS if f.calls else [])
+    row, reply, pieces = row_of(harness, request, prompt, len(ids) + 1), Reply(request, "toy"), []
+    ends = [row.take(i, mx.zeros(0)) for i in ids]
+    assert [end is not None for end in ends] == [i == ROLE_END for i in ids]
+    while not request.events.empty():
+        pieces += reply.add(request.events.get())
+    message = reply.whole(ends[-1])["choices"][0]["message"]
     assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces) == (message["content"] or "")
     return message
 
@@ -423,15 +428,15 @@ def test_how_answers_start_can_be_said(harness, start, thought, answer, monkeypa
         monkeypatch.setattr(sys, "stdin", io.StringIO(f"{question}\n"))
         assert main(["chat", "--plain", *given, "--temp", "0"]) == 0
     assert out.getvalue() == f"{answer}\n"
-    worker = Worker(harness.model, harness.tokenizer, "x", options(thinking=Thinking(start)))
+    worker = DirectSession(harness.model, harness.tokenizer, options(thinking=Thinking(start)))
     events = []
     worker.answer(Request(user(question), Sampling(temp=0)), events.append)
     message = next(e for e in events if isinstance(e, End)).message
     assert (message.get("reasoning_content", ""), message["content"]) == (thought, answer)
-    job = Job(Asked(True, user("hi")), Prompt("<role>ASSISTANT</role>", [5], None), None, 99)
-    row = Row(job, 0, harness.tokenizer, 2000, Thinking(start))
-    row.take(harness.tokenizer.encode("hm", add_special_tokens=False)[0])
-    assert job.events.get_nowait() == (ThinkingText if thought else AnswerText)("h")
+    request = ApiRequest(user("hi"))
+    row = row_of(harness, request, Prompt("<role>ASSISTANT</role>", [5], None), 99, Thinking(start))
+    row.take(harness.tokenizer.encode("hm", add_special_tokens=False)[0], mx.zeros(0))
+    assert request.events.get_nowait() == (ThinkingText if thought else AnswerText)("h")
 
 
 @pytest.mark.parametrize("view", ["hide", "fold"])

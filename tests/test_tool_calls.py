@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ring_mlx.engine.events import AnswerText, Revised, ThinkingText, ToolCall
-from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.message import MessageBuilder
 from ring_mlx.generation.stream import GenerationEvent
 from ring_mlx.generation.thinking import ThoughtSplitter
 from ring_mlx.generation.tool_calls import CALL_END, CALL_START, MAX_LEVELS, ToolCallSplitter
@@ -168,7 +168,7 @@ STARTS = st.sampled_from(["open", "likely", "unlikely", "closed"])
 
 def spoken(text, cuts, start, has_tools):
     """The message of a model that says a text, and all that its events told, in order."""
-    splitter, speech, told = ThoughtSplitter(start), Speech(has_tools=has_tools), ["", ""]
+    splitter, builder, told = ThoughtSplitter(start), MessageBuilder(has_tools=has_tools), ["", ""]
     edges = sorted({0, *(c for c in cuts if c < len(text)), len(text)})
     given = []
     for n, (a, b) in enumerate(pairwise(edges), start=1):
@@ -177,7 +177,7 @@ def spoken(text, cuts, start, has_tools):
         found = {"thinking_text": parts[0], "answer_text": parts[1], "revised": splitter.revised}
         counts = {"thinking_tokens": splitter.thinking_tokens, "finish_reason": "stop" if last else None}
         counts["is_certain"] = splitter.is_certain
-        for event in speech.add(GenerationEvent(**(dict.fromkeys(FIELDS, 0) | {"token": n} | found | counts))):
+        for event in builder.add(GenerationEvent(**(dict.fromkeys(FIELDS, 0) | {"token": n} | found | counts))):
             match event:
                 case Revised(thought):
                     told = [thought, ""]
@@ -187,7 +187,7 @@ def spoken(text, cuts, start, has_tools):
                 case AnswerText(said) | ToolCall(raw=said):
                     told[1] += said
             given.append(event)
-    return speech.message(), told
+    return builder.message(), told
 
 
 @fuzz(examples=100)

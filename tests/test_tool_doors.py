@@ -14,7 +14,7 @@ from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_text
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.errors import TokenizerError
-from ring_mlx.generation.speech import Speech
+from ring_mlx.generation.message import MessageBuilder
 from ring_mlx.generation.stream import events_of
 from ring_mlx.generation.thinking import splitter_after
 from ring_mlx.serve.protocol import parse_chat
@@ -147,13 +147,13 @@ def test_every_form_of_a_thought_leaves_the_same_calls(form, family, parrot):
     cuts = [encode(said[:k]) + encode(said[k:]) for k in range(0, len(said), 17)]
     for ids in [*cuts, [i for letter in said for i in encode(letter)]]:
         for tools in (True, False):
-            splitter, speech, calls = splitter_after(family + start), Speech(has_tools=tools), []
+            splitter, builder, calls = splitter_after(family + start), MessageBuilder(has_tools=tools), []
             steps = ((i, None) for i in [*ids, ROLE_END])
             for e in events_of(steps, tokenizer, splitter, len(ids) + 2, prompt_tokens=1, cached_tokens=0):
-                told = list(speech.add(e))
+                told = list(builder.add(e))
                 assert not calls or not any(isinstance(t, Revised) for t in told)
                 calls += [t for t in told if isinstance(t, ToolCall)]
-            message = speech.message()
+            message = builder.message()
             assert message.get("reasoning_content", "") == ("" if form == "no thought" else THOUGHT)
             assert message["content"] == (TEXT if tools else ANSWER)
             assert [(c.name, c.arguments) for c in calls] == (CALLS if tools else [])

@@ -10,8 +10,8 @@ import pytest
 from ring_mlx.cli import main
 from ring_mlx.distributed import follower
 from ring_mlx.doctor import decay_check, decay_choice
-from ring_mlx.engine.events import Request, Sampling
-from ring_mlx.engine.worker import Worker
+from ring_mlx.engine.events import Sampling
+from ring_mlx.engine.request import Request
 from ring_mlx.errors import OptionError
 from ring_mlx.generation import decoding
 from ring_mlx.model.model import Model
@@ -19,7 +19,7 @@ from ring_mlx.system import wired
 from ring_mlx.system.wired import Wired
 from tests.fake_mac import Mac
 from tests.serving import answer_of, ask, user, wait_until
-from tests.sessions import options
+from tests.sessions import DirectSession, options
 from tests.tiny import make_model
 
 
@@ -141,7 +141,7 @@ def test_while_tokens_are_generated(wiring, monkeypatch, take):
 
 def test_while_a_session_answers_and_reads_ahead(wiring, monkeypatch, chat):
     seen = wiring.watch(monkeypatch, Model)
-    worker = Worker(*chat, "toy", options(read_ahead=True))
+    worker = DirectSession(*chat, options(read_ahead=True))
     request = Request(user("Hello there."), sampling=Sampling(temp=0), max_tokens=4)
     worker.answer(request, lambda event: None)
     answered = len(seen)

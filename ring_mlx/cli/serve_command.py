@@ -20,10 +20,10 @@ from ring_mlx.distributed.failure import before_end
 from ring_mlx.distributed.follower import Follower
 from ring_mlx.distributed.leader import Leader
 from ring_mlx.distributed.rank import Rank, joined
-from ring_mlx.engine.events import Sampling
+from ring_mlx.engine.events import Sampling, SessionOptions
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.model_thread import Load
 from ring_mlx.errors import OptionError
-from ring_mlx.serve.engine import Load
-from ring_mlx.serve.parts import Parts
 from ring_mlx.serve.protocol import TEMPLATE_OWN
 from ring_mlx.serve.server import Server
 from ring_mlx.serve.settings import Settings
@@ -85,16 +85,16 @@ def _follow(args: argparse.Namespace, rank: Rank, channel: Channel) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     model, tokenizer, _ = rank.load_named(args)
     try:
-        Follower(Parts(model, tokenizer, make_settings(args)), rank.group).run(channel)
+        Follower(LoadedModel(model, tokenizer, make_settings(args)), rank.group).run(channel)
     except OSError as e:
         raise rank.lost(e) from None
 
 
-def _load_part(rank: Rank, channel: Channel, settings: Settings) -> Parts:
+def _load_part(rank: Rank, channel: Channel, options: SessionOptions, _: object) -> LoadedModel:
     """Rank 0's part of the model, and what it is worked with; called on the model's thread."""
     try:
-        model, tokenizer = rank.load(settings.model, settings.revision, settings.exact, settings.decay_layer_offset)
-        return Leader(model, tokenizer, settings, rank, channel)
+        model, tokenizer = rank.load(options.model, options.revision, options.exact, options.decay_layer_offset)
+        return Leader(model, tokenizer, options, rank, channel)
     except RuntimeError as e:
         raise rank.lost(e) from None
 

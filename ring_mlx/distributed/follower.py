@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ring_mlx.distributed.leader import READER, SharedBatch, common_budget
-from ring_mlx.engine.reading import Reader
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.reading import PromptReader
+from ring_mlx.engine.scheduler import CLEAR_EVERY_STEPS
 from ring_mlx.engine.snapshots import Snapshot, SnapshotTree
-from ring_mlx.serve.parts import Parts
-from ring_mlx.serve.work import CLEAR_EVERY_STEPS
 from ring_mlx.system.wired import Wired
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ class Follower:
     """This rank's part of the model, and of every cache that rank 0 has.
 
     Args:
-        parts: The part of the model, with the same settings as on rank 0.
+        loaded: The part of the model, with the same options as on rank 0.
         group: The ranks.
     """
 
-    def __init__(self, parts: Parts, group: mx.distributed.Group) -> None:
-        self._parts = parts
-        common_budget(parts.budget_bytes(), parts.model, group)
+    def __init__(self, loaded: LoadedModel, group: mx.distributed.Group) -> None:
+        self._loaded = loaded
+        common_budget(loaded.budget_bytes(), loaded.model, group)
         self._kept = _Kept()
-        self._readers: dict[int, Reader] = {}
+        self._readers: dict[int, PromptReader] = {}
         self._reading: dict[int, Iterator[int]] = {}
-        self._batch = SharedBatch(parts.model, parts.settings.prefill_step_tokens, group)
+        self._batch = SharedBatch(loaded.model, loaded.options.prefill_step_tokens, group)
         self._steps, self._wired = 0, Wired()
 
     def run(self, channel: Channel) -> None:
@@ -66,7 +66,8 @@ class Follower:
         elif do == "next":
             next(self._reading[number], None)
         elif do == "add":
-            self._batch.add(order["prompt"], cache=self._reader(number).live.cache)
+            cache = self._reader(number).live.cache
+            self._batch.add(order["prompt"], cache=cache, max_tokens=order["max_tokens"])
             self._close(number)
         elif do == "step":
             self._batch.step()
@@ -76,9 +77,9 @@ class Follower:
         elif do == "remove":
             self._batch.remove(order["row"])
 
-    def _reader(self, number: int) -> Reader:
+    def _reader(self, number: int) -> PromptReader:
         if number not in self._readers:
-            self._readers[number] = self._parts.reader(self._kept, None)
+            self._readers[number] = self._loaded.reader(self._kept, None)
         return self._readers[number]
 
     def _close(self, number: int) -> None:

@@ -26,45 +26,44 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ring_mlx.distributed.group import exchange, of_first
-from ring_mlx.engine.reading import Reader
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.model_thread import ModelLostError
+from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.snapshots import Snapshot, SnapshotTree, Store
 from ring_mlx.generation.batch import Batch
 from ring_mlx.model.cache import HybridCache
-from ring_mlx.serve.failures import ModelLostError
-from ring_mlx.serve.parts import Parts
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from ring_mlx.distributed.channel import Channel
     from ring_mlx.distributed.rank import Rank
-    from ring_mlx.generation.decoding import LogitsProcessor, Sampler
+    from ring_mlx.engine.events import SessionOptions
     from ring_mlx.model.model import Model
-    from ring_mlx.serve.settings import Settings
 
 READER, SNAPSHOT = "reader", "snapshot"
 
 
-class Leader(Parts):
-    """`Parts` that tell.
+class Leader(LoadedModel):
+    """A rank's part of a model, whose readers and batch tell the other ranks what they do.
 
     Args:
-        model, tokenizer, settings: As for `Parts`, the model being this rank's part.
+        model, tokenizer, options: As for `LoadedModel`, the model being this rank's part.
         rank: This process's.
         channel: To the others.
     """
 
     def __init__(
-        self, model: Model, tokenizer: TokenizerWrapper, settings: Settings, rank: Rank, channel: Channel
+        self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions, rank: Rank, channel: Channel
     ) -> None:
-        super().__init__(model, tokenizer, settings)
+        super().__init__(model, tokenizer, options)
         self.group, self._rank, self._channel = rank.group, rank, channel
         self._count, self._readers = itertools.count(), weakref.WeakValueDictionary[int, _Reader]()
         self._budget_bytes = common_budget(super().budget_bytes(), model, self.group)
         self.gone: deque[tuple[str, int]] = deque()
 
     def budget_bytes(self) -> int:
-        """What no rank's snapshots exceed its own budget with."""
+        """Snapshot budget that fits every rank."""
         return self._budget_bytes
 
     def tree(self) -> SnapshotTree:
@@ -75,7 +74,7 @@ class Leader(Parts):
         """None: a rank has a part of a snapshot only, and disks may differ."""
         return None
 
-    def reader(self, tree: SnapshotTree, store: Store | None) -> Reader:
+    def reader(self, tree: SnapshotTree, store: Store | None) -> PromptReader:
         """A reader that tells."""
         number = next(self._count)
         assert isinstance(tree, _Tree)
@@ -127,7 +126,7 @@ class _Tree(SnapshotTree):
     """Numbers what is added, whether or not it is kept, and says what is not."""
 
     def __init__(self, leader: Leader) -> None:
-        super().__init__(leader.budget_bytes(), leader.settings.max_snapshots)
+        super().__init__(leader.budget_bytes(), leader.options.max_snapshots)
         self._gone, self._count = leader.gone, itertools.count()
         self._numbers: dict[Snapshot, int] = {}
 
@@ -150,20 +149,20 @@ class _Tree(SnapshotTree):
         self._gone.append((SNAPSHOT, self._numbers.pop(snapshot)))
 
 
-class _Reader(Reader):
+class _Reader(PromptReader):
     def __init__(self, number: int, leader: Leader, tree: _Tree) -> None:
         self._number, self._leader, self._numbers = number, leader, tree.number
-        super().__init__(leader.model, tree, step_tokens=leader.settings.prefill_step_tokens)
+        super().__init__(leader.model, tree, step_tokens=leader.options.prefill_step_tokens)
 
     def start(self, ids: Sequence[int]) -> int:
-        """As `Reader.start`."""
+        """As `PromptReader.start`."""
         self._leader.tell("start", reader=self._number, snapshot=self._numbers(self.tree.deepest(ids)))
         return super().start(ids)
 
     def read(
         self, ids: Sequence[int], points: Mapping[int, str], stopped: Callable[[], bool], step_tokens: int | None = None
     ) -> Iterator[int]:
-        """As `Reader.read`."""
+        """As `PromptReader.read`."""
         leader, number = self._leader, self._number
         steps = super().read(ids, points, lambda: leader.same(stopped()), step_tokens)
         what = {"ids": [int(i) for i in ids], "points": list(points.items()), "step_tokens": step_tokens}
@@ -177,7 +176,7 @@ class _Reader(Reader):
             leader.tell("next", reader=number)
 
     def forget(self) -> None:
-        """As `Reader.forget`."""
+        """As `PromptReader.forget`."""
         self._leader.tell("start", reader=self._number, snapshot=None)
         super().forget()
 
@@ -185,7 +184,7 @@ class _Reader(Reader):
 class SharedBatch(Batch):
     """A batch of which every rank has its part, and whose tokens rank 0 chooses."""
 
-    def __init__(self, model: Model, prefill_step_size: int, group: mx.distributed.Group) -> None:
+    def __init__(self, model: Model, prefill_step_size: int | None, group: mx.distributed.Group) -> None:
         super().__init__(model, prefill_step_size)
         self._group = group
 
@@ -197,20 +196,14 @@ class SharedBatch(Batch):
 
 class _Batch(SharedBatch):
     def __init__(self, leader: Leader) -> None:
-        super().__init__(leader.model, leader.settings.prefill_step_tokens, leader.group)
+        super().__init__(leader.model, leader.options.prefill_step_tokens, leader.group)
         self._leader = leader
 
-    def add(
-        self,
-        prompt: Sequence[int],
-        *,
-        cache: HybridCache | None = None,
-        sampler: Sampler | None = None,
-        logits_processors: Sequence[LogitsProcessor] = (),
-    ) -> int:
+    def add(self, prompt: Sequence[int], *, cache: HybridCache | None = None, **options: Any) -> int:
         """As `Batch.add`."""
-        number = super().add(prompt, cache=cache, sampler=sampler, logits_processors=logits_processors)
-        self._leader.tell("add", reader=self._leader.number_of(cache), prompt=[int(i) for i in prompt])
+        number = super().add(prompt, cache=cache, **options)
+        details = {"prompt": [int(i) for i in prompt], "max_tokens": options.get("max_tokens")}
+        self._leader.tell("add", reader=self._leader.number_of(cache), **details)
         return number
 
     def step(self) -> dict[int, int]:

@@ -39,6 +39,15 @@ class Prompt:
     ends: list[int] | None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A request's prompt, for messages what renders their alternatives, and how many tokens may be generated."""
+
+    prompt: Prompt
+    renderer: Renderer | None
+    limit: int
+
+
 class Renderer:
     """Renders conversations of one request.
 

@@ -8,10 +8,9 @@ An answer is a stream of events::
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.sampling_ranges import REST
@@ -49,8 +48,32 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, and what is kept of what it reads; `ring_mlx.Session` says what each means."""
+class SessionOptions:
+    """A model, and how its requests are answered.
+
+    Args:
+        model: Folder of a checkpoint, or ``owner/name`` on the hub.
+        revision: Branch, tag or commit of a hub repository.
+        exact, decay_layer_offset, expert_cache_bytes, expert_policy, adapter_path: As for `ring_mlx.load`.
+        kv_quantization: For keys and values of softmax layers, or None.
+        memory_budget_bytes: Most bytes of snapshots in memory, but for the one that the present conversation goes on
+            from; by default a quarter of what the machine has left, and 0 keeps none.
+        max_snapshots: At most so many of them; None is any number.
+        store: Folder for snapshots on disk; True is the system's folder for caches (or ``RING_MLX_CACHE``), False
+            none.
+        store_budget_bytes: Most bytes there for this model.
+        store_kv_bits: Keep keys and values there in 8 or 4 bits; None keeps them as they are.
+        prefill_step_tokens: Prompt tokens a step, and so how long `Session.stop` may take; by default 2,048 on a GPU,
+            128 on a CPU.
+        snapshot_every_tokens: A snapshot at each multiple of this within a long prompt.
+        read_ahead: While nobody waits, read the start of the next prompt: the answer without its thought.
+        thinking: How answers start, and the tokens kept for them.
+        max_tokens: Of an answer, where a request says nothing else.
+        max_batch: Requests that are read or generate at once; a session has one conversation at a time.
+        max_reading: Of those, the most whose prompts are read, in turns; None is all.
+        chat_template: In place of the checkpoint's.
+        template_options: For the template, where a request says nothing else.
+    """
 
     model: str | os.PathLike[str] = field(kw_only=False)
     revision: str | None = None
@@ -59,51 +82,43 @@ class ModelOptions:
     expert_cache_bytes: int | None = None
     expert_policy: str | None = None
     adapter_path: str | os.PathLike[str] | None = None
+    kv_quantization: KVQuantization | None = None
     memory_budget_bytes: int | None = None
+    max_snapshots: int | None = None
     store: str | os.PathLike[str] | bool = True
     store_budget_bytes: int = 8 << 30
-    read_ahead: bool = True
-    thinking: Thinking = field(default_factory=Thinking)
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """Those that `ring_mlx.load` takes."""
-        names = ("revision", "exact", "decay_layer_offset", "expert_cache_bytes", "expert_policy", "adapter_path")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionOptions(ModelOptions):
-    """What a session is made with; `ring_mlx.Session` says what each means."""
-
-    kv_quantization: KVQuantization | None = None
     store_kv_bits: int | None = None
     prefill_step_tokens: int | None = None
     snapshot_every_tokens: int = 4096
+    read_ahead: bool = True
+    thinking: Thinking = field(default_factory=Thinking)
+    max_tokens: int = REST
+    max_batch: int = field(default=1, init=False)
+    max_reading: int | None = field(default=None, init=False)
+    chat_template: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    # A session goes on from the cache of its one conversation; of a server's requests each has a cache of its own.
+    is_shared: ClassVar[bool] = False
+    positive: ClassVar[tuple[str, ...]] = (
+        *("prefill_step_tokens", "snapshot_every_tokens", "max_snapshots", "max_batch", "max_reading"),
+    )
 
     def __post_init__(self) -> None:
         if self.store_kv_bits not in (None, 4, 8):
             raise OptionError(f"store_kv_bits {self.store_kv_bits} is not 4 or 8; give one of them or None.")
-        for name in ("prefill_step_tokens", "snapshot_every_tokens"):
+        for name in self.positive:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{name} {getattr(self, name)} is not positive; give 1 or more.")
         for name in ("memory_budget_bytes", "store_budget_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise OptionError(f"{name} {getattr(self, name)} is negative; give 0 or more.")
 
-
-@dataclass(frozen=True)
-class Request:
-    """One thing to answer; `ring_mlx.Session.send` says what each means."""
-
-    prompt: str | Sequence[Mapping[str, Any]]
-    sampling: Sampling = Sampling()
-    max_tokens: int = REST
-    thinking_budget: int | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    template_options: Mapping[str, Any] | None = None
-    continue_last: bool = False
-    stopped: threading.Event = field(default_factory=threading.Event)
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Those that `ring_mlx.load` takes."""
+        names = ("revision", "exact", "decay_layer_offset", "expert_cache_bytes", "expert_policy", "adapter_path")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,16 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One token of the answer, how likely it was, and where in the text it begins; the likeliest alternatives first."""
+
+    token: bytes
+    logprob: float
+    offset: int = 0
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Revised:
     """What has been said so far is otherwise: texts and calls are to be forgotten, and the answer comes once more.
 
@@ -210,7 +235,7 @@ class End:
         reason: "stop" (the model ended), "length" (``max_tokens`` or the context), "stopped" (`Session.stop`) or
             "error" (the iterator raises next).
         message: The assistant's turn, to append to the conversation: role, content, and where there are any
-            ``reasoning_content`` and ``tool_calls``. Empty if the prompt was not read to its end.
+            ``reasoning_content`` and ``tool_calls``. Empty if the prompt was not read to its end, or a stop text cut it.
         error: The failure in one line, or "".
     """
 
@@ -219,7 +244,7 @@ class End:
     error: str = ""
 
 
-Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | Revised | Statistics | End
+Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | TokenLogprob | Revised | Statistics | End
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
 
 
-class Reader:
+class PromptReader:
     """The live cache with its snapshots in memory and on disk.
 
     Args:
@@ -46,7 +46,7 @@ class Reader:
         self.kv_quantization = kv_quantization
         self.live = Live(self._make_cache)
         self.logits: mx.array | None = None
-        self.read_tokens = 0
+        self.read_tokens, self.tps = 0, 0.0
 
     def _make_cache(self) -> HybridCache:
         """Quantised from the first token on where that is wanted, so that steps of any size give the same."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import QuantizedKVCache
 from mlx_lm.sample_utils import greedy_sampler
 
@@ -23,43 +25,57 @@ from ring_mlx.generation.decoding import (
     prefill_step_or_default,
 )
 from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
-    """One sequence: what it has said, how it chooses, and until it joins its own cache and what is left to read."""
+    """One sequence. ``cache`` is None once it is merged with those of others."""
 
     number: int
-    tokens: list[int]
-    sampler: Sampler
+    cache: HybridCache | None
+    unread: list[int]
+    history: mx.array
+    sampler: Sampler | None
     processors: Sequence[LogitsProcessor]
-    unread: list[int] = field(default_factory=list)
-    cache: HybridCache | None = None
+    next_forced: Callable[[], int | None] | None
+    left: int | None
+    logits: mx.array | None = None
+    logprobs: mx.array | None = None
+    largest: float = 0.0
 
 
 class Batch:
     """Decodes many sequences at once; they join and leave between any two steps.
 
-    A joining prompt is read alone, one prefill step a call of `step`, so that the others go on meanwhile. Then its
-    cache is merged: keys and values are padded on the left to the longest row and masked there; linear states have
-    no length and need no padding. Each row's tokens are those that it would have alone.
+    A joining prompt is read alone, one prefill step a call of `step`, so that the others go on meanwhile. A lone row
+    keeps its own cache, so that it runs as `decode` runs it. With a second one caches are merged: keys and values are
+    padded on the left to the longest row and masked there; linear states have no length and need no padding. The last
+    row that stays gets a cache of its own again. Each row's tokens are those that it would have alone.
 
     Args:
         model: The model.
         prefill_step_size: Prompt tokens that one `step` may read, by default `prefill_step_or_default`.
+        most_rows: Sequences at once, None for any number. Only a batch of one takes quantised keys and values.
+        kv_quantization: For the softmax layers of a batch of one, or None.
     """
 
-    def __init__(self, model: Model, prefill_step_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prefill_step_size: int | None = None,
+        most_rows: int | None = None,
+        kv_quantization: KVQuantization | None = None,
+    ) -> None:
         prefill_step_size = prefill_step_or_default(prefill_step_size)
         if prefill_step_size < 1:
             raise OptionError(f"prefill step size {prefill_step_size} is not positive; give 1 or more.")
         self._model, self._step_size = model, prefill_step_size
+        self._most_rows, self._kv_quantization = most_rows, kv_quantization
         self._joining: deque[_Row] = deque()
         self._rows: list[_Row] = []
-        self._cache: HybridCache | None = None
-        self._logits: mx.array | None = None
-        self._largest: dict[int, float] = {}
+        self._merged: HybridCache | None = None
         self._count = 0
 
     def __len__(self) -> int:
@@ -68,45 +84,57 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Bytes of all caches, padding included."""
-        caches = [r.cache for r in self._joining if r.cache is not None]
-        return sum(c.nbytes for c in caches) + (self._cache.nbytes if self._cache is not None else 0)
+        caches = [r.cache for r in (*self._joining, *self._rows)]
+        return sum(c.nbytes for c in (*caches, self._merged) if c is not None)
 
     def add(
         self,
         prompt: Sequence[int],
         *,
         cache: HybridCache | None = None,
+        logits: mx.array | None = None,
+        history: Sequence[int] | None = None,
         sampler: Sampler | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        next_forced: Callable[[], int | None] | None = None,
+        max_tokens: int | None = None,
     ) -> int:
         """Let a sequence join. Who adds one watches its length and removes it at the end of the context.
 
         Args:
-            prompt: Ids, at least one, that continue the cache.
-            cache: Of one sequence, which becomes the batch's own; None starts anew.
-            sampler: As for `ring_mlx.generation.stream.generate_step`.
-            logits_processors: As there; they see the prompt given here and what follows.
+            prompt: Ids that continue the cache: at least one, or none where there are logits.
+            cache: Of one sequence, which becomes the batch's own; None is an empty one.
+            logits: Of the first token [1, vocab] float32, where the whole prompt has been read.
+            history: All ids before the first token, for the processors; by default the prompt.
+            sampler, logits_processors, next_forced: As for `ring_mlx.generation.decoding.decode`.
+            max_tokens: The last of so many tokens is not fed to the model while the row is alone.
 
         Returns:
             The sequence's number.
 
         Raises:
             PromptError: If the prompt is empty, exceeds the context, or has an id outside the vocabulary.
-            OptionError: If keys and values of the cache are quantised, which cannot be padded.
+            OptionError: If the batch is full, or keys and values are quantised, which cannot be padded.
         """
         cache = self._model.make_cache() if cache is None else cache
         context = self._model.config.context_tokens
-        if not prompt:
+        if not prompt and logits is None:
             raise PromptError("the prompt is empty; give some text.")
         if len(prompt) + int(cache.offset) > context:
             raise PromptError(f"{len(prompt) + int(cache.offset)} tokens exceed the context of {context}; shorten it.")
-        if any(isinstance(c, QuantizedKVCache) for c in cache):
+        if self._most_rows != 1 and any(isinstance(c, QuantizedKVCache) for c in cache):
             raise OptionError("quantised keys and values cannot join a batch; leave --kv-bits out.")
+        if self._most_rows is not None and len(self) >= self._most_rows:
+            raise OptionError(f"the batch has {self._most_rows} sequences already; remove one.")
         ids = whole_ids(prompt, self._model.config.vocab_size)
         self._count += 1
-        self._joining.append(
-            _Row(self._count, ids, sampler or greedy_sampler, logits_processors, unread=list(ids), cache=cache)
-        )
+        seen = mx.array(list(ids if history is None else history) if logits_processors else [], dtype=mx.int32)
+        chosen_by = None if sampler is greedy_sampler else sampler
+        row = _Row(self._count, cache, list(ids), seen, chosen_by, logits_processors, next_forced, max_tokens, logits)
+        if ids:
+            self._joining.append(row)
+        else:
+            self._join(row)
         return self._count
 
     @launch.doubting()
@@ -120,75 +148,112 @@ class Batch:
             self._read(self._joining[0])
         if not self._rows:
             return {}
-        assert self._logits is not None
-        largest, chosen = largest_logit(self._logits), self._choose_all()
-        self._logits = self._model(chosen[:, None], self._cache, last_only=True)[:, -1].astype(mx.float32)
-        mx.async_eval(self._logits, largest)
+        logits = [row.logits for row in self._rows if row.logits is not None]
+        largest = largest_logit(mx.concatenate(logits))
+        chosen = self._choose_all()
+        self._forward(chosen)
+        mx.async_eval(largest, *[row.logits for row in self._rows if row.logits is not None], chosen)
         tokens = np.asarray(chosen).tolist()
-        self._largest = {row.number: value for row, value in zip(self._rows, np.asarray(largest).tolist(), strict=True)}
-        for row, token in zip(self._rows, tokens, strict=True):
-            row.tokens.append(token)
+        for row, value in zip(self._rows, np.asarray(largest).tolist(), strict=True):
+            row.largest = value
         return {row.number: token for row, token in zip(self._rows, tokens, strict=True)}
 
     def check(self, number: int) -> None:
         """Raises ModelError if the logits that the row's last token is from are not finite; other rows may be good."""
-        check_finite([self._largest[number]])
+        check_finite([row.largest for row in self._rows if row.number == number])
+
+    def logprobs(self, number: int) -> mx.array:
+        """The distribution [vocab] that the row's last token is from, computed only where it is used."""
+        (row,) = (row for row in self._rows if row.number == number)
+        assert row.logprobs is not None
+        return row.logprobs[0]
 
     def remove(self, number: int) -> HybridCache:
         """Let a sequence leave.
 
         Returns:
-            Its cache, as if it had been alone; it has seen every token that `step` gave.
+            Its cache, as if it had been alone; it has seen every token that `step` gave, but for the last of
+            ``max_tokens``.
 
         Raises:
             OptionError: If there is no such sequence.
         """
-        for row in self._joining:
-            if row.number == number and row.cache is not None:
-                self._joining.remove(row)
-                return row.cache
-        at = next((n for n, row in enumerate(self._rows) if row.number == number), None)
-        if at is None:
+        row = next((row for row in (*self._joining, *self._rows) if row.number == number), None)
+        if row is None:
             raise OptionError(f"no sequence {number} in the batch; remove each once.")
-        assert self._cache is not None
-        assert self._logits is not None
-        mx.eval(self._logits)
-        alone = HybridCache(c.extract(at) for c in self._cache)
-        del self._rows[at]
-        keep = [n for n in range(len(self._rows) + 1) if n != at]
-        if keep:
-            for c in self._cache:
-                c.filter(mx.array(keep))
-            self._logits = self._logits[mx.array(keep)]
+        if row in self._joining:
+            self._joining.remove(row)
         else:
-            self._cache = self._logits = None
-        return alone
+            at = self._rows.index(row)
+            del self._rows[at]
+            mx.eval([r.logits for r in (row, *self._rows) if r.logits is not None])
+            self._part(row, at)
+        assert row.cache is not None
+        return row.cache
+
+    def _part(self, row: _Row, at: int) -> None:
+        """Give a row that was merged with those that stay a cache of its own."""
+        if self._merged is None:
+            return
+        row.cache = HybridCache(c.extract(at) for c in self._merged)
+        keep = [n for n in range(len(self._rows) + 1) if n != at]
+        if len(keep) == 1:
+            self._rows[0].cache, self._merged = HybridCache(c.extract(keep[0]) for c in self._merged), None
+            return
+        for c in self._merged:
+            c.filter(mx.array(keep))
 
     def _read(self, row: _Row) -> None:
         part, row.unread = row.unread[: self._step_size], row.unread[self._step_size :]
-        assert row.cache is not None
-        for _, step_logits in prefill(mx.array(part, dtype=mx.int32), self._model, row.cache, [len(part)]):
-            logits = step_logits
-        if row.unread:
-            return
-        self._joining.popleft()
-        joined = HybridCache(type(c).merge([c]) for c in row.cache)
-        row.cache = None
-        if self._cache is None or self._logits is None:
-            self._cache, self._logits = joined, logits
-        else:
-            for mine, new in zip(self._cache, joined, strict=True):
+        steps = prefill(mx.array(part, dtype=mx.int32), self._model, row.cache, [len(part)], self._kv_quantization)
+        for _, logits in steps:
+            row.logits = logits
+        if not row.unread:
+            self._joining.popleft()
+            self._join(row)
+
+    def _join(self, row: _Row) -> None:
+        if self._rows and self._merged is None:
+            self._merged, self._rows[0].cache = _merged(self._rows[0].cache), None
+        if self._merged is not None:
+            for mine, new in zip(self._merged, _merged(row.cache), strict=True):
                 mine.extend(new)
-            self._logits = mx.concatenate([self._logits, logits])
+            row.cache = None
         self._rows.append(row)
+
+    def _forward(self, chosen: mx.array) -> None:
+        """Feed each row's token [rows]; of a row that is alone, not its last."""
+        cache = self._rows[0].cache if self._merged is None else self._merged
+        for row in self._rows:
+            row.left = None if row.left is None else row.left - 1
+        if self._merged is None and self._rows[0].left == 0:
+            self._rows[0].logits = None
+            return
+        logits = self._model(chosen[:, None], cache, last_only=True)[:, -1]
+        if self._kv_quantization is not None:
+            kv = self._kv_quantization
+            maybe_quantize_kv_cache(cache, kv.start, kv.group_size, kv.bits)
+        for n, row in enumerate(self._rows):
+            row.logits = logits if len(self._rows) == 1 else logits[n : n + 1]
 
     def _choose_all(self) -> mx.array:
         """The next token of each row, [rows]."""
-        return mx.concatenate([self._choose(n, row) for n, row in enumerate(self._rows)])
+        return mx.concatenate([self._choose(row) for row in self._rows])
 
-    def _choose(self, n: int, row: _Row) -> mx.array:
-        assert self._logits is not None
-        logits = self._logits[n : n + 1]
+    def _choose(self, row: _Row) -> mx.array:
+        assert row.logits is not None
+        logits, exact = row.logits, row.logits.astype(mx.float32)
         for process in row.processors:
-            logits = process(mx.array(row.tokens, dtype=mx.int32), logits)
-        return row.sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+            logits = exact = process(row.history, exact)
+        row.logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
+        chosen = row.sampler(row.logprobs) if row.sampler else mx.argmax(logits, axis=-1)
+        forced = row.next_forced() if row.next_forced else None
+        if forced is not None:
+            chosen = mx.array([forced], dtype=chosen.dtype)
+        if row.processors:
+            row.history = mx.concatenate([row.history, chosen.astype(mx.int32)])
+        return chosen
+
+
+def _merged(cache: Any) -> HybridCache:
+    return HybridCache(type(c).merge([c]) for c in cache)

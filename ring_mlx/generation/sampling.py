@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from dataclasses import fields, replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from mlx_lm.sample_utils import greedy_sampler, make_logits_processors, make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.engine.events import Sampling
@@ -18,12 +19,13 @@ from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
 
 # Below it a difference of a millionth in two logits decides, which float32 does not tell.
 LEAST_TEMP = 1e-6
+GOLDEN = 0x9E3779B97F4A7C15
 
 
 def start_sampling(
     s: Sampling, vocabulary: int, tokenizer: TokenizerWrapper, defaults: Sampling = FAMILY
 ) -> tuple[Sampler, list[LogitsProcessor], int]:
-    """Sampler, processors and the seed that MLX's random numbers have been set to.
+    """Sampler, processors and the seed: its n-th token depends on seed and n, not on what else draws meanwhile.
 
     Args:
         s: What was asked for.
@@ -36,8 +38,7 @@ def start_sampling(
     """
     s = _checked(filled(s, defaults), vocabulary)
     seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed % (1 << 64)
-    mx.random.seed(seed)
-    sampler: Sampler = make_sampler(
+    sampler = make_sampler(
         0.0 if _is_greedy(s, vocabulary) else s.temp,
         s.top_p,
         s.min_p,
@@ -56,7 +57,17 @@ def start_sampling(
         s.frequency_penalty,
         s.frequency_context_size,
     )
-    return sampler, processors, seed
+    return sampler if sampler is greedy_sampler else _seeded(sampler, seed), processors, seed
+
+
+def _seeded(sampler: Sampler, seed: int) -> Sampler:
+    tokens = itertools.count()
+
+    def draw(logprobs: mx.array) -> mx.array:
+        mx.random.seed((seed + next(tokens) * GOLDEN) % (1 << 64))
+        return sampler(logprobs)
+
+    return draw
 
 
 def _is_greedy(s: Sampling, vocabulary: int) -> bool:

@@ -7,17 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.engine.branches import Prompt, Renderer, encode
+from ring_mlx.engine.loaded import renderer_of
 from ring_mlx.errors import PromptError
 from ring_mlx.generation.stream import encode_prompt
 from ring_mlx.generation.thinking import THINK_END
 from ring_mlx.serve.failures import GoneError
-from ring_mlx.serve.protocol import Asked
-
-if TYPE_CHECKING:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
+from ring_mlx.serve.protocol import ApiRequest
 
 LARGE_BYTES, POLL_S = 1 << 16, 0.05
 # After a large request the next one waits for so many times as long as it took, but not longer than so many seconds.
@@ -38,7 +38,7 @@ class Encoder:
     def __init__(
         self, tokenizer: TokenizerWrapper, context_tokens: int, template_options: Mapping[str, Any] | None = None
     ) -> None:
-        self._tokenizer, self._context, self._options = tokenizer, context_tokens, template_options or {}
+        self._tokenizer, self._context, self._options = tokenizer, context_tokens, template_options
         self._longest_bytes = max(len(token.encode()) for token in tokenizer.get_vocab())
         self._large, self._rests_until = threading.Lock(), 0.0
 
@@ -69,28 +69,27 @@ class Encoder:
         finally:
             self._large.release()
 
-    def prompt(self, asked: Asked, gone: Callable[[], bool]) -> tuple[Prompt, Renderer | None]:
-        """The prompt of a request, and of a chat its renderer.
+    def prompt(self, request: ApiRequest, gone: Callable[[], bool]) -> tuple[Prompt, Renderer | None]:
+        """The prompt of a request, which may be far too long, and of a chat its renderer.
 
         Raises:
             PromptError: If it is certain to exceed the context.
             TokenizerError: If the template refuses the messages.
             GoneError: If the client leaves meanwhile.
         """
-        given, renderer = asked.prompt, None
-        if asked.chat:
+        given = request.prompt
+        if not request.is_text:
             # Before rendering, since templates are rendered one at a time, for the model's thread too.
-            self._check("".join(_certain(asked)), gone)
-            renderer = Renderer(self._tokenizer, asked.tools or None, {**self._options, **asked.template_options})
-            text = renderer.text(given)  # type: ignore[arg-type]
+            self._check("".join(_certain(request)), gone)
+            renderer = renderer_of(request, self._tokenizer, self._options)
+            text = renderer.text(given)
             self._check(text, gone)
             return encode(self._tokenizer, text), renderer
-        if isinstance(given, str):
-            self._check(given, gone)
-        elif len(given) > self._context:
+        text = given if isinstance(given, str) else ""
+        self._check(text, gone)
+        if not text and len(given) > self._context:
             raise self._too_long(len(given))
-        ids = encode_prompt(self._tokenizer, given)  # type: ignore[arg-type]
-        return Prompt(given if isinstance(given, str) else "", ids, None), None
+        return Prompt(text, encode_prompt(self._tokenizer, given), None), None
 
     def _check(self, text: str, gone: Callable[[], bool]) -> None:
         size, count = len(text.encode()), 0
@@ -112,11 +111,10 @@ class Encoder:
         )
 
 
-def _certain(asked: Asked) -> Iterator[str]:
+def _certain(request: ApiRequest) -> Iterator[str]:
     """The texts of a chat that every template keeps: of an answer what follows its thought."""
-    for message in asked.prompt:
-        assert isinstance(message, dict)
+    for message in request.prompt:
         content = message["content"]
         yield content.rpartition(THINK_END)[2] if message["role"] == "assistant" else content
-    if asked.tools:
-        yield json.dumps(asked.tools, ensure_ascii=False)
+    if request.tools:
+        yield json.dumps(request.tools, ensure_ascii=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from ring_mlx.errors import RingError
+from ring_mlx.errors import ModelError, RingError, SessionError
+from ring_mlx.system.terminal_text import note
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "server_error"}
 
@@ -43,20 +45,6 @@ class GoneError(Exception):
     """The client has left."""
 
 
-class ModelLostError(BaseException):
-    """The model is unusable, so all requests fail.
-
-    It derives from BaseException so that handlers of a single request do not catch it.
-
-    Args:
-        error: What is told.
-    """
-
-    def __init__(self, error: RingError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that is wrong."""
     return ApiError(400, message, param, code)
@@ -70,3 +58,16 @@ def cannot(message: str, param: str) -> ApiError:
 def busy(message: str, retry_after_s: int = 1) -> ApiError:
     """A request that may be sent again later."""
     return ApiError(503, message, code="unavailable", headers={"Retry-After": str(retry_after_s)})
+
+
+def of_answer(error: RingError) -> ApiError:
+    """What a client is told where its answer failed; what nobody foresaw goes to the server's log."""
+    if isinstance(error, ModelError):
+        return ApiError(500, str(error), code="model_error")
+    if not isinstance(error, SessionError):
+        return bad(str(error))
+    if (cause := error.__cause__) is None:
+        return busy(str(error), 10)
+    note("".join(traceback.format_exception(cause)))
+    text = f"the model failed ({type(cause).__name__}); see the server's log."
+    return ApiError(500, text, code="internal_error")

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from ring_mlx.engine.events import PrefillProgress
-from ring_mlx.serve.failures import ApiError, GoneError
+from ring_mlx.engine.events import End, Event, PrefillProgress
+from ring_mlx.errors import RingError
+from ring_mlx.serve.failures import ApiError, GoneError, busy, of_answer
 from ring_mlx.serve.fields import read_object
-from ring_mlx.serve.job import Finished, Job, Said
-from ring_mlx.serve.protocol import Asked, parse_chat, parse_completion
+from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
 from ring_mlx.serve.replies import Reply, model_of
 from ring_mlx.serve.wire import Wire
 from ring_mlx.system.terminal_text import note
@@ -126,35 +126,35 @@ class Handler(Wire):
 
     # Generation
 
-    def _generate(self, parse: Callable[..., Asked]) -> None:
+    def _generate(self, parse: Callable[..., ApiRequest]) -> None:
         engine, body = self.server.engine, self._body()
         with engine.encoder.turn(len(body), self._gone):
-            asked = parse(read_object(body), engine.settings.sampling)
-            self._check_model(asked.model)
-            job = engine.prepare(asked, self._gone)
+            request = parse(read_object(body), engine.settings.sampling)
+            self._check_model(request.model)
+            engine.prepare(request, self._gone)
         del body
-        engine.submit(job)
-        reply = Reply(asked, engine.settings.name)
+        engine.enter(request)
+        reply = Reply(request, engine.settings.name)
         try:
-            if asked.stream:
-                self._stream(job, reply)
+            if request.stream:
+                self._stream(reply)
             else:
-                self._whole(job, reply)
+                self._whole(reply)
         finally:
-            engine.cancel(job)
+            engine.drop(request)
 
-    def _whole(self, job: Job, reply: Reply) -> None:
-        for event in self._events(job, reply):
-            if isinstance(event, Finished):
+    def _whole(self, reply: Reply) -> None:
+        for event in self._events(reply):
+            if isinstance(event, End):
                 self._send(200, reply.whole(event))
             elif event is not None:
                 for _ in reply.add(event):
                     pass
 
-    def _stream(self, job: Job, reply: Reply) -> None:
+    def _stream(self, reply: Reply) -> None:
         """Server-sent events; the status is sent with the first, so that what fails before has its own."""
         quiet_since, progress = time.monotonic(), "waiting"
-        for event in self._events(job, reply):
+        for event in self._events(reply):
             if isinstance(event, PrefillProgress):
                 progress = f"reading {event.done}/{event.total}"
             silent = event is None or isinstance(event, PrefillProgress)
@@ -166,7 +166,7 @@ class Handler(Wire):
             if event is None or isinstance(event, PrefillProgress):
                 self._piece(f": {progress}\n\n")
             else:
-                self._tell(reply.last(event) if isinstance(event, Finished) else reply.add(event))
+                self._tell(reply.last(event) if isinstance(event, End) else reply.add(event))
             quiet_since = time.monotonic()
         self._piece("data: [DONE]\n\n")
         self._end_stream("200")
@@ -175,24 +175,26 @@ class Handler(Wire):
         for piece in pieces:
             self._event(piece)
 
-    def _events(self, job: Job, reply: Reply) -> Iterator[Said | None]:
-        """The job's events up to the last, which the log tells where the reply is empty; None while there are none.
+    def _events(self, reply: Reply) -> Iterator[Event | None]:
+        """The events up to the last, which the log tells where the reply is empty; None while there are none.
 
         Raises:
             GoneError: If the client has left.
-            ApiError: If the job failed.
+            ApiError: If the answer failed, or the server closes.
         """
         while True:
             try:
-                event = job.events.get(timeout=POLL_S)
+                event = reply.request.events.get(timeout=POLL_S)
             except queue.Empty:
                 event = None
             if self._gone():
                 raise GoneError
-            if isinstance(event, ApiError):
-                raise event
+            if isinstance(event, RingError):
+                raise of_answer(event)
+            if isinstance(event, End) and event.reason == "stopped":
+                raise busy("the server is closing.")
             yield event
-            if isinstance(event, Finished):
+            if isinstance(event, End):
                 if why := reply.why_empty(event):
                     note(f"[serve] {why}")
                 return

@@ -1,4 +1,4 @@
-"""What clients of OpenAI's chat and completion routes may ask, checked and put into our words.
+"""What clients of OpenAI's chat and completion routes may ask, checked and made into a request.
 
 Fields that change the answer and that we cannot honour are refused; fields that nobody here knows are ignored, because
 clients send many. Beside OpenAI's own there are all of `Sampling`, ``thinking_budget`` and ``chat_template_kwargs``.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ring_mlx.engine.events import Sampling
+from ring_mlx.engine.request import Request
 from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.failures import ApiError, bad, cannot
 from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
@@ -33,40 +34,22 @@ TEMPLATE_OWN = {
 }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request.
+@dataclass(eq=False)
+class ApiRequest(Request):
+    """A request as it came from a client.
 
     Args:
-        chat: Whether it came to the chat route.
-        prompt: Messages as templates want them, or text, or ids.
         model: The name that the client gave, or None.
-        sampling: How tokens are chosen.
-        max_tokens: At most so many, -1 for what the context holds, or None for the server's default.
-        stop: Texts that end the answer and are not part of it.
         stream: Whether the answer comes in pieces.
         include_usage: Whether a stream ends with the usage.
-        top_logprobs: How many alternatives to tell for each token; None tells no log-probabilities at all.
-        thinking_budget: Tokens after which the thought is closed, or None.
-        tools: Descriptions for the template.
-        template_options: Further template arguments.
     """
 
-    chat: bool
-    prompt: list[dict[str, Any]] | str | list[int]
     model: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
-    top_logprobs: int | None = None
-    thinking_budget: int | None = None
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    template_options: dict[str, Any] = field(default_factory=dict)
 
 
-def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> Asked:
+def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     """What came to ``/v1/chat/completions``.
 
     Raises:
@@ -80,18 +63,18 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> Asked:
         fields.refuse("top_logprobs", "needs logprobs to be true")
     if (form := fields.object("response_format").get("type", "text")) != "text":
         raise cannot(f"response_format {str(form)[:40]!r} is not supported; ask for JSON in words.", "response_format")
-    asked = _common(fields, _messages(fields), defaults)
+    request = _common(fields, _messages(fields), defaults)
     return replace(
-        asked,
-        chat=True,
-        max_tokens=asked.max_tokens if most is None else most,
+        request,
+        is_text=False,
+        max_tokens=request.max_tokens if most is None else most,
         top_logprobs=(top or 0) if logprobs else None,
         tools=_tools(fields),
         template_options=_template_options(fields),
     )
 
 
-def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> Asked:
+def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     """What came to ``/v1/completions``; errors as `parse_chat`."""
     fields = Fields(body)
     for name in ("tools", "chat_template_kwargs"):
@@ -113,7 +96,7 @@ def _check_count(what: str, count: int, most: int, param: str | None = None) -> 
         raise bad(f"{count} {what} are more than {most}; send fewer.", param or what, "invalid_value")
 
 
-def _common(fields: Fields, prompt: Any, defaults: Sampling) -> Asked:
+def _common(fields: Fields, prompt: Any, defaults: Sampling) -> ApiRequest:
     for name in UNSUPPORTED:
         if fields.get(name):
             raise cannot(f"{name} is not supported; leave it out.", name)
@@ -121,9 +104,9 @@ def _common(fields: Fields, prompt: Any, defaults: Sampling) -> Asked:
         raise cannot("n above 1 is not supported; send the request again instead.", "n")
     stream = fields.boolean("stream", False)
     usage = Fields(fields.object("stream_options"), "stream_options.").boolean("include_usage", False)
-    return Asked(
-        chat=False,
+    return ApiRequest(
         prompt=prompt,
+        is_text=True,
         model=fields.text("model"),
         sampling=_sampling(fields, defaults),
         max_tokens=fields.within("max_tokens", RANGES["max_tokens"]),

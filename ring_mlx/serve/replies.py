@@ -8,10 +8,9 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from ring_mlx.engine.events import AnswerText, Revised, ThinkingText, ToolCall
+from ring_mlx.engine.events import AnswerText, End, Event, Revised, Statistics, ThinkingText, TokenLogprob, ToolCall
 from ring_mlx.generation.thinking import end_note
-from ring_mlx.serve.job import Finished, Said, TokenLogprob, Usage
-from ring_mlx.serve.protocol import Asked
+from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.system.terminal_text import is_seen
 
 
@@ -19,21 +18,22 @@ class Reply:
     """One answer in the making.
 
     Args:
-        asked: The request.
+        request: The request.
         model: The name of the model.
     """
 
-    def __init__(self, asked: Asked, model: str) -> None:
-        self._asked, self._model = asked, model
-        self._id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}"
+    def __init__(self, request: ApiRequest, model: str) -> None:
+        self.request, self._model = request, model
+        self._id = f"{'cmpl' if request.is_text else 'chatcmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._thought, self._answer = "", ""
         self._calls: list[dict[str, Any]] = []
         self._logprobs: list[TokenLogprob] = []
         self._told = self._called = 0
         self._is_revised = False
+        self._statistics = Statistics()
 
-    def add(self, event: Said) -> Iterator[dict[str, Any]]:
+    def add(self, event: Event) -> Iterator[dict[str, Any]]:
         """Take an event; gives the pieces that a stream sends for it, but for the last."""
         if isinstance(event, ThinkingText):
             self._thought += event.text
@@ -48,41 +48,50 @@ class Reply:
             self._called += 1
         elif isinstance(event, TokenLogprob):
             self._logprobs.append(event)
+        elif isinstance(event, Statistics):
+            self._statistics = event
         elif isinstance(event, Revised):
             self._thought, self._answer, self._is_revised = event.thought, "", True
             self._calls, self._logprobs, self._told = [], [], 0
 
     def first(self) -> Iterator[dict[str, Any]]:
         """The pieces with which a stream starts."""
-        if self._asked.chat:
+        if not self.request.is_text:
             yield self._piece({"role": "assistant", "content": ""})
 
-    def last(self, event: Finished) -> Iterator[dict[str, Any]]:
+    def last(self, event: End) -> Iterator[dict[str, Any]]:
         """The pieces with which a stream ends."""
-        piece = self._piece({}, self._new_logprobs(), event.reason)
+        piece = self._piece({}, self._new_logprobs(), self._reason(event))
         if self._is_revised:
             piece["choices"][0]["message"] = self._message()
         yield piece
-        if self._asked.include_usage:
-            yield {**self._head(streamed=True), "choices": [], "usage": usage_of(event.usage)}
+        if self.request.include_usage:
+            yield {**self._head(streamed=True), "choices": [], "usage": usage_of(self._statistics)}
 
-    def whole(self, event: Finished) -> dict[str, Any]:
+    def whole(self, event: End) -> dict[str, Any]:
         """The answer in one piece."""
         self._told = 0
-        choice: dict[str, Any] = {"index": 0, "finish_reason": event.reason, "logprobs": self._new_logprobs()}
-        if not self._asked.chat:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": self._reason(event), "logprobs": self._new_logprobs()}
+        if self.request.is_text:
             choice["text"] = self._answer
         else:
             choice["message"] = self._message()
-        return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(event.usage)}
+        return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(self._statistics)}
 
-    def why_empty(self, event: Finished) -> str:
+    def why_empty(self, event: End) -> str:
         """What the server's log says of an answer without call and text; nothing for another."""
         if self._calls or is_seen(self._answer):
             return ""
-        usage = event.usage
-        tokens = usage.completion_tokens, usage.reasoning_tokens
-        return end_note(event.reason, *tokens, self._answer, "raise max_tokens")
+        s = self._statistics
+        tokens = s.generated_tokens, s.thinking_tokens
+        return end_note(self._reason(event), *tokens, self._answer, "raise max_tokens")
+
+    def _reason(self, event: End) -> str:
+        """OpenAI's word for why the answer ended; one that is all thought has not come to its text."""
+        if self._calls:
+            return "tool_calls"
+        is_all_thought = bool(event.message) and self._statistics.thinking_tokens > 0 and not self._answer.strip()
+        return "length" if is_all_thought else event.reason
 
     def _message(self) -> dict[str, Any]:
         content = None if self._calls and not self._answer.strip() else self._answer
@@ -94,45 +103,45 @@ class Reply:
         return message
 
     def _head(self, streamed: bool) -> dict[str, Any]:
-        kind = "text_completion" if not self._asked.chat else "chat.completion"
-        kind += ".chunk" if streamed and self._asked.chat else ""
+        kind = "text_completion" if self.request.is_text else "chat.completion"
+        kind += ".chunk" if streamed and not self.request.is_text else ""
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
     def _piece(
         self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
     ) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": logprobs}
-        if self._asked.chat:
+        if not self.request.is_text:
             choice["delta"] = delta
         else:
             choice["text"] = delta.get("content", "")
         piece = {**self._head(streamed=True), "choices": [choice]}
-        return piece | {"usage": None} if self._asked.include_usage else piece
+        return piece | {"usage": None} if self.request.include_usage else piece
 
     def _new_logprobs(self) -> dict[str, Any] | None:
         """Of the tokens since the last piece that told any."""
-        if self._asked.top_logprobs is None:
+        if self.request.top_logprobs is None:
             return None
         new, self._told = self._logprobs[self._told :], len(self._logprobs)
-        if self._asked.chat:
+        if not self.request.is_text:
             return {"content": [_chat_logprob(t) for t in new], "refusal": None}
         tops = [{_token_name(token): logprob for token, logprob in t.top} for t in new]
         return {
             "tokens": [_token_name(t.token) for t in new],
             "token_logprobs": [t.logprob for t in new],
-            "top_logprobs": tops if self._asked.top_logprobs else None,
+            "top_logprobs": tops if self.request.top_logprobs else None,
             "text_offset": [t.offset for t in new],
         }
 
 
-def usage_of(usage: Usage) -> dict[str, Any]:
+def usage_of(s: Statistics) -> dict[str, Any]:
     """OpenAI's form of what an answer cost."""
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "prompt_tokens": s.prompt_tokens,
+        "completion_tokens": s.generated_tokens,
+        "total_tokens": s.prompt_tokens + s.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": s.reused_tokens},
+        "completion_tokens_details": {"reasoning_tokens": s.thinking_tokens},
     }
 
 

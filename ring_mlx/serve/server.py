@@ -12,18 +12,18 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ring_mlx.engine.metrics import Metrics
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import busy
 from ring_mlx.serve.handler import Handler
 from ring_mlx.serve.hosts import Hosts
-from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.settings import Settings
 from ring_mlx.serve.slots import Slots
 from ring_mlx.system.terminal_text import note
 
 if TYPE_CHECKING:
-    from ring_mlx.serve.engine import Load
+    from ring_mlx.engine.model_thread import Load
 
 # One body's, and those of all requests together.
 MOST_BODY_BYTES, MOST_BODIES_BYTES = 8 << 20, 128 << 20

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import h11
 
 from ring_mlx import __version__
+from ring_mlx.engine.metrics import Metrics
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import ApiError, GoneError, bad
 from ring_mlx.serve.hosts import Hosts
-from ring_mlx.serve.metrics import Metrics
 from ring_mlx.serve.slots import Slots, Stage
 from ring_mlx.system.terminal_text import note
 

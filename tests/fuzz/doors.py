@@ -36,7 +36,7 @@ IMPORTED = (
     "ring_mlx.checkpoint.loading",
     "ring_mlx.serve.server",
     "ring_mlx.engine.session",
-    "ring_mlx.engine.worker",
+    "ring_mlx.engine.loaded",
     "tests.fuzz.store_doors",
     "tui.command",
     "tui.plain",

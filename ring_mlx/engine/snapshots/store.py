@@ -36,7 +36,7 @@ from ring_mlx.errors import CacheFileError
 from ring_mlx.system.files import is_plain, sync_path
 
 if TYPE_CHECKING:
-    from ring_mlx.engine.events import ModelOptions
+    from ring_mlx.engine.events import SessionOptions
     from ring_mlx.model.model import Model
 
 HEADER_BYTES = 128  # of each array in its file
@@ -262,20 +262,19 @@ class Store(ModelFolder):
             warnings.warn(f"[cache] {' '.join(text.split())}", stacklevel=2)
 
 
-def open_store(options: ModelOptions, model: Model, form: str = "", kv_bits: int | None = None) -> Store | None:
+def open_store(options: SessionOptions, model: Model) -> Store | None:
     """The snapshots of a model on disk, which its sessions and servers share; None where none are kept.
 
-    Args:
-        options: Which folder, and how many bytes.
-        model: The model.
-        form: Tells apart those that are kept in another form.
-        kv_bits: As for `Store`.
+    Those whose keys and values have another form are kept apart.
     """
     if options.store is False or not model.fingerprint:
         return None
+    kv, bits = options.kv_quantization, options.store_kv_bits
+    form = f"-kv{kv.bits}x{kv.group_size}from{kv.start}" if kv else ""
+    form += f"-disk{bits}" if bits else ""
     root = default_folder() if options.store is True else Path(os.path.expanduser(options.store))
     name, shapes = Path(options.model).name, model.cache_shapes
-    return Store(root, model.fingerprint + form, options.store_budget_bytes, kv_bits, name, shapes)
+    return Store(root, model.fingerprint + form, options.store_budget_bytes, bits, name, shapes)
 
 
 def _bytes(arrays: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Counters, and their text form for Prometheus."""
+"""Counters of what a scheduler does, and their text form for Prometheus."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
+from ring_mlx.engine.events import Counters
+
 PREFIX = "ring_mlx_"
 HELP = {
     "http_requests_total": "HTTP answers by route and status",
     "requests_finished_total": "Generations by how they ended",
     "prompt_tokens_total": "Tokens of all prompts that were answered or begun",
     "cached_tokens_total": "Of these, known from snapshots",
+    "read_tokens_total": "Prompt tokens run through the model, those read ahead included",
+    "ahead_tokens_total": "Of these, read while nobody waited",
     "generated_tokens_total": "Tokens generated",
     "queue_length": "Requests that wait for a place",
     "reading": "Requests whose prompt is being read",
@@ -22,19 +26,23 @@ HELP = {
     "time_to_first_token_seconds": "From a request's arrival to its first token, waiting included",
     "request_seconds": "From a request's arrival to its last token",
 }
+TOKENS = [name for name in HELP if name.endswith("tokens_total")]
 BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class Metrics:
-    """Counters and histograms that any thread may change."""
+    """Counters and histograms that any thread may change.
+
+    Attributes:
+        gauges: How much there is now, which the model's thread replaces as a whole.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts = Counter({(name, ""): 0 for name in TOKENS})
         self._buckets: dict[str, list[int]] = {}
         self._sums: Counter[str] = Counter()
-        for name in ("prompt_tokens_total", "cached_tokens_total", "generated_tokens_total"):
-            self._counts[name, ""] = 0
+        self.gauges: Mapping[str, float] = {}
 
     def count(self, name: str, by: int = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -48,6 +56,14 @@ class Metrics:
             buckets = self._buckets.setdefault(name, [0] * (len(BOUNDS_S) + 1))
             buckets[next((i for i, bound in enumerate(BOUNDS_S) if value <= bound), len(BOUNDS_S))] += 1
             self._sums[name] += value  # type: ignore[assignment]
+
+    def counters(self) -> Counters:
+        """What a session tells of it."""
+        read, ahead, reused, generated = (
+            self._counts[f"{name}_tokens_total", ""] for name in ("read", "ahead", "cached", "generated")
+        )
+        snapshots, nbytes = (int(self.gauges.get(name, 0)) for name in ("snapshots", "snapshot_bytes"))
+        return Counters(read, ahead, reused, generated, snapshots, nbytes)
 
     def text(self, gauges: Mapping[str, float]) -> str:
         """All of it, with gauges as they are now."""
@@ -65,10 +81,8 @@ class Metrics:
                     lines.append(f'{PREFIX}{name}_bucket{{le="{bound}"}} {total}')
                 lines += [f"{PREFIX}{name}_sum {self._sums[name]:.6f}", f"{PREFIX}{name}_count {total}"]
         for name, value in gauges.items():
-            lines += [
-                *_head(name, "gauge"),
-                f"{PREFIX}{name} {value:g}" if value % 1 else f"{PREFIX}{name} {int(value)}",
-            ]
+            number = f"{value:g}" if value % 1 else f"{int(value)}"
+            lines += [*_head(name, "gauge"), f"{PREFIX}{name} {number}"]
         return "\n".join(lines) + "\n"
 
 

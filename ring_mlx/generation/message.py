@@ -1,4 +1,4 @@
-"""Turns generated tokens into a session's events and the assistant's message."""
+"""Builds the assistant's message from generated tokens, and tells each new part of it as an event."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ring_mlx.generation.tool_calls import ToolCallSplitter
 from ring_mlx.system.surrogates import whole_text
 
 
-class Speech:
-    """What the model has said.
+class MessageBuilder:
+    """The message so far.
 
     Line breaks around a thought are the template's, not the thought's or the answer's.
 
@@ -23,25 +23,15 @@ class Speech:
     """
 
     def __init__(self, before: Mapping[str, Any] | None = None, has_tools: bool = False) -> None:
-        self.tokens: list[int] = []
         self.thinking_tokens = 0
-        self._last: GenerationEvent | None = None
         self._calls = ToolCallSplitter() if has_tools else None
         self._found: list[ToolCall] = []
         self._held: list[str | ToolCall] = []
         self._opening = Opening()
         self._thought, self._answer = self._before = ("", "") if before is None else _parts(before)
 
-    @property
-    def last(self) -> GenerationEvent:
-        """The latest event; there is one once a token has been generated."""
-        assert self._last is not None
-        return self._last
-
     def add(self, e: GenerationEvent) -> Iterator[Event]:
         """Take one generated token; the last one has a finish reason."""
-        self._last = e
-        self.tokens.append(e.token)
         self.thinking_tokens = e.thinking_tokens
         if e.revised is not None:
             yield self._revise(e.revised[0])
@@ -53,11 +43,6 @@ class Speech:
             pieces += self._calls.flush()
         for piece in self._certain(pieces, e.is_certain):
             yield from self._say(piece)
-
-    @property
-    def is_all_thought(self) -> bool:
-        """Whether there is a thought, and neither an answer nor a call."""
-        return self.thinking_tokens > 0 and not self._answer.strip() and not self._found
 
     def message(self) -> dict[str, Any]:
         """The assistant's turn, as templates want it."""

@@ -1,0 +1,141 @@
+"""A loaded model with what its requests are worked on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ring_mlx.checkpoint.loading import load
+from ring_mlx.checkpoint.tokenizer import use_template
+from ring_mlx.engine.branches import Prepared, Prompt, Renderer
+from ring_mlx.engine.events import ModelInfo, SessionOptions
+from ring_mlx.engine.reading import PromptReader
+from ring_mlx.engine.request import Request
+from ring_mlx.engine.snapshots import SnapshotTree, Store
+from ring_mlx.engine.snapshots.store import open_store
+from ring_mlx.errors import OptionError
+from ring_mlx.generation.batch import Batch
+from ring_mlx.generation.sampling_ranges import within
+from ring_mlx.generation.stream import check_lengths, encode_prompt
+from ring_mlx.model.model import Model
+from ring_mlx.system import memory
+
+
+class LoadedModel:
+    """Makes what a `Scheduler` needs; `ring_mlx.distributed.leader` makes it in a form that tells the other ranks.
+
+    Args:
+        model, tokenizer: From `ring_mlx.load`.
+        options: Of the session or server.
+
+    Raises:
+        TokenizerError: If the options have a chat template that cannot be used.
+        OptionError: If keys and values cannot be quantised so.
+    """
+
+    def __init__(self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions) -> None:
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+        if options.kv_quantization is not None:
+            options.kv_quantization.check(model.config.head_dim)
+        if options.chat_template is not None:
+            use_template(tokenizer, options.chat_template, options.template_options)
+
+    @classmethod
+    def load(cls, options: SessionOptions, progress: Callable[..., object] | None = None) -> LoadedModel:
+        """Load the model that the options name.
+
+        Raises:
+            RingError: As `ring_mlx.load`.
+        """
+        return cls(*load(options.model, **options.loading, progress=progress), options)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """What users are told of it."""
+        model, kv = self.model, self.options.kv_quantization
+        return ModelInfo(
+            name=Path(self.options.model).name,
+            context_tokens=model.config.context_tokens,
+            quantization=_quantization(model),
+            kv_quantization=f"{kv.bits} bits, groups of {kv.group_size}" if kv else "none",
+            has_chat_template=bool(self.tokenizer.has_chat_template),
+            fingerprint=model.fingerprint,
+            memory_limit_bytes=memory.budget_bytes(),
+            sampling=model.sampling,
+        )
+
+    def budget_bytes(self) -> int:
+        """Most bytes of snapshots in memory."""
+        given = self.options.memory_budget_bytes
+        return memory.snapshot_budget_bytes() if given is None else given
+
+    def tree(self) -> SnapshotTree:
+        """Snapshots in memory."""
+        return SnapshotTree(self.budget_bytes(), self.options.max_snapshots)
+
+    def store(self) -> Store | None:
+        """Snapshots on disk; those whose keys and values have another form are kept apart."""
+        return open_store(self.options, self.model)
+
+    def reader(self, tree: SnapshotTree, store: Store | None) -> PromptReader:
+        """A cache of its own for one prompt after the other."""
+        o = self.options
+        return PromptReader(
+            self.model,
+            tree,
+            store,
+            step_tokens=o.prefill_step_tokens,
+            every_tokens=o.snapshot_every_tokens,
+            kv_quantization=o.kv_quantization,
+        )
+
+    def batch(self) -> Batch:
+        """An empty batch."""
+        o = self.options
+        return Batch(self.model, o.prefill_step_tokens, None if o.is_shared else 1, o.kv_quantization)
+
+    def prepare(self, request: Request) -> Prepared:
+        """Render, encode and measure a request's prompt.
+
+        Raises:
+            RingError: If the request cannot be met.
+        """
+        renderer = None
+        if isinstance(request.prompt, str):
+            for name in ("template_options", "continue_last"):
+                if getattr(request, name):
+                    raise OptionError(f"{name} needs the chat template, but the prompt is text; give messages.")
+            prompt = Prompt(request.prompt, encode_prompt(self.tokenizer, request.prompt), None)
+        else:
+            renderer = renderer_of(request, self.tokenizer, self.options.template_options)
+            prompt = renderer.prompt(request.prompt)
+        return self.measured(request, prompt, renderer)
+
+    def measured(self, request: Request, prompt: Prompt, renderer: Renderer | None) -> Prepared:
+        """A prompt that fits the context, with the tokens that are left for the answer.
+
+        Raises:
+            PromptError: If it does not fit, or is empty.
+            OptionError: If the request's numbers are out of range.
+        """
+        most = self.options.max_tokens if request.max_tokens is None else request.max_tokens
+        step = self.options.prefill_step_tokens
+        check_lengths(self.model, len(prompt.ids), 0, most, step, request.thinking_budget)
+        return Prepared(prompt, renderer, within(most, self.model.config.context_tokens - len(prompt.ids) + 1))
+
+
+def renderer_of(request: Request, tokenizer: TokenizerWrapper, options: Mapping[str, Any] | None = None) -> Renderer:
+    """What renders a request's messages; ``options`` are the template's where the request says nothing else."""
+    options = {**(options or {}), **(request.template_options or {})}
+    return Renderer(tokenizer, request.tools or None, options, request.continue_last)
+
+
+def _quantization(model: Model) -> str:
+    found = {(m.bits, m.group_size) for m in model.modules() if hasattr(m, "bits")}
+    if not found:
+        return f"none ({str(model.model.norm.weight.dtype).rpartition('.')[2]})"
+    return ", ".join(f"{bits} bits in groups of {group}" for bits, group in sorted(found))

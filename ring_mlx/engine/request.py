@@ -1,0 +1,64 @@
+"""One request on its way from any thread to the model's, and its answer back."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ring_mlx.engine.events import End, Event, Sampling
+from ring_mlx.errors import RingError
+
+if TYPE_CHECKING:
+    from ring_mlx.engine.branches import Prepared
+
+
+@dataclass(eq=False)
+class Request:
+    """One thing to answer, and the queue that its answer goes to.
+
+    Args:
+        prompt: Text, messages, or where it is prepared ids.
+        sampling, thinking_budget, tools, template_options, continue_last: As for `Session.send`.
+        max_tokens: As there; None is what the options say.
+        stop: Texts that end the answer and are not part of it.
+        top_logprobs: How many alternatives to tell for each token; None tells no log-probabilities.
+        is_text: The answer is the text as it comes, tags included: thoughts and tool calls are not looked for.
+        prepared: The rendered prompt, where the sender's thread has made it.
+        stopped: Set to end the answer after the token or prompt step at hand.
+        is_dropped: Nobody waits for the answer any more, not even for its `End`.
+        events: The answer; an `End` or a RingError is the last.
+        is_over: Whether that has been put.
+        arrived: When the request came (``time.perf_counter``).
+    """
+
+    prompt: Any
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    thinking_budget: int | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_options: Mapping[str, Any] | None = None
+    continue_last: bool = False
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    is_text: bool = False
+    prepared: Prepared | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
+    is_dropped: bool = False
+    events: queue.SimpleQueue[Event | RingError] = field(default_factory=queue.SimpleQueue)
+    is_over: bool = False
+    arrived: float = field(default_factory=time.perf_counter)
+
+    def end(self, last: End | RingError) -> None:
+        """Put the last event, if somebody waits for it."""
+        self.is_over = True
+        if not self.is_dropped:
+            self.events.put(last)
+
+    def drop(self) -> None:
+        """End the answer without a word."""
+        self.is_dropped = True
+        self.stopped.set()

@@ -1,0 +1,199 @@
+"""One request in work: its prompt is read a step at a time, then each token becomes events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+
+from ring_mlx.checkpoint.vocabulary import TextOffsets, token_bytes
+from ring_mlx.engine.branches import Prepared, branch_points
+from ring_mlx.engine.events import (
+    AnswerText,
+    End,
+    Event,
+    PrefillProgress,
+    Reason,
+    Revised,
+    Statistics,
+    ThinkingText,
+    TokenLogprob,
+    ToolCall,
+)
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.reading import PromptReader
+from ring_mlx.engine.request import Request
+from ring_mlx.generation.message import MessageBuilder
+from ring_mlx.generation.sampling import start_sampling
+from ring_mlx.generation.stops import StopText
+from ring_mlx.generation.stream import GenerationEvent, events_of, thought_closer
+from ring_mlx.generation.thinking import Thinking, splitter_after
+
+
+class Row:
+    """A request that is being answered.
+
+    Args:
+        request: The request.
+        prepared: Its prompt.
+        loaded: The model.
+        started: When the work on it began (``time.perf_counter``).
+
+    Raises:
+        OptionError: If the sampling cannot work with the vocabulary.
+    """
+
+    def __init__(self, request: Request, prepared: Prepared, loaded: LoadedModel, started: float = 0.0) -> None:
+        tokenizer, thinking, config = loaded.tokenizer, loaded.options.thinking, loaded.model.config
+        self.request, self.prompt, self.renderer = request, prepared.prompt, prepared.renderer
+        self.limit, self._started, self._tokenizer, self._info = prepared.limit, started, tokenizer, loaded.info
+        # A server's row joins the batch with the last token of its prompt, a session's with the logits after it.
+        self.ids = self.prompt.ids[:-1] if loaded.options.is_shared else self.prompt.ids
+        self.sampler, self.processors, self._seed = start_sampling(
+            request.sampling, config.vocab_size, tokenizer, loaded.model.sampling
+        )
+        self._is_chat = not (request.is_text or isinstance(request.prompt, str))
+        self._splitter = splitter_after(self.prompt.text, thinking.start, self._is_chat and tokenizer.has_thinking)
+        room = Thinking(answer_room=0) if request.is_text else thinking
+        self.next_forced = thought_closer(tokenizer, self._splitter, request.thinking_budget, room, self.limit)
+        before = request.prompt[-1] if self._is_chat and request.continue_last else None
+        self._builder = MessageBuilder(before, bool(request.tools))
+        self._stops = StopText(request.stop)
+        self._thought_logprobs: list[TokenLogprob] = []
+        self._offsets = TextOffsets()
+        self.tokens: list[int] = []
+        self._token: tuple[int, mx.array] | None = None
+        self.reused = self.known = 0
+        self._events: Iterator[GenerationEvent] = self._make_events()
+
+    # The prompt
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the row can generate."""
+        return self.known == len(self.ids)
+
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and answer at their longest."""
+        return len(self.prompt.ids) + self.limit
+
+    def start(self, reader: PromptReader) -> None:
+        """Go to the deepest snapshot of the prompt."""
+        self.reader = reader
+        self.reused = self.known = reader.start(self.ids)
+        self._steps = self._read()
+        self._tell_progress()
+
+    def read_step(self) -> int:
+        """Read a step of the prompt; returns how many tokens it had."""
+        before = self.known
+        self.known = next(self._steps, before)
+        self._tell_progress()
+        return self.known - before
+
+    def _read(self) -> Iterator[int]:
+        points: dict[int, str] = {}
+        if self.renderer is not None:
+            points = branch_points(self.renderer, self.request.prompt, self.prompt, self.known)
+            points = {min(at, len(self.ids)): kind for at, kind in points.items()}
+        began = time.perf_counter()
+        for known in self.reader.read(self.ids, points, self.request.stopped.is_set):
+            self.reader.tps = (known - self.reused) / max(time.perf_counter() - began, 1e-9)
+            yield known
+
+    def _tell_progress(self) -> None:
+        left, tps = len(self.ids) - self.known, self.reader.tps
+        eta_s = 0.0 if left == 0 else left / tps if tps else None
+        self.request.events.put(PrefillProgress(self.known, len(self.ids), self.reused, eta_s))
+
+    # The answer
+
+    def take(self, token: int, logprobs: mx.array) -> End | None:
+        """Tell what a token adds; returns the end, which is still to be told, where it was the last."""
+        self._token = token, logprobs
+        self.tokens.append(token)
+        e = next(self._events)
+        self._tell_logprob(e)
+        if self.request.is_text:
+            self._tell_answer(self._stops.feed(e.text))
+        else:
+            for event in self._builder.add(e):
+                self._tell(event)
+        if e.finish_reason is None and not self._stops.hit:
+            return None
+        self._tell_answer(self._stops.flush())
+        if not self.request.is_dropped:
+            self.request.events.put(self.statistics(e))
+        if self._stops.hit:
+            return End("stop")
+        return End(cast(Reason, e.finish_reason), self._builder.message())
+
+    def statistics(self, e: GenerationEvent) -> Statistics:
+        """What the answer cost up to its last token."""
+        return Statistics(
+            prompt_tokens=len(self.prompt.ids),
+            read_tokens=e.prompt_tokens,
+            reused_tokens=e.cached_tokens,
+            prompt_tps=e.prompt_tps,
+            time_to_first_token_s=e.time_to_first_token_s,
+            generated_tokens=e.generation_tokens,
+            thinking_tokens=self._builder.thinking_tokens,
+            generation_tps=e.generation_tps,
+            peak_memory_bytes=mx.get_peak_memory(),
+            seed=self._seed,
+            quantization=self._info.quantization,
+            kv_quantization=self._info.kv_quantization,
+        )
+
+    def _make_events(self) -> Iterator[GenerationEvent]:
+        """The events of tokens as `take` gets them; made at the first, when the prompt has been read."""
+        yield from events_of(
+            iter(lambda: cast(Any, self._token), None),
+            self._tokenizer,
+            self._splitter,
+            self.limit,
+            prompt_tokens=len(self.prompt.ids) - self.reused,
+            cached_tokens=self.reused,
+            before=self.prompt.ids,
+            started=self._started,
+            stopped=self.request.stopped.is_set,
+        )
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, AnswerText):
+            self._tell_answer(self._stops.feed(event.text))
+        elif isinstance(event, Revised):
+            self._stops = StopText(self.request.stop)
+            self.request.events.put(event)
+            for logprob in self._thought_logprobs[self._builder.thinking_tokens :]:
+                self.request.events.put(logprob)
+        elif isinstance(event, (ThinkingText, ToolCall)) and not self._stops.hit:
+            if isinstance(event, ToolCall):
+                self._tell_answer(self._stops.flush())
+            self.request.events.put(event)
+
+    def _tell_answer(self, text: str) -> None:
+        if text:
+            self.request.events.put(AnswerText(text))
+
+    def _tell_logprob(self, e: GenerationEvent) -> None:
+        """Of the answer's tokens only: a thought and a stop token are not part of its text.
+
+        Those of a thought are kept, for it may turn out to be the answer.
+        """
+        count = self.request.top_logprobs
+        if count is None or e.finish_reason == "stop":
+            return
+        values = np.asarray(e.logprobs)
+        best = np.argsort(-values, kind="stable")[:count].tolist()
+        top = tuple((token_bytes(self._tokenizer, i), float(values[i])) for i in best)
+        token = token_bytes(self._tokenizer, e.token)
+        told = TokenLogprob(token, float(values[e.token]), self._offsets.next(token), top)
+        if not self.request.is_text and (e.thinking or e.revised is not None):
+            self._thought_logprobs.append(told)
+        else:
+            self.request.events.put(told)

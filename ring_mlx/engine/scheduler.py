@@ -1,0 +1,302 @@
+"""Reads prompts in turns, steps the batch, keeps snapshots: all that is done with a loaded model."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from ring_mlx.engine.branches import Prompt, next_turn
+from ring_mlx.engine.events import End
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.request import Request
+from ring_mlx.engine.row import Row
+from ring_mlx.errors import RingError, SessionError
+from ring_mlx.system import memory
+from ring_mlx.system.install import explained
+from ring_mlx.system.pressure import Watch
+from ring_mlx.system.wired import Wired
+
+AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
+
+
+class Scheduler:
+    """Answers requests, several at once or one after the other; every method must be called on one thread.
+
+    Attributes:
+        reader: Of idle time; a session's requests use it too, so that each goes on from where the last one left it.
+
+    Args:
+        loaded: The model and what it is worked on with.
+        metrics: Where to count.
+    """
+
+    def __init__(self, loaded: LoadedModel, metrics: Metrics) -> None:
+        self.loaded, self.metrics, self._options = loaded, metrics, loaded.options
+        self._tree, self._store, self._batch = loaded.tree(), loaded.store(), loaded.batch()
+        self.reader = loaded.reader(self._tree, self._store)
+        self.pressure, self._wired = Watch(self._tree), Wired()
+        self._reading: deque[Row] = deque()
+        self._rows: dict[int, Row] = {}
+        self._ahead: Callable[[], Prompt | None] | None = None
+        self._steps, self._owed_s = 0, 0.0
+        self.show()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a request."""
+        return bool(self._reading or self._rows)
+
+    @property
+    def _all(self) -> list[Row]:
+        return [*self._reading, *self._rows.values()]
+
+    def has_room(self, request: Request) -> bool:
+        """Whether a request can come in: a place is free, and all caches at their longest fit into memory."""
+        rows, o = self._all, self._options
+        if len(rows) >= o.max_batch or len(self._reading) >= (o.max_reading or o.max_batch):
+            return False
+        if not rows or request.prepared is None:
+            return True
+        most = len(request.prepared.prompt.ids) + request.prepared.limit
+        longest = max([most, *(row.most_tokens for row in rows)])
+        needed = (len(rows) + 1) * memory.cache_bytes(self.loaded.model.config, longest)
+        return mx.get_active_memory() - self._batch.nbytes + needed <= memory.budget_bytes()
+
+    def admit(self, request: Request) -> None:
+        """Take in a request; a failure is told to it."""
+        self._ahead, row, started = None, None, time.perf_counter()
+        try:
+            request.prepared = request.prepared or self.loaded.prepare(request)
+            row = Row(request, request.prepared, self.loaded, started)
+            row.start(self.loaded.reader(self._tree, self._store) if self._options.is_shared else self.reader)
+        except Exception as e:  # noqa: BLE001 one request's failure is not another's
+            self._fail(request, e, row)
+            return
+        self.metrics.count("prompt_tokens_total", len(row.prompt.ids))
+        self.metrics.count("cached_tokens_total", row.reused)
+        self._reading.append(row)
+
+    def step(self, is_wanted: Callable[[], bool] = lambda: False) -> None:
+        """One step of one prompt, the prompts taking turns, then one token for every request that generates.
+
+        Where there is both, reading gets half of the time: a long prompt slows the others down, and stops nobody. What
+        is wired is given back where nothing is left to do and ``is_wanted`` tells of nothing that waits.
+        """
+        self._wired.hold()
+        started = time.perf_counter()
+        if self._reading and (not self._rows or self._owed_s <= 0):
+            self._read(self._reading.popleft())
+            self._owed_s = time.perf_counter() - started
+            started = time.perf_counter()
+        if self._rows:
+            self._generate()
+            self._owed_s -= time.perf_counter() - started
+        self.pressure.look()
+        if not self.busy and not is_wanted():
+            self._wired.release()
+        self.show()
+
+    def drop(self) -> None:
+        """Let those go whose answer nobody waits for any more; what was read of their prompts is kept."""
+        for row in [r for r in self._all if r.request.is_dropped]:
+            if row in self._reading:
+                self._reading.remove(row)
+                row.reader.settle()
+            else:
+                self._leave(next(n for n, other in self._rows.items() if other is row))
+            self._end(row.request, End("stopped"), "cancelled")
+
+    def fail_all(self, error: RingError) -> None:
+        """Tell every request that it will not be answered."""
+        for row in self._all:
+            self._end(row.request, error, "failed")
+        self._reading.clear()
+        self._rows.clear()
+
+    def use_idle_time(self, wanted: Callable[[], bool]) -> None:
+        """Read what the next turn of the latest chat starts with, then save, unless ``wanted`` turns true.
+
+        What has to make room for that is saved before.
+        """
+        try:
+            if self._tree.is_full and not wanted():
+                self.save()
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and self._options.read_ahead and not wanted():
+                self._read_ahead(ahead(), wanted)
+            if not wanted():
+                self.save()
+            self.reader.tell_if_short()
+            self.pressure.look()
+            self.pressure.tell()
+        except Warning:
+            raise
+        except Exception as e:  # noqa: BLE001 nobody waits for this
+            self.reader.forget()
+            warnings.warn(f"{as_ring_error(e)} Answers are not affected.", stacklevel=2)
+        finally:
+            if not wanted():
+                self._wired.release()
+            self.show()
+
+    def save(self) -> None:
+        """Write to disk what is worth it; a disk that cannot be written is named once and then left alone."""
+        if self._store is None or all(s.saved or not s.durable for s in self._tree):
+            return
+        error = self.reader.try_to_save()
+        if error is not None:
+            self._store = None
+            warnings.warn(f"{error} Nothing more is saved.", stacklevel=2)
+
+    def release(self) -> None:
+        """Let the system have the model's memory back while nothing is computed."""
+        self._wired.release()
+
+    def show(self) -> None:
+        """Tell how much there is now."""
+        self.metrics.gauges = {
+            "reading": len(self._reading),
+            "batch_size": len(self._rows),
+            "batch_bytes": self._batch.nbytes,
+            "snapshots": len(self._tree),
+            "snapshot_bytes": self._tree.nbytes,
+        }
+
+    @staticmethod
+    def free_memory() -> None:
+        """Give back what MLX keeps for reuse, once the scheduler itself is gone."""
+        gc.collect()
+        mx.clear_cache()
+
+    def _read(self, row: Row) -> None:
+        try:
+            if not row.is_read and not row.request.stopped.is_set():
+                self.metrics.count("read_tokens_total", row.read_step())
+            if row.is_read:
+                self._join(row)
+            elif row.request.stopped.is_set() and not row.request.is_dropped:
+                row.reader.settle()
+                self._end(row.request, End("stopped"), "cancelled")
+            else:
+                self._reading.append(row)
+        except Exception as e:  # noqa: BLE001 one request's failure is not another's
+            self._fail(row.request, e, row)
+
+    def _join(self, row: Row) -> None:
+        """Let a prompt that has been read join the batch, whose cache becomes the reader's."""
+        if self._options.is_shared:
+            row.reader.settle()
+        number = self._batch.add(
+            row.prompt.ids[len(row.ids) :],
+            cache=row.reader.live.cache,
+            logits=None if self._options.is_shared else row.reader.logits,
+            history=row.prompt.ids,
+            sampler=row.sampler,
+            logits_processors=row.processors,
+            next_forced=row.next_forced,
+            max_tokens=row.limit,
+        )
+        self._rows[number] = row
+
+    def _generate(self) -> None:
+        try:
+            tokens = self._batch.step()
+        except Exception as e:  # noqa: BLE001 of the batch nothing is certain now
+            rows, self._rows, self._batch = self._rows, {}, self.loaded.batch()
+            for row in rows.values():
+                self._fail(row.request, e, row)
+            return
+        for number, token in tokens.items():
+            self._take(number, token)
+        self._steps += 1
+        if self._steps % CLEAR_EVERY_STEPS == 0:
+            mx.clear_cache()
+
+    def _take(self, number: int, token: int) -> None:
+        row = self._rows[number]
+        self.metrics.count("generated_tokens_total")
+        try:
+            self._batch.check(number)
+            end = row.take(token, self._batch.logprobs(number))
+            waited = time.perf_counter() - row.request.arrived
+            if len(row.tokens) == 1:
+                self.metrics.observe("time_to_first_token_seconds", waited)
+            if end is None:
+                return
+            self._leave(number)
+            self.metrics.observe("request_seconds", waited)
+            self._settle(row, end)
+        except Exception as e:  # noqa: BLE001 as above
+            if number in self._rows:
+                self._leave(number)
+            self._fail(row.request, e, row)
+            return
+        self._end(row.request, end, "cancelled" if end.reason == "stopped" else "answered")
+
+    def _settle(self, row: Row, end: End) -> None:
+        """Keep what the next prompt of the conversation is likeliest to go on from."""
+        if row.renderer is not None and end.message:
+            self._ahead = partial(next_turn, row.renderer, row.request.prompt, end.message)
+        if self._options.is_shared:
+            return
+        live = row.reader.live
+        live.advance(np.array([*row.prompt.ids, *row.tokens][: int(live.cache.offset)], dtype=np.int32))
+        row.reader.logits = None
+        generated = live.snapshot("generated", durable=False)
+        if self._ahead is None:
+            row.reader.settle(generated.tokens.tolist(), generated)
+            return
+        ahead = self._ahead()
+        self._ahead = None if ahead is None else lambda: ahead
+        row.reader.settle(None if ahead is None else ahead.ids, generated, is_open=end.reason != "stop")
+
+    def _leave(self, number: int) -> None:
+        del self._rows[number]
+        self._batch.remove(number)
+
+    def _read_ahead(self, prompt: Prompt | None, wanted: Callable[[], bool]) -> None:
+        if prompt is None or len(prompt.ids) >= self.loaded.model.config.context_tokens or wanted():
+            return
+        self._wired.hold()
+        known = self.reader.start(prompt.ids)
+        if known < len(prompt.ids):
+            for done in self.reader.read(prompt.ids, {len(prompt.ids): "user"}, wanted, AHEAD_STEP_TOKENS):
+                self.metrics.count("read_tokens_total", done - known)
+                self.metrics.count("ahead_tokens_total", done - known)
+                known = done
+                self.pressure.look()
+        self.reader.settle(prompt.ids)
+        if self._options.is_shared:
+            self.reader.forget()
+
+    def _fail(self, request: Request, e: Exception, row: Row | None) -> None:
+        """Tell a failure. Of a live cache that was in use nothing is certain then; snapshots are values and stay."""
+        if row is not None and not self._options.is_shared:
+            self.reader.forget()
+            self.reader.settle()
+        self._end(request, as_ring_error(e), "failed")
+
+    def _end(self, request: Request, last: End | RingError, how: str) -> None:
+        self.metrics.count("requests_finished_total", reason=how)
+        if not request.is_dropped:
+            self.show()
+        request.end(last)
+
+
+def as_ring_error(e: Exception) -> RingError:
+    """What is told of an exception, which is the cause of what nobody foresaw."""
+    if isinstance(e, RingError):
+        return e
+    if isinstance(e, ImportError):
+        return explained(e)
+    error = SessionError(f"{type(e).__name__}: {str(e)[:200]}; shorten the prompt if memory is short, or report this.")
+    error.__cause__ = e
+    return error
