@@ -94,3 +94,68 @@ def test_examples_are_found():
         ["eval", "--json"],
         ["chat"],
     ]
+
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("[a-z]*/**/README.md"))]
+FOLDERS = ("ring_mlx", "metal_kernels", "tui", "tests", "benchmarks", "demo", "docs", ".github")
+
+
+def is_there(path):
+    """Whether a path with or without wildcards leads to something in the repository."""
+    return any(ROOT.glob(path.rstrip("/")))
+
+
+def absent(text):
+    """Paths, modules and attributes of this repository that a text names in code and that are not there."""
+    text = text.replace("\\_", "_")
+    for path in re.findall(rf"(?<![\w./-])((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*[\w/*])", text):
+        if not is_there(path):
+            yield path
+    for name in re.findall(r"`(\w+\.py)`", text):
+        if not is_there(f"**/{name}"):
+            yield name
+    for name in re.findall(r"(?<![\w./-])((?:ring_mlx|metal_kernels|tui|benchmarks)(?:\.\w+)+)", text):
+        module = name.replace(".", "/")
+        outer, _, attribute = module.rpartition("/")
+        homes = [f"{p}{end}" for p in (outer, outer.rpartition("/")[0]) if p for end in (".py", "/__init__.py")]
+        defined = re.compile(rf"\b{attribute}\b")
+        if not (is_there(f"{module}.py") or is_there(f"{module}/__init__.py")) and not any(
+            defined.search((ROOT / home).read_text(encoding="utf-8")) for home in homes if is_there(home)
+        ):
+            yield name
+
+
+def slugs(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def broken(page):
+    """Links of a page to files and headings that are not there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in slugs(file.read_text(encoding="utf-8"))):
+            yield target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_page_names_and_links_is_there(page):
+    assert not list(absent(page.read_text(encoding="utf-8")))
+    assert not list(broken(page))
+
+
+def test_what_is_not_there_is_found(tmp_path):
+    text = "`ring_mlx/gone.py` tests/gone/ `gone.py` ring_mlx.gone `ring_mlx.cli.main` ring_mlx.errors.GoneError"
+    assert list(absent(text)) == [
+        "ring_mlx/gone.py",
+        "tests/gone/",
+        "gone.py",
+        "ring_mlx.gone",
+        "ring_mlx.errors.GoneError",
+    ]
+    (tmp_path / "a.md").write_text("# A b: c\n[x](#a-b-c) [y](#d) [z](b.md) [w](https://a.b)")
+    assert list(broken(tmp_path / "a.md")) == ["#d", "b.md"]
