@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # the same as _NAMES, for type checkers
 
     from ring_mlx.checkpoint.hub import cached_models
     from ring_mlx.checkpoint.loading import demo_model_path, load, load_model
-    from ring_mlx.checkpoint.regular_files import read_json
     from ring_mlx.checkpoint.tokenizer import render_chat
     from ring_mlx.engine.events import (
         AnswerText,
@@ -49,6 +48,7 @@ if TYPE_CHECKING:  # the same as _NAMES, for type checkers
         thinking_of,
     )
     from ring_mlx.system.files import text_of, write_text
+    from ring_mlx.system.regular_files import read_json
     from ring_mlx.system.surrogates import whole_text
     from ring_mlx.system.terminal_text import for_output, harmless, harmless_json
 
@@ -58,7 +58,7 @@ _NAMES = {
     "mlx_lm.sample_utils": "make_sampler",
     "ring_mlx.checkpoint.hub": "cached_models",
     "ring_mlx.checkpoint.loading": "demo_model_path load load_model",
-    "ring_mlx.checkpoint.regular_files": "read_json",
+    "ring_mlx.system.regular_files": "read_json",
     "ring_mlx.checkpoint.tokenizer": "render_chat",
     "ring_mlx.engine.events": "AnswerText Counters End Loading ModelInfo PrefillProgress Revised "
     "Sampling Statistics ThinkingText ToolCall",

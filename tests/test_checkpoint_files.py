@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ring_mlx.checkpoint.regular_files import (
+from ring_mlx.convert.writer import read_manifest
+from ring_mlx.errors import ConfigError, ConvertError, TokenizerError
+from ring_mlx.system.regular_files import (
     MAX_VALUES,
     check_small_files,
     is_inside,
@@ -16,8 +18,6 @@ from ring_mlx.checkpoint.regular_files import (
     parse_object,
     read_bounded,
 )
-from ring_mlx.convert.writer import read_manifest
-from ring_mlx.errors import ConfigError, ConvertError, TokenizerError
 from tui.models import found_models
 
 

@@ -16,10 +16,10 @@ import huggingface_hub  # It imports what is large when that is first used.
 from huggingface_hub import constants
 from tqdm import tqdm
 
-from ring_mlx.checkpoint.regular_files import check_small_files, is_inside, read_bounded
 from ring_mlx.checkpoint.shards import look_up
 from ring_mlx.errors import HubError, RingError
 from ring_mlx.system.progress import Progress
+from ring_mlx.system.regular_files import check_small_files, is_inside, read_bounded
 
 # All that a checkpoint needs; weights in other formats, code and pictures are never fetched.
 NEEDED_FILES = [

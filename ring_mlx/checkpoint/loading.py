@@ -11,13 +11,13 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import experts
 from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.adapters import read_adapter
 from ring_mlx.checkpoint.fingerprint import fingerprint
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.shards import find_shards, read_headers
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.errors import WeightsError
 from ring_mlx.generation.defaults import read_defaults
-from ring_mlx.model.adapters import read_adapter
 from ring_mlx.model.config import read_config
 from ring_mlx.model.model import Model
 from ring_mlx.model.quantization import loadable_settings

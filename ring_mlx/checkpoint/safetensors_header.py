@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.checkpoint.regular_files import MIB, open_regular, parse_object
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config_values import shown
+from ring_mlx.system.regular_files import MIB, open_regular, parse_object
 
 # 100,000 tensors take 15 MiB; a file of the largest models holds a tenth of that.
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_AXES = 32 * MIB, 100_000, 8

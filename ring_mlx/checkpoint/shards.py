@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ring_mlx.checkpoint.regular_files import is_inside, is_litter, read_json
 from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config_values import shown, some
+from ring_mlx.system.regular_files import is_inside, is_litter, read_json
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"

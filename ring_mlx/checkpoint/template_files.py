@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.checkpoint.regular_files import is_litter, read_bounded, read_json
 from ring_mlx.errors import TokenizerError
+from ring_mlx.system.regular_files import is_litter, read_bounded, read_json
 
 MAX_TEMPLATE = 1 << 20
 

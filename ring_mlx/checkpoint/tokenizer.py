@@ -17,13 +17,13 @@ from mlx_lm import chat_templates, tool_parsers
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_wrapper
 
-from ring_mlx.checkpoint.regular_files import check_small_files, read_json, without_litter
 from ring_mlx.checkpoint.template_files import templates_of
 from ring_mlx.checkpoint.tokenizer_check import check_tokenizer
 from ring_mlx.checkpoint.vocabulary import check_rows, know_all_ids
 from ring_mlx.errors import TokenizerError
 from ring_mlx.generation import templates
 from ring_mlx.model.config_values import MOST_INTEGER, shown
+from ring_mlx.system.regular_files import check_small_files, read_json, without_litter
 from ring_mlx.system.surrogates import whole_text
 
 ROLE_END = "<|role_end|>"

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.checkpoint.regular_files import MAX_TOKENIZER_BYTES, read_json
 from ring_mlx.errors import TokenizerError
 from ring_mlx.model.config_values import is_count, shown
 from ring_mlx.system.regex_cost import EMPTY, regex_problem
+from ring_mlx.system.regular_files import MAX_TOKENIZER_BYTES, read_json
 
 STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")

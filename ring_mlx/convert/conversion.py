@@ -12,7 +12,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.checkpoint.regular_files import read_json
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.checkpoint.weights import dtype_name
 from ring_mlx.convert import folder_files, remote
@@ -36,6 +35,7 @@ from ring_mlx.model.config import with_decay_offset
 from ring_mlx.model.config_values import shown
 from ring_mlx.model.quantization import settings
 from ring_mlx.system.progress import Progress
+from ring_mlx.system.regular_files import read_json
 
 # Weights that are in float32 at one time; the fit of scales holds about twelve times that.
 CHUNK_WEIGHTS = 2 << 20

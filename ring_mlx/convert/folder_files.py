@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ring_mlx import __version__
-from ring_mlx.checkpoint.regular_files import is_litter
 from ring_mlx.checkpoint.shards import INDEX
 from ring_mlx.checkpoint.weights import dtype_name
 from ring_mlx.convert.plan import Plan, by_part
 from ring_mlx.convert.shard_files import streamed_names
 from ring_mlx.convert.sources import Source
 from ring_mlx.system.files import write_text
+from ring_mlx.system.regular_files import is_litter
 
 COPIED = (
     "tokenizer*",

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.checkpoint.regular_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
 from ring_mlx.errors import ConvertError
 from ring_mlx.system.files import TEMPORARY, place, sync_path, write_text, write_together
 from ring_mlx.system.progress import Progress
+from ring_mlx.system.regular_files import MAX_JSON_BYTES, is_inside, parse_object, read_bounded
 
 FORMAT = 1
 MANIFEST = "conversion.json"

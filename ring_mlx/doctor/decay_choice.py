@@ -11,7 +11,6 @@ import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.loading import load
-from ring_mlx.checkpoint.regular_files import read_json
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.sources import Source
 from ring_mlx.convert.writer import MANIFEST, amend
@@ -24,6 +23,7 @@ from ring_mlx.model.config_values import shown
 from ring_mlx.model.model import Model
 from ring_mlx.system.files import write_together
 from ring_mlx.system.progress import Progress
+from ring_mlx.system.regular_files import read_json
 from ring_mlx.system.wired import Wired
 
 Say = Callable[[str], None]

@@ -28,7 +28,6 @@ from ring_mlx.bench.machine import describe
 from ring_mlx.bench.report import markdown_table
 from ring_mlx.bench.shapes import MINI, cut
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
-from ring_mlx.checkpoint.regular_files import read_json
 from ring_mlx.doctor import kernels as tried
 from ring_mlx.doctor import machine as this_machine
 from ring_mlx.doctor import tuning as kept_choices
@@ -38,6 +37,7 @@ from ring_mlx.doctor.tuning import model_of
 from ring_mlx.generation.decoding import prefill_step_or_default
 from ring_mlx.model.config import RingConfig
 from ring_mlx.system import macos, memory
+from ring_mlx.system.regular_files import read_json
 from ring_mlx.tuning import autotune, table
 from ring_mlx.tuning.race import Budget
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.checkpoint.regular_files import read_json
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import ConfigError
 from ring_mlx.generation.sampling_ranges import RANGES, REST, OutOfRangeError
 from ring_mlx.model.config_values import shown
+from ring_mlx.system.regular_files import read_json
 
 FILE = "generation_config.json"
 MAX_TOKENS = REST

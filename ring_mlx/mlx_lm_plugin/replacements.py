@@ -12,7 +12,6 @@ from transformers import dynamic_module_utils
 
 from ring_mlx.checkpoint.hub import REPO_ID, hub_errors
 from ring_mlx.checkpoint.loading import assemble
-from ring_mlx.checkpoint.regular_files import check_small_files, read_json
 from ring_mlx.checkpoint.shards import read_headers
 from ring_mlx.checkpoint.tokenizer import make_tokenizer
 from ring_mlx.errors import ConfigError, HubError, OptionError, RingError, TokenizerError, WeightsError
@@ -20,6 +19,7 @@ from ring_mlx.generation import templates
 from ring_mlx.mlx_lm_plugin.architecture import Model
 from ring_mlx.model.config_values import shown
 from ring_mlx.system import memory
+from ring_mlx.system.regular_files import check_small_files, read_json
 
 NEVER_RUN, NO_CODE = "the checkpoint asks to run code of its own, which is never done", {"trust_remote_code": False}
 READ_BY_MLX_LM = "model*.safetensors"  # whatever the index says

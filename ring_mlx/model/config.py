@@ -9,7 +9,6 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ring_mlx.checkpoint.regular_files import read_json
 from ring_mlx.errors import ConfigError, OptionError
 from ring_mlx.model.config_values import (
     DECAY_KEY,
@@ -23,6 +22,7 @@ from ring_mlx.model.config_values import (
 )
 from ring_mlx.model.quantization import with_settings
 from ring_mlx.model.rope_scaling import lengthened, one_spelling, rope_scaling
+from ring_mlx.system.regular_files import read_json
 
 LINEAR_TYPES = ("bailing_moe_linear",)
 SOFTMAX_TYPES = ("bailing_moe_v2", "bailing_moe")

@@ -21,12 +21,12 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
 from ring_mlx.checkpoint import weights
-from ring_mlx.checkpoint.regular_files import open_regular, read_json
 from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config_values import is_count, is_number, shown
-from ring_mlx.model.dora import DoRA
 from ring_mlx.model.model import Model
+from ring_mlx.model.packing import packed
+from ring_mlx.system.regular_files import open_regular, read_json
 
 SETTINGS, TENSORS = "adapter_config.json", "adapters.safetensors"
 FOREIGN = "adapter_model.safetensors"
@@ -87,10 +87,14 @@ class Adapter:
         modules, arrays = dict(model.named_modules()), self._arrays()
         for path in self._paths():
             parent, _, name = path.rpartition(".")
-            adapted = _lora(modules[path], self.rank, self.scale)
+            base = modules[path]
+            kind: Any = LoRAEmbedding if isinstance(base, EMBEDDING) else LoRALinear
+            adapted = (LoRASwitchLinear if isinstance(base, EXPERTS) else kind).from_base(
+                base, self.rank, scale=self.scale
+            )
             adapted.lora_a, adapted.lora_b = arrays[f"{path}.lora_a"], arrays[f"{path}.lora_b"]
             if self.kind == "dora":
-                adapted = DoRA(adapted, modules[path], arrays[f"{path}.m"])
+                adapted = DoRA(adapted, base, arrays[f"{path}.m"])
             setattr(modules[parent], name, adapted)
         model.eval()
 
@@ -141,8 +145,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
 
 def _parameters(raw: Mapping[str, Any], file: Path) -> tuple[int, float]:
     given = raw.get("lora_parameters")
-    given = given if isinstance(given, Mapping) else {}
-    rank, scale = given.get("rank"), given.get("scale")
+    rank, scale = (given.get(key) if isinstance(given, Mapping) else None for key in ("rank", "scale"))
     if not is_count(rank):
         raise WeightsError(f"rank {shown(rank)} of lora_parameters in {file} is no whole number from 1; correct it.")
     if not is_number(scale):
@@ -163,7 +166,35 @@ def _shapes(module: Any, rank: int) -> dict[str, tuple[int, ...]]:
     return {"lora_a": (first, rank), "lora_b": (rank, last), "m": (rows,)}
 
 
-def _lora(module: Any, rank: int, scale: float) -> Any:
-    """mlx-lm's layer around another, without weights of its own yet."""
-    kind: Any = LoRASwitchLinear if isinstance(module, EXPERTS) else LoRALinear
-    return (LoRAEmbedding if isinstance(module, EMBEDDING) else kind).from_base(module, r=rank, scale=scale)
+class DoRA(nn.Module):
+    """A LoRA layer whose rows have the length m [rows]. mlx-lm's own unpacks its weight again for every token.
+
+    ::
+
+        y = m / |W + scale B A| * (W x + scale B A x) + bias
+
+    ``lora`` is mlx-lm's LoRA around ``base``, a linear layer or an embedding.
+    """
+
+    def __init__(self, lora: Any, base: Any, m: mx.array) -> None:
+        super().__init__()
+        self.lora = lora
+        is_embedding = isinstance(base, nn.Embedding | nn.QuantizedEmbedding)
+        change = lora.lora_a @ lora.lora_b
+        weight = packed(base).dequantize() + lora.scale * (change if is_embedding else change.T)
+        self.magnitude = m / mx.maximum(mx.linalg.norm(weight, axis=1), 1e-30)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Of a linear layer x [..., in] to [..., out], of an embedding ids [...] to [..., dims]."""
+        y = self.lora(x)
+        if "linear" not in self.lora:
+            return y * self.magnitude[x][..., None].astype(y.dtype)
+        bias = self.lora.linear.get("bias")
+        if bias is None:
+            return y * self.magnitude.astype(y.dtype)
+        return (y - bias) * self.magnitude.astype(y.dtype) + bias
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """An embedding as the head of a model that ties them."""
+        y = self.lora.as_linear(x)
+        return y * self.magnitude.astype(y.dtype)
