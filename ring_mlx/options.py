@@ -55,20 +55,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
     )
-    g.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
+    g.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora for the model")
     add_decay_option(g)
 
 
 def add_tune_option(parser: argparse.ArgumentParser) -> None:
     """--no-tune, for a command that loads the model of --model."""
     if any("--model" in action.option_strings for action in parser._actions):
-        about = "time nothing at the first load, and use nothing that was chosen so before"
+        about = "time nothing at the first load, and ignore earlier choices of kernels and sizes"
         group_of(parser, "model").add_argument("--no-tune", action="store_true", help=about)
 
 
-def add_decay_option(group: Any, about: str = "(what config.json says, else 0)") -> None:
-    """Which of the decay's formulas holds, wherever a model is loaded or written."""
-    words = "layers in the decay's formula: 0 (Ant's engines), -1 (the released Hugging Face file), clamped (mlx-lm)"
+def add_decay_option(group: Any, about: str = "(config.json's, else 0)") -> None:
+    """Which formula of the decay to use."""
+    words = "the layer's number in the formula of the decay: 0 (Ant's engines), -1 (the released Hugging Face file), clamped (mlx-lm)"
     group.add_argument("--decay-layer-offset", type=decay_offset, metavar="N", help=f"{words} {about}")
 
 
@@ -84,7 +84,7 @@ def add_expert_options(parser: argparse.ArgumentParser) -> None:
         "--expert-cache-bytes",
         type=byte_count,
         metavar="N",
-        help="read routed experts on demand into so much memory, such as 8GB (default: all in memory)",
+        help="read routed experts on demand into this much memory, such as 8GB (default: all in memory)",
     )
     g.add_argument("--expert-policy", choices=("lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)")
 
@@ -97,29 +97,29 @@ def add_distributed_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_thinking_options(parser: argparse.ArgumentParser) -> None:
-    """How answers start, and the room that a thought leaves."""
+    """Whether answers start with a thought, and the tokens that are kept for the answer."""
     g = group_of(parser, "answer")
     g.add_argument(
         "--thinking-start",
         choices=STARTS,
         default="auto",
-        help="whether answers start within a thought: as prompt and text say, always, or never (auto)",
+        help="whether answers start inside a thought: found from prompt and text, always, or never (auto)",
     )
     g.add_argument(
         "--answer-room",
         type=natural_int,
         metavar="N",
-        help="close a thought that is open when only N tokens are left; 0 never does "
+        help="close a thought that is still open when only N tokens are left; 0 never does "
         "(a quarter of --max-tokens, at most 1024)",
     )
 
 
 def thinking_of(args: argparse.Namespace) -> Thinking:
-    """What `add_thinking_options` found."""
+    """The values of `add_thinking_options`."""
     return Thinking(args.thinking_start, args.answer_room)
 
 
-STEP_HELP = "prompt tokens a step (2048 on a GPU, 128 on a CPU)"
+STEP_HELP = "prompt tokens per step (2048 on a GPU, 128 on a CPU)"
 
 
 def add_step_option(parser: argparse.ArgumentParser) -> None:
@@ -128,12 +128,12 @@ def add_step_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prefill_options(parser: argparse.ArgumentParser) -> None:
-    """Steps of the prefill and quantised keys and values."""
+    """Steps of the prefill and quantized keys and values."""
     add_step_option(parser)
     g = group_of(parser, "memory")
-    g.add_argument("--kv-bits", type=int, help="quantise keys and values of softmax layers to 2, 4 or 8 bits")
+    g.add_argument("--kv-bits", type=int, help="quantize keys and values of softmax layers to 2, 4 or 8 bits")
     g.add_argument("--kv-group-size", type=int, default=64, help="group size of --kv-bits (64)")
-    g.add_argument("--quantized-kv-start", type=natural_int, default=5000, help="tokens before --kv-bits begins (5000)")
+    g.add_argument("--quantized-kv-start", type=natural_int, default=5000, help="tokens before it begins (5000)")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -142,33 +142,25 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     for f in fields(Sampling):
         if f.name != "logit_bias":
             add_setting(g, f.name, f.default)
-    g.add_argument("--logit-bias", type=json_object, help='JSON object of token id to bias, such as {"17": -5}')
+    g.add_argument("--logit-bias", type=json_object, help='JSON object of token ids and biases, such as {"17": -5}')
 
 
 def add_setting(group: Any, name: str, default: Any, *flags: str, about: str = "") -> None:
-    """A flag for one of RANGES, whose words and values it has."""
+    """A flag with the help and values of one of RANGES."""
     group.add_argument(
         f"--{name.replace('_', '-')}", *flags, type=RANGES[name].read, default=default, help=about or RANGES[name].about
     )
 
 
 def check_template_flags(args: argparse.Namespace) -> None:
-    """Refuse flags that speak to the chat template, where it is to be ignored.
-
-    Raises:
-        OptionError: Naming the first.
-    """
+    """Refuse flags for the chat template together with --ignore-chat-template; raises OptionError."""
     for flag in ("--system-prompt", "--prefill-response", "--chat-template-config"):
         if args.ignore_chat_template and getattr(args, flag[2:].replace("-", "_"), None) is not None:
             raise OptionError(f"{flag} needs the chat template; leave out {flag} or --ignore-chat-template.")
 
 
 def loading_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_model_options` and perhaps `add_expert_options` found, as arguments of `ring_mlx.load_model`.
-
-    Raises:
-        OptionError: If only the policy is given.
-    """
+    """The values of `add_model_options` and `add_expert_options` as arguments of `ring_mlx.load_model`."""
     cache_bytes, policy = getattr(args, "expert_cache_bytes", None), getattr(args, "expert_policy", None)
     if policy is not None and cache_bytes is None:
         raise OptionError(f"--expert-policy {policy} needs --expert-cache-bytes; add it, or leave the policy out.")

@@ -16,11 +16,11 @@ from ring_mlx import (
 )
 from tui.commands import SETTINGS
 
-EXPERTS = "read routed experts on demand into so much memory, such as 8GB (default: all in memory)"
+EXPERTS = "read routed experts on demand into this much memory, such as 8GB (default: all in memory)"
 COMMAND = Command(
     "chat",
     "ask a model",
-    "Chat in the terminal; chats are kept and found again.",
+    "Chat in the terminal; chats are kept and can be searched.",
     "ring-mlx chat --resume",
     __name__,
     "tui.chat",
@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     m = parser.add_argument_group("model")
     m.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     m.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    m.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora to put over the model")
+    m.add_argument("--adapter-path", metavar="FOLDER", help="an adapter of mlx_lm.lora for the model")
     add_decay_option(m)
     m.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=EXPERTS)
     a = parser.add_argument_group("answer")

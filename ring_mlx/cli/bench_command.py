@@ -90,7 +90,9 @@ def settings_of(args: argparse.Namespace) -> BenchConfig:
 def _random(args: argparse.Namespace, rank: Rank | None) -> tuple[Model, dict[str, Any], str]:
     whole = shapes.SHAPES[args.random]
     if (args.layers or 0) > whole["num_hidden_layers"]:
-        raise BenchError(f"--layers {args.layers} is more than the {whole['num_hidden_layers']} of {args.random}.")
+        raise BenchError(
+            f"--layers {args.layers} is more than the {whole['num_hidden_layers']} of {args.random}; give fewer."
+        )
     bits = args.bits or (UNQUANTIZED if args.random == "golden" else 4)
     if args.random == "golden" and bits != UNQUANTIZED:
         raise BenchError(f"golden is too narrow for --bits {bits}; leave --bits out.")

@@ -10,7 +10,7 @@ from ring_mlx.bench.config import BenchError
 from ring_mlx.options import group_of
 
 UNQUANTIZED = 16
-# What does not go together with experts on disk, and why.
+# Options that do not work with experts on disk, and why.
 NO_STREAMED = {
     "random": "experts are read from a checkpoint's files, and random weights have none",
     "vs": "mlx-lm would need all experts in memory",
@@ -20,11 +20,11 @@ NO_STREAMED = {
 HELP = {
     "random": "random weights at the shapes of this model (golden is tiny) instead of a checkpoint",
     "bits": "bits of --random (4); 16 leaves the weights in bfloat16",
-    "layers": "so many layers instead of the model's own, with --random",
-    "prompt": "prompt tokens, several with commas (512,2048,8192, as far as the context goes)",
+    "layers": "number of layers of --random, instead of all",
+    "prompt": "prompt tokens, several with commas (512,2048,8192, up to the context)",
     "csv": "append a row for each cell, with a header if the file is new",
-    "vs_max": "longest prompt that mlx-lm reads itself, a token at a time; longer ones it gets read (2048)",
-    "floor": "measure bandwidth and matmul rate, and print our share of what they allow",
+    "vs_max": "longest prompt that mlx-lm reads itself, token by token; longer ones are read by ours (2048)",
+    "floor": "measure bandwidth and matmul rate, and print our share of the possible speed",
     "ops": "count the dispatches of a decode step by primitive",
 }
 
@@ -41,7 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     m = parser.add_argument_group("what is measured")
     m.add_argument("-p", "--prompt-tokens", type=options.counts, metavar="N,N", help=HELP["prompt"])
     m.add_argument("-g", "--generate", type=options.positive_int, default=128, help="tokens after the first (128)")
-    m.add_argument("-n", "--repeats", type=options.positive_int, default=5, help="after one warm-up (5)")
+    m.add_argument("-n", "--repeats", type=options.positive_int, default=5, help="runs after one warm-up (5)")
     m.add_argument("--batch-size", type=options.counts, default=(1,), metavar="N,N", help="rows of equal length (1)")
     m.add_argument("--prefill-step-size", type=options.positive_int, help=options.STEP_HELP)
     m.add_argument("--vs", choices=("mlx-lm",), help="also run stock mlx-lm on the same weights, in alternation")
@@ -49,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     m.add_argument("--vs-repeats", type=options.positive_int, help="repetitions of mlx-lm (-n, but at most 3)")
     m.add_argument("--floor", action="store_true", help=HELP["floor"])
     m.add_argument("--ops", action="store_true", help=HELP["ops"])
-    m.add_argument("--seed", type=options.natural_int, default=0, help="of prompts and random weights (0)")
+    m.add_argument("--seed", type=options.natural_int, default=0, help="seed of prompts and random weights (0)")
     options.add_quiet_option(parser)
     f = parser.add_argument_group("files")
     f.add_argument("--csv", type=Path, help=HELP["csv"])

@@ -24,20 +24,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog=parser.prog)
     for name, text, more in (
-        ("info", "Say where the snapshots are and how much room they take.", ""),
+        ("info", "Show where the snapshots are and how much room they take.", ""),
         ("list", "List every snapshot, the one used last first.", " --json"),
-        ("prune", "Remove snapshots, and files that belong to none.", " --unused-days 30"),
+        ("prune", "Remove snapshots, and files that belong to no snapshot.", " --unused-days 30"),
     ):
         action = add_command(actions, name, text, f"ring-mlx cache {name}{more}")
         action.add_argument("--cache-dir", help="folder of the snapshots (default: the system's, or RING_MLX_CACHE)")
-        action.add_argument("--model", help="only the model whose name or fingerprint starts so")
+        action.add_argument("--model", help="only models whose name or fingerprint starts with this")
         if name != "prune":
             action.add_argument("--json", action="store_true", help="print JSON instead of text")
             continue
         action.add_argument(
-            "--max-size", type=options.byte_count, help="keep at most so much for each model, such as 500MB"
+            "--max-size", type=options.byte_count, help="keep at most this much for each model, such as 500MB"
         )
-        action.add_argument("--unused-days", type=options.in_range(0, 1e6), help="remove what was not used for so long")
+        action.add_argument(
+            "--unused-days", type=options.in_range(0, 1e6), help="remove snapshots not used for so many days"
+        )
         action.add_argument("--all", action="store_true", help="remove everything")
 
 

@@ -10,15 +10,15 @@ from ring_mlx.options import group_of
 
 HELP = {
     "mlx_path": "folder to make (mlx_model)",
-    "bits": "bits a weight (4; what the mode has)",
-    "group": "weights a scale (64; what the mode has)",
+    "bits": "bits per weight (4, or the mode's own)",
+    "group": "weights per scale (64, or the mode's own)",
     "predicate": "mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, or ring-q3, ring-q4, ring-q5, ring-q6",
-    "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be given again",
-    "fit": "search the scales of least squared error, or round to nearest (search)",
-    "layout": "streamed: each expert's matrices side by side, to be read on demand (stacked)",
-    "check": "find it on the source by a minute's text: where config.json says nothing and it can be loaded (auto)",
-    "dry": "print size, memory and bits per weight per part; fetches no shard and writes nothing",
-    "stream": "fetch the shards of a repository one by one and drop each after use",
+    "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be repeated",
+    "fit": "search the scales with the least squared error, or round to nearest (search)",
+    "layout": "streamed: each expert's matrices side by side, so that they can be read on demand (stacked)",
+    "check": "find the decay from a minute's text; auto does so if config.json has none and the source can be loaded (auto)",
+    "dry": "print size, memory and bits per weight of each part; fetch no shard and write nothing",
+    "stream": "fetch the shards of a repository one by one and delete each after use",
     "report": "compare the result with the source on a packaged text, or on FILE",
 }
 
@@ -29,24 +29,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     m.add_argument("--revision", help="branch, tag or commit of a hub repository")
     m.add_argument("--mlx-path", default="mlx_model", help=HELP["mlx_path"])
     options.add_quiet_option(parser)
-    q = parser.add_argument_group("what becomes of the weights")
-    q.add_argument("-q", "--quantize", action="store_true", help="quantise")
+    q = parser.add_argument_group("weights")
+    q.add_argument("-q", "--quantize", action="store_true", help="quantize the weights")
     q.add_argument("--q-bits", type=options.positive_int, help=HELP["bits"])
     q.add_argument("--q-group-size", type=options.positive_int, help=HELP["group"])
-    q.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="format (affine)")
+    q.add_argument(
+        "--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="quantized format (affine)"
+    )
     q.add_argument("--quant-predicate", metavar="RECIPE", help=HELP["predicate"])
     q.add_argument("--q-override", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"])
     q.add_argument("--q-fit", choices=("search", "rtn"), help=HELP["fit"])
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
-    q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantised")
+    q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="dtype of weights in float")
     q.add_argument("--expert-layout", choices=("stacked", "streamed"), default="stacked", help=HELP["layout"])
-    options.add_decay_option(q, "is written to config.json (what the source says)")
+    options.add_decay_option(q, "to write to config.json (the source's)")
     q.add_argument("--check-decay", choices=("auto", "always", "never"), default="auto", help=HELP["check"])
-    w = parser.add_argument_group("how it is done")
+    w = parser.add_argument_group("how to convert")
     w.add_argument("--dry-run", action="store_true", help=HELP["dry"])
     w.add_argument("--resume", action="store_true", help="go on with an interrupted conversion, or start one")
     w.add_argument("--stream", action="store_true", help=HELP["stream"])
-    w.add_argument("--verify", action="store_true", help="check the hashes of the result; alone, of one made before")
+    w.add_argument("--verify", action="store_true", help="check the hashes of the result, or of an earlier one")
     w.add_argument("--report", nargs="?", const="", metavar="FILE", help=HELP["report"])
     w.add_argument("--upload-repo", metavar="OWNER/NAME", help="repository to upload the result to")
 

@@ -25,14 +25,14 @@ NEEDS = {
     ("tune",): ("random", "tune-seconds"),
 }
 HELP = {
-    "decay": "instead: which formula of the decay this model's weights were trained with",
+    "decay": "find the formula of the decay with which this model's weights were trained, instead of the checks",
     "text": "text file for --check-decay (long conversations of the demo suite)",
-    "tokens": "tokens of text read under each formula, at most (about a minute's, 1,024 to 16,384)",
-    "tune": "instead: time what is fast here with a model (the toy), and keep it for models of its shapes",
-    "random": "for --tune: random weights at the shapes of this model",
-    "report": "instead: time this machine for some minutes, and write JSON to FILE and a page of Markdown beside it, to send",
-    "seconds": "for --tune: seconds for all choices (10); operations a command buffer take up to a minute more",
-    "write": "put the formula into the model's config.json, if --check-decay finds one",
+    "tokens": "the most tokens read under each formula (a minute's text, 1,024 to 16,384)",
+    "tune": "time with a model (the toy) what is fast here, and keep the choices for models of its shapes, instead of the checks",
+    "random": "random weights at the shapes of this model, for --tune",
+    "report": "time this machine for some minutes, and write a report to send: JSON to FILE, and Markdown beside it",
+    "seconds": "seconds for all choices of --tune; the length of command buffers takes up to a minute more (10)",
+    "write": "write the formula to the model's config.json, if --check-decay finds one",
 }
 
 

@@ -72,7 +72,7 @@ def _measure_suite(
     found = accuracy_by_task(results)
     if empty := sum(r.is_empty for r in results):
         note(
-            f"[eval] {empty} of {len(results)} answers are empty or all thought; raise --max-tokens, or try the prompt."
+            f"[eval] {empty} of {len(results)} answers are empty or all thought; raise --max-tokens, or change the prompt."
         )
     if not args.json:
         if args.show_wrong:
@@ -86,7 +86,7 @@ def _measure_suite(
         print(f"{len(results)} questions in {time.perf_counter() - started:.0f} s{limit}", file=sys.stderr)
     cut_off = sum(r.is_cut_off for r in results)
     if cut_off:
-        note(f"[eval] {cut_off} answers were cut off and count as they stand; raise --max-tokens, or leave it out.")
+        note(f"[eval] {cut_off} answers were cut off and are judged as they are; raise --max-tokens, or leave it out.")
     tasks = {task: {"right": right, "asked": asked} for task, (right, asked) in found.items()}
     return {"suite": args.suite, "limit": args.limit, "mean": mean_accuracy(found), "cut_off": cut_off, "tasks": tasks}
 

@@ -25,15 +25,15 @@ NEEDS = {
     "plot": "recall",
 }
 HELP = {
-    "suite": "demo, or a gzipped JSON-lines file (demo, where nothing else is asked for)",
-    "limit": f"only so many questions of each task ({QUICK_LIMIT} of a packaged suite; all of a file)",
+    "suite": "demo, or a gzipped JSON-lines file (demo, if no other measurement is asked for)",
+    "limit": f"the most questions of each task ({QUICK_LIMIT} of a packaged suite; all of a file)",
     "perplexity": "perplexity of this text file, in sliding windows",
-    "window": "tokens read at a time (4096, or the context or the text where that is less)",
+    "window": "tokens read at a time (4096, or less if context or text are shorter)",
     "stride": "tokens counted at a time after the first window (half of it)",
-    "kl": "also read the text with this model and say how far ours is from it",
+    "kl": "also read the text with this model and measure the divergence from it",
     "recall": "state facts in texts of these lengths in tokens, and ask for them at the end",
-    "depths": "places of the facts, evenly from start to end (5)",
-    "needles": "facts at each place, each asked for alone (3)",
+    "depths": "number of places for facts, evenly from start to end (5)",
+    "needles": "facts at each place, each asked for separately (3)",
     "filler": "text file whose sentences hide the facts (small talk)",
     "plot": "write the recall as a PNG; needs matplotlib",
 }
@@ -47,7 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_quiet_option(parser)
     s = parser.add_argument_group("a suite of questions with one right answer")
     s.add_argument("--suite", help=HELP["suite"])
-    s.add_argument("--task", action="append", help="only this task of the suite; may be given again")
+    s.add_argument("--task", action="append", help="only this task of the suite; may be repeated")
     s.add_argument("--limit", type=options.positive_int, metavar="N", help=HELP["limit"])
     s.add_argument("--full", action="store_true", help="all questions of a packaged suite")
     s.add_argument("--batch-size", type=options.positive_int, help="questions at a time (16)")
@@ -62,7 +62,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     r.add_argument("--depths", type=options.positive_int, metavar="N", help=HELP["depths"])
     r.add_argument("--needles", type=options.positive_int, metavar="N", help=HELP["needles"])
     r.add_argument("--filler", type=Path, metavar="FILE", help=HELP["filler"])
-    r.add_argument("--seed", type=options.natural_int, help="of facts and small talk (0)")
+    r.add_argument("--seed", type=options.natural_int, help="seed of facts and small talk (0)")
     r.add_argument("--plot", type=Path, metavar="PNG", help=HELP["plot"])
 
 

@@ -24,16 +24,18 @@ _ANY = " or ".join((", ".join(COMMANDS[:-1]), COMMANDS[-1]))
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--hosts", help="names for ssh, each with =IP if it has several addresses: mac1,mac2=10.0.0.2")
-    parser.add_argument("-n", "--repeat-hosts", type=options.positive_int, default=1, help="processes a host (1)")
-    parser.add_argument("--hostfile", help="a host file of mlx.launch or mlx.distributed_config in place of --hosts")
-    parser.add_argument("--write-hostfile", help="where to keep the host file; with no command it is only written")
+    parser.add_argument("--hosts", help="host names for ssh, with =IP where needed: mac1,mac2=10.0.0.2")
+    parser.add_argument("-n", "--repeat-hosts", type=options.positive_int, default=1, help="processes per host (1)")
+    parser.add_argument("--hostfile", help="a host file of mlx.launch or mlx.distributed_config, instead of --hosts")
+    parser.add_argument("--write-hostfile", help="where to save the host file; without a command only this is done")
     parser.add_argument("--backend", help="ring, jaccl, jaccl-ring, nccl (what the host file says, else ring)")
     parser.add_argument(
-        "--starting-port", type=options.positive_int, help="first of the ring (32323; free ones where all is here)"
+        "--starting-port",
+        type=options.positive_int,
+        help="first port of the ring (32323; free ones if all ranks are here)",
     )
     parser.add_argument("--python", default=sys.executable, help="the interpreter on every host (this one)")
-    parser.add_argument("--no-check", action="store_true", help="do not ask the hosts first what they have")
+    parser.add_argument("--no-check", action="store_true", help="start without asking the hosts first")
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="...", help=f"what to run, with its own options: {_ANY}"
     )

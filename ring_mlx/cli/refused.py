@@ -1,4 +1,4 @@
-"""The one table of mlx_lm's flags that commands refuse, each with the reason and what to use instead."""
+"""The flags of mlx_lm that commands refuse, each with the reason and what to use instead."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ring_mlx.options import group_of
 THEIR_NAMES = {"serve": "server", "cache-prompt": "cache_prompt"}
 _ROTATES = "a rotating cache forgets the prompt, and a linear state cannot forget with it; {}"
 _DRAFTS = "drafts of a second model are not supported yet, since a linear state cannot take a token back; leave it out"
-_BATCH = "requests share a batch, whose keys and values stay as they are; bound memory with --max-batch, --cache-memory"
+_BATCH = "a batch has no quantized keys and values; save memory with --max-batch or --cache-memory"
 _CODE = "code in a checkpoint is never run and never needed; leave it out"
-_TEMPLATE = "no template is made up; the checkpoint's own is used if it has one"
+_TEMPLATE = "there is no default template; the checkpoint's own is used if it has one"
 
 REFUSED: dict[str, dict[tuple[str, ...], str]] = {
     "generate": {
@@ -21,7 +21,7 @@ REFUSED: dict[str, dict[tuple[str, ...], str]] = {
         ("--draft-model",): _DRAFTS,
         ("--num-draft-tokens",): _DRAFTS,
         ("--image",): "the model reads text only; leave it out",
-        ("--quantize-activations", "-qa"): "activations are never quantised; leave it out",
+        ("--quantize-activations", "-qa"): "activations are never quantized; leave it out",
         ("--use-default-chat-template",): _TEMPLATE,
         ("--trust-remote-code",): _CODE,
     },

@@ -9,25 +9,25 @@ from ring_mlx import options
 from ring_mlx.generation.defaults import MAX_TOKENS
 from ring_mlx.options import group_of
 
-ANSWER = "answer, where a request says nothing else"
+ANSWER = "answer, unless the request says otherwise"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 HELP = {
     "model_name": "what clients call the model (the repository, or the folder's name)",
-    "api_key": "clients must send it as Bearer or X-Api-Key; RING_MLX_API_KEY keeps it out of the list of processes",
+    "api_key": "clients must send it as Bearer or X-Api-Key; give it in RING_MLX_API_KEY to hide it from lists of processes",
     "batch": "requests that are read or answered at once (8)",
     "queue": "requests that may wait beyond those; more get 503 (64)",
-    "reading": "of these, the most whose prompts are read, in turns (all)",
+    "reading": "the most of these whose prompts are read, in turns (all)",
     "step": "prompt tokens read between two tokens of the other answers (512)",
     "body": "longest body of a request (8 MiB)",
-    "hosts": "further names, separated by commas, that clients may ask for; * admits all (this machine's own)",
-    "origins": "web pages of other places, separated by commas, such as https://ui.example.com; * admits all (none)",
-    "log": "what is told on standard error: INFO a line for each request, WARNING what is odd, ERROR less (WARNING)",
+    "hosts": "more host names by which clients may address the server, separated by commas; * admits all (this machine's own)",
+    "origins": "web pages of other sites that may ask, separated by commas, such as https://ui.example.com; * admits all (none)",
+    "log": "what goes to standard error: INFO a line for each request, WARNING warnings, ERROR only errors (WARNING)",
     "template": "text of a chat template in place of the checkpoint's",
-    "template_args": "JSON object of template options where a request says nothing else",
+    "template_args": "JSON object of template options, unless the request gives them",
     "memory": "most memory (a quarter of what is left, at most 4 GiB)",
-    "count": "at most so many in memory (any number)",
+    "count": "the most snapshots in memory (any number)",
     "cache_dir": "folder for snapshots (the system's for caches, or RING_MLX_CACHE)",
-    "ahead": "do not read the start of the next turn while nobody waits",
+    "ahead": "do not read ahead the start of the next turn while no request waits",
 }
 
 

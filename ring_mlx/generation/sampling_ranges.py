@@ -100,19 +100,19 @@ RANGES = {
         Range("top_k", "only the k likeliest; 0 is all (the checkpoint's, else 0)", 0, MOST),
         Range("xtc_probability", "how often XTC applies (0)", 0.0, 1.0),
         Range("xtc_threshold", "threshold of XTC (0.1)", 0.0, 0.5),
-        Range("min_tokens_to_keep", "kept by --min-p at least (1)", 1, MOST_CONTEXT),
+        Range("min_tokens_to_keep", "the fewest tokens that --min-p keeps (1)", 1, MOST_CONTEXT),
         Range("seed", "repeats an answer", -(1 << 63), (1 << 64) - 1),
         Range("repetition_penalty", "penalty for repeated tokens; 1 is none (the checkpoint's, else 1)", 0.01, 100.0),
-        Range("repetition_context_size", "tokens looked at (20)", 1, MOST_CONTEXT),
+        Range("repetition_context_size", "how many of the last tokens count (20)", 1, MOST_CONTEXT),
         Range("presence_penalty", "subtracted from logits of tokens seen (0)", -100.0, 100.0),
-        Range("presence_context_size", "tokens looked at (20)", 1, MOST_CONTEXT),
+        Range("presence_context_size", "how many of the last tokens count (20)", 1, MOST_CONTEXT),
         Range("frequency_penalty", "subtracted for each time a token was seen (0)", -100.0, 100.0),
-        Range("frequency_context_size", "tokens looked at (20)", 1, MOST_CONTEXT),
+        Range("frequency_context_size", "how many of the last tokens count (20)", 1, MOST_CONTEXT),
         Range("logit_bias", "added to a token's logit", -MOST_BIAS, MOST_BIAS),
         Range(
             "max_tokens", "tokens of an answer, thought included; -1 is what the context holds (-1)", 1, MOST, (REST,)
         ),
-        Range("thinking_budget", "close the thought after so many tokens", 0, MOST),
+        Range("thinking_budget", "close the thought after this many tokens", 0, MOST),
     )
 }
 
