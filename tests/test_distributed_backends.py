@@ -51,7 +51,7 @@ def test_ranks_find_in_their_environment_what_mlx_launch_gives(name, tmp_path, m
     options = ["--hostfile", str(file), "--starting-port", "4000", "--backend", backend, "--python", "py"]
     monkeypatch.setattr(sys, "argv", ["mlx.launch", *options, "--", "-m", "x"])
     mlx_launch.main()
-    chosen, (_, env) = hosts.read_host_file(file), hosts.read_settings(file)
+    chosen, _, env = hosts.read_host_file(file)
     more, files = backends.describe(backend, chosen, 4000)
     assert [h.name for h in chosen] == [args[1] for args, _ in given]
     for (_, _, _, _, theirs, variables, _), _ in given:

@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"no command given; put {_ANY} and its options last.")
     named, env = backends.RING, dict[str, str]()
     if args.hostfile:
-        chosen = hosts.read_host_file(Path(args.hostfile))
-        named, env = hosts.read_settings(Path(args.hostfile))
+        chosen, named, env = hosts.read_host_file(Path(args.hostfile))
     else:
         chosen = hosts.parse_hosts(args.hosts or hosts.LOCAL, args.repeat_hosts)
         if args.write_hostfile:
@@ -69,7 +68,7 @@ def _launch(args: argparse.Namespace, command: list[str], chosen: list[Host], na
         if not args.no_check:
             with _signals_to(_interrupt):
                 hosts.check_hosts(chosen, args.python, *_model(command))
-        return launcher.run(chosen, Job(args.python, command, env | own, files), told)
+        return launcher.Launcher(told).run(chosen, Job(args.python, command, env | own, files))
 
 
 def _model(command: list[str]) -> tuple[str | None, str | None]:

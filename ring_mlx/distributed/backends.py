@@ -12,8 +12,7 @@ from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.hosts import Host
 
 RING = "ring"
-STARTING_PORT, LAST_PORT = 32323, 65535
-NCCL_PORT = 12345
+STARTING_PORT, LAST_PORT, NCCL_PORT = 32323, 65535, 12345
 
 
 def default() -> str:
@@ -27,13 +26,7 @@ def default() -> str:
 def describe(backend: str, hosts: Sequence[Host], starting_port: int | None) -> tuple[dict[str, str], dict[str, str]]:
     """Variables that are the same on every rank, and the contents of files that variables name.
 
-    Args:
-        backend: ring, jaccl, jaccl-ring or nccl.
-        hosts: One a rank.
-        starting_port: The first of those that ranks listen on; None for any.
-
-    Raises:
-        DistributedError: If the hosts lack what the backend needs, or it is unknown.
+    Raises DistributedError if the hosts, one a rank, lack what the backend needs, or it is unknown.
     """
     missing = next((h.name for h in (hosts if backend == RING else hosts[:1]) if not h.ip), None)
     if missing is not None:
@@ -85,15 +78,13 @@ def _check_rdma(hosts: Sequence[Host], is_ring: bool) -> None:
     """Raises DistributedError where a device that JACCL needs is not named."""
     size = len(hosts)
     for i, host in enumerate(hosts):
-        if len(host.rdma) != size or host.rdma[i] is not None:
-            raise DistributedError(
-                f"rdma of host {host.name} must have {size} entries and null at {i}; write the host file with "
-                "mlx.distributed_config."
-            )
         needed = {(i - 1) % size, (i + 1) % size} if is_ring else set(range(size))
-        without = [hosts[j].name for j in sorted(needed - {i}) if host.rdma[j] is None]
-        if without:
+        wrong = ""
+        if len(host.rdma) != size or host.rdma[i] is not None:
+            wrong = f"must have {size} entries and null at {i}"
+        elif without := [hosts[j].name for j in sorted(needed - {i}) if host.rdma[j] is None]:
+            wrong = f"names no device to {without[0]}"
+        if wrong:
             raise DistributedError(
-                f"rdma of host {host.name} names no device to {without[0]}; write the host file with "
-                "mlx.distributed_config."
+                f"rdma of host {host.name} {wrong}; write the host file with mlx.distributed_config."
             )

@@ -1,6 +1,6 @@
-"""Starts a rank on a host that ssh reached: ``python -P -m ring_mlx.distributed.boot``.
+"""Turns into a rank: ``python -P -m ring_mlx.distributed.boot``, with all that it needs as JSON on standard input.
 
-Its first line of standard input says all in JSON, so that no shell there reads any of it.
+No shell on the way reads any of it.
 """
 
 from __future__ import annotations
@@ -16,29 +16,27 @@ from ring_mlx.distributed.heartbeat import VARIABLE
 
 
 def main() -> int:
-    """Turn into the command, with its folder, variables and files; returns only where that fails."""
+    """Become the command, with its folder, variables and files; returns only where that fails."""
     with open(0, "rb", buffering=0, closefd=False) as told:
         line = told.readline()  # byte by byte: what follows is for the command
     if not line.endswith(b"\n"):
         return LOST
     given = json.loads(line)
-    for stream in (1, 2):
-        os.write(stream, given["mark"].encode() + b"\n")  # what a shell has said before is no output of the command
+    for stream in (1, 2) if given["mark"] else ():
+        os.write(stream, given["mark"].encode())  # what a shell has said before is no output of the command
     with suppress(OSError):
         os.chdir(given["cwd"])
-    os.environ.update(given["env"])
     files = {}
     for name, text in given["files"].items():
-        handle, files[name] = tempfile.mkstemp(prefix="ring-mlx-")
+        handle, files[name] = tempfile.mkstemp(prefix="ring-mlx-", dir=given["scratch"])
         with open(handle, "w", encoding="utf-8") as f:
             f.write(text)
-    os.environ.update(files | {VARIABLE: os.pathsep.join(files.values())})
+    os.environ.update(given["env"] | files | {VARIABLE: os.pathsep.join(files.values())})
+    python = given["python"]
     try:
-        os.execvp(given["python"], [given["python"], "-P", "-m", "ring_mlx", *given["command"]])
+        os.execvp(python, [python, "-P", "-m", "ring_mlx", *given["command"]])
     except (OSError, ValueError) as e:
-        print(
-            f"ring-mlx: [distributed] {given['python']} could not be run ({e}); name another --python.", file=sys.stderr
-        )
+        print(f"ring-mlx: [distributed] {python} could not be run ({e}); name another --python.", file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,7 @@
-"""The group of processes that share a model: joining it, and exchanging small objects."""
+"""The group of processes that share a model: joining it, and exchanging small records.
+
+mlx-lm shares objects pickled, which would run what another host sends; here they are JSON.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,7 @@ def is_launched() -> bool:
 def join(within_s: float = JOIN_S) -> mx.distributed.Group:
     """The group that the environment describes; SIGALRM ends the process where the others do not come in time.
 
-    Raises:
-        DistributedError: If MLX cannot make it, or it is this process alone.
+    Raises DistributedError if MLX cannot make it, or it is this process alone.
     """
     # MLX waits in C++ with the interpreter's lock, so that neither a thread nor a handler in Python could end it.
     before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -48,7 +50,8 @@ def join(within_s: float = JOIN_S) -> mx.distributed.Group:
     try:
         group = mx.distributed.init(strict=True)
     except (RuntimeError, ValueError) as e:
-        raise DistributedError(f"rank {_rank()} could not join the others ({e}); see that all were started.") from None
+        rank = os.environ.get("MLX_RANK", "?")
+        raise DistributedError(f"rank {rank} could not join the others ({e}); see that all were started.") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -58,7 +61,7 @@ def join(within_s: float = JOIN_S) -> mx.distributed.Group:
 
 
 def exchange(group: mx.distributed.Group, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every rank says, in order; each at most 4 KiB as JSON."""
+    """The records of all ranks, in order; each at most 4 KiB as JSON."""
     data = json.dumps(record).encode()[:RECORD_BYTES].ljust(RECORD_BYTES)
     # On the CPU whatever the default device: it is text, and MLX's backends for it run there.
     with mx.stream(mx.cpu):
@@ -70,26 +73,23 @@ def exchange(group: mx.distributed.Group, record: dict[str, Any]) -> list[dict[s
 
 @contextmanager
 def together(group: mx.distributed.Group) -> Iterator[dict[str, Any]]:
-    """Work that every rank does and that fails on all if it fails on one; gives a dict to say things in.
+    """Work that every rank does and that fails on all if it fails on one: DistributedError names the first and why.
 
-    At the end the dict gets ``"all"``: what every rank has said.
-
-    Raises:
-        DistributedError: On every rank, naming the first that failed and why.
+    Gives a record for the others; at the end its ``"all"`` holds those of all ranks.
     """
-    said: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     error: RingError | None = None
     try:
-        yield said
+        yield own
     except RingError as e:
         error = e
-    said["all"] = exchange(group, {**said, "host": socket.gethostname(), "error": str(error)[:2000] if error else None})
-    failed = [(rank, r) for rank, r in enumerate(said["all"]) if r["error"]]
-    if not failed:
+    own["all"] = exchange(group, {**own, "host": socket.gethostname(), "error": str(error)[:2000] if error else None})
+    errors = [r["error"] for r in own["all"]]
+    if not any(errors):
         return
-    rank, record = failed[0]
-    if error is None or len({r["error"] for _, r in failed}) > 1 or len(failed) < group.size():
-        error = DistributedError(f"rank {rank} ({record['host']}) failed: {record['error']}")
+    if error is None or len(set(errors)) > 1:
+        rank = next(rank for rank, said in enumerate(errors) if said)
+        error = DistributedError(f"rank {rank} ({own['all'][rank]['host']}) failed: {errors[rank]}")
     raise error
 
 
@@ -108,7 +108,3 @@ def of_first(ids: mx.array, group: mx.distributed.Group) -> mx.array:
 def greatest(number: int, group: mx.distributed.Group) -> int:
     """The greatest of all ranks' numbers; returns once every rank has asked."""
     return max(int(record["number"]) for record in exchange(group, {"number": number}))
-
-
-def _rank() -> str:
-    return os.environ.get("MLX_RANK", "?")

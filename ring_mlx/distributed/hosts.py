@@ -1,4 +1,4 @@
-"""The hosts that take part: their addresses, whether they are fit, and the host file of mlx.launch; starts no ranks."""
+"""The hosts that take part: their addresses, the host file of mlx.launch, and whether they are fit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ring_mlx.distributed.agreement import compare
 from ring_mlx.distributed.failure import DistributedError
@@ -29,22 +29,15 @@ PROBE_S = 600  # a host may first have to read a model's headers from a slow dis
 
 @dataclass(frozen=True)
 class Host:
-    """Where a rank runs.
+    """Where a rank runs."""
 
-    Attributes:
-        name: What ssh takes; 127.0.0.1 is this machine.
-        ip: Where the other ranks reach it.
-        more_ips: Further addresses of the same host.
-        rdma: Its devices towards each rank, for JACCL.
-    """
-
-    name: str
-    ip: str
+    name: str  # what ssh takes; 127.0.0.1 is this machine
+    ip: str  # where the other ranks reach it
     more_ips: tuple[str, ...] = ()
-    rdma: tuple[Any, ...] = ()
+    rdma: tuple[Any, ...] = ()  # its devices towards each rank, for JACCL
 
     def __post_init__(self) -> None:
-        """Raises DistributedError where ssh would not take the name for one."""
+        # ssh would take such a name for an option or for words of a command.
         if not self.name or self.name.startswith("-") or not self.name.isprintable() or " " in self.name:
             raise DistributedError(f"{self.name!r} is not a name of a host; correct it.")
 
@@ -55,11 +48,7 @@ class Host:
 
 
 def parse_hosts(text: str, repeats: int) -> list[Host]:
-    """Hosts from ``name`` or ``name=ip``, separated by commas, each ``repeats`` times.
-
-    Raises:
-        DistributedError: If a name has no address.
-    """
+    """Hosts from ``name`` or ``name=ip``, separated by commas, each ``repeats`` times; raises DistributedError."""
     hosts = []
     for part in text.split(","):
         name, _, ip = part.strip().partition("=")
@@ -86,11 +75,7 @@ def parse_hosts(text: str, repeats: int) -> list[Host]:
 
 
 def write_host_file(path: Path, hosts: Sequence[Host]) -> None:
-    """The host file that mlx.launch reads, for the ring backend.
-
-    Raises:
-        DistributedError: If it cannot be written.
-    """
+    """The host file that mlx.launch reads, for the ring backend; raises DistributedError where the disk refuses it."""
     entries = [{"ssh": h.name, "ips": [h.ip]} for h in hosts]
     try:
         write_named(path, json.dumps({"backend": "ring", "envs": [], "hosts": entries}, indent=2) + "\n")
@@ -98,49 +83,35 @@ def write_host_file(path: Path, hosts: Sequence[Host]) -> None:
         raise DistributedError(f"{path} could not be written ({e}); give another path.") from None
 
 
-def read_host_file(path: Path) -> list[Host]:
-    """The hosts of a file by `write_host_file` or ``mlx.distributed_config``.
+def read_host_file(path: Path) -> tuple[list[Host], str, dict[str, str]]:
+    """The hosts of a file by `write_host_file` or ``mlx.distributed_config``, its backend or "", and its variables.
+
+    MLX's own reader leaves the file open, and reads whatever is there to its end.
 
     Raises:
         DistributedError: If it is missing or not such a file.
     """
     try:
-        data = _read(path)
-        entries = data["hosts"] if isinstance(data, dict) else data
-        hosts = [_host(e) for e in entries]
+        data = json.loads(read_bounded(behind_links(path), MOST_FILE_BYTES))
+        data = data if isinstance(data, dict) else {"hosts": data}
+        hosts = [_host(e) for e in data["hosts"]]
+        envs = dict(str(e).partition("=")[::2] for e in data.get("envs") or [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise _no_host_file(path, e) from None
+        raise DistributedError(
+            f"{path} is not a host file ({e!r}); write one with `ring-mlx launch --hosts`."
+        ) from None
     if len(hosts) < 2:
         raise DistributedError(f"{path} names {len(hosts)} hosts; two or more are needed.")
     _check_count(len(hosts))
-    return hosts
-
-
-def read_settings(path: Path) -> tuple[str, dict[str, str]]:
-    """The backend that a host file names, or "", and its variables for every rank.
-
-    Raises:
-        DistributedError: If it is missing or not such a file.
-    """
-    try:
-        data = _read(path)
-        backend, envs = (data.get("backend") or "", data.get("envs") or []) if isinstance(data, dict) else ("", [])
-        named = dict(str(e).partition("=")[::2] for e in envs)
-    except (OSError, ValueError, TypeError, RecursionError) as e:
-        raise _no_host_file(path, e) from None
-    wrong = [name for name, value in named.items() if not name or "\0" in name + value]
+    wrong = [name for name, value in envs.items() if not name or "\0" in name + value]
     if wrong:
         raise DistributedError(f"{path} has a variable {wrong[0]!r} among envs, which cannot be set; correct it.")
-    return str(backend), named
+    return hosts, str(data.get("backend") or ""), envs
 
 
 def _check_count(count: int) -> None:
     if count > MOST_RANKS:
         raise DistributedError(f"{count} processes are more than {MOST_RANKS}; start fewer.")
-
-
-def _read(path: Path) -> Any:
-    return json.loads(read_bounded(behind_links(path), MOST_FILE_BYTES))
 
 
 def _host(entry: Any) -> Host:
@@ -150,58 +121,61 @@ def _host(entry: Any) -> Host:
     return Host(entry["ssh"], ips[0], tuple(ips[1:]), tuple(entry.get("rdma") or ()))
 
 
-def _no_host_file(path: Path, e: Exception) -> DistributedError:
-    return DistributedError(f"{path} is not a host file ({e!r}); write one with `ring-mlx launch --hosts`.")
-
-
 def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision: str | None) -> None:
     """Ask every host what it has, all at once.
 
     Raises:
-        DistributedError: Naming, a line each put into one, the hosts that do not answer, lack the model, or have
-            other versions or weights than the first.
+        DistributedError: In one line: the first host that does not answer, lacks the model, or has other versions or
+            weights than the first.
     """
-    distinct = list({h.name: h for h in hosts}.values())
-    with ThreadPoolExecutor(len(distinct)) as pool, _Questions() as asked:
-        found = pool.map(lambda h: _ask(h, python, model, revision, asked), distinct)
-        answers = dict(zip((h.name for h in distinct), found, strict=True))
-    for name, answer in answers.items():
-        if answer.get("error"):
-            raise DistributedError(f"host {name}: {answer['error']}")
+    question = json.dumps({"model": model, "revision": revision, "cwd": os.getcwd()})
+    distinct = {h.name: h for h in hosts}
+    with ExitStack() as asked:
+        processes = {name: _ask(host, python, question, asked) for name, host in distinct.items()}
+        answers = {name: _answer(host, python, processes[name]) for name, host in distinct.items()}
     compare([answers[h.name] | {"host": h.name} for h in hosts])
 
 
-class _Questions(list["subprocess.Popen[str]"]):
-    """Processes that ask; they end with what an interrupt leaves behind."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self:
-            process.kill()
-
-
-def _ask(host: Host, python: str, model: str | None, revision: str | None, asked: _Questions) -> dict[str, Any]:
-    """The answer of `ring_mlx.distributed.probe` there, or an error of our own."""
+def _ask(host: Host, python: str, question: str, asked: ExitStack) -> subprocess.Popen[str]:
+    """Start `ring_mlx.distributed.probe` there; it ends with what an interrupt leaves behind."""
     command = [python, "-P", "-m", "ring_mlx.distributed.probe"]
     if not host.is_local:
         command = [*SSH, "--", host.name, shlex.join(command)]
-    question = json.dumps({"model": model, "revision": revision, "cwd": os.getcwd()})
+    pipe = subprocess.PIPE
     try:
-        pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace")
-        asked.append(process)
-        out, err = process.communicate(question, timeout=PROBE_S)
+    except (OSError, ValueError) as e:
+        raise _unanswered(host, e) from None
+    asked.enter_context(process)
+    asked.callback(process.kill)
+    assert process.stdin is not None
+    with suppress(OSError), process.stdin as stdin:  # closed, so that all hosts work at once
+        stdin.write(question)
+    process.stdin = None
+    return process
+
+
+def _answer(host: Host, python: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+    try:
+        out, err = process.communicate(timeout=PROBE_S)
     except (OSError, ValueError, subprocess.TimeoutExpired) as e:
-        return {"error": f"no answer ({e}); see that it is on and that `ssh {host.name}` works without a password."}
+        raise _unanswered(host, e) from None
     answer = _last_record(out)
     if process.returncode == 0 and answer is not None:
+        if answer.get("error"):
+            raise DistributedError(f"host {host.name}: {answer['error']}")
         return answer
     said = (err.strip().splitlines() or ["nothing said"])[-1]
     if process.returncode == 255 and not host.is_local:
-        return {"error": f"not reachable ({said}); see that `ssh {host.name}` works without a password."}
-    return {"error": f"{python} -m ring_mlx failed there ({said}); install ring-mlx there, or name its --python."}
+        what = f"not reachable ({said}); see that `ssh {host.name}` works without a password."
+    else:
+        what = f"{python} -m ring_mlx failed there ({said}); install ring-mlx there, or name its --python."
+    raise DistributedError(f"host {host.name}: {what}")
+
+
+def _unanswered(host: Host, e: Exception) -> DistributedError:
+    why = f"no answer ({e}); see that it is on and that `ssh {host.name}` works without a password."
+    return DistributedError(f"host {host.name}: {why}")
 
 
 def _last_record(text: str) -> dict[str, Any] | None:

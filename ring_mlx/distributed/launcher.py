@@ -35,29 +35,11 @@ _SOCKETS = re.compile(
 _FAILURE = re.compile(r"ring-mlx[\w -]*: \[")
 
 
-def run(hosts: Sequence[Host], job: Job, told: list[int]) -> int:
-    """Run a job on every host.
-
-    Args:
-        hosts: One a rank.
-        job: What all run.
-        told: Signals so far: the first ends the ranks as Ctrl-C does, the second at once.
-
-    Returns:
-        The exit code: 130 where it was told to end, else that of the first rank that failed.
-
-    Raises:
-        DistributedError: If a process cannot be started.
-    """
-    with tempfile.TemporaryDirectory(prefix="ring-mlx-") as scratch:
-        return Launcher(told).run(hosts, job, Path(scratch))
-
-
 class Launcher:
     """The ranks of one run.
 
     Args:
-        told: As for `run`.
+        told: Signals so far: the first ends the ranks as Ctrl-C does, the second at once.
     """
 
     def __init__(self, told: list[int]) -> None:
@@ -72,21 +54,29 @@ class Launcher:
         self._is_interrupted = self._is_closing = False
         self._missed: str | None = None
 
-    def run(self, hosts: Sequence[Host], job: Job, scratch: Path) -> int:
-        """As `run`."""
-        try:
-            for rank, host in enumerate(hosts):
-                own = replace(job, env={**job.env, "MLX_RANK": str(rank)})
-                self._ranks.append(RankProcess(rank, host, own, scratch, self._messages.say))
-            while len(self._ended) < len(self._ranks):
-                self._turn(time.monotonic())
-                time.sleep(TURN_S)
-        finally:
-            self._end_all()
-            for started in self._ranks:
-                started.finish(FAILED_S)
-            self._messages.close()
-        return self._conclude()
+    def run(self, hosts: Sequence[Host], job: Job) -> int:
+        """Run a job on every host, one a rank.
+
+        Returns:
+            The exit code: 130 where it was told to end, else that of the first rank that failed.
+
+        Raises:
+            DistributedError: If a process cannot be started.
+        """
+        with tempfile.TemporaryDirectory(prefix="ring-mlx-") as scratch:
+            try:
+                for rank, host in enumerate(hosts):
+                    own = replace(job, env={**job.env, "MLX_RANK": str(rank)})
+                    self._ranks.append(RankProcess(rank, host, own, Path(scratch), self._messages.say))
+                while len(self._ended) < len(self._ranks):
+                    self._turn(time.monotonic())
+                    time.sleep(TURN_S)
+            finally:
+                self._end_all()
+                for started in self._ranks:
+                    started.finish(FAILED_S)
+                self._messages.close()
+            return self._conclude()
 
     def _turn(self, now: float) -> None:
         for rank in self._ranks:
@@ -145,7 +135,7 @@ class Launcher:
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
 
     def _end_all(self) -> None:
-        """Cut every lifeline, and kill what is here still a moment later."""
+        """Tell all ranks to end, and kill those that are here still a moment later."""
         self._is_closing = True
         for rank in self._ranks:
             rank.cut()

@@ -33,14 +33,9 @@ def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
     return said
 
 
-def main() -> int:
-    """Answer a question of JSON on standard input with the record as one line; no shell on the way reads a path."""
+if __name__ == "__main__":
+    # The question is JSON on standard input, so that no shell on the way reads a path.
     asked = json.load(sys.stdin)
     with suppress(OSError):
         os.chdir(asked["cwd"])
     print(json.dumps(probe(asked["model"], asked["revision"])))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
