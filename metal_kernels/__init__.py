@@ -1,6 +1,5 @@
 """Operations of the Ring-linear models, each a folder with its plain form."""
 
-from metal_kernels.arguments import resident
 from metal_kernels.dispatch import (
     add_norm,
     add_qmv,
@@ -14,10 +13,10 @@ from metal_kernels.dispatch import (
     qkv_lightning_attn,
     route,
 )
-from metal_kernels.fused_qmv import Matrices
 from metal_kernels.heads import Heads
+from metal_kernels.launch import resident
 from metal_kernels.lightning_attn import chunk_lightning_attn, naive_lightning_attn
-from metal_kernels.packed import Packed
+from metal_kernels.packed import Matrices, Packed
 from metal_kernels.quantized_moe import Experts
 
 __all__ = [

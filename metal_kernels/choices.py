@@ -1,16 +1,18 @@
-"""What a machine may choose of: MLX's operation or our kernel, and how work is cut; one table, and what holds now.
+"""What a machine may choose: MLX's operation or our kernel, and how work is cut; one table, and what holds now.
 
 A choice is named by an operation and how many tokens it takes, such as ``norm_qmv/1``. What holds is the first of: what
-is tried (`use`), what was chosen on this machine for this kind of model (`apply`), the table. Knows no clock and no file.
+is tried (`use`), what was chosen on this machine for this kind of model (`apply`), the table.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -98,9 +100,19 @@ TABLE: dict[str, Entry] = {
     "norm_router/5-8": _ours("norm and router's product of 5 to 8 tokens", HALF, DOUBLE),
 }
 
-_applied: dict[str, dict[str, Value]] = {}  # by backend
-_tried: ContextVar[Chosen | None] = ContextVar("tried", default=None)
-_asked: ContextVar[set[str] | None] = ContextVar("asked", default=None)
+
+class Held(dict[str, Value]):
+    """Values that hold in place of the table's, and what was worked out under them (see `recorded`)."""
+
+    def __init__(self, values: Chosen) -> None:
+        super().__init__(values)
+        self.calls: dict[Any, Any] = {}
+
+
+NOTHING = Held({})
+applied: dict[str, Held] = {}  # by backend
+tried: ContextVar[Held | None] = ContextVar("tried", default=None)
+asked: ContextVar[set[str] | None] = ContextVar("asked", default=None)
 
 
 def where() -> str:
@@ -121,18 +133,23 @@ def size_class(tokens: int) -> str:
     return ONE if tokens == 1 else FEW if tokens <= 4 else EIGHT if tokens <= 8 else MANY
 
 
+def tokens(operation: str, x: mx.array) -> int:
+    """Tokens of x [..., D] that count for a choice: of linear attention, x [B, T, ...], those of a row."""
+    return x.shape[1] if operation in ("recurrent", "lightning_attn") else math.prod(x.shape[:-1])
+
+
 def active(on: str | None = None) -> Chosen:
     """What differs from the table now on a backend, by default the present one."""
-    tried = _tried.get()
-    return _applied.get(on or where(), {}) if tried is None else tried
+    held = tried.get()
+    return applied.get(on or where(), NOTHING) if held is None else held
 
 
 def chosen(name: str, on: str | None = None) -> Value:
     """What holds of a choice now."""
     on = on or where()
-    asked = _asked.get()
-    if asked is not None:
-        asked.add(name)
+    names = asked.get()
+    if names is not None:
+        names.add(name)
     return active(on).get(name, TABLE[name].default_on(on))
 
 
@@ -172,19 +189,35 @@ def valid(found: object, on: str) -> dict[str, Value]:
 def apply(found: object, on: str | None = None) -> None:
     """Let these hold from now on, on a backend, in place of those before; what the table does not have is left out."""
     on = on or where()
-    _applied[on] = valid(found, on)
+    applied[on] = Held(valid(found, on))
 
 
 @contextmanager
-def use(tried: Chosen | None) -> Iterator[set[str]]:
+def use(values: Chosen | None) -> Iterator[set[str]]:
     """Let these alone hold as long as the context lasts; gives the names that are asked for meanwhile."""
-    asked: set[str] = set()
-    tokens = _tried.set(tried), _asked.set(asked)
+    token = tried.set(None if values is None else _held(tuple(sorted(values.items()))))
     try:
-        yield asked
+        with noting() as names:
+            yield names
     finally:
-        _tried.reset(tokens[0])
-        _asked.reset(tokens[1])
-        around = _asked.get()
+        tried.reset(token)
+
+
+@lru_cache(maxsize=64)
+def _held(values: tuple[tuple[str, Value], ...]) -> Held:
+    """One for equal values, so that what was worked out is still there when they are tried again."""
+    return Held(dict(values))
+
+
+@contextmanager
+def noting() -> Iterator[set[str]]:
+    """The names that are asked for within."""
+    names: set[str] = set()
+    token = asked.set(names)
+    try:
+        yield names
+    finally:
+        asked.reset(token)
+        around = asked.get()
         if around is not None:
-            around |= asked
+            around |= names

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ class _Trial:
     inputs: list[mx.array] = field(default_factory=list)
 
 
-_trial: ContextVar[_Trial | None] = ContextVar("trial", default=None)
+trial: ContextVar[_Trial | None] = ContextVar("trial", default=None)
 _is_tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 
 
@@ -72,21 +72,18 @@ class Ledger:
 
     Attributes:
         turned_off: How often variants were turned off or doubted; what was compiled before holds no more then.
+        passing: Launches that need not ask again unless a trial is under way, by what is cheap to know of them, which
+            includes the id of the template.
     """
 
     def __init__(self, store: Store) -> None:
         self.turned_off = 0
+        self.passing: dict[object, object] = {}
         self._store, self._lock = store, threading.RLock()
         self._verdicts: dict[str, bool] = {}
         self._is_trusting = True
         self._tried_now: set[str] = set()
-        self._passing: dict[object, object] = {}
         self._failing: dict[object, object] = {}
-
-    @property
-    def passing(self) -> Mapping[object, object]:
-        """Launches that need not ask again, by what is cheap to know of them, which includes the id of the template."""
-        return {} if _trial.get() is not None else self._passing
 
     def admit(
         self, launch: object, template: object, variant: Callable[[], Variant], inputs: Sequence[mx.array]
@@ -105,51 +102,50 @@ class Ledger:
         """
         if launch in self._failing:
             raise TurnedOff
-        found, trial = variant(), _trial.get()
+        found, under_way = variant(), trial.get()
         verdict = self._verdict(found)
         if verdict is not None:
-            known = self._passing if verdict else self._failing
+            known = self.passing if verdict else self._failing
             if len(known) >= MOST_KNOWN:
                 known.clear()
             known[launch] = template
         if verdict is False:
             raise TurnedOff
-        if trial is not None:
-            trial.launched.append(found)
-            trial.inputs += inputs
+        if under_way is not None:
+            under_way.launched.append(found)
+            under_way.inputs += inputs
             if verdict is None:
-                trial.unproven.append(found)
+                under_way.unproven.append(found)
         elif verdict is None:
             raise Unproven
 
-    def serve(
+    def settle(
         self,
+        error: Exception,
         operation: str,
-        kernel: Callable[..., Result],
+        kernel: Callable[[], Result],
         plain: Callable[..., Result],
         arguments: tuple[Any, ...],
         otherwise: Callable[..., Result],
         judge: Judge = agree,
     ) -> Result:
-        """What the kernel makes of the arguments where it is proven, and what ``otherwise`` makes of them where it is off.
+        """The result of an operation whose kernel just raised: unproven, turned off, or failing for the first time.
 
         Args:
+            error: What it raised.
             operation: Its name.
-            kernel, plain: Both with the same contract.
-            arguments: Of all three.
-            otherwise: What serves in place of a kernel that is off.
+            kernel: Launches it again.
+            plain: The same by MLX's operations, to which the kernel is held.
+            arguments: Of the plain form.
+            otherwise: Serves in place of a kernel that is off, with the same arguments.
             judge: Holds the kernel's result against the plain one.
         """
-        try:
-            return kernel(*arguments)
-        except TurnedOff:
+        if isinstance(error, TurnedOff):
             return otherwise(*arguments)
-        except Exception as e:
-            if _is_tracing.get():
-                raise Unproven(operation) from e
-            is_new = isinstance(e, Unproven)
+        if _is_tracing.get():
+            raise Unproven(operation) from error
         with self._lock:
-            return self._try(operation, kernel, plain, arguments, otherwise, judge, is_new)
+            return self._try(operation, kernel, plain, arguments, otherwise, judge, isinstance(error, Unproven))
 
     def doubt(self) -> None:
         """Trust no proof of an earlier process from now on, nor any of this one: each is made again."""
@@ -174,28 +170,28 @@ class Ledger:
         self, operation: str, kernel: Any, plain: Any, arguments: Any, otherwise: Any, judge: Judge, is_new: bool
     ) -> Result:
         """Both ways; the kernel's result if it agrees, else the plain one. ``is_new``: unproven, when it was wanted."""
-        trial, problem = _Trial(), ""
-        token = _trial.set(trial)
+        tried, problem = _Trial(), ""
+        token = trial.set(tried)
         try:
-            found = kernel(*arguments)
+            found = kernel()
         except TurnedOff:
             return otherwise(*arguments)
         except Exception as e:
-            if not trial.launched:
+            if not tried.launched:
                 raise  # not the kernel's doing
             found, problem = None, said(e)
-            trial.unproven = trial.launched[-1:]
+            tried.unproven = tried.launched[-1:]
         finally:
-            _trial.reset(token)
-        if is_new and not trial.unproven:
+            trial.reset(token)
+        if is_new and not tried.unproven:
             return found  # another thread has just tried it
         try:
-            mx.eval(trial.inputs)  # What fails here is not the kernel's doing either.
+            mx.eval(tried.inputs)  # What fails here is not the kernel's doing either.
         except ValueError as e:
             if TRACED not in str(e):
                 raise
             return otherwise(*arguments)
-        blamed = trial.unproven or trial.launched
+        blamed = tried.unproven or tried.launched
         with self._trying(operation, blamed):
             try:
                 expected = plain(*arguments)
@@ -253,7 +249,7 @@ class Ledger:
 
     def _forget_passing(self) -> None:
         self.turned_off += 1
-        self._passing.clear()
+        self.passing.clear()
 
     def _keep(self, variants: Sequence[Variant], entry: dict[str, Any] | None) -> None:
         named = {v.key: entry and {"kernel": v.kernel, "variant": v.words, **entry} for v in variants}

@@ -18,7 +18,7 @@ BACKENDS = ("metal", "cuda", "simulator", choices.CPU, choices.PLAIN)
 
 @pytest.fixture(autouse=True)
 def nothing_applied(monkeypatch):
-    monkeypatch.setattr(choices, "_applied", {})
+    monkeypatch.setattr(choices, "applied", {})
 
 
 @pytest.fixture

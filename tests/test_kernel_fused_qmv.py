@@ -8,7 +8,6 @@ import pytest
 
 from metal_kernels import dispatch, launch
 from metal_kernels.fused_qmv import (
-    Matrices,
     fused,
     fused_add_qmv,
     fused_gate_qmv,
@@ -16,11 +15,9 @@ from metal_kernels.fused_qmv import (
     naive_add_qmv,
     naive_gate_qmv,
     naive_norm_qmv,
-    supports_add_qmv,
-    supports_gate_qmv,
-    supports_norm_qmv,
 )
-from metal_kernels.packed import Packed
+from metal_kernels.packed import Matrices, Packed
+from metal_kernels.recorded import takes
 from metal_kernels.twin.nvrtc import find_nvrtc
 from tests.compare import to_numpy
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
@@ -263,27 +260,27 @@ def test_the_cuda_text_agrees_and_compiles(form):
 def test_what_is_not_supported_is_refused():
     case = Case(FOUR, (8, 96), residual=mx.float32)
     x, weight, eps, both, dtype = case.normed
-    assert supports_norm_qmv(x, weight, both, dtype)
-    assert supports_gate_qmv(x, case.gate, weight, 3, case.one, case.residual)
-    assert supports_add_qmv(x, case.one, case.residual)
-    assert not supports_norm_qmv(x, weight[:8], both)
-    assert not supports_norm_qmv(x.astype(mx.int32), weight, both)
-    assert not supports_norm_qmv(x, weight, both, mx.int32)
-    assert not supports_norm_qmv(x[:0], weight, both)
-    assert not supports_norm_qmv(mx.zeros((9, 96)), weight, both)
-    assert not supports_norm_qmv(x[:, :64], weight[:64], both)
-    assert not supports_gate_qmv(x, case.gate, weight, 5, case.one)
-    assert not supports_gate_qmv(x, case.gate[:1], weight, 3, case.one)
-    assert not supports_gate_qmv(x, case.gate, weight, 3, both)
-    assert not supports_add_qmv(x, both, case.residual)
-    assert not supports_add_qmv(x, case.one, case.residual[:, :5])
+    assert takes(fused_norm_qmv, x, weight, 1e-6, both, dtype)
+    assert takes(fused_gate_qmv, x, case.gate, weight, 3, 1e-6, case.one, case.residual)
+    assert takes(fused_add_qmv, x, case.one, case.residual)
+    assert not takes(fused_norm_qmv, x, weight[:8], 1e-6, both)
+    assert not takes(fused_norm_qmv, x.astype(mx.int32), weight, 1e-6, both)
+    assert not takes(fused_norm_qmv, x, weight, 1e-6, both, mx.int32)
+    assert not takes(fused_norm_qmv, x[:0], weight, 1e-6, both)
+    assert not takes(fused_norm_qmv, mx.zeros((9, 96)), weight, 1e-6, both)
+    assert not takes(fused_norm_qmv, x[:, :64], weight[:64], 1e-6, both)
+    assert not takes(fused_gate_qmv, x, case.gate, weight, 5, 1e-6, case.one)
+    assert not takes(fused_gate_qmv, x, case.gate[:1], weight, 3, 1e-6, case.one)
+    assert not takes(fused_gate_qmv, x, case.gate, weight, 3, 1e-6, both)
+    assert not takes(fused_add_qmv, x, both, case.residual)
+    assert not takes(fused_add_qmv, x, case.one, case.residual[:, :5])
     assert not Matrices(case.one.first, packed((21, 96), EIGHT, 0)).supported
     assert not Matrices(case.one.first, packed((21, 64), FOUR, 0)).supported
     assert not Matrices(packed((2, 21, 96), FOUR, 0)).supported
     assert not Matrices(Packed(mx.zeros((9, 40)))).supported
     wide = Matrices(Packed(mx.zeros((9, 8192))))
-    assert supports_add_qmv(mx.zeros((1, 8192), mx.bfloat16), wide)
-    assert not supports_add_qmv(mx.zeros((1, 8192)), wide)
+    assert takes(fused_add_qmv, mx.zeros((1, 8192), mx.bfloat16), wide)
+    assert not takes(fused_add_qmv, mx.zeros((1, 8192)), wide)
     with pytest.raises(ValueError, match=r"\[norm_qmv\] no kernel for x \(9, 96\)"):
         fused_norm_qmv(mx.zeros((9, 96)), weight, eps, both)
     with pytest.raises(ValueError, match=r"\[gate_qmv\] no kernel for x \(8, 96\)"):

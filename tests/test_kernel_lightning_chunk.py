@@ -5,8 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from metal_kernels import launch
+from metal_kernels import choices, launch
 from metal_kernels.lightning_attn import naive_lightning_attn, simd_chunk, simd_chunk_lightning_attn
+from metal_kernels.recorded import find
 from tests import kernel_reference as reference
 from tests.compare import assert_close
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
@@ -36,9 +37,7 @@ def narrow(monkeypatch):
     """Products take operands of bfloat16, as on tensor cores."""
     tuning = simd_chunk.Tuning((mx.bfloat16,), 1)
     monkeypatch.setattr(simd_chunk, "TUNING", dict.fromkeys(simd_chunk.TUNING, tuning))
-    simd_chunk._plan.cache_clear()
-    yield
-    simd_chunk._plan.cache_clear()
+    monkeypatch.setattr(choices, "NOTHING", choices.Held({}))
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -199,13 +198,15 @@ def test_shared_memory_and_registers_are_within_limits(K, V, dtype):
 @pytest.mark.parametrize("T", [1, 255, 512, 2048, 100_000])
 @pytest.mark.parametrize("H", [16, 32])
 def test_segments_fill_the_gpu_and_are_whole_chunks(T, H):
-    enough = simd_chunk.TUNING["cuda"].threadgroups
-    plan = simd_chunk._plan("cuda", enough, 1, T, H, 128, 128, mx.bfloat16, 1.0, True, False, None)
-    count = plan.outputs["grid"][1]
-    assert (count - 1) * plan.segment_tokens < T <= count * plan.segment_tokens
-    assert plan.segment_tokens % 32 == 0
+    heads = mx.zeros((1, H, T, 128), mx.bfloat16)
+    with launch.use(launch.Backend("cuda", print)):
+        call, _ = find(simd_chunk._launch, (heads,) * 3 + (mx.zeros(H), 1.0, mx.zeros((1, H, 128, 128)), None, None))
+    *states, outputs = call.launches
+    count, segment_tokens = outputs.how["grid"][1], outputs.inputs[4].item()
+    assert (count - 1) * segment_tokens < T <= count * segment_tokens
+    assert segment_tokens % 32 == 0
     assert count <= max(1, T // simd_chunk.MIN_SEGMENT_TOKENS, 1)
-    assert (plan.states is None) == (count == 1)
+    assert (not states) == (count == 1)
     if T > 10_000:
         assert count * H * 2 >= 264
 

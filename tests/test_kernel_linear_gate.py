@@ -8,6 +8,7 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.linear_gate import fused, fused_linear_gate, naive_linear_gate
+from metal_kernels.recorded import takes
 from tests.compare import to_numpy
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
 from tests.kernel_reference import DTYPES, assert_as_exact
@@ -103,10 +104,10 @@ def test_a_bound_off_by_one_is_caught(change):
 
 def test_what_is_not_supported_is_refused():
     x, gate, weight, groups, eps = arguments()
-    assert fused.supports(x, gate, weight, groups)
-    assert not fused.supports(x, gate, weight, 5)
-    assert not fused.supports(x, gate[:1], weight, groups)
-    assert not fused.supports(x.astype(mx.int32), gate, weight, groups)
-    assert not fused.supports(x[:0], gate[:0], weight, groups)
+    assert takes(fused_linear_gate, x, gate, weight, groups, 1e-6)
+    assert not takes(fused_linear_gate, x, gate, weight, 5, 1e-6)
+    assert not takes(fused_linear_gate, x, gate[:1], weight, groups, 1e-6)
+    assert not takes(fused_linear_gate, x.astype(mx.int32), gate, weight, groups, 1e-6)
+    assert not takes(fused_linear_gate, x[:0], gate[:0], weight, groups, 1e-6)
     with pytest.raises(ValueError, match=r"\[linear_gate\] no kernel for x \(2, 3, 96\)"):
         fused_linear_gate(x, gate, weight, 5, eps)

@@ -13,10 +13,9 @@ from metal_kernels.norm_router import (
     fused_norm_router,
     naive_add_norm,
     naive_norm_router,
-    supports,
-    supports_add_norm,
 )
 from metal_kernels.packed import Packed
+from metal_kernels.recorded import takes
 from metal_kernels.twin.nvrtc import find_nvrtc
 from tests.compare import relative_rms, to_numpy
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
@@ -253,20 +252,20 @@ def test_the_cuda_text_agrees_and_compiles(args):
 
 def test_what_is_not_supported_is_refused():
     x, r, weight, router, eps, _ = arguments((8, 96))
-    assert supports(x, r, weight, router)
-    assert supports(x, None, weight, router, mx.float16)
-    assert supports_add_norm(x, r, weight)
-    assert not supports(x, r[:1], weight, router)
-    assert not supports(x, r.astype(mx.int32), weight, router)
-    assert not supports(x, r, weight[:8], router)
-    assert not supports(x, r, weight, router, mx.int32)
-    assert not supports(x, r, weight, packed((5, 64), FLOAT32, 0))
-    assert not supports(x, r, weight, packed((5, 96), ("affine", 6, 32), 0))
-    assert not supports(x, r, weight, packed((2, 5, 96), FLOAT32, 0))
-    assert not supports(x[:0], r[:0], weight, router)
-    assert not supports(mx.zeros((9, 96)), None, weight, router)
-    assert not supports(mx.zeros((1, 8200)), None, mx.zeros((8200,)), Packed(mx.zeros((2, 8200))))
-    assert not supports_add_norm(x, r, weight[:8])
+    assert takes(fused_norm_router, x, r, weight, router, 1e-6)
+    assert takes(fused_norm_router, x, None, weight, router, 1e-6, mx.float16)
+    assert takes(fused_add_norm, x, r, weight, 1e-6)
+    assert not takes(fused_norm_router, x, r[:1], weight, router, 1e-6)
+    assert not takes(fused_norm_router, x, r.astype(mx.int32), weight, router, 1e-6)
+    assert not takes(fused_norm_router, x, r, weight[:8], router, 1e-6)
+    assert not takes(fused_norm_router, x, r, weight, router, 1e-6, mx.int32)
+    assert not takes(fused_norm_router, x, r, weight, packed((5, 64), FLOAT32, 0), 1e-6)
+    assert not takes(fused_norm_router, x, r, weight, packed((5, 96), ("affine", 6, 32), 0), 1e-6)
+    assert not takes(fused_norm_router, x, r, weight, packed((2, 5, 96), FLOAT32, 0), 1e-6)
+    assert not takes(fused_norm_router, x[:0], r[:0], weight, router, 1e-6)
+    assert not takes(fused_norm_router, mx.zeros((9, 96)), None, weight, router, 1e-6)
+    assert not takes(fused_norm_router, mx.zeros((1, 8200)), None, mx.zeros((8200,)), Packed(mx.zeros((2, 8200))), 1e-6)
+    assert not takes(fused_add_norm, x, r, weight[:8], 1e-6)
     with pytest.raises(ValueError, match=r"\[norm_router\] no kernel for x \(9, 96\)"):
         fused_norm_router(mx.zeros((9, 96)), None, weight, router, eps)
     with pytest.raises(ValueError, match=r"\[add_norm\] no kernel for x \(8, 96\)"):

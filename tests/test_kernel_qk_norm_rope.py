@@ -7,6 +7,7 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.qk_norm_rope import fused, fused_qk_norm_rope, naive_qk_norm_rope
+from metal_kernels.recorded import takes
 from tests import kernel_reference as reference
 from tests.compare import assert_close
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
@@ -100,10 +101,10 @@ def test_what_is_not_supported_is_refused():
     with pytest.raises(ValueError, match=r"\[qk_norm_rope\] no kernel for qkv \(2, 5, 336\)"):
         fused_qk_norm_rope(*args)
     qkv, q_weight, k_weight, inv_freq, *_ = arguments()
-    assert fused.supports(qkv, q_weight, k_weight, inv_freq, 3, 2)
-    assert fused.supports(qkv, None, None, inv_freq, 3, 2)
-    assert not fused.supports(qkv, q_weight, None, inv_freq, 3, 2)
-    assert not fused.supports(qkv, q_weight, k_weight.astype(mx.float16), inv_freq, 3, 2)
-    assert not fused.supports(qkv.astype(mx.int32), q_weight, k_weight, inv_freq, 3, 2)
-    assert not fused.supports(qkv, q_weight, k_weight, rope_frequencies(128), 3, 2)
-    assert not fused.supports(qkv[:, :0], q_weight, k_weight, inv_freq, 3, 2)
+    assert takes(fused_qk_norm_rope, qkv, q_weight, k_weight, inv_freq, 1.0, 0, 1e-6, 3, 2)
+    assert takes(fused_qk_norm_rope, qkv, None, None, inv_freq, 1.0, 0, 1e-6, 3, 2)
+    assert not takes(fused_qk_norm_rope, qkv, q_weight, None, inv_freq, 1.0, 0, 1e-6, 3, 2)
+    assert not takes(fused_qk_norm_rope, qkv, q_weight, k_weight.astype(mx.float16), inv_freq, 1.0, 0, 1e-6, 3, 2)
+    assert not takes(fused_qk_norm_rope, qkv.astype(mx.int32), q_weight, k_weight, inv_freq, 1.0, 0, 1e-6, 3, 2)
+    assert not takes(fused_qk_norm_rope, qkv, q_weight, k_weight, rope_frequencies(128), 1.0, 0, 1e-6, 3, 2)
+    assert not takes(fused_qk_norm_rope, qkv[:, :0], q_weight, k_weight, inv_freq, 1.0, 0, 1e-6, 3, 2)

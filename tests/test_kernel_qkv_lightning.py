@@ -5,8 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from metal_kernels import launch
+from metal_kernels import choices, launch
 from metal_kernels.lightning_attn import fused_qkv_lightning_attn, fused_recurrent, naive_qkv_lightning_attn
+from metal_kernels.recorded import find, takes
 from tests import kernel_reference as reference
 from tests.compare import assert_close
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
@@ -67,9 +68,7 @@ def test_every_number_of_tokens(backend, T):
 @pytest.mark.parametrize("columns", [16, 32])
 def test_both_widths_of_a_slice(backend, columns, monkeypatch):
     monkeypatch.setattr(fused_recurrent, "columns_of_a_slice", lambda B, H, D, enough: columns)
-    fused_recurrent._plan.cache_clear()
     check(backend, arguments())
-    fused_recurrent._plan.cache_clear()
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -135,12 +134,13 @@ def test_the_shapes_of_mini(backend, B, T, H):
 
 @pytest.mark.parametrize("B", [1, 2, 8])
 @pytest.mark.parametrize(("enough", "least"), [(1, 64), (128, 128)])
-def test_there_are_threadgroups_for_every_core(B, enough, least):
+def test_there_are_threadgroups_for_every_core(B, enough, least, monkeypatch):
+    monkeypatch.setattr(fused_recurrent, "ENOUGH_THREADGROUPS", {"metal": enough})
+    monkeypatch.setattr(choices, "NOTHING", choices.Held({}))
     qkv, *_, decay_rate, _, _, _, _ = arguments(B=B, T=1, H=16, D=128, has_state=False)
-    kinds = [(x.shape, x.dtype) for x in (qkv, rope_frequencies(64), decay_rate)]
-    numbers = 1, 1.0, 0.0, 1.0, enough, False
-    plan = fused_recurrent._plan(kinds[0], None, None, kinds[1], kinds[2], None, None, *numbers)
-    assert plan["grid"][0] // plan["threadgroup"][0] >= least
+    given = qkv, None, None, rope_frequencies(64), 1.0, 0, decay_rate, 1.0, 0.0
+    ((_, _, how),) = find(fused_qkv_lightning_attn, given)[0].launches
+    assert how["grid"][0] // how["threadgroup"][0] >= least
 
 
 @pytest.mark.parametrize("n", barriers(fused_recurrent.KERNEL))
@@ -171,12 +171,16 @@ def test_a_bound_off_by_one_is_caught(change):
 
 def test_what_is_not_supported_is_refused():
     qkv, q_weight, k_weight, inv_freq, _, _, decay_rate, *_ = arguments()
-    assert fused_recurrent.supports(qkv, q_weight, k_weight, inv_freq, decay_rate)
-    assert not fused_recurrent.supports(qkv, q_weight, None, inv_freq, decay_rate)
-    assert not fused_recurrent.supports(arguments(T=9)[0], q_weight, k_weight, inv_freq, decay_rate)
-    assert not fused_recurrent.supports(arguments(D=288)[0], None, None, inv_freq, decay_rate)
-    assert not fused_recurrent.supports(arguments(D=48)[0], None, None, inv_freq, decay_rate)
-    assert not fused_recurrent.supports(qkv, q_weight, k_weight, rope_frequencies(128), decay_rate)
+    assert takes(fused_qkv_lightning_attn, qkv, q_weight, k_weight, inv_freq, 1.0, 0, decay_rate, 1.0, 1e-6)
+    assert not takes(fused_qkv_lightning_attn, qkv, q_weight, None, inv_freq, 1.0, 0, decay_rate, 1.0, 1e-6)
+    assert not takes(
+        fused_qkv_lightning_attn, arguments(T=9)[0], q_weight, k_weight, inv_freq, 1.0, 0, decay_rate, 1.0, 1e-6
+    )
+    assert not takes(fused_qkv_lightning_attn, arguments(D=288)[0], None, None, inv_freq, 1.0, 0, decay_rate, 1.0, 1e-6)
+    assert not takes(fused_qkv_lightning_attn, arguments(D=48)[0], None, None, inv_freq, 1.0, 0, decay_rate, 1.0, 1e-6)
+    assert not takes(
+        fused_qkv_lightning_attn, qkv, q_weight, k_weight, rope_frequencies(128), 1.0, 0, decay_rate, 1.0, 1e-6
+    )
     with pytest.raises(ValueError, match=r"\[qkv_lightning_attn\] no kernel for qkv \(2, 9, 576\)"):
         fused_qkv_lightning_attn(*arguments(T=9))
     with pytest.raises(ValueError, match=r"no kernel for qkv"):

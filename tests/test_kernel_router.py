@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
+from metal_kernels.recorded import takes
 from metal_kernels.router import fused, fused_route, naive_route
 from tests import reference
 from tests.compare import to_numpy
@@ -151,12 +152,12 @@ def test_a_bound_off_by_one_is_caught(change):
 
 def test_what_is_not_supported_is_refused():
     logits, bias, *_ = arguments()
-    assert fused.supports(logits, bias, 5, 5)
-    assert fused.supports(logits, None, 5, 1)
-    assert not fused.supports(logits, bias, 5, 7)
-    assert not fused.supports(logits, bias, 33, 5)
-    assert not fused.supports(logits.astype(mx.bfloat16), bias, 5, 5)
-    assert not fused.supports(logits, bias.astype(mx.bfloat16), 5, 5)
-    assert not fused.supports(mx.zeros((1, 2048)), None, 5, 1)
+    assert takes(fused_route, logits, bias, 5, 5, 3, 2.5, True)
+    assert takes(fused_route, logits, None, 5, 1, 3, 2.5, True)
+    assert not takes(fused_route, logits, bias, 5, 7, 3, 2.5, True)
+    assert not takes(fused_route, logits, bias, 33, 5, 3, 2.5, True)
+    assert not takes(fused_route, logits.astype(mx.bfloat16), bias, 5, 5, 3, 2.5, True)
+    assert not takes(fused_route, logits, bias.astype(mx.bfloat16), 5, 5, 3, 2.5, True)
+    assert not takes(fused_route, mx.zeros((1, 2048)), None, 5, 1, 3, 2.5, True)
     with pytest.raises(ValueError, match=r"\[route\] no kernel for logits \(3, 60\)"):
         fused_route(logits, bias, 5, 7, 2, 2.5, True)

@@ -8,7 +8,8 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.packed import Packed
-from metal_kernels.quantized_moe import Experts, decode, decode_moe, naive_moe, plain_moe, prefill_moe, supports_decode
+from metal_kernels.quantized_moe import Experts, check_decode, decode, decode_moe, naive_moe, plain_moe, prefill_moe
+from metal_kernels.recorded import takes
 from tests.compare import assert_close, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated
 from tests.kernel_reference import DTYPES, assert_as_exact
@@ -162,9 +163,9 @@ def test_what_the_kernels_take():
     case = Case(("affine", 4, 32), 8)
     gate, up, down = case.routed
     experts = Experts(gate, up, down)
-    assert supports_decode(experts, case.x)
-    assert not supports_decode(experts, mx.zeros((9, 96)))
-    assert not supports_decode(experts, case.x.astype(mx.int32))
+    assert takes(check_decode, case.x, experts)
+    assert not takes(check_decode, mx.zeros((9, 96)), experts)
+    assert not takes(check_decode, case.x.astype(mx.int32), experts)
     assert not Experts(gate, Packed(up.dequantize()), down).supported
     for mode, group in (("nvfp4", 16), ("mxfp4", 32)):
         q, s = mx.quantize(mx.ones((5, 64, 96)), group_size=group, bits=4, mode=mode)
@@ -248,7 +249,7 @@ def test_threadgroup_memory_limits_the_simdgroups_or_the_widths(group, dtype, si
     ]
     experts = Experts(*w)
     assert decode._simdgroups(experts, dtype, decode.decode_rows("metal", 1), 9) == (simdgroups, 9)
-    assert supports_decode(experts, mx.zeros((1, 8192), dtype)) == (simdgroups > 0)
+    assert takes(check_decode, mx.zeros((1, 8192), dtype), experts) == (simdgroups > 0)
 
 
 def test_the_cases_are_not_trivial():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.quantized_moe import Experts, naive_moe, prefill, prefill_moe, supports_prefill
+from metal_kernels.quantized_moe import Experts, check_prefill, naive_moe, prefill, prefill_moe
 from metal_kernels.quantized_moe.tiles import TILES, operand, prefill_tile
+from metal_kernels.recorded import takes
 from tests.compare import assert_close, relative_rms, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated
 from tests.kernel_reference import DTYPES, assert_as_exact
@@ -188,8 +189,8 @@ def test_tiles_follow_the_rows_of_an_expert():
 def test_the_backends_own_choices(backend):
     case = Case(("affine", 4, 32), 20, shared=64, dtype=mx.float16, residual=mx.float16)
     experts = Experts(*case.routed, case.shared)
-    assert supports_prefill(experts, case.x)
-    assert not supports_prefill(experts, case.x[:0])
+    assert takes(check_prefill, case.x, experts)
+    assert not takes(check_prefill, case.x[:0], experts)
     with launch.use(backend):
         y = prefill_moe(case.x, case.chosen, case.weights, experts, case.residual)
     assert y.dtype == mx.float16

@@ -72,7 +72,7 @@ def kept(tmp_path, monkeypatch):
     """A store of its own, timing allowed, nothing applied."""
     monkeypatch.setenv(machine.SWITCH, str(tmp_path / "machine"))
     monkeypatch.delenv(choices.SWITCH)
-    monkeypatch.setattr(choices, "_applied", {})
+    monkeypatch.setattr(choices, "applied", {})
     return tmp_path / "machine"
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from metal_kernels.fused_qmv.matrices import Matrices
 from metal_kernels.linear_gate.naive import naive_linear_gate
-from metal_kernels.packed import Packed
+from metal_kernels.packed import Matrices, Packed
 
 
 def naive_norm_qmv(

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from metal_kernels import choices
-from metal_kernels.arguments import FLOATS, Kind, absent, are_norm_weights, bits, kind, kind_or_none, positions
-from metal_kernels.launch import Kernel
+from metal_kernels.constants import FLOATS, PACKS, absent, are_norm_weights, bits
+from metal_kernels.launch import Kernel, positions
+from metal_kernels.recorded import NoKernelError
 
-HERE = Path(__file__).parent
 KERNEL = Kernel(
-    HERE / "fused_recurrent.metal",
+    Path(__file__).with_name("fused_recurrent.metal"),
     ("qkv", "q_weight", "k_weight", "inv_freq", "offset", "decay_rate", "state", "mask"),
     ("o", "new_state"),
-    [HERE.parent / "quantized_moe" / "codes.metal", HERE.parent / "norm_router" / "packs.metal"],
+    PACKS,
 )
 MAX_TOKENS = 8
 SIMDGROUPS = 8
@@ -25,21 +23,6 @@ SIMDGROUPS = 8
 # threadgroups: B * H * D / 32 of them below this number leave cores of an H100 idle (132). On Apple's GPUs whole lines go
 # first: mini's 64 threadgroups keep as many of 10 to 40 cores busy as 128 would (80 to 100 %), with as many bytes under way.
 ENOUGH_THREADGROUPS = {"metal": 1, "cuda": 128}
-
-
-def supports(
-    qkv: mx.array,
-    q_weight: mx.array | None,
-    k_weight: mx.array | None,
-    inv_freq: mx.array,
-    decay_rate: mx.array,
-) -> bool:
-    """Whether `fused_qkv_lightning_attn` runs these.
-
-    It takes 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of one dtype or neither.
-    """
-    kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
-    return _plan(*kinds, None, None, 1, 1.0, 0.0, 1.0, 1, False) is not None
 
 
 def fused_qkv_lightning_attn(
@@ -55,32 +38,45 @@ def fused_qkv_lightning_attn(
     state: mx.array | None = None,
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Same contract as `naive_qkv_lightning_attn`, in one dispatch, for what `supports` says.
+    """Same contract as `naive_qkv_lightning_attn`, in one dispatch.
 
     Raises:
-        ValueError: For anything else, or if the state or the mask has another shape or dtype.
+        NoKernelError: Unless there are 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of one
+            dtype or neither.
+        ValueError: If the state or the mask has another shape or dtype.
     """
-    where = positions(offset)
-    kinds = kind(qkv), kind_or_none(q_weight), kind_or_none(k_weight), kind(inv_freq), kind(decay_rate)
-    is_other = choices.variant("recurrent", qkv.shape[1]) == choices.OTHER_WIDTH
-    enough = ENOUGH_THREADGROUPS.get(choices.where(), ENOUGH_THREADGROUPS["metal"])
-    numbers = where.shape[0], scale, eps, rope_scale, enough, is_other
-    plan = _plan(*kinds, kind_or_none(state), kind_or_none(mask), *numbers)
-    if plan is None:
+    (B, T, width), dtype = qkv.shape, qkv.dtype
+    H, R, offset = decay_rate.shape[0], 2 * inv_freq.shape[0], positions(offset)
+    D = width // (3 * H)
+    is_known = dtype in FLOATS and inv_freq.dtype == decay_rate.dtype == mx.float32 and offset.shape in ((1,), (B,))
+    is_known = is_known and B >= 1 and 1 <= T <= MAX_TOKENS and width == 3 * H * D and D in range(32, 257, 32)
+    if not is_known or not 2 <= R <= D or not are_norm_weights(q_weight, k_weight, D):
+        raise NoKernelError(f"[qkv_lightning_attn] no kernel for qkv {qkv.shape} {dtype} and {decay_rate.shape} heads.")
+    if state is not None and (state.shape, state.dtype) != ((B, H, D, D), mx.float32):
         raise ValueError(
-            f"[qkv_lightning_attn] no kernel for qkv {qkv.shape} {qkv.dtype} and {decay_rate.shape} heads."
+            f"[qkv_lightning_attn] state must be {(B, H, D, D)} float32 but got {state.shape} {state.dtype}."
         )
-    weights = (absent(mx.float32),) * 2 if q_weight is None or k_weight is None else (q_weight, k_weight)
-    inputs = [
-        qkv,
-        *weights,
-        inv_freq,
-        where,
-        decay_rate,
-        absent(mx.float32) if state is None else state,
-        where if mask is None else mask,
-    ]
-    o, new_state = KERNEL(inputs, **plan)
+    if mask is not None and (mask.shape, mask.dtype) != ((B, T), mx.bool_):
+        raise ValueError(f"[qkv_lightning_attn] mask must be {(B, T)} bool but got {mask.shape} {mask.dtype}.")
+    columns = columns_of_a_slice(B, H, D, ENOUGH_THREADGROUPS.get(choices.where(), ENOUGH_THREADGROUPS["metal"]))
+    if choices.variant("recurrent", T) == choices.OTHER_WIDTH and D % 64 == 0:
+        columns = 48 - columns
+    none = absent(mx.float32)
+    weight = none if q_weight is None else q_weight
+    inputs = [qkv, weight, none if k_weight is None else k_weight, inv_freq, offset, decay_rate]
+    o, new_state = KERNEL.launch(
+        [*inputs, none if state is None else state, offset if mask is None else mask],
+        template=[
+            *(("T", dtype), ("W", weight.dtype), ("N", T), ("H", H), ("D", D), ("R", R)),
+            *(("COLUMNS", columns), ("SIMDGROUPS", SIMDGROUPS), ("NORM", q_weight is not None)),
+            *(("HAS_STATE", state is not None), ("HAS_MASK", mask is not None), ("PER_ROW", offset.shape[0] > 1)),
+            *(("SCALE", bits(scale)), ("EPS", bits(eps)), ("ROPE_SCALE", bits(rope_scale))),
+        ],
+        grid=(B * H * (D // columns) * SIMDGROUPS * 32, 1, 1),
+        threadgroup=(SIMDGROUPS * 32, 1, 1),
+        shapes=[(B, T, H * D), (B, H, D, D)],
+        dtypes=[dtype, mx.float32],
+    )
     return o, new_state
 
 
@@ -88,61 +84,3 @@ def columns_of_a_slice(B: int, H: int, D: int, enough: int) -> int:
     """Columns of V that one threadgroup owns, if that makes enough threadgroups."""
     threadgroups = B * H * D // 32
     return 16 if D % 64 == 0 and threadgroups < enough else 32
-
-
-@lru_cache(maxsize=256)
-def _plan(
-    qkv: Kind,
-    q_weight: Kind | None,
-    k_weight: Kind | None,
-    inv_freq: Kind,
-    decay_rate: Kind,
-    state: Kind | None,
-    mask: Kind | None,
-    offsets: int,
-    scale: float,
-    eps: float,
-    rope_scale: float,
-    enough: int,
-    is_other_width: bool,
-) -> dict[str, Any] | None:
-    """How to launch, or None for what the kernel does not run."""
-    (B, T, width), dtype = qkv
-    H, R = decay_rate[0][0], 2 * inv_freq[0][0]
-    D = width // (3 * H)
-    if dtype not in FLOATS or B < 1 or not 1 <= T <= MAX_TOKENS or offsets not in (1, B):
-        return None
-    if width != 3 * H * D or D % 32 or not 32 <= D <= 256 or not are_norm_weights(q_weight, k_weight, D):
-        return None
-    if not 2 <= R <= D or inv_freq[1] != mx.float32 or decay_rate[1] != mx.float32:
-        return None
-    if state not in (None, ((B, H, D, D), mx.float32)):
-        raise ValueError(f"[qkv_lightning_attn] state must be {(B, H, D, D)} float32 but got {state}.")
-    if mask not in (None, ((B, T), mx.bool_)):
-        raise ValueError(f"[qkv_lightning_attn] mask must be {(B, T)} bool but got {mask}.")
-    columns = columns_of_a_slice(B, H, D, enough)
-    if is_other_width and D % 64 == 0:
-        columns = 48 - columns
-    return {
-        "template": [
-            ("T", dtype),
-            ("W", mx.float32 if q_weight is None else q_weight[1]),
-            ("N", T),
-            ("H", H),
-            ("D", D),
-            ("R", R),
-            ("COLUMNS", columns),
-            ("SIMDGROUPS", SIMDGROUPS),
-            ("NORM", q_weight is not None),
-            ("HAS_STATE", state is not None),
-            ("HAS_MASK", mask is not None),
-            ("PER_ROW", offsets > 1),
-            ("SCALE", bits(scale)),
-            ("EPS", bits(eps)),
-            ("ROPE_SCALE", bits(rope_scale)),
-        ],
-        "grid": (B * H * (D // columns) * SIMDGROUPS * 32, 1, 1),
-        "threadgroup": (SIMDGROUPS * 32, 1, 1),
-        "shapes": [(B, T, H * D), (B, H, D, D)],
-        "dtypes": [dtype, mx.float32],
-    }

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from metal_kernels import choices, launch
-from metal_kernels.arguments import FLOATS, absent, bits, ints
+from metal_kernels.constants import FLOATS, absent, bits, ints
 from metal_kernels.launch import Kernel
+from metal_kernels.recorded import run
 
 HERE = Path(__file__).parent
 KERNEL = Kernel(
@@ -85,27 +85,9 @@ def simd_chunk_lightning_attn(
         raise ValueError(f"[simd_chunk_lightning_attn] state must be {(B, H, K, V)} float32 but got {state.shape}.")
     if mask is not None and (mask.shape != (B, T) or mask.dtype != mx.bool_):
         raise ValueError(f"[simd_chunk_lightning_attn] mask must be {(B, T)} bool but got {mask.shape} {mask.dtype}.")
-    where = launch.backend()
-    name = "metal" if where is None else where.name
-    is_unsplit = choices.variant("lightning_attn", T) == choices.UNSPLIT
-    enough = 1 if is_unsplit else choices.scaled(TUNING[name].threadgroups, "lightning_attn", T)
-    plan = _plan(name, enough, B, T, H, K, V, q.dtype, scale, state is not None, mask is not None, segments)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    flags, sizes = absent(mx.bool_) if mask is None else mask, ints(plan.segment_tokens)
-    updates = [absent(mx.float32), absent(mx.int32)]
-    if plan.states is not None:
-        updates = SEGMENT_STATES([k, v, decay_rate, sizes, flags], **plan.states)
-    start = absent(mx.float32) if state is None else state
-    o, new_state = KERNEL([q, k, v, decay_rate, sizes, start, flags, *updates], **plan.outputs)
+    o, new_state = run(_launch, q, k, v, decay_rate, scale, state, mask, segments)
     return o, new_state
-
-
-class Plan(NamedTuple):
-    """Arguments of the launches: ``states`` is the first pass, None where there is one segment."""
-
-    segment_tokens: int
-    states: dict[str, Any] | None
-    outputs: dict[str, Any]
 
 
 def chunk_tokens(K: int, dtype: mx.Dtype) -> int:
@@ -119,67 +101,57 @@ def split_columns(K: int, V: int) -> tuple[int, int]:
     return next(n for n in (4, 2, 1) if V % (n * tiles * 8) == 0), tiles
 
 
-def count_segments(T: int, chunk: int, threadgroups: int, enough: int) -> int:
-    """How many segments fill the GPU, of 256 tokens or more each."""
-    if threadgroups >= enough:
-        return 1
-    return max(1, min(-(-enough // threadgroups), T // max(chunk, MIN_SEGMENT_TOKENS), MAX_SEGMENTS))
+def tokens_of_a_segment(T: int, chunk: int, threadgroups: int, enough: int, segments: int | None = None) -> int:
+    """Whole chunks, so that as many segments as given fill the GPU, or as it needs, of 256 tokens or more each."""
+    if segments is None:
+        if choices.variant("lightning_attn", T) == choices.UNSPLIT:
+            enough = 1
+        enough = choices.scaled(enough, "lightning_attn", T)
+        segments = 1
+        if threadgroups < enough:
+            segments = max(1, min(-(-enough // threadgroups), T // max(chunk, MIN_SEGMENT_TOKENS), MAX_SEGMENTS))
+    return -(-T // (segments * chunk)) * chunk
 
 
-@lru_cache(maxsize=256)
-def _plan(
-    name: str,
-    enough: int,
-    B: int,
-    T: int,
-    H: int,
-    K: int,
-    V: int,
-    dtype: mx.Dtype,
+def _launch(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay_rate: mx.array,
     scale: float,
-    has_state: bool,
-    has_mask: bool,
+    state: mx.array | None,
+    mask: mx.array | None,
     segments: int | None,
-) -> Plan:
-    tuning, C = TUNING[name], chunk_tokens(K, dtype)
+) -> list[mx.array]:
+    """One pass for q, k [B, H, T, K] and v [B, H, T, V], or two where time is split."""
+    (B, H, T, K), V, dtype = q.shape, v.shape[-1], q.dtype
+    where = launch.backend()
+    tuning, C = TUNING["metal" if where is None else where.name], chunk_tokens(K, dtype)
     simdgroups, tiles = split_columns(K, V)
     threadgroups = B * H * V // (simdgroups * tiles * 8)
-    wanted = segments or count_segments(T, C, threadgroups, enough)
-    segment_tokens = -(-T // (wanted * C)) * C
+    segment_tokens = tokens_of_a_segment(T, C, threadgroups, tuning.threadgroups, segments)
     count = -(-T // segment_tokens)
-    shared = _template(K, V, dtype, dtype in tuning.narrow, has_mask)
-    outputs = {
-        "template": [*shared, ("SCALE", bits(scale)), ("HAS_STATE", has_state), ("SEGMENTED", count > 1)],
-        "grid": (threadgroups * simdgroups * 32, count, 1),
-        "threadgroup": (simdgroups * 32, 1, 1),
-        "shapes": [(B, T, H, V), (B, H, K, V)],
-        "dtypes": [dtype, mx.float32],
-    }
-    if count == 1:
-        return Plan(segment_tokens, None, outputs)
-    states = {
-        **outputs,
-        "template": shared,
-        "grid": (threadgroups * simdgroups * 32, count - 1, 1),
-        "shapes": [(B, H, count - 1, K, V), (B, H, count - 1)],
-        "dtypes": [mx.float32, mx.int32],
-    }
-    return Plan(segment_tokens, states, outputs)
-
-
-def _template(K: int, V: int, dtype: mx.Dtype, is_narrow: bool, has_mask: bool) -> list[tuple[str, Any]]:
-    """What both passes are compiled for."""
-    simdgroups, tiles = split_columns(K, V)
-    operand = dtype if is_narrow else mx.float32
-    return [
-        ("T", dtype),
-        ("M", operand),
-        ("PARTS", PARTS[operand]),
-        ("BLOCK", 2 if is_narrow else 1),
-        ("K", K),
-        ("V", V),
-        ("C", chunk_tokens(K, dtype)),
-        ("SIMDGROUPS", simdgroups),
-        ("TILES", tiles),
-        ("HAS_MASK", has_mask),
+    operand = dtype if dtype in tuning.narrow else mx.float32
+    template = [
+        *(("T", dtype), ("M", operand), ("PARTS", PARTS[operand]), ("BLOCK", 2 if dtype in tuning.narrow else 1)),
+        *(("K", K), ("V", V), ("C", C), ("SIMDGROUPS", simdgroups), ("TILES", tiles), ("HAS_MASK", mask is not None)),
     ]
+    flags, sizes = absent(mx.bool_) if mask is None else mask, ints(segment_tokens)
+    updates = [absent(mx.float32), absent(mx.int32)]
+    if count > 1:
+        updates = SEGMENT_STATES.launch(
+            [k, v, decay_rate, sizes, flags],
+            template=template,
+            grid=(threadgroups * simdgroups * 32, count - 1, 1),
+            threadgroup=(simdgroups * 32, 1, 1),
+            shapes=[(B, H, count - 1, K, V), (B, H, count - 1)],
+            dtypes=[mx.float32, mx.int32],
+        )
+    return KERNEL.launch(
+        [q, k, v, decay_rate, sizes, absent(mx.float32) if state is None else state, flags, *updates],
+        template=[*template, ("SCALE", bits(scale)), ("HAS_STATE", state is not None), ("SEGMENTED", count > 1)],
+        grid=(threadgroups * simdgroups * 32, count, 1),
+        threadgroup=(simdgroups * 32, 1, 1),
+        shapes=[(B, T, H, V), (B, H, K, V)],
+        dtypes=[dtype, mx.float32],
+    )

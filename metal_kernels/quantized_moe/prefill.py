@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import mlx.core as mx
 
+from metal_kernels.constants import CODES, FLOATS
 from metal_kernels.launch import Kernel, backend
 from metal_kernels.quantized_moe import tiles
-from metal_kernels.quantized_moe.experts import FLOATS, Experts, Template, format_template, shared_product
+from metal_kernels.quantized_moe.experts import Experts, shared_product
 from metal_kernels.quantized_moe.tiles import Tile
+from metal_kernels.recorded import NoKernelError, run
 
 HERE = Path(__file__).parent
-HEADERS = [HERE / "codes.metal", HERE / "grouped.metal"]
+HEADERS = [CODES, HERE / "grouped.metal"]
 MATRICES = ("gate", "up", "shared_gate", "shared_up")
 PLAN = Kernel(HERE / "plan.metal", ["chosen", "order"], ["tiles"])
 GATE_UP = Kernel(
@@ -33,9 +34,15 @@ PLAN_THREADS = 256
 COMBINE_THREADS = 128
 
 
-def supports_prefill(experts: Experts, x: mx.array) -> bool:
-    """Whether `prefill_moe` takes these tokens [..., D]: at least one, and formats that the kernels read."""
-    return experts.supported and x.dtype in FLOATS and x.size >= 1
+def check_prefill(x: mx.array, experts: Experts) -> tuple[()]:
+    """Whether `prefill_moe` takes these tokens [..., D].
+
+    Raises:
+        NoKernelError: Unless there is one at least, and formats that the kernels read.
+    """
+    if not experts.supported or x.dtype not in FLOATS or x.size < 1:
+        raise NoKernelError(f"[moe] no kernel for x {x.shape} {x.dtype} and {experts.gate.mode} experts.")
+    return ()
 
 
 def prefill_moe(
@@ -47,7 +54,7 @@ def prefill_moe(
     tile: Tile | None = None,
     operand: mx.Dtype | None = None,
 ) -> mx.array:
-    """Same contract as `naive_moe`, for what `supports_prefill` accepts; in five dispatches and a sort, no host sync.
+    """Same contract as `naive_moe`, for what `check_prefill` accepts; in five dispatches and a sort, no host sync.
 
     With 16-bit operands the dequantised weights and the products of gate and up are rounded to them, as MLX's own
     quantised product does; all sums are float32.
@@ -68,90 +75,71 @@ def prefill_moe(
         ValueError: If shapes or dtypes disagree.
     """
     experts.check(x, chosen, weights, residual)
-    top_k, shape = chosen.shape[-1], x.shape
+    top_k, dtype, shape = chosen.shape[-1], mx.float32 if residual is None else residual.dtype, x.shape
     x, chosen = x.reshape(-1, shape[-1]), chosen.reshape(-1, top_k)
-    tokens = chosen.shape[0]
-    dtype = mx.float32 if residual is None else residual.dtype
-    where = backend()
-    tile = tile or tiles.prefill_tile(tokens * top_k / experts.count, tokens)
-    plan = _prepared(experts, top_k, tile, operand or tiles.operand(where.name if where else "", x.dtype))
     if experts.shared is not None and not experts.rides:
         added = shared_product(x, experts.shared)
         residual = added if residual is None else added + residual.reshape(x.shape)
+        experts = experts.stacks
+    where, tokens = backend(), chosen.shape[0]
+    tile = tile or tiles.prefill_tile(tokens * top_k / experts.gate.shape[0], tokens)
+    operand = operand or tiles.operand(where.name if where else "", x.dtype)
     order = mx.argsort(chosen.reshape(-1))
-    parts = _parts(x, chosen, weights, order, experts, plan)
-    (y,) = COMBINE(
-        [parts, parts if residual is None else residual],
-        template=[("N", plan.hidden), ("SLOTS", plan.slots), ("HAS_RESIDUAL", residual is not None), ("O", dtype)],
-        grid=(plan.hidden // 4, tokens, 1),
-        threadgroup=(min(plan.hidden // 4, COMBINE_THREADS), 1, 1),
-        shapes=[shape],
-        dtypes=[dtype],
-    )
-    return y
+    found: mx.array = run(_launch, x, chosen, weights, order, experts, residual, tile, operand, dtype)
+    return found.reshape(shape)
 
 
-class _Plan(NamedTuple):
-    """What follows from the experts and the tile alone."""
-
-    tile: Tile
-    operand: mx.Dtype
-    slots: int
-    inner: int
-    hidden: int
-    plan: Template
-    gate_up: Template
-    down: Template
-
-
-def _prepared(experts: Experts, top_k: int, tile: Tile, operand: mx.Dtype) -> _Plan:
-    key = ("prefill", top_k, tile, operand)
-    found: _Plan | None = experts.prepared.get(key)
-    if found is None:
-        found = experts.prepared[key] = _prepare(experts, top_k, tile, operand)
-    return found
-
-
-def _prepare(experts: Experts, top_k: int, tile: Tile, operand: mx.Dtype) -> _Plan:
-    first, second = format_template(experts.gate), format_template(experts.down)
-    common: Template = [("BM", tile.rows), ("BN", tiles.COLUMNS), ("BK", tiles.DEPTH_BYTES // operand.size)]
-    common += [("WM", tile.simd_rows), ("WN", tile.simd_columns), ("T", operand), ("TOP_K", top_k)]
-    plan: Template = [("E", experts.count), ("TOP_K", top_k), ("BM", tile.rows), ("SHARED", experts.rides)]
-    gate_up: Template = [*first, *common]
-    down: Template = [*second, *common, ("SLOTS", experts.slots(top_k))]
-    return _Plan(tile, operand, experts.slots(top_k), dict(first)["N"], dict(second)["N"], plan, gate_up, down)
-
-
-def _parts(
-    x: mx.array, chosen: mx.array, weights: mx.array, order: mx.array, experts: Experts, plan: _Plan
+def _launch(
+    x: mx.array,
+    chosen: mx.array,
+    weights: mx.array,
+    order: mx.array,
+    experts: Experts,
+    residual: mx.array | None,
+    tile: Tile,
+    operand: mx.Dtype,
+    dtype: mx.Dtype,
 ) -> mx.array:
-    """The weighted product of every token and slot, [T, slots, D] float32."""
-    tokens, total = chosen.shape[0], chosen.size
-    bound = total // plan.tile.rows + min(experts.count, total)
-    bound += -(-tokens // plan.tile.rows) * experts.rides
-    (cut,) = PLAN(
+    """For x [T, D] and the order [T k] in which the pairs of token and expert are sorted by expert."""
+    (tokens, top_k), rides, slots = chosen.shape, int(experts.rides), experts.slots(chosen.shape[1])
+    (E, inner, hidden), total = experts.gate.shape, chosen.size
+    bound = total // tile.rows + min(E, total) + -(-tokens // tile.rows) * rides
+    common: list[tuple[str, int | mx.Dtype]] = [
+        ("BM", tile.rows),
+        ("BN", tiles.COLUMNS),
+        ("BK", tiles.DEPTH_BYTES // operand.size),
+    ]
+    common += [("WM", tile.simd_rows), ("WN", tile.simd_columns), ("T", operand), ("TOP_K", top_k)]
+    (cut,) = PLAN.launch(
         [chosen, order],
-        template=plan.plan,
+        template=[("E", E), ("TOP_K", top_k), ("BM", tile.rows), ("SHARED", experts.rides)],
         grid=(PLAN_THREADS, 1, 1),
         threadgroup=(PLAN_THREADS, 1, 1),
         shapes=[(bound, 4)],
         dtypes=[mx.int32],
     )
-    threads = 32 * plan.tile.simd_rows * plan.tile.simd_columns
-    (h,) = GATE_UP(
+    threads = 32 * tile.simd_rows * tile.simd_columns
+    (h,) = GATE_UP.launch(
         [x, order, cut, *experts.gate_up_arrays],
-        template=plan.gate_up,
-        grid=(plan.inner // (tiles.COLUMNS // 2) * threads, bound, 1),
+        template=[*experts.gate.template, *common],
+        grid=(inner // (tiles.COLUMNS // 2) * threads, bound, 1),
         threadgroup=(threads, 1, 1),
-        shapes=[(total + tokens * experts.rides, plan.inner)],
-        dtypes=[plan.operand],
+        shapes=[(total + tokens * rides, inner)],
+        dtypes=[operand],
     )
-    (parts,) = DOWN(
+    (parts,) = DOWN.launch(
         [h, order, weights, cut, *experts.down_arrays],
-        template=plan.down,
-        grid=(-(-plan.hidden // tiles.COLUMNS) * threads, bound, 1),
+        template=[*experts.down.template, *common, ("SLOTS", slots)],
+        grid=(-(-hidden // tiles.COLUMNS) * threads, bound, 1),
         threadgroup=(threads, 1, 1),
-        shapes=[(tokens, plan.slots, plan.hidden)],
+        shapes=[(tokens, slots, hidden)],
         dtypes=[mx.float32],
     )
-    return parts
+    return COMBINE.launch(
+        [parts, parts if residual is None else residual],
+        template=[("N", hidden), ("SLOTS", slots), ("HAS_RESIDUAL", residual is not None), ("O", dtype)],
+        grid=(hidden // 4, tokens, 1),
+        threadgroup=(min(hidden // 4, COMBINE_THREADS), 1, 1),
+        shapes=[(tokens, hidden)],
+        dtypes=[dtype],
+    )[0]

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels.arguments import Kind, absent, bits, kind, kind_or_none
+from metal_kernels.constants import absent, bits
 from metal_kernels.launch import Kernel
+from metal_kernels.recorded import NoKernelError
 
 KERNEL = Kernel(Path(__file__).with_name("router.metal"), ("logits", "bias"), ("chosen", "weights"))
 MAX_EXPERTS = 1024
 MAX_SIMDGROUPS = 8
 MAX_TOP_K = 32
-
-
-def supports(logits: mx.array, bias: mx.array | None, top_k: int, n_group: int) -> bool:
-    """Whether `fused_route` runs these: float32, at most 1,024 experts in equal groups, at most 32 chosen."""
-    return _plan(kind(logits), kind_or_none(bias), top_k, n_group, 1, 1.0, True) is not None
 
 
 def fused_route(
@@ -32,49 +26,29 @@ def fused_route(
     scaling_factor: float,
     normalize: bool,
 ) -> tuple[mx.array, mx.array]:
-    """Same contract as `naive_route`, in one dispatch, for what `supports` says.
+    """Same contract as `naive_route`, in one dispatch.
 
     Raises:
-        ValueError: For anything else.
+        NoKernelError: Unless all is float32, with at most 1,024 experts in equal groups, of which at most 32 are chosen.
     """
-    plan = _plan(kind(logits), kind_or_none(bias), top_k, n_group, topk_group, scaling_factor, normalize)
-    if plan is None:
-        raise ValueError(f"[route] no kernel for logits {logits.shape} {logits.dtype}, {n_group} groups, top {top_k}.")
-    chosen, weights = KERNEL([logits, absent(mx.float32) if bias is None else bias], **plan)
-    return chosen, weights
-
-
-@lru_cache(maxsize=256)
-def _plan(
-    logits: Kind,
-    bias: Kind | None,
-    top_k: int,
-    n_group: int,
-    topk_group: int,
-    scaling_factor: float,
-    normalize: bool,
-) -> dict[str, Any] | None:
-    """How to launch, or None for what the kernel does not run."""
-    (*leading, E), dtype = logits
-    tokens = math.prod(leading)
-    if dtype != mx.float32 or tokens * E < 8 or E > MAX_EXPERTS or n_group < 1 or E % n_group:
-        return None
-    if bias not in (None, ((E,), mx.float32)) or not 1 <= top_k <= min(E, MAX_TOP_K):
-        return None
+    (*leading, E), tokens = logits.shape, math.prod(logits.shape[:-1])
+    is_known = logits.dtype == mx.float32 and tokens * E >= 8 and E <= MAX_EXPERTS and n_group >= 1 and E % n_group == 0
+    is_known = is_known and (bias is None or (bias.shape, bias.dtype) == ((E,), mx.float32))
+    if not is_known or not 1 <= top_k <= min(E, MAX_TOP_K):
+        raise NoKernelError(
+            f"[route] no kernel for logits {logits.shape} {logits.dtype}, {n_group} groups, top {top_k}."
+        )
     simdgroups = min(MAX_SIMDGROUPS, -(-E // 32))
-    return {
-        "template": [
-            ("E", E),
-            ("TOP_K", top_k),
-            ("GROUPS", n_group),
-            ("TOPK_GROUP", topk_group),
-            ("SIMDGROUPS", simdgroups),
-            ("HAS_BIAS", bias is not None),
-            ("NORMALIZE", normalize and top_k > 1),
-            ("SCALING", bits(scaling_factor)),
+    chosen, weights = KERNEL.launch(
+        [logits, absent(mx.float32) if bias is None else bias],
+        template=[
+            *(("E", E), ("TOP_K", top_k), ("GROUPS", n_group), ("TOPK_GROUP", topk_group)),
+            *(("SIMDGROUPS", simdgroups), ("HAS_BIAS", bias is not None)),
+            *(("NORMALIZE", normalize and top_k > 1), ("SCALING", bits(scaling_factor))),
         ],
-        "grid": (tokens * simdgroups * 32, 1, 1),
-        "threadgroup": (simdgroups * 32, 1, 1),
-        "shapes": [(*leading, top_k), (*leading, top_k)],
-        "dtypes": [mx.int32, mx.float32],
-    }
+        grid=(tokens * simdgroups * 32, 1, 1),
+        threadgroup=(simdgroups * 32, 1, 1),
+        shapes=[(*leading, top_k), (*leading, top_k)],
+        dtypes=[mx.int32, mx.float32],
+    )
+    return chosen, weights

@@ -101,7 +101,7 @@ def _heads(normal: Callable[..., mx.array]) -> Heads:
 
 def _experts(moe: Experts, x: mx.array) -> tuple[Run, Run]:
     tokens = x.shape[0]
-    scores = mx.random.uniform(shape=(tokens, moe.count), key=mx.random.key(tokens))
+    scores = mx.random.uniform(shape=(tokens, moe.gate.shape[0]), key=mx.random.key(tokens))
     chosen = mx.argsort(scores, axis=-1)[:, :3].astype(mx.int32)
     weights = mx.random.uniform(0.1, 1, (tokens, 3), key=mx.random.key(1))
 
