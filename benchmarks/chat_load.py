@@ -7,15 +7,16 @@ screen while 300 tokens a second of Markdown stream in. Times are wall clock; th
 from __future__ import annotations
 
 import asyncio
-import platform
-import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import textual
 from textual import events
 
+from benchmarks.common import arguments, report, slow_end
 from tui.app import RingChat
 from tui.batch import UPDATE_EVERY_S
 from tui.conversation import Conversation
@@ -82,15 +83,12 @@ def fill(db: Database) -> str:
     return long.chat.id
 
 
-def report(name: str, times_s: list[float]) -> None:
-    """Median, the slowest of twenty, and the slowest."""
-    ms = sorted(t * 1e3 for t in times_s)
-    print(
-        f"{name:44} median {statistics.median(ms):7.1f} ms   p95 {ms[int(0.95 * (len(ms) - 1))]:7.1f}   max {ms[-1]:7.1f}"
-    )
+def told(name: str, times_s: list[float]) -> dict[str, Any]:
+    """A row of milliseconds."""
+    return {"what": f"{name:44}"} | {f"{part} ms": t for part, t in slow_end(times_s, 1e3).items()}
 
 
-def search_many(db: Database) -> None:
+def search_many(db: Database) -> Iterator[dict[str, Any]]:
     """Searches as they are typed."""
     times = []
     for typed in ("r", "ri", "rin", "ring", "ring mod", "word96", "number 9999", "attention decay", "nothing here"):
@@ -98,13 +96,13 @@ def search_many(db: Database) -> None:
             started = time.perf_counter()
             search.find(db, typed)
             times.append(time.perf_counter() - started)
-    report(f"search of {CHATS:,} chats", times)
+    yield told(f"search of {CHATS:,} chats", times)
     started = time.perf_counter()
     chats.listed(db)
-    report("list of chats", [time.perf_counter() - started])
+    yield told("list of chats", [time.perf_counter() - started])
 
 
-async def open_and_scroll(keeper: Keeper, long_id: str) -> None:
+async def open_and_scroll(keeper: Keeper, long_id: str) -> list[dict[str, Any]]:
     """From the id of a chat to its last turn on the screen, then screen by screen upwards."""
     app = RingChat(NoEngine(), keeper)
     async with app.run_test(size=SIZE) as pilot:
@@ -114,7 +112,7 @@ async def open_and_scroll(keeper: Keeper, long_id: str) -> None:
         assert talk is not None
         await app.chat.open_chat(talk)
         await on_screen(app, f"{TURNS - 1}")
-        report(f"opening a chat of {TURNS:,} turns", [time.perf_counter() - started])
+        opened = told(f"opening a chat of {TURNS:,} turns", [time.perf_counter() - started])
         times = []
         for _ in range(60):
             before = time.perf_counter()
@@ -122,10 +120,10 @@ async def open_and_scroll(keeper: Keeper, long_id: str) -> None:
             await frame(app)
             times.append(time.perf_counter() - before)
             await pilot.pause(0.05)
-        report("one screen up, to the next frame", times)
+        return [opened, told("one screen up, to the next frame", times)]
 
 
-async def type_while_streaming(keeper: Keeper) -> None:
+async def type_while_streaming(keeper: Keeper) -> dict[str, Any]:
     """Keys at 7 a second into the prompt while an answer streams."""
     app = RingChat(NoEngine(), keeper)
     async with app.run_test(size=SIZE) as pilot:
@@ -145,7 +143,7 @@ async def type_while_streaming(keeper: Keeper) -> None:
             times.append(time.perf_counter() - started)
             await asyncio.sleep(0.14)
         tokens = await streaming
-        report(f"key to screen at {tokens / STREAM_S:.0f} tokens a second", times)
+        return told(f"key to screen at {tokens / STREAM_S:.0f} tokens a second", times)
 
 
 async def stream(app: RingChat) -> int:
@@ -174,18 +172,21 @@ async def on_screen(app: RingChat, text: str) -> None:
         await asyncio.sleep(0.005)
 
 
+def rows(folder: str) -> Iterator[dict[str, Any]]:
+    """What is measured, one after the other."""
+    keeper = Keeper(Path(folder) / "chats.db", print)
+    long_id = fill(keeper.db)
+    yield from search_many(keeper.db)
+    yield from asyncio.run(open_and_scroll(keeper, long_id))
+    yield asyncio.run(type_while_streaming(keeper))
+    keeper.close()
+
+
 def main() -> None:
     """Measure and print."""
-    print(
-        f"textual {textual.__version__}, Python {platform.python_version()}, {platform.machine()}, {SIZE[0]} x {SIZE[1]}"
-    )
+    args = arguments(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        keeper = Keeper(Path(folder) / "chats.db", print)
-        long_id = fill(keeper.db)
-        search_many(keeper.db)
-        asyncio.run(open_and_scroll(keeper, long_id))
-        asyncio.run(type_while_streaming(keeper))
-        keeper.close()
+        report(args, rows(folder), f"textual {textual.__version__}", f"{SIZE[0]} x {SIZE[1]}")
 
 
 if __name__ == "__main__":

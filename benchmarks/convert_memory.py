@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
+from benchmarks.common import arguments, counts, report
 from ring_mlx.bench.shapes import MINI
+from ring_mlx.checkpoint.safetensors_header import TensorSpec
+from ring_mlx.convert.shard_files import ShardFile
+from ring_mlx.convert.sources import parameter_shapes
+from ring_mlx.model.config import RingConfig
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 import mlx.core as mx
+from benchmarks.common import resident_peak_bytes as peak
 from ring_mlx.convert import convert
 from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.recipes import Setting
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 mx.eval(quantize(mx.ones((64, 64)), Setting(64, 4), mx.bfloat16))
 before, started = peak(), time.perf_counter()
 convert(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
@@ -37,11 +42,6 @@ SHARD_BYTES = 1 << 30
 
 def write_source(folder: Path, layers: int, experts: int, vocab: int) -> int:
     """A checkpoint of mini's shapes with random weights; returns its bytes. Only a shard's header is ever whole."""
-    from ring_mlx.checkpoint.safetensors_header import TensorSpec
-    from ring_mlx.convert.shard_files import ShardFile
-    from ring_mlx.convert.sources import parameter_shapes
-    from ring_mlx.model.config import RingConfig
-
     raw = MINI | {"num_hidden_layers": layers, "num_experts": experts, "vocab_size": vocab, "torch_dtype": "bfloat16"}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw))
@@ -67,32 +67,33 @@ def write_source(folder: Path, layers: int, experts: int, vocab: int) -> int:
     return sum(t.nbytes for t in tensors)
 
 
+def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One for each number of layers."""
+    largest = max(2 * args.experts * 2048 * 512, 2 * args.vocab * 2048)
+    for layers in args.layers:
+        with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
+            source = Path(scratch) / "source"
+            size = write_source(source, layers, args.experts, args.vocab)
+            command = [sys.executable, "-c", CHILD, str(source), str(Path(scratch) / "out"), args.options]
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            before, peak, seconds, mlx = json.loads(result.stdout.splitlines()[-1])
+            sizes = {"source": size, "largest": largest, "before": before, "peak": peak, "grown": peak - before}
+            sizes |= {"bound": 2 * largest + 10**9, "MLX": mlx}
+            yield {"layers": layers} | {f"{name} MB": n / 1e6 for name, n in sizes.items()} | {"s": seconds}
+            if sizes["grown"] > sizes["bound"]:
+                sys.exit("the bound is exceeded")
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", default="2,4,8", help="with commas (2,4,8); layer 0 is dense")
+    parser = arguments(__doc__)
+    parser.add_argument("--layers", type=counts, default=(2, 4, 8), help="with commas (2,4,8); layer 0 is dense")
     parser.add_argument("--experts", type=int, default=64)
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--options", default='{"quantize": true, "fit": "rtn"}', help="of convert, as JSON")
     parser.add_argument("--dir", help="where to work, by default a temporary folder")
     args = parser.parse_args()
-    print(f"{platform.machine()}, mlx {mx.__version__}, {mx.default_device()}, {args.experts} experts, {args.options}")
-    print(
-        f"{'layers':>6} {'source':>9} {'largest':>9} {'before':>9} {'peak':>9} {'grown':>9} {'bound':>9} {'MLX':>9} {'s':>7}"
-    )
-    largest = max(2 * args.experts * 2048 * 512, 2 * args.vocab * 2048)
-    for layers in map(int, args.layers.split(",")):
-        with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
-            source = Path(scratch) / "source"
-            size = write_source(source, layers, args.experts, args.vocab)
-            command = [sys.executable, "-c", CHILD, str(source), str(Path(scratch) / "out"), args.options]
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
-            before, peak, seconds, mlx = json.loads(result.stdout.splitlines()[-1])
-            bound = 2 * largest + 10**9
-            cells = (size, largest, before, peak, peak - before, bound, mlx)
-            print(f"{layers:6} " + " ".join(f"{c / 1e6:6.0f} MB" for c in cells) + f" {seconds:7.1f}", flush=True)
-            if peak - before > bound:
-                sys.exit("the bound is exceeded")
+    report(args, rows(args), mx.default_device(), f"{args.experts} experts", args.options)
 
 
 if __name__ == "__main__":

@@ -8,69 +8,60 @@ Holds the models in memory: meant for a small checkpoint.
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
 from mlx_lm import convert as mlx_lm_convert
 
+from benchmarks.common import arguments, counts, report
 from benchmarks.sensitivity import Judge
-from ring_mlx import demo_model_path
 from ring_mlx.convert import convert
 
 SAME_ROUTER = {"overrides": ["mlp.gate.gate_proj=8"]}
+WAYS: dict[str, dict[str, Any]] = {"rounding": {"fit": "rtn"} | SAME_ROUTER, "same size": SAME_ROUTER, "default": {}}
 
 
-def size(folder: Path) -> int:
-    """Bytes of the shards."""
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+def rows(args: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """One for each conversion; those of one number of bits after mlx-lm's, whose mean KL is divided by theirs."""
+    plain = convert(args.model, scratch / "float", dequantize=True)
+    judge, base = Judge(plain, args.rows), None
+
+    def row(name: str, folder: Path) -> dict[str, Any]:
+        answers, whole = judge.measure(folder)
+        nbytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        found = {"conversion": name, "bytes": nbytes, "KL answers": answers.kl_mean, "KL all": whole.kl_mean}
+        found |= {"99 % all": whole.kl_99, "flips all": whole.flips}
+        return found | {"mlx-lm's KL over it": base and base / whole.kl_mean}
+
+    for bits in args.bits:
+        theirs, base = scratch / f"theirs-{bits}", None
+        mlx_lm_convert(str(plain), str(theirs), quantize=True, q_bits=bits, q_group_size=args.group_size)
+        first = row(f"mlx_lm.convert -q, {bits} bits", theirs)
+        yield first
+        base = first["KL all"]
+        for name, changes in WAYS.items():
+            how = {"quantize": True, "bits": bits, "group_size": args.group_size} | changes
+            yield row(f"ours, {name}, {bits} bits", convert(plain, scratch / f"{name}-{bits}", **how))
+    base = None
+    for recipe in filter(None, args.recipes.split(",")):
+        how = {"quantize": True, "group_size": args.group_size, "recipe": recipe}
+        yield row(recipe, convert(plain, scratch / recipe, **how))
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(demo_model_path()))
-    parser.add_argument("--bits", default="4", help="uniform bits, with commas (4)")
+    parser = arguments(__doc__, model=True)
+    parser.add_argument("--bits", type=counts, default=(4,), help="uniform bits, with commas (4)")
     parser.add_argument("--recipes", default="ring-q4", help="with commas (ring-q4)")
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--rows", type=int, default=48)
     args = parser.parse_args()
-    versions = f"mlx {mx.__version__}, mlx-lm {version('mlx-lm')}"
-    print(f"{args.model} on {platform.machine()}, {versions}, {args.rows} rows, group {args.group_size}")
-    print(f"{'conversion':28} {'bytes':>12} {'KL answers':>11} {'KL all':>9} {'99 % all':>9} {'flips all':>9}")
+    about = args.model, f"mlx-lm {version('mlx-lm')}", f"{args.rows} rows", f"group {args.group_size}"
     with tempfile.TemporaryDirectory() as scratch:
-        plain = convert(args.model, Path(scratch) / "float", dequantize=True)
-        judge = Judge(plain, args.rows)
-
-        def show(name: str, folder: Path) -> float:
-            found = judge.measure(folder)
-            print(
-                f"{name:28} {size(folder):12,} {found.answers:11.6f} {found.mean:9.6f} {found.high:9.5f} "
-                f"{found.flips:9.2%}",
-                flush=True,
-            )
-            return found.mean
-
-        for bits in map(int, args.bits.split(",")):
-            theirs = Path(scratch) / f"theirs-{bits}"
-            mlx_lm_convert(str(plain), str(theirs), quantize=True, q_bits=bits, q_group_size=args.group_size)
-            base = show(f"mlx_lm.convert -q, {bits} bits", theirs)
-            common = {"quantize": True, "bits": bits, "group_size": args.group_size}
-            for name, changes in (
-                ("rounding", {"fit": "rtn"} | SAME_ROUTER),
-                ("same size", SAME_ROUTER),
-                ("default", {}),
-            ):
-                mean = show(
-                    f"ours, {name}, {bits} bits", convert(plain, Path(scratch) / f"{name}-{bits}", **common | changes)
-                )
-                print(f"{'':28} mlx-lm's mean over it: {base / mean:.2f}")
-        for recipe in filter(None, args.recipes.split(",")):
-            show(
-                recipe, convert(plain, Path(scratch) / recipe, quantize=True, group_size=args.group_size, recipe=recipe)
-            )
+        report(args, rows(args, Path(scratch)), *about)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,15 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import mlx.core as mx
 
+from benchmarks.common import arguments, random, report
 from benchmarks.decode_profile import after_prompt
-from benchmarks.head import print_head
 from metal_kernels import launch
-from ring_mlx.bench.random_weights import random_model
 from ring_mlx.model import decode_step
 from ring_mlx.model.model import Model
 
@@ -95,37 +94,33 @@ def launches(model: Model, cache: Any) -> dict[str, list[Launch]]:
     return seen
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="mini", help="one of ring_mlx.bench.shapes (mini)")
-    parser.add_argument("--bits", type=int, default=4, help="of the weights (4)")
-    parser.add_argument("--context", type=int, default=512, help="tokens read before (512)")
-    args = parser.parse_args()
-    if not mx.cuda.is_available():
-        raise SystemExit(
-            "[decode_kernels] needs an NVIDIA GPU, whose clock it reads; see benchmarks.kernels elsewhere."
-        )
-    gpu, model = Gpu(), random_model(args.shape, args.bits)
+def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The whole step, then each kernel of it where MLX launches them one by one."""
+    gpu, model = Gpu(), random(args)
     cache, _ = after_prompt(model, args.context)
-    print_head(args.shape, f"context {args.context}")
     live = cache.copy()
     step = gpu.milliseconds(lambda: [mx.argmax(model(mx.array([[5]]), live, last_only=True)[:, -1], axis=-1)])
-    print(f"a step {step:.2f} ms")
-    if os.environ.get("MLX_USE_CUDA_GRAPHS") == "0":
-        report(gpu, model, cache)
-
-
-def report(gpu: Gpu, model: Model, cache: Any) -> None:
-    """Print the time of each kernel."""
-    for name, found in launches(model, cache.copy()).items():
+    yield {"launched": "a step", "times": 1, "us each": 1e3 * step}
+    for name, found in launches(model, cache.copy()).items() if os.environ.get("MLX_USE_CUDA_GRAPHS") == "0" else ():
 
         def replay(found: list[Launch] = found) -> list[mx.array]:
             picked = (found[i % len(found)] for i in range(REPLAYS))
             return [out for kernel, inputs, how in picked for out in kernel(inputs, **how)]
 
         us = 1e3 * gpu.milliseconds(replay) / REPLAYS
-        print(f"{len(found):3} x {us:6.2f} us  {name.split(' [')[0]}")
+        yield {"launched": name.split(" [")[0], "times": len(found), "us each": us}
+
+
+def main() -> None:
+    """The command line."""
+    parser = arguments(__doc__, shape="mini")
+    parser.add_argument("--context", type=int, default=512, help="tokens read before (512)")
+    args = parser.parse_args()
+    if not mx.cuda.is_available():
+        raise SystemExit(
+            "[decode_kernels] needs an NVIDIA GPU, whose clock it reads; see benchmarks.kernels elsewhere."
+        )
+    report(args, rows(args), f"context {args.context}")
 
 
 if __name__ == "__main__":

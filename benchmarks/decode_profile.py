@@ -13,13 +13,13 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import mlx.core as mx
 
-from benchmarks.head import print_head
+from benchmarks.common import arguments, random, report
 from metal_kernels import launch
-from ring_mlx.bench.random_weights import random_model
 from ring_mlx.generation.decoding import decode, prefill
 from ring_mlx.model import decode_step
 from ring_mlx.model.cache import HybridCache
@@ -47,7 +47,7 @@ def after_prompt(model: Model, tokens: int) -> tuple[HybridCache, mx.array]:
     return cache, logits
 
 
-def parts(model: Model, start: HybridCache, steps: int) -> tuple[float, float, float]:
+def parts(model: Model, start: HybridCache, steps: int) -> Iterator[float]:
     """Median milliseconds of building, handing over and waiting, one step after the other."""
     cache, found = start.copy(), []
     for n in range(WARM_UP + steps):
@@ -60,39 +60,35 @@ def parts(model: Model, start: HybridCache, steps: int) -> tuple[float, float, f
         mx.synchronize()
         times.append(time.perf_counter())
         found.append([1e3 * (b - a) for a, b in itertools.pairwise(times)])
-    built, handed, waited = (statistics.median(column) for column in zip(*found[WARM_UP:], strict=True))
-    return built, handed, waited
+    return (statistics.median(column) for column in zip(*found[WARM_UP:], strict=True))
 
 
 def speed(model: Model, start: HybridCache, logits: mx.array, steps: int) -> float:
     """Tokens a second of `ring_mlx.generation.decoding.decode`."""
-    cache, began = start.copy(), 0.0
-    for n, _ in enumerate(decode(logits, model, cache, mx.array([0]), max_tokens=steps + 1)):
-        if n == 0:
-            began = time.perf_counter()
-    return steps / (time.perf_counter() - began)
+    tokens = decode(logits, model, start.copy(), mx.array([0]), max_tokens=steps + 1)
+    next(tokens)
+    began = time.perf_counter()
+    return sum(1 for _ in tokens) / (time.perf_counter() - began)
+
+
+def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One for each way."""
+    model = random(args)
+    cache, logits = after_prompt(model, args.context)
+    for name in WAYS:
+        with way(name):
+            times = zip(("building ms", "handing over ms", "waiting ms"), parts(model, cache, args.steps), strict=True)
+            speeds = [speed(model, cache, logits, args.steps) for _ in range(args.repeats + 1)][1:]
+        yield {"way": name, **dict(times), "overlapped tok/s": speeds}
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="mini", help="one of ring_mlx.bench.shapes (mini)")
-    parser.add_argument("--bits", type=int, default=4, help="0 for none (4)")
+    parser = arguments(__doc__, shape="mini", repeats=5)
     parser.add_argument("--context", type=int, default=512, help="tokens read before (512)")
     parser.add_argument("--steps", type=int, default=100, help="tokens of each measurement (100)")
-    parser.add_argument("--repeats", type=int, default=5, help="of the speed, after a warm-up (5)")
     args = parser.parse_args()
-    model = random_model(args.shape, args.bits or None)
-    cache, logits = after_prompt(model, args.context)
-    print_head(args.shape, f"{args.bits or 'no'} bits", f"context {args.context}")
-    for name in WAYS:
-        with way(name):
-            built, handed, waited = parts(model, cache, args.steps)
-            speeds = [speed(model, cache, logits, args.steps) for _ in range(args.repeats + 1)][1:]
-        print(
-            f"{name:10} building {built:6.2f} ms, handing over {handed:6.2f} ms, waiting {waited:6.2f} ms; "
-            f"overlapped {statistics.median(speeds):6.1f} tok/s ({min(speeds):.0f} to {max(speeds):.0f})"
-        )
+    report(args, rows(args), f"context {args.context}")
 
 
 if __name__ == "__main__":

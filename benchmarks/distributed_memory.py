@@ -10,55 +10,43 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from benchmarks.common import arguments, report, resident_peak_bytes
+from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import MINI
+from ring_mlx.checkpoint.loading import load_model
+from ring_mlx.distributed.loading import load_sharded
+from ring_mlx.generation.decoding import generate_step
 
 MODES = ((1, "whole"), (2, "tensor"), (2, "pipeline"), (4, "tensor"), (4, "pipeline"))
-MB = 1e6
 
 
-def write_checkpoint(folder: Path, layers: int, experts: int, vocab: int) -> int:
-    """Random packed weights; returns their bytes."""
-    from ring_mlx.bench.random_weights import random_model_of
-
+def write_checkpoint(folder: Path, layers: int, experts: int, vocab: int) -> None:
+    """Random packed weights."""
     raw = MINI | {"num_hidden_layers": layers, "num_experts": experts, "vocab_size": vocab, "torch_dtype": "bfloat16"}
     raw["quantization"] = {"group_size": 64, "bits": 4, "mode": "affine"}
     model = random_model_of(raw, "benchmark", 4, 64, False, mx.bfloat16, 0)
-    parameters = dict(tree_flatten(model.parameters()))
     folder.mkdir(parents=True)
-    mx.save_safetensors(str(folder / "model.safetensors"), parameters)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     (folder / "config.json").write_text(json.dumps(raw))
-    return sum(p.nbytes for p in parameters.values())
-
-
-def resident_peak() -> int:
-    """Of this process, in bytes; on Linux ru_maxrss would count what its parent held when it was started."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def rank(folder: str, mode: str, tokens: int) -> None:
     """Load and generate; prints what it took as JSON."""
-    from ring_mlx.checkpoint.loading import load_model
-    from ring_mlx.distributed.loading import load_sharded
-    from ring_mlx.generation.decoding import generate_step
-
     mx.eval(mx.quantized_matmul(mx.ones((1, 64)), *mx.quantize(mx.ones((64, 64)))))
     group = None if mode == "whole" else mx.distributed.init(strict=True)
-    before, started = resident_peak(), time.perf_counter()
+    before, started = resident_peak_bytes(), time.perf_counter()
     if group is None:
         model = load_model(folder, dtype=mx.bfloat16)
     else:
@@ -67,7 +55,7 @@ def rank(folder: str, mode: str, tokens: int) -> None:
     loaded = mx.get_active_memory()
     list(generate_step([1], model, model.make_cache(), max_tokens=tokens))
     parameters = sum(p.nbytes for _, p in tree_flatten(model.parameters()))
-    found = [parameters, loaded, mx.get_peak_memory(), resident_peak() - before, loaded_s]
+    found = [parameters, loaded, mx.get_peak_memory(), resident_peak_bytes() - before, loaded_s]
     print(json.dumps([group.rank() if group else 0, *found]))
 
 
@@ -92,9 +80,20 @@ def run(folder: Path, size: int, mode: str, tokens: int, scratch: Path) -> list[
     return sorted(json.loads(line) for line in lines)
 
 
+def rows(args: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """One for each rank."""
+    folder = scratch / "model"
+    write_checkpoint(folder, args.layers, args.experts, args.vocab)
+    for size, mode in MODES:
+        for number, parameters, _, peak, resident, seconds in run(folder, size, mode, args.tokens, scratch):
+            sizes = {"parameters MB": parameters, "MLX peak MB": peak, "resident peak over start MB": resident}
+            row = {"processes": size, "mode": mode, "rank": int(number)}
+            yield row | {name: n / 1e6 for name, n in sizes.items()} | {"loaded in s": seconds}
+
+
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--layers", type=int, default=20, help="in groups of five (20)")
     parser.add_argument("--experts", type=int, default=32, help="a layer, in 8 groups (32)")
     parser.add_argument("--vocab", type=int, default=16384)
@@ -105,17 +104,7 @@ def main() -> None:
         rank(args.rank[0], args.rank[1], int(args.rank[2]))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        total = write_checkpoint(folder, args.layers, args.experts, args.vocab)
-        print(f"{platform.machine()}, mlx {mx.__version__}, checkpoint of {total / MB:.0f} MB")
-        print(
-            "| processes | mode | rank | parameters, MB | MLX peak, MB | resident peak over start, MB | loaded in, s |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for size, mode in MODES:
-            for number, parameters, _, peak, resident, seconds in run(folder, size, mode, args.tokens, Path(scratch)):
-                cells = [f"{x / MB:.0f}" for x in (parameters, peak, resident)]
-                print(f"| {size} | {mode} | {number:.0f} | {' | '.join(cells)} | {seconds:.1f} |", flush=True)
+        report(args, rows(args, Path(scratch)), f"{args.layers} layers of {args.experts} experts")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import argparse
 import gc
 import json
 import os
-import platform
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,31 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from benchmarks.common import arguments, report
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import MINI
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.convert import convert
+from ring_mlx.convert.report import read_text
 from ring_mlx.experts.layout import find_experts
 from ring_mlx.experts.slots import slot_bytes
+from ring_mlx.generation.decoding import prefill
 from ring_mlx.model.config import RingConfig, read_config
 
 PROMPT_TOKENS = 16
 STATES = ("warm", "cold", "starved")
 
 
-def make(folder: Path, layers: int, experts: int, hidden: int, inner: int, spread: float) -> Path:
+def make(folder: Path, args: argparse.Namespace) -> Path:
     """A 4-bit checkpoint in the streamed layout."""
+    layers, experts, hidden = args.layers, args.experts, args.hidden
     changes = {"num_hidden_layers": layers, "num_experts": experts, "hidden_size": hidden, "vocab_size": 512}
     heads = {"num_attention_heads": hidden // 128, "num_key_value_heads": max(1, hidden // 512)}
-    sizes = {"moe_intermediate_size": inner, "intermediate_size": 2 * hidden}
+    sizes = {"moe_intermediate_size": args.inner, "intermediate_size": 2 * hidden}
     raw = MINI | changes | heads | sizes | {"layer_group_size": min(5, layers), "torch_dtype": "bfloat16"}
     model = random_model_of(raw, "made-up", 4, 64, False, mx.bfloat16, 0)
-    bias = {i: spread * mx.random.normal((experts,)) for i in range(layers) if model.config.is_moe(i)}
+    bias = {i: args.spread * mx.random.normal((experts,)) for i in range(layers) if model.config.is_moe(i)}
     for i, values in bias.items():
         model.layers[i].mlp.gate.expert_bias = values
     plain = folder / "plain"
@@ -61,10 +65,8 @@ def some_tokens(folder: Path, count: int, is_toy: bool) -> list[int]:
     config, _ = read_config(folder)
     if not is_toy:
         return [int(i) for i in np.random.default_rng(0).integers(0, config.vocab_size, count)]
-    from ring_mlx.convert import report
-
     tokenizer, ids = load_tokenizer(folder), []
-    for row in report.read_text(None):
+    for row in read_text(None):
         text = row.get("text") or "\n".join(m["content"] for m in row["messages"])
         ids += [int(i) for i in tokenizer.encode(text)]
     return ids[:count]
@@ -88,30 +90,67 @@ def warm(folder: Path) -> None:
 
 
 def measure(folder: Path, tokens: list[int], cache_bytes: int | None, policy: str | None, state: str) -> dict[str, Any]:
-    """One row."""
+    """Speed of given tokens, and what was read for them."""
     model = load_model(folder, expert_cache_bytes=cache_bytes, expert_policy=policy)
     warm(folder) if state == "warm" else drop(folder)
-    cache = model.make_cache()
-    mx.eval(model(mx.array([tokens[:PROMPT_TOKENS]]), cache, last_only=True))
-    mx.eval([c.state for c in cache])
+    count = len(tokens) - PROMPT_TOKENS
+    steps = prefill(mx.array(tokens), model, model.make_cache(), [PROMPT_TOKENS, *[1] * count], every_position=True)
+    next(steps)
     if state == "cold":
         drop(folder)
     spent = 0.0
-    for token in tokens[PROMPT_TOKENS:]:
+    for _ in range(count):
         if state == "starved":
             drop(folder)
         started = time.perf_counter()
-        mx.eval(model(mx.array([[token]]), cache))
+        mx.eval(next(steps))
         spent += time.perf_counter() - started
     found = getattr(model, "expert_statistics", None)
-    count = len(tokens) - PROMPT_TOKENS
     row = {"tps": count / spent, "wait_ms": 1000 * found.decode.wait_s / count if found else 0.0}
     return row | (found.as_dict() if found else {})
 
 
+def fastest(repeats: int, *case: Any) -> dict[str, Any]:
+    """The best of several runs."""
+    tries = []
+    for _ in range(repeats):
+        tries.append(measure(*case))
+        gc.collect()
+        mx.clear_cache()
+    return max(tries, key=lambda row: row["tps"])
+
+
+def rows(args: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """One for each policy and size of the cache, then all experts in memory."""
+    if args.model == "toy":
+        folder = convert(demo_model_path(), scratch / "toy", expert_layout="streamed")
+    else:
+        folder = Path(args.model) if args.model else make(scratch, args)
+    config: RingConfig = read_config(folder)[0]
+    places = find_experts(folder, config)
+    dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+    sizes = [slot_bytes(p.parts, dtype) for p in places.values()]
+    total = sum(size * len(p.experts) for size, p in zip(sizes, places.values(), strict=True))
+    tokens = some_tokens(folder, args.tokens + PROMPT_TOKENS, args.model == "toy")
+    least = max(sizes) * config.num_experts_per_tok * len(set(sizes))
+    states = args.states.split(",")
+    for policy in args.policies.split(","):
+        for part in [float(p) for p in args.parts.split(",")] if policy != "none" else [0.0]:
+            size = max(least, int(total * part))
+            found = {state: fastest(args.repeats, folder, tokens, size, policy, state) for state in states}
+            first = found[states[0]]
+            row = {"cache MB": first["slot_bytes"] / 1e6, "of all": first["slot_bytes"] / total, "policy": policy}
+            row |= {"hit rate": first["decode"]["hit_rate"], "MB a token": first["decode"]["bytes_per_token"] / 1e6}
+            for state, seen in found.items():
+                row |= {f"tok/s {state}": seen["tps"], f"ms waited {state}": seen["wait_ms"]}
+            yield row
+    speed = measure(folder, tokens, None, None, "warm")["tps"]
+    yield dict.fromkeys(row) | {"cache MB": total / 1e6, "policy": "resident", f"tok/s {states[0]}": speed}
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--model", help="a converted folder, or toy")
     parser.add_argument("--parts", default="0.05,0.1,0.25,0.5,1", help="cache sizes, as parts of all routed experts")
     parser.add_argument("--policies", default="lfu,none")
@@ -124,52 +163,8 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=512)
     parser.add_argument("--spread", type=float, default=0.1, help="deviation of the made-up expert_bias")
     args = parser.parse_args()
-    print(f"MLX {mx.__version__}, {mx.default_device()}, Python {platform.python_version()}, {platform.platform()}")
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
-        if args.model == "toy":
-            folder = convert(demo_model_path(), Path(scratch) / "toy", expert_layout="streamed")
-        elif args.model:
-            folder = Path(args.model)
-        else:
-            folder = make(Path(scratch), args.layers, args.experts, args.hidden, args.inner, args.spread)
-        _table(folder, args)
-
-
-def _table(folder: Path, args: argparse.Namespace) -> None:
-    config: RingConfig = read_config(folder)[0]
-    places = find_experts(folder, config)
-    dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
-    sizes = [slot_bytes(p.parts, dtype) for p in places.values()]
-    total = sum(size * len(p.experts) for size, p in zip(sizes, places.values(), strict=True))
-    tokens = some_tokens(folder, args.tokens + PROMPT_TOKENS, args.model == "toy")
-    print(
-        f"{len(places)} layers of {config.num_experts} experts of {max(sizes) / 1e6:.3f} MB, {total / 1e6:.0f} MB in all"
-    )
-    print(
-        f"| cache | policy | hit rate | MB read a token | {' | '.join(f'tok/s (ms waited), {s}' for s in args.states.split(','))} |"
-    )
-    print(f"|---|---|---:|---:|{'---:|' * len(args.states.split(','))}")
-    least = max(sizes) * config.num_experts_per_tok * len(set(sizes))
-    for policy in args.policies.split(","):
-        for part in [float(p) for p in args.parts.split(",")] if policy != "none" else [0.0]:
-            size = max(least, int(total * part))
-            rows = []
-            for state in args.states.split(","):
-                tries = []
-                for _ in range(args.repeats):
-                    tries.append(measure(folder, tokens, size, policy, state))
-                    gc.collect()
-                    mx.clear_cache()
-                rows.append(max(tries, key=lambda r: r["tps"]))
-            c, held = rows[0]["decode"], rows[0]["slot_bytes"]
-            speeds = " | ".join(f"{r['tps']:.1f} ({r['wait_ms']:.1f})" for r in rows)
-            print(
-                f"| {held / 1e6:.1f} MB ({100 * held / total:.0f} %) | {policy} | {100 * c['hit_rate']:.1f} % "
-                f"| {c['bytes_per_token'] / 1e6:.2f} | {speeds} |",
-                flush=True,
-            )
-    resident = measure(folder, tokens, None, None, "warm")
-    print(f"| all | resident | | | {resident['tps']:.1f} |")
+        report(args, rows(args, Path(scratch)), args.model or f"{args.layers} layers of {args.experts} experts")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ differs, and bytes a token. Linear states are never quantised.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from ring_mlx import KVQuantization, demo_model_path, load, render_chat
+from benchmarks.common import arguments, report
+from ring_mlx import KVQuantization, load, render_chat
+from ring_mlx.evaluation.divergence import divergence, summary
 from ring_mlx.evaluation.suite import read_suite, suite_path
-from ring_mlx.generation.decoding import prefill
+from ring_mlx.generation.decoding import prefill, step_sizes
 
 STEP_TOKENS = 32
 
@@ -30,45 +32,36 @@ def text(tokenizer: Any, suite: str, length: int) -> list[int]:
     return ids[:length]
 
 
-def logprobs(model: Any, ids: list[int], kv: KVQuantization | None) -> tuple[mx.array, float]:
-    """Of the next token at every position [T, vocab], and bytes of keys and values a token."""
-    cache, rows = model.make_cache(), []
-    for at in range(0, len(ids), STEP_TOKENS):
-        part = mx.array(ids[at : at + STEP_TOKENS])
-        if at == 0:
-            for _, _first in prefill(part[:1], model, cache, [1], kv):
-                pass
-            part = part[1:]
-        logits = model(part[None], cache)[0].astype(mx.float32)
-        mx.eval(logits, cache.state)
-        rows.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+def read(model: Any, ids: mx.array, kv: KVQuantization | None) -> tuple[mx.array, float]:
+    """Logits at every position but the first, which nothing quantised is before, and bytes of keys and values a token."""
+    cache, sizes = model.make_cache(), [1, *step_sizes(ids.size - 1, STEP_TOKENS)]
+    _, *steps = [logits[0] for _, logits in prefill(ids, model, cache, sizes, kv, every_position=True)]
     layers = [c for c in cache if hasattr(c, "offset")]
     held = sum(c.nbytes for c in layers) / (layers[0].keys[0] if kv else layers[0].keys).shape[-2]
-    return mx.concatenate(rows), held
+    return mx.concatenate(steps), held
+
+
+def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One for each number of bits."""
+    model, tokenizer = load(args.model)
+    ids = mx.array(text(tokenizer, args.suite, args.tokens))
+    group = args.group_size or (64 if model.config.head_dim % 64 == 0 else 32)
+    plain, _ = read(model, ids, None)
+    for bits in (None, 8, 4):
+        found, nbytes = read(model, ids, bits and KVQuantization(bits, group, 0))
+        d = summary([divergence(plain[:-1], found[:-1], ids[2:])])
+        kls = {"KL mean": d.kl_mean, "median": d.kl_median, "99 %": d.kl_99, "flips": d.flips}
+        yield {"keys and values": f"{bits} bits" if bits else "plain", **kls, "bytes a token": nbytes}
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(demo_model_path()))
+    parser = arguments(__doc__, model=True)
     parser.add_argument("--suite", default="demo")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--group-size", type=int, help="by default 64, or 32 where heads are no wider")
     args = parser.parse_args()
-    model, tokenizer = load(args.model)
-    ids = text(tokenizer, args.suite, args.tokens)
-    group = args.group_size or (64 if model.config.head_dim % 64 == 0 else 32)
-    plain, plain_bytes = logprobs(model, ids, None)
-    print(f"{len(ids)} tokens, groups of {group}\n")
-    print("| keys and values | KL mean | median | 99 % | likeliest token differs | bytes a token |")
-    print("|---|---|---|---|---|---|")
-    print(f"| plain | 0 | 0 | 0 | 0 % | {plain_bytes:.0f} |")
-    for bits in (8, 4):
-        found, nbytes = logprobs(model, ids, KVQuantization(bits, group, 0))
-        kl = np.array((mx.exp(plain) * (plain - found)).sum(axis=-1))
-        flips = float((mx.argmax(plain, axis=-1) != mx.argmax(found, axis=-1)).astype(mx.float32).mean())
-        middle, high = np.percentile(kl, [50, 99])
-        print(f"| {bits} bits | {kl.mean():.2g} | {middle:.2g} | {high:.2g} | {100 * flips:.2f} % | {nbytes:.0f} |")
+    report(args, rows(args), args.model, f"{args.tokens} tokens")
 
 
 if __name__ == "__main__":

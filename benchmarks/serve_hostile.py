@@ -11,13 +11,13 @@ import http.client
 import json
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.serve_load import start_server
+from benchmarks.common import arguments, report
+from benchmarks.serve_load import served
 
 CHAT = "/v1/chat/completions"
 SHORT = {"messages": [{"role": "user", "content": "What is 2 + 3?"}], "temperature": 0, "max_tokens": 16}
@@ -83,53 +83,39 @@ def shorts(port: int, count: int) -> Iterator[float]:
         yield seconds
 
 
-def measure(port: int, body: bytes, args: argparse.Namespace) -> tuple[set[int], list[float], list[float], list[float]]:
-    """Statuses and seconds of the refusals, and seconds of short requests alone and beside them."""
-    statuses, refusals, alone, beside = set[int](), list[float](), list[float](), list[float]()
-
-    def send(chunked: bool) -> None:
-        status, seconds = ask(port, body, chunked)
-        statuses.add(status)
-        refusals.append(seconds)
-
-    for n in range(args.shorts):
-        alone += shorts(port, 1)
-        sender = threading.Thread(target=send, args=(n % 2 == 1,))
-        sender.start()
-        beside += shorts(port, 1)
-        sender.join()
-    return statuses, refusals, alone, beside
+def rows(args: argparse.Namespace, port: int) -> Iterator[dict[str, Any]]:
+    """One for each kind of body."""
+    list(shorts(port, 5))
+    for name, make in KINDS.items():
+        if args.only not in name:
+            continue
+        body, refusals = make(), list[tuple[int, float]]()
+        alone, beside = list[float](), list[float]()
+        for n in range(args.shorts):
+            alone += shorts(port, 1)
+            sender = threading.Thread(
+                target=lambda n=n, body=body, seen=refusals: seen.append(ask(port, body, n % 2 == 1))
+            )
+            sender.start()
+            beside += shorts(port, 1)
+            sender.join()
+        row = {"kind": f"{name:25}", "MB": len(body) / 1e6, "status": "/".join(sorted({str(s) for s, _ in refusals}))}
+        row |= {"refused in s": [s for _, s in refusals], "short alone s": alone, "short beside s": beside}
+        yield row | {"times": statistics.median(beside) / statistics.median(alone)}
 
 
 def main() -> int:
     """Measure, print, and return 1 where a promise is not kept."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (the packaged toy)")
     parser.add_argument("--shorts", type=int, default=20, help="short requests alone, and as many beside")
     parser.add_argument("--max-body", default="8MB", help="of the server; 64MB lets all be parsed")
     parser.add_argument("--only", default="", help="kinds that contain this")
     args = parser.parse_args()
     args.max_batch, args.max_queue, args.cache_memory = 8, 64, "32MB"
-    kept = True
-    print("kind                        MB  status   refused in s     short alone, beside in s   times")
-    print("                                       median, max        median  median   max")
-    with tempfile.TemporaryDirectory() as folder:
-        process, port = start_server(args, folder, ["--max-body", args.max_body])
-        try:
-            list(shorts(port, 5))
-            for name, make in KINDS.items():
-                if args.only not in name:
-                    continue
-                body = make()
-                statuses, refusals, alone, beside = measure(port, body, args)
-                refused, ratio = statistics.median(refusals), statistics.median(beside) / statistics.median(alone)
-                kept = kept and refused < 1 and ratio < 2 and 200 not in statuses
-                print(f"{name:25} {len(body) / 1e6:5.1f}  {'/'.join(map(str, sorted(statuses))):7} {refused:6.3f} {max(refusals):6.3f}"
-                      f" {len(refusals):5} {statistics.median(alone):12.3f} {statistics.median(beside):7.3f} {max(beside):6.3f}"
-                      f" {ratio:7.2f}", flush=True)  # fmt: skip
-        finally:
-            process.terminate()
-            process.wait(60)
+    with served(args, ["--max-body", args.max_body]) as (_, port):
+        found = report(args, rows(args, port))
+    kept = all(statistics.median(r["refused in s"]) < 1 and r["times"] < 2 and "200" not in r["status"] for r in found)
     print("kept" if kept else "NOT KEPT")
     return 0 if kept else 1
 

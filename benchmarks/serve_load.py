@@ -13,15 +13,17 @@ import http.client
 import json
 import random
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from benchmarks.common import arguments, report, slow_end
 
 FILLER = "The ship left the quiet harbour at dawn and came back at night. "
 
@@ -118,33 +120,32 @@ def resident_mb(pid: int) -> float:
     return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(pid)], text=True)) / 1e3
 
 
-def spread(name: str, times: list[float]) -> str:
-    """Median and the slow end."""
-    times = sorted(times)
-    p95 = times[int(0.95 * (len(times) - 1))]
-    return f"{name}: median {statistics.median(times):.2f} s, p95 {p95:.2f} s, max {times[-1]:.2f} s"
+@contextmanager
+def served(args: argparse.Namespace, more: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
+    """Process number and port of a server, once the model is loaded; it ends with the context."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ring_mlx", "serve", "--port", "0", "--cache-dir", folder]
+        command += ["--max-batch", str(args.max_batch), "--max-queue", str(args.max_queue)]
+        command += ["--cache-memory", args.cache_memory, *more]
+        command += ["--model", args.model] if args.model else []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                port = int(process.stdout.readline().split("/v1")[0].rpartition(":")[2])
+                assert "ready" in process.stdout.readline()
+                yield process.pid, port
+            finally:
+                process.terminate()
+                process.wait(60)
 
 
-def start_server(args: argparse.Namespace, folder: str, more: Sequence[str] = ()) -> tuple[subprocess.Popen[str], int]:
-    """The process and its port, once the model is loaded."""
-    command = [sys.executable, "-m", "ring_mlx", "serve", "--port", "0", "--cache-dir", folder]
-    command += ["--max-batch", str(args.max_batch), "--max-queue", str(args.max_queue)]
-    command += ["--cache-memory", args.cache_memory, *more]
-    command += ["--model", args.model] if args.model else []
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    port = int(process.stdout.readline().split("/v1")[0].rpartition(":")[2])
-    assert "ready" in process.stdout.readline()
-    return process, port
-
-
-def measure(args: argparse.Namespace, process: subprocess.Popen[str], port: int) -> bool:
+def measure(args: argparse.Namespace, pid: int, port: int) -> bool:
     """Run the rounds and print; returns whether all is well."""
     requests = bodies(args.prompts)
     started = time.perf_counter()
     expected = [ask(port, body)[1] for body in requests]
     print(f"{len(requests)} prompts alone: {time.perf_counter() - started:.1f} s")
-    memory, seen = [resident_mb(process.pid)], Seen()
+    memory, seen = [resident_mb(pid)], Seen()
     started = time.perf_counter()
     for _ in range(args.rounds):
         threads = [
@@ -155,7 +156,7 @@ def measure(args: argparse.Namespace, process: subprocess.Popen[str], port: int)
             t.start()
         for t in threads:
             t.join()
-        memory.append(resident_mb(process.pid))
+        memory.append(resident_mb(pid))
     wall = time.perf_counter() - started
     time.sleep(1)
     sent = args.clients * args.requests * args.rounds
@@ -166,7 +167,8 @@ def measure(args: argparse.Namespace, process: subprocess.Popen[str], port: int)
           f"{seen.refused} times refused and asked again, {len(seen.wrong)} wrong")  # fmt: skip
     print(f"server: {ended:.0f} answered, {cancelled:.0f} cancelled; waiting, reading, generating now: {held}")
     print(f"cached prompt tokens: {metric(port, 'cached_tokens_total') / metric(port, 'prompt_tokens_total'):.0%}")
-    print(spread("to the first piece", seen.first_s), spread("to the end", seen.whole_s), sep="\n")
+    times = {"to the first piece": seen.first_s, "to the end": seen.whole_s}
+    report(args, ({"s": f"{name:18}"} | slow_end(found) for name, found in times.items()))
     print(f"{seen.tokens / wall:.0f} tokens/s answered; resident MB by round: {[round(m) for m in memory]}")
     for text in seen.wrong[:5]:
         print(text)
@@ -175,7 +177,7 @@ def measure(args: argparse.Namespace, process: subprocess.Popen[str], port: int)
 
 def main() -> int:
     """Measure, print, and return 1 where something was lost."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (the packaged toy)")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=4, help="of each client, a round")
@@ -185,13 +187,8 @@ def main() -> int:
     parser.add_argument("--max-queue", type=int, default=24, help="small, so that some are refused")
     parser.add_argument("--cache-memory", default="32MB", help="small, so that snapshots are dropped")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        process, port = start_server(args, folder)
-        try:
-            well = measure(args, process, port)
-        finally:
-            process.terminate()
-            process.wait(60)
+    with served(args) as (pid, port):
+        well = measure(args, pid, port)
     print("nothing lost" if well else "SOMETHING WAS LOST")
     return 0 if well else 1
 

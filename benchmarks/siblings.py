@@ -6,12 +6,13 @@ step, and prints speeds and their ratio against context, beside the ratio of the
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from benchmarks.common import arguments, report
 
 # Mini-linear over Ring-mini-2.0 by context in units of 1,024 tokens, arXiv 2510.19338, read off figures 7 and 8 to
 # about 2 %: prefill of one row, decode of 64 rows, on an H20.
@@ -48,16 +49,13 @@ def pairs(path: Path, part: str, shape: str) -> Iterator[Pair]:
             yield Pair(batch, context, speeds[shape, batch, context], speed)
 
 
-def table(path: Path, part: str, shape: str) -> str:
-    """A Markdown table of `pairs`."""
-    lines = [f"| {part}: rows, context | hybrid tok/s | softmax tok/s | ratio | paper |", "|---|---|---|---|---|"]
-    for p in pairs(path, part, shape):
-        paper = PAPER[part].get(2 ** round(math.log2(p.context / 1024)))
-        said = f"{paper:.2f}" if paper else ""
-        lines.append(
-            f"| {p.batch}, {p.context:,} | {p.hybrid:,.0f} | {p.sibling:,.0f} | {p.hybrid / p.sibling:.2f} | {said} |"
-        )
-    return "\n".join(lines)
+def table(path: Path, shape: str) -> Iterator[dict[str, Any]]:
+    """A row for each of `pairs`, beside the paper's ratio."""
+    for part, ratios in PAPER.items():
+        for p in pairs(path, part, shape):
+            paper = ratios.get(2 ** round(math.log2(p.context / 1024)))
+            row = {"part": part, "rows": p.batch, "context": p.context, "hybrid tok/s": p.hybrid}
+            yield row | {"softmax tok/s": p.sibling, "ratio": p.hybrid / p.sibling, "paper": paper}
 
 
 def plot(path: Path, shape: str, out: Path) -> None:
@@ -84,15 +82,15 @@ def plot(path: Path, shape: str, out: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("csv", type=Path, help="what ring-mlx bench --csv wrote")
+    parser = arguments(__doc__)
+    parser.add_argument("measured", type=Path, help="what ring-mlx bench --csv wrote")
     parser.add_argument("--shape", default="mini", help="mini or flash (mini)")
     parser.add_argument("--plot", type=Path, help="write a PNG (needs matplotlib)")
     args = parser.parse_args()
-    for part in PAPER:
-        print(table(args.csv, part, args.shape) + "\n")
+    args.bits = 4
+    report(args, table(args.measured, args.shape), args.measured.name)
     if args.plot is not None:
-        plot(args.csv, args.shape, args.plot)
+        plot(args.measured, args.shape, args.plot)
 
 
 if __name__ == "__main__":

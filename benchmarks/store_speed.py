@@ -6,14 +6,16 @@ The arrays are made up, so no model is needed: bfloat16 keys and values of the s
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.common import arguments, report
 from ring_mlx.bench.shapes import SHAPES
 from ring_mlx.engine.snapshots import BLOCK_TOKENS, Block, Snapshot, Store
 from ring_mlx.model.config import RingConfig
@@ -35,35 +37,39 @@ def make(config: RingConfig, tokens: np.ndarray, blocks: list[Block]) -> Snapsho
     return Snapshot(tokens, states, parts, None, (None,) * softmax)
 
 
-def timed(label: str, work: object) -> object:
-    """Run and print."""
-    started = time.perf_counter()
-    result = work()  # type: ignore[operator]
-    print(f"{label:44} {time.perf_counter() - started:6.2f} s")
-    return result
+def rows(args: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]]:
+    """Saved, saved on, and resumed."""
+    config = RingConfig.from_dict(SHAPES[args.shape])
+    tokens = np.random.default_rng(0).integers(0, 1000, args.tokens + BLOCK_TOKENS, dtype=np.int32)
+    store = Store(Path(folder), "model", 1 << 40, args.kv_bits)
+    first = make(config, tokens[: args.tokens], [])
+    more = make(config, tokens, first.blocks)
+    other = Store(Path(folder), "model", 1 << 40)
+    work: dict[str, Callable[[], object]] = {
+        f"save {args.tokens} tokens": lambda: store.save([first]),
+        f"save {BLOCK_TOKENS} tokens more": lambda: store.save([more]),
+        "resume (read, verify, load)": lambda: other.deepest(np.append(tokens, 0)),
+    }
+    for label, call in work.items():
+        started = time.perf_counter()
+        found = call()
+        files = [f for f in Path(folder).rglob("*") if f.is_file()]
+        row = {"work": label, "s": time.perf_counter() - started}
+        yield row | {"MB on disk": sum(f.stat().st_size for f in files) / 1e6, "files": len(files)}
+    assert isinstance(found, Snapshot)
+    assert found.offset == len(tokens)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="mini")
-    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--tokens", type=int, default=32768, help="in whole blocks (32768)")
     parser.add_argument("--kv-bits", type=int, choices=(4, 8), help="of keys and values on disk")
     args = parser.parse_args()
-    config = RingConfig.from_dict(SHAPES[args.shape])
-    tokens = np.random.default_rng(0).integers(0, 1000, args.tokens + BLOCK_TOKENS, dtype=np.int32)
+    args.bits = 16
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder), "model", 1 << 40, args.kv_bits)
-        first = make(config, tokens[: args.tokens], [])
-        timed(f"save {args.tokens} tokens", lambda: store.save([first]))
-        more = make(config, tokens, first.blocks)
-        timed(f"save {BLOCK_TOKENS} tokens more", lambda: store.save([more]))
-        size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-        other = Store(Path(folder), "model", 1 << 40)
-        found = timed("resume (read, verify, load)", lambda: other.deepest(np.append(tokens, 0)))
-        assert isinstance(found, Snapshot)
-        assert found.offset == len(tokens)
-        print(f"{size / 1e6:.0f} MB on disk in {sum(len(f) for _, _, f in os.walk(folder))} files")
+        report(args, rows(args, folder))
 
 
 if __name__ == "__main__":

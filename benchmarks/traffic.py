@@ -33,6 +33,7 @@ from ring_mlx.bench.shapes import SHAPES, cut
 from ring_mlx.model import decode_step
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.model import Model
+from ring_mlx.options import counts
 from tests.metal_sim import SimulatedKernel, metal_kernel
 from tests.metal_sim.runtime import RunInfo
 
@@ -225,14 +226,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=("mini", "flash"), default="mini")
-    parser.add_argument("--bits", default="4,8", help="of the weights (4,8)")
-    parser.add_argument("--tokens", default="1,512", help="of a forward pass (1,512)")
+    parser.add_argument("--bits", type=counts, default=(4, 8), help="of the weights (4,8)")
+    parser.add_argument("--tokens", type=counts, default=(1, 512), help="of a forward pass (1,512)")
     parser.add_argument("--backend", choices=("metal", "cuda"), default="metal", help="whose tables of sizes (metal)")
     parser.add_argument("--buffers", action="store_true", help="each buffer of each kernel as well")
     args = parser.parse_args()
-    for bits in map(int, args.bits.split(",")):
+    for bits in args.bits:
         model = true_model(args.shape, bits)
-        for tokens in map(int, args.tokens.split(",")):
+        for tokens in args.tokens:
             print(f"\n{args.shape}, {bits} bits, tables of {args.backend}, {tokens} tokens, MLX {mx.__version__}\n")
             print("\n".join(table(model, tokens, args.backend)))
             if args.buffers:

@@ -11,9 +11,7 @@ All run the same model object on the same prompts, so only what is reused differ
 
 from __future__ import annotations
 
-import argparse
 import copy
-import csv
 import platform
 import statistics
 import tempfile
@@ -26,15 +24,16 @@ import mlx.core as mx
 from mlx_lm.generate import stream_generate
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
-from ring_mlx import demo_model_path, load, render_chat
+from benchmarks.common import arguments, report
+from ring_mlx import load, render_chat
 from ring_mlx.engine.branches import Renderer, next_turn
 from ring_mlx.engine.events import End, Event, Sampling, SessionOptions, Statistics
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.scheduler import Scheduler
+from ring_mlx.generation.decoding import prefill, step_sizes
 
-COLUMNS = ("turn", "prompt_tokens", "ours_read", "ours_s", "theirs_read", "theirs_s", "server_read", "server_s", "note")
 STEP_TOKENS = 2048
 TEXTS = (
     "What is 27 + 35, and how would you explain the sum to a child who has never added before?",
@@ -69,9 +68,8 @@ def theirs(model: Any, tokenizer: Any, caches: LRUPromptCache, prompt: list[int]
     read = len(rest)
     cache = make_prompt_cache(model) if cache is None else cache
     if 0 < tail < len(rest):
-        for at in range(0, len(rest) - tail, STEP_TOKENS):
-            model(mx.array([rest[at : min(at + STEP_TOKENS, len(rest) - tail)]]), cache=cache)
-            mx.eval([c.state for c in cache])
+        for _ in prefill(mx.array(rest[:-tail]), model, cache, step_sizes(len(rest) - tail, STEP_TOKENS)):
+            pass
         caches.insert_cache("model", prompt[:-tail], copy.deepcopy(cache), cache_type="user")
         rest = rest[-tail:]
     first, said = 0.0, []
@@ -97,17 +95,11 @@ def measure(path: str, turns: int, restart: int) -> list[dict[str, Any]]:
                 scheduler = Scheduler(loaded, Metrics())
             messages.append({"role": "user", "content": f"{turn}. {TEXTS[turn % len(TEXTS)]}"})
             prompt = render_chat(tokenizer, messages)
-            ours_s, ours_read = ours(scheduler, messages)
-            theirs_s, theirs_read = theirs(model, tokenizer, caches, prompt)
-            server_s, server_read = theirs(model, tokenizer, server, prompt, tail)
-            note = "after a restart" if turn == restart else ""
-            seconds = [round(s, 2) for s in (ours_s, theirs_s, server_s)]
-            values = (turn, len(prompt), ours_read, seconds[0], theirs_read, seconds[1], server_read, seconds[2], note)
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
-            print(
-                f"turn {turn}: {len(prompt)} tokens, ours {ours_s:.2f} s, theirs {theirs_s:.2f} s, server {server_s:.2f} s",
-                flush=True,
-            )
+            row: dict[str, Any] = {"turn": turn, "prompt_tokens": len(prompt)}
+            row["ours_s"], row["ours_read"] = ours(scheduler, messages)
+            row["theirs_s"], row["theirs_read"] = theirs(model, tokenizer, caches, prompt)
+            row["server_s"], row["server_read"] = theirs(model, tokenizer, server, prompt, tail)
+            rows.append(row | {"note": "after a restart" if turn == restart else ""})
             messages.append({"role": "assistant", "content": ANSWER})
             read_ahead(scheduler, messages)
     return rows
@@ -121,16 +113,10 @@ def read_ahead(scheduler: Scheduler, messages: list[dict[str, Any]]) -> None:
 
 def medians(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """One row a turn, with the median of every number."""
-    columns = [c for c in COLUMNS if c != "note"]
     return [
-        same[0] | {c: statistics.median(row[c] for row in same) for c in columns} for same in zip(*runs, strict=True)
+        same[0] | {c: statistics.median(row[c] for row in same) for c in same[0] if c != "note"}
+        for same in zip(*runs, strict=True)
     ]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return "\n".join(lines + ["| " + " | ".join(str(row[c]) for c in COLUMNS) + " |" for row in rows])
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -156,23 +142,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(demo_model_path()))
+    parser = arguments(__doc__, model=True)
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--restart", type=int, default=9, help="the turn before which ours starts anew")
     parser.add_argument("--repeats", type=int, default=3, help="medians of so many conversations (3)")
-    parser.add_argument("--csv", type=Path, help="file to write")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args()
     rows = medians([measure(args.model, args.turns, args.restart) for _ in range(args.repeats)])
-    print(f"\n{platform.machine()} {platform.system()}, mlx {version('mlx')}, mlx-lm {version('mlx-lm')}\n")
-    print(table(rows))
-    if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as f:
-            writer = csv.DictWriter(f, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+    report(args, rows, f"{platform.machine()} {platform.system()}", f"mlx-lm {version('mlx-lm')}")
     if args.plot:
         plot(rows, args.plot)
 
