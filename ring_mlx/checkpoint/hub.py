@@ -23,19 +23,9 @@ from ring_mlx.system.regular_files import check_small_files, is_inside, read_bou
 
 # All that a checkpoint needs; weights in other formats, code and pictures are never fetched.
 NEEDED_FILES = [
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template*.jinja",
-    "additional_chat_templates/*.jinja",
+    *("config.json", "generation_config.json", "model*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer*.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.json", "chat_template*.jinja", "additional_chat_templates/*.jinja"),
 ]
 REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.convert import convert, convert_plan, describe, remote, report, sizes, verify
-from ring_mlx.convert.options import Options
+from ring_mlx.convert import Options, convert, convert_plan, describe, remote, report, sizes, verify
 from ring_mlx.convert.writer import read_manifest
 from ring_mlx.doctor.decay_choice import choose
 from ring_mlx.system.terminal_text import for_output, note
@@ -22,7 +23,10 @@ def run(args: argparse.Namespace) -> int:
         remote.check_repo_name(args.upload_repo)
     rows = None if args.report is None else report.read_text(Path(args.report) if args.report else None)
     if args.dry_run:
-        return _dry_run(args)
+        with bar_of(args, "reading headers"):
+            source, plan = convert_plan(args.source, Options(**_options(args)), revision=args.revision)
+        print(for_output(sizes.table(source, plan)))
+        return 0
     folder = Path(os.path.expanduser(args.mlx_path))
     if args.source is not None:
         try:
@@ -47,46 +51,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> Options:
-    return Options(
-        args.quantize,
-        args.q_bits,
-        args.q_group_size,
-        args.q_mode,
-        args.dtype,
-        args.dequantize,
-        args.quant_predicate,
-        args.q_override,
-        args.q_fit or "search",
-        args.expert_layout,
-        args.decay_layer_offset,
-    )
-
-
-def _dry_run(args: argparse.Namespace) -> int:
-    with bar_of(args, "reading headers"):
-        source, plan = convert_plan(args.source, _options(args), revision=args.revision)
-    print(for_output(sizes.table(source, plan)))
-    return 0
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the conversion that were given."""
+    return {f.name: value for f in fields(Options) if (value := getattr(args, f.name)) is not None}
 
 
 def _convert(args: argparse.Namespace) -> Path:
     check, said = None, list[str]()
     if args.check_decay != "never":
-        check = partial(
-            choose,
-            is_wanted=args.check_decay == "always",
-            say=note,
-            say_later=said.append,
-            watch=partial(bar_of, args),
-            result=args.mlx_path,
-        )
+        is_wanted, watch = args.check_decay == "always", partial(bar_of, args)
+        check = partial(choose, is_wanted=is_wanted, say=note, say_later=said.append, watch=watch, result=args.mlx_path)
     with bar_of(args, "convert", "B") as bar:
         folder = convert(
             args.source,
             args.mlx_path,
             revision=args.revision,
-            **vars(_options(args)),
+            **_options(args),
             resume=args.resume,
             stream=args.stream,
             choose_decay=check,

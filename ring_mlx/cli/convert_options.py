@@ -31,14 +31,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_quiet_option(parser)
     q = parser.add_argument_group("weights")
     q.add_argument("-q", "--quantize", action="store_true", help="quantize the weights")
-    q.add_argument("--q-bits", type=options.positive_int, help=HELP["bits"])
-    q.add_argument("--q-group-size", type=options.positive_int, help=HELP["group"])
+    q.add_argument("--q-bits", dest="bits", type=options.positive_int, help=HELP["bits"])
+    q.add_argument("--q-group-size", dest="group_size", type=options.positive_int, help=HELP["group"])
     q.add_argument(
-        "--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="quantized format (affine)"
+        "--q-mode",
+        dest="mode",
+        choices=("affine", "mxfp4", "mxfp8", "nvfp4"),
+        default="affine",
+        help="quantized format (affine)",
     )
-    q.add_argument("--quant-predicate", metavar="RECIPE", help=HELP["predicate"])
-    q.add_argument("--q-override", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"])
-    q.add_argument("--q-fit", choices=("search", "rtn"), help=HELP["fit"])
+    q.add_argument("--quant-predicate", dest="recipe", metavar="RECIPE", help=HELP["predicate"])
+    q.add_argument(
+        "--q-override", dest="overrides", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"]
+    )
+    q.add_argument("--q-fit", dest="fit", choices=("search", "rtn"), help=HELP["fit"])
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
     q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="dtype of weights in float")
     q.add_argument("--expert-layout", choices=("stacked", "streamed"), default="stacked", help=HELP["layout"])
@@ -61,5 +67,5 @@ def check(args: argparse.Namespace) -> None:
         raise OptionError("--report and --dry-run need the source; add --model.")
     if args.check_decay == "always" and args.decay_layer_offset is not None:
         raise OptionError("--check-decay always and --decay-layer-offset contradict each other; give one.")
-    if args.q_fit is not None and not args.quantize:
+    if args.fit is not None and not args.quantize:
         raise OptionError("--q-fit needs --quantize; add -q.")

@@ -14,22 +14,13 @@ import mlx.core as mx
 
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.checkpoint.weights import dtype_name
-from ring_mlx.convert import folder_files, remote
+from ring_mlx.convert import folder_files, remote, writer
 from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, make_plan, uses
 from ring_mlx.convert.shard_files import ExpertShardFile, ShardFile
 from ring_mlx.convert.sources import Source, as_matrix, identity, open_source
-from ring_mlx.convert.writer import (
-    MANIFEST,
-    UNFINISHED,
-    PartialFolder,
-    disk_errors,
-    partial_folder,
-    read_manifest,
-    verify,
-)
 from ring_mlx.errors import ConvertError, WeightsError
 from ring_mlx.model.config import with_decay_offset
 from ring_mlx.model.config_values import shown
@@ -97,9 +88,9 @@ def convert(
     }
     if target.exists():
         return _finished(target, job)
-    with disk_errors(target):
+    with writer.disk_errors(target):
         _check_space(target, plan)
-        partial = PartialFolder(target, job, resume)
+        partial = writer.PartialFolder(target, job, resume)
         try:
             decay = _decay(opened, chosen.decay_layer_offset, choose_decay)
             _write_shards(opened, plan, partial, chosen.fit, progress)
@@ -174,25 +165,25 @@ def _decay(
 def _check_name(target: Path) -> None:
     try:
         # Of the two names that are used, the longer.
-        (partial_folder(target) / MANIFEST).exists()
+        (writer.partial_folder(target) / writer.MANIFEST).exists()
     except OSError as e:
         raise ConvertError(f"{target} cannot be a folder ({e.strerror}); give another name.") from None
 
 
 def _finished(target: Path, job: dict[str, Any]) -> Path:
-    manifest = read_manifest(target)
+    manifest = writer.read_manifest(target)
     changed = [key for key, value in job.items() if manifest.get(key) != value]
     if changed:
         raise ConvertError(
             f"{target} exists already and was made otherwise (with another {' and '.join(changed)}); name another "
             "folder, or remove it."
         )
-    verify(target)
+    writer.verify(target)
     return target
 
 
 def _check_space(target: Path, plan: Plan) -> None:
-    have = sum(f.stat().st_size for f in partial_folder(target).glob("*.safetensors"))
+    have = sum(f.stat().st_size for f in writer.partial_folder(target).glob("*.safetensors"))
     parent = next(p for p in (target.parent, *target.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if plan.nbytes - have > free:
@@ -202,7 +193,9 @@ def _check_space(target: Path, plan: Plan) -> None:
         )
 
 
-def _write_shards(source: Source, plan: Plan, partial: PartialFolder, fit: str, progress: Progress | None) -> None:
+def _write_shards(
+    source: Source, plan: Plan, partial: writer.PartialFolder, fit: str, progress: Progress | None
+) -> None:
     left = {shard: outputs for shard, outputs in plan.shards.items() if not partial.has(shard)}
     fetch = remote.fetcher(source.repo, partial.folder / FETCHED)
     files = TensorFiles(fetch, uses(o.matrix for outputs in left.values() for o in outputs))
@@ -210,7 +203,7 @@ def _write_shards(source: Source, plan: Plan, partial: PartialFolder, fit: str, 
     cache_limit = mx.set_cache_limit(CACHE_LIMIT_BYTES)
     try:
         for shard, outputs in left.items():
-            unfinished = partial.folder / (shard + UNFINISHED)
+            unfinished = partial.folder / (shard + writer.UNFINISHED)
             kind = ExpertShardFile if shard in plan.streamed else ShardFile
             file = kind(unfinished, [t for o in outputs for t in o.stored])
             try:

@@ -19,15 +19,8 @@ from ring_mlx.system.files import write_text
 from ring_mlx.system.regular_files import is_litter
 
 COPIED = (
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "additional_chat_templates/*.jinja",
-    "generation_config.json",
-    "LICENSE*",
+    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*"),
 )
 DROPPED_KEYS = ("quantization", "quantization_config", "dtype", "_name_or_path")
 
@@ -41,7 +34,7 @@ class DecayChoice:
 
 
 def write_files(
-    folder: Path, source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None = None
+    folder: Path, source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None
 ) -> set[str]:
     texts = {
         INDEX: _json(_index(plan)),
@@ -61,7 +54,7 @@ def write_files(
     return names
 
 
-def config(source: Source, plan: Plan, decay: DecayChoice | None = None) -> dict[str, Any]:
+def config(source: Source, plan: Plan, decay: DecayChoice | None) -> dict[str, Any]:
     """The source's config.json with our dtype, quantisation and decay, sorted as mlx-lm writes it."""
     raw = {k: v for k, v in source.raw.items() if k not in DROPPED_KEYS}
     raw["torch_dtype"] = dtype_name(plan.dtype)
@@ -72,7 +65,7 @@ def config(source: Source, plan: Plan, decay: DecayChoice | None = None) -> dict
     return dict(sorted(raw.items()))
 
 
-def card(source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None = None) -> str:
+def card(source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None) -> str:
     """The README.md of the result: how it was made and what is in it."""
     is_repo = source.repo is not None or source.name.count("/") == 1
     base = f"base_model: {source.name}\n" if is_repo else ""

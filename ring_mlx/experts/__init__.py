@@ -12,17 +12,9 @@ Modules, each using those above it:
     recommend    how much memory to give
 """
 
-from ring_mlx.experts.policies import DEFAULT_POLICY, POLICIES
+from ring_mlx.experts.policies import POLICIES
 from ring_mlx.experts.recommend import recommend_cache_bytes
-from ring_mlx.experts.statistics import Counts, ExpertStatistics
+from ring_mlx.experts.statistics import ExpertStatistics
 from ring_mlx.experts.streamed import attach, needed_bytes
 
-__all__ = [
-    "DEFAULT_POLICY",
-    "POLICIES",
-    "Counts",
-    "ExpertStatistics",
-    "attach",
-    "needed_bytes",
-    "recommend_cache_bytes",
-]
+__all__ = ["POLICIES", "ExpertStatistics", "attach", "needed_bytes", "recommend_cache_bytes"]

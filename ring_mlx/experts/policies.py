@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Container, Hashable
 
 POLICIES = ("lfu", "none")
-DEFAULT_POLICY = "lfu"
 HALF_LIFE_PASSES = 64
 # Weights of later passes grow; long before a double overflows, all are scaled down.
 LARGEST_EXPONENT = 512.0

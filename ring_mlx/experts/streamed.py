@@ -15,7 +15,7 @@ import numpy as np
 from metal_kernels import launch, moe_kernel
 from ring_mlx.errors import OptionError
 from ring_mlx.experts.layout import LayerPlaces, find_experts
-from ring_mlx.experts.policies import DEFAULT_POLICY, POLICIES
+from ring_mlx.experts.policies import POLICIES
 from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.reader import ExpertReader
 from ring_mlx.experts.slots import Slots, slot_bytes
@@ -127,13 +127,13 @@ def attach(
         folder: The checkpoint that it was loaded from, whose files stay open.
         cache_bytes: The most that slots take.
         dtype: What floats become.
-        policy: One of `POLICIES`: "lfu" (the default) keeps experts by use, "none" keeps nothing between layers.
+        policy: One of `POLICIES`: "lfu" (if None) keeps experts by use, "none" keeps nothing between layers.
 
     Raises:
         OptionError: If the policy is unknown or the memory too small for one token.
         WeightsError: If the files cannot be read.
     """
-    policy = policy or DEFAULT_POLICY
+    policy = policy or POLICIES[0]
     if policy not in POLICIES:
         raise OptionError(f"--expert-policy {policy!r} is not one of {', '.join(POLICIES)}; choose one.")
     layers = find_experts(folder, model.config)

@@ -5,14 +5,14 @@ seven things, and `unregister` takes them back:
 
 - ``sys.modules["mlx_lm.models.ring_linear"]`` is `ring_mlx.mlx_lm_plugin.architecture`. mlx-lm's own
   ``bailing_moe_linear`` can still be imported.
-- ``MODEL_REMAPPING`` leads ``bailing_moe_linear`` and ``bailing_moe_v2`` there. - ``MODEL_ARCHITECTURE_REMAPPING``
-leads ``bailing_moe`` there if the config names the 2.0 architecture; Ling 1.x has
+- ``MODEL_REMAPPING`` leads ``bailing_moe_linear`` and ``bailing_moe_v2`` there.
+- ``MODEL_ARCHITECTURE_REMAPPING`` leads ``bailing_moe`` there if the config names the 2.0 architecture; Ling 1.x has
   the same type and stays with mlx-lm.
 - ``mlx_lm.utils._load_tokenizer`` makes our models' tokenizers by `ring_mlx.checkpoint.tokenizer.make_tokenizer`, and
   their chat templates run in a process that can be ended.
-- ``mlx_lm.utils.load_model`` checks the files of our models before anything is built of them. -
-``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture. -
-``mlx_lm.utils._download`` says in one line what went wrong.
+- ``mlx_lm.utils.load_model`` checks the files of our models before anything is built of them.
+- ``mlx_lm.utils.load_config`` refuses a ``model_file``, which mlx-lm would run as the architecture.
+- ``mlx_lm.utils._download`` says in one line what went wrong.
 
 mlx-lm is imported when it is first used: a script names `ring_mlx.register` before it has it. Other models go through
 mlx-lm as before; in `run`, whose process is ours, their code is refused as well.
