@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 
-SECTION = "disk"
 GB = 1e9
+_finding = partial(Finding, "disk")
 LEAST_BYTES = 1e9
 # Ring-mini-linear-2.0 in 4 bits, and room to write beside it.
 MINI_BYTES = 12e9
@@ -38,7 +39,7 @@ def folder(name: str, path: Path, wanted_bytes: float, variable: str) -> Finding
     Args:
         name: What it holds.
         path: The folder.
-        wanted_bytes: Less free is worth a note; less than 1 GB of it free is a problem.
+        wanted_bytes: Less free space is worth a note; less than 1 GB is a problem.
         variable: The environment variable that moves it.
     """
     path = Path(os.path.expanduser(path)).absolute()
@@ -46,12 +47,11 @@ def folder(name: str, path: Path, wanted_bytes: float, variable: str) -> Finding
     free = shutil.disk_usage(existing).free
     seen, data = f"{free / GB:.1f} GB free at {path}", {"path": str(path), "free_bytes": free}
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Finding(
-            SECTION, name, PROBLEM, f"{existing} cannot be written", f"change its permissions or set {variable}", data
-        )
+        remedy = f"change its permissions or set {variable}"
+        return _finding(name, PROBLEM, f"{existing} cannot be written", remedy, data)
     if free < min(wanted_bytes, LEAST_BYTES):
-        return Finding(SECTION, name, PROBLEM, seen, f"free some space, or set {variable} to another disk", data)
+        return _finding(name, PROBLEM, seen, f"free some space, or set {variable} to another disk", data)
     if free < wanted_bytes:
         remedy = f"Ring-mini in 4 bits wants {wanted_bytes / GB:.0f} GB; free some, or set {variable} to another disk"
-        return Finding(SECTION, name, NOTE, seen, remedy, data)
-    return Finding(SECTION, name, OK, seen, data=data)
+        return _finding(name, NOTE, seen, remedy, data)
+    return _finding(name, OK, seen, data=data)

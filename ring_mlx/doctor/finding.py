@@ -11,11 +11,11 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was seen.
+    """The result of one check.
 
     Args:
-        section: What kind of thing.
-        name: Which thing.
+        section: The group of checks.
+        name: What was checked.
         status: "ok"; "note", worth knowing; or "problem", something will not work.
         seen: What was found.
         remedy: What to do, for notes and problems.

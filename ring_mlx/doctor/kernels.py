@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -33,7 +34,7 @@ from metal_kernels.norm_router import naive_norm_router
 from metal_kernels.quantized_moe import naive_moe
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 
-SECTION = "kernels"
+_finding = partial(Finding, "kernels")
 # bfloat16 rounds by 0.4 %; a wrong kernel is near 1 or above.
 LIMIT = 0.03
 EPS = 1e-6
@@ -49,13 +50,13 @@ def check() -> list[Finding]:
     if where is None:
         if launch.is_off():
             seen = f"{launch.SWITCH}=off: plain operations"
-            return [Finding(SECTION, "all", NOTE, seen, f"unset {launch.SWITCH} to use kernels")]
-        return [Finding(SECTION, "all", OK, "no backend runs them here: plain operations")]
+            return [_finding("all", NOTE, seen, f"unset {launch.SWITCH} to use kernels")]
+        return [_finding("all", OK, "no backend runs them here: plain operations")]
     return [_tried(where, name, run, plain) for name, (run, plain) in operations().items()]
 
 
 def operations() -> dict[str, tuple[Run, Run]]:
-    """By name: what may launch a kernel (None if it leaves the work to MLX), and the plain form of the same."""
+    """By name: a call that may launch kernels, or gives None where MLX does the work, and its plain form."""
     keys = iter(mx.random.split(mx.random.key(7), 40))
 
     def normal(*shape: int, dtype: mx.Dtype = mx.bfloat16) -> mx.array:
@@ -124,22 +125,22 @@ def _tried(where: Backend, name: str, run: Run, plain: Run) -> Finding:
             found = run()
             mx.eval(found)
         if found is None or not launched:
-            return Finding(SECTION, name, OK, f"not used on {where.name}: MLX's own operations")
+            return _finding(name, OK, f"not used on {where.name}: MLX's own operations")
         with launch.use(None):
             expected = plain()
             error = max(_difference(a, b) for a, b in zip(found, expected, strict=True))
     except Exception as e:  # noqa: BLE001 whatever a compiler or a driver raises
         said = " ".join(str(e).split())[:300] or type(e).__name__
-        return Finding(SECTION, name, PROBLEM, f"does not run on {where.name}: {said}", remedy)
+        return _finding(name, PROBLEM, f"does not run on {where.name}: {said}", remedy)
     seen = f"{error:.1e} from the plain form on {where.name} ({', '.join(sorted(launched))})"
     data = {"relative_rms": error, "launched": sorted(launched)}
     if not error <= LIMIT:
-        return Finding(SECTION, name, PROBLEM, seen, remedy, data)
-    return Finding(SECTION, name, OK, seen, data=data)
+        return _finding(name, PROBLEM, seen, remedy, data)
+    return _finding(name, OK, seen, data=data)
 
 
 def _recording(where: Backend, launched: set[str]) -> Backend:
-    """The same backend, noting the name of each kernel that is launched."""
+    """The same backend; it notes the name of each launched kernel."""
 
     def construct(**arguments: Any) -> Any:
         kernel = where.constructor(**arguments)
@@ -154,7 +155,7 @@ def _recording(where: Backend, launched: set[str]) -> Backend:
 
 
 def _difference(a: mx.array, b: mx.array) -> float:
-    """Relative RMS; infinite where anything is not a number, or shapes differ."""
+    """Relative RMS; infinite where a number is not finite or shapes differ."""
     if a.shape != b.shape:
         return float("inf")
     a, b = a.astype(mx.float32), b.astype(mx.float32)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import partial
 
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 from ring_mlx.system import install, macos
 from ring_mlx.system.machine_fit import unfit_system
 
-SECTION = "machine"
 GB = 1e9
+_finding = partial(Finding, "machine")
 
 
 def check() -> list[Finding]:
@@ -22,12 +23,11 @@ def system() -> Finding:
     """The operating system and how Python was built for it."""
     if platform.system() != "Darwin":
         seen = f"{platform.system()} {platform.release()}, {platform.machine()}"
-        return Finding(
-            SECTION, "system", NOTE, seen, "made for Apple Silicon Macs; elsewhere commands work, speeds say little"
-        )
+        remedy = "made for Apple Silicon Macs; elsewhere commands work, speeds say little"
+        return _finding("system", NOTE, seen, remedy)
     if reason := unfit_system():
-        return Finding(SECTION, "system", PROBLEM, reason.seen, reason.remedy)
-    return Finding(SECTION, "system", OK, f"macOS {platform.mac_ver()[0]}, {platform.machine()}")
+        return _finding("system", PROBLEM, reason.seen, reason.remedy)
+    return _finding("system", OK, f"macOS {platform.mac_ver()[0]}, {platform.machine()}")
 
 
 def chip() -> Finding:
@@ -37,14 +37,13 @@ def chip() -> Finding:
     known = mx.device_info().get("device_name") or macos.chip() or platform.processor() or platform.machine()
     seen = f"{known}, {os.cpu_count()} cores"
     if macos.is_virtual():
-        return Finding(
-            SECTION, "chip", NOTE, f"{seen}, a virtual machine", "its GPU is not the chip's own: speeds say little"
-        )
-    return Finding(SECTION, "chip", OK, seen)
+        remedy = "its GPU is not the chip's own: speeds say little"
+        return _finding("chip", NOTE, f"{seen}, a virtual machine", remedy)
+    return _finding("chip", OK, seen)
 
 
 def memory() -> list[Finding]:
-    """All of it, how much of it a model should take, and what MLX keeps for reuse."""
+    """All of it, the part that a model may take, and what MLX keeps for reuse."""
     import mlx.core as mx
 
     from ring_mlx.system.memory import budget_bytes, cache_limit_bytes, most_working_set_bytes
@@ -57,24 +56,22 @@ def memory() -> list[Finding]:
         what = (
             "the working set that Metal recommends: beyond it macOS moves memory to the disk, and a token takes seconds"
         )
-    seen = (
-        f"{total / GB:.1f} GB" if left is None else f"{total / GB:.1f} GB, of which others leave {left / GB:.1f} GB now"
-    )
-    kept = cache_limit_bytes(room)
+    others = "" if left is None else f", of which others leave {left / GB:.1f} GB now"
+    kept = f"{cache_limit_bytes(room) / GB:.1f} GB of freed memory that MLX keeps for reuse, at most"
     found = [
-        Finding(SECTION, "memory", OK, seen, data={"bytes": total, "left_bytes": left}),
-        Finding(SECTION, "for models", OK, f"{room / GB:.1f} GB, {what}", data={"bytes": room}),
-        Finding(SECTION, "cache limit", OK, f"{kept / GB:.1f} GB of freed memory that MLX keeps for reuse, at most"),
+        _finding("memory", OK, f"{total / GB:.1f} GB{others}", data={"bytes": total, "left_bytes": left}),
+        _finding("for models", OK, f"{room / GB:.1f} GB, {what}", data={"bytes": room}),
+        _finding("cache limit", OK, kept),
     ]
     return [*found, working_set(most_working_set_bytes(), room), *pressure()] if is_recommended else found
 
 
 def working_set(most_bytes: int, room: int) -> Finding:
-    """Who chose the working set, and how it is raised.
+    """Who chose the working set, and how it can be raised.
 
     Args:
-        most_bytes: What it should be raised to at most.
-        room: What it is.
+        most_bytes: The most to which it should be raised.
+        room: Its bytes now.
     """
     name, most = "iogpu.wired_limit_mb", most_bytes >> 20
     now = macos.wired_limit_mb()
@@ -82,7 +79,7 @@ def working_set(most_bytes: int, room: int) -> Finding:
     lost = f", and a restart puts back what macOS chooses{' itself' if now else ''}"
     if room < most_bytes:
         seen += f"; sudo sysctl {name}={most} gives {most_bytes / GB:.1f} GB, the most that leaves macOS enough"
-    return Finding(SECTION, "working set", OK, seen + lost, data={"wired_limit_mb": now, "most_mb": most})
+    return _finding("working set", OK, seen + lost, data={"wired_limit_mb": now, "most_mb": most})
 
 
 def pressure() -> list[Finding]:
@@ -91,9 +88,9 @@ def pressure() -> list[Finding]:
     if level is None:
         return []
     words = {macos.NORMAL: "normal", macos.WARNING: "warning", macos.CRITICAL: "critical"}.get(level, str(level))
-    is_normal, data = level <= macos.NORMAL, {"level": level}
+    is_normal = level <= macos.NORMAL
     remedy = "" if is_normal else "close other programs; snapshots are dropped meanwhile"
-    return [Finding(SECTION, "memory pressure", OK if is_normal else NOTE, words, remedy, data)]
+    return [_finding("memory pressure", OK if is_normal else NOTE, words, remedy, {"level": level})]
 
 
 def backend() -> Finding:
@@ -102,15 +99,12 @@ def backend() -> Finding:
 
     if mx.metal.is_available():
         if mx.default_device() == mx.gpu:
-            return Finding(SECTION, "backend", OK, "Metal")
-        return Finding(
-            SECTION, "backend", NOTE, "Metal, but the default device is the CPU", "unset MLX's default device"
-        )
+            return _finding("backend", OK, "Metal")
+        return _finding("backend", NOTE, "Metal, but the default device is the CPU", "unset MLX's default device")
     if platform.system() == "Darwin":
-        return Finding(
-            SECTION, "backend", PROBLEM, "Metal is not available", "run on the Mac itself, not in a virtual machine"
-        )
+        remedy = "run on the Mac itself, not in a virtual machine"
+        return _finding("backend", PROBLEM, "Metal is not available", remedy)
     if mx.cuda.is_available():
-        return Finding(SECTION, "backend", OK, "CUDA")
+        return _finding("backend", OK, "CUDA")
     remedy = f"for correctness only; with an NVIDIA GPU: {install.command_for_extra(install.CUDA)}"
-    return Finding(SECTION, "backend", NOTE, "CPU", remedy)
+    return _finding("backend", NOTE, "CPU", remedy)

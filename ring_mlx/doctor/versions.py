@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import tomllib
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,14 @@ import ring_mlx
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 from ring_mlx.system import install
 
-SECTION, PROJECT = "versions", "ring-mlx"
-# Shown one by one; of the others only what is wrong.
+PROJECT = "ring-mlx"
+_finding = partial(Finding, "versions")
+# Shown one by one; others only if they are wrong.
 SHOWN = ("mlx", "mlx-lm")
 
 
 class Ranges(NamedTuple):
-    """What the project asks for: of Python, and of packages by name."""
+    """The allowed versions of Python, and of packages by name."""
 
     python: SpecifierSet
     packages: dict[str, SpecifierSet]
@@ -32,20 +34,17 @@ def check() -> list[Finding]:
     """Look at all of them."""
     found = ranges()
     if found is None:
-        return [
-            Finding(
-                SECTION, PROJECT, NOTE, f"{ring_mlx.__version__}, not installed as a package", install.command_again()
-            )
-        ]
-    out = [Finding(SECTION, PROJECT, OK, ring_mlx.__version__), python(found.python, platform.python_version())]
+        seen = f"{ring_mlx.__version__}, not installed as a package"
+        return [_finding(PROJECT, NOTE, seen, install.command_again())]
+    out = [_finding(PROJECT, OK, ring_mlx.__version__), python(found.python, platform.python_version())]
     looked_at = {name: package(name, allowed) for name, allowed in found.packages.items()}
     out += [f for name, f in looked_at.items() if name in SHOWN or f.status != OK]
     fine = [f"{name} {f.seen.split(',')[0]}" for name, f in looked_at.items() if name not in SHOWN and f.status == OK]
-    return [*out, Finding(SECTION, "others", OK, ", ".join(fine))]
+    return [*out, _finding("others", OK, ", ".join(fine))]
 
 
 def ranges() -> Ranges | None:
-    """From the checkout's pyproject.toml if there is one, else from the installed package; None without either."""
+    """The ranges in the checkout's pyproject.toml or, if there is none, of the installed package; None without both."""
     file = Path(ring_mlx.__file__).parents[1] / "pyproject.toml"
     if file.is_file():
         project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
@@ -64,10 +63,8 @@ def ranges() -> Ranges | None:
 def python(allowed: SpecifierSet, version: str) -> Finding:
     """The interpreter's version."""
     if allowed.contains(version, prereleases=True):
-        return Finding(SECTION, "Python", OK, f"{version}, {sys.executable}")
-    return Finding(
-        SECTION, "Python", PROBLEM, f"{version}, not {allowed}", f"make an environment with Python {allowed}"
-    )
+        return _finding("Python", OK, f"{version}, {sys.executable}")
+    return _finding("Python", PROBLEM, f"{version}, not {allowed}", f"make an environment with Python {allowed}")
 
 
 def package(name: str, allowed: SpecifierSet) -> Finding:
@@ -77,14 +74,14 @@ def package(name: str, allowed: SpecifierSet) -> Finding:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding(SECTION, name, PROBLEM, "not installed", remedy)
+        return _finding(name, PROBLEM, "not installed", remedy)
     if allowed.contains(version, prereleases=True):
-        return Finding(SECTION, name, OK, f"{version}, in {allowed}")
-    return Finding(SECTION, name, PROBLEM, f"{version}, not {allowed}", remedy)
+        return _finding(name, OK, f"{version}, in {allowed}")
+    return _finding(name, PROBLEM, f"{version}, not {allowed}", remedy)
 
 
 def _packages(lines: list[str]) -> dict[str, SpecifierSet]:
-    """Requirements that hold on this system, the extra for its CPU included where there is no Metal."""
+    """Requirements for this system, with the extra for the CPU where there is no Metal."""
     extras = [""] if sys.platform == "darwin" else ["", "cpu"]
     found = {}
     for requirement in map(Requirement, lines):
