@@ -45,10 +45,11 @@ from ring_mlx.doctor.finding import Finding, table
 from ring_mlx.errors import NoFitError, OptionError, RingError
 from ring_mlx.evaluation.scoring import token_nats
 from ring_mlx.experts import recommend_cache_bytes
+from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.config_values import DECAY_OFFSETS
 from ring_mlx.model.decay import decay_rate
-from ring_mlx.system import install, macos, memory
+from ring_mlx.system import install, macos
 from tests.fake_mac import FREE, PRESSURE, Mac
 from tests.kernel_backends import mutated, simulator
 from tests.tiny import config, make_model, save_hf, softmax_config

@@ -22,7 +22,7 @@ from ring_mlx.evaluation.recall import depths_of, holds, recall, table
 from ring_mlx.evaluation.scoring import token_nats, windows
 from ring_mlx.evaluation.sharing import SharedReader
 from ring_mlx.generation.decoding import generate_step
-from ring_mlx.system import memory
+from ring_mlx.model import memory
 from tests.compare import to_numpy
 from tests.tiny import make_model, tokens
 

@@ -215,6 +215,12 @@ def test_no_module_imports_another_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the circle
 
 
+def test_what_the_system_gives_needs_nothing_of_models():
+    paths = dict(modules())
+    used = {u for name, path in paths.items() if name.startswith("ring_mlx.system.") for u in uses(path, set(paths))}
+    assert {u for u in used if not u.startswith("ring_mlx.system")} == {"ring_mlx.errors"}
+
+
 def test_all_is_sorted_and_complete():
     for package in (ring_mlx, metal_kernels):
         assert package.__all__ == sorted(package.__all__)

@@ -9,14 +9,13 @@ import weakref
 import mlx.core as mx
 import pytest
 
-from ring_mlx.engine import session
+from ring_mlx.engine import pressure, session
 from ring_mlx.engine.events import End, Sampling
 from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.pressure import Watch
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.snapshots import SnapshotTree
-from ring_mlx.system import pressure
 from ring_mlx.system.macos import CRITICAL, NORMAL, WARNING
-from ring_mlx.system.pressure import Watch
 from tests.fake_mac import PRESSURE, Mac
 from tests.serving import answer_of, ask, user, wait_until
 from tests.sessions import QUESTIONS, DirectSession, Talk, options

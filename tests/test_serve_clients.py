@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from ring_mlx.engine.events import AnswerText, Sampling, ThinkingText
+from ring_mlx.engine.pressure import Watch
 from ring_mlx.engine.row import Row
 from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.engine.snapshots import SnapshotTree
 from ring_mlx.serve.protocol import parse_chat
-from ring_mlx.system.pressure import Watch
 from ring_mlx.system.wired import Wired
 from tests.serving import (
     GREEDY,

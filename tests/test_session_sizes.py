@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ring_mlx.engine.snapshots import BLOCK_TOKENS, Block, Snapshot, SnapshotTree
+from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
-from ring_mlx.system import memory
 from tests.tiny import config
 
 TURN_TOKENS, CHAT_TOKENS, VOCABULARY = 500, 4000, 157184

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from ring_mlx import demo_model_path
+from ring_mlx.checkpoint.regex_cost import regex_problem
 from ring_mlx.checkpoint.tokenizer_check import check_tokenizer
 from ring_mlx.errors import TokenizerError
-from ring_mlx.system.regex_cost import regex_problem
 
 # Of Ring's own tokenizer, and of the tokenizers that other families brought into use.
 PATTERNS = [

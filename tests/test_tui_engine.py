@@ -20,7 +20,7 @@ import tui
 from ring_mlx import End, RingError, Session, Thinking, load
 from ring_mlx.cli import build_parser
 from ring_mlx.engine.branches import Renderer
-from ring_mlx.system.memory import budget_bytes
+from ring_mlx.model.memory import budget_bytes
 from tests.tui_pilot import SIZES, pause
 from tests.tui_pilot import chat as pilot
 from tui import chat, commands

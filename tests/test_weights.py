@@ -257,7 +257,7 @@ def test_a_dtype_that_mlx_does_not_take(tmp_path):
 
 
 def test_what_does_not_fit_is_refused_before_reading(tmp_path, monkeypatch):
-    import ring_mlx.system.memory as memory
+    import ring_mlx.model.memory as memory
 
     save_hf(tmp_path / "ring", config())
     monkeypatch.setattr(memory, "budget_bytes", lambda: 1 << 29)

@@ -17,9 +17,9 @@ from mlx.utils import tree_flatten
 from ring_mlx.bench.shapes import SHAPES, cut
 from ring_mlx.checkpoint.weights import give
 from ring_mlx.distributed.loading import share
+from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.model import Model
-from ring_mlx.system import memory
 
 
 def random_model(

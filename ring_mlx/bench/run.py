@@ -18,8 +18,8 @@ from ring_mlx.bench.floor import Rates, floor, measure_rates
 from ring_mlx.bench.measure import measure
 from ring_mlx.bench.plot import check_plot, plot
 from ring_mlx.generation.decoding import prefill_step_or_default
+from ring_mlx.model import memory
 from ring_mlx.model.model import Model
-from ring_mlx.system import memory
 from ring_mlx.system.files import Write, check_named, write_named
 from ring_mlx.system.progress import Progress
 from ring_mlx.system.wired import Wired

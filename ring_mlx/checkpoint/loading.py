@@ -18,10 +18,10 @@ from ring_mlx.checkpoint.shards import find_shards, read_headers
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.errors import WeightsError
 from ring_mlx.generation.defaults import read_defaults
+from ring_mlx.model import memory
 from ring_mlx.model.config import read_config
 from ring_mlx.model.model import Model
 from ring_mlx.model.quantization import loadable_settings
-from ring_mlx.system import memory
 from ring_mlx.system.progress import Progress
 from ring_mlx.tuning.autotune import settle
 from ring_mlx.tuning.kernel_check import check_kernels

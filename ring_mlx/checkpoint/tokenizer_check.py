@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ring_mlx.checkpoint.regex_cost import EMPTY, regex_problem
 from ring_mlx.errors import TokenizerError
 from ring_mlx.model.config_values import is_count, shown
-from ring_mlx.system.regex_cost import EMPTY, regex_problem
 from ring_mlx.system.regular_files import MAX_TOKENIZER_BYTES, read_json
 
 STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")

@@ -19,11 +19,11 @@ from mlx.utils import tree_flatten
 
 from ring_mlx.checkpoint.safetensors_header import Tensor
 from ring_mlx.errors import WeightsError
+from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.config_values import shown, some
 from ring_mlx.model.model import Model
 from ring_mlx.model.quantization import inferred_settings
-from ring_mlx.system import memory
 
 FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 DTYPES = {**FLOATS, "U32": mx.uint32, "U8": mx.uint8}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ring_mlx.convert.conversion import CACHE_LIMIT_BYTES, CHUNK_WEIGHTS
 from ring_mlx.convert.plan import Plan, by_part
 from ring_mlx.convert.sources import Source
-from ring_mlx.system.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes
+from ring_mlx.model.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes
 
 # Float32 weights that are held at one time, times the arrays that the fit of scales keeps of them.
 FIT_ARRAYS = 14

@@ -21,8 +21,8 @@ from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.group import together
 from ring_mlx.errors import WeightsError
+from ring_mlx.model import memory
 from ring_mlx.model.model import Model
-from ring_mlx.system import memory
 from ring_mlx.system.terminal_text import note
 from ring_mlx.tuning.kernel_check import check_kernels
 

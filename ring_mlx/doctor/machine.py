@@ -46,7 +46,7 @@ def memory() -> list[Finding]:
     """All of it, the part that a model may take, and what MLX keeps for reuse."""
     import mlx.core as mx
 
-    from ring_mlx.system.memory import budget_bytes, cache_limit_bytes, most_working_set_bytes
+    from ring_mlx.model.memory import budget_bytes, cache_limit_bytes, most_working_set_bytes
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     left, room = macos.available_bytes(), budget_bytes()

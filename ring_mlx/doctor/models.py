@@ -14,9 +14,9 @@ from ring_mlx.checkpoint.shards import look_up, safetensors_in
 from ring_mlx.doctor.finding import NOTE, OK, Finding
 from ring_mlx.errors import RingError
 from ring_mlx.experts import recommend_cache_bytes
+from ring_mlx.model import memory
 from ring_mlx.model.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, read_config
 from ring_mlx.model.quantization import foreign_method
-from ring_mlx.system import memory
 from ring_mlx.system.regular_files import read_json
 
 SECTION_CACHE, SECTION_FIT = "hub cache", "what fits"

@@ -35,8 +35,9 @@ from ring_mlx.doctor import versions
 from ring_mlx.doctor.finding import Finding
 from ring_mlx.doctor.tuning import model_of
 from ring_mlx.generation.decoding import prefill_step_or_default
+from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
-from ring_mlx.system import macos, memory
+from ring_mlx.system import macos
 from ring_mlx.system.regular_files import read_json
 from ring_mlx.tuning import autotune, table
 from ring_mlx.tuning.race import Budget

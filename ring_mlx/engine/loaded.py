@@ -21,8 +21,8 @@ from ring_mlx.errors import OptionError
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths, encode_prompt
+from ring_mlx.model import memory
 from ring_mlx.model.model import Model
-from ring_mlx.system import memory
 
 
 class LoadedModel:

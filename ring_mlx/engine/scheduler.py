@@ -16,12 +16,12 @@ from ring_mlx.engine.branches import Prompt, next_turn
 from ring_mlx.engine.events import End
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.pressure import Watch
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.row import Row
 from ring_mlx.errors import RingError, SessionError
-from ring_mlx.system import memory
+from ring_mlx.model import memory
 from ring_mlx.system.install import explained
-from ring_mlx.system.pressure import Watch
 from ring_mlx.system.wired import Wired
 
 AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256

@@ -18,8 +18,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ring_mlx.checkpoint.shards import safetensors_in
 from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation.scoring import Floats, nats, scored_logits, windows
+from ring_mlx.model import memory
 from ring_mlx.model.model import Model
-from ring_mlx.system import memory
 from ring_mlx.system.progress import Progress
 
 HEAD_TOKENS = 128  # rows of logits that are compared at one time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ring_mlx.model.config import RingConfig
-from ring_mlx.system.memory import PLAIN_CONTEXT, WORKSPACE_BYTES, cache_bytes, parameter_count
+from ring_mlx.model.memory import PLAIN_CONTEXT, WORKSPACE_BYTES, cache_bytes, parameter_count
 
 # 4 bits and, for every 64 weights, a scale and a bias.
 BITS_PER_WEIGHT = 4.5
@@ -21,7 +21,7 @@ def recommend_cache_bytes(
         left = memory - weights other than routed experts - cache of a short conversation - workspace
 
     None if all experts fit, so that none needs to be streamed; 0 if not even those of one token do. ``memory_bytes`` is
-    what the machine can give (`ring_mlx.system.memory.budget_bytes`), ``bits_per_weight`` includes scales and biases.
+    what the machine can give (`ring_mlx.model.memory.budget_bytes`), ``bits_per_weight`` includes scales and biases.
     """
     routed = routed_count(config)
     resident = int((parameter_count(config) - routed) * bits_per_weight / 8)

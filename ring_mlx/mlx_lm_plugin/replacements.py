@@ -17,8 +17,8 @@ from ring_mlx.checkpoint.tokenizer import make_tokenizer
 from ring_mlx.errors import ConfigError, HubError, OptionError, RingError, TokenizerError, WeightsError
 from ring_mlx.generation import templates
 from ring_mlx.mlx_lm_plugin.architecture import Model
+from ring_mlx.model import memory
 from ring_mlx.model.config_values import shown
-from ring_mlx.system import memory
 from ring_mlx.system.regular_files import check_small_files, read_json
 
 NEVER_RUN, NO_CODE = "the checkpoint asks to run code of its own, which is never done", {"trust_remote_code": False}

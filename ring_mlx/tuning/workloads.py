@@ -15,8 +15,8 @@ import mlx.core as mx
 from metal_kernels import choices
 from metal_kernels.choices import Chosen
 from ring_mlx.generation.decoding import prefill, step_sizes
+from ring_mlx.model import memory
 from ring_mlx.model.model import LanguageModel, Model
-from ring_mlx.system import memory
 from ring_mlx.tuning.race import Run
 
 # Of a prompt that is read at once.

@@ -7,7 +7,7 @@ import json
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ring_mlx.system.regex_cost import regex_problem
+from ring_mlx.checkpoint.regex_cost import regex_problem
 from tests.fuzz import folders
 from tests.fuzz.folders import CONFIG, GENERATION, INDEX, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 from tests.fuzz.profile import fuzz
