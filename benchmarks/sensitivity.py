@@ -20,7 +20,7 @@ from ring_mlx import load_model
 from ring_mlx.convert import convert, convert_plan
 from ring_mlx.convert import report as packaged
 from ring_mlx.convert.options import Options
-from ring_mlx.convert.plan import quantisable_paths
+from ring_mlx.convert.plan import quantizable_paths
 from ring_mlx.evaluation.divergence import Divergence, divergence, summary
 
 KINDS = {
@@ -76,7 +76,7 @@ def rows(args: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     source, _ = convert_plan(plain, Options())
     judge, kinds = Judge(plain, args.rows), dict(KINDS)
     if args.each_layer:
-        layers = sorted({int(p.split(".")[2]) for p in quantisable_paths(source.config) if ".switch_mlp." in p})
+        layers = sorted({int(p.split(".")[2]) for p in quantizable_paths(source.config) if ".switch_mlp." in p})
         kinds |= {f"experts of layer {i}": [f"layers.{i}.mlp.switch_mlp"] for i in layers}
     for bits in args.bits:
         for kind, patterns in ((k, p) for k, p in kinds.items() if args.only in (None, k)):

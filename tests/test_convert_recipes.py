@@ -14,7 +14,7 @@ from ring_mlx.convert import convert, convert_plan, describe, sizes
 from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.grids import pack, unpack
 from ring_mlx.convert.options import Options
-from ring_mlx.convert.plan import quantisable_paths
+from ring_mlx.convert.plan import quantizable_paths
 from ring_mlx.convert.recipes import MIXED, RECIPES, ROUTER, Setting, make_rule, uses_more_bits
 from ring_mlx.model.config import RingConfig
 from tests.compare import relative_rms
@@ -28,7 +28,7 @@ DEFAULT = Setting(64, 4)
 def bits_by_path(recipe, overrides=(), **changes):
     checked = RingConfig.from_dict(config(num_hidden_layers=16, **changes))
     rule = make_rule(DEFAULT, recipe, overrides, 16)
-    return {path: rule(path) for path in quantisable_paths(checked)}
+    return {path: rule(path) for path in quantizable_paths(checked)}
 
 
 @pytest.mark.parametrize("recipe", [None, *RECIPES])

@@ -52,7 +52,7 @@ def safetensors_in(folder: Path) -> list[Path]:
 def find_shards(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in order; a WeightsError if there are none or some are missing.
 
-    An index that names missing files is ignored, with a warning, if other files are a whole set: quantising tools leave
+    An index that names missing files is ignored, with a warning, if other files are a whole set: quantizing tools leave
     it behind.
     """
     shards, missing, is_stale = look_up(folder)

@@ -1,4 +1,4 @@
-"""Checkpoint files to model parameters: names, stacking, quantisation and checks; the only place that knows both forms.
+"""Checkpoint files to model parameters: names, stacking, quantization and checks; the only place that knows both forms.
 
 Two forms are read. The Hugging Face form has one tensor an expert (``mlp.experts.{e}.gate_proj.weight``) and calls the
 router ``mlp.gate.weight``; the mlx-community form stacks experts (``mlp.switch_mlp.gate_proj.weight``) and calls the
@@ -105,7 +105,7 @@ def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:
 
 
 def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> None:
-    """Replace modules of ``model`` by quantised ones as config.json and the scales in the files say.
+    """Replace modules of ``model`` by quantized ones as config.json and the scales in the files say.
 
     ``quantization`` is the object in config.json, ``arrays`` the checkpoint under parameter names. Raises a
     WeightsError if a setting does not fit the tensors.
@@ -220,7 +220,7 @@ def cast(name: str, array: mx.array, dtype: mx.Dtype, exact: bool) -> mx.array:
 def give(model: Model, arrays: dict[str, mx.array]) -> None:
     """Set the model's parameters, which are computed when they are used, and its evaluation mode; changes ``arrays``.
 
-    Unquantised matrices are laid out by columns for MLX's CPU backend; shapes stay. Its float32 product with a
+    Unquantized matrices are laid out by columns for MLX's CPU backend; shapes stay. Its float32 product with a
     transposed matrix takes 1.7 to 2.3 times as long as with a plain one (MLX 0.32.4 on Linux), and a layer multiplies
     by its weight transposed.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints to the mlx-community form, quantised or not, a few rows at a time.
+"""Checkpoints to the mlx-community form, quantized or not, a few rows at a time.
 
 Modules, each using those above it:
 

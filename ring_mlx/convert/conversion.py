@@ -48,8 +48,8 @@ def convert(
 ) -> Path:
     """Write ``source`` to a new folder ``target`` with stacked experts, loadable here and by mlx-lm.
 
-    The router, norms and expert biases stay in float; every other matrix whose rows divide into groups is quantised.
-    A source that is quantised keeps its form unless ``quantize`` or ``dequantize`` is given. The folder appears whole
+    The router, norms and expert biases stay in float; every other matrix whose rows divide into groups is quantized.
+    A source that is quantized keeps its form unless ``quantize`` or ``dequantize`` is given. The folder appears whole
     or not at all; an interrupted conversion leaves ``.NAME.partial`` beside it, from which ``resume`` goes on to the
     same bytes. Memory holds a few million weights at a time, whatever the model's size.
 
@@ -119,7 +119,7 @@ def convert_plan(
 
 
 def describe(folder: Path) -> str:
-    """One line on a written checkpoint: size and quantisation."""
+    """One line on a written checkpoint: size and quantization."""
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     quantization = settings(read_json(folder / "config.json"))
     kind = f"{quantization.get('bits')}-bit {quantization.get('mode')}" if quantization else "not quantised"

@@ -17,7 +17,7 @@ TINY = 1e-20
 
 
 def quantize(w: mx.array, setting: Setting, dtype: mx.Dtype, fit: str = "search") -> dict[str, mx.array]:
-    """Quantise rows w [n, cols] to ``weight``, ``scales`` and for affine ``biases``, as ``mx.quantize`` gives them.
+    """Quantize rows w [n, cols] to ``weight``, ``scales`` and for affine ``biases``, as ``mx.quantize`` gives them.
 
     Scales and biases are of ``dtype``, and fitted by "search" or "rtn". Other modes than affine are always rounded.
     """
@@ -43,7 +43,7 @@ def search(w: mx.array, scales: mx.array, biases: mx.array, setting: Setting) ->
     in turn, keeping the best (s, b) after rounding to the stored dtype. Takes w [n, cols] and the scales and biases [n,
     groups] to beat, in the stored dtype; returns such scales and biases, and codes [n, cols] uint32.
 
-    Source: Lloyd's alternation on a uniform grid; half-quadratic quantisation (HQQ, Badri and Shaji 2023) alternates
+    Source: Lloyd's alternation on a uniform grid; half-quadratic quantization (HQQ, Badri and Shaji 2023) alternates
     likewise under another norm.
     """
     n, cols = w.shape

@@ -55,7 +55,7 @@ def write_files(
 
 
 def config(source: Source, plan: Plan, decay: DecayChoice | None) -> dict[str, Any]:
-    """The source's config.json with our dtype, quantisation and decay, sorted as mlx-lm writes it."""
+    """The source's config.json with our dtype, quantization and decay, sorted as mlx-lm writes it."""
     raw = {k: v for k, v in source.raw.items() if k not in DROPPED_KEYS}
     raw["torch_dtype"] = dtype_name(plan.dtype)
     if plan.quantization is not None:

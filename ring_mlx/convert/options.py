@@ -18,7 +18,7 @@ class Options:
     """What decides the bytes of the result, besides the source.
 
     Attributes:
-        quantize: Whether to quantise.
+        quantize: Whether to quantize.
         bits, group_size, mode: As for ``mx.quantize``.
         dtype: Name of the dtype of floats; None takes the source's.
         dequantize: Whether to store everything in float.
@@ -50,7 +50,7 @@ class Options:
 
     @property
     def setting(self) -> Setting | None:
-        """The default setting of quantised modules; None if nothing is to be quantised."""
+        """The default setting of quantized modules; None if nothing is to be quantized."""
         return make_setting(self.bits, self.group_size, self.mode) if self.quantize else None
 
     def check(self) -> None:

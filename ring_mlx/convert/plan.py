@@ -104,13 +104,13 @@ def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) 
 
     Raises an OptionError if options do not suit the source, or its packed form can neither be kept nor be changed.
     """
-    quantisable, outputs, left = quantisable_paths(source.config), [], []
-    rule = _rule(source, options, quantisable)
+    quantizable, outputs, left = quantizable_paths(source.config), [], []
+    rule = _rule(source, options, quantizable)
     dtype = getattr(mx, options.dtype) if options.dtype else source_dtype(source)
     found = matrices(source)
     for name, shape in _in_order(parameter_shapes(source.config)):
         matrix, path, setting = found[name], name.rpartition(".")[0], None
-        if name.endswith(".weight") and path in quantisable and not options.dequantize:
+        if name.endswith(".weight") and path in quantizable and not options.dequantize:
             setting = rule(path) if rule else _kept(matrix, source)
             if setting is not None and shape[-1] % setting.group_size:
                 left.append(path)
@@ -118,7 +118,7 @@ def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) 
         copied = setting is not None and matrix.setting == setting
         outputs.append(Output(name, shape, matrix, setting, _dtype(name, matrix, dtype), copied))
     # A recipe's default names no setting that it uses.
-    quantization = _quantization(outputs, quantisable, None if options.recipe else options.setting)
+    quantization = _quantization(outputs, quantizable, None if options.recipe else options.setting)
     if options.expert_layout == "stacked":
         return Plan(_cut(outputs, shard_bytes), dtype, quantization, left)
     experts: dict[str, list[Output]] = {}
@@ -130,19 +130,19 @@ def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) 
     return Plan(rest | experts, dtype, quantization, left, frozenset(experts))
 
 
-def _rule(source: Source, options: Options, quantisable: set[str]) -> Rule | None:
+def _rule(source: Source, options: Options, quantizable: set[str]) -> Rule | None:
     """Which setting a module gets; None keeps what the source has."""
     if options.setting is None:
         return None
     rule = make_rule(options.setting, options.recipe, options.overrides, source.config.num_hidden_layers)
-    useless = unmatched(options.overrides, sorted(quantisable))
+    useless = unmatched(options.overrides, sorted(quantizable))
     if useless:
         raise OptionError(f"--q-override {useless[0]!r} matches no module; see the names in config.json's form.")
     return rule
 
 
-def quantisable_paths(config: RingConfig) -> set[str]:
-    """Modules that MLX can quantise: linear layers, stacked experts and the embedding."""
+def quantizable_paths(config: RingConfig) -> set[str]:
+    """Modules that MLX can quantize: linear layers, stacked experts and the embedding."""
     leaves = tree_flatten(Model(config).leaf_modules(), is_leaf=nn.Module.is_module)
     return {path for path, module in leaves if hasattr(module, "to_quantized")}
 
@@ -190,8 +190,8 @@ def _kept(matrix: Matrix, source: Source) -> Setting | None:
     return matrix.setting
 
 
-def _quantization(outputs: Sequence[Output], quantisable: set[str], default: Setting | None) -> dict[str, Any] | None:
-    chosen = {o.path: o.setting for o in outputs if o.path in quantisable and o.name.endswith(".weight")}
+def _quantization(outputs: Sequence[Output], quantizable: set[str], default: Setting | None) -> dict[str, Any] | None:
+    chosen = {o.path: o.setting for o in outputs if o.path in quantizable and o.name.endswith(".weight")}
     settings = [s for s in chosen.values() if s is not None]
     if not settings:
         return None

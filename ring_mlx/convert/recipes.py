@@ -1,4 +1,4 @@
-"""Bits, groups and modes of quantised matrices, and which module gets which."""
+"""Bits, groups and modes of quantized matrices, and which module gets which."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Setting:
-    """How a matrix is quantised, in MLX's words."""
+    """How a matrix is quantized, in MLX's words."""
 
     group_size: int
     bits: int
@@ -59,7 +59,7 @@ def make_setting(bits: int | None, group_size: int | None, mode: str) -> Setting
 def make_rule(default: Setting, recipe: str | None, overrides: Sequence[str], num_layers: int) -> Rule:
     """Which setting a module gets: of the last override that matches, else the recipe's, else the default.
 
-    The router is never quantised, except to 8 bits by an override that names it. Raises an OptionError if the recipe or
+    The router is never quantized, except to 8 bits by an override that names it. Raises an OptionError if the recipe or
     an override is unknown or malformed.
     """
     parsed = [_parse_override(text, default) for text in overrides]

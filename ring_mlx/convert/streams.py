@@ -72,7 +72,7 @@ class Stream:
 
 
 class LoadedStream(Stream):
-    """A checkpoint as the loader takes it, quantised or not."""
+    """A checkpoint as the loader takes it, quantized or not."""
 
     def __init__(self, source: Source, dtype: mx.Dtype) -> None:
         super().__init__(source, dtype)

@@ -36,7 +36,7 @@ class ModelArgs(RingConfig):
 
 
 class Model(ring_mlx.model.model.Model):
-    """`ring_mlx.model.model.Model` with what mlx-lm's loader, converter and quantisers ask of a model."""
+    """`ring_mlx.model.model.Model` with what mlx-lm's loader, converter and quantizers ask of a model."""
 
     def __init__(self, args: RingConfig) -> None:
         super().__init__(args)
@@ -86,7 +86,7 @@ class Model(ring_mlx.model.model.Model):
 
     @property
     def quant_predicate(self) -> Callable[[str, Any], bool]:
-        """Which modules ``mlx_lm.convert`` and ``mlx_lm.dwq`` quantise: all but the router, as `ring_mlx.convert`."""
+        """Which modules ``mlx_lm.convert`` and ``mlx_lm.dwq`` quantize: all but the router, as `ring_mlx.convert`."""
         return lambda path, _: not f"{path}.weight".endswith(weights.FLOAT32)
 
     @property

@@ -1,4 +1,4 @@
-"""The only reader of quantisation settings in a config.json: MLX's own, and those of forms that must be converted."""
+"""The only reader of quantization settings in a config.json: MLX's own, and those of forms that must be converted."""
 
 from __future__ import annotations
 
