@@ -11,7 +11,7 @@ from mlx._distributed_utils import common as mlx_common
 from mlx._distributed_utils import launch as mlx_launch
 
 from ring_mlx.cli import main
-from ring_mlx.distributed import backends, hosts
+from ring_mlx.distributed import hosts
 from ring_mlx.distributed.failure import DistributedError
 
 
@@ -52,7 +52,7 @@ def test_ranks_find_in_their_environment_what_mlx_launch_gives(name, tmp_path, m
     monkeypatch.setattr(sys, "argv", ["mlx.launch", *options, "--", "-m", "x"])
     mlx_launch.main()
     chosen, _, env = hosts.read_host_file(file)
-    more, files = backends.describe(backend, chosen, 4000)
+    more, files = hosts.variables(backend, chosen, 4000)
     assert [h.name for h in chosen] == [args[1] for args, _ in given]
     for (_, _, _, _, theirs, variables, _), _ in given:
         size = ("COLUMNS", "LINES")  # of a terminal, which ranks here have not
@@ -93,8 +93,8 @@ def test_a_host_file_that_will_not_do_is_one_line(data, why, tmp_path, capsys):
 
 def test_launches_at_once_take_ports_of_their_own():
     here = hosts.parse_hosts("127.0.0.1", 4)
-    taken = [backends.describe("ring", here, None)[1]["MLX_HOSTFILE"] for _ in range(20)]
+    taken = [hosts.variables("ring", here, None)[1]["MLX_HOSTFILE"] for _ in range(20)]
     assert len(set(taken)) > 10
-    assert json.loads(backends.describe("ring", here, 5000)[1]["MLX_HOSTFILE"])[3] == ["127.0.0.1:5003"]
+    assert json.loads(hosts.variables("ring", here, 5000)[1]["MLX_HOSTFILE"])[3] == ["127.0.0.1:5003"]
     with pytest.raises(DistributedError, match="leaves no room for 4 ports"):
-        backends.describe("ring", here, 65533)
+        hosts.variables("ring", here, 65533)

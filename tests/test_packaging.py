@@ -148,7 +148,7 @@ LATE = {
     "ring_mlx/bench/plot.py": "matplotlib may be missing",
     "ring_mlx/cli/doctor_command.py": "a machine is examined where MLX cannot be imported",
     "ring_mlx/cli/table.py": "some commands run without MLX",
-    "ring_mlx/distributed/backends.py": "a host that only launches needs no MLX",
+    "ring_mlx/distributed/hosts.py": "a host that only launches needs no MLX",
     "ring_mlx/doctor/disk.py": "as doctor_command.py",
     "ring_mlx/doctor/machine.py": "as doctor_command.py",
     "ring_mlx/evaluation/heat_map.py": "matplotlib may be missing",

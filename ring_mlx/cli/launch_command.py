@@ -12,7 +12,7 @@ from typing import Any
 
 from ring_mlx import options
 from ring_mlx.cli.parsing import OneLineParser
-from ring_mlx.distributed import backends, hosts, launcher
+from ring_mlx.distributed import hosts, launcher
 from ring_mlx.distributed.hosts import Host
 from ring_mlx.distributed.rank_process import Job
 from ring_mlx.errors import OptionError
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"{command[0]} does not run in several processes; give {_ANY}.")
     if not command and not args.write_hostfile:
         raise OptionError(f"no command given; put {_ANY} and its options last.")
-    named, env = backends.RING, dict[str, str]()
+    named, env = hosts.RING, dict[str, str]()
     if args.hostfile:
         chosen, named, env = hosts.read_host_file(Path(args.hostfile))
     else:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _launch(args: argparse.Namespace, command: list[str], chosen: list[Host], named: str, env: dict[str, str]) -> int:
     """Check the hosts, and run the command on them."""
-    own, files = backends.describe(args.backend or named or backends.default(), chosen, args.starting_port)
+    own, files = hosts.variables(args.backend or named or hosts.default_backend(), chosen, args.starting_port)
     told: list[int] = []
     with _signals_to(lambda number, _: told.append(number)):
         if not args.no_check:

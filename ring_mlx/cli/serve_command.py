@@ -15,9 +15,9 @@ from ring_mlx import options
 from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.cli import from_options
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.distributed.channel import Channel
 from ring_mlx.distributed.failure import before_end
 from ring_mlx.distributed.follower import Follower
+from ring_mlx.distributed.group import Channel
 from ring_mlx.distributed.leader import Leader
 from ring_mlx.distributed.rank import Rank, joined
 from ring_mlx.engine.events import Sampling, SessionOptions

@@ -19,7 +19,7 @@ from ring_mlx.engine.snapshots import Snapshot, SnapshotTree
 from ring_mlx.system.wired import Wired
 
 if TYPE_CHECKING:
-    from ring_mlx.distributed.channel import Channel
+    from ring_mlx.distributed.group import Channel
 
 
 class Follower:

@@ -36,7 +36,7 @@ from ring_mlx.model.cache import HybridCache
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from ring_mlx.distributed.channel import Channel
+    from ring_mlx.distributed.group import Channel
     from ring_mlx.distributed.rank import Rank
     from ring_mlx.engine.events import SessionOptions
     from ring_mlx.model.model import Model

@@ -17,9 +17,9 @@ from ring_mlx.checkpoint import weights
 from ring_mlx.checkpoint.fingerprint import fingerprint
 from ring_mlx.checkpoint.loading import assemble
 from ring_mlx.distributed import AUTO, CHOICES, PIPELINE, TENSOR, pipeline, tensor
-from ring_mlx.distributed.agreement import compare, versions
 from ring_mlx.distributed.failure import DistributedError
 from ring_mlx.distributed.group import together
+from ring_mlx.distributed.hosts import compare, versions
 from ring_mlx.errors import WeightsError
 from ring_mlx.model import memory
 from ring_mlx.model.model import Model

@@ -15,7 +15,7 @@ from ring_mlx.checkpoint.fingerprint import fingerprint
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.checkpoint.shards import find_shards
-from ring_mlx.distributed.agreement import versions
+from ring_mlx.distributed.hosts import versions
 from ring_mlx.errors import RingError
 from ring_mlx.model.config import read_config
 

@@ -23,8 +23,8 @@ from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.distributed import AUTO, PIPELINE, TENSOR, heartbeat
 from ring_mlx.distributed import group as groups
-from ring_mlx.distributed.channel import Channel, connect
 from ring_mlx.distributed.failure import LOST, DistributedError, LostError
+from ring_mlx.distributed.group import Channel, connect
 from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.distributed.pipeline import Stage
 from ring_mlx.errors import OptionError
