@@ -26,6 +26,7 @@ from ring_mlx.bench.shapes import GOLDEN, TINY
 from ring_mlx.checkpoint.loading import assemble
 from ring_mlx.distributed import loading
 from ring_mlx.distributed.failure import DistributedError
+from ring_mlx.distributed.group import together
 from ring_mlx.distributed.pipeline import stages
 from ring_mlx.distributed.tensor import local_config
 from ring_mlx.generation.decoding import generate_step
@@ -399,6 +400,26 @@ def test_parts_dequantise_to_the_whole(tmp_path):
 
     parts = [values(part_of(tmp_path, "tensor", rank, 2).layers[1].attention.dense, 32) for rank in range(2)]
     assert mx.array_equal(mx.concatenate(parts, axis=-1), values(load_model(tmp_path).layers[1].attention.dense, 64))
+
+
+@pytest.mark.parametrize(("size", "kv"), [(4, 4), (4, 2), (8, 2)])
+def test_shares_of_every_block_add_up_with_biases(tmp_path, size, kv):
+    sizes = FOUR | {"num_attention_heads": 8, "num_key_value_heads": kv, "group_norm_size": 8}
+    save_hf(tmp_path, config(**sizes, use_bias=True, use_qkv_bias=True))
+    whole = load_model(tmp_path)
+    parts = [part_of(tmp_path, "tensor", rank, size) for rank in range(size)]
+    x = mx.random.normal((2, 9, whole.config.hidden_size))
+    for layer, *shares in zip(whole.layers, *(part.layers for part in parts), strict=True):
+        mask = None if layer.is_linear else "causal"
+        all_y = [each.attention(x, each.input_layernorm, mask, None, 0)[1] for each in (layer, *shares)]
+        assert_close(sum(all_y[1:]), all_y[0], 1e-5)
+        all_y = [each.mlp(x) for each in (layer, *shares)]
+        assert_close(sum(all_y[1:]), all_y[0], 1e-5)
+
+
+def test_an_error_of_many_letters_is_told():
+    with pytest.raises(DistributedError, match=r"(?:\U0001f40d){1000}"), together(mx.distributed.init()):
+        raise DistributedError("\U0001f40d" * 3000)
 
 
 @pytest.mark.parametrize("backend", backends("fast"))
