@@ -66,7 +66,7 @@ def _launch(args: argparse.Namespace, command: list[str], chosen: list[Host], na
     told: list[int] = []
     with _signals_to(lambda number, _: told.append(number)):
         if not args.no_check:
-            with _signals_to(_interrupt):
+            with _signals_to(signal.default_int_handler):
                 hosts.check_hosts(chosen, args.python, *_model(command))
         return launcher.Launcher(told).run(chosen, Job(args.python, command, env | own, files))
 
@@ -80,16 +80,9 @@ def _model(command: list[str]) -> tuple[str | None, str | None]:
     return found.model, found.revision
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 @contextmanager
 def _signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """What asks to end goes to a handler, as far as nobody has said to ignore it.
-
-    A shell lets its background jobs ignore SIGINT, and ``nohup`` SIGHUP.
-    """
+    """What asks to end goes to a handler, unless it is ignored: a shell's background job ignores SIGINT, ``nohup`` SIGHUP."""
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, old in before.items():
         if old is not signal.SIG_IGN:

@@ -113,13 +113,9 @@ def greatest(number: int, group: mx.distributed.Group) -> int:
 
 
 class Channel:
-    """Sends a line of JSON from rank 0 to all others.
+    """Lines of JSON from rank 0 to all others, over connected sockets.
 
-    mlx-lm shares objects through the group, pickled. MLX's backends poll while they wait, and a server may wait for
-    hours: waiting here takes no processor.
-
-    Args:
-        peers: Connected sockets; of another rank, the one to rank 0.
+    MLX's backends poll while they wait, and a server may wait for hours: waiting here takes no processor.
     """
 
     def __init__(self, peers: Iterable[socket.socket]) -> None:
@@ -143,11 +139,7 @@ class Channel:
 
 
 def connect(group: mx.distributed.Group) -> tuple[dict[int, socket.socket], list[str]]:
-    """Sockets between rank 0 and each other by rank, and the names of all hosts; every rank must call it.
-
-    Raises:
-        DistributedError: If one cannot be reached.
-    """
+    """Sockets between rank 0 and each other by rank, and the names of all hosts; every rank must call it."""
     rank, address, secret, server = group.rank(), "", secrets.token_hex(8), None
     if rank == 0:
         address = _own_address()

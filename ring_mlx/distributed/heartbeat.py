@@ -30,12 +30,7 @@ VARIABLE = "RING_MLX_LAUNCHER"
 
 
 class _Heartbeat:
-    """Beats to peers and hears them, on a thread of its own.
-
-    Args:
-        peers: File descriptors to read from and to write to.
-        beat: What to send.
-    """
+    """Sends a beat to peers, by the file descriptors to read from and to write to, and hears them on a thread."""
 
     def __init__(self, peers: Mapping[int, tuple[int, int]], beat: bytes) -> None:
         self._peers, self._beat = dict(peers), beat
@@ -78,13 +73,7 @@ class _Heartbeat:
 
 
 class RankHeartbeat(_Heartbeat):
-    """Between ranks: ends this process when a peer is missing, and says which.
-
-    Args:
-        rank: This process's.
-        peers: A socket for each rank that it hears.
-        names: What to call each rank.
-    """
+    """Between ranks: ends this process when one of the peers, by rank, is missing, and says which host that is."""
 
     def __init__(self, rank: int, peers: Mapping[int, socket.socket], names: Sequence[str]) -> None:
         self.rank, self._names, self._sockets = rank, names, list(peers.values())
@@ -131,11 +120,7 @@ class RankHeartbeat(_Heartbeat):
 
 
 class LauncherHeartbeat(_Heartbeat):
-    """From a rank to ``ring-mlx launch``, through standard input and error; ends this process when that is gone.
-
-    Args:
-        source: What was standard input.
-    """
+    """From a rank to ``ring-mlx launch``, by what was standard input and by standard error; ends it when that is gone."""
 
     def __init__(self, source: int) -> None:
         self.all_started = threading.Event()

@@ -91,12 +91,9 @@ def write_host_file(path: Path, hosts: Sequence[Host]) -> None:
 
 
 def read_host_file(path: Path) -> tuple[list[Host], str, dict[str, str]]:
-    """The hosts of a file by `write_host_file` or ``mlx.distributed_config``, its backend or "", and its variables.
+    """The hosts of a file of ``mlx.distributed_config``, its backend or "", and its variables; raises DistributedError.
 
-    MLX's own reader leaves the file open, and reads whatever is there to its end.
-
-    Raises:
-        DistributedError: If it is missing or not such a file.
+    MLX's own reader cannot serve: it leaves the file open, and reads whatever is there to its end.
     """
     try:
         data = json.loads(read_bounded(behind_links(path), MOST_FILE_BYTES))
@@ -225,11 +222,9 @@ def compare(records: list[dict[str, Any]]) -> None:
 
 
 def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision: str | None) -> None:
-    """Ask every host what it has, all at once.
+    """Ask all hosts what they have.
 
-    Raises:
-        DistributedError: In one line: the first host that does not answer, lacks the model, or has other versions or
-            weights than the first.
+    Raises DistributedError where one does not answer, lacks the model, or has other versions or weights than the first.
     """
     question = json.dumps({"model": model, "revision": revision, "cwd": os.getcwd()})
     distinct = {h.name: h for h in hosts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -50,18 +51,14 @@ class Launcher:
         self._messages = Messages()
         self._started_at = self._beat_at = time.monotonic()
         self._all_started_at: float | None = None
-        self._deadline: float | None = None
+        self._deadline = math.inf
         self._is_interrupted = self._is_closing = False
         self._missed: str | None = None
 
     def run(self, hosts: Sequence[Host], job: Job) -> int:
-        """Run a job on every host, one a rank.
+        """Run a job on every host, one a rank; DistributedError says that a process cannot be started.
 
-        Returns:
-            The exit code: 130 where it was told to end, else that of the first rank that failed.
-
-        Raises:
-            DistributedError: If a process cannot be started.
+        Returns the exit code: 130 where it was told to end, else that of the first rank that failed.
         """
         with tempfile.TemporaryDirectory(prefix="ring-mlx-") as scratch:
             try:
@@ -75,7 +72,7 @@ class Launcher:
                 self._end_all()
                 for started in self._ranks:
                     started.finish(FAILED_S)
-                self._messages.close()
+                self._messages.is_closed = True
             return self._conclude()
 
     def _turn(self, now: float) -> None:
@@ -88,14 +85,13 @@ class Launcher:
                     self._end_within(LOST_S if rank.code == LOST else FAILED_S)
         if self._told and not self._is_interrupted:
             self._interrupt()
-        if self._missed is None:
-            self._missed = self._find_missing(now)
-            if self._missed is not None:
-                self._end_within(LOST_S)
+        if self._missed is None and (missing := self._find_missing(now)):
+            self._missed = f"{missing}; look there and start all again."
+            self._end_within(LOST_S)
         if now >= self._beat_at:
             self._tell(BEAT)
             self._beat_at = now + BEAT_S
-        if len(self._told) > 1 or (self._deadline is not None and now > self._deadline):
+        if len(self._told) > 1 or now > self._deadline:
             self._end_all()
 
     def _find_missing(self, now: float) -> str | None:
@@ -107,15 +103,15 @@ class Launcher:
                 self._all_started_at = now
                 self._tell(START)
             elif late and now > self._started_at + START_S:
-                return _missing(late[0], f"has not started within {START_S:.0f} s")
+                return f"{late[0].name} has not started within {START_S:.0f} s"
             return None
         alone = [r for r in living if not r.joined]
         if alone and now < self._all_started_at + JOIN_S:
             return None  # MLX lets no other thread run while it looks for the others
         if alone:
-            return _missing(alone[0], f"has not reached the others within {JOIN_S:.0f} s (a firewall?)")
+            return f"{alone[0].name} has not reached the others within {JOIN_S:.0f} s (a firewall?)"
         silent = [r for r in living if r.silent_s() > SILENT_S]
-        return _missing(silent[0], f"is silent for {SILENT_S:.0f} s") if silent else None
+        return f"{silent[0].name} is silent for {SILENT_S:.0f} s" if silent else None
 
     def _interrupt(self) -> None:
         self._is_interrupted = self._messages.is_interrupted = True
@@ -127,12 +123,11 @@ class Launcher:
 
     def _tell(self, word: bytes) -> None:
         for rank in self._ranks:
-            if rank.heard_at is not None:
+            if rank.heard_at is not None:  # what is sent before is no message to a rank
                 rank.tell(word)
 
     def _end_within(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def _end_all(self) -> None:
         """Tell all ranks to end, and kill those that are here still a moment later."""
@@ -162,10 +157,6 @@ class Launcher:
         return code
 
 
-def _missing(rank: RankProcess, what: str) -> str:
-    return f"rank {rank.rank} ({rank.host.name}) {what}; look there and start all again."
-
-
 class Messages:
     """Lines of standard error: what several ranks say is said once, and of why they end one line only, at the end."""
 
@@ -174,8 +165,8 @@ class Messages:
         self._recent: deque[tuple[int, str]] = deque(maxlen=REMEMBERED)
         self._held: list[tuple[float, int, str]] = []
         self._explained_at = -HELD_S
-        self.is_interrupted = self._is_closed = False
-        # Apart from the thread that beats, since writing may wait for a reader.
+        self.is_interrupted = self.is_closed = False
+        # Apart from the thread that beats, since writing may wait for a reader; what is held when all ends stays held.
         threading.Thread(target=self._release, daemon=True).start()
 
     def say(self, rank: int, line: str) -> None:
@@ -195,20 +186,16 @@ class Messages:
 
     def _release(self) -> None:
         """Say what was held, where all goes on."""
-        while not self._is_closed:
+        while not self.is_closed:
             time.sleep(1)
             with self._lock:
-                while self._held and time.monotonic() > self._held[0][0] + HELD_S and not self._is_closed:
+                while self._held and time.monotonic() > self._held[0][0] + HELD_S and not self.is_closed:
                     _write(self._held.pop(0)[2])
                     self._explained_at = time.monotonic()
 
     def failure_of(self, ranks: Sequence[int]) -> str | None:
         """The first failure that one of these ranks has told and that is held."""
         return next((line for _, rank, line in self._held if rank in ranks), None)
-
-    def close(self) -> None:
-        """Hold on to what is held."""
-        self._is_closed = True
 
     def conclude(self, why: str | None) -> None:
         """Say why all ends; or, where nothing is wrong with the ranks, what they have told of other failures."""

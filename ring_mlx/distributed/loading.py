@@ -67,16 +67,12 @@ def load_sharded(
 
 
 def share(make: Callable[[], tuple[Model, Arrays, str]], group: mx.distributed.Group, mode: str, name: str) -> Model:
-    """This rank's part of a model; every rank must call it.
+    """This rank's part of the model that ``make`` gives, as `load_sharded`; every rank must call it.
 
     Args:
-        make: Gives the whole model without its weights, the weights by name, not computed yet, and what identifies
-            them, which must be equal on all ranks.
-        group, mode: As for `load_sharded`.
+        make: Gives the whole model without its weights, the weights by name, not computed yet, and their fingerprint.
+        group, mode: The ranks, and how they share it.
         name: What to call the model.
-
-    Raises:
-        DistributedError, WeightsError, NoFitError: As for `load_sharded`.
     """
     if mode not in CHOICES:
         raise DistributedError(f"mode {mode!r} is not one of {', '.join(CHOICES)}; choose one of them.")
@@ -115,11 +111,7 @@ def _settle(mode: str, model: Model, group: mx.distributed.Group) -> str:
 
 
 def read(model: Model, parts: Arrays, name: str) -> None:
-    """Compute a cut model's parameters one at a time, so that at most one is whole.
-
-    Raises:
-        WeightsError: If the disk fails.
-    """
+    """Compute a cut model's parameters one at a time, so that at most one is whole; WeightsError if the disk fails."""
     for path, part in parts.items():
         if part.nbytes <= SMALL_BYTES:  # MLX's cut of a small tensor would keep all of it in memory
             parts[path] = mx.take(part, mx.arange(len(part)), axis=0)

@@ -24,10 +24,9 @@ FEW_TOKENS = 16
 
 
 def stages(config: RingConfig, size: int) -> list[tuple[int, int]]:
-    """First and one past the last layer of each rank: whole layer groups, the tail beside them.
+    """First and one past the last layer of each rank: whole layer groups, of which the tail is one.
 
-    Raises:
-        DistributedError: If there are fewer groups than ranks.
+    Raises DistributedError if there are fewer groups than ranks.
     """
     length, layers = config.layer_group_size, config.num_hidden_layers
     starts = [*range(0, layers, length), layers]
@@ -42,11 +41,7 @@ def stages(config: RingConfig, size: int) -> list[tuple[int, int]]:
 
 
 def check(model: Model, size: int) -> RingConfig:
-    """The configuration of the rank with the most layers.
-
-    Raises:
-        DistributedError: As `stages`.
-    """
+    """The configuration of the rank with the most layers; raises as `stages`."""
     return replace(model.config, num_hidden_layers=max(end - first for first, end in stages(model.config, size)))
 
 
@@ -68,11 +63,7 @@ class Stage(LanguageModel):
         exact: bool = False,
         last_only: bool = False,
     ) -> mx.array:
-        """Same contract as `LanguageModel`, but for the residual stream between layers, which no rank has whole.
-
-        Raises:
-            DistributedError: If hidden states are asked for.
-        """
+        """Same contract as `LanguageModel`, but for hidden states, which no rank has all of."""
         if hidden_states is not None:
             raise DistributedError(
                 "a pipeline cannot give all hidden states; load with mode 'tensor' or on one machine."

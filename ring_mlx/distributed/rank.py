@@ -72,11 +72,7 @@ class Rank:
         exact: bool = False,
         decay_layer_offset: int | str | None = None,
     ) -> tuple[Model, TokenizerWrapper]:
-        """This rank's part of a folder or hub repository, and the tokenizer.
-
-        Raises:
-            RingError: As `ring_mlx.load` and `load_sharded`.
-        """
+        """This rank's part of a folder or hub repository, and the tokenizer; raises as `ring_mlx.load` does."""
         with self.together():
             folder = resolve_model(name, revision)
             tokenizer = load_tokenizer(folder)
@@ -116,8 +112,7 @@ class Rank:
 def joined(mode: str) -> Iterator[Rank | None]:
     """This process's rank while a command runs, or None where it is alone.
 
-    Raises:
-        DistributedError: If a mode is asked for and this process is alone, or the others cannot be reached.
+    Raises DistributedError if a mode is asked for and this process is alone, or the others cannot be reached.
     """
     if not groups.is_launched():
         if mode != AUTO:

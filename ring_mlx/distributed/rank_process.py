@@ -51,7 +51,7 @@ class RankProcess:
     """
 
     def __init__(self, rank: int, host: Host, job: Job, scratch: Path, say: Callable[[int, str], None]) -> None:
-        self.rank, self.host, self._say = rank, host, say
+        self.rank, self.host, self.name, self._say = rank, host, f"rank {rank} ({host.name})", say
         self.heard_at: float | None = None
         self.joined = False
         # Where a shell may print before the rank does, a mark says where the rank begins.
@@ -107,17 +107,18 @@ class RankProcess:
     def why(self) -> str:
         """Why it has ended without a word of its own."""
         code = self._process.poll() or 0
-        name = f"rank {self.rank} ({self.host.name})"
+        again = "look there and start all again."
         if code < 0:
-            return f"{name} was killed by signal {-code}{_MEANING.get(-code, '')}; look there and start all again."
+            return f"{self.name} was killed by signal {-code}{_MEANING.get(-code, '')}; {again}"
         ssh = self._log.read_text(errors="replace") if self._log.exists() else ""
         shell = harmless(self._shell_errors.decode(errors="replace"))
         said = ((ssh or shell).strip().splitlines() or ["nothing said"])[-1].strip()
         if self.host.is_local or code != SSH_FAILED:
-            return f"{name} ended with exit code {code} ({said}); look there and start all again."
+            return f"{self.name} ended with exit code {code} ({said}); {again}"
         if self.heard_at is None:
-            return f"{name} could not be reached ({said}); see that `ssh {self.host.name}` works without a password."
-        return f"{name} was killed or its connection lost ({said}); look there and start all again."
+            again = f"see that `ssh {self.host.name}` works without a password."
+            return f"{self.name} could not be reached ({said}); {again}"
+        return f"{self.name} was killed or its connection lost ({said}); {again}"
 
     def _start(self, job: Job, scratch: Path) -> subprocess.Popen[bytes]:
         """`ring_mlx.distributed.boot`, in a session of its own: no signal of the terminal reaches it."""

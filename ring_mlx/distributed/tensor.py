@@ -27,12 +27,9 @@ WIDENS, NARROWS = ("gate_proj", "up_proj", "g_proj", "g_norm"), ("dense", "down_
 
 
 def local_config(config: RingConfig, size: int) -> RingConfig:
-    """The configuration of one rank's share of every layer.
+    """The configuration of one rank's share of every layer; DistributedError names what does not divide.
 
     Where there are fewer heads of keys and values than ranks, ranks that share one hold it each.
-
-    Raises:
-        DistributedError: Naming what does not divide.
     """
     c = config
     for name, value in _divided(c).items():
@@ -77,11 +74,7 @@ def _divided(c: RingConfig) -> dict[str, int]:
 
 
 def check(model: Model, size: int) -> RingConfig:
-    """The configuration of a share of the model.
-
-    Raises:
-        DistributedError: Naming what does not divide, or the matrix that would be cut within a group.
-    """
+    """As `local_config`; also names a quantised matrix that would be cut within a group."""
     config = local_config(model.config, size)
     for path, module in model.named_modules():
         if path.endswith(NARROWS) and "scales" in module:
@@ -153,7 +146,7 @@ def adopt(kind: type[Any], module: nn.Module, group: mx.distributed.Group) -> An
 
 
 class SummedLinear(nn.Linear):
-    """Some columns of a linear layer; the sum over all ranks, in the dtype of the activations."""
+    """A linear layer cut by columns; the sum over all ranks, in the dtype of the activations."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.distributed.all_sum(super().__call__(x), group=self._group)
