@@ -189,7 +189,7 @@ def test_what_is_removed_is_gone_from_the_file(tmp_path):
     talk = talk_of("kept", "the old words " * 500)
     save(db, talk)
     talk.leaf.content = "new"
-    turns.save(db, talk.chat.id, talk.leaf)
+    db.write(turns.saving(talk.chat.id, talk.leaf))
     db.close()
     assert b"the old words" not in (tmp_path / "chats.db").read_bytes()
 
@@ -279,9 +279,9 @@ def test_a_deleted_chat_is_found_by_no_search(tmp_path):
     save(db, talk)
     for words in ("线性", "linear"):
         assert search.find(db, words)
-        chats.delete(db, talk.chat.id)
+        db.write(chats.deleting(talk.chat.id))
         assert not search.find(db, words)
-        chats.restore(db, talk.chat.id)
+        db.write(chats.restoring(talk.chat.id))
         assert search.find(db, words)
     db.close()
 
@@ -290,6 +290,6 @@ def test_turns_saved_together_keep_their_order(tmp_path):
     db = Database(tmp_path / "chats.db")
     talk = talk_of(*map(str, range(20)))
     save(db, talk)
-    turns.save(db, talk.chat.id, Turn("user", "last", talk.leaf.id))
+    db.write(turns.saving(talk.chat.id, Turn("user", "last", talk.leaf.id)))
     assert [t.content for t in turns.load(db, talk.chat.id)] == [*map(str, range(20)), "last"]
     db.close()

@@ -27,7 +27,7 @@ from ring_mlx import mlx_lm_plugin
 from ring_mlx.cli import build_parser, main
 from ring_mlx.cli.serve_command import make_server
 from tests.parrot import make_parrot
-from tui.config.schema import parse
+from tui.config import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -18,7 +18,7 @@ from tests.disk import Disk
 from tests.saver import make
 from tests.tiny import config, make_model, save_hf, tokens
 from tui.config import Config
-from tui.config.file import save as save_config
+from tui.config import save as save_config
 
 
 def save_snapshots(root):

@@ -185,7 +185,7 @@ def test_where_no_folder_takes_the_chat_its_text_is_said(tmp_path, told, monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tui.unsaved.write_text", full)
+    monkeypatch.setattr("tui.transfer.write_text", full)
     lines = keeper.report()
     assert "1 turn of the chat 'without a title' could not be saved anywhere" in lines[0]
     assert "hello" in lines

@@ -24,7 +24,7 @@ from ring_mlx.serve.fields import read_object
 from ring_mlx.serve.protocol import NUMBERS, SENT_AS, parse_chat
 from tui import command
 from tui.commands import SETTINGS
-from tui.config.schema import checked
+from tui.config import checked
 
 VOCABULARY = 1024
 BODY = {"messages": [{"role": "user", "content": "hi"}]}

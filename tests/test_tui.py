@@ -13,9 +13,7 @@ from tui.gauges import bar, gauges, loading_text, reading_text, seconds
 from tui.messages import Ended, Figures, Loading, Piece, Reading
 from tui.store import Attachment
 from tui.widgets.answer import Answer
-from tui.widgets.assistant_turn import AssistantTurn, Fold
-from tui.widgets.turn import TurnView
-from tui.widgets.user_turn import UserTurn
+from tui.widgets.turn import AssistantTurn, Fold, TurnView, UserTurn
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from tui.conversation import Conversation
 from tui.engine import Engine
 from tui.keeper import Keeper
 from tui.messages import Ended, Failed, Figures, Loaded, Loading, ModelChoice, Piece, Question, Reading, Sampling
-from tui.plain_commands import PlainCommands
+from tui.plain import Plain
 from tui.screens.chat import ChatScreen
 from tui.sources import StoppedError
 from tui.store import Call
@@ -473,7 +473,7 @@ def test_every_command_can_be_carried_out_and_none_is_missing_from_the_table():
     for c in commands.COMMANDS:
         assert callable(app.chat.method_of(c)), c.name
         assert c.help
-    for kind, wanted in ((ChatScreen, commands.COMMANDS), (PlainCommands, [c for c in commands.COMMANDS if c.plain])):
+    for kind, wanted in ((ChatScreen, commands.COMMANDS), (Plain, [c for c in commands.COMMANDS if c.plain])):
         assert {m.removeprefix("do_") for m in dir(kind) if m.startswith("do_")} == {c.name for c in wanted}
     keys = [k for c in commands.COMMANDS for k in c.key.split(",") if k]
     assert len(keys) == len(set(keys))

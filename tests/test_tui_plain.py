@@ -144,7 +144,7 @@ def test_a_name_has_no_line_of_its_own(monkeypatch, capsys, tmp_path):
         talk.chat.title = odd
         keeper.keep(talk, talk.add("user", "q"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("/chats\n/chats 1\none\n/export x/y\n"))
-    monkeypatch.setattr("tui.plain_commands.export_talk", lambda *_: f"Written to {odd}.")
+    monkeypatch.setattr("tui.front_end.export_talk", lambda *_: f"Written to {odd}.")
     chat = Plain(Answering(), keeper, Config(), None, [f"from {odd}"])
     assert chat.run() == 0
     chat.model = Loaded(odd, 9)

@@ -32,7 +32,7 @@ MARKDOWN = "A *ring* has:\n\n1. a `state`\n2. a **decay**\n\n```python\ns = deca
 def home(tmp_path, monkeypatch):
     """Nothing of the user's is read or written, it is always the same time, and no cursor blinks."""
     monkeypatch.setenv("RING_MLX_HOME", "/home/ring")
-    monkeypatch.setattr("tui.config.file.write_text", lambda path, text, private=False: None)
+    monkeypatch.setattr("tui.config.write_text", lambda path, text, private=False: None)
     monkeypatch.setattr("tui.screens.chats.age", lambda s: "just now")
     monkeypatch.setattr("tui.screens.models.found_models", list)
     monkeypatch.setattr(Input, "_toggle_cursor", lambda self: None)  # a cursor that blinks is seen or not

@@ -10,12 +10,11 @@ from textual.widgets import Input, OptionList, TextArea
 
 from tests.tui_pilot import SIZES, FakeEngine, chat, pause
 from tui import config, models, paths
-from tui.config import Config, Preset
-from tui.config.file import START
+from tui.config import START, Config, Preset
 from tui.messages import Loaded, ModelChoice, Sampling
-from tui.screens.help import HelpScreen
 from tui.screens.models import ModelsScreen
 from tui.screens.settings import SettingsScreen
+from tui.screens.text import HelpScreen
 
 
 @pytest.fixture(autouse=True)

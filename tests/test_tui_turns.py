@@ -13,9 +13,7 @@ from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Loaded, Sampling, sampling_as_dict
 from tui.screens.chats import ChatsScreen
-from tui.screens.help import HelpScreen
-from tui.screens.record import RecordScreen
-from tui.screens.text import TextScreen
+from tui.screens.text import HelpScreen, RecordScreen, TextScreen
 from tui.store import Attachment, Call, Chat, Database, chats, turns
 from tui.widgets.answer import CodeBlock
 from tui.widgets.turn import TurnView
@@ -474,7 +472,7 @@ def test_what_the_list_or_another_window_does_to_the_chat_in_view_is_kept(path):
         await d.exchange("more", "text")
         (found,) = chats.listed(other)
         assert (found.title, found.pinned, found.turns) == ("from the list", True, 4)
-        chats.rename(other, found.id, "from elsewhere")
+        other.write(chats.renaming(found.id, "from elsewhere"))
         await d.exchange("yet more", "text")
         assert chats.listed(other)[0].title == "from elsewhere"
         other.close()

@@ -52,7 +52,6 @@ class RingChat(App[None]):
         self.register_theme(HIGH_CONTRAST)
 
     def get_default_screen(self) -> Screen[None]:
-        """The chat."""
         return self.chat
 
     def tell(self, text: str) -> None:
@@ -81,7 +80,6 @@ class RingChat(App[None]):
             self.tell(note)
 
     async def action_quit(self) -> None:
-        """Leave, with everything kept."""
         self.chat.do_quit("")
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:

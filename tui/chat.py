@@ -64,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _free_disk(nbytes: int) -> int:
-    """Let snapshots give way to the chat: they can be made again."""
     from ring_mlx import free_disk  # Not at the top: it brings MLX, for which the first screen does not wait.
 
     near = paths.data_file("chats.db")

@@ -34,7 +34,6 @@ class NoTerminalError(RingError):
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     c = parser.add_argument_group("chat")
     c.add_argument("--resume", action="store_true", help="go on with the latest chat")
     c.add_argument("--plain", action="store_true", help="line by line, for dumb terminals and pipes")

@@ -5,26 +5,15 @@ Nothing is ever removed: an edit or a new answer is a sibling, going back moves 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from tui.store.exchange import fenced
-from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Record, Turn
+from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Turn
 
 TITLE_LENGTH, SHORT = 48, 12
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What undo goes back to; ``changed`` is a turn that was continued, with what it held."""
-
-    leaf: str | None
-    changed: str | None = None
-    content: str = ""
-    calls: tuple[Call, ...] = ()
-    record: Record | None = None
 
 
 class Conversation:
@@ -39,7 +28,7 @@ class Conversation:
         self.chat = chat or Chat()
         self.turns: dict[str, Turn] = {}
         self._children: dict[str | None, list[str]] = {}
-        self._steps: list[_Step] = []
+        self._steps: list[tuple[str | None, Turn | None]] = []  # leaves, and turns as they were before they went on
         for turn in turns:
             self.turns.setdefault(turn.id, turn)
         self._begin_branches()
@@ -65,17 +54,11 @@ class Conversation:
 
     def add(self, role: str, content: str, attachments: Iterable[Attachment] = (), parent: str | None = None) -> Turn:
         """A new turn below the leaf, or below ``parent``; it becomes the leaf."""
-        turn = Turn(role, content, parent or self.chat.leaf, attachments=tuple(attachments))
-        self._insert(turn)
-        self.chat.leaf = turn.id
-        return turn
+        return self._insert(Turn(role, content, parent or self.chat.leaf, attachments=tuple(attachments)))
 
     def beside(self, turn: Turn, content: str) -> Turn:
         """A sibling that says something else; it becomes the leaf."""
-        sibling = Turn(turn.role, content, turn.parent, attachments=turn.attachments)
-        self._insert(sibling)
-        self.chat.leaf = sibling.id
-        return sibling
+        return self._insert(Turn(turn.role, content, turn.parent, attachments=turn.attachments))
 
     def siblings(self, turn: Turn) -> list[Turn]:
         """The turn and its alternatives, the oldest first."""
@@ -104,18 +87,16 @@ class Conversation:
 
     def mark(self, changed: Turn | None = None) -> None:
         """Remember where undo shall go back to; ``changed`` is a turn about to be continued."""
-        held = (changed.id, changed.content, changed.calls, changed.record) if changed else ()
-        self._steps.append(_Step(self.chat.leaf, *held))
+        self._steps.append((self.chat.leaf, copy.copy(changed)))
 
     def undo(self) -> bool:
         """Go back before the last change; returns whether there was one."""
         if not self._steps:
             return False
-        step = self._steps.pop()
-        self.chat.leaf = step.leaf
-        if step.changed is not None:
-            turn = self.turns[step.changed]
-            turn.content, turn.calls, turn.record = step.content, step.calls, step.record
+        self.chat.leaf, before = self._steps.pop()
+        if before is not None:
+            turn = self.turns[before.id]
+            turn.content, turn.calls, turn.record = before.content, before.calls, before.record
         return True
 
     def drop(self, turn: Turn) -> None:
@@ -161,16 +142,16 @@ class Conversation:
                 at = self.turns.get(at.parent or "")
             reached |= way.keys()
 
-    def _insert(self, turn: Turn) -> None:
+    def _insert(self, turn: Turn) -> Turn:
         self.turns[turn.id] = turn
         self._children.setdefault(turn.parent, []).append(turn.id)
+        self.chat.leaf = turn.id
+        return turn
 
 
 def said(turn: Turn) -> str:
     """A turn's text with its attachments written out."""
-    return "\n\n".join(
-        [*([turn.content] if turn.content else []), *(f"{a.name}:\n{fenced(a.text)}" for a in turn.attachments)]
-    )
+    return "\n\n".join(filter(None, [turn.content, *(f"{a.name}:\n{fenced(a.text)}" for a in turn.attachments)]))
 
 
 def _as_message(call: Call) -> dict[str, Any]:

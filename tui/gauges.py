@@ -51,7 +51,6 @@ def reading_text(message: Reading) -> str:
 
 
 def loading_text(message: Loading) -> str:
-    """How far a model has been loaded."""
     return f"loading {bar(message.done, message.total)}" if message.total else "loading the model"
 
 

@@ -14,7 +14,7 @@ from tui.conversation import Conversation
 from tui.store import Database, StoreError, Turn, chats, drafts, turns
 from tui.store.database import Change, Statement
 from tui.store.failures import BUSY, FULL
-from tui.unsaved import save_elsewhere
+from tui.transfer import save_elsewhere
 
 WRITE_EVERY_S, RETRY_EVERY_S = 0.25, 2.0
 COST = 20  # the time between two writes of a growing answer, in times of what a write takes
@@ -57,7 +57,6 @@ class Keeper:
             tell(str(e))
 
     def tell_with(self, tell: Callable[[str], None]) -> None:
-        """Show lines in another way from now on."""
         self._tell = tell
 
     @property
@@ -91,7 +90,6 @@ class Keeper:
         return self.open(found[-1].id) if found else None
 
     def recent_questions(self) -> list[str]:
-        """What was asked lately in all chats, the oldest first."""
         try:
             return turns.recent_questions(self.db)
         except StoreError:
@@ -115,13 +113,11 @@ class Keeper:
             self._wait_for(talk, turn)
 
     def rename(self, talk: Conversation, title: str) -> None:
-        """Give a chat another title."""
         talk.chat.title = title
         self._waiting[f"3 {talk.chat.id}"] = lambda: chats.renaming(talk.chat.id, title)
         self.keep(talk)
 
     def pin(self, talk: Conversation, pinned: bool) -> None:
-        """Keep a chat at the top of the list, or no longer."""
         talk.chat.pinned = pinned
         self._waiting[f"4 {talk.chat.id}"] = lambda: chats.pinning(talk.chat.id, pinned)
         self.keep(talk)

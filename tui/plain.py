@@ -13,83 +13,76 @@ from collections.abc import Iterable
 
 from textual.message import Message
 
-from ring_mlx import for_output, harmless, whole_text
-from tui import commands, paths
+from ring_mlx import RingError, for_output, harmless, whole_text
+from tui import commands, files, paths
 from tui.config import Config
 from tui.conversation import Conversation
+from tui.front_end import FrontEnd
 from tui.gauges import gauges, reading_text
 from tui.keeper import WRITE_EVERY_S, Keeper
-from tui.messages import Answering, Ended, Failed, Loaded, Piece, Question, Reading, Sampling
-from tui.plain_commands import PlainCommands
-from tui.records import GO_ON, end_words, record_of
-from tui.store import Record, Turn
+from tui.messages import Answering, Ended, Failed, Loaded, ModelChoice, Piece, Question, Reading
+from tui.records import GO_ON, end_words, record_lines
+from tui.store import Attachment, Turn, chats, search
 from tui.store.access import make_private
+from tui.store.records import ASSISTANT, USER
 
-WIDTH = 100
+WIDTH, LISTED = 100, 20
 FAILED, CUT_OFF = 2, 4  # exit codes; the first comes before the second
 
 
-class Plain(PlainCommands):
-    """One conversation, line by line.
-
-    Args:
-        engine: Not started yet; whoever made it closes it.
-        keeper: Keeps what is said.
-        config: Settings at the start.
-        talk: The chat to begin with, by default a new one.
-        notes: Lines to show at the start.
-    """
+class Plain(FrontEnd):
+    """One conversation, line by line; ``notes`` are lines to show at the start."""
 
     def __init__(
         self, engine: Answering, keeper: Keeper, config: Config, talk: Conversation | None, notes: Iterable[str]
     ) -> None:
-        super().__init__(keeper, config, talk or Conversation())
-        self.engine, self._notes = engine, list(notes)
-        self.before: Record | None = None
+        super().__init__(engine, keeper, config, talk)
+        self._notes, self._is_over, self._codes = list(notes), False, {0}
+        self._attachments: list[Attachment] = []
+        self._listed: list[str] = []
         self._heard: queue.Queue[Message] = queue.Queue()
         self._is_terminal = sys.stdin.isatty()
-        keeper.tell_with(self.tell)
+        keeper.tell_with(self.say)
 
     def run(self) -> int:
         """Read and answer until the input ends; returns the exit code: 2 if a question failed, 4 if an answer was cut off."""
         for note in self._notes:
-            self.tell(note)
+            self.say(note)
         history = self._start_history()
         self.engine.start(self._heard.put)
         if not self._wait_for_model():
             return FAILED
-        codes = {0}
-        while not self.is_over and (line := self._read()) is not None:
+        while not self._is_over and (line := self._read()) is not None:
             if commands.is_command(line):
                 self.command(line)
-            elif line or self.attachments:
-                codes.add(self.asked(line))
-            if self.wants_answer:
-                codes.add(self._answer())
+            elif line or self._attachments:
+                attachments, self._attachments = self._attachments, []
+                self.talk.mark()
+                self.keeper.keep(self.talk, self.talk.add(USER, line, attachments))
+                self.ask()
         if history is not None:
             self._keep_history(history)
-        return FAILED if FAILED in codes else max(codes)
+        return FAILED if FAILED in self._codes else max(self._codes)
 
-    def asked(self, text: str) -> int:
-        """Ask a question."""
-        self.talk.mark()
-        self.keeper.keep(self.talk, self.talk.add("user", text, self.take_attachments()))
-        return self._answer()
-
-    def tell(self, text: str) -> None:
+    def say(self, text: str, severity: str = "information") -> None:
         """Show one line beside the answers, whatever the names in it hold."""
         print(harmless(text, is_name=True), file=sys.stderr, flush=True)
 
-    def _answer(self) -> int:
-        continues, self.wants_answer, self.continues = self.continues, False, False
-        answer = self.talk.leaf if continues else self.talk.add("assistant", "")
+    def command(self, line: str) -> None:
+        found = commands.split(line)
+        if found is None or not found[0].plain:
+            self.say(f"There is no command {line.split()[0]} in plain mode; /help lists them.")
+            return
+        try:
+            self.method_of(found[0])(found[1])
+        except RingError as e:
+            self.say(str(e))
+
+    def send(self, question: Question) -> None:
+        """Ask, and print the answer as it comes."""
+        answer = self.answer
         assert answer is not None
-        self.before = answer.record if continues else None
-        sampling, self.repeated = self.repeated or self.config.sampling, None
-        self.number += 1
-        system = [{"role": "system", "content": self.config.system_prompt}] if self.config.system_prompt else []
-        messages = [*system, *self.talk.messages()]
-        self.engine.ask(Question(self.number, messages, sampling, continues))
+        self.engine.ask(question)
         while True:
             try:
                 message = self._heard.get(timeout=WRITE_EVERY_S)
@@ -100,45 +93,29 @@ class Plain(PlainCommands):
                 self.engine.stop()
                 continue
             if isinstance(message, Piece) and message.number == self.number:
-                if message.revised is not None:
-                    self._revise(answer, message.revised)
-                text = message.answer_text if answer.content else message.answer_text.lstrip("\n")
-                answer.thinking += message.thinking_text
-                answer.content += text
-                self.figures = message.figures
-                print(for_output(text), end="", flush=True)
-                self.keeper.keep_growing(self.talk, answer)
+                if message.revised is not None and answer.content:
+                    print(flush=True)
+                    self.say("The text above was the thought; the answer follows.")
+                print(for_output(self.grow(message)), end="", flush=True)
             elif isinstance(message, Reading) and self._is_terminal and message.done < message.total:
-                self.tell(reading_text(message))
+                self.say(reading_text(message))
             elif isinstance(message, (Ended, Failed)) and message.number in (None, self.number):
-                return self._finish(message, answer.id, sampling)
+                self._codes.add(self._finish(message, answer))
+                return
 
-    def _revise(self, answer: Turn, thought: str) -> None:
+    def _finish(self, message: Ended | Failed, answer: Turn) -> int:
         if answer.content:
             print(flush=True)
-            self.tell("The text above was the thought; the answer follows.")
-        answer.thinking, answer.content = thought, ""
-
-    def _finish(self, message: Ended | Failed, answer_id: str, sampling: Sampling) -> int:
-        answer = self.talk.turns[answer_id]
-        if answer.content:
-            print(flush=True)
-        reason = message.reason if isinstance(message, Ended) else "failed"
-        self.figures = (message.figures if isinstance(message, Ended) else None) or self.figures
-        if not answer.is_empty or reason in ("stop", "length"):
-            answer.record = record_of(self.model, sampling, self.figures, reason, self.before)
-            self.talk.entitle()
-            self.keeper.keep(self.talk, answer)
-        else:
-            self.talk.drop(answer)
-            self.keeper.keep(self.talk)
         if isinstance(message, Failed):
-            self.tell(message.text)
+            self.end_answer("failed")
+            self.say(message.text)
             return FAILED
+        self.end_answer(message.reason, message.figures)
         if said := end_words(answer):
-            self.tell(f"[chat] {said}")
+            self.say(f"[chat] {said}")
         if self._is_terminal:
-            self.tell(f"[{reason}, {gauges(self.figures, self.model.context, self.model.memory_limit_bytes, WIDTH)}]")
+            shown = gauges(self.figures, self.model.context, self.model.memory_limit_bytes, WIDTH)
+            self.say(f"[{message.reason}, {shown}]")
         return CUT_OFF if answer.record and answer.record.finish_reason in GO_ON else 0
 
     def _wait_for_model(self) -> bool:
@@ -147,16 +124,64 @@ class Plain(PlainCommands):
             if isinstance(message, Loaded):
                 self.model = message
                 if self._is_terminal:
-                    self.tell(f"{message.name}, {message.context:,} tokens of context; /help lists commands.")
+                    self.say(f"{message.name}, {message.context:,} tokens of context; /help lists commands.")
                 return True
             if isinstance(message, Failed):
-                self.tell(message.text)
+                self.say(message.text)
                 return False
 
-    def use_model(self, name: str) -> None:
-        """Load another model and wait for it."""
-        self.engine.switch(self.choice_of(name))
+    def use_model(self, choice: ModelChoice) -> None:
+        self.engine.switch(choice)
         self._wait_for_model()
+
+    def open_chat(self, talk: Conversation) -> None:
+        self.talk = talk
+
+    def do_chats(self, words: str) -> None:
+        if words.isdigit() and 1 <= int(words) <= len(self._listed):
+            self.talk = self.keeper.open(self._listed[int(words) - 1]) or self.talk
+            self.say(f"Opened {self.talk.chat.title!r}, {len(self.talk.path())} turns.")
+            return
+        db = self.keeper.db
+        if words:
+            hits = search.find(db, words, LISTED)
+            marks = str.maketrans({search.OPEN: "[", search.CLOSE: "]"})
+            rows = [(h.chat, f"{h.title}: {h.snippet.translate(marks)}") for h in hits]
+        else:
+            rows = [(c.id, c.title or "untitled") for c in chats.listed(db, LISTED)]
+        self._listed = [chat_id for chat_id, _ in rows]
+        for n, (_, line) in enumerate(rows, 1):
+            self.say(f"{n:3} {line}")
+        self.say("/chats N opens one." if rows else "There are none.")
+
+    def do_model(self, name: str) -> None:
+        if name:
+            super().do_model(name)
+        else:
+            self.say(f"The model is {self.model.name}; /model NAME loads another one.")
+
+    def do_repeat(self, _: str) -> None:
+        turn = self.chosen(ASSISTANT)
+        self.repeat(turn, turn.record if turn else None)
+
+    def do_undo(self, _: str) -> None:
+        self.say(f"{len(self.talk.path())} turns now." if self.talk.undo() else "There is nothing to undo.")
+        self.keeper.keep(self.talk)
+
+    def do_record(self, _: str) -> None:
+        turn = self.chosen_answer()
+        for line in record_lines(turn.record) if turn and turn.record else ():
+            self.say(line)
+
+    def do_attach(self, path: str) -> None:
+        self._attachments.append(files.read_attachment(path))
+
+    def do_help(self, _: str) -> None:
+        for name, _keys, text in commands.help_rows({}, plain=True):
+            self.say(f"{name:32} {text}")
+
+    def do_quit(self, _: str) -> None:
+        self._is_over = True
 
     def _read(self) -> str | None:
         lines: list[str] = []
@@ -167,10 +192,10 @@ class Plain(PlainCommands):
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:
-                self.tell("")
+                self.say("")
                 return ""
             except UnicodeDecodeError as e:
-                self.tell(f"[option] standard input is not UTF-8 text ({e}); pipe a text file.")
+                self.say(f"[option] standard input is not UTF-8 text ({e}); pipe a text file.")
                 return None
             if not line.endswith("\\"):
                 return "\n".join([*lines, line]).strip()

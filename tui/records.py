@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ring_mlx import end_note, harmless
-from tui.config.schema import with_setting
+from tui.config import with_setting
 from tui.gauges import seconds
 from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
 from tui.store import Record, Turn
@@ -13,6 +13,10 @@ GO_ON = {
     "length": "/continue goes on, or raise max_tokens",
     FULL: "the context is full: begin a new chat, or go back by /branch",
 }
+
+
+MEASURED = ("prompt_tokens", "reused_tokens", "time_to_first_token_s", "prompt_tps", "generation_tps")
+ADDED = ("generated_tokens", "thinking_tokens", "thinking_s")  # to those of the part that was continued
 
 
 def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before: Record | None = None) -> Record:
@@ -25,14 +29,8 @@ def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before
         model=model.name,
         quantisation=model.quantisation,
         sampling=sampling_as_dict(model.sampling) | sampling_as_dict(sampling) | seed,
-        prompt_tokens=f.prompt_tokens,
-        reused_tokens=f.reused_tokens,
-        generated_tokens=before.generated_tokens + f.generated_tokens,
-        thinking_tokens=before.thinking_tokens + f.thinking_tokens,
-        thinking_s=before.thinking_s + f.thinking_s,
-        time_to_first_token_s=f.time_to_first_token_s,
-        prompt_tps=f.prompt_tps,
-        generation_tps=f.generation_tps,
+        **{name: getattr(f, name) for name in MEASURED},
+        **{name: getattr(before, name) + getattr(f, name) for name in ADDED},
         peak_memory_gb=f.peak_memory_bytes / 1e9,
         finish_reason=reason,
     )

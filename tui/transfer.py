@@ -1,13 +1,17 @@
-"""Chats to files and back."""
+"""Chats to files and back, also those that the store could not take."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from ring_mlx import text_of, whole_text, write_text
+from ring_mlx import harmless, text_of, whole_text, write_text
 from tui.conversation import Conversation
-from tui.store import StoreError, exchange
+from tui.store import StoreError, Turn, exchange
 
 MOST_BYTES = 512_000_000
 LONGEST_NAME = 60  # of 4 bytes each, as far as a file's name goes
@@ -43,3 +47,30 @@ def import_talk(path: str) -> Conversation:
         return Conversation(*exchange.from_json(text_of(Path(path), MOST_BYTES)))
     except (OSError, ValueError) as e:
         raise StoreError(f"{path} cannot be read ({e}); give a file of /export json.") from None
+
+
+def save_elsewhere(unsaved: list[tuple[Conversation, list[Turn]]]) -> list[str]:
+    """Write chats with unsaved turns to the first folder that takes them; returns lines that say where, or the text."""
+    return [line for talk, turns in unsaved for line in _saved(talk, turns)]
+
+
+def _saved(talk: Conversation, turns: list[Turn]) -> list[str]:
+    what = f"{len(turns)} {'turn' if len(turns) == 1 else 'turns'} of the chat {talk.chat.title or 'without a title'!r}"
+    text = exchange.to_json(talk.chat, list(talk.turns.values()))
+    for folder in _folders():
+        file = folder / f"ring-mlx-unsaved-{talk.chat.id[:12]}.json"
+        try:
+            write_text(file, text, private=True)
+        except (OSError, ValueError):
+            continue
+        where = harmless(str(file), is_name=True)
+        return [f"[store] {what} could not be saved; the whole chat is in {where}, /import takes it back."]
+    said = exchange.to_markdown(talk.chat, [turn for turn in talk.path() if turn in turns])
+    return [f"[store] {what} could not be saved anywhere; they follow.", *said.splitlines()]
+
+
+def _folders() -> Iterator[Path]:
+    for find in (Path.cwd, Path.home, lambda: Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError, RuntimeError):
+            if os.access(folder := find(), os.W_OK):
+                yield folder

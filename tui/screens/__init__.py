@@ -1,1 +1,1 @@
-"""The screens; the chat itself is one class in five files, each a layer on the one before."""
+"""The screens. The chat itself: `view` shows it, `turn_commands` and `chat` carry out its commands."""

@@ -1,28 +1,33 @@
-"""The chat's main screen: composition, keys and the way from a command's name to what carries it out."""
+"""The chat's main screen: its keys, and the commands about chats and settings."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 from textual import on
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Footer
 
 from tui import commands
-from tui.keeper import WRITE_EVERY_S
-from tui.screens.setting_commands import SettingCommands
+from tui.config import Preset
+from tui.conversation import Conversation
+from tui.messages import ModelChoice
+from tui.screens.chats import ChatsScreen, Chosen
+from tui.screens.models import ModelsScreen
+from tui.screens.settings import SettingsScreen
+from tui.screens.text import HelpScreen
+from tui.screens.turn_commands import TurnCommands
+from tui.store import StoreError, chats
+from tui.themes import CYCLE
+from tui.transfer import export_talk
 from tui.widgets.entry import Entry
 from tui.widgets.turn import TurnView
 
-DRAFT_EVERY_S = 1.0
 IN_FOOTER = ("stop", "new", "chats", "model", "settings", "help", "quit")
 
 
-class ChatScreen(SettingCommands):
-    """Turns, what is being written, the gauges and the keys."""
+class ChatScreen(TurnCommands):
+    """The keys, and the commands about chats and settings; settings hold from the next answer on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -36,27 +41,7 @@ class ChatScreen(SettingCommands):
         for c in commands.COMMANDS
         if c.key
     ]
-
-    def compose(self) -> ComposeResult:
-        """From top to bottom."""
-        yield self.turns
-        yield self.entry
-        yield self.status
-        yield Footer()
-
-    async def on_mount(self) -> None:
-        """Load the model; the user may write, and even send, meanwhile."""
-        self.entry.prompt.focus()
-        self.set_interval(WRITE_EVERY_S, self._flush)
-        self._draft_timer = self.set_interval(DRAFT_EVERY_S, self._keep_draft_now, pause=True)
-        self.entry.prompt.remember(self.keeper.recent_questions())
-        if self.talk.turns:
-            await self.show_chat(self.talk)
-        self.engine.start(self.post_message)
-
-    def on_unmount(self) -> None:
-        """Nobody reads the answer any more; what was written of it is kept."""
-        self.stop_now()
+    _deleted: str | None = None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Dim the key that stops while there is nothing to stop; hide those of branches where there are none."""
@@ -67,19 +52,10 @@ class ChatScreen(SettingCommands):
         return True
 
     async def action_command(self, name: str) -> None:
-        """Carry out a command that has no argument."""
         await self.carry_out(commands.NAMED[name], "")
 
     async def carry_out(self, command: commands.Command, argument: str) -> None:
-        """Carry out a command."""
-        done = self.method_of(command)(argument)
-        if inspect.isawaitable(done):
-            await done
-
-    def method_of(self, command: commands.Command) -> Callable[[str], Any]:
-        """What carries a command out."""
-        method: Callable[[str], Any] = getattr(self, f"do_{command.name}")
-        return method
+        await self.attempt(lambda: self.method_of(command)(argument))
 
     @on(Entry.Commanded)
     async def commanded(self, message: Entry.Commanded) -> None:
@@ -91,21 +67,115 @@ class ChatScreen(SettingCommands):
         else:
             await self.carry_out(*found)
 
-    @on(Entry.Trouble)
-    def troubled(self, message: Entry.Trouble) -> None:
-        """Show what went wrong in the prompt."""
-        self.trouble(message.text)
-
-    @on(Entry.Changed)
-    def draft_changed(self) -> None:
-        """Keep the draft a moment after the last letter."""
-        self._draft_timer.reset()
-        self._draft_timer.resume()
-
-    def _flush(self) -> None:
+    def do_chats(self, words: str) -> None:
         self.keeper.flush()
-        self.status.unsaved = sum(len(turns) for _, turns in self.keeper.unsaved_turns())
 
-    def _keep_draft_now(self) -> None:
-        self._draft_timer.pause()
+        def chosen(found: Chosen | None) -> None:
+            self.run_worker(self.attempt(lambda: self._after_list(found)))
+
+        self.app.push_screen(ChatsScreen(self.keeper.db, words, self.talk.chat.id, self._export_of), chosen)
+
+    async def _after_list(self, found: Chosen | None) -> None:
+        """Take over what was done to the chat in view; open the one that was chosen."""
+        try:
+            now = chats.load(self.keeper.db, self.talk.chat.id)
+        except StoreError:
+            now = None
+        if now is not None and now.deleted is not None:
+            self._deleted = now.id
+            await self.open_chat(Conversation())
+        elif now is not None:
+            self.talk.chat.title, self.talk.chat.pinned = now.title, now.pinned
+        if found is not None:
+            await self._open(*found)
+
+    async def _open(self, chat_id: str, turn_id: str | None) -> None:
+        talk = self.talk if chat_id == self.talk.chat.id else self.keeper.open(chat_id)
+        if talk is None:
+            self.say("That chat is gone.")
+            return
+        if turn_id in talk.turns and turn_id not in {t.id for t in talk.path()}:
+            talk.mark()
+            talk.show(turn_id)
+        if talk is not self.talk:
+            await self.open_chat(talk, at=turn_id)
+        elif self.answer is None:
+            await self.refresh_turns(focus=turn_id)
+
+    def _export_of(self, chat_id: str) -> str:
+        try:
+            talk = self.keeper.open(chat_id)
+        except StoreError as e:
+            return str(e)
+        return export_talk(talk, "") if talk else "That chat is gone."
+
+    def do_pin(self, _: str) -> None:
+        self.keeper.pin(self.talk, not self.talk.chat.pinned)
+        self.say("Pinned." if self.talk.chat.pinned else "Unpinned.")
+
+    async def do_delete(self, _: str) -> None:
+        if not self.talk.turns:
+            self.say("There is no chat yet.")
+            return
+        chat_id = self.talk.chat.id
+        await self.open_chat(Conversation())
+        self.keeper.db.write(chats.deleting(chat_id))
+        self._deleted = chat_id
+        self.say("Deleted; /restore brings it back.")
+
+    async def do_restore(self, _: str) -> None:
+        if self._deleted is None:
+            self.say("No chat was deleted here.")
+            return
+        self.keeper.db.write(chats.restoring(self._deleted))
+        chat_id, self._deleted = self._deleted, None
+        await self._open(chat_id, None)
+
+    def do_attach(self, path: str) -> None:
+        self.entry.attach(path)
+
+    def do_model(self, name: str) -> None:
+        def chosen(choice: ModelChoice | None) -> None:
+            if choice is not None:
+                self.use_model(choice)
+
+        if name:
+            super().do_model(name)
+        else:
+            self.app.push_screen(ModelsScreen(self.model.name), chosen)
+
+    def use_model(self, choice: ModelChoice) -> None:
+        self.status.show("loading the model")
+        self.engine.switch(choice)
+        self.save_config(replace(self.config, model=choice.path or ""))
+
+    def do_settings(self, _: str) -> None:
+        def chosen(preset: Preset | None) -> None:
+            if preset is not None:
+                self.use(preset)
+                self.say("The settings hold from the next answer on.")
+
+        def delete(name: str) -> None:
+            self.save_config(self.config.without(name))
+
+        now = Preset(self.sampling, self.system_prompt)
+        self.app.push_screen(SettingsScreen(now, self.config.presets, delete, self.model.sampling), chosen)
+
+    def do_theme(self, name: str) -> None:
+        if name and name not in self.app.available_themes:
+            self.say(f"There is no theme {name}; the palette lists them.", "warning")
+            return
+        at = CYCLE.index(self.app.theme) if self.app.theme in CYCLE else -1
+        self.app.theme = name or CYCLE[(at + 1) % len(CYCLE)]
+
+    def keep_theme(self, name: str) -> None:
+        if name != self.config.theme:
+            self.save_config(replace(self.config, theme=name))
+
+    def do_help(self, _: str) -> None:
+        self.app.push_screen(HelpScreen(self.config.keys))
+
+    def do_quit(self, _: str) -> None:
+        self.stop_now()
         self.keep_draft()
+        self.app.exit()

@@ -15,8 +15,7 @@ from textual.widgets import Footer, Input, Label, Select, Static, TextArea
 
 from ring_mlx import harmless
 from tui.commands import ON_SCREEN
-from tui.config import Preset
-from tui.config.schema import with_setting
+from tui.config import Preset, with_setting
 from tui.messages import Sampling
 
 HINTS = {
@@ -53,7 +52,6 @@ class SettingsScreen(ModalScreen[Preset | None]):
         self._now, self._presets, self._delete, self._plain = now, dict(presets), delete, plain
 
     def compose(self) -> ComposeResult:
-        """A row for each value, the system prompt below."""
         with Vertical(classes="dialog"):
             yield Static("Settings of the answers to come", classes="title")
             with VerticalScroll(can_focus=False):
@@ -71,12 +69,10 @@ class SettingsScreen(ModalScreen[Preset | None]):
             yield Footer()
 
     def on_mount(self) -> None:
-        """Begin at the first value."""
         self.query_one("#temp", Input).focus()
 
     @on(Select.Changed, "#preset")
     def take_over(self, message: Select.Changed) -> None:
-        """Show a preset's values."""
         self.refresh_bindings()
         preset = self._presets.get(str(message.value))
         if preset is not None:
@@ -109,7 +105,6 @@ class SettingsScreen(ModalScreen[Preset | None]):
 
     @property
     def _preset(self) -> str | None:
-        """The name of the preset chosen."""
         chooser = self.query("#preset").results(Select)
         name = next((str(c.value) for c in chooser), "")
         return name if name in self._presets else None

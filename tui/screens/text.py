@@ -1,4 +1,4 @@
-"""An editor for a short or long text."""
+"""Screens that show a text, or let the user write one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,60 @@ from typing import ClassVar
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static, TextArea
 
 from ring_mlx import harmless
+from tui import paths
+from tui.commands import help_rows
+from tui.records import record_lines
+from tui.store import Record
+
+MORE_HELP = """\
+Enter sends, ^J begins a line; Up and Down at the prompt's edges recall what was sent.
+@path attaches a file; a dropped file or a long paste becomes an attachment.
+Keys in brackets are for the turn that has the focus: Shift+Tab goes to the turns, Tab or Esc comes back.
+^P opens the palette. Keys and settings are in {}."""
+
+
+class HelpScreen(ModalScreen[None]):
+    """Commands and keys; ``keys`` are remapped ones by command."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,f1,q", "dismiss", "Close")]
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        super().__init__()
+        self._keys = keys
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="dialog"):
+            yield Static("Commands and keys", classes="title")
+            for name, key, text in help_rows(self._keys):
+                with Horizontal(classes="row"):
+                    yield Static(key, classes="key", markup=False)
+                    yield Static(Content.assemble((name, "bold"), f" · {text}"), classes="what")
+            yield Static(MORE_HELP.format(paths.config_file()), classes="more", markup=False)
+
+
+class RecordScreen(ModalScreen[None]):
+    """How an answer came to be, line by line."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,i,q", "dismiss", "Close")]
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self._record = record
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="dialog"):
+            yield Static("How this answer came to be", classes="title")
+            yield Static("\n".join(record_lines(self._record)), markup=False)
 
 
 class TextScreen(ModalScreen[str | None]):
-    """Many lines; Ctrl+S ends with the text, Escape with nothing.
-
-    Args:
-        title: What it is and what saving does.
-        text: At the start.
-    """
+    """Many lines below a title; Ctrl+S ends with the text, Escape with nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Done"),
@@ -32,14 +72,12 @@ class TextScreen(ModalScreen[str | None]):
         self._title, self._text = title, text
 
     def compose(self) -> ComposeResult:
-        """The title above the text."""
         with Vertical(classes="dialog"):
             yield Static(self._title, classes="title", markup=False)
             yield TextArea(harmless(self._text), show_line_numbers=False, soft_wrap=True)
             yield Footer()
 
     def on_mount(self) -> None:
-        """Begin at the end."""
         area = self.query_one(TextArea)
         area.move_cursor(area.document.end)
         area.focus()
@@ -49,17 +87,11 @@ class TextScreen(ModalScreen[str | None]):
         event.text = harmless(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def action_save(self) -> None:
-        """End with the text."""
         self.dismiss(self.query_one(TextArea).text)
 
 
 class LineScreen(ModalScreen[str | None]):
-    """One line; Enter ends with it, Escape with nothing.
-
-    Args:
-        title: What it is.
-        text: At the start.
-    """
+    """One line below a title; Enter ends with it, Escape with nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave", priority=True)]
 
@@ -68,13 +100,11 @@ class LineScreen(ModalScreen[str | None]):
         self._title, self._text = title, text
 
     def compose(self) -> ComposeResult:
-        """The title above the line."""
         with Vertical(classes="dialog small"):
             yield Static(self._title, classes="title", markup=False)
             yield Input(harmless(self._text))
 
     @on(Input.Submitted)
     def submitted(self, message: Input.Submitted) -> None:
-        """End with the text."""
         message.stop()
         self.dismiss(message.value.strip() or None)

@@ -70,6 +70,16 @@ def pinning(chat_id: str, pinned: bool) -> Change:
     return _changing(chat_id, lambda chat: setattr(chat, "pinned", pinned))
 
 
+def deleting(chat_id: str) -> Change:
+    """The change that takes a chat out of lists and searches; `restoring` brings it back for a month."""
+    return _changing(chat_id, lambda chat: setattr(chat, "deleted", time.time()))
+
+
+def restoring(chat_id: str) -> Change:
+    """The change that brings a deleted chat back."""
+    return _changing(chat_id, lambda chat: setattr(chat, "deleted", None))
+
+
 def rename(db: Database, chat_id: str, title: str) -> None:
     """Give a chat another title."""
     db.write(renaming(chat_id, title))

@@ -27,7 +27,6 @@ class CopyLabel(Static):
     """What to click above a code block, beside its language."""
 
     def on_click(self, event: events.Click) -> None:
-        """Ask for the copy."""
         event.stop()
         fence = self.parent
         if isinstance(fence, CodeBlock):
@@ -38,7 +37,6 @@ class CodeBlock(MarkdownFence):
     """A code block with its language and a label that copies it."""
 
     def compose(self) -> ComposeResult:
-        """The label above the code."""
         yield CopyLabel(f"{(self.lexer or 'text').split()[0]} · copy", classes="copy", markup=False)
         yield Label(self._highlighted_code, id="code-content", expand=True)
 

@@ -16,17 +16,13 @@ class Chip(Static):
     """One attachment; a click takes it away."""
 
     def __init__(self, attachment: Attachment) -> None:
-        super().__init__(
-            f"▪ {harmless(attachment.name, is_name=True)} {size_text(attachment.text)} \N{MULTIPLICATION SIGN}",
-            markup=False,
-        )
+        super().__init__(f"{attachment_text(attachment)} \N{MULTIPLICATION SIGN}", markup=False)
         self.attachment = attachment
 
     def on_click(self, event: events.Click) -> None:
-        """Take it away."""
         event.stop()
         if isinstance(self.parent, Attachments):
-            self.parent.remove_chip(self.attachment)
+            self.parent.set([a for a in self.parent.found if a is not self.attachment])
 
 
 class Attachments(Horizontal):
@@ -54,13 +50,9 @@ class Attachments(Horizontal):
         self.set([])
         return found
 
-    def remove_chip(self, attachment: Attachment) -> None:
-        """Take one away."""
-        self.set([a for a in self.found if a is not attachment])
 
-
-def size_text(text: str) -> str:
-    """Such as "3.2 KB, 81 lines"."""
-    size = len(text.encode("utf-8", "replace"))
+def attachment_text(a: Attachment) -> str:
+    """Such as "▪ notes.txt 3.2 KB, 81 lines"."""
+    size = len(a.text.encode("utf-8", "replace"))
     shown = f"{size} B" if size < 1000 else f"{size / 1000:.1f} KB" if size < 1_000_000 else f"{size / 1e6:.1f} MB"
-    return f"{shown}, {len(text.splitlines()):,} lines"
+    return f"▪ {harmless(a.name, is_name=True)} {shown}, {len(a.text.splitlines()):,} lines"

@@ -1,29 +1,31 @@
-"""The prompt with its attachments and completions."""
+"""Where the user writes: the prompt with its attachments and completions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
-from textual.widgets import OptionList
+from textual.widgets import OptionList, TextArea
 
-from ring_mlx import RingError
+from ring_mlx import RingError, harmless
 from tui import commands, files
 from tui.store import Attachment
 from tui.widgets.attachments import Attachments
-from tui.widgets.completion import Completion
-from tui.widgets.prompt import Prompt
+from tui.widgets.choices import Completion
 
+LONG_CHARACTERS, LONG_LINES = 3000, 30
 _MENTION_AT_END = re.compile(r"(?<!\S)@(\S*)$")
 
 
 class Entry(Vertical):
-    """What is being written."""
+    """What is being written; ``keys`` are those of "send" and "new_line", with commas between them."""
 
     @dataclass
     class Asked(Message):
@@ -44,24 +46,21 @@ class Entry(Vertical):
 
         text: str
 
-    class Changed(Message):
-        """The text is another one."""
-
     def __init__(self, keys: dict[str, str], *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.completion, self.attachments = Completion(), Attachments()
-        self.prompt = Prompt(self.completion, keys, id="prompt")
+        self.prompt = Prompt(self, keys)
         self._pastes = 0
 
     def compose(self) -> ComposeResult:
-        """Completions and attachments above the text."""
         yield self.completion
         yield self.attachments
         yield self.prompt
 
     def give_back(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
-        """Have a question again that was not answered."""
-        self.prompt.give_back(text)
+        """Have a question again that was not answered, before what the user has begun since."""
+        begun = self.prompt.text
+        self.prompt.replace_text(f"{text}\n{begun}" if begun.strip() else text)
         for attachment in attachments:
             self.attachments.add(attachment)
 
@@ -72,42 +71,30 @@ class Entry(Vertical):
         except RingError as e:
             self.post_message(self.Trouble(str(e)))
 
-    @on(Prompt.Sent)
-    def sent(self, message: Prompt.Sent) -> None:
+    def sent(self, text: str) -> None:
         """Tell a command from a question; files that the question mentions come with it."""
-        message.stop()
-        if commands.is_command(message.text):
-            self.post_message(self.Commanded(message.text))
+        if commands.is_command(text):
+            self.post_message(self.Commanded(text))
             return
-        for path in files.mentioned(message.text):
+        for path in files.mentioned(text):
             self.attach(path)
-        if message.text or self.attachments.found:
-            self.post_message(self.Asked(message.text, self.attachments.take()))
+        if text or self.attachments.found:
+            self.post_message(self.Asked(text, self.attachments.take()))
 
-    @on(Prompt.Pasted)
-    def pasted(self, message: Prompt.Pasted) -> None:
+    def pasted(self, text: str) -> None:
         """Attach a dropped file or a long text; anything else is inserted."""
-        message.stop()
-        if paths := files.dropped(message.text):
+        if paths := files.dropped(text):
             for path in paths:
                 self.attach(path)
-        elif "\n" not in message.text.strip() and len(message.text) < 3000:
-            self.prompt.insert(message.text)
+        elif "\n" not in text.strip() and len(text) < LONG_CHARACTERS:
+            self.prompt.insert(text)
         else:
             self._pastes += 1
-            self.attachments.add(Attachment(f"pasted {self._pastes}", message.text))
+            self.attachments.add(Attachment(f"pasted {self._pastes}", text))
 
-    @on(Prompt.EmptyBackspace)
-    def take_back(self, message: Prompt.EmptyBackspace) -> None:
-        """Take the last attachment away."""
-        message.stop()
-        self.attachments.set(self.attachments.found[:-1])
-
-    @on(Prompt.Changed)
-    def complete(self, message: Prompt.Changed) -> None:
+    @on(TextArea.Changed)
+    def complete(self) -> None:
         """Offer commands after a slash and files after an @."""
-        message.stop()
-        self.post_message(self.Changed())
         text = self.prompt.text
         if commands.is_command(text) and " " not in text:
             self.completion.offer([(f"/{c.name}", c.help) for c in commands.completions(text)], text)
@@ -116,21 +103,19 @@ class Entry(Vertical):
         else:
             self.completion.offer([])
 
-    @on(Prompt.Completed)
-    def completed(self, message: Prompt.Completed) -> None:
-        """Put the chosen text in place of what led to it; a command that needs nothing more is sent."""
-        message.stop()
-        if message.text.startswith("/") and commands.is_command(self.prompt.text):
-            argument = commands.NAMED[message.text[1:]].argument
-            self.prompt.replace_text(f"{message.text} " if argument else message.text)
-            if message.sends and (not argument or argument.startswith("[")):
+    def completed(self, chosen: str, sends: bool) -> None:
+        """Put the chosen text in place of what led to it; ``sends`` a command that needs nothing more."""
+        if chosen.startswith("/") and commands.is_command(self.prompt.text):
+            argument = commands.NAMED[chosen[1:]].argument
+            self.prompt.replace_text(f"{chosen} " if argument else chosen)
+            if sends and (not argument or argument.startswith("[")):
                 self.prompt.send()
             return
         end = self.prompt.cursor_location
         found = _MENTION_AT_END.search(self._before_cursor)
         if found is not None:
             start = (end[0], end[1] - len(found[1]))
-            self.prompt.replace(message.text + ("" if message.text.endswith("/") else " "), start, end)
+            self.prompt.replace(chosen + ("" if chosen.endswith("/") else " "), start, end)
 
     @on(OptionList.OptionSelected)
     def clicked(self, message: OptionList.OptionSelected) -> None:
@@ -138,9 +123,108 @@ class Entry(Vertical):
         message.stop()
         if (chosen := self.completion.chosen) is not None:
             self.prompt.focus()
-            self.prompt.post_message(Prompt.Completed(chosen, sends=False))
+            self.completed(chosen, sends=False)
 
     @property
     def _before_cursor(self) -> str:
         row, column = self.prompt.cursor_location
         return str(self.prompt.document.get_line(row))[:column]
+
+
+class Prompt(TextArea):
+    """A text area that grows with its text; Enter sends, Ctrl+J begins a line.
+
+    Keys are handled among the letters, not as priority bindings, which would overtake letters that came in one burst.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("pageup", "screen.page(-1)", show=False),
+        Binding("pagedown", "screen.page(1)", show=False),
+    ]
+
+    def __init__(self, entry: Entry, keys: dict[str, str]) -> None:
+        super().__init__(
+            id="prompt",
+            placeholder="Ask something",
+            show_line_numbers=False,
+            highlight_cursor_line=False,
+            soft_wrap=True,
+        )
+        self._entry, self._completion = entry, entry.completion
+        self._keys = {key: name for name, found in keys.items() for key in found.split(",")}
+        self.past: list[str] = []
+        self._at, self._written = 0, ""
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Take over what was sent before, the oldest first."""
+        self.past = list(texts)
+        self._at = len(self.past)
+
+    def replace_text(self, text: str) -> None:
+        """Have this text, with the cursor at its end."""
+        self.text = text
+        self.move_cursor(self.document.end)
+
+    def on_key(self, event: events.Key) -> None:
+        """Take the keys that a text area would treat otherwise."""
+        if self._completing(event.key) or self._own(event.key):
+            event.stop()
+            event.prevent_default()
+
+    def on_paste(self, event: events.Paste) -> None:
+        """Clean what the text area is about to insert; many terminals paste line ends as carriage returns."""
+        event.text = text = harmless(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        is_long = len(text) > LONG_CHARACTERS or text.count("\n") > LONG_LINES
+        if is_long or (len(text) > 1 and "\n" not in text.strip() and ("/" in text or text.startswith("~"))):
+            event.stop()
+            event.prevent_default()
+            self._entry.pasted(text)
+
+    def send(self) -> None:
+        """Hand the text over; the prompt is then empty."""
+        text = self.text.strip()
+        self.clear()
+        if text and text not in self.past[-1:]:
+            self.past.append(text)
+        self._at, self._written = len(self.past), ""
+        self._entry.sent(text)
+
+    def recall(self, step: Literal[-1, 1]) -> None:
+        """Show the text sent before or after; what is being written comes last."""
+        at = self._at + step
+        if not 0 <= at <= len(self.past):
+            return
+        if self._at == len(self.past):
+            self._written = self.text
+        self._at = at
+        self.replace_text(self._written if at == len(self.past) else self.past[at])
+
+    def _own(self, key: str) -> bool:
+        row, last = self.cursor_location[0], self.document.line_count - 1
+        name = self._keys.get(key)
+        if name == "send":
+            self.send()
+        elif name == "new_line":
+            self.insert("\n")
+        elif key == "up" and row == 0 and self._at > 0:
+            self.recall(-1)
+        elif key == "down" and row == last and self._at < len(self.past):
+            self.recall(1)
+        elif key == "backspace" and not self.text:
+            self._entry.attachments.set(self._entry.attachments.found[:-1])
+        else:
+            return False
+        return True
+
+    def _completing(self, key: str) -> bool:
+        if not self._completion.display or self._completion.typed != self.text:  # keys came faster than the list
+            return False
+        if key in ("up", "down"):
+            self._completion.move(-1 if key == "up" else 1)
+        elif key in ("tab", "enter") and (chosen := self._completion.chosen) is not None:
+            self._entry.completed(chosen, sends=key == "enter")
+        elif key == "escape":
+            self._completion.offer([])
+        else:
+            return False
+        return True

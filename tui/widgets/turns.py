@@ -10,9 +10,7 @@ from textual.widgets import Static
 
 from tui.store import Turn
 from tui.store.records import USER
-from tui.widgets.assistant_turn import AssistantTurn
-from tui.widgets.turn import TurnView
-from tui.widgets.user_turn import UserTurn
+from tui.widgets.turn import AssistantTurn, TurnView, UserTurn
 
 GREETING = (
     "A new chat. Enter sends, Ctrl+J begins a line, @ attaches a file, / lists commands, F1 all keys.\n"
@@ -47,12 +45,10 @@ class Turns(VerticalScroll, can_focus=False):
             yield Static(GREETING, id="greeting", markup=False)
 
     def on_mount(self) -> None:
-        """Keep the end in view."""
         self.anchor()
 
     @property
     def views(self) -> list[TurnView]:
-        """The mounted turns, in order."""
         return [child for child in self._column.children if isinstance(child, TurnView) and not child._pruning]
 
     def view(self, turn_id: str) -> TurnView | None:
@@ -115,7 +111,6 @@ class Turns(VerticalScroll, can_focus=False):
             self.scroll_to(y=view.virtual_region.y - row, animate=False, force=True, immediate=True)
 
     def watch_virtual_size(self) -> None:
-        """Something has another height now."""
         if self._held is not None:
             self.call_after_refresh(self._keep_held)
 
@@ -124,7 +119,6 @@ class Turns(VerticalScroll, can_focus=False):
         self._held = None
 
     def on_mouse_scroll_down(self) -> None:
-        """As above."""
         self._held = None
 
     def _moved(self) -> None:

@@ -1,0 +1,229 @@
+"""What the screens and plain mode share: one chat, its settings, how an answer is asked for, grows and is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from tui import paths
+from tui.commands import Command
+from tui.config import Config, ConfigError, Preset, save, with_setting
+from tui.conversation import Conversation
+from tui.keeper import Keeper
+from tui.messages import Answering, Figures, Loaded, ModelChoice, Piece, Question, Sampling
+from tui.models import TOY_NAME
+from tui.records import record_of, sampling_of
+from tui.store import Record, Turn
+from tui.store.records import ASSISTANT
+from tui.transfer import export_talk, import_talk
+
+Done = Awaitable[None] | None  # a command has been carried out, or will be once this has been awaited
+
+
+class FrontEnd:
+    """One chat, one engine, and the commands that need no screen: the method ``do_new`` carries out ``/new``.
+
+    Args:
+        engine: Not started yet; whoever made it closes it.
+        keeper: Keeps what is said.
+        config: Settings at the start.
+        talk: The chat to begin with, by default a new one.
+    """
+
+    def __init__(self, engine: Answering, keeper: Keeper, config: Config, talk: Conversation | None = None) -> None:
+        self.engine, self.keeper, self.config, self.talk = engine, keeper, config, talk or Conversation()
+        self.model = Loaded("", 0)
+        self.number = 0  # of the latest question
+        self.answer: Turn | None = None  # while it is being written
+        self._sampling, self.figures = config.sampling, Figures()
+        self._continued: Record | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.config.sampling
+
+    @property
+    def system_prompt(self) -> str:
+        return self.config.system_prompt
+
+    def method_of(self, command: Command) -> Callable[[str], Done]:
+        """What carries a command out."""
+        method: Callable[[str], Done] = getattr(self, f"do_{command.name}")
+        return method
+
+    def say(self, text: str, severity: str = "information") -> None:
+        """Show one line: an "information", a "warning" or an "error"."""
+        raise NotImplementedError
+
+    def open_chat(self, talk: Conversation) -> Done:
+        raise NotImplementedError
+
+    def use_model(self, choice: ModelChoice) -> None:
+        raise NotImplementedError
+
+    def send(self, question: Question) -> Done:
+        """Show that an answer is being written, and ask the engine for it."""
+        raise NotImplementedError
+
+    def chosen(self, role: str | None = None) -> Turn | None:
+        """The turn that a command is about: the last one, or the last one of a role."""
+        return next((t for t in reversed(self.talk.path()) if role in (None, t.role)), None)
+
+    def chosen_answer(self) -> Turn | None:
+        """The answer that a command is about; says so where there is none."""
+        found = self.chosen(ASSISTANT)
+        if found is None:
+            self.say("There is no answer yet.")
+        return found
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is running; says so."""
+        if self.answer is not None:
+            self.say("An answer is running; Esc stops it.")
+        return self.answer is not None
+
+    def ask(self, sampling: Sampling | None = None) -> Done:
+        """Answer the branch in view, which ends with a question; the caller has marked the way back."""
+        return self._begin(self.talk.add(ASSISTANT, ""), sampling or self.sampling)
+
+    def _begin(self, answer: Turn, sampling: Sampling, continues: bool = False) -> Done:
+        self.answer, self.number, self._sampling = answer, self.number + 1, sampling
+        self._continued, self.figures = answer.record if continues else None, Figures()
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return self.send(Question(self.number, [*system, *self.talk.messages()], sampling, continues))
+
+    def grow(self, piece: Piece) -> str:
+        """Add a piece to the running answer and keep it; returns what is new of its text."""
+        answer, self.figures = self.answer, piece.figures
+        assert answer is not None
+        if piece.revised is not None:
+            answer.thinking, answer.content = piece.revised, ""
+        text = piece.answer_text if answer.content else piece.answer_text.lstrip("\n")
+        answer.thinking += piece.thinking_text
+        answer.content += text
+        self.keeper.keep_growing(self.talk, answer)
+        return text
+
+    def end_answer(self, reason: str, figures: Figures | None = None) -> bool:
+        """Keep the running answer with its record; returns False where it has no text and was taken back."""
+        answer, self.answer, self.figures = self.answer, None, figures or self.figures
+        assert answer is not None
+        if answer.is_empty and reason not in ("stop", "length"):
+            self.take_back(answer)
+            self.keeper.keep(self.talk)
+            return False
+        answer.record = record_of(self.model, self._sampling, self.figures, reason, self._continued)
+        self.talk.chat.changed = max(self.talk.chat.changed, answer.created)
+        self.talk.entitle()
+        self.keeper.keep(self.talk, answer)
+        return True
+
+    def take_back(self, answer: Turn) -> None:
+        self.talk.drop(answer)
+
+    def do_new(self, _: str) -> Done:
+        return self.open_chat(Conversation())
+
+    def do_model(self, name: str) -> None:
+        self.use_model(ModelChoice(None if name == TOY_NAME else name))
+
+    def do_regenerate(self, _: str) -> Done:
+        return None if self.is_busy else self.answer_again(self.chosen())
+
+    def do_repeat(self, _: str) -> Done:
+        turn = None if self.is_busy else self.chosen_answer()
+        return None if turn is None else self.repeat(turn, turn.record)
+
+    def repeat(self, turn: Turn | None, record: Record | None) -> Done:
+        """Answer again with the seed and sampling of a record."""
+        sampling = sampling_of(record)
+        if sampling is None:
+            self.say("The answer's record names no seed; /regenerate answers with another one.")
+            return None
+        if record is not None and record.model != self.model.name:
+            self.say(f"That answer was {record.model}'s; {self.model.name} will say something else.", "warning")
+        return self.answer_again(turn, sampling)
+
+    def answer_again(self, turn: Turn | None, sampling: Sampling | None = None) -> Done:
+        """Answer a question, or that of an answer, beside its present answer."""
+        if turn is not None and turn.role == ASSISTANT:
+            turn = self.talk.turns.get(turn.parent or "")
+        if turn is None:
+            self.say("There is no question yet.")
+            return None
+        self.talk.cut_after(turn)
+        return self.ask(sampling)
+
+    def do_continue(self, _: str) -> Done:
+        turn = None if self.is_busy else self.chosen_answer()
+        if turn is None:
+            return None
+        if not turn.content.strip():
+            self.say("The answer has no text to go on from; /regenerate asks again.")
+            return None
+        if turn.calls:
+            self.say("The answer ended with a tool call; there is nothing to go on from.")
+            return None
+        if turn is not self.talk.leaf:
+            self.talk.cut_after(turn)
+        self.talk.mark(turn)
+        return self._begin(turn, self.sampling, continues=True)
+
+    def do_title(self, title: str) -> None:
+        if title and self.talk.turns:
+            self.keeper.rename(self.talk, title)
+            self.say(f"Renamed to {title}.")
+        else:
+            self.say(f"The title is {self.talk.chat.title!r}." if self.talk.turns else "There is no chat yet.")
+
+    def do_export(self, argument: str) -> None:
+        self.say(export_talk(self.talk, argument))
+
+    def do_import(self, path: str) -> Done:
+        talk = import_talk(path)
+        self.keeper.keep(talk, *talk.turns.values())
+        return self.open_chat(talk)
+
+    def do_set(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        try:
+            self.use(Preset(with_setting(self.sampling, name, value.strip()), self.system_prompt))
+            self.say(f"{name} is now {value.strip() or 'the default'}.")
+        except ValueError as e:
+            self.say(f"{e}.", "warning")
+
+    def do_system(self, text: str) -> None:
+        self.use(Preset(self.sampling, text))
+        self.say("The system prompt is changed." if text else "There is no system prompt now.")
+
+    def do_budget(self, argument: str) -> None:
+        self.do_set(f"thinking_budget {argument}")
+
+    def do_preset(self, argument: str) -> None:
+        word, _, name = argument.partition(" ")
+        presets = self.config.presets
+        if word == "save" and name:
+            now = Preset(self.sampling, self.system_prompt)
+            self.save_config(replace(self.config, presets={**presets, name: now}))
+            self.say(f"Saved as {name}.")
+        elif word == "delete" and name in presets:
+            self.save_config(self.config.without(name))
+            self.say(f"Deleted {name}; the settings in force stay.")
+        elif argument in presets:
+            self.use(presets[argument])
+            self.say(f"Using {argument}.")
+        else:
+            self.say(f"There are {', '.join(presets) or 'no presets'}. /preset save NAME makes one.")
+
+    def use(self, preset: Preset) -> None:
+        """Use settings from the next answer on, and keep them for the next start."""
+        self.save_config(replace(self.config, sampling=preset.sampling, system_prompt=preset.system_prompt))
+
+    def save_config(self, config: Config) -> None:
+        """Use a configuration and write what has changed in it."""
+        before, self.config = self.config, config
+        try:
+            save(paths.config_file(), config, before)
+        except ConfigError as e:
+            self.say(str(e), "warning")

@@ -1,0 +1,245 @@
+"""The chat on the screen: what it is made of, how an answer comes in, and how another chat is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from textual import on
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.widgets import Footer, TextArea
+
+from ring_mlx import RingError, harmless
+from tui.config import Config, prompt_keys
+from tui.conversation import Conversation
+from tui.front_end import Done, FrontEnd
+from tui.gauges import loading_text, reading_text
+from tui.keeper import WRITE_EVERY_S, Keeper
+from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
+from tui.store import StoreError, Turn, drafts
+from tui.store.records import ASSISTANT, USER
+from tui.widgets.entry import Entry
+from tui.widgets.status import StatusLine
+from tui.widgets.turn import AssistantTurn, TurnView
+from tui.widgets.turns import Turns
+
+DRAFT_EVERY_S = 1.0
+
+
+class ChatView(FrontEnd, Screen[None]):
+    """Turns, what is being written, the gauges and the keys; `tui.screens.chat` adds the commands."""
+
+    def __init__(self, engine: Answering, keeper: Keeper, config: Config, talk: Conversation | None = None) -> None:
+        Screen.__init__(self, id="chat")
+        FrontEnd.__init__(self, engine, keeper, config, talk)
+        self.turns = Turns(self._branch_of, id="turns")
+        self.entry = Entry(prompt_keys(config.keys), id="entry")
+        self.status = StatusLine(id="status")
+
+    def compose(self) -> ComposeResult:
+        yield self.turns
+        yield self.entry
+        yield self.status
+        yield Footer()
+
+    async def on_mount(self) -> None:
+        """Load the model; the user may write, and even send, meanwhile."""
+        self.entry.prompt.focus()
+        self.set_interval(WRITE_EVERY_S, self._flush)
+        self._draft_timer = self.set_interval(DRAFT_EVERY_S, self.keep_draft, pause=True)
+        self.entry.prompt.remember(self.keeper.recent_questions())
+        if self.talk.turns:
+            await self.show_chat(self.talk)
+        self.engine.start(self.post_message)
+
+    def on_unmount(self) -> None:
+        """Nobody reads the answer any more; what was written of it is kept."""
+        self.stop_now()
+
+    def say(self, text: str, severity: str = "information") -> None:
+        timeout = 20 if severity != "information" else 4
+        self.notify(harmless(text), severity=severity, timeout=timeout, markup=False)  # type: ignore[arg-type]
+
+    async def attempt(self, action: Callable[[], Done]) -> None:
+        """Do something, and show in one line why it cannot be done."""
+        try:
+            if isinstance(done := action(), Awaitable):
+                await done
+        except RingError as e:
+            self.say(str(e), "error")
+
+    @property
+    def focused_turn(self) -> Turn | None:
+        return self.focused.turn if isinstance(self.focused, TurnView) else None
+
+    def chosen(self, role: str | None = None) -> Turn | None:
+        turn = self.focused_turn
+        return turn if turn is not None and role in (None, turn.role) else super().chosen(role)
+
+    def chosen_answer(self) -> Turn | None:
+        """The answer in focus, that of the question in focus, or the last one; says so where there is none."""
+        turn, path = self.chosen(), self.talk.path()
+        if turn is not None and turn.role != ASSISTANT and turn in path:
+            turn = next(iter(path[path.index(turn) + 1 :]), None)
+        return turn or super().chosen_answer()
+
+    def answer_view(self, turn: Turn) -> AssistantTurn | None:
+        view = self.turns.view(turn.id)
+        return view if isinstance(view, AssistantTurn) else None
+
+    async def refresh_turns(self, focus: str | None = None) -> None:
+        """Show the branch in view as it is now."""
+        await self.turns.show(self.talk.path(), self.answer.id if self.answer else None)
+        if focus is not None:
+            await self.turns.go(focus)
+        self.refresh_bindings()
+
+    async def open_chat(self, talk: Conversation, at: str | None = None) -> None:
+        """Show another chat; a running answer ends and is kept."""
+        self.stop_now()
+        self.keep_draft()
+        await self.show_chat(talk, at)
+
+    async def show_chat(self, talk: Conversation, at: str | None = None) -> None:
+        self.talk = talk
+        await self.turns.show(talk.path())
+        try:
+            draft = drafts.load(self.keeper.db, talk.chat.id)
+        except StoreError:
+            draft = ""
+        self.entry.prompt.replace_text(draft)
+        self.entry.attachments.set([])
+        self.status.show("ready" if self.model.context else self.status.state)
+        self.entry.prompt.focus()
+        if at is not None:
+            await self.turns.go(at)
+        self.refresh_bindings()
+
+    def keep_draft(self) -> None:
+        """Keep what is typed and not sent; that of a chat without turns is not worth it."""
+        self._draft_timer.pause()
+        if self.talk.turns:
+            self.keeper.keep_draft(self.talk.chat.id, self.entry.prompt.text)
+
+    def stop_now(self) -> None:
+        """End the running answer at once, as far as the chat is concerned; what was written stays."""
+        self.engine.stop()
+        if self.answer is not None:
+            self.end_answer("stopped")
+
+    @on(Entry.Asked)
+    async def asked(self, message: Entry.Asked) -> None:
+        """Ask, unless an answer is running; the text waits in the prompt then."""
+        if self.is_busy:
+            self.entry.give_back(message.text, message.attachments)
+            return
+        self.talk.mark()
+        self.keeper.keep(self.talk, self.talk.add(USER, message.text, message.attachments))
+        await self.attempt(self.ask)
+
+    @on(Entry.Trouble)
+    def troubled(self, message: Entry.Trouble) -> None:
+        self.say(message.text, "error")
+
+    @on(TextArea.Changed)
+    def draft_changed(self) -> None:
+        """Keep the draft a moment after the last letter."""
+        self._draft_timer.reset()
+        self._draft_timer.resume()
+
+    async def send(self, question: Question) -> None:
+        assert self.answer is not None
+        self.entry.prompt.focus()
+        self.refresh_bindings()
+        if question.continues:
+            await self.refresh_turns()
+        else:
+            await self.turns.extend(self.talk.path(), self.answer.id)
+        self.engine.ask(question)
+
+    @on(Loading)
+    def model_loading(self, message: Loading) -> None:
+        self.status.model = message.name
+        if self.answer is None:
+            self.status.show(loading_text(message))
+
+    @on(Loaded)
+    def model_loaded(self, message: Loaded) -> None:
+        self.model = message
+        self.status.model, self.status.context = message.name, message.context
+        self.status.memory_limit_bytes = message.memory_limit_bytes
+        self.status.show("ready")
+
+    @on(Reading)
+    def prompt_read(self, message: Reading) -> None:
+        if message.number == self.number and self.answer is not None:
+            self.status.show(reading_text(message))
+
+    @on(Piece)
+    async def piece(self, message: Piece) -> None:
+        """Keep and show new text and figures."""
+        answer = self.answer
+        if message.number != self.number or answer is None:
+            return
+        self.status.figures = message.figures
+        text = self.grow(message)
+        if message.revised is not None:
+            await self.refresh_turns()
+            text = ""
+        if (view := self.answer_view(answer)) is not None:
+            view.think(message.figures.thinking_tokens, message.figures.thinking_s)
+            await view.write(text)
+
+    @on(Ended)
+    async def ended(self, message: Ended) -> None:
+        if message.number == self.number and self.answer is not None:
+            self.status.figures = message.figures or self.status.figures
+            await self._end(message.reason, message)
+
+    @on(Failed)
+    async def failed(self, message: Failed) -> None:
+        """Say what went wrong; nothing that was written is lost."""
+        if message.number not in (None, self.number):
+            return
+        self.say(message.text, "error")
+        if message.number is None:
+            self.model = Loaded("", 0)
+            self.status.show("no model; /model chooses one")
+        if self.answer is not None:
+            await self._end("failed")
+
+    async def _end(self, reason: str, message: Ended | None = None) -> None:
+        view = self.answer_view(self.answer) if self.answer is not None else None
+        if self.end_answer(reason, message.figures if message else None):
+            if view is not None:
+                await view.end()
+        else:
+            if reason == "failed" or self.status.figures is None:
+                self.status.show("ready" if self.model.context else self.status.state)
+            await self.refresh_turns()
+        self.refresh_bindings()
+        self.keeper.flush()
+
+    def take_back(self, answer: Turn) -> None:
+        """Forget an answer without any text; its question returns to the prompt, unless it has other answers."""
+        question = self.talk.turns.get(answer.parent or "")
+        super().take_back(answer)
+        if question is not None and not self.talk.has_answers(question):
+            self.talk.drop(question)
+            self.keeper.forget(question)
+            self.entry.give_back(question.content, question.attachments)
+        self.talk.undo()
+
+    def action_page(self, pages: int) -> None:
+        self.turns.page(pages)
+
+    def action_to_prompt(self) -> None:
+        self.entry.prompt.focus()
+
+    def _flush(self) -> None:
+        self.keeper.flush()
+        self.status.unsaved = sum(len(turns) for _, turns in self.keeper.unsaved_turns())
+
+    def _branch_of(self, turn: Turn) -> tuple[int, int]:
+        siblings = self.talk.siblings(turn)
+        return siblings.index(turn) + 1, len(siblings)
