@@ -50,7 +50,7 @@ def test_a_chat_comes_back_as_it_was(db):
 def test_saving_a_turn_again_replaces_its_text_and_its_index(db):
     talk = filled(db)
     talk.leaf.content = "It is five."
-    turns.save(db, talk.chat.id, talk.leaf)
+    db.write(turns.saving(talk.chat.id, talk.leaf))
     assert not search.find(db, "four")
     assert search.find(db, "five")[0].turn == talk.leaf.id
 
@@ -58,17 +58,17 @@ def test_saving_a_turn_again_replaces_its_text_and_its_index(db):
 def test_list_rename_pin_delete_and_restore(db):
     first, second = filled(db, "first").chat, filled(db, "second").chat
     second.changed = first.changed + 1
-    chats.save(db, second)
+    db.write(chats.saving(second))
     assert [c.title for c in chats.listed(db)] == ["second", "first"]
-    chats.pin(db, first.id, True)
-    chats.rename(db, first.id, "renamed")
+    db.write(chats.pinning(first.id, True))
+    db.write(chats.renaming(first.id, "renamed"))
     assert [(c.title, c.pinned) for c in chats.listed(db)] == [("renamed", True), ("second", False)]
-    chats.delete(db, first.id)
+    db.write(chats.deleting(first.id))
     assert [c.title for c in chats.listed(db)] == ["second"]
     assert {h.title for h in search.find(db, "two")} == {"second"}
-    chats.restore(db, first.id)
+    db.write(chats.restoring(first.id))
     assert len(chats.listed(db)) == 2
-    chats.delete(db, first.id)
+    db.write(chats.deleting(first.id))
     chats.purge(db)
     assert chats.load(db, first.id)
     chats.purge(db, older_than_s=-1)
@@ -198,27 +198,27 @@ def test_a_full_disk_loses_nothing_that_was_saved(db):
     pages = db.read("PRAGMA page_count")[0][0]
     db._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(StoreError, match=r"^\[store\] .*has no room left; free some disk space"):
-        turns.save(db, talk.chat.id, Turn("user", "x" * 100_000))
+        db.write(turns.saving(talk.chat.id, Turn("user", "x" * 100_000)))
     assert len(turns.load(db, talk.chat.id)) == 2
     db._connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
-    turns.save(db, talk.chat.id, Turn("user", "x" * 100_000))
+    db.write(turns.saving(talk.chat.id, Turn("user", "x" * 100_000)))
     assert len(turns.load(db, talk.chat.id)) == 3
 
 
 def test_a_store_that_may_only_be_read(db):
     db._connection.execute("PRAGMA query_only = 1")
     with pytest.raises(StoreError, match="cannot be opened or written; check the folder"):
-        chats.save(db, Chat())
+        db.write(chats.saving(Chat()))
 
 
 def test_a_locked_store_is_said_to_be_busy_and_works_afterwards(tmp_path, db):
     other = Database(tmp_path / "chats.db", wait_s=0.01)
     db._connection.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="kept busy by another window"):
-        chats.save(other, Chat("late"))
+        other.write(chats.saving(Chat("late")))
     db._connection.execute("COMMIT")
     late = Chat("late")
-    chats.save(other, late)
+    other.write(chats.saving(late))
     assert chats.load(db, late.id) == late
     assert chats.listed(db) == []  # nothing was said in it yet
     other.close()
@@ -237,7 +237,7 @@ db.write(chats.saving(talk.chat), *(turns.saving(talk.chat.id, t) for t in talk.
 print(answer.id, flush=True)
 for n in range(int(sys.argv[3])):
     answer.content += f"w{n} "
-    turns.save(db, talk.chat.id, answer)
+    db.write(turns.saving(talk.chat.id, answer))
     print(n, flush=True)
 """
 

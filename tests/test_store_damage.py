@@ -100,9 +100,9 @@ def below(talk, start):
 def write_on(db):
     """A chat goes on, whatever was damaged."""
     for chat in chats.listed(db):
-        turns.save(db, chat.id, Turn("user", "and then?", chat.leaf))
-        chats.save(db, chat)
-        chats.rename(db, chat.id, "renamed")
+        db.write(turns.saving(chat.id, Turn("user", "and then?", chat.leaf)))
+        db.write(chats.saving(chat))
+        db.write(chats.renaming(chat.id, "renamed"))
         assert turns.load(db, chat.id)[-1].content == "and then?"
     chats.purge(db)
 
@@ -177,7 +177,7 @@ def test_a_change_in_any_column_of_a_turn_marks_it_and_no_other(tmp_path, column
     db = Database(tmp_path / "chats.db")
     again = Conversation(chats.load(db, talk.chat.id), turns.load(db, talk.chat.id))
     assert [t.id for t in again.turns.values() if t.is_damaged] == [turn.id]
-    turns.save(db, talk.chat.id, again.turns[turn.id])
+    db.write(turns.saving(talk.chat.id, again.turns[turn.id]))
     assert [t.id for t in turns.load(db, talk.chat.id) if t.is_damaged] == [turn.id], "the mark stays"
     assert "damaged on the disk" in exchange.to_markdown(again.chat, again.path(turn.id))
     _, imported = exchange.from_json(exchange.to_json(again.chat, list(again.turns.values())))
@@ -197,9 +197,9 @@ def test_a_change_in_any_column_of_a_chat_marks_its_title_and_deletes_nothing(tm
     (found,) = chats.listed(db)
     assert found.title.startswith(MARK)
     assert search.find(db, "ring")[0].title.startswith(MARK)
-    chats.save(db, found)
+    db.write(chats.saving(found))
     assert chats.listed(db)[0].title.count(MARK) == 1
-    chats.rename(db, found.id, "mended by hand")
+    db.write(chats.renaming(found.id, "mended by hand"))
     assert chats.listed(db)[0].title == "mended by hand"
     db.close()
 
@@ -231,7 +231,7 @@ def test_a_damaged_index_of_words_is_made_again(tmp_path, monkeypatch, size):
     assert len(search.find(db, "ring")) == whole
     db._connection.execute("UPDATE found_data SET block = x'00ff' WHERE id > 9")
     talk.leaf.content = "ring " * 3
-    turns.save(db, talk.chat.id, talk.leaf)
+    db.write(turns.saving(talk.chat.id, talk.leaf))
     assert turns.load(db, talk.chat.id)[-1].content == talk.leaf.content
     db.close()
 
@@ -244,7 +244,7 @@ def test_an_index_of_words_that_breaks_while_the_chat_runs_is_made_again(tmp_pat
         db._connection.execute("UPDATE found_data SET block = ? WHERE id > 9", (broken,))
         assert len(search.find(db, "ring")) == whole > 1
         db._connection.execute("UPDATE found_data SET block = ? WHERE id <= 9", (broken,))
-        turns.save(db, talk.chat.id, turn := Turn("user", f"and {broken.hex()} then?", talk.leaf.id))
+        db.write(turns.saving(talk.chat.id, turn := Turn("user", f"and {broken.hex()} then?", talk.leaf.id)))
         assert turns.load(db, talk.chat.id)[-1] == turn
     db.close()
 
@@ -269,7 +269,7 @@ def test_the_log_of_a_damaged_store_is_read_too(tmp_path):
     source = tmp_path / "open.db"
     (talk,) = fill(source, 1).values()
     db = Database(source)
-    turns.save(db, talk.chat.id, late := Turn("user", "only in the log", talk.leaf.id))
+    db.write(turns.saving(talk.chat.id, late := Turn("user", "only in the log", talk.leaf.id)))
     path = tmp_path / "copy" / "chats.db"
     path.parent.mkdir()
     for end in ("", "-wal"):
@@ -292,7 +292,7 @@ def left_behind(path, talk_of):
     db, late = Database(source), []
     for n in range(6):
         late.append(Turn("user", f"late {n} " * 30, late[-1].id if late else talk.leaf.id))
-        turns.save(db, talk.chat.id, late[-1])
+        db.write(turns.saving(talk.chat.id, late[-1]))
     for end in ("", "-wal"):
         shutil.copy(f"{source}{end}", f"{path}{end}")
     db.close()

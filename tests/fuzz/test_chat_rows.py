@@ -16,8 +16,8 @@ from tui.conversation import Conversation, said
 from tui.keeper import Keeper
 from tui.records import record_lines, record_text, sampling_of, thought_size
 from tui.screens.chats import chat_line, hit_line
-from tui.store import Attachment, Call, Chat, Database, Record, chats, drafts, exchange, seals, search, turns
-from tui.widgets.user_turn import UserTurn
+from tui.store import Attachment, Call, Chat, Database, Record, chats, drafts, exchange, rows, search, turns
+from tui.widgets.turn import UserTurn
 
 IDS = ("chat", "q1", "a1", "q2", "a2", "other", "x", "")
 DEEP = "[" * 3000 + "]" * 3000
@@ -83,7 +83,7 @@ def store(tmp_path_factory):
 
 def put(connection, table, row, is_sealed):
     """Put a row into a table, with bytes as text that is no UTF-8, and a seal that fits if it can have one."""
-    seal = {"turns": seals.of_turn, "chats": seals.of_chat, "drafts": seals.of_draft}[table]
+    seal = next(t.seal for t in rows.TABLES if t.name == table)
     row = {**row, "seal": seal(row) if is_sealed else None}
     marks = ", ".join("CAST(? AS TEXT)" if isinstance(v, bytes) and n != "seal" else "?" for n, v in row.items())
     with contextlib.suppress(sqlite3.IntegrityError):  # a number that is none is no value for SQLite

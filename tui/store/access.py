@@ -78,11 +78,8 @@ class Windows:
 
     def __init__(self, path: Path) -> None:
         self._handle: int | None = None
-        try:
-            name = path.with_name(f"{path.name}.lock")
-            self._handle = new_file(name)
-        except OSError:
-            return  # a folder that cannot be written: nothing can be mended there
+        with contextlib.suppress(OSError):  # a folder that cannot be written: nothing can be mended there
+            self._handle = new_file(path.with_name(f"{path.name}.lock"))
         self._lock(fcntl.LOCK_SH)
 
     def is_alone(self) -> bool:
@@ -109,11 +106,9 @@ class Windows:
         self._lock(fcntl.LOCK_EX)
 
     def together(self) -> None:
-        """Let other windows in again."""
         self._lock(fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Let go."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)

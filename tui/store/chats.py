@@ -7,22 +7,18 @@ import time
 from collections.abc import Callable
 
 from ring_mlx import whole_text
-from tui.store import rows, seals
+from tui.store import rows
 from tui.store.database import Change, Database
 from tui.store.records import Chat
 
 KEEP_DELETED_S = 30 * 24 * 3600.0
-_COLUMNS = (*seals.CHAT, "seal")
-_SAVE = f"""
-    INSERT INTO chats ({", ".join(_COLUMNS)}) VALUES ({", ".join("?" * len(_COLUMNS))})
-    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}"""
 
 
 def saving(chat: Chat) -> Change:
     """The change that saves a chat.
 
     One that is there keeps its title, unless it had none, and whether it is pinned or deleted: another window may have
-    changed them, so only `renaming`, `pinning`, `delete` and `restore` do.
+    changed them, so only `renaming`, `pinning`, `deleting` and `restoring` do.
     """
 
     def save(connection: sqlite3.Connection) -> None:
@@ -34,11 +30,6 @@ def saving(chat: Chat) -> Change:
             _write(connection, found)
 
     return save
-
-
-def save(db: Database, chat: Chat) -> None:
-    """Save a chat."""
-    db.write(saving(chat))
 
 
 def load(db: Database, chat_id: str) -> Chat | None:
@@ -80,26 +71,6 @@ def restoring(chat_id: str) -> Change:
     return _changing(chat_id, lambda chat: setattr(chat, "deleted", None))
 
 
-def rename(db: Database, chat_id: str, title: str) -> None:
-    """Give a chat another title."""
-    db.write(renaming(chat_id, title))
-
-
-def pin(db: Database, chat_id: str, pinned: bool) -> None:
-    """Keep a chat at the top, or no longer."""
-    db.write(pinning(chat_id, pinned))
-
-
-def delete(db: Database, chat_id: str) -> None:
-    """Take a chat out of lists and searches; `restore` brings it back for a month."""
-    db.write(_changing(chat_id, lambda chat: setattr(chat, "deleted", time.time())))
-
-
-def restore(db: Database, chat_id: str) -> None:
-    """Bring a deleted chat back."""
-    db.write(_changing(chat_id, lambda chat: setattr(chat, "deleted", None)))
-
-
 def purge(db: Database, older_than_s: float = KEEP_DELETED_S) -> None:
     """Remove for good what was deleted so long ago, as far as it is sure that it was."""
     old = db.read(_select("c.deleted < ?"), (time.time() - older_than_s,))
@@ -108,9 +79,9 @@ def purge(db: Database, older_than_s: float = KEEP_DELETED_S) -> None:
         db.write(*(("DELETE FROM chats WHERE id = ?", (chat_id,)) for chat_id in gone))
 
 
-def from_row(row: seals.Row) -> Chat:
+def from_row(row: rows.Row) -> Chat:
     """The chat of a row; the title of a damaged one is marked, and it is not taken for deleted."""
-    is_whole = seals.is_whole_chat(row)
+    is_whole = rows.CHATS.is_whole(row)
     title = rows.text(row["title"])
     return Chat(
         title=title if is_whole else rows.marked(title),
@@ -140,16 +111,18 @@ def _changing(chat_id: str, change: Callable[[Chat], None]) -> Change:
 
 
 def _read(connection: sqlite3.Connection, chat_id: str) -> Chat | None:
-    row = connection.execute(f"SELECT {', '.join(_COLUMNS)}, 0 turns FROM chats WHERE id = ?", (chat_id,)).fetchone()
+    row = connection.execute(
+        f"SELECT {', '.join(rows.CHATS.columns)}, 0 turns FROM chats WHERE id = ?", (chat_id,)
+    ).fetchone()
     return from_row(row) if row else None
 
 
 def _write(connection: sqlite3.Connection, chat: Chat) -> None:
     values = [whole_text(v) for v in (chat.id, chat.title, chat.leaf, int(chat.pinned), chat.deleted)]
     values += [float(chat.created), float(chat.changed)]
-    connection.execute(_SAVE, (*values, rows.seal(values)))
+    connection.execute(*rows.CHATS.saving(dict(zip(rows.CHATS.content, values, strict=True))))
 
 
 def _select(condition: str) -> str:
-    columns = ", ".join(f"c.{name}" for name in _COLUMNS)
+    columns = ", ".join(f"c.{name}" for name in rows.CHATS.columns)
     return f"SELECT {columns}, (SELECT count(*) FROM turns t WHERE t.chat = c.id) turns FROM chats c WHERE {condition}"

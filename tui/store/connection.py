@@ -28,29 +28,34 @@ PRAGMAS = (
 T = TypeVar("T")
 
 
-def connect(path: Path | None, wait_s: float) -> sqlite3.Connection:
+def connect(path: Path | None, wait_s: float, is_log_checked: bool = False) -> sqlite3.Connection:
     """An open store of the newest version.
+
+    Args:
+        path: The file, or None for memory only.
+        wait_s: How long one try waits for another process.
+        is_log_checked: Also hold that the log is whole; no other process may have the store open.
 
     Raises:
         StoreError: If it was written by a newer version.
         sqlite3.Error: If it cannot be opened; `DamagedError` where a check finds damage.
     """
+    if is_log_checked and path is not None and not is_log_whole(path):
+        raise DamagedError("its log is wrong")
     if path is not None:
         _check_header(path)
     connection = sqlite3.connect(path or ":memory:", timeout=wait_s, isolation_level=None)
     try:
         _prepare(connection, path)
-        return connection
-    except (sqlite3.OperationalError, UnicodeDecodeError, MemoryError) as e:
+    except BaseException as e:
         connection.close()
         # A file of ours has all that is asked of it: such an error is a table that is missing or there already, a
         # message that quotes what is no text, or a row that would be larger than memory.
-        if getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
+        is_ours = isinstance(e, (sqlite3.OperationalError, UnicodeDecodeError, MemoryError))
+        if is_ours and getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
             raise DamagedError(str(e)) from None
         raise
-    except BaseException:
-        connection.close()
-        raise
+    return connection
 
 
 def patiently(action: Callable[[], T], tries: int = TRIES) -> T:
@@ -63,11 +68,6 @@ def patiently(action: Callable[[], T], tries: int = TRIES) -> T:
                 raise
             time.sleep(0.01 * n)
     return action()
-
-
-def lossy(data: bytes) -> str:
-    """Text that is no UTF-8 because it is damaged."""
-    return data.decode("utf-8", "replace")
 
 
 def _prepare(c: sqlite3.Connection, path: Path | None) -> None:
@@ -118,16 +118,6 @@ def _check(c: sqlite3.Connection, path: Path) -> None:
             raise DamagedError(str(said))
     if path.stat().st_size <= INDEX_CHECKED_BYTES:
         check_index(c)
-
-
-def check_log(path: Path) -> None:
-    """Hold that the log of a store that nobody has open is whole.
-
-    Raises:
-        DamagedError: If a commit in it would be passed over.
-    """
-    if not is_log_whole(path):
-        raise DamagedError("its log is wrong")
 
 
 def check_index(c: sqlite3.Connection) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tui.store.access import Windows, make_private
-from tui.store.connection import TRIES, check_index, check_log, connect, lossy, patiently
+from tui.store.connection import TRIES, check_index, connect, patiently
 from tui.store.failures import DAMAGED, FAILURES, DamagedError, in_one_line, kind_of
 from tui.store.migrations import REBUILD_INDEX
 from tui.store.rescue import READY, beside, finish, rescue
@@ -52,20 +52,12 @@ class Database:
             self._file = os.stat(path)
 
     def read(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """The rows of a query.
-
-        Raises:
-            StoreError: If it fails.
-        """
+        """The rows of a query; raises `StoreError`."""
         with self._one_line():
             return self._run(lambda: self._connection.execute(sql, values).fetchall())
 
     def write(self, *changes: Statement | Change, tries: int = TRIES) -> None:
-        """Make changes in one transaction; waits and tries again while another process writes.
-
-        Raises:
-            StoreError: If it fails; nothing has changed then.
-        """
+        """Make all changes or, with a `StoreError`, none; waits and tries again while another process writes."""
         with self._one_line():
             self._run(lambda: patiently(lambda: self._transact(changes), tries))
 
@@ -86,7 +78,6 @@ class Database:
             return False
 
     def close(self) -> None:
-        """Close the file."""
         self._connection.close()
         if self._windows is not None:
             self._windows.close()
@@ -96,9 +87,8 @@ class Database:
         if beside(path, READY).exists():
             self._alone(lambda: finish(path))
         try:
-            if beside(path, "-wal").exists() and self._windows is not None and self._windows.is_alone():
-                check_log(path)
-            return connect(path, self._wait_s)
+            is_alone = beside(path, "-wal").exists() and self._windows is not None and self._windows.is_alone()
+            return connect(path, self._wait_s, is_log_checked=is_alone)
         except sqlite3.DatabaseError as e:
             if kind_of(e) != DAMAGED:
                 raise
@@ -106,21 +96,17 @@ class Database:
 
     def _mended(self, path: Path) -> sqlite3.Connection:
         try:
-            check_log(path)
-            return connect(path, self._wait_s)  # another window may have been faster
+            return connect(path, self._wait_s, is_log_checked=True)  # another window may have been faster
         except sqlite3.DatabaseError as e:
             if kind_of(e) != DAMAGED:
                 raise
-        self.notes.append(self._rescued(path))
-        return connect(path, self._wait_s)
-
-    def _rescued(self, path: Path) -> str:
         try:
-            return rescue(path)
+            self.notes.append(rescue(path))
         except (sqlite3.Error, OSError):
             raise
         except Exception as e:  # noqa: BLE001 there is no end to what a damaged file may hold; this one stays as it is
             raise DamagedError(f"it could not be mended: {type(e).__name__}: {e}") from None
+        return connect(path, self._wait_s)
 
     def _alone(self, action: Callable[[], T]) -> T:
         assert self._windows is not None
@@ -137,7 +123,7 @@ class Database:
         except sqlite3.OperationalError as e:
             if "decode" not in str(e):
                 raise
-            self._connection.text_factory = lossy
+            self._connection.text_factory = lambda data: data.decode("utf-8", "replace")
         except sqlite3.DatabaseError as e:
             if kind_of(e) != DAMAGED:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ring_mlx import whole_text
-from tui.store import rows, seals
+from tui.store import rows
 from tui.store.database import Database, Statement
 
 
@@ -11,8 +11,7 @@ def saving(chat_id: str, content: str) -> Statement:
     """The statement that keeps a draft, or forgets it where it is empty."""
     if not content:
         return "DELETE FROM drafts WHERE chat = ?", (chat_id,)
-    row = {"chat": chat_id, "content": whole_text(content)}
-    return "INSERT OR REPLACE INTO drafts (chat, content, seal) VALUES (?, ?, ?)", (*row.values(), seals.of_draft(row))
+    return rows.DRAFTS.saving({"chat": chat_id, "content": whole_text(content)})
 
 
 def load(db: Database, chat_id: str) -> str:
@@ -21,4 +20,4 @@ def load(db: Database, chat_id: str) -> str:
     if not found:
         return ""
     content = rows.text(found[0]["content"])
-    return content if seals.is_whole_draft(found[0]) else rows.marked(content)
+    return content if rows.DRAFTS.is_whole(found[0]) else rows.marked(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ring_mlx import harmless, harmless_json
@@ -13,6 +14,7 @@ from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Record, T
 
 DAMAGED = "damaged on the disk: this may not be what was said"
 FORMAT, VERSION = "ring-mlx chat", 1
+KEPT = ("id", "parent", "role", "content", "thinking", "attachments", "calls", "record", "created")
 
 
 def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
@@ -28,7 +30,6 @@ def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
 
 
 def _name(text: str) -> str:
-    """A name, which has no line of its own."""
     return harmless(text, is_name=True)
 
 
@@ -51,21 +52,10 @@ def fenced(text: str, language: str = "") -> str:
 
 def to_json(chat: Chat, turns: Sequence[Turn]) -> str:
     """The whole tree, with thoughts and records."""
-    kept = {"title": chat.title, "leaf": chat.leaf, "pinned": chat.pinned, "created": chat.created}
+    kept = {name: getattr(chat, name) for name in ("title", "leaf", "pinned", "created")}
     found = [
-        {
-            "id": t.id,
-            "parent": t.parent,
-            "role": t.role,
-            "content": t.content,
-            "thinking": t.thinking,
-            "attachments": [{"name": a.name, "text": a.text} for a in t.attachments],
-            "calls": [{"name": c.name, "arguments": c.arguments} for c in t.calls],
-            "record": t.record.as_dict() if t.record else None,
-            "created": t.created,
-            **({"damaged": True} if t.is_damaged else {}),
-        }
-        for t in turns
+        {name: values[name] for name in KEPT} | ({"damaged": True} if values["is_damaged"] else {})
+        for values in map(asdict, turns)
     ]
     return harmless_json({"format": FORMAT, "version": VERSION, "chat": kept, "turns": found}, indent=1)
 

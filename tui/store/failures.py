@@ -9,34 +9,23 @@ from ring_mlx import RingError
 
 BUSY, FULL, DENIED, DAMAGED, NEWER, OTHER = "busy", "full", "denied", "damaged", "newer", "other"
 
-_SQLITE = {
-    sqlite3.SQLITE_BUSY: BUSY,
-    sqlite3.SQLITE_LOCKED: BUSY,
-    sqlite3.SQLITE_FULL: FULL,
-    sqlite3.SQLITE_READONLY: DENIED,
-    sqlite3.SQLITE_PERM: DENIED,
-    sqlite3.SQLITE_CANTOPEN: DENIED,
-    sqlite3.SQLITE_CORRUPT: DAMAGED,
-    sqlite3.SQLITE_NOTADB: DAMAGED,
-    sqlite3.SQLITE_FORMAT: DAMAGED,
-}
-_WORDS = (  # of failures without a code
-    ("full", FULL),
-    ("locked", BUSY),
-    ("busy", BUSY),
-    ("readonly", DENIED),
-    ("unable to open", DENIED),
-    ("malformed", DAMAGED),
-    ("not a database", DAMAGED),
+# Each kind with its codes of SQLite, words of messages that have none, and codes of the system.
+_KINDS = (
+    (FULL, (sqlite3.SQLITE_FULL,), ("full",), (errno.ENOSPC, errno.EDQUOT)),
+    (BUSY, (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED), ("locked", "busy"), ()),
+    (
+        DENIED,
+        (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN),
+        ("readonly", "unable to open"),
+        (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+    ),
+    (
+        DAMAGED,
+        (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT),
+        ("malformed", "not a database"),
+        (),
+    ),
 )
-_SYSTEM = {
-    errno.ENOSPC: FULL,
-    errno.EDQUOT: FULL,
-    errno.EACCES: DENIED,
-    errno.EPERM: DENIED,
-    errno.EROFS: DENIED,
-    errno.ENOTDIR: DENIED,
-}
 _REMEDIES = {
     BUSY: "is kept busy by another window; what is new stays in memory and is saved when it is free",
     FULL: "has no room left; free some disk space, what is new stays in memory until then",
@@ -73,13 +62,13 @@ def kind_of(e: Exception) -> str:
     if isinstance(e, (DamagedError, UnicodeDecodeError)):
         return DAMAGED
     if isinstance(e, OSError):
-        return _SYSTEM.get(e.errno or 0, OTHER)
+        return next((kind for kind, _, _, codes in _KINDS if e.errno in codes), OTHER)
     code: int | None = getattr(e, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_IOERR_SHMSIZE:
         return FULL  # the index of the log could not be made larger
     if code is not None:
-        return _SQLITE.get(code & 0xFF, OTHER)
-    return next((kind for word, kind in _WORDS if word in str(e).lower()), OTHER)
+        return next((kind for kind, codes, _, _ in _KINDS if code & 0xFF in codes), OTHER)
+    return next((kind for kind, _, words, _ in _KINDS if any(word in str(e).lower() for word in words)), OTHER)
 
 
 def in_one_line(name: object, e: Exception) -> StoreError:

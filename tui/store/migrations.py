@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from tui.store import seals
+from tui.store import rows
 
 MIGRATIONS = (
     # 1: chats as trees of turns; rows are the integers that a full-text index needs.
@@ -58,11 +56,6 @@ SEALED_SINCE = 5
 NEWEST = len(MIGRATIONS)
 REBUILD_INDEX = "INSERT INTO found (found) VALUES ('rebuild')"
 CHECK_INDEX = "INSERT INTO found (found, rank) VALUES ('integrity-check', 1)"  # against the turns
-_SEALED: tuple[tuple[str, tuple[str, ...], Callable[[seals.Row], bytes]], ...] = (
-    ("chats", seals.CHAT, seals.of_chat),
-    ("turns", (*seals.TURN, "attachments"), seals.of_turn),
-    ("drafts", seals.DRAFT, seals.of_draft),
-)
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -110,14 +103,14 @@ def schema_of(connection: sqlite3.Connection) -> dict[str, str]:
 
 def _seal_all(connection: sqlite3.Connection) -> None:
     """Seal what an older version has written, unless it is damaged already."""
-    for table, columns, seal in _SEALED:
-        found = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 256"
+    for table in rows.TABLES:
+        found = f"SELECT rowid, {', '.join(table.content)} FROM {table.name} WHERE rowid > ? ORDER BY rowid LIMIT 256"
         last = -(2**63)
         while part := _undecoded(connection, found, last):
             for number, *values in part:
                 last = number
-                if (row := _decoded(columns, values)) is not None:
-                    connection.execute(f"UPDATE {table} SET seal = ? WHERE rowid = ?", (seal(row), number))
+                if (row := _decoded(table.content, values)) is not None:
+                    connection.execute(f"UPDATE {table.name} SET seal = ? WHERE rowid = ?", (table.seal(row), number))
 
 
 def _undecoded(connection: sqlite3.Connection, sql: str, last: int) -> list[tuple[Any, ...]]:
@@ -134,11 +127,9 @@ def _decoded(columns: tuple[str, ...], values: list[Any]) -> dict[str, Any] | No
     """A row with its text decoded, or None if its text or its JSON is broken."""
     try:
         row = {n: v.decode() if isinstance(v, bytes) else v for n, v in zip(columns, values, strict=True)}
-        for name in {"attachments", "calls", "record"} & {n for n, v in row.items() if v is not None}:
-            json.loads(row[name])
-    except (ValueError, TypeError, RecursionError):
+    except ValueError:
         return None
-    return row
+    return row if rows.is_json(row) else None
 
 
 def _statements(script: str) -> list[str]:

@@ -52,7 +52,6 @@ class Record:
     is_edited: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return asdict(self)
 
     @classmethod

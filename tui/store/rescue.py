@@ -7,36 +7,42 @@ where only a name in it is wrong, that is found by trying the names that are mis
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ring_mlx import whole_text
-from tui.store import rows, seals
+from tui.store import rows
 from tui.store.access import new_file
 from tui.store.connection import connect
 from tui.store.pages import Pages, Values
 from tui.store.records import ASSISTANT, USER
+from tui.store.rows import CHATS, DRAFTS, TURNS, Table
 
 Row = dict[str, Any]
 LOGS = ("-wal", "-shm")
 READY, HALF, KEPT = ".rescued", ".rescuing", ".damaged-"
 WAIT_S = 5.0
-# Columns as they lie in the file; what older versions wrote ends sooner.
-CHAT = ("row", "id", "title", "leaf", "pinned", "deleted", "created", "changed", "seal")
-TURN = (
-    *("row", "id", "chat", "parent", "role", "content", "thinking", "attachments", "record", "created", "calls"),
-    "seal",
-)
-DRAFT = ("chat", "content", "seal")
-EMPTY = dict.fromkeys(("title", "chat", "role", "content", "thinking"), "") | dict.fromkeys(
-    ("pinned", "created", "changed"), 0
-)
-EMPTY |= {"attachments": "[]", "calls": "[]"}
+# Columns as they lie in the file, and the fewest of them: what older versions wrote ends sooner.
+LAYOUT = {
+    CHATS: (("row", "id", "title", "leaf", "pinned", "deleted", "created", "changed", "seal"), 8),
+    TURNS: (
+        (
+            *("row", "id", "chat", "parent", "role", "content", "thinking", "attachments", "record", "created"),
+            *("calls", "seal"),
+        ),
+        10,
+    ),
+    DRAFTS: (("chat", "content", "seal"), 2),
+}
+EMPTY = {
+    **dict.fromkeys(("title", "chat", "role", "content", "thinking"), ""),
+    **dict.fromkeys(("pinned", "created", "changed"), 0),
+    **dict.fromkeys(("attachments", "calls"), "[]"),
+}
 _REMAINS = re.compile(rb"([0-9a-f]{32})([0-9a-f]{32})((?:[0-9a-f]{32})?)(user|assistant)([^\0-\x08]*)")
 
 
@@ -56,7 +62,7 @@ def rescue(path: Path) -> str:
     finally:
         _remove(half)
     kept = finish(path)
-    whole = sum(map(seals.is_whole_turn, found.turns.values()))
+    whole = sum(map(TURNS.is_whole, found.turns.values()))
     lost = {turn["parent"] for turn in found.turns.values()} - {None, *found.turns}
     damaged = f", {len(found.turns) - whole} are damaged and marked so" if len(found.turns) > whole else ""
     missing = f", {len(lost)} or more are lost" if lost else ""
@@ -90,65 +96,53 @@ class _Found:
     """What can be read of a store: rows by their ids, the whole ones as they were."""
 
     def __init__(self, pages: Pages) -> None:
-        self.chats: dict[str, Row] = {}
-        self.turns: dict[str, Row] = {}
-        self.drafts: dict[str, Row] = {}
-        self._broken: list[tuple[dict[str, Row], Row]] = []
-        self._unsealed: list[tuple[dict[str, Row], Row]] = []
+        self.rows: dict[Table, dict[str, Row]] = {table: {} for table in LAYOUT}
+        self.chats, self.turns = self.rows[CHATS], self.rows[TURNS]
+        self._broken: list[tuple[Table, Row]] = []
         for values in pages.listed():
-            self._take(values, self._broken)
+            self._broken += self._take(values)
         for values in pages.found():
-            self._take(values, [])
+            self._take(values)
         if not (self.turns or self.chats):
             self._take_unsealed()
         for table, row in self._broken:
             self._mend(table, row)
         self._take_remains(pages)
         for chat_id in dict.fromkeys(turn["chat"] for turn in self.turns.values()):
-            self.chats.setdefault(chat_id, dict.fromkeys(CHAT) | {"id": chat_id})
+            self.chats.setdefault(chat_id, dict.fromkeys(LAYOUT[CHATS][0]) | {"id": chat_id})
 
-    def _take(self, values: Values, broken: list[tuple[dict[str, Row], Row]]) -> None:
-        """Take a row of one of our tables if it is whole, else put it among the broken ones."""
-        for table, columns, least, check in self.tables():
+    def _take(self, values: Values) -> Iterable[tuple[Table, Row]]:
+        """Take a row of one of our tables if it is whole; returns what it may be where it is not."""
+        broken = []
+        for table, (columns, least) in LAYOUT.items():
             if not least <= len(values) <= len(columns) or (columns[0] == "row" and type(values[0]) is not int):
                 continue
             row: Row = dict.fromkeys(columns) | dict(zip(columns, values, strict=False))
             row |= {n: float(row[n]) for n in ("created", "changed", "deleted") if type(row.get(n)) is int}
-            if check(row):
-                table.setdefault(row[_key(row)], row)
-            elif isinstance(row[_key(row)], str):
+            if table.is_whole(row):
+                self.rows[table].setdefault(row[table.key], row)
+            elif isinstance(row[table.key], str):
                 broken.append((table, row))
-
-    def tables(self) -> Iterable[tuple[dict[str, Row], tuple[str, ...], int, Callable[[seals.Row], bool]]]:
-        """Each table with its columns, the fewest of them in any version, and the check of its seals."""
-        yield self.chats, CHAT, 8, seals.is_whole_chat
-        yield self.turns, TURN, 10, seals.is_whole_turn
-        yield self.drafts, DRAFT, 2, seals.is_whole_draft
+        return broken
 
     def _take_unsealed(self) -> None:
         """Believe what can be read of a file of a version without seals."""
         for table, row in self._broken:
             row |= {"calls": row["calls"] or "[]"} if "calls" in row else {}
-            try:
-                for name in {"attachments", "calls", "record"} & {n for n, v in row.items() if v is not None}:
-                    json.loads(row[name])
-            except (ValueError, TypeError, RecursionError):
-                continue
-            if any(isinstance(value, str) and "\ufffd" in value for value in row.values()):
-                continue
-            seal = seals.of_chat if table is self.chats else seals.of_turn if table is self.turns else seals.of_draft
-            table.setdefault(row[_key(row)], row | {"seal": seal(row)})
+            is_text = not any(isinstance(value, str) and "\ufffd" in value for value in row.values())
+            if is_text and rows.is_json(row):
+                self.rows[table].setdefault(row[table.key], row | {"seal": table.seal(row)})
 
-    def _mend(self, table: dict[str, Row], row: Row) -> None:
+    def _mend(self, table: Table, row: Row) -> None:
         """Keep a row that is not whole; where a name in it is the only thing wrong, as it was."""
-        if row[_key(row)] in table:
+        if row[table.key] in self.rows[table]:
             return
-        if table is self.turns:
+        if table is TURNS:
             row = self._with_names(row)
-        elif table is self.chats:
+        elif table is CHATS:
             lost = {turn["chat"] for turn in self.turns.values()} - set(self.chats)
-            row = next((r for r in ({**row, "id": name} for name in lost) if seals.is_whole_chat(r)), row)
-        table.setdefault(row[_key(row)], row)
+            row = next((r for r in ({**row, "id": name} for name in lost) if CHATS.is_whole(r)), row)
+        self.rows[table].setdefault(row[table.key], row)
 
     def _with_names(self, row: Row) -> Row:
         """The turn with the one name with which its seal fits, or as it is."""
@@ -162,22 +156,18 @@ class _Found:
         tried = (
             {**row, column: name} for column, found in names.items() for name in found if name or column == "parent"
         )
-        return next((r for r in tried if seals.is_whole_turn(r)), row)
+        return next((r for r in tried if TURNS.is_whole(r)), row)
 
     def _take_remains(self, pages: Pages) -> None:
         """Take the text of turns whose rows make no sense any more, of chats that are known."""
-        seen = {row["id"] for table, row in self._broken if table is self.turns} | set(self.turns)
+        seen = {row["id"] for table, row in self._broken if table is TURNS} | set(self.turns)
         for page in pages:
             for match in _REMAINS.finditer(page):
                 turn_id, chat, parent, role, text = (part.decode("utf-8", "replace") for part in match.groups())
                 if turn_id not in seen and chat in self.chats:
                     remains = {"id": turn_id, "chat": chat, "parent": parent or None, "role": role, "content": text}
-                    self.turns[turn_id] = dict.fromkeys(TURN) | remains
+                    self.turns[turn_id] = dict.fromkeys(LAYOUT[TURNS][0]) | remains
                     seen.add(turn_id)
-
-
-def _key(row: Row) -> str:
-    return "id" if "id" in row else "chat"
 
 
 def _write(path: Path, found: _Found) -> None:
@@ -186,12 +176,12 @@ def _write(path: Path, found: _Found) -> None:
     connection = connect(path, WAIT_S)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for (table, found_columns, _, check), name in zip(found.tables(), ("chats", "turns", "drafts"), strict=True):
-            columns = [column for column in found_columns if column != "row"]
-            insert = f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-            for row in sorted(table.values(), key=lambda r: (r.get("row") is None, r.get("row") or 0)):
-                kept = row if check(row) else {**row, "seal": rows.BROKEN}
-                connection.execute(insert, [EMPTY.get(c) if kept[c] is None else whole_text(kept[c]) for c in columns])
+        for table, kept in found.rows.items():
+            for row in sorted(kept.values(), key=lambda r: (r.get("row") is None, r.get("row") or 0)):
+                filled = {c: EMPTY.get(c) if row[c] is None else whole_text(row[c]) for c in table.content}
+                sql, values = table.saving(filled)
+                seal = row["seal"] if table.is_whole(row) else rows.BROKEN
+                connection.execute(sql, (*values[:-1], seal))
         connection.execute("COMMIT")
     finally:
         connection.close()

@@ -11,17 +11,14 @@ import re
 import sqlite3
 from dataclasses import dataclass
 
-from tui.store import chats, rows, seals
+from tui.store import chats, rows
 from tui.store.database import Database
 
 OPEN, CLOSE = "\ue000", "\ue001"  # private characters around a hit, which no tokenizer of the index makes
 LIMIT, SNIPPET_WORDS, AROUND = 60, 14, 40
 _COLUMNS = ", ".join(
-    [
-        *(f"t.{name}" for name in (*seals.TURN, "seal")),
-        *(f"c.{name} chat_{name}" for name in seals.CHAT),
-        "c.seal chat_seal",
-    ]
+    [f"t.{name}" for name in rows.TURNS.columns if name != "attachments"]
+    + [f"c.{name} chat_{name}" for name in rows.CHATS.columns]
 )
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -77,14 +74,11 @@ def _read_all(db: Database, text: str, gone: str, limit: int) -> list[Hit]:
 
 def _hit(row: sqlite3.Row, snippet: str) -> Hit:
     title, snippet = rows.text(row["chat_title"]), " ".join(snippet.split())
+    is_title_whole = rows.CHATS.is_whole({name: row[f"chat_{name}"] for name in rows.CHATS.columns})
     return Hit(
         chat=rows.text(row["chat"]),
-        title=title if _is_whole_title(row) else rows.marked(title),
+        title=title if is_title_whole else rows.marked(title),
         turn=rows.text(row["id"]),
         role=rows.text(row["role"]),
-        snippet=snippet if seals.is_sound_turn(row) else rows.marked(snippet),
+        snippet=snippet if rows.TURNS.is_sound(row) else rows.marked(snippet),
     )
-
-
-def _is_whole_title(row: sqlite3.Row) -> bool:
-    return rows.fits(row["chat_seal"], [row[f"chat_{name}"] for name in seals.CHAT])

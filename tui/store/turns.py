@@ -5,14 +5,9 @@ from __future__ import annotations
 import json
 
 from ring_mlx import whole_text
-from tui.store import rows, seals
+from tui.store import rows
 from tui.store.database import Database, Statement
 from tui.store.records import ASSISTANT, USER, Attachment, Call, Record, Turn
-
-_COLUMNS = (*seals.TURN, "attachments", "seal")
-_SAVE = f"""
-    INSERT INTO turns ({", ".join(_COLUMNS)}) VALUES ({", ".join("?" * len(_COLUMNS))})
-    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}"""
 
 
 def saving(chat_id: str, turn: Turn) -> Statement:
@@ -21,28 +16,25 @@ def saving(chat_id: str, turn: Turn) -> Statement:
     calls = json.dumps([[c.name, c.arguments] for c in turn.calls])
     attachments = json.dumps([[a.name, a.text] for a in turn.attachments])
     said = (turn.id, chat_id, turn.parent, turn.role, turn.content, turn.thinking, calls, record)
-    row = dict(zip(seals.TURN, (*map(whole_text, said), float(turn.created)), strict=True), attachments=attachments)
-    return _SAVE, (*row.values(), rows.BROKEN if turn.is_damaged else seals.of_turn(row))
-
-
-def save(db: Database, chat_id: str, turn: Turn) -> None:
-    """Save a turn of a chat that has been saved."""
-    db.write(saving(chat_id, turn))
+    values = (*map(whole_text, said), float(turn.created), attachments)
+    return rows.TURNS.saving(dict(zip(rows.TURNS.content, values, strict=True)), turn.is_damaged)
 
 
 def load(db: Database, chat_id: str) -> list[Turn]:
     """All turns of a chat, in the order in which they were first saved; damaged ones say so."""
-    found = db.read(f"SELECT {', '.join(_COLUMNS)} FROM turns WHERE chat = ? ORDER BY row", (chat_id,))
-    return [from_row(dict(zip(_COLUMNS, row, strict=True))) for row in found]
+    columns = rows.TURNS.columns
+    found = db.read(f"SELECT {', '.join(columns)} FROM turns WHERE chat = ? ORDER BY row", (chat_id,))
+    return [from_row(dict(zip(columns, row, strict=True))) for row in found]
 
 
 def recent_questions(db: Database, limit: int = 200) -> list[str]:
     """What was asked lately in any chat, the oldest first, damaged questions left out."""
-    sql = f"SELECT {', '.join(seals.TURN)}, seal FROM turns WHERE role = 'user' AND content != '' ORDER BY row DESC LIMIT ?"
-    return [rows.text(row["content"]) for row in db.read(sql, (limit,)) if seals.is_sound_turn(row)][::-1]
+    columns = ", ".join(name for name in rows.TURNS.columns if name != "attachments")
+    sql = f"SELECT {columns} FROM turns WHERE role = 'user' AND content != '' ORDER BY row DESC LIMIT ?"
+    return [rows.text(row["content"]) for row in db.read(sql, (limit,)) if rows.TURNS.is_sound(row)][::-1]
 
 
-def from_row(row: seals.Row) -> Turn:
+def from_row(row: rows.Row) -> Turn:
     """The turn of a row, marked as damaged if it is; what cannot be unpacked is kept as text."""
     turn = Turn(
         role=USER if row["role"] == USER else ASSISTANT,
@@ -51,7 +43,7 @@ def from_row(row: seals.Row) -> Turn:
         thinking=rows.text(row["thinking"]),
         id=rows.text(row["id"]),
         created=rows.number(row["created"]),
-        is_damaged=row["role"] not in (USER, ASSISTANT) or not seals.is_whole_turn(row),
+        is_damaged=row["role"] not in (USER, ASSISTANT) or not rows.TURNS.is_whole(row),
     )
     try:
         turn.attachments = tuple(Attachment(str(name), str(text)) for name, text in rows.unpacked(row["attachments"]))
