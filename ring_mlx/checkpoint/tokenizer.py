@@ -129,6 +129,7 @@ def render_text(
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_options: Mapping[str, Any] | None = None,
     continue_last: bool = False,
+    add_generation_prompt: bool | None = None,
 ) -> str:
     """The text of a conversation by the template; a TokenizerError if there is none or it refuses the messages.
 
@@ -137,14 +138,17 @@ def render_text(
         messages: Objects with ``role`` and ``content``.
         tools: Tool descriptions for the template, or None.
         template_options: Further template arguments, such as ``enable_thinking``.
-        continue_last: Leave the last (assistant) message open instead of starting a new one.
+        continue_last: Leave the last (assistant) message open.
+        add_generation_prompt: Start a new message; by default unless ``continue_last``.
     """
     if not tokenizer.has_chat_template:
         raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
     try:
-        return whole_text(templates.render(tokenizer, messages, tools or None, template_options or {}, continue_last))
+        options = template_options or {}
+        text = templates.render(tokenizer, messages, tools or None, options, continue_last, add_generation_prompt)
     except (ValueError, TypeError) as e:
         raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
+    return whole_text(text)
 
 
 def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -30,7 +30,9 @@ def check_tokenizer(file: Path) -> None:
     for step in STEPS:
         problem = problem or _step_problem(step, content.get(step))
     for setting in ("truncation", "padding"):
-        problem = problem or _number_problem(setting, content.get(setting))
+        for _, key, value in _walk(content.get(setting)):
+            if type(value) in (int, float) and not 0 <= value <= MAX_NUMBER:
+                problem = problem or f"{setting} has {key} {shown(value)}"
     if problem:
         raise TokenizerError(f"{file}: {problem}, which is not read; take the file from the original checkpoint.")
 
@@ -92,10 +94,8 @@ def _step_problem(step: str, content: Any) -> str | None:
     for count, (depth, key, value) in enumerate(_walk(content), 1):
         if count > MAX_NODES or depth > MAX_DEPTH:
             return f"the {step} has too many parts"
-        if key == "Regex":
-            problem = regex_problem(value)
-            if problem:
-                return f"the {step} has the pattern {shown(value)} ({problem})"
+        if key == "Regex" and (problem := regex_problem(value)):
+            return f"the {step} has the pattern {shown(value)} ({problem})"
         if isinstance(value, str) and len(value) > MAX_LETTERS:
             return f"the {step} has a text of {len(value):,} characters"
         prepended += len(value) if key == "prepend" and isinstance(value, str) else 0
@@ -104,8 +104,7 @@ def _step_problem(step: str, content: Any) -> str | None:
         if type(value) in (int, float) and not abs(value) <= MAX_ID:
             return f"the {step} has the number {shown(value)}"
         if isinstance(value, Mapping):
-            problem = _part_problem(value)
-            if problem:
+            if problem := _part_problem(value):
                 return f"the {step} {problem}"
             growth *= _growth(value)
             if growth > MAX_GROWTH:
@@ -121,25 +120,19 @@ def _part_problem(part: Mapping[str, Any]) -> str | None:
     if kind == "Precompiled":
         # Its table is followed unchecked; byte-level tokenizers have none.
         return "has a precompiled table"
-    if kind == "Replace" and _may_be_empty(part.get("pattern")):
-        return f"replaces {shown(part['pattern'])}, which may be the empty text"
+    pattern = part.get("pattern")
+    if kind == "Replace" and isinstance(pattern, Mapping):
+        may_be_empty = "Regex" in pattern and regex_problem(pattern["Regex"], False) == EMPTY
+        if may_be_empty or pattern.get("String") == "":
+            return f"replaces {shown(pattern)}, which may be the empty text"
     if kind == "FixedLength" and not is_count(part.get("length")):
         return "cuts into pieces of no length"
     if kind == "Strip" and part.get("stop"):
         # Counted from the end of each token, however short it is.
         return "strips the ends of tokens"
-    return "is a template of two texts" if kind == "TemplateProcessing" and _takes_second(part.get("single")) else None
-
-
-def _may_be_empty(pattern: Any) -> bool:
-    if not isinstance(pattern, Mapping):
-        return False
-    return pattern.get("String") == "" or ("Regex" in pattern and regex_problem(pattern["Regex"], False) == EMPTY)
-
-
-def _takes_second(single: Any) -> bool:
-    """Whether the template of one text has a place for a second one."""
-    return not isinstance(single, list) or any(key == "id" and value == "B" for _, key, value in _walk(single))
+    single = part.get("single")
+    has_second = not isinstance(single, list) or any(key == "id" and value == "B" for _, key, value in _walk(single))
+    return "is a template of two texts" if kind == "TemplateProcessing" and has_second else None
 
 
 def _growth(part: Mapping[str, Any]) -> int:
@@ -162,13 +155,6 @@ def _lacks_special(part: Mapping[str, Any]) -> bool:
     pieces = [v for _, key, v in _walk([part.get("single"), part.get("pair")]) if key == "SpecialToken"]
     names = {str(v.get("id") if isinstance(v, Mapping) else v) for v in pieces}
     return not isinstance(known, Mapping) or not names <= set(known)
-
-
-def _number_problem(name: str, content: Any) -> str | None:
-    for _, key, value in _walk(content):
-        if type(value) in (int, float) and not 0 <= value <= MAX_NUMBER:
-            return f"{name} has {key} {shown(value)}"
-    return None
 
 
 def _walk(content: Any) -> Iterator[tuple[int, Any, Any]]:

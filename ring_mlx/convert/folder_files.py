@@ -70,9 +70,7 @@ def card(source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayCho
     is_repo = source.repo is not None or source.name.count("/") == 1
     base = f"base_model: {source.name}\n" if is_repo else ""
     given = ", ".join(f"{k} {v}" for k, v in options.items() if v not in (None, False, [], ()))
-    weights = sum(o.count for o in plan.outputs)
-    parts = [*by_part(plan), ("all", weights, plan.nbytes)]
-    rows = "".join(f"| {part} | {n:,} | {8 * size / n:.2f} | {size:,} |\n" for part, n, size in parts)
+    rows = "".join(f"| {part} | {n:,} | {8 * size / n:.2f} | {size:,} |\n" for part, n, size in by_part(plan))
     decay_text = "## Decay\n\n" + "".join(f"    {line}\n" for line in decay.lines) + "\n" if decay is not None else ""
     return f"""---
 library_name: mlx

@@ -153,13 +153,14 @@ def uses(matrices: Iterable[Matrix]) -> Counter[str]:
 
 
 def by_part(plan: Plan) -> list[tuple[str, int, int]]:
-    """(part, weights, bytes) of every part of the model."""
+    """(part, weights, bytes) of every part of the model, and of all."""
     totals = {part: [0, 0] for part, _ in PARTS}
     for o in plan.outputs:
         part = next((p for p, pattern in PARTS if re.search(pattern, o.name)), "norms")
         totals[part][0] += o.count
         totals[part][1] += o.nbytes
-    return [(part, count, size) for part, (count, size) in totals.items() if count]
+    rows = [(part, count, size) for part, (count, size) in totals.items() if count]
+    return [*rows, ("all", sum(count for _, count, _ in rows), plan.nbytes)]
 
 
 def _in_order(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:

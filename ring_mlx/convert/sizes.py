@@ -14,12 +14,13 @@ FIT_ARRAYS = 14
 def table(source: Source, plan: Plan) -> str:
     """The answer to ``--dry-run``."""
     rows = by_part(plan)
-    weights = sum(n for _, n, _ in rows)
     width = max(len(part) for part, _, _ in rows)
     lines = [f"{'part':{width}} {'weights':>16} {'bits/weight':>12} {'bytes':>16}"]
-    for part, n, size in [*rows, ("all", weights, plan.nbytes)]:
+    for part, n, size in rows:
         lines.append(f"{part:{width}} {n:16,} {8 * size / n:12.3f} {size:16,}")
     before = source.nbytes
+    # The same for every model; the program itself comes on top.
+    converting = CHUNK_WEIGHTS * 4 * FIT_ARRAYS + CACHE_LIMIT_BYTES
     context = min(PLAIN_CONTEXT, source.config.context_tokens)
     running = plan.nbytes + cache_bytes(source.config, context) + WORKSPACE_BYTES
     lines += [
@@ -28,7 +29,7 @@ def table(source: Source, plan: Plan) -> str:
             f"result {plan.nbytes / GB:.3f} GB in {len(plan.shards)} ({plan.nbytes / before:.2f} of the source)"
         ),
         (
-            f"memory: about {converting_bytes() / GB:.1f} GB to convert, {running / GB:.1f} GB to run with {context:,} tokens "
+            f"memory: about {converting / GB:.1f} GB to convert, {running / GB:.1f} GB to run with {context:,} tokens "
             f"(this machine can give {budget_bytes() / GB:.1f} GB)"
         ),
     ]
@@ -36,8 +37,3 @@ def table(source: Source, plan: Plan) -> str:
         names = ", ".join(plan.left_float[:3]) + (" ..." if len(plan.left_float) > 3 else "")
         lines.append(f"left in float, as their rows do not divide into groups: {len(plan.left_float)} ({names})")
     return "\n".join(lines)
-
-
-def converting_bytes() -> int:
-    """Working memory of a conversion, the same for every model; the program itself comes on top."""
-    return CHUNK_WEIGHTS * 4 * FIT_ARRAYS + CACHE_LIMIT_BYTES

@@ -13,9 +13,8 @@ from transformers import dynamic_module_utils
 from ring_mlx.checkpoint.hub import REPO_ID, hub_errors
 from ring_mlx.checkpoint.loading import assemble
 from ring_mlx.checkpoint.shards import read_headers
-from ring_mlx.checkpoint.tokenizer import make_tokenizer
+from ring_mlx.checkpoint.tokenizer import make_tokenizer, render_text
 from ring_mlx.errors import ConfigError, HubError, OptionError, RingError, TokenizerError, WeightsError
-from ring_mlx.generation import templates
 from ring_mlx.mlx_lm_plugin.architecture import Model
 from ring_mlx.model import memory
 from ring_mlx.model.config_values import shown
@@ -156,11 +155,6 @@ def _renderer(tokenizer: TokenizerWrapper) -> Callable[..., str]:
         **options: Any,
     ) -> str:
         """The text of a conversation: same contract as a tokenizer's ``apply_chat_template`` without its tokens."""
-        try:
-            return templates.render(
-                tokenizer, messages, tools, options, continue_final_message, add_generation_prompt=add_generation_prompt
-            )
-        except (ValueError, TypeError) as e:
-            raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
+        return render_text(tokenizer, messages, tools, options, continue_final_message, add_generation_prompt)
 
     return render
