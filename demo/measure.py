@@ -27,8 +27,9 @@ from demo.tasks_recall import CountTokens, make_many_recall
 from demo.tasks_topic import make_topic_recall
 from demo.train import encode
 from ring_mlx import load, render_chat
-from ring_mlx.evaluation import evaluate, scoring
+from ring_mlx.evaluation import evaluate
 from ring_mlx.evaluation.divergence import diverge
+from ring_mlx.evaluation.perplexity import nats as nats_of
 from ring_mlx.evaluation.suite import Question, extract_answer
 from ring_mlx.generation.decoding import generate_step, prefill, prefill_step_or_default, step_sizes
 from ring_mlx.model.config_values import CLAMPED
@@ -125,7 +126,7 @@ def recall(
             ids = prompt_ids(tokenizer, drawn, first, question.content)[read:]
             answer = tokenizer.encode(f"{reply.thinking}\n</think>\n\n{reply.content}<|role_end|>")
             logits = model(mx.array([ids + answer[:-1]]), cache.copy())[0, len(ids) - 1 :].astype(mx.float32)
-            nats, answered = nats + scoring.nats(logits, mx.array(answer)).sum().item(), answered + len(answer)
+            nats, answered = nats + nats_of(logits, mx.array(answer)).sum().item(), answered + len(answer)
             is_likeliest = mx.argmax(logits, axis=-1).tolist() == answer
             said = answer[:-1] if is_likeliest else greedy(model, ids, cache.copy(), tokenizer.eos_token_ids)
             text = tokenizer.decode(said)
@@ -167,7 +168,7 @@ def perplexity(model: Any, tokenizer: Any, count: int, seed: int = 0) -> float:
     for _ in range(count):
         ids, counted = encode(tokenizer._tokenizer.backend_tokenizer, *render(next(source)))
         logits = model(mx.array([ids[:-1]]))[0].astype(mx.float32)
-        losses = scoring.nats(logits, mx.array(ids[1:]))
+        losses = nats_of(logits, mx.array(ids[1:]))
         nats, tokens = nats + (losses * mx.array(counted[1:])).sum().item(), tokens + sum(counted[1:])
     return math.exp(nats / tokens)
 

@@ -43,7 +43,7 @@ from ring_mlx.doctor.decay_text import Part, Probe, packaged_parts, parts_of_fil
 from ring_mlx.doctor.examine import CHECKS
 from ring_mlx.doctor.finding import Finding, table
 from ring_mlx.errors import NoFitError, OptionError, RingError
-from ring_mlx.evaluation.scoring import token_nats
+from ring_mlx.evaluation.perplexity import token_nats
 from ring_mlx.experts import recommend_cache_bytes
 from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig

@@ -17,9 +17,8 @@ from ring_mlx.errors import NoFitError, OptionError
 from ring_mlx.evaluation import heat_map
 from ring_mlx.evaluation.divergence import check_both_fit, check_same_tokens, diverge
 from ring_mlx.evaluation.needles import draw_facts, sentences_of
-from ring_mlx.evaluation.perplexity import perplexity, window_of
+from ring_mlx.evaluation.perplexity import perplexity, token_nats, window_of, windows
 from ring_mlx.evaluation.recall import depths_of, holds, recall, table
-from ring_mlx.evaluation.scoring import token_nats, windows
 from ring_mlx.evaluation.sharing import SharedReader
 from ring_mlx.generation.decoding import generate_step
 from ring_mlx.model import memory

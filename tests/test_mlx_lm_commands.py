@@ -26,7 +26,7 @@ from mlx_lm.perplexity import load_data
 from ring_mlx import demo_model_path, load, load_model, mlx_lm_plugin
 from ring_mlx.cli import main
 from ring_mlx.errors import OptionError
-from ring_mlx.evaluation.scoring import token_nats
+from ring_mlx.evaluation.perplexity import token_nats
 from ring_mlx.model.layer import DecoderLayer
 from tests import foreign
 from tests.compare import assert_close

@@ -18,7 +18,7 @@ from ring_mlx.bench.random_weights import random_model
 from ring_mlx.cli import build_parser, main
 from ring_mlx.doctor import tuning
 from ring_mlx.doctor.tuning import tune as tune_of_doctor
-from ring_mlx.tuning import autotune, buffers, workloads
+from ring_mlx.tuning import autotune, buffers, table, workloads
 from ring_mlx.tuning.autotune import Tuning, settle, shape_class, stored, tune
 from ring_mlx.tuning.race import NO_TIME, Budget, Verdict
 from tests.run_clock import SECRET, Clock
@@ -433,11 +433,11 @@ def test_command_buffers_are_tuned_after_the_choices_and_kept(kept, monkeypatch)
     monkeypatch.setattr("ring_mlx.doctor.tuning.in_a_process", lambda what: child_of(FLAT | {200: 0.01}))
     with launch.use(launch.Backend("metal", None)):
         found = tune_of_doctor(demo_model_path(), None, 4)
-        assert (found.tuning.chosen, found.buffers.chosen) == ({"norm_qmv/1": "half"}, 200)
+        assert (found.chosen, found.buffers.chosen) == ({"norm_qmv/1": "half"}, 200)
         seen = {f.name: f.seen for f in tuning.check()}
     assert seen[buffers.NAME] == "200"
-    assert "200, not MLX's own: 50.0 % less time" in found.text()
-    assert found.markdown().count("| 200 |") == 1
+    assert "200, not MLX's own: 50.0 % less time" in table.text(found)
+    assert table.markdown(found).count("| 200 |") == 1
     assert json.loads(json.dumps(found.as_dict()))["buffers"]["chosen"] == 200
 
 

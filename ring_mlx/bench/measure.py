@@ -59,7 +59,7 @@ def measure(
     progress: Progress | None = None,
 ) -> Iterator[list[Cell]]:
     """The cells of every batch size and context: ours, then mlx-lm's if there is one, measured in alternation."""
-    clock = _Clock(ours, other, settings, progress)
+    timer = _Timer(ours, other, settings, ranks, progress)
     for batch in settings.batch_sizes:
         for context in settings.contexts or ():
             key = mx.random.key(settings.seed + context)
@@ -67,21 +67,19 @@ def measure(
             mx.eval(prompt)
             cells = [Cell(e.name, batch, context) for e in (ours, other) if e is not None]
             for repeat in range(settings.repeats + 1):
-                clock.said = f"{batch} x {context:,} tokens, " + (f"run {repeat}" if repeat else "warm-up")
-                found = [_run(ours, prompt, settings, clock, ranks=ranks)]
-                if other is not None and repeat <= settings.vs_repeats:
-                    found.append(_run_theirs(ours, other, prompt, settings, clock))
-                clock.tell(1)
-                if repeat:
-                    for cell, run in zip(cells, found, strict=False):
-                        cell.runs.append(run)
+                timer.said = f"{batch} x {context:,} tokens, " + (f"run {repeat}" if repeat else "warm-up")
+                for cell, run in zip(cells, timer.round(prompt, repeat), strict=False):
+                    cell.runs += [run] * bool(repeat)
             yield cells
 
 
-class _Clock:
-    """Tells how far a benchmark is: reading and answering go at their own speeds in each engine."""
+class _Timer:
+    """Times runs, and tells how far they are: reading and answering go at their own speeds in each engine."""
 
-    def __init__(self, ours: Engine, other: Engine | None, settings: BenchConfig, progress: Progress | None) -> None:
+    def __init__(
+        self, ours: Engine, other: Engine | None, settings: BenchConfig, ranks: Ranks, progress: Progress | None
+    ) -> None:
+        self._ours, self._other, self._settings, self._ranks = ours, other, settings, ranks
         self.said, self._done, self._progress = "", 0, progress
         cells = [(batch, context) for batch in settings.batch_sizes for context in settings.contexts or ()]
         runs = settings.repeats + 1
@@ -90,60 +88,54 @@ class _Clock:
         work[f"{ours.name} answers"] = runs * len(cells) * settings.generate
         if other is not None:
             runs = min(runs, settings.vs_repeats + 1)
-            alone = runs * sum(b * c for b, c in cells if _reads_itself(c, settings))
+            alone = runs * sum(b * c for b, c in cells if self._reads_itself(c))
             work |= {f"{other.name} reads": alone, f"{other.name} answers": runs * len(cells) * settings.generate}
             work[f"{ours.name} reads"] += runs * sum(b * c for b, c in cells) - alone
         self._time_left = TimeLeft(**work)
 
-    def did(self, engine: Engine, kind: str, amount: int) -> None:
-        self._time_left.did(f"{engine.name} {kind}", amount)
-        self.tell()
+    def round(self, prompt: mx.array, repeat: int) -> list[Run]:
+        """A run of each engine, of mlx-lm's in its repetitions only."""
+        found, other = [self._run(self._ours, prompt)], self._other
+        if other is not None and repeat <= self._settings.vs_repeats:
+            # Where mlx-lm's token-by-token prefill would take minutes, it decodes after a prompt that ours read.
+            cache = None
+            if not self._reads_itself(prompt.shape[1]):
+                cache = seeded_cache(self._ours, other, prompt[:, :-1], self._settings.prefill_step_size)
+                self._did(self._ours, "reads", prompt.size)
+            found.append(self._run(other, prompt if cache is None else prompt[:, -1:], cache))
+        self._done += 1
+        self._tell()
+        return found
 
-    def tell(self, runs: int = 0) -> None:
-        self._done += runs
+    def _reads_itself(self, context: int) -> bool:
+        """Whether mlx-lm reads so long a prompt."""
+        return context <= max(1, self._settings.vs_max_prefill)
+
+    def _run(self, engine: Engine, prompt: mx.array, cache: Any | None = None) -> Run:
+        settings, is_seeded = self._settings, cache is not None
+        mx.synchronize()
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        started = first = time.perf_counter()
+        cache = engine.make_cache() if cache is None else cache
+        for n, _ in enumerate(engine.tokens(prompt, cache, settings.generate + 1, settings.prefill_step_size)):
+            if n == 0:
+                first = time.perf_counter()
+                self._did(engine, "reads", prompt.size * (not is_seeded))
+        decode_s = time.perf_counter() - first
+        mx.synchronize()
+        self._did(engine, "answers", settings.generate)
+        peak = self._ranks.greatest(mx.get_peak_memory()) if engine is self._ours else mx.get_peak_memory()
+        tps = settings.generate * prompt.shape[0] / max(decode_s, 1e-9)
+        return Run(None if is_seeded else first - started, tps, peak)
+
+    def _did(self, engine: Engine, kind: str, amount: int) -> None:
+        self._time_left.did(f"{engine.name} {kind}", amount)
+        self._tell()
+
+    def _tell(self) -> None:
         if self._progress:
             self._progress(self._done, self._runs, self.said, self._time_left.left_s())
-
-
-def _reads_itself(context: int, settings: BenchConfig) -> bool:
-    """Whether mlx-lm reads so long a prompt."""
-    return context <= max(1, settings.vs_max_prefill)
-
-
-def _run_theirs(ours: Engine, other: Engine, prompt: mx.array, settings: BenchConfig, clock: _Clock) -> Run:
-    """mlx-lm's run; where its token-by-token prefill would take minutes, it decodes after a prompt that ours read."""
-    if _reads_itself(prompt.shape[1], settings):
-        return _run(other, prompt, settings, clock)
-    cache = seeded_cache(ours, other, prompt[:, :-1], settings.prefill_step_size)
-    clock.did(ours, "reads", prompt.size)
-    return _run(other, prompt[:, -1:], settings, clock, cache)
-
-
-def _run(
-    engine: Engine,
-    prompt: mx.array,
-    settings: BenchConfig,
-    clock: _Clock,
-    cache: Any | None = None,
-    ranks: Ranks = ALONE,
-) -> Run:
-    is_seeded = cache is not None
-    mx.synchronize()
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    started = first = time.perf_counter()
-    cache = engine.make_cache() if cache is None else cache
-    tokens = engine.tokens(prompt, cache, settings.generate + 1, settings.prefill_step_size)
-    for n, _ in enumerate(tokens):
-        if n == 0:
-            first = time.perf_counter()
-            clock.did(engine, "reads", prompt.size * (not is_seeded))
-    decode_s = time.perf_counter() - first
-    mx.synchronize()
-    clock.did(engine, "answers", settings.generate)
-    peak = ranks.greatest(mx.get_peak_memory())
-    tps = settings.generate * prompt.shape[0] / max(decode_s, 1e-9)
-    return Run(None if is_seeded else first - started, tps, peak)
 
 
 def spread(values: list[float]) -> tuple[float, float, float] | None:
@@ -151,14 +143,15 @@ def spread(values: list[float]) -> tuple[float, float, float] | None:
     return (statistics.median(values), min(values), max(values)) if values else None
 
 
+def seconds(call: Callable[[], Any]) -> float:
+    """Of a call's result."""
+    mx.synchronize()
+    started = time.perf_counter()
+    mx.eval(call())
+    mx.synchronize()
+    return time.perf_counter() - started
+
+
 def best_s(call: Callable[[], mx.array], repeats: int = 5) -> float:
     """The least time of a call after a warm-up: what the machine can do."""
-    mx.eval(call())
-    times = []
-    for _ in range(repeats):
-        mx.synchronize()
-        started = time.perf_counter()
-        mx.eval(call())
-        mx.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return min([seconds(call) for _ in range(repeats + 1)][1:])

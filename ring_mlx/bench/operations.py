@@ -7,23 +7,16 @@ them, so that launch and Python count as they do there.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import (
-    add_qmv,
-    gate_qmv,
-    launch,
-    linear_gate,
-    qk_norm_rope,
-    qkv_lightning_attn,
-    route,
-)
+from metal_kernels import add_qmv, gate_qmv, launch, linear_gate, qk_norm_rope, qkv_lightning_attn, route
 from metal_kernels.fused_qmv.fused import MAX_TOKENS
+from ring_mlx.bench.measure import seconds
 from ring_mlx.model.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.layer import DecoderLayer
@@ -107,15 +100,6 @@ def quantised(block: Any, bits: int) -> Any:
     return block
 
 
-def chain_us(call: Call, x: mx.array, calls: int) -> float:
-    """Microseconds a call, over so many calls that are evaluated together."""
-    mx.synchronize()
-    started = time.perf_counter()
-    mx.eval([call(x) for _ in range(calls)])
-    mx.synchronize()
-    return (time.perf_counter() - started) / calls * 1e6
-
-
 def difference(call: Call, x: mx.array) -> float:
     """The largest relative RMS between kernel and plain outputs of floats."""
     fast = call(x)
@@ -128,14 +112,17 @@ def difference(call: Call, x: mx.array) -> float:
     return worst
 
 
+def chain(call: Call, x: mx.array, calls: int) -> list[Any]:
+    """So many calls, to be evaluated together."""
+    return [call(x) for _ in range(calls)]
+
+
 def measure(call: Call, x: mx.array, calls: int, repeats: int, is_compiled: bool) -> tuple[float, float]:
-    """Medians of plain and kernel; x is an argument of the compiled forms, as it is of a decode step."""
+    """Medians of plain and kernel in microseconds a call; x is an argument of the compiled forms, as of a decode step."""
     found: dict[bool, list[float]] = {True: [], False: []}
     forms = {is_plain: mx.compile(lambda a: call(a)) if is_compiled else call for is_plain in found}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         for is_plain, form in forms.items():
             with launch.use(None if is_plain else launch.backend()):
-                us = chain_us(form, x, calls)
-            if repeat:
-                found[is_plain].append(us)
-    return statistics.median(found[True]), statistics.median(found[False])
+                found[is_plain].append(seconds(partial(chain, form, x, calls)) / calls * 1e6)
+    return statistics.median(found[True][1:]), statistics.median(found[False][1:])

@@ -82,7 +82,6 @@ def text_lines(chosen: Sequence[Column], rows: Sequence[Row] | None) -> str:
 
 
 def markdown_table(chosen: Sequence[Column], rows: Sequence[Row]) -> str:
-    """The same as a Markdown table."""
     lines = [[heading for heading, _, _ in chosen], ["---"] * len(chosen)]
     lines += [[show(r) for _, _, show in chosen] for r in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -81,8 +81,6 @@ def bench(
         ops: Also count the dispatches of a decode step.
         expert_cache_bytes: What the model reads its routed experts into, for the report.
         ranks: The processes that call this with the same settings; one of them has files.
-        say: Takes lines for the reader.
-        progress: Called with (repetitions done, all, what is measured, seconds left).
 
     Raises:
         BenchError: If the settings do not suit the model or the machine, or a file cannot be written.
@@ -152,7 +150,6 @@ def _measure(
     say: Callable[[str], None],
     progress: Progress | None,
 ) -> None:
-    """Fill the result."""
     ours = Engine(OURS, model, ranks.agree)
     other = theirs(model, raw) if settings.vs else None
     vocabulary = model.config.vocab_size
@@ -175,7 +172,6 @@ def _measure(
 
 
 def heading(head: dict[str, Any]) -> str:
-    """What was measured on what, in two or three lines."""
     size = f"{head['weights_gb']:.2f} GB (peak while loading {head['build_peak_gb']:.2f} GB)"
     versions = f"ring-mlx {head['ring_mlx']}, mlx {head['mlx']}, mlx-lm {head['mlx_lm']}, Python {head['python']}"
     lines = [

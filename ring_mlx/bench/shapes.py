@@ -67,7 +67,6 @@ LINEAR_ONLY = ("layer_group_size", "group_norm_size")
 
 
 def softmax_sibling(shape: dict[str, Any]) -> dict[str, Any]:
-    """The same shape with softmax attention in every layer."""
     kept = {k: v for k, v in shape.items() if k not in LINEAR_ONLY}
     return kept | {"model_type": "bailing_moe_v2", "rope_theta": 600000}
 

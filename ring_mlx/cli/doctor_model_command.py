@@ -12,13 +12,14 @@ from ring_mlx.doctor import decay_choice, tuning
 from ring_mlx.doctor.decay_check import findings
 from ring_mlx.doctor.finding import Finding
 from ring_mlx.system.terminal_text import for_output, harmless_json, note
+from ring_mlx.tuning import table
 
 
 def tune(args: argparse.Namespace) -> int:
     """Time what is fast here and print it; returns the exit code."""
     with bar_of(args, "tuning") as bar:
-        made = tuning.tune(find_model(args, args.tune) if args.tune else None, args.random, args.tune_seconds, bar)
-    print(harmless_json(made.as_dict()) if args.json else for_output(made.text()))
+        found = tuning.tune(find_model(args, args.tune) if args.tune else None, args.random, args.tune_seconds, bar)
+    print(harmless_json(found.as_dict()) if args.json else for_output(table.text(found)))
     return 0
 
 

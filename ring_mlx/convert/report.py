@@ -22,7 +22,7 @@ from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.divergence import HEAD_TOKENS, Divergence, divergence, summary
-from ring_mlx.evaluation.scoring import Floats
+from ring_mlx.evaluation.perplexity import Floats
 from ring_mlx.evaluation.sharing import shared
 from ring_mlx.system.files import MOST_TEXT_BYTES, text_of
 from ring_mlx.system.progress import Progress
@@ -110,7 +110,6 @@ def compare(
 
 
 def table(report: Report) -> str:
-    """A report as lines of text."""
     ratio = report.result_bytes / report.source_bytes
     lines = [
         f"size {report.result_bytes / 1e9:.3f} GB, {ratio:.3f} of the source's {report.source_bytes / 1e9:.3f} GB",
@@ -178,38 +177,27 @@ def _tokenise(tokenizer: TokenizerWrapper, row: Mapping[str, Any]) -> tuple[list
 
 def _run(
     streams: Sequence[Stream], batches: Sequence[Batch], count: int, progress: Progress | None
-) -> list[dict[str, list[Floats]]]:
-    """Take both streams through all layers together; what `_measure` finds in every batch."""
+) -> dict[str, list[Floats]]:
+    """Take both streams through all layers together; by kind, `divergence` wherever a token follows."""
     states = [s.embed([b.tokens for b in batches]) for s in streams]
     for layer in range(count):
         for stream, own in zip(streams, states, strict=True):
             stream.advance(layer, own)
         if progress:
             progress(layer + 1, count + 1, f"layer {layer}")
-    found = []
-    for i, batch in enumerate(batches):
-        found.append(_measure(batch, [(s, own[i]) for s, own in zip(streams, states, strict=True)]))
-        if progress:
-            progress(count + len(found) / len(batches), count + 1, "the head")
-    return found
-
-
-def _measure(batch: Batch, streams: Sequence[tuple[Stream, mx.array]]) -> dict[str, list[Floats]]:
-    """By kind: what `divergence` gives at every position that has a next token."""
     found: dict[str, list[Floats]] = {}
-    for row, ((first, end), kind) in enumerate(zip(batch.spans, batch.kinds, strict=True)):
-        for start in range(first, end, HEAD_TOKENS):
-            stop = min(start + HEAD_TOKENS, end)
-            left, right = (s.logits(x[row, start - 1 : stop - 1]) for s, x in streams)
-            found.setdefault(kind, []).append(divergence(left, right, batch.tokens[row, start:stop]))
+    for done, (batch, *both) in enumerate(zip(batches, *states, strict=True), 1):
+        for row, ((first, end), kind) in enumerate(zip(batch.spans, batch.kinds, strict=True)):
+            for start in range(first, end, HEAD_TOKENS):
+                stop = min(start + HEAD_TOKENS, end)
+                left, right = (s.logits(x[row, start - 1 : stop - 1]) for s, x in zip(streams, both, strict=True))
+                found.setdefault(kind, []).append(divergence(left, right, batch.tokens[row, start:stop]))
+        if progress:
+            progress(count + done / len(batches), count + 1, "the head")
     return found
 
 
-def _summaries(measured: Sequence[dict[str, list[Floats]]]) -> dict[str, Divergence]:
-    kinds: dict[str, list[Floats]] = {}
-    for part in measured:
-        for kind, arrays in part.items():
-            kinds.setdefault(kind, []).extend(arrays)
+def _summaries(kinds: Mapping[str, list[Floats]]) -> dict[str, Divergence]:
     out = {kind: summary(arrays) for kind, arrays in sorted(kinds.items())}
     if len(kinds) > 1:
         out["all"] = summary([a for arrays in kinds.values() for a in arrays])

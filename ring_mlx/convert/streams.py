@@ -105,7 +105,6 @@ class FloatStream(Stream):
         return found
 
     def close(self) -> None:
-        """Close the source's files."""
         self._files.close()
 
     def _read(self, name: str) -> mx.array:

@@ -15,7 +15,7 @@ import numpy as np
 from ring_mlx.doctor.decay_text import Part
 from ring_mlx.doctor.finding import NOTE, OK, PROBLEM, Finding
 from ring_mlx.errors import OptionError
-from ring_mlx.evaluation.scoring import Floats, nats, scored_logits
+from ring_mlx.evaluation.perplexity import Floats, nats, scored_logits
 from ring_mlx.generation.decoding import prefill, step_sizes
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.config_values import DECAY_KEY, DECAY_OFFSETS, shown
@@ -59,7 +59,6 @@ class Measured:
 
     @property
     def sigmas(self) -> float:
-        """Standard errors behind the least."""
         return self.behind / self.error if self.error else math.inf if self.behind > 0 else 0.0
 
 
@@ -104,7 +103,6 @@ def decays(model: Model, offset: Offset) -> Iterator[None]:
 
 
 def check_linear(config: RingConfig) -> None:
-    """Raises OptionError if the model has no linear layer."""
     if not config.has_linear:
         raise OptionError(
             f"--check-decay needs linear layers, and {config.model_type!r} has none; give a linear model."
@@ -142,11 +140,11 @@ def compare(model: Model, parts: Sequence[Part], progress: Progress | None = Non
     for n, offset in enumerate(FORMULAS):
         with decays(model, offset):
             scored = []
-            for done, part in enumerate(parts, 1):
+            for part in parts:
                 scored.append(score(model, part))
                 if progress:
-                    progress(n * len(parts) + done, len(FORMULAS) * len(parts), f"decay {shown(offset)}")
-            found[offset] = Blocks(*(np.concatenate(arrays) for arrays in zip(*scored, strict=True)))
+                    progress(n * len(parts) + len(scored), len(FORMULAS) * len(parts), f"decay {shown(offset)}")
+            found[offset] = _joined(scored)
     return judge(found)
 
 
@@ -157,8 +155,11 @@ def score(model: Model, part: Part) -> Blocks:
     cache, shared = model.make_cache(), mx.array(part.shared, dtype=mx.int32)
     for _ in prefill(shared, model, cache, step_sizes(shared.size, STEP_TOKENS)):
         pass
-    probes = [_blocks(_seen(model, p.ids, p.first, cache.copy()), len(p.ids)) for p in part.probes]
-    return Blocks(*(np.concatenate(arrays) for arrays in zip(*probes, strict=True)))
+    return _joined([_blocks(_seen(model, p.ids, p.first, cache.copy()), len(p.ids)) for p in part.probes])
+
+
+def _joined(parts: Sequence[Blocks]) -> Blocks:
+    return Blocks(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _seen(model: Model, ids: Sequence[int], first: int, cache: Any) -> Floats:

@@ -41,13 +41,12 @@ def check(
     """Read about a minute's text under each formula, having said how long it takes.
 
     Args:
-        text: A text file in place of the packaged conversations.
+        text: A text file in place of the packaged conversations, which need a chat template.
         tokens: Read at most so many.
         bar: Called with (parts scored, all of all formulas).
 
     Raises:
         OptionError: If the model has no linear layer, or there is no text that fits.
-        TokenizerError: If there is no chat template, and no text is given.
     """
     decay_check.check_linear(model.config)
     tps = decay_check.tokens_a_second(model)
@@ -69,16 +68,11 @@ def choose(
     """What `ring_mlx.convert` writes of the decay: what the check finds on the source.
 
     Args:
-        source: What is converted.
         is_wanted: Whether to check in any case, and to fail where that cannot be; otherwise only where config.json says
             nothing and the source can be loaded, and to say so where it cannot.
-        say: Takes what is said before the check.
-        say_later: Takes what came of it, which matters if the conversion succeeds.
+        say, say_later: Take what is said before the check, and what came of it, if the conversion succeeds.
         watch: Gives what is told how far a step is, by the step's name.
         result: Where the conversion goes, which can be loaded where the source cannot.
-
-    Raises:
-        RingError: As for `ring_mlx.load` and `check`, if it is wanted.
     """
     try:
         if not is_wanted and (source.raw.get(KEY) is not None or not source.config.has_linear):

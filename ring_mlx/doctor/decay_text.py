@@ -41,7 +41,6 @@ class Part(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many are read."""
         return len(self.shared) + sum(len(p.ids) for p in self.probes)
 
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from ring_mlx.errors import OptionError
 from ring_mlx.model.decode_step import COMPILED_ON
 from ring_mlx.model.model import Model
 from ring_mlx.system.progress import Progress
-from ring_mlx.tuning import autotune, buffers, race, table, workloads
+from ring_mlx.tuning import autotune, buffers, race, workloads
 from ring_mlx.tuning.autotune import Tuning, is_current
 from ring_mlx.tuning.buffers import MB, OPS, Child, Timed, settings_of
-from ring_mlx.tuning.race import Budget, Run, Verdict
+from ring_mlx.tuning.race import Budget, Run
 
 SECTION = "tuning"
 STEPS, STEPS_A_SAMPLE, PROMPTS, TIMEOUT_S = 20, 8, 2, 60.0
@@ -61,40 +60,15 @@ def _of_a_model(where: str, entry: Mapping[str, Any]) -> Finding:
     return Finding(SECTION, name, OK, seen, data=dict(entry))
 
 
-@dataclass
-class Made:
-    """What was chosen, and the verdict on command buffers where they were timed."""
-
-    tuning: Tuning
-    buffers: Verdict | None
-
-    def text(self) -> str:
-        """For a terminal."""
-        return table.text(self.tuning, self.buffers)
-
-    def markdown(self) -> str:
-        """To paste."""
-        return table.markdown(self.tuning, self.buffers)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return self.tuning.as_dict() | {"buffers": self.buffers and autotune.as_dict(self.buffers)}
-
-
 def tune(
     folder: Path | None, shape: str | None, seconds: float | None = None, progress: Progress | None = None
-) -> Made:
+) -> Tuning:
     """Time every choice with a model, and keep what was found for models of the same shapes.
 
     Args:
         folder: A checkpoint; None is the packaged toy, but for ``shape``.
         shape: Random weights at these shapes instead.
         seconds: For all choices, `autotune.SECONDS` by default.
-        progress: Told how far it is.
-
-    Raises:
-        OptionError: If the environment keeps the tables.
-        RingError: As `ring_mlx.load_model`.
     """
     if choices.is_off():
         raise OptionError(f"{choices.SWITCH}=off keeps the tables; unset {choices.SWITCH}.")
@@ -103,11 +77,10 @@ def tune(
     tuning = autotune.tune(model, Budget(autotune.SECONDS if seconds is None else seconds), progress)
     autotune.keep(model, tuning)
     del model  # or there would be two in memory
-    verdict = None
     if tuning.backend in COMPILED_ON and not buffers.is_set():
-        verdict = buffers.choose(in_a_process(what), Budget(buffers.SECONDS), progress)
-        buffers.keep(verdict, tuning.backend)
-    return Made(tuning, verdict)
+        tuning.buffers = buffers.choose(in_a_process(what), Budget(buffers.SECONDS), progress)
+        buffers.keep(tuning.buffers, tuning.backend)
+    return tuning
 
 
 def in_a_process(what: Mapping[str, Any]) -> Child:

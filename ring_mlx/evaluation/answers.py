@@ -44,7 +44,6 @@ class Result:
 
     @property
     def right(self) -> bool:
-        """Exact match of the final answer."""
         return self.given == self.question.answer
 
 
@@ -63,12 +62,6 @@ def evaluate(
         max_tokens: Of an answer, thought included; -1 is what the context holds.
         batch_size: Questions at a time.
         progress: Called with (questions done, all, how many are right, seconds left) and after each step of a prompt.
-
-    Returns:
-        Results in the order of the questions.
-
-    Raises:
-        PromptError: If a question exceeds the context.
     """
     texts = [render_text(tokenizer, q.messages) for q in questions]
     prompts = [[int(i) for i in tokenizer.encode(text, add_special_tokens=False)] for text in texts]

@@ -17,7 +17,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.shards import safetensors_in
 from ring_mlx.errors import NoFitError, OptionError
-from ring_mlx.evaluation.scoring import Floats, nats, scored_logits, windows
+from ring_mlx.evaluation.perplexity import Floats, nats, scored_logits, windows
 from ring_mlx.model import memory
 from ring_mlx.model.model import Model
 from ring_mlx.system.progress import Progress
@@ -39,12 +39,10 @@ class Divergence:
 
     @property
     def flips(self) -> float:
-        """How often the likeliest token differs."""
         return 1 - self.top1_agreement
 
     @property
     def perplexity_ratio(self) -> float:
-        """The model's perplexity over the reference's."""
         return self.perplexity / self.reference_perplexity
 
 
@@ -75,7 +73,6 @@ def summary(measured: Sequence[Floats]) -> Divergence:
 
 
 def check_same_tokens(ours: TokenizerWrapper, theirs: TokenizerWrapper, text: str, name: str) -> None:
-    """Raises OptionError if the reference reads the text as other tokens."""
     if list(ours.encode(text)) != list(theirs.encode(text)):
         raise OptionError(f"--kl {name} splits the text into other tokens; give a model of the same tokenizer.")
 
@@ -98,7 +95,7 @@ def diverge(
     """Read a text with both models, of one vocabulary, in the windows of `perplexity.perplexity`.
 
     Raises:
-        OptionError: If the vocabularies differ, or as for `scoring.windows`.
+        OptionError: If the vocabularies differ, or as for `perplexity.windows`.
     """
     sizes = model.config.vocab_size, reference.config.vocab_size
     if sizes[0] != sizes[1]:
@@ -116,7 +113,6 @@ def diverge(
 
 
 def table(found: Divergence, reference: str) -> str:
-    """As text."""
     return (
         f"KL({reference} || this): mean {found.kl_mean:.6f}, median {found.kl_median:.6f}, 99 % {found.kl_99:.6f} nats "
         f"over {found.tokens:,} tokens; same likeliest token {found.top1_agreement:.2%}; perplexity "

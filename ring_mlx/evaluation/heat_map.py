@@ -24,11 +24,6 @@ def check_plot(path: Path) -> None:
 
 
 def plot(grid: Grid, title: str, path: Path) -> None:
-    """Accuracy of every cell, as colour and number.
-
-    Raises:
-        OptionError: If the file cannot be written.
-    """
     from matplotlib.figure import Figure
 
     lengths, depths = axes(grid)

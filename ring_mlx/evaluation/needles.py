@@ -48,17 +48,14 @@ class Fact(NamedTuple):
 
     @property
     def stated(self) -> str:
-        """The sentence that states it."""
         return f"{self.name}'s {self.thing} is {self.value}."
 
     @property
     def question(self) -> str:
-        """The sentence that asks for it."""
         return f"What is {self.name}'s {self.thing}?"
 
 
 def draw_facts(rng: random.Random, count: int) -> list[Fact]:
-    """Facts about different things."""
     about = rng.sample([(name, thing) for name in NAMES for thing in THINGS], count)
     return [Fact(name, thing, str(rng.randrange(1000, 10000))) for name, thing in about]
 

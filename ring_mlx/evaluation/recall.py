@@ -88,13 +88,11 @@ def recall(
         needles: Facts stated together at each place, each asked for alone.
         max_tokens: Of an answer, thought included; -1 is what the context holds.
         filler: Sentences; None is small talk.
-        seed: Of facts and small talk.
         progress: Called with (questions answered, all, how many are right, seconds left) and after each step of a text.
 
     Raises:
         OptionError: If a length holds no sentence beside the facts or exceeds the context, or there are more facts
             than can be drawn.
-        TokenizerError: If there is no chat template.
     """
     if needles > MOST_FACTS:
         raise OptionError(f"--needles {needles} is more than {MOST_FACTS} different facts; give fewer.")
@@ -140,7 +138,6 @@ def table(grid: Grid) -> str:
 
 
 def axes(grid: Grid) -> tuple[list[int], list[float]]:
-    """Lengths and depths of the cells, in order."""
     return sorted({c.length for c in grid.cells}), sorted({c.depth for c in grid.cells})
 
 

@@ -27,7 +27,6 @@ class Question:
 
 
 def is_packaged(name: str) -> bool:
-    """Whether a suite of this name comes with the package."""
     return os.path.isfile(SUITES / f"{name}.jsonl.gz")
 
 

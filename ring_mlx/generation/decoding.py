@@ -54,9 +54,7 @@ def generate_step(
 
     Args:
         prompt: Ids [T], at least one, that continue the cache.
-        model: The model.
         cache: From ``model.make_cache()``; updated in place.
-        max_tokens: How many.
         sampler: Log-probabilities [1, vocab] to ids [1]; by default, and with mlx-lm's ``greedy_sampler``, the likeliest.
         logits_processors: mlx-lm's kind, applied in order to (ids so far, logits [1, vocab]).
         prefill_step_size: Prompt tokens a step, by default `prefill_step_or_default`.
@@ -75,7 +73,7 @@ def generate_step(
     total = prompt.size
     if total == 0:
         raise PromptError("the prompt is empty; give one id or more.")
-    report = progress or (lambda done, total: None)
+    report = progress or (lambda *_: None)
     sizes = step_sizes(total, prefill_step_or_default(prefill_step_size))
     report(0, total)
     with Wired():
@@ -113,9 +111,7 @@ def prefill(
 
     Args:
         prompt: Ids [T], or [B, T] of rows of equal length, that continue the cache.
-        model, cache, kv_quantization: As for `generate_step`.
         sizes: Tokens of each step, T in all.
-        every_position: Whether the logits of all positions are wanted.
 
     Yields:
         Tokens done, and the logits [B, vocab] float32 of the next token, which are computed if they are used; with
@@ -137,14 +133,7 @@ def prefill(
 def decode(
     logits: mx.array, model: Forward, cache: Any, history: mx.array, **options: Any
 ) -> Iterator[tuple[int, mx.array]]:
-    """Yield the tokens of one row after a prompt that has been read, as `generate_step` does.
-
-    Args:
-        logits: Of the first token, [1, vocab] float32.
-        model, cache: As for `generate_step`.
-        history: The ids read so far [T], for the processors.
-        options: As for `decode_rows`.
-    """
+    """Yield the tokens of one row as `generate_step` does, after a prompt that has been read; options of `decode_rows`."""
     for (token,), logprobs in decode_rows(logits, model, cache, history, **options):
         yield token, logprobs[0]
 
@@ -168,13 +157,9 @@ def decode_rows(
         logits: Of the first tokens, [B, vocab] float32.
         history: The ids read so far [T], which the processors of a single row need.
         keep: Called with each step's ids; returns the rows that go on, none to stop. The next step waits for it.
-        model, cache, max_tokens, sampler, logits_processors, kv_quantization, next_forced: As for `generate_step`.
 
     Yields:
         The ids of the rows, and their log-probabilities [B, vocab] float32.
-
-    Raises:
-        ModelError: If the logits are not finite.
     """
     choose = None if sampler is greedy_sampler else sampler
     seen = mx.zeros((0,), dtype=mx.int32) if history is None else history

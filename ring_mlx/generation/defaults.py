@@ -37,11 +37,7 @@ def filled(asked: Sampling, defaults: Sampling = FAMILY) -> Sampling:
 
 
 def read_defaults(folder: Path, vocabulary: int) -> Sampling:
-    """The settings of a checkpoint.
-
-    Args:
-        folder: The checkpoint; it need not have a generation_config.json.
-        vocabulary: A ``top_k`` of so many tokens is all.
+    """The settings of a checkpoint, which need not have the file; a ``top_k`` of the whole vocabulary is 0.
 
     Raises:
         ConfigError: If the file is not JSON, or holds a value that a setting cannot have.

@@ -27,14 +27,7 @@ def start_sampling(
 ) -> tuple[Sampler, list[LogitsProcessor], int]:
     """Sampler, processors and the seed: its n-th token depends on seed and n, not on what else draws meanwhile.
 
-    Args:
-        s: What was asked for.
-        vocabulary: The model's.
-        tokenizer: The model's.
-        defaults: The model's, for what was not.
-
-    Raises:
-        OptionError: If a value cannot work with the vocabulary.
+    What is not asked for is as in the model's ``defaults``. Raises OptionError if a value cannot work with the vocabulary.
     """
     s = _checked(filled(s, defaults), vocabulary)
     seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed % (1 << 64)
@@ -50,12 +43,9 @@ def start_sampling(
     )
     processors: list[LogitsProcessor] = make_logits_processors(
         dict(s.logit_bias) if s.logit_bias else None,
-        s.repetition_penalty,
-        s.repetition_context_size,
-        s.presence_penalty,
-        s.presence_context_size,
-        s.frequency_penalty,
-        s.frequency_context_size,
+        *(s.repetition_penalty, s.repetition_context_size),
+        *(s.presence_penalty, s.presence_context_size),
+        *(s.frequency_penalty, s.frequency_context_size),
     )
     return sampler if sampler is greedy_sampler else _seeded(sampler, seed), processors, seed
 

@@ -22,13 +22,9 @@ class OutOfRangeError(ArgumentTypeError, ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """A setting and its values, both ends included.
+    """A setting of `Sampling` and its values from ``least`` to ``greatest``, whole where these are ints, or in ``also``.
 
-    Args:
-        name: As in `Sampling`.
-        about: In words, with what holds where nothing is said in brackets.
-        least, greatest: The ends; whole numbers where they are ints.
-        also: Further values.
+    ``about`` says in words what it is, and in brackets what holds where nothing is said.
     """
 
     name: str
@@ -39,7 +35,6 @@ class Range:
 
     @property
     def is_whole(self) -> bool:
-        """Whether only whole numbers are values."""
         return isinstance(self.least, int)
 
     @property
@@ -51,11 +46,7 @@ class Range:
         return " or ".join([f"{kind} {ends}", *map(str, self.also)])
 
     def read(self, text: str) -> float:
-        """The value that a text says.
-
-        Raises:
-            OutOfRangeError: If it says none.
-        """
+        """The value that a text says; raises OutOfRangeError if it says none."""
         for kind in (int, float):
             try:
                 return self.check(kind(text))
@@ -66,15 +57,7 @@ class Range:
         raise self.refusal(text)
 
     def check(self, value: object, name: str = "") -> float:
-        """A value as an int or a float.
-
-        Args:
-            value: Anything; only numbers are values.
-            name: What it is called where it came from.
-
-        Raises:
-            OutOfRangeError: If it is not among the values.
-        """
+        """A value as an int or a float; raises OutOfRangeError, with the name it was sent as, if it is none."""
         if isinstance(value, bool) or not isinstance(value, Real):
             raise self.refusal(value, name)
         number = cast(float, value)
@@ -118,7 +101,6 @@ RANGES = {
 
 
 def value_range(name: str) -> Range:
-    """The values of a setting, by its name in RANGES."""
     return RANGES[name]
 
 

@@ -33,7 +33,6 @@ class Generation(ext.Extension):
     tags = {"generation"}  # noqa: RUF012 as jinja2 declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The nodes between the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -59,7 +58,6 @@ class Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["**"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """``left operator right``."""
         numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
         if operator == "**" and not (numbers and max(abs(left), abs(right)) <= MOST_DIGITS):
             raise SecurityError(f"{operator} of such large numbers")
@@ -86,7 +84,6 @@ def main() -> None:
 
 
 def common_text(a: str, b: str) -> int:
-    """How many characters two texts share from the start."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

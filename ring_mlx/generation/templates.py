@@ -48,32 +48,19 @@ class _Worker:
     end: what is the same crosses the pipe once.
     """
 
-    _process: subprocess.Popen[str] | None
-    _lock: threading.Lock
-    _owner: int
-    _messages: list[_Written]
-    _text: str
-
     def __init__(self) -> None:
-        self._forget()
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._messages: list[_Written] = []
+        self._text = ""
 
     def start(self) -> None:
-        """Start the process unless it runs; one that a fork inherited is its parent's."""
-        if self._owner != os.getpid():
-            self._forget()
+        """Start the process unless it runs."""
         with self._lock:
             self._started()
 
     def ask(self, template: str, variables: str, messages: list[dict[str, Any]]) -> dict[str, str] | None:
-        """The answer, or None if the process ended over it.
-
-        Args:
-            template: Its text.
-            variables: For it, as JSON; all but the messages.
-            messages: Of the conversation.
-        """
-        if self._owner != os.getpid():
-            self._forget()
+        """The answer, or None if the process ended over it; ``variables`` are JSON, of all but the messages."""
         with self._lock:
             process, answer = self._started(), ""
             # What an interruption leaves behind is unknown, so nothing is until there is an answer.
@@ -89,7 +76,7 @@ class _Worker:
             finally:
                 # An answer that no one waited for must not be taken for the next one.
                 if not answer.endswith("\n"):
-                    self._end()
+                    self.end()
             if not answer.endswith("\n"):
                 return None
             found = json.loads(answer)
@@ -98,14 +85,9 @@ class _Worker:
             self._messages, self._text = written, before[: found["same"]] + found["text"]
             return {"text": self._text}
 
-    def close(self) -> None:
-        """End the process, at the end of this one."""
-        if self._owner == os.getpid():
-            self._end()
-
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is not None:
-            self._end()
+            self.end()
         if self._process is None:
             pipe, command = subprocess.PIPE, [sys.executable, "-P", str(WORKER)]
             try:
@@ -114,7 +96,8 @@ class _Worker:
                 raise TokenizerError(f"chat templates need a process ({e}); raise the limit of processes.") from None
         return self._process
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the process, if there is one."""
         process, self._process = self._process, None
         self._messages, self._text = [], ""
         if process is not None:
@@ -124,13 +107,11 @@ class _Worker:
                     pipe.close()  # type: ignore[union-attr]
             process.wait()
 
-    def _forget(self) -> None:
-        self._process, self._lock, self._owner = None, threading.Lock(), os.getpid()
-        self._messages, self._text = [], ""
-
 
 _worker = _Worker()
-atexit.register(_worker.close)
+atexit.register(_worker.end)
+# The process that a fork inherits is its parent's.
+os.register_at_fork(after_in_child=lambda: vars(_worker).update(vars(_Worker())))
 
 
 def warm() -> None:
@@ -149,9 +130,6 @@ def render(
     """The text of a conversation, as transformers would render it.
 
     Args:
-        tokenizer: With a chat template.
-        messages: Objects with ``role`` and ``content``.
-        tools: For the template, or None.
         options: Further variables.
         continue_last: Leave the last message open instead of starting a new one.
         add_generation_prompt: Start a new one; by default unless ``continue_last``.

@@ -56,14 +56,9 @@ class Thinking:
 
 
 def end_note(reason: str, tokens: int, thinking_tokens: int, text: str, remedy: str) -> str:
-    """What is to be said of an answer that has ended: that it was cut off, or has no text. Else nothing.
+    """What is to be said of an answer that was cut off or has no text beside its thought; else nothing.
 
-    Args:
-        reason: Why it ended.
-        tokens: Of it, the thought included.
-        thinking_tokens: Of these, the thought.
-        text: What came besides the thought.
-        remedy: How to have the rest of an answer that was cut off.
+    ``remedy`` says how to have the rest of an answer that was cut off.
     """
     if is_seen(text):
         return f"the answer was cut off after {tokens:,} tokens; {remedy}." if reason == "length" else ""
@@ -107,12 +102,7 @@ def splitter_after(prompt: str, start: str = "auto", is_likely: bool = False) ->
 
     Only what follows the last assistant role counts, so a user who writes about tags changes nothing; without a role
     the prompt must end in a tag. Where no tag says so, a thought is likely after that role, and unlikely after other
-    prompts and where the prompt begins the answer with text.
-
-    Args:
-        prompt: The text.
-        start: As `Thinking` has it.
-        is_likely: Whether a thought is likely without that role as well.
+    prompts, unless ``is_likely``, and where the prompt begins the answer with text.
     """
     if start == "closed":
         return ThoughtSplitter("closed")
@@ -132,10 +122,7 @@ class ThoughtSplitter:
     Text that may be either is given out as the ``start`` says, and `revised` is set where that turns out wrong: at a
     lone ``</think>`` after an unlikely thought, and at the end of a likely one that was never closed. A ``</think>`` in
     code ends a thought only if the text ends without another; `ring_mlx.generation.thought_end` says what code is.
-
-    Args:
-        start: How the text starts.
-        said: What the prompt holds of it already, such as ``<think>``; not given out.
+    What the prompt has said already, such as ``<think>``, is not given out.
     """
 
     def __init__(self, start: Start = "unlikely", said: str = "") -> None:
@@ -213,7 +200,6 @@ class ThoughtSplitter:
         return "", held
 
     def feed_last(self, text: str) -> tuple[str, str]:
-        """`feed` and `flush` in one."""
         fed, revised = self.feed(text), self.revised
         held = self.flush()
         self.revised = self.revised or revised
@@ -247,7 +233,6 @@ class ThoughtSplitter:
         return (new, "") if self.inside else ("", new)
 
     def _close(self, place: Place) -> tuple[str, str]:
-        """End the thought at a tag."""
         was_inside = self.inside
         self._ended, self._thinking_tokens = True, place.pieces
         if (was_inside and place.at >= self._base) or not self._given:
@@ -266,8 +251,7 @@ class ThoughtBudget:
     Args:
         budget: Tokens before its end, from the first one on; 0 closes the thought at once.
         closing: The ids of a closed thought's end, tag included.
-        is_thinking: Tells whether the text so far is within a thought.
-        close_next: Told that the tag comes.
+        close_next: Called before the tag comes.
     """
 
     def __init__(

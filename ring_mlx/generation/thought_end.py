@@ -83,10 +83,8 @@ class ThoughtEnd:
         self._region, self._fence, self._inline = "", "", 0
 
     def in_code(self, is_certain: bool) -> Place | None:
-        """At the end of the text, the tag in code that has to do as the end, where there is no other.
-
-        Args:
-            is_certain: Whether the text began with a thought; if not, code that has ended holds no end.
+        """The tag in code that has to do as the end of a text without another; code that has ended holds none unless
+        ``is_certain``, since the text began with a thought.
         """
         if is_certain:
             return self.suspect or self.passed or self.waiting
@@ -104,7 +102,6 @@ class ThoughtEnd:
         return max(len(run[0]) if run else 0, *(tag_prefix(rest, tag) for tag in (THINK_START, THINK_END, CALL_START)))
 
     def _pass(self, text: str) -> None:
-        """Text without marks."""
         if text.strip(PREFIXES):
             self._is_line_start = False
         if self._region and text.strip():
@@ -138,7 +135,6 @@ class ThoughtEnd:
         self._fence, self._is_line_start, self._is_opened = "", False, False
 
     def _take_run(self, run: str) -> None:
-        """Backticks or tildes."""
         may_fence, self._is_line_start = self._is_line_start and len(run) >= 3, False
         if self._region:
             ends = may_fence and run[0] == self._region[0] and len(run) >= len(self._region)
@@ -164,7 +160,6 @@ class ThoughtEnd:
         self._fence = ""
 
     def _leave(self) -> None:
-        """Code has ended."""
         self.passed, self.waiting = self.passed or self.waiting, None
         self._region, self._inline = "", 0
 

@@ -58,14 +58,9 @@ class TuningError(RingError):
 
 @dataclass
 class Tuning:
-    """What was found for one kind of model on one backend.
+    """What was found for one kind of model on one backend: what is chosen differs from the tables.
 
-    Attributes:
-        label: The kind of model, for people.
-        backend: Where.
-        chosen: What differs from the tables.
-        verdicts: Each choice, then each kind of work with all of them.
-        seconds: What it took.
+    The verdicts are of each choice, then of each kind of work with all of them; ``buffers`` is that on command buffers.
     """
 
     label: str
@@ -73,10 +68,11 @@ class Tuning:
     chosen: dict[str, Value] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     seconds: float = 0.0
+    buffers: Verdict | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self) | {"verdicts": [as_dict(v) for v in self.verdicts]}
+        buffers = self.buffers and self.buffers.as_dict()
+        return asdict(self) | {"verdicts": [v.as_dict() for v in self.verdicts], "buffers": buffers}
 
 
 def settle(model: Model, progress: Progress | None = None) -> None:
@@ -145,11 +141,7 @@ def keep(model: Model, tuning: Tuning, problem: str = "") -> bool:
 
 
 def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuning:
-    """Time every choice that this model asks for here, within the budget; changes nothing of what holds.
-
-    Raises:
-        TuningError: If what is there already cannot run.
-    """
+    """Time every choice that this model asks for; raises TuningError if what holds cannot run, and changes nothing."""
     try:
         with Wired():
             return _tune(model, budget, progress)
@@ -288,9 +280,3 @@ def shape_class(model: Model) -> tuple[str, str]:
 
 def _is_streamed(model: Model) -> bool:
     return any(getattr(layer.mlp, "is_streamed", False) for layer in model.layers)
-
-
-def as_dict(verdict: Verdict) -> dict[str, Any]:
-    """As JSON, whose keys are text."""
-    found: Mapping[str, Any] = asdict(verdict) | {"gain": verdict.gain}
-    return {k: {str(x): y for x, y in v.items()} if isinstance(v, dict) else v for k, v in found.items()}

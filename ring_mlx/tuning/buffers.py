@@ -37,17 +37,13 @@ def settings_of(value: Value) -> dict[str, str]:
 
 
 def is_set() -> bool:
-    """Whether the user said how long a command buffer is."""
     return OPS in os.environ or MB in os.environ
 
 
 def choose(child: Child, budget: Budget, progress: Progress | None = None) -> Verdict:
     """Run every number once, and those that were faster than MLX's own once more beside it, as far as the seconds go.
 
-    Args:
-        child: Times steps and prompts in a new process with a number of operations; may raise what a process can.
-        budget: A process is not begun where the longest so far would not fit into it.
-        progress: Called with (processes done, all, what is timed).
+    ``child`` times steps and prompts in a new process, which is not begun where the longest so far would not fit.
     """
     turns = _Turns(child, budget, progress)
     for value in VALUES:

@@ -16,7 +16,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from metal_kernels.choices import MLX, Value
 
@@ -32,12 +33,7 @@ SLOW, NO_TIME = "three times as slow", "no time left"
 
 
 class Budget:
-    """Seconds that are spent by whatever runs.
-
-    Args:
-        seconds: All of them.
-        clock: Counts seconds.
-    """
+    """Seconds that are spent by whatever runs."""
 
     def __init__(self, seconds: float, clock: Clock = time.perf_counter) -> None:
         self.seconds, self.clock = seconds, clock
@@ -54,15 +50,7 @@ class Budget:
 
 @dataclass
 class Verdict:
-    """What came of one choice.
-
-    Attributes:
-        name: Of the choice.
-        default: What held before.
-        chosen: What holds from now on.
-        seconds: The median of each way that was timed to the end.
-        out: Why others were not.
-    """
+    """What came of one choice: the median seconds of each way that was timed to the end, and why others are out."""
 
     name: str
     default: Value
@@ -76,15 +64,17 @@ class Verdict:
         default = self.seconds.get(self.default)
         return 0.0 if default is None or self.chosen == self.default else 1 - self.seconds[self.chosen] / default
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, whose keys are text."""
+        found = asdict(self) | {"gain": self.gain}
+        return {k: {str(x): y for x, y in v.items()} if isinstance(v, dict) else v for k, v in found.items()}
+
 
 def race(name: str, runs: Mapping[Value, Run], default: Value, budget: Budget) -> Verdict:
-    """Time the ways to do one thing and choose.
+    """Time the ways to do one thing and choose; the default stays where none is faster.
 
-    Args:
-        name: Of the choice.
-        runs: Each way: a call that does the work so many times. The first may be slow, since it compiles.
-        default: The way that stays where none is faster.
-        budget: It is spent up to its end at most, but for one call: what a way takes is known after its first.
+    The budget is spent up to its end at most, but for one call: what a way takes is known after its first, which may
+    be slow, since it compiles.
     """
     verdict = Verdict(name, default, default)
     once = _first_runs(runs, verdict, budget)

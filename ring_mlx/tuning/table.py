@@ -12,7 +12,6 @@ HEADER = ("choice", "what", "default", "chosen", "gain", "times", "not timed")
 
 
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
-    """One for each verdict."""
     out: list[tuple[str, ...]] = []
     for v in verdicts:
         about = TABLE[v.name].about if v.name in TABLE else "all that was chosen"
@@ -32,26 +31,24 @@ def _outs(out: Mapping[Value, str]) -> str:
     return ", ".join(f"{v} ({why})" for v, why in out.items())
 
 
-def text(tuning: Tuning, buffers: Verdict | None = None) -> str:
+def text(tuning: Tuning) -> str:
     """For a terminal: a line for each choice, the times below it."""
     lines = [heading(tuning)]
-    for name, about, default, chosen, gain, times, out in rows([*tuning.verdicts, *filter(None, [buffers])]):
+    for name, about, default, chosen, gain, times, out in rows([*tuning.verdicts, *filter(None, [tuning.buffers])]):
         said = f"{chosen}, not {default}: {gain} less time" if chosen != default else f"{chosen} stays"
         lines.append(f"  {name:17}  {said}")
         lines += [f"  {'':17}    {line}" for line in (about, times, out and f"not timed: {out}") if line]
     return "\n".join(lines)
 
 
-def markdown(tuning: Tuning, buffers: Verdict | None = None) -> str:
-    """A table to paste."""
+def markdown(tuning: Tuning) -> str:
     lines = [heading(tuning), "", f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
     return "\n".join(
-        [*lines, *(f"| {' | '.join(row)} |" for row in rows([*tuning.verdicts, *filter(None, [buffers])]))]
+        [*lines, *(f"| {' | '.join(row)} |" for row in rows([*tuning.verdicts, *filter(None, [tuning.buffers])]))]
     )
 
 
 def heading(tuning: Tuning) -> str:
-    """On what, and how long it took."""
     changed = len(tuning.chosen)
     return (
         f"{tuning.label} on {tuning.backend}: {changed} of the tables' values changed, timed in {tuning.seconds:.1f} s"
