@@ -88,7 +88,7 @@ def load_model(
         adapter.attach(model)
         model.fingerprint = adapter.fingerprint(model.fingerprint)
     if not lazy:
-        _read(model, folder, progress)
+        _get_ready(model, folder, progress)
     return model
 
 
@@ -133,19 +133,23 @@ def load(
     return load_model(folder, **options), tokenizer
 
 
-def _read(model: Model, folder: Path, progress: Progress | None) -> None:
-    """Evaluate layer by layer, so that only one layer's unstacked experts are held beside the model; test the kernels."""
-    parts = len(model.layers) + 1
+def _get_ready(model: Model, folder: Path, progress: Progress | None) -> None:
+    """Read the weights, then test the kernels and choose the fastest."""
     try:
-        for done, layer in enumerate(model.layers, 1):
-            mx.eval(layer.parameters())
-            if progress:
-                progress(done, parts)
-        mx.eval(model.parameters())
+        _read(model, progress)
     except RuntimeError as e:
         raise WeightsError(f"the weights in {folder} cannot be read ({e}); check the disk and the memory.") from None
-    mx.clear_cache()
     check_kernels(model)
     settle(model, progress)
     if progress:
-        progress(parts, parts)
+        progress(len(model.layers) + 1, len(model.layers) + 1)
+
+
+def _read(model: Model, progress: Progress | None) -> None:
+    """Evaluate layer by layer, so that only one layer's unstacked experts are held beside the model."""
+    for done, layer in enumerate(model.layers, 1):
+        mx.eval(layer.parameters())
+        if progress:
+            progress(done, len(model.layers) + 1)
+    mx.eval(model.parameters())
+    mx.clear_cache()
