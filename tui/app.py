@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
+from textual.driver import Driver
 from textual.screen import Screen
 
 from ring_mlx import harmless
@@ -15,6 +16,7 @@ from tui.config import Config
 from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Answering
+from tui.paste import keep_apart
 from tui.screens.chat import ChatScreen
 from tui.themes import HIGH_CONTRAST
 
@@ -50,6 +52,11 @@ class RingChat(App[None]):
         if self.config.reduced_motion:
             self.animation_level = "none"
         self.register_theme(HIGH_CONTRAST)
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own, which reads what is pasted with our parser."""
+        keep_apart()
+        return super().get_driver_class()
 
     def get_default_screen(self) -> Screen[None]:
         return self.chat
