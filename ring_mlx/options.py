@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ring_mlx.distributed import AUTO, CHOICES
@@ -171,6 +172,20 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
         "expert_cache_bytes": cache_bytes,
         "expert_policy": policy,
     }
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """Where snapshots are kept on disk."""
+    g = group_of(parser, "snapshots")
+    folder = "folder for snapshots (the system's for caches, or RING_MLX_CACHE)"
+    g.add_argument("--cache-dir", type=Path, help=folder)
+    g.add_argument("--no-store", action="store_true", help="keep snapshots in memory only")
+    g.add_argument("--store-size", type=byte_count, default=8 << 30, metavar="SIZE", help="most room on disk (8 GiB)")
+
+
+def store_of(args: argparse.Namespace) -> Path | bool:
+    """The folder that `add_store_options` found, as `ring_mlx.Session` takes it."""
+    return False if args.no_store else args.cache_dir or True
 
 
 def positive_int(text: str) -> int:

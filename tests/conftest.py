@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 
 import pytest
 from tokenizers import Tokenizer
@@ -44,8 +45,9 @@ def pytest_xdist_auto_num_workers(config):
 
 
 @pytest.fixture(autouse=True)
-def calm(monkeypatch):
-    """A Mac that is short of memory drops snapshots, which tests count."""
+def calm(monkeypatch, tmp_path_factory):
+    """No test finds another's snapshots; a Mac that is short of memory drops snapshots, which tests count."""
+    monkeypatch.setenv("RING_MLX_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"))
     if sys.platform == "darwin":
         monkeypatch.setattr(macos, "memory_pressure", lambda: None)
 

@@ -80,10 +80,9 @@ def test_json(cli, chat_folder):
 
 
 def test_standard_input_is_the_prompt(chat_folder):
-    piped = run(
-        "generate", "--model", chat_folder, "--prompt", "-", "--json", "-m", 5, "--temp", 0, stdin="caf\u00e9 one\n"
-    )
-    given = run("generate", "--model", chat_folder, "--prompt", "caf\u00e9 one\\n", "--json", "-m", 5, "--temp", 0)
+    words = ("generate", "--model", chat_folder, "--no-store", "--json", "-m", 5, "--temp", 0)
+    piped = run(*words, "--prompt", "-", stdin="caf\u00e9 one\n")
+    given = run(*words, "--prompt", "caf\u00e9 one\\n")
     assert piped.returncode == CUT_OFF, piped.stderr
     assert json.loads(piped.stdout)["text"] == json.loads(given.stdout)["text"]
     assert json.loads(piped.stdout)["prompt_tokens"] == json.loads(given.stdout)["prompt_tokens"]

@@ -7,12 +7,14 @@ import sys
 import time
 
 from ring_mlx.checkpoint.tokenizer import render_chat
+from ring_mlx.checkpoint.vocabulary import whole_ids
 from ring_mlx.cli import from_options
 from ring_mlx.cli.progress import bar_of
+from ring_mlx.cli.prompt_cache import open_reader, save
 from ring_mlx.errors import CacheFileError, PromptError
-from ring_mlx.generation.stream import generate_step
 from ring_mlx.system.files import behind_links, check_writable
 from ring_mlx.system.terminal_text import harmless
+from ring_mlx.system.wired import Wired
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,24 +35,14 @@ def run(args: argparse.Namespace) -> int:
     context = model.config.context_tokens
     if len(ids) >= context:
         raise PromptError(f"{len(ids)} tokens leave no room in the context of {context}; shorten the prompt.")
-    cache = model.make_cache()
-    kv_quantization = from_options.make_kv_quantization(args)
-    if kv_quantization is not None:
-        kv_quantization.check(model.config.head_dim)
+    ids, reader = whole_ids(ids, model.config.vocab_size), open_reader(args, model, tokenizer, name)
     started = time.perf_counter()
-    step = from_options.prefill_step_size(args)
-    with bar_of(args, "prompt", "tokens") as bar:
-        for _ in generate_step(
-            ids,
-            model,
-            cache,
-            max_tokens=1,
-            prefill_step_size=step,
-            kv_quantization=kv_quantization,
-            progress=bar,
-        ):
-            pass
-    cache.save(args.prompt_cache_file, ids, model.fingerprint, model=name)
+    with bar_of(args, "prompt", "tokens") as bar, Wired():
+        bar(reader.start(ids), len(ids))
+        for done in reader.read(ids, {}, lambda: False):
+            bar(done, len(ids))
+    reader.live.cache.save(args.prompt_cache_file, ids, model.fingerprint, model=name)
+    save(reader)
     speed = len(ids) / (time.perf_counter() - started)
     said = f"Read {len(ids)} tokens at {speed:.3f} tokens-per-sec, saved {args.prompt_cache_file}"
     print(harmless(said), file=sys.stderr)

@@ -20,3 +20,4 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_quiet_option(parser)
     options.add_model_options(parser)
     options.add_prefill_options(parser)
+    options.add_store_options(parser)

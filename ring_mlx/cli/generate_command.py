@@ -5,27 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx import options
-from ring_mlx.checkpoint.tokenizer import render_chat
+from ring_mlx.checkpoint.vocabulary import whole_ids
 from ring_mlx.cli import from_options
 from ring_mlx.cli.exit_codes import CUT_OFF, INTERRUPTED
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.cli.prompt_cache import text_after_cached
+from ring_mlx.cli.prompt_cache import load_prompt, open_reader, save, text_after_cached
 from ring_mlx.distributed.group import agreed
 from ring_mlx.distributed.rank import Rank, joined
+from ring_mlx.engine.branches import Prompt, Renderer, branch_points
+from ring_mlx.engine.reading import PromptReader
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.experts import ExpertStatistics
-from ring_mlx.generation.stream import GenerationEvent, stream_generate
-from ring_mlx.generation.thinking import Opening, end_note
-from ring_mlx.model.cache import HybridCache
+from ring_mlx.generation.decoding import LogitsProcessor, Progress, Sampler, decode
+from ring_mlx.generation.sampling_ranges import within
+from ring_mlx.generation.stream import GenerationEvent, check_lengths, events_of, thought_closer
+from ring_mlx.generation.thinking import Opening, end_note, splitter_after
 from ring_mlx.model.model import Model
 from ring_mlx.system.terminal_text import for_output, harmless_json, note
+from ring_mlx.system.wired import Wired
 
 RULE = "=" * 10
 RAISE = "raise --max-tokens, or leave it out to have all"
@@ -49,31 +55,20 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
     sampler, processors = from_options.make_sampling(args, model, tokenizer)
     if rank is not None:
         sampler = agreed(sampler, rank.group)
-    cache, prompt = _prompt_and_cache(args, model, tokenizer, text)
+    reader = open_reader(args, model, tokenizer, name, has_store=rank is None)
+    source = _source(args, model, tokenizer, text, reader)
     experts = getattr(model, "expert_statistics", None)
     printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts)
     code = 0
-    step = from_options.prefill_step_size(args)
-    with bar_of(args, "prompt", "tokens", rank is None or rank.is_first) as bar:
+    with bar_of(args, "prompt", "tokens", rank is None or rank.is_first) as bar, Wired():
         try:
-            for event in stream_generate(
-                model,
-                tokenizer,
-                prompt,
-                max_tokens=args.max_tokens,
-                cache=cache,
-                thinking_budget=args.thinking_budget,
-                thinking=options.thinking_of(args),
-                sampler=sampler,
-                logits_processors=processors,
-                prefill_step_size=step,
-                kv_quantization=from_options.make_kv_quantization(args),
-                progress=bar,
-            ):
+            for event in _events(args, model, tokenizer, source, reader, sampler, processors, bar):
                 printer.show(event)
         except KeyboardInterrupt:
             code = INTERRUPTED
     printer.finish(interrupted=code != 0)
+    if code == 0:
+        save(reader)
     if code == 0 and (said := printer.end_note(model.config.context_tokens)):
         note(f"[generate] {said}")
     if args.json:
@@ -210,29 +205,82 @@ class Printer:
         sys.stdout.flush()
 
 
-def _prompt_and_cache(
-    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str
-) -> tuple[Any, list[int]]:
-    if args.prompt_cache_file and args.system_prompt is not None:
+class _Source(NamedTuple):
+    """A prompt to answer, how many of its tokens a file holds, and what finds the places where others may go on."""
+
+    prompt: Prompt
+    in_file: int = 0
+    points: Callable[[int], dict[int, str]] = lambda known: {}
+
+
+def _source(
+    args: argparse.Namespace, model: Model, tokenizer: TokenizerWrapper, text: str, reader: PromptReader
+) -> _Source:
+    file = args.prompt_cache_file
+    if file and args.system_prompt is not None:
         raise OptionError(
             "--system-prompt comes before what --prompt-cache-file has read; give it to `ring-mlx cache-prompt` instead."
         )
-    cache = None
-    if args.prompt_cache_file:
-        cache = HybridCache.load(args.prompt_cache_file, model.fingerprint, model.cache_shapes)[0]
+    before = load_prompt(reader, file, model) if file else []
     if args.ignore_chat_template:
-        return cache, [int(i) for i in tokenizer.encode(text, add_special_tokens=cache is None)]
+        ids = [int(i) for i in tokenizer.encode(text, add_special_tokens=not file)]
+        return _Source(Prompt("", [*before, *ids], None), len(before))
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt is not None else []
     messages.append({"role": "user", "content": text})
     continue_last = args.prefill_response is not None
     if continue_last:
         messages.append({"role": "assistant", "content": args.prefill_response})
     extra = args.chat_template_config or {}
-    if cache is not None:
+    if file:
         after = text_after_cached(tokenizer, messages, extra, continue_last)
-        return cache, [int(i) for i in tokenizer.encode(after, add_special_tokens=False)]
-    tools = extra.pop("tools", None)
-    return None, render_chat(tokenizer, messages, tools, extra, continue_last)
+        ids = [int(i) for i in tokenizer.encode(after, add_special_tokens=False)]
+        return _Source(Prompt("", [*before, *ids], None), len(before))
+    renderer = Renderer(tokenizer, extra.pop("tools", None), extra, continue_last)
+    prompt = renderer.prompt(messages)
+    if reader.store is None:
+        return _Source(prompt)
+    return _Source(prompt, 0, partial(branch_points, renderer, messages, prompt))
+
+
+def _events(
+    args: argparse.Namespace,
+    model: Model,
+    tokenizer: TokenizerWrapper,
+    source: _Source,
+    reader: PromptReader,
+    sampler: Sampler,
+    processors: Sequence[LogitsProcessor],
+    bar: Progress,
+) -> Iterator[GenerationEvent]:
+    """Read what no snapshot holds of the prompt, then generate."""
+    ids, started = whole_ids(source.prompt.ids, model.config.vocab_size), time.perf_counter()
+    step, context = from_options.prefill_step_size(args), model.config.context_tokens
+    check_lengths(model, len(ids) - source.in_file, source.in_file, args.max_tokens, step, args.thinking_budget)
+    known = source.in_file or reader.start(ids)
+    bar(known, len(ids))
+    for done in reader.read(ids, source.points(known), lambda: False) if known < len(ids) else ():
+        bar(done, len(ids))
+    assert reader.logits is not None
+    thinking = options.thinking_of(args)
+    splitter, limit = (
+        splitter_after(tokenizer.decode(ids), thinking.start),
+        within(args.max_tokens, context - len(ids) + 1),
+    )
+    steps = decode(
+        reader.logits,
+        model,
+        reader.live.cache,
+        mx.array(ids, dtype=mx.int32),
+        max_tokens=limit,
+        sampler=sampler,
+        logits_processors=processors,
+        kv_quantization=reader.kv_quantization,
+        next_forced=thought_closer(tokenizer, splitter, args.thinking_budget, thinking, limit),
+    )
+    read = len(ids) - known
+    yield from events_of(
+        steps, tokenizer, splitter, limit, prompt_tokens=read, cached_tokens=known, before=ids, started=started
+    )
 
 
 def _add_eos(tokenizer: TokenizerWrapper, token: str, rows: int) -> None:

@@ -37,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_distributed_option(parser)
     options.add_sampling_options(parser)
     options.add_prefill_options(parser)
+    options.add_store_options(parser)
 
 
 def _str2bool(text: str) -> bool:

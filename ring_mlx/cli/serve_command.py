@@ -129,7 +129,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         prefill_step_tokens=args.prefill_step_size,
         memory_budget_bytes=args.cache_memory,
         max_snapshots=args.prompt_cache_size,
-        store=False if args.no_store else args.cache_dir or True,
+        store=options.store_of(args),
         store_budget_bytes=args.store_size,
         read_ahead=not args.no_read_ahead,
         thinking=options.thinking_of(args),

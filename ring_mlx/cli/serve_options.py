@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ring_mlx import options
 from ring_mlx.generation.defaults import MAX_TOKENS
@@ -26,7 +25,6 @@ HELP = {
     "template_args": "JSON object of template options, unless the request gives them",
     "memory": "most memory (a quarter of what is left, at most 4 GiB)",
     "count": "the most snapshots in memory (any number)",
-    "cache_dir": "folder for snapshots (the system's for caches, or RING_MLX_CACHE)",
     "ahead": "do not read ahead the start of the next turn while no request waits",
 }
 
@@ -61,12 +59,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     g.add_argument("--max-queue", type=options.positive_int, default=64, help=HELP["queue"])
     g.add_argument("--max-body", type=options.byte_count, default=8 << 20, metavar="SIZE", help=HELP["body"])
     g.add_argument("--prefill-step-size", type=options.positive_int, default=512, help=HELP["step"])
-    s = parser.add_argument_group("snapshots")
-    s.add_argument("--cache-dir", type=Path, help=HELP["cache_dir"])
-    s.add_argument("--no-store", action="store_true", help="keep snapshots in memory only")
-    s.add_argument(
-        "--store-size", type=options.byte_count, default=8 << 30, metavar="SIZE", help="most room on disk (8 GiB)"
-    )
+    options.add_store_options(parser)
+    s = group_of(parser, "snapshots")
     s.add_argument(
         *("--cache-memory", "--prompt-cache-bytes"), type=options.byte_count, metavar="SIZE", help=HELP["memory"]
     )

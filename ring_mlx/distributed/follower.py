@@ -91,7 +91,7 @@ class _Kept(SnapshotTree):
     """Snapshots by the number in which they were added, until rank 0 drops them."""
 
     def __init__(self) -> None:
-        super().__init__(0)
+        super().__init__(1)  # of bytes, which are not counted here: rank 0 says what to drop
         self._count = itertools.count()
         self._all: dict[int, Snapshot] = {}
 

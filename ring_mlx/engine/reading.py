@@ -124,6 +124,11 @@ class PromptReader:
         held = self.tree.held(self)
         self.tree.settle(ids if ids is not None else held.tokens if held is not None else [], self)
 
+    def adopt(self, cache: HybridCache, ids: Sequence[int]) -> None:
+        """Go on from a cache that holds these tokens, instead of `start`."""
+        self.live.cache, self.logits = cache, None
+        self.live.advance(np.asarray(ids, dtype=np.int32))
+
     def tell_if_short(self) -> None:
         """Say once that the memory budget does not hold two snapshots of the latest conversation, and which would."""
         tree, s = self.tree, self.tree.latest
@@ -142,6 +147,8 @@ class PromptReader:
 
     def _keep(self, kind: str) -> None:
         """Keep what the live cache knows now, to go on from unless that is the place of the answer just before."""
+        if not self.tree.budget_bytes:
+            return
         held = self.tree.held(self)
         goes_on = kind != "prompt" or held is None or held.kind != "answer"
         self.tree.add(self.live.snapshot(kind, self.logits, durable=kind != "prompt"), self if goes_on else None)

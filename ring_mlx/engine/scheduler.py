@@ -54,13 +54,9 @@ class Scheduler:
         """Whether there is a request."""
         return bool(self._reading or self._rows)
 
-    @property
-    def _all(self) -> list[Row]:
-        return [*self._reading, *self._rows.values()]
-
     def has_room(self, request: Request) -> bool:
         """Whether a request can come in: a place is free, and all caches at their longest fit into memory."""
-        rows, o = self._all, self._options
+        rows, o = [*self._reading, *self._rows.values()], self._options
         if len(rows) >= o.max_batch or len(self._reading) >= (o.max_reading or o.max_batch):
             return False
         if not rows or request.prepared is None:
@@ -106,17 +102,17 @@ class Scheduler:
 
     def drop(self) -> None:
         """Let those go whose answer nobody waits for any more; what was read of their prompts is kept."""
-        for row in [r for r in self._all if r.request.is_dropped]:
-            if row in self._reading:
-                self._reading.remove(row)
-                row.reader.settle()
-            else:
-                self._leave(next(n for n, other in self._rows.items() if other is row))
+        for row in [r for r in self._reading if r.request.is_dropped]:
+            self._reading.remove(row)
+            row.reader.settle()
+            self._end(row.request, End("stopped"), "cancelled")
+        for number, row in [(n, r) for n, r in self._rows.items() if r.request.is_dropped]:
+            self._leave(number)
             self._end(row.request, End("stopped"), "cancelled")
 
     def fail_all(self, error: RingError) -> None:
         """Tell every request that it will not be answered."""
-        for row in self._all:
+        for row in (*self._reading, *self._rows.values()):
             self._end(row.request, error, "failed")
         self._reading.clear()
         self._rows.clear()
