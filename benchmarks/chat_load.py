@@ -17,8 +17,8 @@ import textual
 from textual import events
 
 from benchmarks.common import arguments, report, slow_end
+from tui.answering import UPDATE_EVERY_S
 from tui.app import RingChat
-from tui.batch import UPDATE_EVERY_S
 from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Ended, Figures, Loaded, Piece, Post, Question

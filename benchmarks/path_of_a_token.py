@@ -106,8 +106,8 @@ def of_a_question() -> Trace:
 
 async def _ask(path: Trace) -> None:
     """Ask twice; the second question is traced."""
+    from tui.answering import Engine
     from tui.app import RingChat
-    from tui.engine import Engine
     from tui.messages import Ended, Loaded, Piece
 
     loop, engine = asyncio.get_running_loop(), Engine()

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
+from tui.answering import Engine
 from tui.app import RingChat
 from tui.config import Config, Preset
-from tui.engine import Engine
 from tui.keeper import Keeper
 from tui.messages import Sampling
 from tui.paths import HOME

@@ -19,8 +19,8 @@ from tests.sessions import options as session_options
 from tests.test_docs import leaves
 from tests.tiny import config, save_hf, softmax_config
 from tui import chat
+from tui.answering import SessionSource
 from tui.messages import ModelChoice
-from tui.sources import SessionSource
 
 
 def is_under(model, offset):

@@ -41,7 +41,7 @@ from tests.serving import TOOLS, client_of, send, user
 from tests.sessions import DirectSession, options
 from tests.tui_pilot import chat
 from tui import paths
-from tui.engine import Engine
+from tui.answering import Engine
 from tui.messages import ModelChoice
 from tui.store import Database, chats, turns
 

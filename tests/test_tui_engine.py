@@ -24,16 +24,14 @@ from ring_mlx.model.memory import budget_bytes
 from tests.tui_pilot import SIZES, pause
 from tests.tui_pilot import chat as pilot
 from tui import chat, commands
+from tui.answering import Engine, StoppedError, Updates
 from tui.app import RingChat
-from tui.batch import Batch
 from tui.config import Config
 from tui.conversation import Conversation
-from tui.engine import Engine
 from tui.keeper import Keeper
 from tui.messages import Ended, Failed, Figures, Loaded, Loading, ModelChoice, Piece, Question, Reading, Sampling
 from tui.plain import Plain
 from tui.screens.chat import ChatScreen
-from tui.sources import StoppedError
 from tui.store import Call
 
 
@@ -45,7 +43,7 @@ def home(tmp_path, monkeypatch):
 
 def test_a_batch_gathers_text_and_counts_the_whole_thought():
     now = [10.0]
-    batch = Batch(7, clock=lambda: now[0])
+    batch = Updates(7, clock=lambda: now[0])
     assert batch.is_due()
     batch.add("a", "", True, Figures(generated_tokens=1))
     batch.take()
@@ -262,7 +260,7 @@ def test_experts_on_demand_give_the_same_answer_also_after_a_switch(chat_folder,
         r.ask("hi", temp=0.0, max_tokens=12)
         return "".join(m.thinking_text + m.answer_text for m in r.read() if isinstance(m, Piece))
 
-    monkeypatch.setattr("tui.sources.Session", Made)
+    monkeypatch.setattr("tui.answering.Session", Made)
     with Running(ModelChoice(str(chat_folder))) as r:
         whole = answer(r)
         assert Made.info is None
@@ -368,7 +366,7 @@ def test_a_session_reports_what_cannot_be_loaded():
 
 EXIT = """
 import queue
-from tui.engine import Engine
+from tui.answering import Engine
 from tui.messages import {until}, Question, Sampling
 posted, engine = queue.Queue(), Engine()
 engine.start(posted.put)
@@ -437,7 +435,7 @@ def test_options_reach_the_session(monkeypatch):
         raise Chosen(choice)
 
     monkeypatch.setattr("tui.chat.Engine", engine)
-    monkeypatch.setattr("tui.sources.Session", Silent)
+    monkeypatch.setattr("tui.answering.Session", Silent)
     monkeypatch.setattr(Silent, "heard", [])
     args = parse("--plain", "--adapter-path=a", "--prefill-step-size=7", "--xtc-probability=0.5", "--xtc-threshold=0")
     with pytest.raises(Chosen) as caught:

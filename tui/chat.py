@@ -11,8 +11,8 @@ from typing import Any
 
 from ring_mlx import harmless, thinking_of
 from tui import config, paths
+from tui.answering import Engine
 from tui.commands import SETTINGS
-from tui.engine import Engine
 from tui.keeper import Keeper
 from tui.messages import ModelChoice
 from tui.plain import Plain

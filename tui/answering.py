@@ -1,0 +1,294 @@
+"""The way from screens to a `ring_mlx.Session`: one thread asks it and posts its events as messages.
+
+Importing this module is cheap: MLX is imported on the session's own thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from textual.message import Message
+
+from ring_mlx import (
+    AnswerText,
+    End,
+    PrefillProgress,
+    Revised,
+    RingError,
+    Sampling,
+    Session,
+    Statistics,
+    Thinking,
+    ThinkingText,
+)
+from tui import paths
+from tui.messages import Ended, Failed, Figures, Loaded, Loading, ModelChoice, Piece, Post, Question, Reading
+from tui.messages import Sampling as Chosen
+
+TOY = "toy"
+UPDATE_EVERY_S = 0.06
+
+
+class StoppedError(Exception):
+    """The user stopped the answer while its prompt was being read."""
+
+
+class Engine:
+    """Loads models and answers questions, one after the other, on a thread of its own.
+
+    Args:
+        choice: The first model.
+        load: Makes a `SessionSource`, or what answers, stops and closes as one does.
+    """
+
+    def __init__(
+        self, choice: ModelChoice | None = None, load: Callable[[ModelChoice, Post], SessionSource] | None = None
+    ) -> None:
+        self._choice, self._load = choice or ModelChoice(), load or SessionSource
+        self._post: Post = lambda message: None
+        self._work: queue.Queue[tuple[Question, threading.Event] | ModelChoice | None] = queue.Queue()
+        self._stopped = threading.Event()
+        self._source: SessionSource | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self, post: Post) -> None:
+        """Start the thread, which loads the model first; ``post`` must take messages from any thread."""
+        self._post = post
+        self._thread.start()
+
+    def ask(self, question: Question) -> None:
+        """Answer a question; may be called before the model is loaded."""
+        self._stopped = threading.Event()
+        self._work.put((question, self._stopped))
+
+    def switch(self, choice: ModelChoice) -> None:
+        """End the answer and load another model; the old one is freed first, and comes back if the new one fails.
+
+        What the choice leaves open of memory for experts, steps and the rules for thoughts stays as it is.
+        """
+        self.stop()
+        names = ("expert_cache_bytes", "thinking", "prefill_step_tokens")
+        kept = {name: getattr(self._choice, name) for name in names if getattr(choice, name) is None}
+        self._work.put(replace(choice, **kept))
+
+    def stop(self) -> None:
+        """End the latest question's answer after the token or prompt step at hand."""
+        self._stopped.set()
+        if (source := self._source) is not None:
+            source.stop()
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """End the answer and free the model; returns whether the thread has ended, so that the process may exit."""
+        self.stop()
+        self._work.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        self._use(self._choice)
+        while (work := self._work.get()) is not None:
+            if isinstance(work, ModelChoice):
+                had_one = self._source is not None
+                self._free()
+                if not self._use(work) and had_one:
+                    self._use(self._choice)
+            else:
+                self._answer(*work)
+        self._free()
+
+    def _use(self, choice: ModelChoice) -> bool:
+        try:
+            self._source, self._choice = self._load(choice, self._post), choice
+        except Exception as e:  # noqa: BLE001 what happens is shown, not raised; another choice may fare better
+            self._post(Failed(in_one_line(e)))
+        return self._source is not None
+
+    def _free(self) -> None:
+        source, self._source = self._source, None
+        try:
+            if source is not None:
+                source.close()
+        except Exception as e:  # noqa: BLE001 as above
+            self._post(Failed(in_one_line(e)))
+
+    def _answer(self, question: Question, stopped: threading.Event) -> None:
+        last: Message = Ended(question.number, "stopped")
+        try:
+            if self._source is None:
+                last = Failed("[model] no model is loaded; choose one with /model.", question.number)
+            elif not stopped.is_set():
+                last = self._source.answer(question, stopped, self._post)
+        except StoppedError:
+            pass
+        except Exception as e:  # noqa: BLE001 as above; the next question may fare better
+            last = Failed(in_one_line(e), question.number)
+        self._post(last)
+
+
+def in_one_line(e: Exception) -> str:
+    """What to show of an exception."""
+    if isinstance(e, RingError):
+        return str(e)
+    return f"[engine] {type(e).__name__}: {' '.join(str(e).split())[:200]}; please report this."
+
+
+class SessionSource:
+    """A session, used on the engine's thread; only `stop` may be called from any.
+
+    Args:
+        choice: The model.
+        post: Takes `Loading` and `Loaded`.
+
+    Raises:
+        RingError: If the model cannot be had or does not fit.
+    """
+
+    def __init__(self, choice: ModelChoice, post: Post) -> None:
+        name = Path(choice.path).name if choice.path else TOY
+        post(Loading(name))
+        thinking = choice.thinking or Thinking()
+        self._session = Session(
+            choice.path,
+            revision=choice.revision,
+            decay_layer_offset=choice.decay_layer_offset,
+            adapter_path=choice.adapter_path,
+            expert_cache_bytes=choice.expert_cache_bytes,
+            store=paths.snapshots(),
+            prefill_step_tokens=choice.prefill_step_tokens,
+            thinking_start=thinking.start,
+            answer_room=thinking.answer_room,
+            on_loading=lambda event: post(Loading(name, event.done, event.total)),
+        )
+        try:
+            info = self._session.wait_until_loaded()
+        except BaseException:
+            self._session.close(0)
+            raise
+        quantisation = "" if info.quantization == "none" else info.quantization
+        s = info.sampling
+        plain = Chosen(temp=s.temp, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p)
+        post(Loaded(name, info.context_tokens, quantisation, info.memory_limit_bytes, plain))
+
+    def stop(self) -> None:
+        """End the running answer; from any thread."""
+        self._session.stop()
+
+    def close(self) -> None:
+        """Save what was read and free the model."""
+        self._session.close()
+
+    def answer(self, question: Question, stopped: threading.Event, post: Post) -> Ended:
+        """Post the answer's messages and return the last.
+
+        Raises:
+            StoppedError: If the prompt was not read to its end.
+            RingError: If the question cannot be answered.
+        """
+        s = question.sampling
+        xtc = {n: getattr(s, n) for n in ("xtc_probability", "xtc_threshold") if getattr(s, n) is not None}
+        reply = self._session.send(
+            list(question.messages),
+            sampling=Sampling(temp=s.temp, top_p=s.top_p, min_p=s.min_p, top_k=s.top_k, seed=s.seed, **xtc),
+            max_tokens=s.max_tokens,
+            thinking_budget=s.thinking_budget,
+            continue_last=question.continues,
+        )
+        if stopped.is_set():
+            reply.stop()
+        updates, end = Updates(question.number, lambda: self._session.counters.snapshot_bytes), None
+        for event in reply:
+            if isinstance(event, PrefillProgress):
+                post(Reading(question.number, event.done, event.total, event.reused, event.eta_s))
+            end = event if isinstance(event, End) else None
+            updates.hear(event)
+            if updates.tokens and (end is not None or updates.is_due()):
+                post(updates.take())
+        if end is None or (end.reason == "stopped" and not updates.tokens):
+            raise StoppedError
+        return Ended(question.number, end.reason, updates.figures)
+
+
+class Updates:
+    """Gathers the tokens of one answer into a few updates a second; measures figures until the session gives its own.
+
+    Args:
+        number: The question's.
+        cache_bytes: Bytes of snapshots now.
+        clock: Seconds, from any start.
+    """
+
+    def __init__(
+        self, number: int, cache_bytes: Callable[[], int] = lambda: 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._number, self._cache_bytes, self._clock = number, cache_bytes, clock
+        self._thinking_text = self._answer_text = ""
+        self._revised: str | None = None
+        self.tokens = 0
+        self._started, self._first = clock(), 0.0
+        self._figures = Figures(cache_bytes=cache_bytes())
+        self._thinking_tokens, self._thinking_s, self._thinking_from = 0, 0.0, 0.0
+        self._taken_at = float("-inf")
+
+    @property
+    def figures(self) -> Figures:
+        """The last ones, with the thought's size so far."""
+        tokens = self._figures.thinking_tokens or self._thinking_tokens
+        return replace(self._figures, thinking_tokens=tokens, thinking_s=self._thinking_s)
+
+    def hear(self, event: object) -> None:
+        """Take one event of a session."""
+        if isinstance(event, PrefillProgress):
+            self._figures = replace(self._figures, prompt_tokens=event.total, reused_tokens=event.reused)
+        elif isinstance(event, ThinkingText):
+            self.add(event.text, "", True, self._measured())
+        elif isinstance(event, AnswerText):
+            self.add("", event.text, False, self._measured())
+        elif isinstance(event, Revised):
+            self._figures, self._revised = self._measured(), event.thought
+            self._thinking_text = self._answer_text = ""
+            if not event.thought:
+                self._thinking_tokens, self._thinking_s = 0, 0.0
+        elif isinstance(event, Statistics):
+            self._figures = Figures(**vars(event), cache_bytes=self._cache_bytes())
+
+    def add(self, thinking_text: str, answer_text: str, is_thinking: bool, figures: Figures) -> None:
+        """Take one token and the figures with it."""
+        self._figures = figures
+        self._thinking_text += thinking_text
+        self._answer_text += answer_text
+        if is_thinking:
+            now = self._clock()
+            self._thinking_from = self._thinking_from if self._thinking_tokens else now
+            self._thinking_s = now - self._thinking_from
+            self._thinking_tokens += 1
+
+    def is_due(self) -> bool:
+        """Whether the last update is long enough ago."""
+        return self._clock() - self._taken_at >= UPDATE_EVERY_S
+
+    def take(self) -> Piece:
+        """The update; the next one starts empty."""
+        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures, self._revised)
+        self._thinking_text, self._answer_text, self._revised = "", "", None
+        self._taken_at = self._clock()
+        return piece
+
+    def _measured(self) -> Figures:
+        now = self._clock()
+        self._first = self._first or now
+        self.tokens += 1
+        wait_s = self._first - self._started
+        read = self._figures.prompt_tokens - self._figures.reused_tokens
+        return replace(
+            self._figures,
+            generated_tokens=self.tokens,
+            prompt_tps=read / max(wait_s, 1e-9),
+            generation_tps=(self.tokens - 1) / (now - self._first) if self.tokens > 1 else 0.0,
+            time_to_first_token_s=wait_s,
+        )
