@@ -27,10 +27,10 @@ class Command(NamedTuple):
         name: As it is typed.
         group: The title under which help lists it.
         about: What it does, in a sentence.
-        example: A line that can be typed as it is.
-        options: A module with ``add(parser)``, and with ``check(args)`` if some options exclude others.
+        example: A line that can be typed.
+        options: A module with ``add(parser)``, and ``check(args)`` if some options exclude others.
         work: A module with ``run(args)``, which returns the exit code. It is imported once the options are good.
-        needs_mlx: Whether to stop before the work where MLX is not installed.
+        needs_mlx: Whether the work needs MLX.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Command(NamedTuple):
 
 
 def group_of(parser: argparse.ArgumentParser, title: str) -> Any:
-    """The group of options with this title, made where there is none yet."""
+    """The group of options with this title, made if there is none yet."""
     found = (g for g in parser._action_groups if g.title == title)
     return next(found, None) or parser.add_argument_group(title)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it computes."""
+    """Options for the model and its precision."""
     g = group_of(parser, "model")
     g.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     g.add_argument("--revision", help="branch, tag or commit of a hub repository")
@@ -61,7 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tune_option(parser: argparse.ArgumentParser) -> None:
-    """--no-tune, for a command that loads the model of --model."""
+    """--no-tune, for a command with --model."""
     if any("--model" in action.option_strings for action in parser._actions):
         about = "time nothing at the first load, and ignore earlier choices of kernels and sizes"
         group_of(parser, "model").add_argument("--no-tune", action="store_true", help=about)
@@ -79,7 +79,7 @@ def add_quiet_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_expert_options(parser: argparse.ArgumentParser) -> None:
-    """Routed experts that are read on demand."""
+    """Options for routed experts that are read on demand."""
     g = group_of(parser, "model")
     g.add_argument(
         "--expert-cache-bytes",
@@ -91,7 +91,7 @@ def add_expert_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributed_option(parser: argparse.ArgumentParser) -> None:
-    """How several processes share the model."""
+    """--distributed."""
     group_of(parser, "model").add_argument(
         "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"
     )
@@ -124,7 +124,7 @@ STEP_HELP = "prompt tokens per step (2048 on a GPU, 128 on a CPU)"
 
 
 def add_step_option(parser: argparse.ArgumentParser) -> None:
-    """How much of a prompt is read at once."""
+    """--prefill-step-size."""
     group_of(parser, "memory").add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
 
 

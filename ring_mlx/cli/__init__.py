@@ -22,20 +22,20 @@ FIRST = """\
 ring-mlx runs Ring-linear 2.0 models. Try first:
 
   ring-mlx chat
-      a chat with the toy that comes with it: it adds, sorts and spells, and needs no network
+      a chat with the packaged toy, which adds, sorts and spells, and needs no network
   ring-mlx generate --prompt "What is 27 + 35?"
       one answer of the toy
   ring-mlx doctor
-      what this machine can run, and what it lacks
+      what this machine can run, and what is missing
   ring-mlx chat --model mlx-community/Ring-mini-linear-2.0-4bit
-      the real model in 4 bits, which is fetched once (8.6 GB)
+      the real model in 4 bits, which is downloaded once (8.6 GB)
 
 ring-mlx --help lists all commands, ring-mlx COMMAND --help the options of one.
 """
 
 
 def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
-    """The parser for a command line: only a command that it names has its options. Without a line all have theirs."""
+    """The parser for a command line, with the options of the command that it names, or of all without a line."""
     parser = OneLineParser(
         prog="ring-mlx",
         description="Run Ring-linear 2.0 models with MLX.",
@@ -51,10 +51,7 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ring-mlx`` and return its exit code.
-
-    It is 0, 2 for bad input, 4 for an answer cut off, 130 when interrupted, 141 when nobody reads.
-    """
+    """Run ``ring-mlx`` and return its exit code: 0 or one of `ring_mlx.cli.exit_codes`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning
@@ -89,7 +86,7 @@ def _run(words: Sequence[str]) -> int:
         try:
             args = build_parser(words).parse_args(words)
         except SystemExit:
-            sys.stdout.flush()  # The help may be cut, too.
+            sys.stdout.flush()  # the reader of help may be gone too
             raise
         code = args.run(args)
     else:

@@ -1,4 +1,4 @@
-"""``ring-mlx bench``: how fast a model runs here, beside mlx-lm and beside what the machine could do."""
+"""``ring-mlx bench``: how fast a model runs here, compared with mlx-lm and with what the machine could do."""
 
 from __future__ import annotations
 

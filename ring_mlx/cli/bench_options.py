@@ -59,7 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises BenchError where options do not go together."""
+    """Raises BenchError for options that exclude each other."""
     if args.random is not None and (args.model is not None or args.revision is not None):
         raise BenchError("--random makes its own weights; leave --model and --revision out, or --random.")
     if args.random is None and (args.bits is not None or args.layers is not None):

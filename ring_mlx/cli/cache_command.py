@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises OptionError where options exclude each other."""
+    """Raises OptionError for options that exclude each other."""
     if args.action == "prune" and args.all and (args.max_size is not None or args.unused_days is not None):
         raise OptionError("--all leaves nothing that --max-size or --unused-days could keep; give one of them.")
 

@@ -60,7 +60,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises OptionError where options do not go together."""
+    """Raises OptionError for options that exclude each other."""
     if args.source is None and not args.verify:
         raise OptionError("--hf-path (or --model) is missing; name a folder, or owner/name on the hub.")
     if args.source is None and (args.report is not None or args.dry_run):

@@ -18,7 +18,7 @@ from ring_mlx.options import group_of
 from ring_mlx.system.terminal_text import for_output, harmless_json, note
 
 HAS_PROBLEM = 1
-# Which options need one of others.
+# Options that need one of others.
 NEEDS = {
     ("check-decay", "tune"): ("revision",),
     ("check-decay",): ("decay-layer-offset", "text", "tokens", "write-decay"),
@@ -55,7 +55,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises OptionError for an option of what is not asked for."""
+    """Raises OptionError for options that exclude or need others."""
     tasks = [f"--{t}" for t in ("tune", "check-decay", "report") if getattr(args, t.replace("-", "_")) is not None]
     if len(tasks) > 1:
         raise OptionError(f"{' and '.join(tasks)} are tasks of their own; give one of them.")

@@ -1,4 +1,4 @@
-"""What ``ring-mlx doctor`` does with a model: checks its decay, or times what is fast with it."""
+"""The parts of ``ring-mlx doctor`` that load a model: checking its decay, and timing what is fast with it."""
 
 from __future__ import annotations
 

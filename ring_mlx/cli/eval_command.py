@@ -33,7 +33,7 @@ from ring_mlx.system.wired import Wired
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what is asked for and print it; returns the exit code."""
+    """Make the requested measurements and print them; returns the exit code."""
     # What is read or checked before a model is loaded, which may take long.
     measurements = [prepare(args) for name, prepare in PREPARE.items() if getattr(args, name) is not None]
     model, tokenizer, name = from_options.load_named(args)

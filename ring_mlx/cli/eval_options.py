@@ -10,10 +10,10 @@ from ring_mlx.errors import OptionError
 from ring_mlx.generation.defaults import MAX_TOKENS
 from ring_mlx.options import group_of
 
-# Questions of each task of a packaged suite, so that the toy needs about a minute.
+# Questions of each task of a packaged suite, with which the toy needs about a minute.
 QUICK_LIMIT = 1
 SUITE_ONLY = ("task", "limit", "full", "batch_size", "show_wrong")
-# Flags that say something about one measurement only, and the flag that asks for it.
+# Flags of one measurement, and the flag that requests it.
 NEEDS = {
     "window": "perplexity",
     "stride": "perplexity",
@@ -67,7 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises OptionError where a flag belongs to a measurement that is not asked for."""
+    """Raises OptionError for a flag of a measurement that is not requested."""
     for flag, needed in NEEDS.items():
         if getattr(args, flag) is not None and getattr(args, needed) is None:
             raise OptionError(f"--{flag} is for --{needed}; add --{needed} as well, or leave --{flag} out.")

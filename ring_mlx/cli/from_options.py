@@ -1,4 +1,4 @@
-"""What options stand for: a loaded model, a sampler, a prompt."""
+"""Makes from options what they name: a loaded model, a sampler, a prompt."""
 
 from __future__ import annotations
 

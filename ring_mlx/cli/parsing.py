@@ -16,13 +16,13 @@ _DEFAULT = re.compile(r"\((?!default)([^()]*)\)$")
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Help with a short usage, short names for values, and what holds without an option as its default."""
+    """Help with a short usage, short names of values, and each default as "(default: ...)"."""
 
     def __init__(self, prog: str, **settings: Any) -> None:
         super().__init__(prog, **{"max_help_position": 32, **settings})
 
     def add_usage(self, usage: Any, actions: Iterable[Any], groups: Iterable[Any], prefix: str | None = None) -> None:
-        """Name what must be given; the options below say the rest."""
+        """Name only required arguments; the options are listed below."""
         options = argparse.Action([], "options", metavar="[options]")
         needed = [a for a in actions if a.required or not a.option_strings]
         super().add_usage(usage, [options, *needed], [], prefix)
@@ -60,14 +60,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, about: str, *examples: str) -> argparse.ArgumentParser:
-    """A parser for one more command.
-
-    Args:
-        commands: What ``add_subparsers`` gave.
-        name: The command.
-        about: What it does, in a sentence.
-        examples: Lines that can be typed as they are.
-    """
+    """A parser for one more command: its name, what it does in a sentence, and examples that can be typed."""
     shown = "".join(f"\n  {line}" for line in examples)
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=about, description=about, epilog=f"example{'s' * (len(examples) > 1)}:{shown}"
@@ -76,7 +69,7 @@ def add_command(commands: Any, name: str, about: str, *examples: str) -> argpars
 
 
 def in_groups(parser: argparse.ArgumentParser, commands: Any, groups: Mapping[str, str]) -> None:
-    """List commands in the help under titles; argparse alone would list all of them under one."""
+    """List commands in the help under several titles; argparse would list all under one."""
     parser._positionals._group_actions.remove(commands)
     for listed in commands._choices_actions:
         group_of(parser, groups[listed.dest])._group_actions.append(listed)

@@ -10,7 +10,7 @@ STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 def replace_closed() -> None:
-    """Put the null device where a shell has closed a stream, or the next file to be opened would get what is printed."""
+    """Open the null device for streams that the shell closed; else the next opened file would get what is printed."""
     while (handle := os.open(os.devnull, os.O_RDWR)) < len(STREAMS):
         pass
     os.close(handle)
@@ -20,7 +20,7 @@ def replace_closed() -> None:
 
 
 def give_up_unwritable() -> None:
-    """Send to the null device what a stream did not take, or Python would complain of it when it ends."""
+    """Send unwritten output of full or closed streams to the null device, or Python would complain at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

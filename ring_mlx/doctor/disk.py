@@ -1,4 +1,4 @@
-"""Room and permissions where downloads and snapshots go."""
+"""Free space and permissions of the folders for downloads and snapshots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check() -> list[Finding]:
 
 
 def folder(name: str, path: Path, wanted_bytes: float, variable: str) -> Finding:
-    """Free space at a folder that may not be there yet.
+    """Free space at a folder, which need not exist yet.
 
     Args:
         name: What it holds.

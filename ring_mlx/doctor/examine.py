@@ -8,7 +8,7 @@ from ring_mlx.doctor.finding import PROBLEM, Finding
 from ring_mlx.system.install import diagnosis
 from ring_mlx.system.progress import Progress
 
-# A module of this package and what to call it where it fails.
+# Modules of this package, and their sections if they fail.
 CHECKS = {
     "versions": "versions",
     "machine": "machine",
@@ -20,7 +20,7 @@ CHECKS = {
 
 
 def examine(progress: Progress | None = None) -> list[Finding]:
-    """Everything but the decay. A check that fails itself is a problem, and the rest go on.
+    """All checks except the decay; a check that itself fails is a problem, and the others go on.
 
     Args:
         progress: Called with (checks done, all, what is checked next).

@@ -50,7 +50,7 @@ Run = Callable[[str, Path], Found]
 _PUBLIC = re.compile(
     r"m\d+|air|apple|cuda|linux|mac|max|metal|mini|mlx|nvidia|pro|ring|studio|toy|ultra", re.IGNORECASE
 )
-# An absolute path, of which the last name stays.
+# An absolute path; its last name stays.
 _PATH = re.compile(r"(?<![\w.<>/~])/(?:[^\s'\"/:,;()<>|]+/)+")
 
 
@@ -59,7 +59,7 @@ def check_files(file: Path) -> Path:
     if not file.name:
         raise OptionError(f"--report {file} cannot be written (it names no file); name one, such as report.json.")
     beside = file.with_suffix(".md")
-    if beside.name.lower() == file.name.lower():  # one file on a Mac, whatever the case
+    if beside.name.lower() == file.name.lower():  # a Mac ignores case in names
         raise OptionError(f"--report {file}: the page beside it would have the same name; end it in .json.")
     for path in (file, beside):
         try:

@@ -1,4 +1,4 @@
-"""The parts of ``ring-mlx doctor --report``, each of which returns what it finds as JSON.
+"""The parts of ``ring-mlx doctor --report``; each returns its findings as JSON.
 
 Each runs in a process of its own (`python -m ring_mlx.doctor.report_parts PART FILE`), so that a hang of the GPU or a
 crash of its driver costs one part. All share a folder for proofs and choices that is empty at first.
@@ -47,7 +47,7 @@ STACK = (
     *("ring-mlx", "mlx", "mlx-metal", "mlx-cuda-13", "mlx-cpu", "mlx-lm"),
     *("numpy", "transformers", "safetensors", "textual"),
 )
-# Of what MLX says of a device; on CUDA it knows a number of the card too.
+# From MLX's description of the device, without the card's serial number on CUDA.
 DEVICE = ("architecture", "max_buffer_length", "max_recommended_working_set_size", "memory_size", "resource_limit")
 # Whether they are set changes what is measured; their values are private.
 SWITCHES = ("RING_MLX_KERNELS", "RING_MLX_TUNE", "MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER")

@@ -1,4 +1,4 @@
-"""Estimates how far long work is and how long it still takes."""
+"""Progress of long work: how it is reported, and an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Is told how far work is: what is done of all, a few words about it, and the seconds left.
+    """A callable that gets what is done of all, a few words about it, and the seconds left.
 
-    Without ``left_s`` the rest is taken to go as fast as what is done; infinite is not known yet.
+    Without ``left_s`` the rest is assumed to be as fast as what is done; infinite means that it is not known yet.
     """
 
     def __call__(self, done: float, total: float, said: str = "", left_s: float | None = None, /) -> object: ...
 
 
-# What is told of a kind of which less than this is done: nothing, since the first steps are slow.
+# The least part of a kind that must be done before a time is given, since the first steps are slow.
 LEAST_SHARE = 0.02
 
 
@@ -33,7 +33,7 @@ class TimeLeft:
         self._since = time.perf_counter()
 
     def did(self, kind: str, amount: float) -> None:
-        """So much of a kind was done since the last call, and nothing else."""
+        """Count work of one kind, the only work since the last call."""
         now = time.perf_counter()
         self._took[kind] += now - self._since
         self._done[kind] += amount
@@ -41,7 +41,7 @@ class TimeLeft:
         self._since = now
 
     def left_s(self) -> float:
-        """Seconds; infinite while there is a kind of which next to nothing is done."""
+        """Seconds left; infinite while too little is done of some kind."""
         left = 0.0
         for kind, todo in self._todo.items():
             if todo > 0 and self._done[kind] < LEAST_SHARE * self._all[kind]:

@@ -1,7 +1,7 @@
-"""Imports transformers faster. It reads the names in its 3,000 files, and reads them again at its first tokenizer.
+"""Makes the import of transformers faster. It reads names from its 3,000 files, and again at its first tokenizer.
 
-Its cache of what it has read holds 128 folders, and there are over 500. Here the second reading gets the result of the
-first. The first searches each line of a file for the last ``__all__``; here it gets the text from there on. A command
+Its cache of read folders holds 128, and there are over 500. Here the second reading gets the result of the first. The
+first reading searches each line of a file for the last ``__all__``; here it gets only the text after that. A command
 starts in a third less processor time.
 """
 
@@ -20,14 +20,14 @@ UTILS, MODELS, NAMES = "transformers.utils.import_utils", "transformers.models",
 
 
 class _Beside(MetaPathFinder):
-    """Finds no module. It sees which module is imported next, and so how far the import of transformers is."""
+    """Finds no module, but sees which module is imported next, and so how far the import of transformers is."""
 
     _is_quick = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        # Another version of transformers may lack these functions. It is left as it is then.
+        # Another version of transformers may lack these functions; then nothing is changed.
         with suppress(AttributeError):
             if fullname == MODELS:
                 sys.meta_path.remove(self)
@@ -39,7 +39,7 @@ class _Beside(MetaPathFinder):
 
 
 def install() -> None:
-    """Prepare both, unless transformers is imported already."""
+    """Prepare both changes, unless transformers is imported already."""
     if MODELS not in sys.modules and not any(isinstance(f, _Beside) for f in sys.meta_path):
         sys.meta_path.insert(0, _Beside())
 
@@ -50,11 +50,11 @@ def _look_for_names_quickly(utils: Any) -> None:
 
 
 def _keep_what_was_read(utils: Any) -> None:
-    """Give the second reading what the first found. Call between the two."""
+    """Give the second reading the result of the first; to be called between the two."""
     read = utils.create_import_structure_from_path
     memory, package = read.cache_info(), Path(utils.__file__).parents[1] / "models"
     if memory.maxsize is None or memory.misses <= memory.maxsize:
         return  # nothing was forgotten
-    found = read(package)  # under this name it is the last one that was read, and so still there
+    found = read(package)  # still in the cache, since under this name it was read last
     names = {str(package), str(package / "__init__.py")}
     utils.create_import_structure_from_path = lambda path: found if str(path) in names else read(path)
