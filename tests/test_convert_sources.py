@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+import ring_mlx
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.checkpoint.safetensors_header import TensorSpec
 from ring_mlx.checkpoint.shards import read_tensors
@@ -389,3 +392,26 @@ def test_settings_of_our_own_form_that_cannot_be_understood_are_one_line(tmp_pat
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ring-mlx: [")
     assert not (tmp_path / "out").exists()
+
+
+def reads_of(tree, keys):
+    """Whether code looks one of the keys up, with ``get`` or in brackets."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            found = node.args[:1]
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            found = [node.slice]
+        else:
+            continue
+        if any(isinstance(key, ast.Constant) and key.value in keys for key in found):
+            return True
+    return False
+
+
+def test_quantization_settings_are_read_in_one_module():
+    keys = {"quantization", "quantization_config", "quant_method", "config_groups", "weight_block_size", "desc_act"}
+    package = Path(ring_mlx.__file__).parent
+    readers = {
+        str(path.relative_to(package)) for path in package.rglob("*.py") if reads_of(ast.parse(path.read_text()), keys)
+    }
+    assert readers == {"model/quantization.py"}

@@ -82,12 +82,10 @@ class GPTQ(Packed):
 
     def __init__(self, parts: Parts, of: Parameter) -> None:
         super().__init__(parts)
-        config = quantization.gptq_settings(of.raw)
-        bits = int(config.get("bits", 4))
+        bits, is_mixed, self._offset = quantization.gptq_settings(of.raw)
         words, out = self.parts["qweight"].matrix
-        self._offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
         groups, cols = self.parts["scales"].matrix[0], words * 32 // bits
-        self.by_column = self.parts.get("g_idx") if config.get("desc_act") else None
+        self.by_column = self.parts.get("g_idx") if is_mixed else None
         self._set((out, cols), bits, groups)
         self._expect("qweight", (words, out), WORDS)
         self._expect("qzeros", (groups, -(-out * bits // 32)), WORDS)

@@ -85,9 +85,7 @@ class ExpertShardFile(ShardFile):
         super().close()
 
     def _lay_out(self, tensors: Sequence[TensorSpec]) -> dict[str, Any]:
-        by_name = {t.name.partition(".switch_mlp.")[2]: t for t in tensors}
-        order = [by_name[name] for name in in_expert_order([(n, BITS[t.dtype]) for n, t in by_name.items()])]
-        count, self._length = tensors[0].shape[0], 0
+        order, count, self._length = in_expert_order(tensors), tensors[0].shape[0], 0
         for t in order:
             self._starts[t.name], self._piece[t.name] = self._length, t.nbytes // count
             self._length += self._piece[t.name]

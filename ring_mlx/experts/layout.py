@@ -8,12 +8,12 @@ hash of each expert, in the order of the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ring_mlx.checkpoint import weights
-from ring_mlx.checkpoint.safetensors_header import Header, Tensor, TensorSpec, read_header
+from ring_mlx.checkpoint.safetensors_header import BITS, Header, Tensor, TensorSpec, read_header
 from ring_mlx.checkpoint.shards import add_tensors, find_shards
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config import RingConfig
@@ -80,14 +80,14 @@ def _cut(stack: Tensor, count: int) -> list[Tensor]:
     return [replace(stack, shape=shape, start=start, end=start + size) for start in starts]
 
 
-def in_expert_order(names: Sequence[tuple[str, int]]) -> list[str]:
-    """Names of an expert's tensors, given with their element sizes, in the order of the streamed layout."""
+def in_expert_order(stacks: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """The stacks of a layer in the order in which an expert's tensors lie."""
 
-    def key(item: tuple[str, int]) -> tuple[int, int, str]:
-        projection = next((i for i, p in enumerate(PROJECTIONS) if item[0].startswith(p)), len(PROJECTIONS))
-        return -item[1], projection, item[0]
+    def key(stack: TensorSpec) -> tuple[int, int, str]:
+        name = stack.name.partition(".switch_mlp.")[2]
+        return -BITS[stack.dtype], next((i for i, p in enumerate(PROJECTIONS) if name.startswith(p)), 3), name
 
-    return [name for name, _ in sorted(names, key=key)]
+    return sorted(stacks, key=key)
 
 
 def expert_name(stacked: str, expert: int) -> str:

@@ -24,9 +24,10 @@ class Slots:
     """
 
     def __init__(self, parts: Sequence[TensorSpec], count: int, dtype: mx.Dtype) -> None:
-        self.count, self._parts = count, parts
+        self.count = count
         self.arrays: dict[str, mx.array] = {}
-        self._rows: list[Any] = []
+        # Of each part, its rows and whether they are wider than in the file.
+        self._parts: list[tuple[TensorSpec, Any, bool]] = []
         for part in parts:
             stored = stored_dtype(part, dtype)
             width = part.nbytes * stored.size // DTYPES[part.dtype].size
@@ -36,20 +37,16 @@ class Slots:
             rows = np.frombuffer(memoryview(raw), np.uint8).reshape(count, width)
             self._check_shared(rows, whole)
             self.arrays[part.name] = whole
-            self._rows.append(rows)
-        self._narrow = [stored_dtype(p, dtype) != DTYPES[p.dtype] for p in parts]
+            self._parts.append((part, rows, stored != DTYPES[part.dtype]))
 
     def buffers(self, slot: int) -> list[Any]:
         """Memory for each part's bytes in the file: a row, or scratch where floats are widened."""
-        return [
-            np.empty(p.nbytes, np.uint8) if narrow else rows[slot]
-            for p, narrow, rows in zip(self._parts, self._narrow, self._rows, strict=True)
-        ]
+        return [np.empty(p.nbytes, np.uint8) if is_wider else rows[slot] for p, rows, is_wider in self._parts]
 
     def settle(self, slot: int, buffers: Sequence[Any]) -> None:
         """Widen what was read into scratch."""
-        for part, narrow, rows, read in zip(self._parts, self._narrow, self._rows, buffers, strict=True):
-            if narrow:
+        for (part, rows, is_wider), read in zip(self._parts, buffers, strict=True):
+            if is_wider:
                 rows[slot].view(np.float32)[:] = _widened(read, part.dtype)
 
     @staticmethod

@@ -78,15 +78,15 @@ def module_settings(
     return inferred_settings(cols, packed_cols, groups, is_affine)
 
 
-def gptq_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The ``quantization_config`` of GPTQ: bits, desc_act, checkpoint_format; a WeightsError for other methods."""
+def gptq_settings(raw: Mapping[str, Any]) -> tuple[int, bool, int]:
+    """Of GPTQ: bits, whether columns are out of order, and what a stored zero point lacks (1 in version 1)."""
     found: Mapping[str, Any] = raw.get("quantization_config") or {}
     if found.get("quant_method") != "gptq":
         raise WeightsError(
             f"quantization method {found.get('quant_method')!r} is not supported; use GPTQ, compressed-tensors, FP8 or "
             "float weights."
         )
-    return found
+    return int(found.get("bits", 4)), bool(found.get("desc_act")), int(found.get("checkpoint_format") != "gptq_v2")
 
 
 def compressed_bits(raw: Mapping[str, Any]) -> int:
