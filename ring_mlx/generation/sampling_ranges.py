@@ -101,6 +101,7 @@ RANGES = {
 
 
 def value_range(name: str) -> Range:
+    """The values of a setting, by its name in RANGES."""
     return RANGES[name]
 
 
