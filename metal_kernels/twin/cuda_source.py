@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from metal_kernels.twin.attributes import KERNEL_ATTRIBUTES
-from metal_kernels.twin.rewrite import Dialect, rewrite
+from metal_kernels.twin.rewrite import rewrite
 from metal_kernels.twin.spec import METAL_TYPES, KernelSpec, TemplateValue
 
 CUDA_TYPES = {**METAL_TYPES, mx.float16: "half", mx.bfloat16: "bfloat", mx.int8: "signed char"}
@@ -65,8 +65,8 @@ def cuts_simd_groups(grid: Triple, threadgroup: Triple) -> bool:
 
 def cuda_source(spec: KernelSpec, variant: Variant, options: Sequence[str] = ()) -> CudaSource:
     """The CUDA text of a kernel for one variant; ``options`` of the compiler only make the name another one."""
-    header, _ = rewrite(spec.header, f"{spec.name}.header", Dialect.CUDA)
-    body, _ = rewrite(spec.source, f"{spec.name}.metal", Dialect.CUDA)
+    header = rewrite(spec.header, f"{spec.name}.header")
+    body = rewrite(spec.source, f"{spec.name}.metal")
     parameters, scalars, prologue = _inputs(spec, variant)
     for name, dtype in zip(spec.output_names, variant.output_dtypes, strict=True):
         type_ = f"atomic<{CUDA_TYPES[dtype]}>" if spec.atomic_outputs else CUDA_TYPES[dtype]

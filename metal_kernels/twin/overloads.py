@@ -8,50 +8,6 @@ from metal_kernels.twin.tokens import TokenList
 NOT_IN_KEY = ADDRESS_SPACES | {"thread", "METAL_FUNC", "inline", "constexpr"}
 
 
-def drop_qualified_members(tokens: TokenList) -> None:
-    """Remove member functions that are qualified with an address space other than thread: clang's C++ has none."""
-    i = 0
-    while i < len(tokens):
-        if tokens.text(i) in ADDRESS_SPACES and tokens.is_code(i):
-            i = _drop_qualified_member(tokens, i)
-        i += 1
-
-
-def _drop_qualified_member(tokens: TokenList, qualifier: int) -> int:
-    """Returns the last token looked at."""
-    before = tokens.before(qualifier)
-    while tokens.text(before) in ("const", "noexcept"):
-        before = tokens.before(before)
-    after = tokens.after(qualifier)
-    while tokens.text(after) in ("const", "noexcept"):
-        after = tokens.after(after)
-    if tokens.text(before) != ")" or tokens.text(after) not in ("{", ":", ";"):
-        return qualifier
-    end = after
-    while tokens.text(end) not in ("{", ";"):
-        end = tokens.after(end)
-    if tokens.text(end) == "{":
-        end = tokens.closing(end, "{", "}")
-    start = _opening_parenthesis(tokens, before)
-    while start >= 0 and tokens.text(start) not in (";", "{", "}"):
-        start = tokens.before(start)
-    tokens.blank(start + 1, end)
-    return end
-
-
-def _opening_parenthesis(tokens: TokenList, closing: int) -> int:
-    """The token before the parenthesis that ``closing`` closes."""
-    depth = 1
-    i = tokens.before(closing)
-    while depth:
-        if tokens.text(i) == ")":
-            depth += 1
-        elif tokens.text(i) == "(":
-            depth -= 1
-        i = tokens.before(i)
-    return i
-
-
 def drop_address_space_twins(tokens: TokenList) -> None:
     """Of definitions in one scope that are equal but for their address spaces, keep the first."""
     scopes: list[dict[str, bool]] = [{}]

@@ -17,7 +17,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from metal_kernels.twin import tokens
-from metal_kernels.twin.rewrite import Dialect, RewriteError, rewrite
+from metal_kernels.twin.tokens import RewriteError
+from tests.metal_sim.dialects import Dialect, rewrite
 from tests.metal_sim.entry import Parameter, entry_source
 from tests.metal_sim.flags import BASE, LOCAL_BOUNDS_VERSION, MODES, OLD_CHECK, RUNTIME
 from tests.metal_sim.toolchain import MetalCompileError, cache_folder, staged, toolchain
@@ -39,7 +40,7 @@ def digest(*parts: object) -> str:
 def _shim_digest() -> str:
     """Identifies everything outside of a kernel that shapes its code."""
     files = [*sorted((HERE / "shim").iterdir()), HERE / "runtime" / "interface.h"]
-    files += [HERE / f"{module}.py" for module in ("build", "entry", "flags")]
+    files += [HERE / f"{module}.py" for module in ("build", "dialects", "entry", "flags")]
     files += [TWIN / f"{module}.py" for module in ("attributes", "declarations", "overloads", "rewrite", "tokens")]
     return digest([f.read_bytes() for f in files if f.is_file()], toolchain().identity, str(HERE))
 

@@ -15,6 +15,7 @@ from tests.metal_sim.build import build
 from tests.metal_sim.entry import kernel_parameters
 from tests.metal_sim.lint import lint, lint_name
 from tests.metal_sim.runtime import Buffer, Options, RunInfo, dispatch
+from tests.metal_sim.signature import metal_function
 from tests.metal_sim.toolchain import MetalCompileError
 
 NUMPY_TYPES = {
@@ -75,7 +76,7 @@ class SimulatedKernel:
         spec, template, mode = self.spec, template or [], mode or self.mode
         spec.check_counts(inputs, output_shapes, output_dtypes)
         arrays = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]
-        source, function, instance = spec.metal_function(arrays, output_dtypes, template)
+        source, function, instance = metal_function(spec, arrays, output_dtypes, template)
         if verbose:
             print(f"Generated source code for `{spec.name}`:\n```\n{source}\n```")
         if (source, mode) not in self._libraries:

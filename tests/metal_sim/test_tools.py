@@ -7,9 +7,10 @@ import re
 import pytest
 
 from metal_kernels import fused_qmv
-from metal_kernels.twin.rewrite import Dialect, RewriteError, rewrite
+from metal_kernels.twin.tokens import RewriteError
 from tests.metal_sim import toolchain
 from tests.metal_sim.build import KERNELS, MLX_INCLUDE, build, mlx_headers, rewrite_parts
+from tests.metal_sim.dialects import Dialect, rewrite
 from tests.metal_sim.entry import Parameter, kernel_parameters
 from tests.metal_sim.lint import lint
 from tests.metal_sim.marks import needs_simulator
