@@ -164,9 +164,11 @@ def norm_router(
 
 
 def norm_qmv(
-    x: mx.array, weight: mx.array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
+    x: mx.array, weight: mx.array, eps: float, matrices: Matrices | None, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, ...] | None:
     """What `naive_norm_qmv` returns, or None where MLX's products shall do it."""
+    if matrices is None:
+        return None
     return _served("norm_qmv", qmv.fused_norm_qmv, qmv.naive_norm_qmv, (x, weight, eps, matrices, dtype), _nothing)
 
 
@@ -176,16 +178,20 @@ def gate_qmv(
     weight: mx.array,
     groups: int,
     eps: float,
-    matrices: Matrices,
+    matrices: Matrices | None,
     residual: mx.array | None = None,
 ) -> mx.array | None:
     """What `naive_gate_qmv` returns, or None where MLX's product shall do it."""
+    if matrices is None:
+        return None
     arguments = x, gate, weight, groups, eps, matrices, residual
     return _served("gate_qmv", qmv.fused_gate_qmv, qmv.naive_gate_qmv, arguments, _nothing)
 
 
-def add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -> mx.array | None:
+def add_qmv(x: mx.array, matrices: Matrices | None, residual: mx.array | None = None) -> mx.array | None:
     """What `naive_add_qmv` returns, or None where MLX's product shall do it."""
+    if matrices is None:
+        return None
     return _served("add_qmv", qmv.fused_add_qmv, qmv.naive_add_qmv, (x, matrices, residual), _nothing)
 
 

@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ring_mlx.model.kernel_weights import packed
 from ring_mlx.model.moe import ExpertLinear
-from ring_mlx.model.packing import packed
 from tests.tiny import tokens
 
 LINEAR, SOFTMAX = "model.layers.1", "model.layers.2"

@@ -19,9 +19,9 @@ from metal_kernels.fused_qmv.fused import MAX_TOKENS
 from ring_mlx.bench.measure import seconds
 from ring_mlx.model.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.model.config import RingConfig
+from ring_mlx.model.kernel_weights import KernelMatrices
 from ring_mlx.model.layer import DecoderLayer
 from ring_mlx.model.moe import MoE, Router
-from ring_mlx.model.packing import PackedLayers
 
 Call = Callable[[mx.array], Any]
 Case = tuple[str, Call, mx.array]
@@ -70,15 +70,15 @@ def few_tokens(
     yield "norm_router", lambda a: router.score(a, residual, norm, dtype), hidden
     layers = linear.query_key_value, linear.g_proj
     yield "norm_qmv", lambda a: linear.project(a, norm, *layers), hidden
-    out_of, softmax_out_of = PackedLayers()(linear.dense), PackedLayers()(softmax.dense)
+    out_of, softmax_out_of = KernelMatrices(), KernelMatrices()
 
     def gated_product(a: mx.array) -> mx.array:
         gated = a, gate, linear.g_norm.weight, linear.groups, linear.g_norm.eps
-        added = None if out_of is None else gate_qmv(*gated, out_of, hidden)
+        added = gate_qmv(*gated, out_of(linear.dense), hidden)
         return hidden + linear.dense(linear_gate(*gated)) if added is None else added
 
     def product(a: mx.array) -> mx.array:
-        added = None if softmax_out_of is None else add_qmv(a, softmax_out_of, hidden)
+        added = add_qmv(a, softmax_out_of(softmax.dense), hidden)
         return hidden + softmax.dense(a) if added is None else added
 
     yield "gate_qmv", gated_product, o

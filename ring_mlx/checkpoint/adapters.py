@@ -1,7 +1,7 @@
 """Adapters from mlx_lm.lora, applied to a model: LoRA, DoRA or whole layers.
 
 A layer with an adapter runs on MLX's operations, and the kernels that would have read its weight pass it by
-(`ring_mlx.model.packing`); all other layers keep theirs.
+(`ring_mlx.model.kernel_weights`); all other layers keep theirs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ring_mlx.checkpoint import weights
 from ring_mlx.checkpoint.safetensors_header import Tensor, read_header
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config_values import is_count, is_number, shown
+from ring_mlx.model.kernel_weights import packed
 from ring_mlx.model.model import Model
-from ring_mlx.model.packing import packed
 from ring_mlx.system.regular_files import open_regular, read_json
 
 SETTINGS, TENSORS = "adapter_config.json", "adapters.safetensors"

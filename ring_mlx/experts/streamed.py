@@ -20,9 +20,9 @@ from ring_mlx.experts.pool import Pool
 from ring_mlx.experts.reader import ExpertReader
 from ring_mlx.experts.slots import Slots, slot_bytes
 from ring_mlx.experts.statistics import ExpertStatistics
+from ring_mlx.model.kernel_weights import KernelExperts
 from ring_mlx.model.model import Model
 from ring_mlx.model.moe import MoE
-from ring_mlx.model.packing import PackedExperts
 
 ROUTED = ".mlp.switch_mlp."
 # From so many pairs of token and expert, mlx-lm's experts sort them.
@@ -41,7 +41,7 @@ class StreamedMoE(MoE):
         self.gate, self.switch_mlp = moe.gate, moe.switch_mlp
         if "shared_experts" in moe:
             self.shared_experts = moe.shared_experts
-        self._packed = PackedExperts()
+        self._packed = KernelExperts()
         self._layer, self._pool, self._statistics, self._is_first = layer, pool, statistics, is_first
         self._table = np.full(moe.switch_mlp.gate_proj.num_experts, -1, np.int32)
 

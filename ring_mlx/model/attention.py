@@ -13,7 +13,6 @@ from metal_kernels import (
     Heads,
     add_qmv,
     gate_qmv,
-    launch,
     linear_gate,
     norm_qmv,
     qk_norm_rope,
@@ -22,7 +21,7 @@ from metal_kernels import (
 )
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.decay import decay_rate
-from ring_mlx.model.packing import PackedLayers
+from ring_mlx.model.kernel_weights import KernelMatrices
 from ring_mlx.model.rope_scaling import attention_factor
 
 Result = tuple[mx.array, "mx.array | None"]
@@ -55,7 +54,7 @@ class _Attention(nn.Module):
         self._eps = config.rms_norm_eps
         inv_freq, self._rope_scale = _rotation(self.rope, config.rope_dims)
         self._inv_freq = _constant(inv_freq)
-        self._into, self._out_of = PackedLayers(), PackedLayers()
+        self._into, self._out_of = KernelMatrices(), KernelMatrices()
 
     def heads(self) -> Heads:
         """How the projection splits into heads, with the norms' present weights."""
@@ -74,8 +73,7 @@ class _Attention(nn.Module):
     def project(self, x: mx.array, norm: nn.RMSNorm, *layers: nn.Module) -> tuple[mx.array, ...]:
         """Each layer of the normed x: one dispatch for a few tokens."""
         dtype = norm.weight.dtype
-        matrices = None if launch.backend() is None else self._into(*layers)
-        found = None if matrices is None else norm_qmv(x, norm.weight, norm.eps, matrices, dtype)
+        found = norm_qmv(x, norm.weight, norm.eps, self._into(*layers), dtype)
         if found is not None:
             return found
         normed = norm(x).astype(dtype)
@@ -126,8 +124,7 @@ class SoftmaxAttention(_Attention):
 
     def close(self, x: mx.array, o: mx.array) -> Result:
         """Through the output projection; returns what `__call__` does."""
-        matrices = None if launch.backend() is None else self._out_of(self.dense)
-        added = None if matrices is None else add_qmv(o, matrices, x)
+        added = add_qmv(o, self._out_of(self.dense), x)
         return (x, self.dense(o)) if added is None else (added, None)
 
 
@@ -183,8 +180,7 @@ class LinearAttention(_Attention):
         qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
         o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
-        matrices = None if launch.backend() is None else self._out_of(self.dense)
-        added = None if matrices is None else gate_qmv(*gated, matrices, x)
+        added = gate_qmv(*gated, self._out_of(self.dense), x)
         return ((x, self.dense(linear_gate(*gated))) if added is None else (added, None)), state
 
 

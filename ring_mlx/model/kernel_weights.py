@@ -1,71 +1,56 @@
-"""Linear layers as the kernels take them."""
+"""The weights of layers as the kernels take them, kept until a layer's arrays are replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import Experts, Matrices, Packed
+from metal_kernels import Experts, Matrices, Packed, launch
 
 
 def packed(module: nn.Module) -> Packed:
-    """A linear layer's weights, quantised or not, as a kernel reads them."""
+    """A linear layer's weights, quantised or not."""
     if "scales" not in module:
         return Packed(module.weight)
-    return Packed(
-        module.weight,
-        module.scales,
-        module.get("biases"),
-        module.bits,
-        module.group_size,
-        getattr(module, "mode", "affine"),
-    )
+    form = module.bits, module.group_size, getattr(module, "mode", "affine")
+    return Packed(module.weight, module.scales, module.get("biases"), *form)
 
 
-class PackedLayers:
-    """One or two linear layers that share an input, prepared again when a module's arrays have changed."""
-
+class _Kept:
     def __init__(self) -> None:
         self._arrays: list[mx.array] = []
-        self._matrices: Matrices | None = None
+        self._made: Any = None
+
+    def _of(self, modules: Sequence[nn.Module], make: Callable[..., Any]) -> Any:
+        arrays = [m[name] for m in modules for name in ("weight", "scales", "biases") if name in m]
+        if len(arrays) != len(self._arrays) or not all(map(is_, arrays, self._arrays)):
+            self._arrays, self._made = arrays, make(*map(packed, modules))
+        return self._made
+
+
+class KernelMatrices(_Kept):
+    """Of one or two linear layers that share an input."""
 
     def __call__(self, *modules: nn.Module) -> Matrices | None:
-        """Their matrices, or None where a layer does more than multiply."""
-        if any(type(m) not in (nn.Linear, nn.QuantizedLinear) or "bias" in m for m in modules):
+        """None where no kernels run, or a layer does more than multiply."""
+        if launch.backend() is None or any(
+            type(m) not in (nn.Linear, nn.QuantizedLinear) or "bias" in m for m in modules
+        ):
             return None
-        arrays = _arrays(modules)
-        if self._matrices is None or not _are_same(arrays, self._arrays):
-            self._arrays, self._matrices = arrays, Matrices(*map(packed, modules))
-        return self._matrices
+        found: Matrices = self._of(modules, Matrices)
+        return found
 
 
-class PackedExperts:
-    """The experts of a layer and the shared one, prepared again when a module's arrays have changed."""
-
-    def __init__(self) -> None:
-        self._arrays: list[mx.array] = []
-        self._experts: Experts | None = None
+class KernelExperts(_Kept):
+    """Of gate, up and down of a layer's routed experts, then of its shared expert if there is one."""
 
     def __call__(self, *modules: nn.Module) -> Experts | None:
-        """Of gate, up and down of the routed experts, then of the shared expert if there is one.
-
-        None where a layer has no weight of its own, such as one with an adapter, or has a bias.
-        """
+        """None where a layer has no weight of its own, such as one with an adapter, or has a bias."""
         if any("weight" not in m or "bias" in m for m in modules):
             return None
-        arrays = _arrays(modules)
-        if self._experts is None or not _are_same(arrays, self._arrays):
-            gate, up, down, *shared = map(packed, modules)
-            others = (shared[0], shared[1], shared[2]) if shared else None
-            self._arrays, self._experts = arrays, Experts(gate, up, down, others)
-        return self._experts
-
-
-def _arrays(modules: Sequence[nn.Module]) -> list[mx.array]:
-    return [m[name] for m in modules for name in ("weight", "scales", "biases") if name in m]
-
-
-def _are_same(arrays: Sequence[mx.array], others: Sequence[mx.array]) -> bool:
-    return len(arrays) == len(others) and all(a is b for a, b in zip(arrays, others, strict=True))
+        found: Experts = self._of(modules, lambda gate, up, down, *shared: Experts(gate, up, down, shared or None))
+        return found

@@ -10,7 +10,7 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 from metal_kernels import Experts as ExpertWeights
 from metal_kernels import add_norm, add_qmv, launch, moe_kernel, norm_qmv, norm_router, route
 from ring_mlx.model.config import RingConfig
-from ring_mlx.model.packing import PackedExperts, PackedLayers
+from ring_mlx.model.kernel_weights import KernelExperts, KernelMatrices
 
 
 class MLP(nn.Module):
@@ -21,7 +21,7 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.use_bias)
         self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.use_bias)
         self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.use_bias)
-        self._into, self._out_of = PackedLayers(), PackedLayers()
+        self._into, self._out_of = KernelMatrices(), KernelMatrices()
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., hidden] to [..., hidden]."""
@@ -29,12 +29,11 @@ class MLP(nn.Module):
 
     def after_norm(self, x: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype) -> mx.array | None:
         """``x + self(norm(x))`` of a few tokens in three or four dispatches, or None where MLX's products shall do it."""
-        into = None if launch.backend() is None else self._into(self.gate_proj, self.up_proj)
-        read = None if into is None else norm_qmv(x, norm.weight, norm.eps, into, dtype)
+        read = norm_qmv(x, norm.weight, norm.eps, self._into(self.gate_proj, self.up_proj), dtype)
         if read is None:
             return None
-        inner, out_of = swiglu(*read), self._out_of(self.down_proj)
-        added = None if out_of is None else add_qmv(inner, out_of, x)
+        inner = swiglu(*read)
+        added = add_qmv(inner, self._out_of(self.down_proj), x)
         return x + self.down_proj(inner).astype(x.dtype) if added is None else added
 
 
@@ -53,7 +52,7 @@ class Router(nn.Module):
             config.routed_scaling_factor,
             config.norm_topk_prob,
         )
-        self._layers = PackedLayers()
+        self._layers = KernelMatrices()
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Indices [..., top_k] int32 and weights [..., top_k] float32 for x [..., hidden]; see `naive_route`."""
@@ -67,11 +66,10 @@ class Router(nn.Module):
         self, x: mx.array, r: mx.array | None, norm: nn.RMSNorm, dtype: mx.Dtype
     ) -> tuple[mx.array, mx.array, mx.array]:
         """``x + r``, its norm, in ``dtype`` at least, and logits [..., num_experts] float32; r may be None."""
-        matrix = None if launch.backend() is None else self._layers(self.gate_proj)
-        if matrix is not None:
-            found = norm_router(x, r, norm.weight, matrix.first, norm.eps, dtype)
-            if found is not None:
-                return found
+        matrix = self._layers(self.gate_proj)
+        found = None if matrix is None else norm_router(x, r, norm.weight, matrix.first, norm.eps, dtype)
+        if found is not None:
+            return found
         x, normed = add_norm(x, r, norm.weight, norm.eps)
         return x, normed, self._logits(normed.astype(mx.float32))
 
@@ -118,7 +116,7 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(config)
         self.switch_mlp = Experts(config)
-        self._packed = PackedExperts()
+        self._packed = KernelExperts()
         if config.num_shared_experts:
             self.shared_experts = MLP(config, config.moe_shared_expert_intermediate_size * config.num_shared_experts)
 
