@@ -4,18 +4,9 @@ from __future__ import annotations
 
 ADDRESS_SPACES = frozenset({"device", "constant", "threadgroup"})
 VECTOR_ELEMENTS = [
-    "float",
-    "half",
-    "bfloat",
-    "int",
-    "uint",
-    "short",
-    "ushort",
-    "char",
-    "uchar",
-    "long",
-    "ulong",
-    "bool",
+    *("float", "half", "bfloat", "bool"),
+    *("int", "short", "char", "long"),
+    *("uint", "ushort", "uchar", "ulong"),
 ]
 VECTORS = frozenset(t + n for t in VECTOR_ELEMENTS for n in "234")
 
@@ -43,17 +34,10 @@ KERNEL_ATTRIBUTES = {
     "threads_per_threadgroup": "uint3",
 }
 OTHER_ATTRIBUTES = frozenset(
-    {
-        "buffer",
-        "function_constant",
-        "host_name",
-        "id",
-        "kernel",
-        "max_total_threads_per_threadgroup",
-        "texture",
-        "threadgroup",
-        "visible",
-    }
+    [
+        *("buffer", "texture", "threadgroup", "id", "function_constant"),
+        *("kernel", "host_name", "visible", "max_total_threads_per_threadgroup"),
+    ]
 )
 METAL_ATTRIBUTES = OTHER_ATTRIBUTES | KERNEL_ATTRIBUTES.keys()
 # Attributes of C++ that both languages share.

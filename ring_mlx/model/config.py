@@ -30,45 +30,14 @@ SOFTMAX_TYPES = ("bailing_moe_v2", "bailing_moe")
 # Keys that say nothing about the forward pass of a finished checkpoint.
 HARMLESS = frozenset(
     [
-        "_name_or_path",
-        "add_cross_attention",
-        "architectures",
-        "attention_dropout",
-        "auto_map",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "embedding_dropout",
-        "eos_token_id",
-        "finetuning_task",
-        "id2label",
-        "initializer_range",
-        "label2id",
-        "max_window_layers",
-        "moe_router_topk_scaling_factor",
-        "mtp_loss_scaling_factor",
-        "num_nextn_predict_layers",
-        "output_attentions",
-        "output_dropout",
-        "output_hidden_states",
-        "output_router_logits",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "quantization",
-        "quantization_config",
-        "return_dict",
-        "rope_parameters",
-        "rotary_dim",
-        "router_aux_loss_coef",
-        "router_dtype",
-        "seq_length",
-        "sliding_window",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
+        *("_name_or_path", "architectures", "auto_map", "problem_type", "tokenizer_class", "transformers_version"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "id2label", "label2id"),
+        *("attention_dropout", "embedding_dropout", "output_dropout", "finetuning_task", "initializer_range"),
+        *("mtp_loss_scaling_factor", "num_nextn_predict_layers", "pretraining_tp", "router_aux_loss_coef"),
+        *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "use_cache"),
+        *("dtype", "torch_dtype", "router_dtype", "quantization", "quantization_config"),
+        *("rope_parameters", "rotary_dim", "max_window_layers", "sliding_window", "seq_length"),
+        *("add_cross_attention", "chunk_size_feed_forward", "moe_router_topk_scaling_factor"),
     ]
 )
 
@@ -87,6 +56,13 @@ ONLY = {
     "use_sliding_window": (False,),
 }
 
+POSITIVE = [
+    *("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers"),
+    *("num_key_value_heads", "rms_norm_eps", "rope_theta", "vocab_size", "head_dim"),
+    *("layer_group_size", "group_norm_size"),
+]
+# Where there are experts.
+POSITIVE_EXPERTS = ["num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"]
 MOST_NAMED = 20
 
 _warned: set[str] = set()
@@ -160,19 +136,11 @@ class RingConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RingConfig:
-        """Check the content of a config.json and keep what the model needs.
-
-        Args:
-            raw: The parsed file.
-
-        Returns:
-            The checked configuration.
+        """Check the content of a config.json and keep what the model needs; warns of unknown keys once a process.
 
         Raises:
             ConfigError: If a needed key is missing (named), a value is unsupported or of the wrong kind (named with
                 the value), or values contradict each other.
-
-        Unknown keys that are not known to be harmless are warned about once a process.
         """
         _check_model_type(raw)
         check_integers(raw, [*(f.name for f in fields(cls)), "rotary_dim"])
@@ -200,14 +168,11 @@ class RingConfig:
 def read_config(
     folder: str | os.PathLike[str], decay_layer_offset: int | str | None = None
 ) -> tuple[RingConfig, dict[str, Any]]:
-    """Read and check ``folder/config.json``.
+    """Read and check ``folder/config.json``; also returns the raw file, with eos ids and quantisation.
 
     Args:
         folder: A checkpoint.
         decay_layer_offset: In place of the file's; None leaves it.
-
-    Returns:
-        The checked configuration, and the raw file for what is not the model's business (eos ids, quantisation).
 
     Raises:
         ConfigError: As `RingConfig.from_dict`, or if the file is missing or not JSON.
@@ -292,33 +257,12 @@ def _check_kinds(known: Mapping[str, Any]) -> None:
         if f.name not in known or f.name in ("rope_scaling", DECAY_KEY):
             continue
         value, kind = known[f.name], str(f.type)
-        ok = {
-            "int": isinstance(value, int) and not isinstance(value, bool),
-            "float": is_number(value),
-            "bool": isinstance(value, bool),
-            "str": isinstance(value, str),
-        }[kind]
-        if not ok:
+        if not (is_number(value) if kind == "float" else type(value).__name__ == kind):
             raise ConfigError(f"{f.name} {shown(value)} is not of type {kind}; correct config.json.")
 
 
 def _check_values(c: RingConfig) -> None:
-    positive = [
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "rope_theta",
-        "vocab_size",
-        "head_dim",
-        "layer_group_size",
-        "group_norm_size",
-    ]
-    if c.num_experts:
-        positive += ["num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"]
+    positive = [*POSITIVE, *(POSITIVE_EXPERTS if c.num_experts else ())]
     if c.num_experts and c.num_shared_experts:
         positive.append("moe_shared_expert_intermediate_size")
     for name in positive:
