@@ -1,8 +1,8 @@
 """Decides whether a kernel's result agrees with the plain form's, by limits for each operation and dtype.
 
-Three limits hold at once. The relative RMS of a whole output sees a kernel that is a little wrong everywhere. The distance of
-each element sees one wrong element or row among millions, in units of its own size and of its row's RMS, since rounding
-is never further than that. All are multiples of the unit of the coarsest type that an output has gone through.
+The relative RMS of a whole output shows a kernel that is a little wrong everywhere; the distance of each element, in units of
+its own size and of its row's RMS, shows one wrong element or row among millions. All limits are multiples of the unit of the
+coarsest type that an output has gone through.
 """
 
 from __future__ import annotations

@@ -34,12 +34,9 @@ SWITCH = "RING_MLX_KERNELS"
 
 @dataclass(frozen=True)
 class Backend:
-    """Who runs kernels.
+    """What runs kernels: "metal", "cuda" or "simulator".
 
-    Attributes:
-        name: "metal", "cuda" or "simulator".
-        constructor: As ``mx.fast.metal_kernel``.
-        ledger: Which kernels are proven on it; None lets all of them run as they are.
+    ``constructor`` is as ``mx.fast.metal_kernel``; ``ledger`` says which kernels are proven, None lets all of them run.
     """
 
     name: str
@@ -104,10 +101,10 @@ def positions(offset: int | mx.array) -> mx.array:
 
 @contextmanager
 def doubting() -> Iterator[None]:
-    """Let all kernels prove themselves again where what runs within fails.
+    """Let all kernels prove themselves again if what runs within fails.
 
-    A compiled step fails where it is computed and not where a kernel is launched, so nobody knows which one it was, or
-    whether it was one: what was proven by another process may not build in this one.
+    A compiled step fails when it is computed, which does not tell the kernel: one that was proven by another process may
+    not build in this one.
     """
     try:
         yield

@@ -1,12 +1,8 @@
 """Keeps the proofs of kernels and the choices of tuning for this machine, from process to process.
 
-Two namespaces are kept: "proofs", which kernel agreed with its plain form here, and "choices", which of several forms
-was the fastest here. A file holds those of one identity: chip, architecture, operating system, driver, versions of MLX
-and of Python's machine, and backend. A proof or a choice is never read under another identity. Nothing is kept of models,
-prompts, paths or users.
-
-``RING_MLX_MACHINE`` names another folder than the cache's ``machine``; with ``off`` nothing is read or written. A file that is
-broken, foreign, of another identity or cannot be read or written counts as none: it costs time, never an answer.
+A file holds those of one identity (chip, system, driver, MLX, backend), and is never read under another. Nothing is kept of
+models, prompts, paths or users. ``RING_MLX_MACHINE`` names another folder than the cache's ``machine``; with ``off`` nothing is
+read or written. A file that is broken, foreign or cannot be read or written counts as none: it costs time, never an answer.
 """
 
 from __future__ import annotations
@@ -71,11 +67,9 @@ def _driver() -> str:
 
 
 class Store:
-    """The entries of one identity, in memory and in a file; safe under threads and beside other processes.
+    """The entries of one identity, in memory and in a file (``path`` None: in memory only).
 
-    Args:
-        path: The file, which need not exist; None keeps all in memory.
-        identity: What a file must say to be read.
+    Safe under threads and beside other processes.
     """
 
     def __init__(self, path: Path | None, identity: Mapping[str, str]) -> None:
@@ -96,11 +90,7 @@ class Store:
             return self._loaded().get(namespace, {}).get(key)
 
     def put(self, namespace: str, entries: Mapping[str, dict[str, Any] | None]) -> bool:
-        """Add or replace entries, None to take one away, here and in the file; others' entries in the file stay.
-
-        Returns:
-            Whether another process will find them.
-        """
+        """Add or replace entries, None to remove one, here and in the file; returns whether other processes will find them."""
         if not entries:
             return True
         with self._lock:

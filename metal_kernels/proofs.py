@@ -65,13 +65,10 @@ def tracing() -> Iterator[None]:
 
 
 class Ledger:
-    """The verdicts of one backend: those of this process, and those that are kept.
-
-    Args:
-        store: Where verdicts are kept.
+    """The verdicts of one backend: those of this process, and those that are kept in ``store``.
 
     Attributes:
-        turned_off: How often variants were turned off or doubted; what was compiled before holds no more then.
+        turned_off: How often variants were turned off or doubted; steps that were compiled before are not valid then.
         passing: Launches that need not ask again unless a trial is under way, by what is cheap to know of them, which
             includes the id of the template.
     """
@@ -96,9 +93,7 @@ class Ledger:
             variant: Works out what it is a launch of.
             inputs: Its arrays.
 
-        Raises:
-            Unproven: If the variant has no verdict and nothing is being tried.
-            TurnedOff: If it is off.
+        Raises: Unproven if the variant has no verdict and nothing is being tried, TurnedOff if it is off.
         """
         if launch in self._failing:
             raise TurnedOff
@@ -135,10 +130,8 @@ class Ledger:
             error: What it raised.
             operation: Its name.
             kernel: Launches it again.
-            plain: The same by MLX's operations, to which the kernel is held.
-            arguments: Of the plain form.
-            otherwise: Serves in place of a kernel that is off, with the same arguments.
-            judge: Holds the kernel's result against the plain one.
+            plain, arguments: The same by MLX's operations, to which `judge` holds the kernel.
+            otherwise: Takes the same arguments in place of a kernel that is off.
         """
         if isinstance(error, TurnedOff):
             return otherwise(*arguments)
@@ -148,7 +141,7 @@ class Ledger:
             return self._try(operation, kernel, plain, arguments, otherwise, judge, isinstance(error, Unproven))
 
     def doubt(self) -> None:
-        """Trust no proof of an earlier process from now on, nor any of this one: each is made again."""
+        """Trust no proof from now on, of this process or another: each is made again."""
         self._verdicts = {key: False for key, passed in self._verdicts.items() if not passed}
         self._is_trusting = False
         self._forget_passing()

@@ -28,7 +28,7 @@ Result = tuple[mx.array, "mx.array | None"]
 
 
 class _Attention(nn.Module):
-    """What both kinds share: the fused projection, norms of q and k per head, then partial rotary embedding."""
+    """Shared by both kinds: the fused projection, norms of q and k per head, then partial rotary embedding."""
 
     def __init__(self, config: RingConfig, num_key_value_heads: int) -> None:
         super().__init__()
@@ -94,11 +94,9 @@ class SoftmaxAttention(_Attention):
     def __call__(
         self, x: mx.array, norm: nn.RMSNorm, mask: mx.array | str | None, cache: Any | None, offset: int | mx.array
     ) -> Result:
-        """Attend over the cache and x.
+        """Attend over the cache and the normed residual stream x [B, T, hidden].
 
         Args:
-            x: The residual stream [B, T, hidden].
-            norm: The layer's, through which x is read.
             mask: True where a query may look, "causal", or None for one token.
             cache: A cache with mlx-lm's ``update_and_fetch``, or None.
             offset: Position of the first token, one for all rows or [B].
@@ -156,17 +154,11 @@ class LinearAttention(_Attention):
     def __call__(
         self, x: mx.array, norm: nn.RMSNorm, mask: mx.array | None, cache: Any | None, offset: int | mx.array
     ) -> Result:
-        """Fold x into the state and read it out.
+        """Fold x into the state and read it out; contract as `SoftmaxAttention.__call__`.
 
         Args:
-            x: The residual stream [B, T, hidden].
-            norm: The layer's, through which x is read.
             mask: True where a token counts [B, T], or None for all.
             cache: A cache whose item 0 is the state [B, H, K, V] float32 or None, or no cache.
-            offset: Position of the first token, one for all rows or [B].
-
-        Returns:
-            The residual stream, and y [B, T, hidden], which is still to be added to it; None if it has been.
         """
         result, state = self.recur(x, norm, None if cache is None else cache[0], mask, offset)
         if cache is not None:

@@ -1,11 +1,9 @@
-"""One decode step as a few compiled pieces, so that Python builds its graph once and not for every token.
+"""One decode step of the layers as a few compiled pieces, so that Python builds its graph once and not for every token.
 
 A step at Ring-mini shapes is some 160 dispatches; naming each from Python takes longer than running it on a fast GPU.
-What only moves arrays, from one softmax layer's queries to the next one's, is compiled as one piece; keys and values,
-which grow, are handled between the pieces. Weights are constants of a piece, since MLX would gather hundreds of inputs at
-every step. If a weight or module was replaced, added or removed, the pieces are compiled again;
-what changes an array in place (``w[0] = 1``, ``w *= 2``) is not seen. Knows layers and their caches, not the embedding and
-the head.
+A piece goes from one softmax layer's queries to the next one's; keys and values, which grow, are handled between pieces.
+Weights are constants of a piece, since MLX would gather hundreds of inputs at every step. If a weight or module was replaced,
+added or removed, the pieces are compiled again; a change in place (``w[0] = 1``, ``w *= 2``) is not seen.
 """
 
 from __future__ import annotations
@@ -32,12 +30,7 @@ def is_worthwhile() -> bool:
 
 
 class DecodeStep:
-    """The layers of a model for one new token a row.
-
-    Attributes:
-        layers: All of them, in order.
-        chosen: The choices that it is compiled with.
-    """
+    """All layers of a model for one new token a row, compiled with the choices ``chosen``."""
 
     def __init__(self, layers: Sequence[DecoderLayer]) -> None:
         self.layers, self.chosen = layers, dict(choices.active())
@@ -73,16 +66,12 @@ class DecodeStep:
         return all(c[0] is not None for layer, c in zip(self.layers, caches, strict=True) if layer.is_linear)
 
     def __call__(self, x: mx.array, caches: Sequence[Any], masks: dict[bool, Any], offset: int | mx.array) -> mx.array:
-        """Run all layers, as they would run one by one.
+        """Run all layers on the residual stream x [B, 1, hidden], as they would run one by one.
 
         Args:
-            x: The residual stream [B, 1, hidden].
             caches: One a layer; updated in place.
             masks: Of softmax (False) and linear (True) layers.
             offset: Position of the token, one for all rows or [B].
-
-        Returns:
-            The residual stream [B, 1, hidden].
         """
         where = launch.backend()
         compiled_for = where, where and where.ledger and where.ledger.turned_off
@@ -133,7 +122,7 @@ def _piece(
 
 
 class _Weights:
-    """What stands in these modules, lists and dicts at any depth, to tell whether it still does."""
+    """All that modules, lists and dicts hold at any depth, to tell whether it has been replaced."""
 
     def __init__(self, root: Any) -> None:
         self._containers: list[Any] = []

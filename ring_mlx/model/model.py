@@ -43,14 +43,7 @@ class LanguageModel(nn.Module):
         exact: bool = False,
         last_only: bool = False,
     ) -> mx.array:
-        """Run all layers.
-
-        Args:
-            tokens: [B, T] integer ids.
-            cache: One cache a layer, or None.
-            hidden_states: If given, the residual stream after the embedding and after each layer is appended.
-            exact: Keep the residual stream in float32.
-            last_only: Only the last position leaves the last layer.
+        """Run all layers; arguments as of `Model`, with ``exact`` to keep the residual stream in float32.
 
         Returns:
             The normed residual stream [B, T, hidden], or [B, 1, hidden] with ``last_only``.
@@ -104,7 +97,7 @@ class LanguageModel(nn.Module):
         return x
 
     def _decode_step(self) -> DecodeStep | None:
-        """The compiled decode step, rebuilt for other layers or other choices; None where compiling does not pay."""
+        """The compiled decode step, rebuilt if `layers` or choices were replaced; None when compiling does not pay."""
         if self.training or not is_worthwhile():
             return None
         step = self._step
