@@ -1,8 +1,8 @@
-"""What quantised keys and values cost in quality: ``python -m benchmarks.kv_quantization``.
+"""What quantized keys and values cost in quality: ``python -m benchmarks.kv_quantization``.
 
-Reads the same text with plain and with quantised keys and values of the softmax layers, teacher-forced, and compares
+Reads the same text with plain and with quantized keys and values of the softmax layers, teacher-forced, and compares
 the distributions of the next token: KL divergence (mean, median, 99th percentile), how often the likeliest token
-differs, and bytes a token. Linear states are never quantised.
+differs, and bytes a token. Linear states are never quantized.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def text(tokenizer: Any, suite: str, length: int) -> list[int]:
 
 
 def read(model: Any, ids: mx.array, kv: KVQuantization | None) -> tuple[mx.array, float]:
-    """Logits at every position but the first, which nothing quantised is before, and bytes of keys and values a token."""
+    """Logits at every position but the first, which nothing quantized is before, and bytes of keys and values a token."""
     cache, sizes = model.make_cache(), [1, *step_sizes(ids.size - 1, STEP_TOKENS)]
     _, *steps = [logits[0] for _, logits in prefill(ids, model, cache, sizes, kv, every_position=True)]
     layers = [c for c in cache if hasattr(c, "offset")]

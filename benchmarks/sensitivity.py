@@ -1,6 +1,6 @@
-"""Which modules quantisation harms: ``python -m benchmarks.sensitivity --model FOLDER --bits 4,3``.
+"""Which modules quantization harms: ``python -m benchmarks.sensitivity --model FOLDER --bits 4,3``.
 
-Quantises one kind of module at a time, everything else left in float, and prints the mean KL divergence from the float
+Quantizes one kind of module at a time, everything else left in float, and prints the mean KL divergence from the float
 model, over the answers and over all of the packaged conversations, beside the bytes that it saves. Holds the model in
 memory: meant for a small checkpoint.
 """
@@ -87,7 +87,7 @@ def rows(args: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
             how = {"quantize": True, "bits": bits, "overrides": options, "fit": args.fit}
             answers, whole = judge.measure(convert(plain, scratch / f"{kind}-{bits}", **how))
             weights, real = sum(o.count for o in touched), touched[0].setting.bits
-            row = {"quantised": kind, "bits": real, "KL answers": answers.kl_mean, "KL all": whole.kl_mean}
+            row = {"quantized": kind, "bits": real, "KL answers": answers.kl_mean, "KL all": whole.kl_mean}
             yield row | {"weights": weights, "KL all per bit saved": whole.kl_mean / (weights * (16 - real))}
 
 

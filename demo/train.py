@@ -231,7 +231,7 @@ class Trainer:
 
 
 def dense_weights(folder: Path) -> list[tuple[str, Any]]:
-    """The weights of a model folder in float32, whether they are quantised or not."""
+    """The weights of a model folder in float32, whether they are quantized or not."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.utils import dequantize_model

@@ -1,4 +1,4 @@
-"""Matrices, or stacks of one per expert, as MLX stores them, plain or quantised, and what kernels ask of them."""
+"""Matrices, or stacks of one per expert, as MLX stores them, plain or quantized, and what kernels ask of them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Packed(Weights):
     """Weights [..., N, K], of which MLX packs K.
 
     ``mode`` is that of ``mx.quantize`` ("affine", "mxfp4", "mxfp8", "nvfp4"), or "plain" for an array of floats with
-    ``bits`` 16 or 32 and no scales. Quantised: ``weight`` is [..., N, K * bits / 32] uint32, a little-endian stream of
+    ``bits`` 16 or 32 and no scales. Quantized: ``weight`` is [..., N, K * bits / 32] uint32, a little-endian stream of
     ``bits`` a value; ``scales`` [..., N, K / group_size], and for "affine" ``biases`` of the same shape and dtype:
     value = scale * q + bias.
     """
@@ -89,7 +89,7 @@ class Packed(Weights):
 
     @property
     def layout(self) -> dict[str, Any]:
-        """How MLX's float32 products read quantised weights."""
+        """How MLX's float32 products read quantized weights."""
         scales, biases = self.scales, self.biases
         if scales is not None and biases is not None:
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)

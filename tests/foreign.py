@@ -50,7 +50,7 @@ def float_weights(raw: dict[str, Any]) -> dict[str, mx.array]:
 
 
 def is_packed(name: str) -> bool:
-    """Whether makers quantise this tensor."""
+    """Whether makers quantize this tensor."""
     return name.endswith(".weight") and not any(part in name for part in ROUTER_AND_NORMS)
 
 

@@ -15,7 +15,7 @@ from tests.kernel_backends import backends
 from tests.tiny import PACKABLE, config, make_model, save_hf, write
 
 
-def quantised(folder, bits, mode):
+def quantized(folder, bits, mode):
     model = make_model(**PACKABLE)
     nn.quantize(
         model,
@@ -34,8 +34,8 @@ def folders(tmp_path_factory):
     made = {name: tmp_path_factory.mktemp("base") / name for name in ("plain", "biases", "affine", "mxfp4")}
     save_hf(made["plain"], config(**PACKABLE))
     save_hf(made["biases"], config(**PACKABLE, use_bias=True, use_qkv_bias=True))
-    quantised(made["affine"], 6, "affine")
-    quantised(made["mxfp4"], 4, "mxfp4")
+    quantized(made["affine"], 6, "affine")
+    quantized(made["mxfp4"], 4, "mxfp4")
     return made
 
 

@@ -146,5 +146,5 @@ def test_what_cannot_join(model):
     big = make_model(head_dim=32)
     cache = big.make_cache()
     list(generate_step(prompt(7), big, cache, max_tokens=2, kv_quantization=KVQuantization(8, 32, 0)))
-    with pytest.raises(OptionError, match="quantised"):
+    with pytest.raises(OptionError, match="quantized"):
         Batch(big).add([1], cache=cache)

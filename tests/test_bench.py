@@ -52,7 +52,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def golden():
-    """Ours and mlx-lm's, unquantised; mlx-lm wants head_dim = hidden_size / heads."""
+    """Ours and mlx-lm's, unquantized; mlx-lm wants head_dim = hidden_size / heads."""
     model = random_model("golden", None)
     return Engine(OURS, model), theirs(model, GOLDEN)
 
@@ -185,7 +185,7 @@ def test_mlx_lms_model_shares_our_arrays(golden):
             assert mx.array_equal(mine[name], yours[name])
             assert memoryview(mine[name]).strides[-2:] == (4, 4 * mine[name].shape[-2])
             assert memoryview(yours[name]).strides[-1] == 4
-    assert len(copied) < len(mine) / 10  # of the quantised model
+    assert len(copied) < len(mine) / 10  # of the quantized model
 
 
 def test_vs_refuses_what_mlx_lm_cannot_hold(tiny):

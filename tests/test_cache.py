@@ -96,7 +96,7 @@ def test_save_and_load_continue_the_same(model, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["long.cache"]
 
 
-def test_save_and_load_quantised_keys_and_values(tmp_path):
+def test_save_and_load_quantized_keys_and_values(tmp_path):
     model = make_model(head_dim=64)
     cache = filled(model)
     cache[2:] = [c.to_quantized(group_size=32, bits=8) for c in cache[2:]]

@@ -35,7 +35,7 @@ def whole(model, tmp_path_factory):
     model(tokens(COUNT), cache)
     cache.save(folder / "plain", tokens(COUNT)[0].tolist(), "mark", model="tiny")
     cache[2:] = [c.to_quantized(group_size=32, bits=8) for c in cache[2:]]
-    cache.save(folder / "quantised", tokens(COUNT)[0].tolist(), "mark", model="tiny")
+    cache.save(folder / "quantized", tokens(COUNT)[0].tolist(), "mark", model="tiny")
     return folder
 
 
@@ -74,7 +74,7 @@ def nothing(*_):
     pass
 
 
-@pytest.mark.parametrize("form", ["plain", "quantised"])
+@pytest.mark.parametrize("form", ["plain", "quantized"])
 @pytest.mark.parametrize("version", ["1", "2", "3"])
 def test_every_version_continues_the_same(whole, model, tmp_path, form, version):
     cache, ids, notes = load(rewritten(whole / form, tmp_path / "x", nothing, version), model)
@@ -82,7 +82,7 @@ def test_every_version_continues_the_same(whole, model, tmp_path, form, version)
     assert (cache.offset, len(ids), notes) == (COUNT, COUNT, {"model": "tiny"})
     x = tokens(3, seed=4)
     assert_close(model(x, cache), model(x, now), 1e-6)
-    assert any(isinstance(c, QuantizedKVCache) for c in cache) == (form == "quantised")
+    assert any(isinstance(c, QuantizedKVCache) for c in cache) == (form == "quantized")
 
 
 def test_a_file_with_any_byte_changed_is_refused(whole, model, tmp_path):
@@ -267,12 +267,12 @@ def test_layers_that_are_none_are_refused(whole, model, tmp_path, layers):
 @pytest.mark.parametrize(
     ("name", "value"), [("bits", 4), ("bits", 7), ("bits", "8"), ("group_size", 64), ("offset", 4)]
 )
-def test_a_quantised_form_is_held_against_its_arrays(whole, model, tmp_path, name, value):
+def test_a_quantized_form_is_held_against_its_arrays(whole, model, tmp_path, name, value):
     def change(arrays, layers, header):
         layers[3][name] = value
 
     for version in ("1", "2", "3"):
-        refused(rewritten(whole / "quantised", tmp_path / "x", change, version), model)
+        refused(rewritten(whole / "quantized", tmp_path / "x", change, version), model)
 
 
 def test_a_version_cannot_be_lowered_to_lose_the_checksum(whole, model, tmp_path):

@@ -146,7 +146,7 @@ def test_the_sets_have_every_value():
 
 @pytest.fixture(scope="module")
 def packed():
-    """Two quantised layers, one of each kind, and what they make of prompts and steps with plain operations."""
+    """Two quantized layers, one of each kind, and what they make of prompts and steps with plain operations."""
     model = make_model(**PACKABLE, num_hidden_layers=2, layer_group_size=2)
     nn.quantize(model, 32, 4, class_predicate=lambda p, m: hasattr(m, "to_quantized") and "gate.gate_proj" not in p)
     with launch.use(None):

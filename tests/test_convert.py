@@ -33,23 +33,23 @@ def test_plain_conversion_changes_nothing(tmp_path):
     names = mx.load(str(out / "model.safetensors"))
     assert "model.layers.1.mlp.switch_mlp.up_proj.weight" in names
     assert names["model.layers.1.mlp.gate.gate_proj.weight"].dtype == mx.bfloat16
-    assert "not quantised" in describe(out)
+    assert "not quantized" in describe(out)
     assert "quantization" not in json.loads((out / "config.json").read_text())
 
 
 @pytest.mark.parametrize("fit", ["rtn", "search"])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_conversion(tmp_path, bits, fit):
+def test_quantized_conversion(tmp_path, bits, fit):
     out = convert(GOLDEN, tmp_path / "out", quantize=True, bits=bits, group_size=32, fit=fit)
     model = load_model(out)
     assert type(model.layers[1].mlp.switch_mlp.up_proj).__name__ == "QuantizedSwitchLinear"
     assert type(model.layers[1].mlp.gate.gate_proj).__name__ == "Linear"
     weight = load_model(GOLDEN).layers[0].attention.dense.weight
-    quantised = model.layers[0].attention.dense
-    back = mx.dequantize(quantised.weight, quantised.scales, quantised.biases, 32, bits)
+    quantized = model.layers[0].attention.dense
+    back = mx.dequantize(quantized.weight, quantized.scales, quantized.biases, 32, bits)
     assert relative_rms(back, weight) < {8: 0.01, 4: 0.15}[bits]
     rounded = mx.quantize(weight.astype(mx.bfloat16), 32, bits)
-    same = mx.array_equal(mx.array(quantised.weight), rounded[0])
+    same = mx.array_equal(mx.array(quantized.weight), rounded[0])
     assert bool(same) == (fit == "rtn")
 
 
@@ -97,7 +97,7 @@ def test_we_load_what_mlx_lm_converts(tmp_path):
     assert ours.layers[1].mlp.gate.gate_proj.bits == 8
     x = tokens(12, vocab=1024)
     assert relative_rms(ours(x), load_model(float_model)(x)) < 0.15
-    # And it is a source like any other: kept as it is, or requantised.
+    # And it is a source like any other: kept as it is, or requantized.
     again = convert(tmp_path / "theirs", tmp_path / "again")
     assert_close(load_model(again)(x), ours(x), 1e-6)
 
@@ -147,7 +147,7 @@ def test_tokenizer_template_and_card_come_along(tmp_path):
     assert str(demo_model_path()) not in card + (out / "conversion.json").read_text()
 
 
-def test_a_dtype_for_what_is_not_quantised(tmp_path):
+def test_a_dtype_for_what_is_not_quantized(tmp_path):
     out = convert(GOLDEN, tmp_path / "out", dtype=mx.float16)
     arrays = mx.load(str(out / "model.safetensors"))
     kinds = {n.rpartition(".")[2]: a.dtype for n, a in arrays.items() if ".mlp.gate." in n}
@@ -172,7 +172,7 @@ def test_a_target_that_exists_is_refused(tmp_path):
         ({"quantize": True, "group_size": 48}, "4 bits in groups of 48 is not possible"),
         ({"quantize": True, "mode": "mxfp4", "bits": 8}, "mxfp4 has 4 bits in groups of 32, not 8 in 32"),
         ({"quantize": True, "recipe": "mixed_1_2"}, "--quant-predicate 'mixed_1_2' is not one of"),
-        ({"quantize": True, "mode": "mxfp4", "recipe": "ring-q4"}, "is for affine quantisation, not mxfp4"),
+        ({"quantize": True, "mode": "mxfp4", "recipe": "ring-q4"}, "is for affine quantization, not mxfp4"),
         ({"quantize": True, "overrides": ["attention"]}, "--q-override 'attention' is not 'pattern=bits'"),
         ({"quantize": True, "overrides": ["=4"]}, "--q-override '=4' is not"),
         ({"quantize": True, "overrides": ["atention=8"]}, "--q-override 'atention=8' matches no module"),

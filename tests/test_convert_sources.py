@@ -1,4 +1,4 @@
-"""Sources that other makers quantised come back as the weights that they mean."""
+"""Sources that other makers quantized come back as the weights that they mean."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def packed(request, tmp_path_factory):
 
 
 def by_expert(folder):
-    """Parameters of a converted folder under the names of the source, dequantised by the loader's own arrays."""
+    """Parameters of a converted folder under the names of the source, dequantized by the loader's own arrays."""
     found = {}
     arrays = mx.load(str(folder / "model.safetensors"))
     for name, value in arrays.items():
@@ -93,7 +93,7 @@ def by_expert(folder):
     return found
 
 
-def test_dequantised_it_means_the_same(packed, tmp_path):
+def test_dequantized_it_means_the_same(packed, tmp_path):
     kind, folder, original, meant = packed
     found = by_expert(convert(folder, tmp_path / "out", dequantize=True))
     assert set(found) == set(meant)
@@ -106,7 +106,7 @@ def test_dequantised_it_means_the_same(packed, tmp_path):
 def test_without_options_the_packed_form_is_kept_or_refused(packed, tmp_path):
     kind, folder, _, meant = packed
     if kind in ("desc_act", "ordered"):
-        with pytest.raises(OptionError, match="add -q to requantise or -d to dequantise"):
+        with pytest.raises(OptionError, match="add -q to requantize or -d to dequantize"):
             convert(folder, tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
         return
@@ -117,7 +117,7 @@ def test_without_options_the_packed_form_is_kept_or_refused(packed, tmp_path):
         assert_close(value, meant[name].astype(np.float32), 1e-6)
 
 
-def test_requantised_to_eight_bits_it_stays_within_a_step(packed, tmp_path):
+def test_requantized_to_eight_bits_it_stays_within_a_step(packed, tmp_path):
     _, folder, _, meant = packed
     out = convert(folder, tmp_path / "out", quantize=True, bits=8, fit="rtn")
     loaded = load_model(out)
@@ -204,7 +204,7 @@ def test_float8_without_scales_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "bits"), [("affine", 3), ("affine", 8), ("mxfp4", None), ("mxfp8", None), ("nvfp4", None)]
 )
-def test_our_own_conversions_are_copied_dequantised_and_requantised(tmp_path, mode, bits):
+def test_our_own_conversions_are_copied_dequantized_and_requantized(tmp_path, mode, bits):
     save_hf(tmp_path / "hf", foreign.shape())
     first = convert(tmp_path / "hf", tmp_path / "first", quantize=True, mode=mode, bits=bits, fit="rtn")
     copy = convert(first, tmp_path / "copy")
@@ -213,7 +213,7 @@ def test_our_own_conversions_are_copied_dequantised_and_requantised(tmp_path, mo
     x = tokens(20)
     whole = load_model(convert(first, tmp_path / "whole", dequantize=True))
     assert not [n for n, _ in tree_flatten(whole.parameters()) if n.endswith("scales")]
-    # An embedding in a float format dequantises to bfloat16, whatever the model computes in.
+    # An embedding in a float format dequantizes to bfloat16, whatever the model computes in.
     assert_close(whole(x), load_model(first)(x), 1e-4 if mode == "affine" else 0.02)
     again = convert(first, tmp_path / "again", quantize=True, bits=8, fit="rtn")
     assert load_model(again).layers[1].mlp.switch_mlp.up_proj.bits == 8
@@ -272,14 +272,14 @@ def test_rows_past_a_tensor_are_not_read_from_the_next(tmp_path):
     files.close()
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_values_too_large_for_the_dtype_are_refused(tmp_path, quantised):
+@pytest.mark.parametrize("quantized", [False, True])
+def test_values_too_large_for_the_dtype_are_refused(tmp_path, quantized):
     raw = foreign.shape()
     tensors, name = foreign.float_weights(raw), "model.layers.0.attention.dense.weight"
     tensors[name] = mx.full(tensors[name].shape, 1e6, dtype=mx.bfloat16)
     foreign.write(tmp_path / "in", raw, tensors)
     with pytest.raises(WeightsError, match=rf"{name} holds values that are too large for float16; use --dtype bfloat"):
-        convert(tmp_path / "in", tmp_path / "out", dtype=mx.float16, quantize=quantised)
+        convert(tmp_path / "in", tmp_path / "out", dtype=mx.float16, quantize=quantized)
 
 
 DENSE = "model.layers.0.attention.dense"
@@ -358,7 +358,7 @@ def test_integers_with_a_scale_a_row_are_refused(tmp_path):
         *(("compressed", {"config_groups": {"g": {"weights": {"num_bits": v}}}}, asymmetric()) for v in ("x", 0, [4])),
     ],
 )
-def test_quantisations_that_cannot_be_understood_are_one_line(tmp_path, capsys, kind, changes, parts):
+def test_quantizations_that_cannot_be_understood_are_one_line(tmp_path, capsys, kind, changes, parts):
     with_dense(tmp_path / "in", CONFIGS[kind] | changes, parts)
     assert main(["convert", "--model", str(tmp_path / "in"), "--mlx-path", str(tmp_path / "out"), "-d"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -87,7 +87,7 @@ def part_of(folder, mode, rank, size):
 
 
 def save_packed(folder, bits, group_size, mode="affine", **changes):
-    """A quantised checkpoint in the mlx-community form."""
+    """A quantized checkpoint in the mlx-community form."""
     raw = config(**PACKED | changes)
     model = make_model(3, **PACKED | changes)
     nn.quantize(
@@ -391,7 +391,7 @@ def test_a_cut_within_a_group_is_refused(tmp_path):
         part_of(tmp_path, "tensor", 0, 2)
 
 
-def test_parts_dequantise_to_the_whole(tmp_path):
+def test_parts_dequantize_to_the_whole(tmp_path):
     save_packed(tmp_path, 4, 64)
 
     def values(dense, group_size):

@@ -69,7 +69,7 @@ def test_a_benchmark_of_two_processes_is_printed_and_written_once(tmp_path, capf
     code, out, err = launched(capfd, "bench", "--random", "golden", "--distributed", mode, *words, "--csv", file)
     assert (code, err) == (0, [])
     assert out.count("ring-mlx ") == 3  # versions and two cells
-    assert f"golden, random unquantised weights, {mode} over 2 processes: " in out
+    assert f"golden, random unquantized weights, {mode} over 2 processes: " in out
     with file.open() as f:
         rows = list(csv.DictReader(f))
     assert [(r["ranks"], r["distributed"], r["batch"], r["runs"]) for r in rows] == [

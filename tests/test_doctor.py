@@ -562,7 +562,7 @@ def test_a_conversion_goes_on_where_the_decay_cannot_be_checked_unless_that_was_
     assert "'2' is not 0 or -1 or clamped" in capsys.readouterr().err
 
 
-def quantised_elsewhere(source, monkeypatch):
+def quantized_elsewhere(source, monkeypatch):
     file = source.folder / "config.json"
     file.write_text(json.dumps(source.raw | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
     return source
@@ -576,7 +576,7 @@ def too_large(source, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (quantised_elsewhere, "gptq"),
+        (quantized_elsewhere, "gptq"),
         (too_large, "this machine can give 0.0 GB"),
         (lambda source, _: replace(source, repo=("a/b", None)), "leave --stream out"),
         (lambda source, _: replace(source, config=RingConfig.from_dict(softmax_config())), "'bailing_moe_v2' has none"),

@@ -55,7 +55,7 @@ def least_bytes(folder):
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory):
-    """The same model in float, single, stacked and streamed, and quantised, stacked and streamed."""
+    """The same model in float, single, stacked and streamed, and quantized, stacked and streamed."""
     folder = tmp_path_factory.mktemp("forms")
     save_hf(folder / "single", config(), shards=2)
     out = {"single": folder / "single"}

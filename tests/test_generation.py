@@ -144,7 +144,7 @@ def test_mlx_lms_processors_work(model):
 
 
 @pytest.mark.skipif(mx.cuda.is_available(), reason="MLX 0.32.4 has no such float32 product on CUDA (1x76x64, 8 bits)")
-def test_quantised_keys_and_values(model):
+def test_quantized_keys_and_values(model):
     big = make_model(head_dim=64)
     plain = greedy(big, PROMPT, 1)
     cache = big.make_cache()

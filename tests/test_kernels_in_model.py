@@ -53,7 +53,7 @@ def test_prefill_then_decode_equals_the_whole(golden, backend):
 
 @pytest.mark.parametrize("backend", backends("fast"))
 @pytest.mark.parametrize("bits", [None, 4, 8])
-def test_a_padded_quantised_batch_equals_the_plain_forms(backend, bits):
+def test_a_padded_quantized_batch_equals_the_plain_forms(backend, bits):
     model = make_model(**PACKABLE)
     if bits:
         nn.quantize(

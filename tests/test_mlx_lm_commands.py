@@ -151,7 +151,7 @@ def test_lora_with_checkpointing_then_generate_and_fuse(command, texts, chat_fol
     assert capsys.readouterr().out.split("=" * 10)[1].strip() == adapted.split("=" * 10)[1].strip()
 
 
-def test_lora_lowers_the_loss_of_the_quantised_demo_model(command, texts, tmp_path):
+def test_lora_lowers_the_loss_of_the_quantized_demo_model(command, texts, tmp_path):
     options = ("--data", texts, "--batch-size", 2, "--num-layers", 2, "--max-seq-length", 32)
     learn = ("--train", "--iters", 4, "--learning-rate", "1e-3", "--val-batches", 4, "--steps-per-eval", 4)
     code, out, _ = command(

@@ -98,7 +98,7 @@ def test_the_key_of_the_decay_counts_and_clamped_is_what_stock_mlx_lm_computes(t
     assert_close(build(tmp_path)(ids), heard["clamped"], 1e-4)
 
 
-def test_both_forms_of_checkpoint_and_the_quantised_demo_model_load_as_ours_do(tmp_path):
+def test_both_forms_of_checkpoint_and_the_quantized_demo_model_load_as_ours_do(tmp_path):
     model = save_hf(tmp_path / "hf", config(), shards=3)
     utils.save_model(tmp_path / "stacked", model)
     shutil.copy(tmp_path / "hf" / "config.json", tmp_path / "stacked")
@@ -142,13 +142,13 @@ def test_names_that_are_not_ours_are_left_out_and_experts_must_be_complete():
         model.sanitize(arrays | extra)
 
 
-def test_the_router_is_neither_quantised_nor_cast():
+def test_the_router_is_neither_quantized_nor_cast():
     model = architecture.Model(architecture.ModelArgs.from_dict(foreign.shape()))
-    _, quantised = utils.quantize_model(model, {}, 64, 4)
+    _, quantized = utils.quantize_model(model, {}, 64, 4)
     names = {path for path, m in model.named_modules() if hasattr(m, "bits")}
     assert {"lm_head", "model.word_embeddings", "model.layers.1.mlp.switch_mlp.up_proj"} <= names
     assert not any("gate.gate_proj" in n for n in names)
-    assert quantised["quantization"]["bits"] == 4
+    assert quantized["quantization"]["bits"] == 4
     kept = [n for n, _ in tree_flatten(model.parameters()) if not model.cast_predicate(n)]
     assert sorted(kept) == [
         f"model.layers.{i}.mlp.gate.{n}" for i in (1, 2) for n in ("expert_bias", "gate_proj.weight")

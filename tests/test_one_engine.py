@@ -50,7 +50,7 @@ def test_a_prompt_read_in_steps_is_the_whole_prompt(chat):
     assert said[0] == said[1] == said[2]
 
 
-@pytest.fixture(scope="module", params=["float32", "quantised experts"])
+@pytest.fixture(scope="module", params=["float32", "quantized experts"])
 def model(request):
     made = make_model(hidden_size=64, moe_intermediate_size=64, intermediate_size=64)
     if request.param != "float32":

@@ -114,7 +114,7 @@ def test_every_template_gives_right_answers(chat, tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_keys_and_values_in_a_session(chat_folder, tmp_path, monkeypatch, bits):
+def test_quantized_keys_and_values_in_a_session(chat_folder, tmp_path, monkeypatch, bits):
     """From the first token on, so that what is reused is what would be read; through a restart."""
     recorder = Recorder(monkeypatch)
     model = make_model(head_dim=32, vocab_size=1024, max_position_embeddings=2048, eos_token_id=1)

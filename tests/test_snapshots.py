@@ -112,7 +112,7 @@ def test_a_snapshot_does_not_keep_the_live_buffer(model):
 
 
 @pytest.mark.parametrize("start", [0, 400])
-def test_quantised_keys_and_values_go_back(start):
+def test_quantized_keys_and_values_go_back(start):
     model, kv = make_model(head_dim=32), KVQuantization(8, 32, start)
     live, sequence, taken, expected = Live(model.make_cache), ids(650), [], []
     for end in (300, 500, 650):

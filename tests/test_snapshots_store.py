@@ -51,7 +51,7 @@ def test_what_is_saved_is_found(tmp_path):
     assert Store(tmp_path, "other model", BIG).deepest(longer(a)) is None
 
 
-def test_logits_and_quantised_forms_come_back(tmp_path):
+def test_logits_and_quantized_forms_come_back(tmp_path):
     made = make(1, 300)
     made.logits = mx.arange(7.0)[None]
     made.form = ((8, 32),)

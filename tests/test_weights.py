@@ -48,7 +48,7 @@ def save_stacked(folder, model, raw):
 @pytest.mark.parametrize(
     ("bits", "mode", "group_size"), [(4, "affine", 32), (8, "affine", 32), (4, "mxfp4", 32), (8, "mxfp8", 32)]
 )
-def test_mlx_community_form_quantised(tmp_path, bits, mode, group_size):
+def test_mlx_community_form_quantized(tmp_path, bits, mode, group_size):
     raw = config(
         hidden_size=64, intermediate_size=96, moe_shared_expert_intermediate_size=32, head_dim=32, num_experts=8
     )
@@ -226,7 +226,7 @@ def test_damaged_folders(tmp_path):
     refused(folder, "no .safetensors file")
 
 
-def test_quantisation_of_other_makers_is_refused_by_name(tmp_path):
+def test_quantization_of_other_makers_is_refused_by_name(tmp_path):
     save_hf(tmp_path, config())
     raw = config(quantization_config={"quant_method": "gptq", "bits": 4})
     (tmp_path / "config.json").write_text(json.dumps(raw))

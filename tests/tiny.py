@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-# Sizes that divide by 32, so that every layer can be quantised in groups of so many and read by the kernels.
+# Sizes that divide by 32, so that every layer can be quantized in groups of so many and read by the kernels.
 PACKABLE = {
     "head_dim": 32,
     "hidden_size": 64,

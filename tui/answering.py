@@ -170,10 +170,10 @@ class SessionSource:
         except BaseException:
             self._session.close(0)
             raise
-        quantisation = "" if info.quantization == "none" else info.quantization
+        quantization = "" if info.quantization == "none" else info.quantization
         s = info.sampling
         plain = Chosen(temp=s.temp, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p)
-        post(Loaded(name, info.context_tokens, quantisation, info.memory_limit_bytes, plain))
+        post(Loaded(name, info.context_tokens, quantization, info.memory_limit_bytes, plain))
 
     def stop(self) -> None:
         """End the running answer; from any thread."""

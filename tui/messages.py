@@ -95,14 +95,14 @@ class Loaded(Message):
     Args:
         name: What to call it.
         context: The most tokens it can hold.
-        quantisation: In words.
+        quantization: In words.
         memory_limit_bytes: What the machine should give it, 0 where that is not known.
         sampling: What holds where the settings say nothing.
     """
 
     name: str
     context: int
-    quantisation: str = ""
+    quantization: str = ""
     memory_limit_bytes: int = 0
     sampling: Sampling = field(default_factory=Sampling)
 

@@ -50,7 +50,7 @@ def _is_ring(folder: Path) -> bool:
 
 def _remark(folder: Path) -> str:
     config = _config(folder)
-    quantised = config.get("quantization") or config.get("quantization_config")
-    bits = f"{quantised['bits']}-bit, " if isinstance(quantised, dict) and "bits" in quantised else ""
+    quantized = config.get("quantization") or config.get("quantization_config")
+    bits = f"{quantized['bits']}-bit, " if isinstance(quantized, dict) and "bits" in quantized else ""
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9
     return f"{bits}{size:.1f} GB" if size >= 0.1 else f"{bits}{size * 1e3:.0f} MB"

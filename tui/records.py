@@ -27,7 +27,7 @@ def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before
     seed = {} if f.seed is None else {"seed": f.seed}
     return Record(
         model=model.name,
-        quantisation=model.quantisation,
+        quantisation=model.quantization,
         sampling=sampling_as_dict(model.sampling) | sampling_as_dict(sampling) | seed,
         **{name: getattr(f, name) for name in MEASURED},
         **{name: getattr(before, name) + getattr(f, name) for name in ADDED},

@@ -26,7 +26,7 @@ def naive_norm_qmv(
         dtype: What ``normed`` is rounded to before the products; None leaves it as the norm returns it.
 
     Returns:
-        y_i [..., N_i] in the dtype of ``normed``: a float32 product of the dequantised weights, rounded once. ``normed``
+        y_i [..., N_i] in the dtype of ``normed``: a float32 product of the dequantized weights, rounded once. ``normed``
         itself rounds as MLX's norm does, to the common dtype of x and weight, before and after the weight.
 
     Source: arXiv 2510.19338, section 2.

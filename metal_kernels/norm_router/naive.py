@@ -27,7 +27,7 @@ def naive_norm_router(
         x: Residual stream [..., hidden], any float dtype.
         r: What is added [..., hidden], any float dtype, rounded to that of x first; None adds nothing.
         weight: Of the norm [hidden].
-        router: [E, hidden], plain or quantised.
+        router: [E, hidden], plain or quantized.
         eps: Added to the mean square.
         dtype: Of ``normed`` as returned; None leaves it as the norm returns it.
 

@@ -9,7 +9,7 @@
 //   sum_i x_i (scale q_i + bias) = scale (sum_i x_i q_i - c sum_i x_i) + (bias + c scale) sum_i x_i
 // loses no more to rounding than the weights themselves would, since bias is about -c scale. Codes are masked in place
 // instead of shifted down: `make_block` divides x by the powers of two, exactly and once for all rows. Other widths are
-// dequantised value by value.
+// dequantized value by value.
 template <int MODE, int BITS>
 METAL_FUNC constexpr bool sums_codes() {
   return MODE == 1 && (BITS == 4 || BITS == 8);

@@ -121,7 +121,7 @@ def _gathered(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:
 
 
 def shared_product(x: mx.array, mlp: Shared) -> mx.array:
-    """``down (silu(gate x) * (up x))`` in float32 MLX operations, without dequantising whole matrices: [..., D]."""
+    """``down (silu(gate x) * (up x))`` in float32 MLX operations, without dequantizing whole matrices: [..., D]."""
     x = x.astype(mx.float32)
     gate, up = _product(x, mlp[0]), _product(x, mlp[1])
     return _product(gate * mx.sigmoid(gate) * up, mlp[2])

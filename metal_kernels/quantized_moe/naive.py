@@ -26,7 +26,7 @@ def naive_moe(
         expert_e(x) = down_e (silu(gate_e x) * (up_e x))
         y_t = residual_t + sum_j w_tj expert_{chosen_tj}(x_t) + shared(x_t)
 
-    All products are float32 products of the dequantised weights, and the sum is float32.
+    All products are float32 products of the dequantized weights, and the sum is float32.
 
     Args:
         x: Tokens [..., D], any float dtype.

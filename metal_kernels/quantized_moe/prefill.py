@@ -56,8 +56,8 @@ def prefill_moe(
 ) -> mx.array:
     """Same contract as `naive_moe`, for what `check_prefill` accepts; in five dispatches and a sort, no host sync.
 
-    With 16-bit operands the dequantised weights and the products of gate and up are rounded to them, as MLX's own
-    quantised product does; all sums are float32.
+    With 16-bit operands the dequantized weights and the products of gate and up are rounded to them, as MLX's own
+    quantized product does; all sums are float32.
 
     Args:
         x: [..., D]; starts at a multiple of 16 bytes, as every array that is no odd slice does.

@@ -31,7 +31,7 @@ def cases(config: RingConfig, T: int, B: int, bits: int) -> Iterator[Case]:
     """Each operation as a call of one argument, and that argument: random data of the config's shapes."""
     dtype = mx.bfloat16
     c = config
-    linear, softmax = quantised(LinearAttention(c, 1), bits), quantised(SoftmaxAttention(c), bits)
+    linear, softmax = quantized(LinearAttention(c, 1), bits), quantized(SoftmaxAttention(c), bits)
     width, heads = c.num_attention_heads * c.head_dim, linear.heads()
     state = mx.random.normal((B, c.num_attention_heads, c.head_dim, c.head_dim))
     qkv = mx.random.normal((B, T, 3 * width)).astype(dtype)
@@ -44,12 +44,12 @@ def cases(config: RingConfig, T: int, B: int, bits: int) -> Iterator[Case]:
     logits, bias = mx.random.normal((B, T, c.num_experts)), 0.1 * mx.random.normal((c.num_experts,))
     options = (c.num_experts_per_tok, c.n_group, c.topk_group, c.routed_scaling_factor, c.norm_topk_prob)
     yield "route", lambda a: route(a, bias, *options), logits
-    moe = quantised(MoE(c), bits)
+    moe = quantized(MoE(c), bits)
     hidden = mx.random.normal((B, T, c.hidden_size)).astype(dtype)
     yield "moe (with router)", lambda a: moe(a, dtype, a), hidden
     if B * T <= MAX_TOKENS:
         yield from few_tokens(c, moe.gate, linear, softmax, hidden, x, gate)
-    layer = quantised(DecoderLayer(c, 1), bits)
+    layer = quantized(DecoderLayer(c, 1), bits)
     yield "linear layer", lambda a: layer(a, None, None, 7), hidden
 
 
@@ -85,8 +85,8 @@ def few_tokens(
     yield "add_qmv", product, o
 
 
-def quantised(block: Any, bits: int) -> Any:
-    """The block in bfloat16, its matrices quantised in groups of 64 unless ``bits`` is 0; the router stays float32."""
+def quantized(block: Any, bits: int) -> Any:
+    """The block in bfloat16, its matrices quantized in groups of 64 unless ``bits`` is 0; the router stays float32."""
     block.set_dtype(mx.bfloat16)
     if bits:
         nn.quantize(

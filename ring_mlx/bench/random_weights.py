@@ -1,4 +1,4 @@
-"""Models at true shapes with random quantised weights, so that speed can be measured without a download.
+"""Models at true shapes with random quantized weights, so that speed can be measured without a download.
 
 Packed words and scales are drawn as such, one tensor at a time: no weight ever exists in full precision, so building
 takes the memory of the model and of one tensor more.
@@ -37,7 +37,7 @@ def random_model(
     Args:
         bits: Of all matrices but the router; None leaves them as they are.
         layers: So many layers instead of the model's own number.
-        dtype: Of what is not quantised, by default `plain_dtype`.
+        dtype: Of what is not quantized, by default `plain_dtype`.
 
     Raises:
         NoFitError: If this machine's memory cannot hold it; nothing has been made then.
@@ -47,7 +47,7 @@ def random_model(
 
 
 def plain_dtype(shape: str) -> mx.Dtype:
-    """Of what is not quantised: bfloat16, but float32 on MLX's CPU backend and for the tiny shapes."""
+    """Of what is not quantized: bfloat16, but float32 on MLX's CPU backend and for the tiny shapes."""
     return mx.float32 if shape in ("tiny", "golden") or mx.default_device() == mx.cpu else mx.bfloat16
 
 

@@ -105,7 +105,7 @@ def _random(args: argparse.Namespace, rank: Rank | None) -> tuple[Model, dict[st
     else:
         draw = partial(random_sharded, raw, args.random, packed, dtype=dtype, exact=args.exact, seed=args.seed)
         model = rank.share(draw)
-    name = f"{args.random}, random {'unquantised' if bits == UNQUANTIZED else f'{bits}-bit'} weights"
+    name = f"{args.random}, random {'unquantized' if bits == UNQUANTIZED else f'{bits}-bit'} weights"
     if args.layers is not None:
         name += f", {args.layers} of {whole['num_hidden_layers']} layers"
     return model, raw, name + _how(args)

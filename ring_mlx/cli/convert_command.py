@@ -1,4 +1,4 @@
-"""``ring-mlx convert``: a checkpoint to the mlx-community form, quantised or not, checked, measured and uploaded."""
+"""``ring-mlx convert``: a checkpoint to the mlx-community form, quantized or not, checked, measured and uploaded."""
 
 from __future__ import annotations
 

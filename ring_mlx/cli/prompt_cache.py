@@ -30,7 +30,7 @@ def open_reader(
     """A reader for one prompt, which starts from the snapshots on disk that sessions and servers keep too.
 
     Raises:
-        OptionError: If keys and values cannot be quantised as the options say.
+        OptionError: If keys and values cannot be quantized as the options say.
     """
     options = SessionOptions(
         model=name,

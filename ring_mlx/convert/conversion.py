@@ -122,7 +122,7 @@ def describe(folder: Path) -> str:
     """One line on a written checkpoint: size and quantization."""
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     quantization = settings(read_json(folder / "config.json"))
-    kind = f"{quantization.get('bits')}-bit {quantization.get('mode')}" if quantization else "not quantised"
+    kind = f"{quantization.get('bits')}-bit {quantization.get('mode')}" if quantization else "not quantized"
     others = sum(isinstance(v, dict) for v in (quantization or {}).values())
     return f"{folder}: {size / 1e9:.3f} GB, {kind}{f', {others} modules otherwise' if others else ''}"
 

@@ -60,7 +60,7 @@ class Packed(Matrix):
         if order is not None and not mx.array_equal(files.read(order).reshape(-1), plain).item():
             raise WeightsError(
                 f"{order.name} mixes columns of different groups although config.json says desc_act false; correct it "
-                "and add -q to requantise."
+                "and add -q to requantize."
             )
         g = self.grid(files, start, stop)
         return {"weight": pack(g.codes, self.bits), "scales": g.scales, "biases": -g.scales * g.zeros}

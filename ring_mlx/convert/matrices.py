@@ -95,7 +95,7 @@ class MLXPacked(Matrix):
             of.raw, of.path, of.cols, weight.matrix[1], scales.matrix[1], "biases" in parts
         )
         if found is None:
-            raise WeightsError(f"{weight.name} has a quantisation that cannot be told; convert the original.")
+            raise WeightsError(f"{weight.name} has a quantization that cannot be told; convert the original.")
         self.setting = setting = Setting(*found)
         affine = setting.mode == "affine"
         exists = setting.bits in AFFINE_BITS and setting.group_size in AFFINE_GROUPS

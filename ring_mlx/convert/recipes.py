@@ -94,7 +94,7 @@ def _recipe(recipe: str | None, default: Setting, num_layers: int) -> Rule:
     if recipe not in RECIPES:
         raise OptionError(f"--quant-predicate {recipe!r} is not one of {', '.join(RECIPES)}; choose one.")
     if default.mode != "affine":
-        raise OptionError(f"--quant-predicate {recipe} is for affine quantisation, not {default.mode}; leave one out.")
+        raise OptionError(f"--quant-predicate {recipe} is for affine quantization, not {default.mode}; leave one out.")
     if recipe in RING:
         low, high = Setting(default.group_size, RING[recipe]), Setting(default.group_size, RING_REST_BITS)
         return lambda path: low if ".switch_mlp." in path else high

@@ -130,6 +130,6 @@ def _odd_values(source: Source) -> Iterator[None]:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
         raise WeightsError(
-            f"the quantisation or dtype in {source.name}'s config.json cannot be understood ({type(e).__name__}: {e}); "
+            f"the quantization or dtype in {source.name}'s config.json cannot be understood ({type(e).__name__}: {e}); "
             "correct it, or download the checkpoint again."
         ) from None

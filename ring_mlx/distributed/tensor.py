@@ -74,7 +74,7 @@ def _divided(c: RingConfig) -> dict[str, int]:
 
 
 def check(model: Model, size: int) -> RingConfig:
-    """As `local_config`; also names a quantised matrix that would be cut within a group."""
+    """As `local_config`; also names a quantized matrix that would be cut within a group."""
     config = local_config(model.config, size)
     for path, module in model.named_modules():
         if path.endswith(NARROWS) and "scales" in module:
@@ -153,7 +153,7 @@ class SummedLinear(nn.Linear):
 
 
 class SummedQuantizedLinear(nn.QuantizedLinear):
-    """The same of a quantised layer."""
+    """The same of a quantized layer."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.distributed.all_sum(super().__call__(x), group=self._group)

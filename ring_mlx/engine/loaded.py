@@ -34,7 +34,7 @@ class LoadedModel:
 
     Raises:
         TokenizerError: If the options have a chat template that cannot be used.
-        OptionError: If keys and values cannot be quantised so.
+        OptionError: If keys and values cannot be quantized so.
     """
 
     def __init__(self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions) -> None:

@@ -49,7 +49,7 @@ class PromptReader:
         self.read_tokens, self.tps = 0, 0.0
 
     def _make_cache(self) -> HybridCache:
-        """Quantised from the first token on where that is wanted, so that steps of any size give the same."""
+        """Quantized from the first token on where that is wanted, so that steps of any size give the same."""
         cache, kv = self._model.make_cache(), self.kv_quantization
         if kv is None or kv.start > 0:
             return cache

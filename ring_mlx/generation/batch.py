@@ -57,7 +57,7 @@ class Batch:
     Args:
         model: The model.
         prefill_step_size: Prompt tokens that one `step` may read, by default `prefill_step_or_default`.
-        most_rows: Sequences at once, None for any number. Only a batch of one takes quantised keys and values.
+        most_rows: Sequences at once, None for any number. Only a batch of one takes quantized keys and values.
         kv_quantization: For the softmax layers of a batch of one, or None.
     """
 
@@ -114,7 +114,7 @@ class Batch:
 
         Raises:
             PromptError: If the prompt is empty, exceeds the context, or has an id outside the vocabulary.
-            OptionError: If the batch is full, or keys and values are quantised, which cannot be padded.
+            OptionError: If the batch is full, or keys and values are quantized, which cannot be padded.
         """
         cache = self._model.make_cache() if cache is None else cache
         context = self._model.config.context_tokens
@@ -123,7 +123,7 @@ class Batch:
         if len(prompt) + int(cache.offset) > context:
             raise PromptError(f"{len(prompt) + int(cache.offset)} tokens exceed the context of {context}; shorten it.")
         if self._most_rows != 1 and any(isinstance(c, QuantizedKVCache) for c in cache):
-            raise OptionError("quantised keys and values cannot join a batch; leave --kv-bits out.")
+            raise OptionError("quantized keys and values cannot join a batch; leave --kv-bits out.")
         if self._most_rows is not None and len(self) >= self._most_rows:
             raise OptionError(f"the batch has {self._most_rows} sequences already; remove one.")
         ids = whole_ids(prompt, self._model.config.vocab_size)

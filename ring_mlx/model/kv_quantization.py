@@ -1,4 +1,4 @@
-"""How keys and values are quantised."""
+"""How keys and values are quantized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ring_mlx.errors import OptionError
 
 @dataclass(frozen=True)
 class KVQuantization:
-    """How keys and values of softmax layers are quantised; linear states never are.
+    """How keys and values of softmax layers are quantized; linear states never are.
 
     Args:
         bits: 2, 4 or 8.

@@ -31,7 +31,7 @@ class Block:
 
     Args:
         tokens: The ids [n], which with those before them determine the arrays.
-        arrays: Layer by layer, keys then values, [1, Hkv, n, D] or the three parts of a quantised one.
+        arrays: Layer by layer, keys then values, [1, Hkv, n, D] or the three parts of a quantized one.
         blob: Its name in a store, once it has one.
     """
 
@@ -54,7 +54,7 @@ class Snapshot:
         states: Of the linear layers, [1, H, K, V] float32, or None before the first token.
         blocks: The full blocks of the softmax layers, shared with other snapshots.
         tail: The rest, fewer than `BLOCK_TOKENS` tokens, or None.
-        form: Of each softmax layer, (bits, group size), or None where it is not quantised.
+        form: Of each softmax layer, (bits, group size), or None where it is not quantized.
         logits: Of the next token [1, vocab] float32; without them at least one token must be read anew.
         kind: Why it was taken; for people.
         durable: Whether it is worth a place on disk.

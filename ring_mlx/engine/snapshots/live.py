@@ -75,11 +75,11 @@ class Live:
 
 
 def of_form(cache: HybridCache, form: Form) -> HybridCache:
-    """An empty cache with its softmax layers quantised as the form says."""
+    """An empty cache with its softmax layers quantized as the form says."""
     wanted = iter(form)
     softmax = set(map(id, blocks.softmax_layers(cache)))
     made: list[Any] = []
     for c in cache:
-        quantised = next(wanted) if id(c) in softmax else None
-        made.append(QuantizedKVCache(quantised[1], quantised[0]) if quantised else c)
+        quantized = next(wanted) if id(c) in softmax else None
+        made.append(QuantizedKVCache(quantized[1], quantized[0]) if quantized else c)
     return type(cache)(made)

@@ -12,7 +12,7 @@ from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens
 from ring_mlx.engine.stored.manifest import BLOCK_TOKENS
 
 Named = dict[str, mx.array]
-QUANTISED_PARTS = ("", ".scales", ".biases")
+QUANTIZED_PARTS = ("", ".scales", ".biases")
 
 
 def pack_block(block: Block, form: Form, kv_bits: int | None) -> tuple[Named, dict[str, str]]:
@@ -20,8 +20,8 @@ def pack_block(block: Block, form: Form, kv_bits: int | None) -> tuple[Named, di
 
     Args:
         block: The block.
-        form: Of each softmax layer; one that is quantised stays as it is.
-        kv_bits: Quantise the others to 8 or 4 bits, where a group size divides their heads.
+        form: Of each softmax layer; one that is quantized stays as it is.
+        kv_bits: Quantize the others to 8 or 4 bits, where a group size divides their heads.
     """
     slots = [(name, parts) for i, layer in enumerate(form) for name, parts in _slots(i, layer)]
     arrays: Named = {"tokens": mx.array(block.tokens)}
@@ -31,7 +31,7 @@ def pack_block(block: Block, form: Form, kv_bits: int | None) -> tuple[Named, di
         at += len(parts)
         group = next((g for g in (64, 32) if held[0].shape[-1] % g == 0), None)
         if len(parts) == 1 and kv_bits and group:
-            held, parts = list(mx.quantize(held[0], group_size=group, bits=kv_bits)), QUANTISED_PARTS
+            held, parts = list(mx.quantize(held[0], group_size=group, bits=kv_bits)), QUANTIZED_PARTS
             header[name] = f"{kv_bits} {group}"
         arrays |= {name + part: a for part, a in zip(parts, held, strict=True)}
     return arrays, header
@@ -47,7 +47,7 @@ def unpack_block(arrays: Mapping[str, mx.array], header: Mapping[str, str], form
     names = {"tokens"}
     for i, layer in enumerate(form):
         for name, parts in _slots(i, layer):
-            stored = QUANTISED_PARTS if name in header else parts
+            stored = QUANTIZED_PARTS if name in header else parts
             names |= {name + part for part in stored}
             found = [arrays[name + part] for part in stored]
             if name in header:
@@ -115,5 +115,5 @@ def form_of(manifest: Mapping[str, Any]) -> Form:
 
 
 def _slots(i: int, layer: tuple[int, int] | None) -> list[tuple[str, tuple[str, ...]]]:
-    parts = ("",) if layer is None else QUANTISED_PARTS
+    parts = ("",) if layer is None else QUANTIZED_PARTS
     return [(f"{i}.keys", parts), (f"{i}.values", parts)]

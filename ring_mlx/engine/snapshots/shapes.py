@@ -35,7 +35,7 @@ class Shapes:
     context_tokens: int
 
     def most_bytes(self, count: int) -> int:
-        """Most bytes that ``count`` tokens, the states after them and logits take; quantised ones take less."""
+        """Most bytes that ``count`` tokens, the states after them and logits take; quantized ones take less."""
         state, token = 4 * self.heads * self.head_dim**2, 2 * self.dtype.size * self.kv_heads * self.head_dim
         layers = sum(self.linear)
         return layers * state + (len(self.linear) - layers) * token * count + 4 * self.vocab_size
@@ -82,7 +82,7 @@ class Shapes:
         if bits not in BITS or group_size not in GROUP_SIZES or D % group_size:
             raise ValueError(f"{bits} bits in groups of {group_size} cannot be")
         w, scales, biases = arrays
-        _hold("quantised keys or values", w, (*rows, D * bits // 32), mx.uint32)
+        _hold("quantized keys or values", w, (*rows, D * bits // 32), mx.uint32)
         for part in (scales, biases):
             _hold("scales or biases", part, (*rows, D // group_size), self.dtype)
 

@@ -48,7 +48,7 @@ class Store(ModelFolder):
     Args:
         root, fingerprint, budget_bytes: As for `ModelFolder`.
         name: What to call the model in lists.
-        kv_bits: Keep keys and values in 8 bits (or 4); None keeps them as they are. Those that are quantised already
+        kv_bits: Keep keys and values in 8 bits (or 4); None keeps them as they are. Those that are quantized already
             stay as they are.
         shapes: The model's `cache_shapes`, against which snapshots are held.
     """
