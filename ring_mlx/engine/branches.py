@@ -121,7 +121,7 @@ def branch_points(renderer: Renderer, messages: Messages, prompt: Prompt, known:
         renderer: Of the request.
         messages: The conversation.
         prompt: It, rendered.
-        known: Tokens of the prompt that a snapshot covers; nothing before them is looked for.
+        known: Tokens of the prompt that a snapshot covers; places before them are not searched.
 
     Returns:
         What each place is, by its number of tokens: "system", "user" (before a user's message) or "answer" (before
@@ -142,7 +142,7 @@ def branch_points(renderer: Renderer, messages: Messages, prompt: Prompt, known:
 
 
 def next_turn(renderer: Renderer, messages: Messages, answer: Mapping[str, Any]) -> Prompt | None:
-    """What every next prompt starts with once ``answer`` has been given; None if the template refuses that."""
+    """The start of every next prompt after ``answer``; None if the template refuses the conversation."""
     talk = [*messages[:-1], answer] if renderer.continue_last else [*messages, answer]
     role = "tool" if answer.get("tool_calls") else "user"
     try:
@@ -155,7 +155,7 @@ def next_turn(renderer: Renderer, messages: Messages, answer: Mapping[str, Any])
 
 
 def _alternatives(messages: Messages, turn: int) -> Iterator[tuple[str, Callable[[str], Messages]]]:
-    """What else could be said at the user's message ``turn``: another message, or another answer to it."""
+    """Alternatives at the user's message ``turn``: another message, or another answer to it."""
     yield "user", lambda text: [*messages[:turn], _user(text)]
     yield "answer", lambda text: [*messages[: turn + 1], {"role": "assistant", "content": text}, _user(text)]
 

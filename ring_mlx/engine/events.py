@@ -66,7 +66,7 @@ class SessionOptions:
         prefill_step_tokens: Prompt tokens a step, and so how long `Session.stop` may take; by default 2,048 on a GPU,
             128 on a CPU.
         snapshot_every_tokens: A snapshot at each multiple of this within a long prompt.
-        read_ahead: While nobody waits, read the start of the next prompt: the answer without its thought.
+        read_ahead: While no request waits, read the start of the next prompt: the answer without its thought.
         thinking: How answers start, and the tokens kept for them.
         max_tokens: Of an answer, where a request says nothing else.
         max_batch: Requests that are read or generate at once; a session has one conversation at a time.
@@ -116,7 +116,7 @@ class SessionOptions:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """Those that `ring_mlx.load` takes."""
+        """The options of `ring_mlx.load`."""
         names = ("revision", "exact", "decay_layer_offset", "expert_cache_bytes", "expert_policy", "adapter_path")
         return {name: getattr(self, name) for name in names}
 
@@ -137,8 +137,8 @@ class PrefillProgress:
     Args:
         done: Tokens that need no more reading, reused ones included.
         total: Tokens of the prompt.
-        reused: Tokens that a snapshot knew.
-        eta_s: Seconds until the first token, or None before there is a measure.
+        reused: Tokens from a snapshot.
+        eta_s: Seconds until the first token, or None while it is not known.
     """
 
     done: int
@@ -165,7 +165,7 @@ class AnswerText:
 class ToolCall:
     """A finished call: ``<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>``.
 
-    ``raw`` is what the model said, tags included; of several calls in one block, the first has it.
+    ``raw`` is the model's text with the tags; of several calls in one block, only the first has it.
     """
 
     name: str
@@ -175,7 +175,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of the answer, how likely it was, and where in the text it begins; the likeliest alternatives first."""
+    """One token of the answer, its log-probability, its place in the text, and the likeliest alternatives."""
 
     token: bytes
     logprob: float
@@ -185,7 +185,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Revised:
-    """What has been said so far is otherwise: texts and calls are to be forgotten, and the answer comes once more.
+    """A correction: texts and calls so far are to be dropped, and the answer comes again.
 
     Args:
         thought: The whole thought so far.
@@ -203,12 +203,12 @@ class Statistics:
         read_tokens: Run through the model for this answer.
         reused_tokens: Known from snapshots.
         prompt_tps: Tokens read a second.
-        time_to_first_token_s: From the start of the work, waiting in the queue not included.
+        time_to_first_token_s: From the start of the work, without the time in the queue.
         generated_tokens: Thought, tags and stop token included.
         thinking_tokens: Of these, the thought.
         generation_tps: Tokens generated a second.
         peak_memory_bytes: Of the process on the device, since it started.
-        seed: With which the answer can be had again.
+        seed: Repeats the answer.
         quantization: Of the weights, in words.
         kv_quantization: Of keys and values, in words.
     """
@@ -252,7 +252,7 @@ class ModelInfo:
     """The model that a session holds.
 
     ``memory_limit_bytes`` is what this machine should give a model: on Metal the recommended working set. ``sampling`` is
-    what holds where a request says nothing.
+    used where a request gives no value.
     """
 
     name: str
@@ -267,15 +267,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Counters:
-    """What a session has done since it started.
+    """Counts of a session since its start.
 
     Args:
         read_tokens: Prompt tokens run through the model, those read ahead included.
-        ahead_tokens: Of these, read while nobody waited.
+        ahead_tokens: Of these, read ahead.
         reused_tokens: Prompt tokens known from snapshots.
         generated_tokens: Of all answers.
         snapshots: Held in memory.
-        snapshot_bytes: What they take, shared blocks counted once.
+        snapshot_bytes: Their bytes, with shared blocks counted once.
     """
 
     read_tokens: int = 0

@@ -1,4 +1,4 @@
-"""A loaded model with what its requests are worked on with."""
+"""A loaded model with its tokenizer, and what a scheduler needs to answer requests with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ring_mlx.model.model import Model
 
 
 class LoadedModel:
-    """Makes what a `Scheduler` needs; `ring_mlx.distributed.leader` makes it in a form that tells the other ranks.
+    """Makes the parts of a `Scheduler`; `ring_mlx.distributed.leader` makes parts that also direct the other ranks.
 
     Args:
         model, tokenizer: From `ring_mlx.load`.
@@ -55,7 +55,7 @@ class LoadedModel:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """What users are told of it."""
+        """The model as users see it."""
         model, kv = self.model, self.options.kv_quantization
         return ModelInfo(
             name=Path(self.options.model).name,
@@ -82,7 +82,7 @@ class LoadedModel:
         return open_store(self.options, self.model)
 
     def reader(self, tree: SnapshotTree, store: Store | None) -> PromptReader:
-        """A cache of its own for one prompt after the other."""
+        """A reader of prompts with its own cache."""
         o = self.options
         return PromptReader(
             self.model,
@@ -102,7 +102,7 @@ class LoadedModel:
         """Render, encode and measure a request's prompt.
 
         Raises:
-            RingError: If the request cannot be met.
+            RingError: If the request cannot be answered.
         """
         renderer = None
         if isinstance(request.prompt, str):
@@ -129,7 +129,7 @@ class LoadedModel:
 
 
 def renderer_of(request: Request, tokenizer: TokenizerWrapper, options: Mapping[str, Any] | None = None) -> Renderer:
-    """What renders a request's messages; ``options`` are the template's where the request says nothing else."""
+    """The renderer of a request's messages; the request's template options come before ``options``."""
     options = {**(options or {}), **(request.template_options or {})}
     return Renderer(tokenizer, request.tools or None, options, request.continue_last)
 

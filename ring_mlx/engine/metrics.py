@@ -34,7 +34,7 @@ class Metrics:
     """Counters and histograms that any thread may change.
 
     Attributes:
-        gauges: How much there is now, which the model's thread replaces as a whole.
+        gauges: Present amounts; the model's thread replaces them as a whole.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Metrics:
             self._sums[name] += value  # type: ignore[assignment]
 
     def counters(self) -> Counters:
-        """What a session tells of it."""
+        """The counters of a session."""
         read, ahead, reused, generated = (
             self._counts[f"{name}_tokens_total", ""] for name in ("read", "ahead", "cached", "generated")
         )
@@ -66,7 +66,7 @@ class Metrics:
         return Counters(read, ahead, reused, generated, snapshots, nbytes)
 
     def text(self, gauges: Mapping[str, float]) -> str:
-        """All of it, with gauges as they are now."""
+        """All metrics, with present gauges."""
         lines: list[str] = []
         with self._lock:
             for name in sorted({name for name, _ in self._counts}):

@@ -34,7 +34,7 @@ class ModelLostError(BaseException):
     It derives from BaseException so that handlers of a single request do not catch it.
 
     Args:
-        error: What is told.
+        error: The reason.
     """
 
     def __init__(self, error: RingError) -> None:
@@ -47,9 +47,9 @@ class ModelThread:
 
     Args:
         options: What to load and how.
-        load: Loads the model, told whom to tell how far it is; by default `LoadedModel.load`.
-        metrics: Where to count.
-        on_loading: Told how far loading is, on the model's thread; requests that wait are told it as well.
+        load: Loads the model and reports progress to its second argument; by default `LoadedModel.load`.
+        metrics: Gets the counts.
+        on_loading: Called with the progress of loading, on the model's thread; waiting requests get it too.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ModelThread:
         return "failed" if self.failure or self._at_rest.is_set() else "ok" if self._is_loaded.is_set() else "loading"
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
-        """Whether the model is there.
+        """Whether the model is loaded.
 
         Raises:
             RingError: If loading failed.
@@ -92,10 +92,10 @@ class ModelThread:
         return done
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its place; its events tell the rest.
+        """Queue a request; its events tell the rest.
 
         Raises:
-            SessionError: If all is closed.
+            SessionError: If the thread is closed.
         """
         with self._changed:
             if self._closed:
@@ -111,7 +111,7 @@ class ModelThread:
             self._changed.notify()
 
     def drop(self, request: Request) -> None:
-        """Nobody waits for the answer any more: its place is free after the step at hand."""
+        """Drop a request whose answer is not wanted any more; its place is free after the present step."""
         request.drop()
         with self._changed:
             self._changed.notify()
@@ -123,13 +123,13 @@ class ModelThread:
                 request.stopped.set()
 
     def abandon(self) -> None:
-        """Tell every request that the process ends, from any thread: the model's may wait for a lost rank for ever."""
+        """Tell every request, from any thread, that the process ends: the model's thread may wait for a lost rank for ever."""
         for request in list(self._sent):
             request.end(SessionError("a process that holds a part of the model is lost, so the server ends."))
         time.sleep(TELLING_S)
 
     def gauges(self) -> dict[str, float]:
-        """How much waits, runs and is kept now."""
+        """Present numbers of waiting and running requests and of snapshots."""
         return {"queue_length": len(self._waiting), **self.metrics.gauges}
 
     def close(self, timeout_s: float = 30.0) -> bool:
@@ -176,7 +176,7 @@ class ModelThread:
             self.loaded = (self._load_model or LoadedModel.load)(self.options, self._tell_loading)
             self.info = self.loaded.info
             scheduler = Scheduler(self.loaded, self.metrics)
-        except Exception as e:  # noqa: BLE001 whatever happens is told to those who ask
+        except Exception as e:  # noqa: BLE001 every failure is sent to the waiting requests
             self.failure = as_ring_error(e)
         with self._changed:
             self._is_loaded.set()
@@ -231,7 +231,7 @@ class ModelThread:
 
 
 def rest(at_rest: threading.Event) -> None:
-    """Say that a thread which ran MLX is done, and wait for ever, as a daemon.
+    """Note that a thread which ran MLX is done, then wait for ever, as a daemon.
 
     What MLX keeps for a thread is freed when the thread ends, which needs the interpreter: a process that exits meanwhile
     aborts.

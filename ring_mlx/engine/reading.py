@@ -49,14 +49,14 @@ class PromptReader:
         self.read_tokens, self.tps = 0, 0.0
 
     def _make_cache(self) -> HybridCache:
-        """Quantized from the first token on where that is wanted, so that steps of any size give the same."""
+        """A cache that is quantized from the first token, if wanted, so that steps of any size give the same result."""
         cache, kv = self._model.make_cache(), self.kv_quantization
         if kv is None or kv.start > 0:
             return cache
         return of_form(cache, ((kv.bits, kv.group_size),) * len(softmax_layers(cache)))
 
     def start(self, ids: Sequence[int]) -> int:
-        """Go to the deepest snapshot of a prompt, in memory or on disk; returns how many tokens it knows."""
+        """Go to the deepest snapshot of a prompt, in memory or on disk; returns its number of tokens."""
         found = self.tree.deepest(ids)
         if self.store is not None:
             on_disk = self.store.deepest(ids, found.offset if found else 0)
@@ -76,12 +76,12 @@ class PromptReader:
     ) -> Iterator[int]:
         """Read the rest of a prompt after `start`, taking snapshots; leaving early leaves a usable cache.
 
-        Where ``stopped`` turns true the step at hand is finished, and a snapshot keeps what has been read.
+        When ``stopped`` turns true the present step is finished, and a snapshot keeps the tokens read so far.
 
         Args:
             ids: The whole prompt.
             points: Where snapshots are wanted, and why; one is taken at the end whatever it says.
-            stopped: Asked between steps.
+            stopped: Called between steps.
             step_tokens: Instead of the usual.
 
         Yields:

@@ -1,4 +1,4 @@
-"""Reads prompts in turns, steps the batch, keeps snapshots: all that is done with a loaded model."""
+"""Reads prompts in turns, steps the batch and keeps snapshots: all work with a loaded model."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Scheduler:
     """Answers requests, several at once or one after the other; every method must be called on one thread.
 
     Attributes:
-        reader: Of idle time; a session's requests use it too, so that each goes on from where the last one left it.
+        reader: Used in idle time, and by a session's requests, so that each continues from the state after the last.
 
     Args:
-        loaded: The model and what it is worked on with.
+        loaded: The model and its parts.
         metrics: Where to count.
     """
 
@@ -55,7 +55,7 @@ class Scheduler:
         return bool(self._reading or self._rows)
 
     def has_room(self, request: Request) -> bool:
-        """Whether a request can come in: a place is free, and all caches at their longest fit into memory."""
+        """Whether a request can be admitted: a place is free, and all caches at their longest fit into memory."""
         rows, o = [*self._reading, *self._rows.values()], self._options
         if len(rows) >= o.max_batch or len(self._reading) >= (o.max_reading or o.max_batch):
             return False
@@ -67,7 +67,7 @@ class Scheduler:
         return mx.get_active_memory() - self._batch.nbytes + needed <= memory.budget_bytes()
 
     def admit(self, request: Request) -> None:
-        """Take in a request; a failure is told to it."""
+        """Admit a request; it gets any failure."""
         self._ahead, row, started = None, None, time.perf_counter()
         try:
             request.prepared = request.prepared or self.loaded.prepare(request)
@@ -83,8 +83,8 @@ class Scheduler:
     def step(self, is_wanted: Callable[[], bool] = lambda: False) -> None:
         """One step of one prompt, the prompts taking turns, then one token for every request that generates.
 
-        Where there is both, reading gets half of the time: a long prompt slows the others down, and stops nobody. What
-        is wired is given back where nothing is left to do and ``is_wanted`` tells of nothing that waits.
+        With both, reading gets half of the time, so that a long prompt slows the others but stops none. Wired memory is
+        released when nothing is left to do and ``is_wanted`` says that no request waits.
         """
         self._wired.hold()
         started = time.perf_counter()
@@ -101,7 +101,7 @@ class Scheduler:
         self.show()
 
     def drop(self) -> None:
-        """Let those go whose answer nobody waits for any more; what was read of their prompts is kept."""
+        """Drop requests whose client has left; tokens read of their prompts are kept."""
         for row in [r for r in self._reading if r.request.is_dropped]:
             self._reading.remove(row)
             row.reader.settle()
@@ -118,9 +118,9 @@ class Scheduler:
         self._rows.clear()
 
     def use_idle_time(self, wanted: Callable[[], bool]) -> None:
-        """Read what the next turn of the latest chat starts with, then save, unless ``wanted`` turns true.
+        """Read ahead the start of the latest chat's next turn, then save, unless ``wanted`` turns true.
 
-        What has to make room for that is saved before.
+        Snapshots that must make room for it are saved before.
         """
         try:
             if self._tree.is_full and not wanted():
@@ -135,7 +135,7 @@ class Scheduler:
             self.pressure.tell()
         except Warning:
             raise
-        except Exception as e:  # noqa: BLE001 nobody waits for this
+        except Exception as e:  # noqa: BLE001 it is not part of an answer
             self.reader.forget()
             warnings.warn(f"{as_ring_error(e)} Answers are not affected.", stacklevel=2)
         finally:
@@ -144,7 +144,7 @@ class Scheduler:
             self.show()
 
     def save(self) -> None:
-        """Write to disk what is worth it; a disk that cannot be written is named once and then left alone."""
+        """Write durable snapshots to disk; after a failure, which is reported once, nothing more is written."""
         if self._store is None or all(s.saved or not s.durable for s in self._tree):
             return
         error = self.reader.try_to_save()
@@ -153,11 +153,11 @@ class Scheduler:
             warnings.warn(f"{error} Nothing more is saved.", stacklevel=2)
 
     def release(self) -> None:
-        """Let the system have the model's memory back while nothing is computed."""
+        """Release wired memory while nothing is computed."""
         self._wired.release()
 
     def show(self) -> None:
-        """Tell how much there is now."""
+        """Set the gauges."""
         self.metrics.gauges = {
             "reading": len(self._reading),
             "batch_size": len(self._rows),
@@ -168,7 +168,7 @@ class Scheduler:
 
     @staticmethod
     def free_memory() -> None:
-        """Give back what MLX keeps for reuse, once the scheduler itself is gone."""
+        """Free the memory that MLX keeps for reuse, after the scheduler is gone."""
         gc.collect()
         mx.clear_cache()
 
@@ -187,7 +187,7 @@ class Scheduler:
             self._fail(row.request, e, row)
 
     def _join(self, row: Row) -> None:
-        """Let a prompt that has been read join the batch, whose cache becomes the reader's."""
+        """Let a prompt that has been read join the batch."""
         if self._options.is_shared:
             row.reader.settle()
         number = self._batch.add(
@@ -238,7 +238,7 @@ class Scheduler:
         self._end(row.request, end, "cancelled" if end.reason == "stopped" else "answered")
 
     def _settle(self, row: Row, end: End) -> None:
-        """Keep what the next prompt of the conversation is likeliest to go on from."""
+        """Keep the snapshot from which the conversation's next prompt most likely continues."""
         if row.renderer is not None and end.message:
             self._ahead = partial(next_turn, row.renderer, row.request.prompt, end.message)
         if self._options.is_shared:
@@ -274,7 +274,7 @@ class Scheduler:
             self.reader.forget()
 
     def _fail(self, request: Request, e: Exception, row: Row | None) -> None:
-        """Tell a failure. Of a live cache that was in use nothing is certain then; snapshots are values and stay."""
+        """Report a failure, and drop the live cache, whose content is then uncertain; snapshots are values and stay."""
         if row is not None and not self._options.is_shared:
             self.reader.forget()
             self.reader.settle()
@@ -288,7 +288,7 @@ class Scheduler:
 
 
 def as_ring_error(e: Exception) -> RingError:
-    """What is told of an exception, which is the cause of what nobody foresaw."""
+    """The error that users see for an exception; an unexpected one becomes the cause of a SessionError."""
     if isinstance(e, RingError):
         return e
     if isinstance(e, ImportError):

@@ -42,15 +42,15 @@ class Reply(Iterator[Event]):
         return event
 
     def stop(self) -> None:
-        """End the answer after the token or prompt step at hand; the events up to `End` still come."""
+        """End the answer after the present token or prompt step; events up to `End` still come."""
         self._request.stopped.set()
 
 
 class Session(AbstractContextManager["Session"]):
     """A model that never reads a token twice.
 
-    One long-lived thread loads the model and answers requests in the order in which they come. What it has read is
-    kept in snapshots: a new prompt starts from the deepest one that is its prefix, in memory or on disk.
+    One long-lived thread loads the model and answers requests in their order. Snapshots keep what it has read: a new
+    prompt starts from the deepest one that is its prefix, in memory or on disk.
 
     Args:
         model: Folder of a checkpoint, or ``owner/name`` on the hub; None is the packaged toy.
@@ -86,7 +86,7 @@ class Session(AbstractContextManager["Session"]):
         template_options: Mapping[str, Any] | None = None,
         continue_last: bool = False,
     ) -> Reply:
-        """Ask for an answer; returns at once, and answers come in the order of asking.
+        """Ask for an answer; returns at once, and answers come in the order of the requests.
 
         Args:
             prompt: Messages with ``role`` and ``content``, rendered by the checkpoint's template; or text that is
@@ -118,7 +118,7 @@ class Session(AbstractContextManager["Session"]):
         self._thread.stop_oldest()
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> ModelInfo:
-        """What has been loaded.
+        """The loaded model.
 
         Raises:
             RingError: If loading failed or takes longer than ``timeout_s``.
@@ -130,7 +130,7 @@ class Session(AbstractContextManager["Session"]):
 
     @property
     def counters(self) -> Counters:
-        """What has been read, reused and generated."""
+        """Counts of tokens read, reused and generated, and of snapshots."""
         return self._thread.metrics.counters()
 
     def close(self, timeout_s: float = 30.0) -> bool:

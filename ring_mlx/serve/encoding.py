@@ -1,4 +1,4 @@
-"""Requests to prompts that fit the model's context: what cannot fit is refused before it costs time."""
+"""Turns requests into prompts that fit the model's context; others are refused before they cost time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Encoder:
 
     @contextmanager
     def turn(self, size: int, gone: Callable[[], bool]) -> Iterator[None]:
-        """Large requests are prepared one at a time, with pauses: they leave the processor to the model and small ones.
+        """Wait for this large request's turn: they are prepared one at a time, with pauses, to leave the processor to others.
 
         Raises:
             GoneError: If the client leaves while it waits.
@@ -112,7 +112,7 @@ class Encoder:
 
 
 def _certain(request: ApiRequest) -> Iterator[str]:
-    """The texts of a chat that every template keeps: of an answer what follows its thought."""
+    """The texts of a chat that every template keeps; of an answer only the part after its thought."""
     for message in request.prompt:
         content = message["content"]
         yield content.rpartition(THINK_END)[2] if message["role"] == "assistant" else content

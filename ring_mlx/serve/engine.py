@@ -1,4 +1,4 @@
-"""The model's thread as the server's threads see it: requests are prepared and refused here, in HTTP's terms."""
+"""The model's thread for the server's threads: requests are prepared here, or refused with an HTTP status."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Engine(ModelThread):
         return self._encoder
 
     def prepare(self, request: ApiRequest, gone: Callable[[], bool] = lambda: False) -> ApiRequest:
-        """Render, encode and measure a request, on the thread that brings it; returns the request.
+        """Render, encode and measure a request, on the caller's thread; returns the request.
 
         Args:
             request: The request.
-            gone: Says whether the client has left.
+            gone: Whether the client has left.
 
         Raises:
             ApiError: If the model is not there, or the request does not fit it.

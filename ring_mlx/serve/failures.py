@@ -13,10 +13,10 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error
 
 
 class ApiError(Exception):
-    """What is told to a client instead of an answer.
+    """An error that a client gets instead of an answer.
 
     Args:
-        status: Of HTTP. 400 is what OpenAI refuses too, 422 what it would do and this server cannot.
+        status: Of HTTP: 400 if OpenAI refuses it too, 422 if only this server cannot do it.
         message: What is wrong, the value seen and the remedy.
         param: The field of the request, if one is to blame.
         code: A word for programs, such as ``context_length_exceeded``.
@@ -51,7 +51,7 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
 
 
 def cannot(message: str, param: str) -> ApiError:
-    """A request that is right but asks for what this server does not do."""
+    """A valid request that this server does not support."""
     return ApiError(422, message, param, "unsupported_value")
 
 
@@ -61,7 +61,7 @@ def busy(message: str, retry_after_s: int = 1) -> ApiError:
 
 
 def of_answer(error: RingError) -> ApiError:
-    """What a client is told where its answer failed; what nobody foresaw goes to the server's log."""
+    """The error for a client whose answer failed; unexpected exceptions go to the server's log."""
     if isinstance(error, ModelError):
         return ApiError(500, str(error), code="model_error")
     if not isinstance(error, SessionError):

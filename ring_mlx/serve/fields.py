@@ -80,7 +80,7 @@ class Fields:
         return list(value or [])
 
     def refuse(self, name: str, why: str) -> NoReturn:
-        """Raise what a wrong value causes."""
+        """Raise the error of a wrong value."""
         seen = json.dumps(self.values.get(name))
         seen = seen if len(seen) <= 40 else f"{seen[:40]}..."
         raise bad(f"{self.place}{name} is {seen}; it {why}.", f"{self.place}{name}", "invalid_value")
@@ -102,7 +102,7 @@ def read_object(body: bytes) -> dict[str, Any]:
 
 
 def read_json(text: bytes) -> Any:
-    """What JSON says, once it is certain that to read it takes little time: meanwhile no other thread can work.
+    """The value of JSON text, after a check that parsing takes little time: no other thread can run meanwhile.
 
     Raises:
         ValueError: If it is not UTF-8, not JSON, or has a number of too many digits.

@@ -35,7 +35,7 @@ class Handler(Wire):
     """Answers the requests of one connection, one after the other."""
 
     def _answer(self) -> None:
-        """Answer; whatever happens, the client is told in JSON or has left, and the connection stays in step."""
+        """Answer; a failure is sent as JSON unless the client has left, and the connection stays usable."""
         try:
             self._route()
         except (GoneError, OSError):
@@ -83,7 +83,7 @@ class Handler(Wire):
             raise ApiError(403, text, code="origin_not_allowed")
 
     def _preflight(self) -> None:
-        """Tell a browser that an allowed page may send what it asks for; the key comes with the request itself."""
+        """Tell a browser that an allowed page may send its request; the key comes with that request."""
         asked = self.headers.get("access-control-request-headers", "")
         headers = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": asked}
         self._send(200, b"", "text/plain", headers)
@@ -152,7 +152,7 @@ class Handler(Wire):
                     pass
 
     def _stream(self, reply: Reply) -> None:
-        """Server-sent events; the status is sent with the first, so that what fails before has its own."""
+        """Server-sent events; the status is sent with the first event, so that an earlier failure has its own status."""
         quiet_since, progress = time.monotonic(), "waiting"
         for event in self._events(reply):
             if isinstance(event, PrefillProgress):
@@ -176,7 +176,7 @@ class Handler(Wire):
             self._event(piece)
 
     def _events(self, reply: Reply) -> Iterator[Event | None]:
-        """The events up to the last, which the log tells where the reply is empty; None while there are none.
+        """The events; the log explains an empty reply. None while there are no events.
 
         Raises:
             GoneError: If the client has left.
@@ -200,7 +200,7 @@ class Handler(Wire):
                 return
 
     def _refuse(self, e: ApiError) -> None:
-        """Tell a failure: with its status, or within the stream that has begun."""
+        """Send a failure: with its status, or as an event of a stream that has begun."""
         if self._started:
             self._closing = True
             self._event(e.body())
@@ -212,7 +212,7 @@ class Handler(Wire):
         return unquote(self.path.partition("?")[0]).rstrip("/") or "/"
 
     def _count(self, status: str) -> None:
-        """Whatever is not one of our routes is one word, so that clients cannot make up labels."""
+        """Count a request; unknown routes share one label, so that clients cannot make up labels."""
         path = self._path()
         route = path if path in METHODS else MODELS if path.startswith(MODELS) else "other"
         self.server.metrics.count("http_requests_total", route=route, status=status)

@@ -1,4 +1,4 @@
-"""The names under which a server may be asked, so that a web page cannot reach it through a name of its own.
+"""The names by which a server may be addressed, so that a web page cannot reach it by a name of its own.
 
 A page may load its own name, change what that name resolves to, and so ask a server on this machine as if it were its
 own (DNS rebinding). The browser still sends the page's name as ``Host``. An IP address cannot be made to point elsewhere.
@@ -20,7 +20,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Hosts:
-    """Says which ``Host`` and ``Origin`` are those of this server.
+    """Which ``Host`` and ``Origin`` headers are accepted.
 
     Args:
         bound: Where the server listens. A wildcard such as ``0.0.0.0`` admits every IP address, but no further name.
@@ -39,7 +39,7 @@ class Hosts:
         self._names = {"localhost", address, *map(_plain, allowed)}
 
     def grants(self, origin: str | None) -> bool:
-        """Whether pages of this ``Origin`` may also read what they are answered."""
+        """Whether pages of this ``Origin`` may also read answers."""
         return origin is not None and (ANY in self._origins or origin.lower() in self._origins)
 
     def allows(self, authority: str) -> bool:

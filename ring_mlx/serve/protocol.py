@@ -1,6 +1,6 @@
 """What clients of OpenAI's chat and completion routes may ask, checked and made into a request.
 
-Fields that change the answer and that we cannot honour are refused; fields that nobody here knows are ignored, because
+Fields that change the answer and are not supported are refused; unknown fields are ignored, because
 clients send many. Beside OpenAI's own there are all of `Sampling`, ``thinking_budget`` and ``chat_template_kwargs``.
 """
 
@@ -50,7 +50,7 @@ class ApiRequest(Request):
 
 
 def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
-    """What came to ``/v1/chat/completions``.
+    """A request to ``/v1/chat/completions``.
 
     Raises:
         ApiError: 400 for a wrong value, 422 for what cannot be done here.
@@ -75,7 +75,7 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
 
 
 def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
-    """What came to ``/v1/completions``; errors as `parse_chat`."""
+    """A request to ``/v1/completions``; errors as `parse_chat`."""
     fields = Fields(body)
     for name in ("tools", "chat_template_kwargs"):
         if fields.get(name):
@@ -211,7 +211,7 @@ def _call(given: Any, place: str) -> dict[str, Any]:
 
 
 def _arguments(given: Any) -> dict[str, Any] | str:
-    """An object; or else the text, since a client cannot mend what a model once said, and would be stuck with it."""
+    """An object, or else the text, since a client cannot repair what a model wrote earlier."""
     if isinstance(given, dict):
         return given
     text = "{}" if given in (None, "") else given if isinstance(given, str) else json.dumps(given)

@@ -34,7 +34,7 @@ class Reply:
         self._statistics = Statistics()
 
     def add(self, event: Event) -> Iterator[dict[str, Any]]:
-        """Take an event; gives the pieces that a stream sends for it, but for the last."""
+        """Take an event; returns the pieces that a stream sends for it, except the last."""
         if isinstance(event, ThinkingText):
             self._thought += event.text
             yield self._piece({"reasoning_content": event.text})
@@ -79,7 +79,7 @@ class Reply:
         return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(self._statistics)}
 
     def why_empty(self, event: End) -> str:
-        """What the server's log says of an answer without call and text; nothing for another."""
+        """The line in the server's log for an answer without call and text; else nothing."""
         if self._calls or is_seen(self._answer):
             return ""
         s = self._statistics
@@ -87,7 +87,7 @@ class Reply:
         return end_note(self._reason(event), *tokens, self._answer, "raise max_tokens")
 
     def _reason(self, event: End) -> str:
-        """OpenAI's word for why the answer ended; one that is all thought has not come to its text."""
+        """OpenAI's word for why the answer ended; an answer of only thought counts as cut off."""
         if self._calls:
             return "tool_calls"
         is_all_thought = bool(event.message) and self._statistics.thinking_tokens > 0 and not self._answer.strip()
@@ -119,7 +119,7 @@ class Reply:
         return piece | {"usage": None} if self.request.include_usage else piece
 
     def _new_logprobs(self) -> dict[str, Any] | None:
-        """Of the tokens since the last piece that told any."""
+        """Log-probabilities of the tokens since the last piece that had some."""
         if self.request.top_logprobs is None:
             return None
         new, self._told = self._logprobs[self._told :], len(self._logprobs)
@@ -135,7 +135,7 @@ class Reply:
 
 
 def usage_of(s: Statistics) -> dict[str, Any]:
-    """OpenAI's form of what an answer cost."""
+    """The usage of an answer in OpenAI's form."""
     return {
         "prompt_tokens": s.prompt_tokens,
         "completion_tokens": s.generated_tokens,

@@ -46,7 +46,7 @@ class Server(socketserver.ThreadingTCPServer):
         load: As for `Engine`.
 
     Raises:
-        OptionError: If the address cannot be had, or the key or a name could never come in a request.
+        OptionError: If the address cannot be used, or the key or a name can never occur in a request.
     """
 
     daemon_threads = True
@@ -114,13 +114,13 @@ class Server(socketserver.ThreadingTCPServer):
             self.slots.free(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks is no event; anything else is told in one line."""
+        """Report an error in one line, but not a broken connection."""
         error = sys.exc_info()[1]
         if not isinstance(error, (ConnectionError, TimeoutError)):
             note(f"[serve] a connection failed ({type(error).__name__}: {error}).")
 
     def close(self, timeout_s: float = 30.0) -> bool:
-        """Answer no more, end what runs, save; returns whether the model's thread is at rest."""
+        """Stop answering, end running requests, save; returns whether the model's thread is at rest."""
         at_rest = self.engine.close(timeout_s)
         self.shutdown()
         self.server_close()
@@ -136,7 +136,7 @@ def _key(text: str) -> bytes:
 
 
 def _allow_files(count: int) -> None:
-    """Let the process open so many files more: macOS allows 256 by itself, fewer than there may be connections."""
+    """Let the process open this many more files: macOS allows 256 by default, fewer than the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 256 + count if hard == resource.RLIM_INFINITY else min(256 + count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

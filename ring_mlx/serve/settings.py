@@ -14,7 +14,7 @@ class Settings(SessionOptions):
 
     Args:
         name: What clients call the model.
-        sampling: Where a request says nothing else; what it leaves open is what the checkpoint says.
+        sampling: Used where a request gives no value; its own missing values are the checkpoint's.
         max_batch, max_reading: See `SessionOptions`.
         max_queue: Requests that wait beyond those; more are refused.
         prefill_step_tokens: Prompt tokens a step, between two tokens of the others.

@@ -1,4 +1,4 @@
-"""How many connections there may be, and how long their bodies together: where it is too much, one that waits gives way."""
+"""Bounds the number of connections and the bytes of their bodies; beyond that one that waits is closed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL_BYTES = 1 << 16  # bodies up to that are read whatever the others hold
 
 
 class Stage(IntEnum):
-    """What a connection waits for; the lower stages give way first."""
+    """What a connection waits for; lower stages are closed first."""
 
     IDLE = 0
     HEAD = 1

@@ -1,7 +1,7 @@
-"""HTTP/1.1 on one connection: requests and bodies in, JSON and streams out, clients that are slow or leave.
+"""HTTP/1.1 on one connection: reads requests and bodies, writes JSON and streams, notices slow and lost clients.
 
-h11 reads and writes the protocol. What it is lenient about, and what another server between here and the client may
-read otherwise, is refused: bare line ends, folded headers, a header twice that may come once, two lengths of one body.
+h11 reads and writes the protocol. Where it is lenient, and where a proxy may read
+a request differently, this refuses: bare line ends, folded headers, a header twice that may come once, two lengths of one body.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ class Wire(socketserver.BaseRequestHandler):
     server: Shared  # type: ignore[assignment]
 
     def setup(self) -> None:
-        """Start with nothing read."""
+        """Start without a request."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
         self._forget()
 
     def _forget(self) -> None:
-        """Nothing is known of the next request yet."""
+        """Forget the last request."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
         self.method, self.path, self.authorities = "", "/", list[str]()
         self.headers: dict[str, str] = {}
         self._started = self._closing = False  # whether a stream has begun, and whether this request is the last
 
     def handle(self) -> None:
-        """Answer one request after the other, until either side has had enough."""
+        """Answer one request after the other, until either side closes."""
         try:
             while self._next_request():
                 self._answer()
@@ -128,7 +128,7 @@ class Wire(socketserver.BaseRequestHandler):
             buffer += data
 
     def _parse(self, head: bytes) -> None:
-        """What a head says.
+        """The request of a head.
 
         Raises:
             ApiError, h11.RemoteProtocolError: If it is wrong.
@@ -238,7 +238,7 @@ class Wire(socketserver.BaseRequestHandler):
         return bytes(self.request.recv(READ_BYTES))
 
     def _linger(self) -> None:
-        """Let a client that is still sending read its answer: to close now would take that from it."""
+        """Let a client that is still sending read its answer: closing now would lose it."""
         self.server.slots.wait(self.request, Stage.IDLE)
         self.request.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + LINGER_S

@@ -1,4 +1,4 @@
-"""What the model knew after a prefix of tokens: kept in memory, shared in blocks, stored on disk.
+"""The model's state after prefixes of tokens: kept in memory, shared in blocks, stored on disk.
 
 ``blocks`` holds the values, ``live`` the one sequence that grows, ``tree`` finds the deepest snapshot of a prompt
 within a budget, ``store`` is the same on disk. Nothing here knows text, templates or sampling.

@@ -47,7 +47,7 @@ class Block:
 
 @dataclass(eq=False)
 class Snapshot:
-    """All that the model knows after ``tokens``.
+    """The model's whole state after ``tokens``.
 
     Args:
         tokens: The whole prefix [T].
@@ -55,7 +55,7 @@ class Snapshot:
         blocks: The full blocks of the softmax layers, shared with other snapshots.
         tail: The rest, fewer than `BLOCK_TOKENS` tokens, or None.
         form: Of each softmax layer, (bits, group size), or None where it is not quantized.
-        logits: Of the next token [1, vocab] float32; without them at least one token must be read anew.
+        logits: Of the next token [1, vocab] float32; without them at least one token must be read again.
         kind: Why it was taken; for people.
         durable: Whether it is worth a place on disk.
         saved: Whether it has one.
@@ -84,7 +84,7 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that it holds, shared or not."""
+        """Bytes of all its arrays, shared or not."""
         return self.own_bytes + sum(b.nbytes for b in self.blocks)
 
     @property
@@ -93,7 +93,7 @@ class Snapshot:
         return [*self.blocks, *([self.tail] if self.tail else [])]
 
     def learn(self, other: Snapshot) -> None:
-        """Take over what another one of the same tokens knows beyond this: logits, and what it is for."""
+        """Take over the logits and the purpose of another snapshot of the same tokens."""
         self.durable = self.durable or other.durable
         self.logits = other.logits if self.logits is None else self.logits
         if other.kind in PLACE_KINDS and self.kind not in PLACE_KINDS:
@@ -116,7 +116,7 @@ def form_of(cache: Iterable[Any]) -> Form:
 
 
 def cut(cache: Iterable[Any], tokens: Tokens, start: int, end: int) -> Block:
-    """Copy the keys and values of tokens ``start`` to ``end`` out of a live cache."""
+    """A block with a copy of the keys and values of tokens ``start`` to ``end`` of a live cache."""
     arrays = [mx.contiguous(a[..., start:end, :]) for c in softmax_layers(cache) for a in buffers(c)]
     return Block(np.array(tokens[start:end], dtype=np.int32), arrays)
 

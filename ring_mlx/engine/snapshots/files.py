@@ -62,7 +62,7 @@ def read_blob(folder: Path, name: str, size: int, most_bytes: int) -> tuple[dict
 
 
 def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The arrays, still unread, and the metadata of a safetensors file, whose header is held against its size.
+    """The arrays, not read yet, and the metadata of a safetensors file, whose header is checked against its size.
 
     Raises:
         ValueError: If it is not a safetensors file.
@@ -94,7 +94,7 @@ def seal(path: Path) -> None:
 
 
 def check_seal(path: Path, digest: str) -> None:
-    """Hold a file against its `seal`: no byte of it may have changed.
+    """Check a file against its `seal`: no byte may have changed.
 
     Raises:
         ValueError: If one did.

@@ -37,7 +37,7 @@ class Live:
         self._form: Form = blocks.form_of(self.cache)
 
     def restore(self, snapshot: Snapshot | None) -> None:
-        """Go back, or aside, to what a snapshot knows; None empties."""
+        """Set the cache to the state of a snapshot; None empties it."""
         if snapshot is None or snapshot.offset == 0:
             self.cache, self._blocks = self._make_cache(), []
             self.tokens, self._form = np.zeros(0, dtype=np.int32), blocks.form_of(self.cache)
@@ -51,11 +51,11 @@ class Live:
         self.tokens, self._blocks, self._form = snapshot.tokens, list(snapshot.blocks), snapshot.form
 
     def advance(self, tokens: Tokens) -> None:
-        """Note that the model has been run up to the end of these tokens, which continue those held."""
+        """Note that the model has been run over these tokens, which continue those held."""
         self.tokens = tokens
 
     def snapshot(self, kind: str, logits: mx.array | None = None, durable: bool = True) -> Snapshot:
-        """Keep what the cache knows now.
+        """Take a snapshot of the cache.
 
         Args:
             kind: Why; for people.

@@ -41,7 +41,7 @@ def unpack_block(arrays: Mapping[str, mx.array], header: Mapping[str, str], form
     """What `pack_block` packed.
 
     Raises:
-        KeyError, ValueError: If something is missing or senseless.
+        KeyError, ValueError: If something is missing or wrong.
     """
     held: list[mx.array] = []
     names = {"tokens"}

@@ -1,4 +1,4 @@
-"""What a model keeps of a sequence, layer by layer: arrays from a file are held against it before they are used."""
+"""The shapes of a model's cache, layer by layer; arrays from a file are checked against them before they are used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one model.
+    """The shapes of one model's cache.
 
     Args:
         linear: Of each layer, whether it is linear.
@@ -41,12 +41,12 @@ class Shapes:
         return layers * state + (len(self.linear) - layers) * token * count + 4 * self.vocab_size
 
     def check_count(self, count: int) -> None:
-        """Hold a number of tokens against the model's context; raises as `check`."""
+        """Check a number of tokens against the model's context; raises as `check`."""
         if count > self.context_tokens:
             raise ValueError(f"it is of {count} tokens, more than the {self.context_tokens} of the model's context")
 
     def check(self, s: Snapshot) -> None:
-        """Hold a snapshot against the model.
+        """Check a snapshot against the model.
 
         Raises:
             ValueError: If the model could not have made it.
@@ -68,11 +68,11 @@ class Shapes:
             _hold("logits", s.logits, (1, self.vocab_size), mx.float32)
 
     def check_state(self, state: mx.array) -> None:
-        """Hold a linear layer's state against the model; raises as `check`."""
+        """Check a linear layer's state against the model; raises as `check`."""
         _hold("a state", state, (1, self.heads, self.head_dim, self.head_dim), mx.float32)
 
     def check_kv(self, arrays: Sequence[mx.array], layer: tuple[int, int] | None, count: int) -> None:
-        """Hold the keys, or the values, of ``count`` tokens against the model; raises as `check`."""
+        """Check the keys, or the values, of ``count`` tokens against the model; raises as `check`."""
         rows, D = (1, self.kv_heads, count), self.head_dim
         if layer is None:
             (plain,) = arrays

@@ -1,4 +1,4 @@
-"""Snapshots on disk: found by a prompt's hash, checked before they are believed.
+"""Snapshots on disk: found by a prompt's hash, checked before they are used.
 
 One folder a model (and form of keys and values)::
 
@@ -104,7 +104,7 @@ class Store(ModelFolder):
     def save(self, snapshots: Iterable[Snapshot]) -> int:
         """Write what is not there yet, parents first, then collect what exceeds the budget.
 
-        What would be collected at once is not written, and not durable any more.
+        A snapshot that would be removed at once is not written, and is not durable any more.
 
         Args:
             snapshots: In the order of their use.
@@ -128,7 +128,7 @@ class Store(ModelFolder):
         return written
 
     def note_use(self, s: Snapshot) -> None:
-        """Say that a saved snapshot was used from memory."""
+        """Note on disk that a saved snapshot was used from memory."""
         _touch(self._path(s))
 
     def _candidates(self, ids: Tokens, longer_than: int) -> list[Path]:
@@ -165,7 +165,7 @@ class Store(ModelFolder):
         return block
 
     def _save_in_room(self, s: Snapshot) -> bool:
-        """Write a snapshot if the disk then still has its reserve; older ones give way to it."""
+        """Write a snapshot if the disk then still has its reserve; older ones are removed for it."""
         needed = s.own_bytes + sum(b.nbytes for b in s.blocks if not self._has(b))
         missing = needed - room_bytes(self.blobs)
         if missing > 0 and not self._make_room(missing):
@@ -180,7 +180,7 @@ class Store(ModelFolder):
         return self._save(s)
 
     def _make_room(self, nbytes: int) -> bool:
-        """Remove so many bytes if that can be; otherwise nothing."""
+        """Remove so many bytes if there are as many; otherwise nothing."""
         return nbytes <= self.blob_bytes() and self.give_way_locked(nbytes) >= nbytes
 
     def _save(self, s: Snapshot) -> bool:
@@ -250,7 +250,7 @@ class Store(ModelFolder):
         return block.blob is not None and self.has_blob(block.blob)
 
     def _discard(self, path: Path, reason: Exception) -> None:
-        """Remove a snapshot that is damaged for certain; a lack of memory, files or rights may pass."""
+        """Remove a snapshot that is certainly damaged; a lack of memory, file handles or permissions may be temporary."""
         self._warn(damage(path, reason))
         number = getattr(reason, "errno", errno.EINVAL)
         if not isinstance(reason, RuntimeError) and number in (errno.EINVAL, errno.EFBIG):

@@ -36,7 +36,7 @@ class _Node:
 class SnapshotTree:
     """Snapshots by prefix, compressed: a run of tokens without a branch or a snapshot is one node.
 
-    Over the budget, what saves the likely next prompts least goes first. The likeliest next prompt of a conversation
+    Over the budget, the least useful snapshots for likely next prompts are dropped first. The likeliest next prompt of a conversation
     goes on from its first place, the deepest that its next turn shares; a new chat goes on from a start that many
     share. Less likely is another answer or another last question, from the other newest places; an edit further back
     is rarer still, and the ends of prompts and answers save a few tokens only. So there are four ranks, in each of
@@ -91,7 +91,7 @@ class SnapshotTree:
         return [n.snapshot for n in self._walk(np.asarray(tokens, dtype=np.int32)) if n.snapshot is not None]
 
     def deepest(self, tokens: Sequence[int] | Tokens) -> Snapshot | None:
-        """The longest snapshot that is a prefix of ``tokens`` and leaves something to say about the next token."""
+        """The longest snapshot that is a prefix of ``tokens`` and gives, or leads to, the logits of the next token."""
         usable = [s for s in self.path(tokens) if s.offset < len(tokens) or s.logits is not None]
         if not usable:
             return None
@@ -126,7 +126,7 @@ class SnapshotTree:
         return kept
 
     def hold(self, holder: object, snapshot: Snapshot) -> None:
-        """Keep what a prompt has got to, whatever the budget, until it settles or ``holder`` is gone.
+        """Keep the snapshot that a prompt has reached, whatever the budget, until it settles or ``holder`` is gone.
 
         Its conversation goes on from there, and no longer from what was held for it before.
         """

@@ -47,7 +47,7 @@ class ModelFolder:
         self._tightened = False
 
     def check(self) -> None:
-        """Hold that every folder is one, is ours and is closed to others.
+        """Check that every folder is a folder of this user, and close it to others.
 
         Raises:
             FileNotFoundError: If there are no snapshots.
@@ -74,7 +74,7 @@ class ModelFolder:
             make: Make what is missing.
 
         Raises:
-            OSError: As `check`; or if the lock cannot be had.
+            OSError: As `check`, or if the lock cannot be taken.
         """
         if make:
             for folder in (self.folder.parent, self.folder, self._named, self.blobs):
@@ -158,7 +158,7 @@ class ModelFolder:
         return self.collect_locked(max(0, self.blob_bytes() - nbytes))
 
     def strangers(self) -> list[str]:
-        """A line for each file that is none of ours; names that begin with a dot are the system's."""
+        """A line for each foreign file; names that begin with a dot are the system's."""
         kinds = ((self._named, MANIFEST_NAME), (self.blobs, BLOB_NAME))
         return [
             f"{e.path} is no file of a snapshot; ignored."
@@ -183,7 +183,7 @@ class ModelFolder:
                 remove(path)
 
     def discard(self, path: Path, most_bytes: int) -> None:
-        """Remove a damaged manifest, or one that names damaged blobs, and those; larger ones are not even read."""
+        """Remove a damaged manifest, or one that names damaged blobs, and these blobs; too large ones are not even read."""
         with suppress(OSError), self.locked(make=False):
             try:
                 names = list(read_manifest(path)["sizes"])

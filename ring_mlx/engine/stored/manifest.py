@@ -30,7 +30,7 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read what `write_manifest` wrote, to the byte, and hold every entry against what it may be.
+    """Read a file of `write_manifest`, and check its bytes and every entry.
 
     Raises:
         ValueError: If it is not that.
@@ -59,7 +59,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 class Manifests:
-    """Manifests that were read and found good: each is read again only when its file is another or was changed."""
+    """Manifests that were read and are good; each is read again only if its file changed."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
@@ -98,7 +98,7 @@ class Manifests:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes whenever a file's content does; its last part is a time, which nobody can set."""
+    """Changes whenever a file's content does; its last part is a time that no program can set."""
     found = path.lstat()
     return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
 

@@ -15,13 +15,13 @@ from ring_mlx.engine.stored.manifest import VERSION
 
 
 def default_folder() -> Path:
-    """Where the system wants an application's caches; ``RING_MLX_CACHE`` overrides it."""
+    """The system's folder for an application's caches, or ``RING_MLX_CACHE``."""
     named = os.environ.get("RING_MLX_CACHE")
     return Path(os.path.expanduser(named)) if named else user_cache_path("ring-mlx", appauthor=False)
 
 
 def stores(root: Path, say: Callable[[str], object]) -> list[ModelFolder]:
-    """Every model's snapshots in a folder; ``say`` is told what is a link, another user's or none of ours."""
+    """Every model's snapshots in a folder; ``say`` gets a line for each link, foreign file or other user's folder."""
     found = []
     try:
         for path in _folders(root / f"v{VERSION}"):
@@ -46,10 +46,10 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def free_disk(nbytes: int, near: str | os.PathLike[str], store: str | os.PathLike[str] | bool = True) -> int:
-    """Remove snapshots, those used longest ago first, until a disk has so much free: what can be read again gives way.
+    """Remove snapshots, those used longest ago first, until a disk has this much free; they can be computed again.
 
     Args:
-        nbytes: Bytes that shall be free.
+        nbytes: Bytes that should be free.
         near: A file or folder on the disk; snapshots on another one stay.
         store: As for `Session`.
 
