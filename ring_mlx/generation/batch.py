@@ -99,7 +99,7 @@ class Batch:
         next_forced: Callable[[], int | None] | None = None,
         max_tokens: int | None = None,
     ) -> int:
-        """Let a sequence join. Who adds one watches its length and removes it at the end of the context.
+        """Let a sequence join. The caller must watch its length and remove it at the end of the context.
 
         Args:
             prompt: Ids that continue the cache: at least one, or none where there are logits.
@@ -139,7 +139,7 @@ class Batch:
 
     @launch.doubting()
     def step(self) -> dict[int, int]:
-        """Read a step of the next joining prompt, then give every row that is in its next token.
+        """Read a step of the next joining prompt, then give every joined row its next token.
 
         Returns:
             The token of each row, by number; rows whose prompt is not yet read have none.
@@ -159,11 +159,11 @@ class Batch:
         return {row.number: token for row, token in zip(self._rows, tokens, strict=True)}
 
     def check(self, number: int) -> None:
-        """Raises ModelError if the logits that the row's last token is from are not finite; other rows may be good."""
+        """Raises ModelError if the logits of the row's last token are not finite; other rows may be good."""
         check_finite([row.largest for row in self._rows if row.number == number])
 
     def logprobs(self, number: int) -> mx.array:
-        """The distribution [vocab] that the row's last token is from, computed only where it is used."""
+        """The log-probabilities [vocab] of the row's last token, computed only when used."""
         (row,) = (row for row in self._rows if row.number == number)
         assert row.logprobs is not None
         return row.logprobs[0]
@@ -192,7 +192,7 @@ class Batch:
         return row.cache
 
     def _part(self, row: _Row, at: int) -> None:
-        """Give a row that was merged with those that stay a cache of its own."""
+        """Separate a merged row's cache from those of the others."""
         if self._merged is None:
             return
         row.cache = HybridCache(c.extract(at) for c in self._merged)
@@ -222,7 +222,7 @@ class Batch:
         self._rows.append(row)
 
     def _forward(self, chosen: mx.array) -> None:
-        """Feed each row's token [rows]; of a row that is alone, not its last."""
+        """Feed each row's token [rows], but not the last token of a single row."""
         cache = self._rows[0].cache if self._merged is None else self._merged
         for row in self._rows:
             row.left = None if row.left is None else row.left - 1

@@ -30,7 +30,7 @@ def prefill_step_or_default(asked: int | None = None) -> int:
 
 
 def step_sizes(total: int, step: int) -> list[int]:
-    """Tokens of each of the steps in which ``total`` are read, at most ``step`` each, as `prefill` takes them."""
+    """The sizes of the steps in which ``total`` tokens are read, at most ``step`` each, for `prefill`."""
     return [min(step, total - start) for start in range(0, total, step)]
 
 
@@ -202,7 +202,7 @@ def decode_rows(
 
 
 def largest_logit(logits: mx.array) -> mx.array:
-    """Of each row [..., vocab], for `check_finite`: NaN if there is one, and finite though some tokens are ruled out."""
+    """The largest logit of each row [..., vocab], for `check_finite`: NaN if there is one; excluded tokens do not count."""
     return mx.max(logits, axis=-1).astype(mx.float32)
 
 

@@ -31,7 +31,7 @@ SENT_AS = {
 
 
 def filled(asked: Sampling, defaults: Sampling = FAMILY) -> Sampling:
-    """The settings asked for, with those of a checkpoint where nothing is said."""
+    """The requested settings, with a checkpoint's where there is none."""
     open_ones = (name for name in SENT_AS.values() if getattr(asked, name) is None)
     return replace(asked, **{name: getattr(defaults, name) for name in open_ones})
 

@@ -1,4 +1,4 @@
-"""Builds the assistant's message from generated tokens, and tells each new part of it as an event."""
+"""Builds the assistant's message from generated tokens, and gives each new part of it as an event."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class MessageBuilder:
         return message
 
     def _certain(self, pieces: list[str | ToolCall], is_certain: bool) -> list[str | ToolCall]:
-        """What can be told: a call, and what follows it, only where it cannot turn out to be a part of a thought.
+        """The events that are certain: a call, and what follows it, only if it cannot turn out to be part of a thought.
 
         Texts can be taken back, calls may have been executed by then.
         """
@@ -72,7 +72,7 @@ class MessageBuilder:
             yield ThinkingText(text)
 
     def _revise(self, thought: str) -> Event:
-        """Begin again with another thought: the text that the message began with belongs to it."""
+        """Begin again with another thought, to which the text so far belongs."""
         self._calls = ToolCallSplitter() if self._calls is not None else None
         self._found, self._held, self._answer, self._opening = [], [], "", Opening()
         self._thought = "".join([*self._before, thought]).lstrip("\r\n")

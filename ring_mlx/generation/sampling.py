@@ -25,9 +25,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 def start_sampling(
     s: Sampling, vocabulary: int, tokenizer: TokenizerWrapper, defaults: Sampling = FAMILY
 ) -> tuple[Sampler, list[LogitsProcessor], int]:
-    """Sampler, processors and the seed: its n-th token depends on seed and n, not on what else draws meanwhile.
+    """Sampler, processors and the seed; the n-th token depends only on seed and n, not on other random draws.
 
-    What is not asked for is as in the model's ``defaults``. Raises OptionError if a value cannot work with the vocabulary.
+    Settings that are not given come from the model's ``defaults``. Raises OptionError if a value cannot work with the vocabulary.
     """
     s = _checked(filled(s, defaults), vocabulary)
     seed = secrets.randbelow(1 << 32) if s.seed is None else s.seed % (1 << 64)
@@ -61,7 +61,7 @@ def _seeded(sampler: Sampler, seed: int) -> Sampler:
 
 
 def _is_greedy(s: Sampling, vocabulary: int) -> bool:
-    """Whether only the likeliest token is left, which is more than 1 / vocabulary likely.
+    """Whether only the likeliest token remains; its probability is more than 1 / vocabulary.
 
     mlx-lm takes a ``top_p`` of 0 for all tokens, and rounds smaller ones, and what it divides by, to 0.
     """

@@ -1,4 +1,4 @@
-"""Which values each setting of an answer may have, the same at every door: options, requests, the chat, `Session`."""
+"""The values that each setting of an answer may have, the same in options, requests, the chat and `Session`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OutOfRangeError(ArgumentTypeError, ValueError):
 class Range:
     """A setting of `Sampling` and its values from ``least`` to ``greatest``, whole where these are ints, or in ``also``.
 
-    ``about`` says in words what it is, and in brackets what holds where nothing is said.
+    ``about`` describes it, with the default in brackets.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Range:
         return " or ".join([f"{kind} {ends}", *map(str, self.also)])
 
     def read(self, text: str) -> float:
-        """The value that a text says; raises OutOfRangeError if it says none."""
+        """The value in a text; raises OutOfRangeError if there is none."""
         for kind in (int, float):
             try:
                 return self.check(kind(text))
@@ -70,7 +70,7 @@ class Range:
         return int(number)
 
     def refusal(self, value: object, name: str = "") -> OutOfRangeError:
-        """What is said of a value that is not among them; the same at every door."""
+        """The message about a value that is not allowed."""
         return OutOfRangeError(f"{name or self.name} {shown(value, 40)} is not {self.words}")
 
 
@@ -106,5 +106,5 @@ def value_range(name: str) -> Range:
 
 
 def within(max_tokens: int, room: int) -> int:
-    """How many tokens an answer may have where the context has room for so many."""
+    """How many tokens an answer may have if the context has room for ``room``."""
     return room if max_tokens == REST else min(int(max_tokens), room)

@@ -33,6 +33,6 @@ class StopText:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What is held back, at the end of the text."""
+        """The text that was held back, at the end of all text."""
         held, self._held = self._held, ""
         return held

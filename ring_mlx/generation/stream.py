@@ -45,7 +45,7 @@ class GenerationEvent:
     """One generated token.
 
     ``text`` over all events is the whole output, tags included; ``thinking_text`` and ``answer_text`` are its two
-    parts without tags. ``revised`` is set where earlier parts were told wrongly, as `ring_mlx.generation.thinking` says: the right
+    parts without tags. ``revised`` is set where earlier parts were wrong, as `ring_mlx.generation.thinking` says: the right
     thought and answer so far; the parts of its event are then what is new in each. The last event has a ``finish_reason``: "stop" (a stop token, whose text is not shown),
     "length" or "stopped" (from outside). ``thinking`` says where the token belongs; tags belong to the thought, of which
     there are ``thinking_tokens`` so far. Where not ``is_certain``, a later event may revise ``answer_text``. Times are seconds, memory is in GB (1e9 bytes); ``prompt_tokens`` counts what was read, ``cached_tokens`` what the cache already held.
@@ -92,7 +92,7 @@ def stream_generate(
         tokenizer: mlx-lm's wrapper, as `load` returns it.
         prompt: Rendered text or ids; with a cache, what follows the tokens that the cache holds.
         max_tokens: At most so many tokens; the end of the context may come first. -1 is as many as it holds.
-        cache: Continue this cache; updated in place. None starts anew.
+        cache: Continue this cache; updated in place. None starts a new one.
         thinking_budget: Close the thought after so many tokens; None leaves room for an answer, as ``thinking`` says.
         thinking: What is known of the model's thoughts; by default prompt and text decide.
         sampler, logits_processors, prefill_step_size, kv_quantization, progress: As for `generate_step`.
@@ -136,7 +136,7 @@ def thought_closer(
     thinking: Thinking,
     limit: int,
 ) -> Callable[[], int | None] | None:
-    """What `decode` takes as ``next_forced`` to close a thought.
+    """The ``next_forced`` of `decode` that closes a thought.
 
     Args:
         tokenizer: Encodes what closes it.
@@ -234,7 +234,7 @@ def encode_prompt(tokenizer: TokenizerWrapper, prompt: str | Sequence[int] | mx.
 def check_lengths(
     model: Model, prompt: int, cached: int, max_tokens: int, prefill_step_size: int | None, thinking_budget: int | None
 ) -> None:
-    """Raises PromptError or OptionError where a request cannot be met."""
+    """Raises PromptError or OptionError if a request cannot be answered."""
     context = model.config.context_tokens
     if prompt == 0:
         raise PromptError("the prompt is empty; give some text.")
@@ -254,9 +254,9 @@ def check_lengths(
 
 
 def _final_segment(detokenizer: StreamingDetokenizer) -> str:
-    """What is left at the end, without the half of a character whose other bytes never came.
+    """The rest of the text, without an incomplete character at its end.
 
-    It becomes whole when the answer is gone on with.
+    It becomes whole when the answer is continued.
     """
     if isinstance(detokenizer, ByteDetokenizer):
         return str(detokenizer.last_segment)  # it keeps halves to itself

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of their own: a template is a checkpoint's program, and this one can be ended.
+"""Renders chat templates in a separate process that can be ended, since a template is a checkpoint's program.
 
 Run as a file by `ring_mlx.generation.templates`. Reads a JSON object a line: ``template``, ``variables``, ``messages`` after the
 ``same`` first ones of the request before, and the ``most`` characters of output. Answers ``error``, with ``broken`` where it is no template, or ``text`` after the
@@ -139,7 +139,7 @@ def _check_name(name: object) -> None:
 
 
 def _bound_memory() -> None:
-    """Of what is taken from now on; macOS does not hold a process to it, where the bound on time remains."""
+    """Limit memory from now on; macOS ignores the limit, so only time is limited there."""
     try:
         with open("/proc/self/statm") as f:
             now = int(f.read().split()[0]) * resource.getpagesize()
@@ -149,7 +149,7 @@ def _bound_memory() -> None:
 
 
 def _bound_time() -> None:
-    """Of the request at hand, in processor time, so that a busy machine refuses nothing."""
+    """Limit the present request, in processor time, so that a busy machine refuses nothing."""
     _bound(resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_S)
 
 

@@ -35,14 +35,14 @@ MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 @dataclass(frozen=True)
 class _Written:
-    """A message as JSON, and what it was where that is text only, which does not change."""
+    """A message as JSON, and the message itself if it is text only, which does not change."""
 
     texts: tuple[tuple[str, str], ...] | None
     json: str
 
 
 class _Worker:
-    """The process, from this side; one request at a time.
+    """The process as its user sees it; one request at a time.
 
     It keeps the messages and the text of its last answer, since a turn renders its conversation many times with another
     end: what is the same crosses the pipe once.
@@ -60,7 +60,7 @@ class _Worker:
             self._started()
 
     def ask(self, template: str, variables: str, messages: list[dict[str, Any]]) -> dict[str, str] | None:
-        """The answer, or None if the process ended over it; ``variables`` are JSON, of all but the messages."""
+        """The answer, or None if the process ended; ``variables`` are JSON, without the messages."""
         with self._lock:
             process, answer = self._started(), ""
             # What an interruption leaves behind is unknown, so nothing is until there is an answer.
@@ -136,7 +136,7 @@ def render(
 
     Raises:
         ValueError, TypeError: If the template refuses, is too long or ends over it, with the reason.
-        TokenizerError: If it is no template of Jinja's, or there is none for such a conversation.
+        TokenizerError: If it is not a Jinja template, or there is none for such a conversation.
     """
     if not messages:
         raise ValueError("there is no message")
@@ -194,7 +194,7 @@ def _request(template: str, variables: str, messages: Sequence[_Written], same: 
 
 
 def _write(message: Mapping[str, Any], before: _Written | None) -> _Written:
-    """A message as JSON: ``before`` itself where it is the same."""
+    """A message as JSON, or ``before`` if it is the same."""
     texts = tuple(message.items()) if all(type(v) is str for v in message.values()) else None
     if before is not None and texts is not None and texts == before.texts:
         return before
@@ -203,7 +203,7 @@ def _write(message: Mapping[str, Any], before: _Written | None) -> _Written:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None, and with the thought under the names that templates read."""
+    """The message without entries that are None, and with the thought under the names that templates read."""
     made = {k: v for k, v in message.items() if v is not None}
     thought = next((made[k] for k in REASONING if k in made), None)
     return made if thought is None else {"thinking": thought, **made, "reasoning_content": thought}

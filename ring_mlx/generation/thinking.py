@@ -27,7 +27,7 @@ Start = Literal["open", "likely", "unlikely", "closed"]
 
 @dataclass(frozen=True)
 class Thinking:
-    """What is known of a model's thoughts beyond its template, and how much room they leave.
+    """How a model's answers start, and how many tokens are kept for the answer after a thought.
 
     Args:
         start: "auto" (as the prompt and the model's text say), "open" (answers start within a thought) or "closed"
@@ -56,9 +56,9 @@ class Thinking:
 
 
 def end_note(reason: str, tokens: int, thinking_tokens: int, text: str, remedy: str) -> str:
-    """What is to be said of an answer that was cut off or has no text beside its thought; else nothing.
+    """A note about an answer that was cut off or is only a thought; else nothing.
 
-    ``remedy`` says how to have the rest of an answer that was cut off.
+    ``remedy`` says how to get the rest of an answer that was cut off.
     """
     if is_seen(text):
         return f"the answer was cut off after {tokens:,} tokens; {remedy}." if reason == "length" else ""
@@ -73,7 +73,7 @@ def end_note(reason: str, tokens: int, thinking_tokens: int, text: str, remedy: 
 
 
 class Opening:
-    """Drops the blank lines between a thought and its answer, of which the first line keeps its indentation."""
+    """Drops the blank lines between a thought and its answer; the answer's first line keeps its indentation."""
 
     def __init__(self) -> None:
         self._held: str | None = ""
@@ -98,7 +98,7 @@ def opens_thought(prompt: str) -> bool:
 
 
 def splitter_after(prompt: str, start: str = "auto", is_likely: bool = False) -> ThoughtSplitter:
-    """The splitter for what a model says after a rendered prompt.
+    """The splitter for a model's text after a rendered prompt.
 
     Only what follows the last assistant role counts, so a user who writes about tags changes nothing; without a role
     the prompt must end in a tag. Where no tag says so, a thought is likely after that role, and unlikely after other
@@ -119,7 +119,7 @@ def splitter_after(prompt: str, start: str = "auto", is_likely: bool = False) ->
 class ThoughtSplitter:
     """Splits streamed text at the thinking tags, which may arrive in pieces.
 
-    Text that may be either is given out as the ``start`` says, and `revised` is set where that turns out wrong: at a
+    Text that may be either is given out by ``start``, and `revised` is set if that turns out wrong: at a
     lone ``</think>`` after an unlikely thought, and at the end of a likely one that was never closed. A ``</think>`` in
     code ends a thought only if the text ends without another; `ring_mlx.generation.thought_end` says what code is.
     What the prompt has said already, such as ``<think>``, is not given out.
@@ -141,7 +141,7 @@ class ThoughtSplitter:
 
     @property
     def inside(self) -> bool:
-        """Whether the text so far ends within a thought, as far as can be told."""
+        """Whether the text so far ends inside a thought, as far as is known."""
         return not self._ended and self.start in ("open", "likely")
 
     @property
@@ -151,7 +151,7 @@ class ThoughtSplitter:
 
     @property
     def is_certain(self) -> bool:
-        """Whether what has been given out as the answer will never be revised."""
+        """Whether the text given out as the answer will never be revised."""
         return self._ended or self.start != "unlikely"
 
     @property
@@ -178,7 +178,7 @@ class ThoughtSplitter:
         return self._begin(start)
 
     def flush(self) -> tuple[str, str]:
-        """What is still held back, at the end of the text; sets `revised` as `feed` does."""
+        """The text that is still held back, at the end; sets `revised` as `feed` does."""
         self.revised = None
         if self._ended:
             return "", ""
@@ -282,5 +282,5 @@ class ThoughtBudget:
 
 
 def _parted(text: str, at: int) -> tuple[str, str]:
-    """What is before and after the tag at a place, which may begin before the text."""
+    """The text before and after the tag at a place, which may begin before the text."""
     return text[: max(0, at)], text[max(0, at + len(THINK_END)) :]

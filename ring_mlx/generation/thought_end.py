@@ -28,7 +28,7 @@ PREFIXES = " \t\r>*+-"  # of a line in a quote or a list
 
 
 class Place(NamedTuple):
-    """Where a tag begins in the text, and how many pieces had come by then."""
+    """Where a tag begins in the text, and the number of pieces before it."""
 
     at: int
     pieces: int
@@ -58,7 +58,7 @@ class ThoughtEnd:
         return self.waiting is not None or (self.suspect is not None and self._fences % 2 == 1)
 
     def look(self, text: str, pieces: int, last: bool = False) -> int:
-        """Take the next text; returns up to where all of it is certain to be before the end of the thought."""
+        """Take the next text; returns the length that is certainly before the end of the thought."""
         self._rest += text
         at = 0
         growing = None if last else GROWING.search(self._rest)
@@ -79,7 +79,7 @@ class ThoughtEnd:
         return sure.at if sure is not None else self._at
 
     def leave_code(self) -> None:
-        """The next tag ends the thought, wherever it stands."""
+        """Let the next tag end the thought, also in code."""
         self._region, self._fence, self._inline = "", "", 0
 
     def in_code(self, is_certain: bool) -> Place | None:

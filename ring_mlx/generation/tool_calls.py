@@ -48,7 +48,7 @@ class ToolCallSplitter:
         return [piece for piece in out if piece != ""]
 
     def flush(self) -> list[Piece]:
-        """What is still held back, at the end of the text: the start of a tag, a block, or a call without its end tag."""
+        """The text or call that is still held back, at the end: the start of a tag, a block, or a call without its end tag."""
         out: list[Piece] = []
         for _ in range(MOST_RESTARTS):
             is_value, is_whole = self._go_on == self._value, self._go_on == self._after
@@ -76,7 +76,7 @@ class ToolCallSplitter:
         return False
 
     def _begin(self, out: list[Piece]) -> bool:
-        """Before the JSON: a tag that a text only mentions holds nothing back."""
+        """Before the JSON; a tag that a text only mentions holds nothing back."""
         first = self._rest.lstrip(SPACE)
         self._hold(len(self._rest) - len(first))
         if first and first[0] in "{[":
@@ -133,7 +133,7 @@ class ToolCallSplitter:
         out += [ToolCall(*call, raw="" if i else raw) for i, call in enumerate(_calls(self._body))] or [raw]
 
     def _give_up_block(self, out: list[Piece]) -> str:
-        """The block so far is text; returns what is to be looked at next."""
+        """Take the block so far as text; returns the text to look at next."""
         out.append("".join(self._block))
         self._block, self._go_on = [], self._text
         return self._rest
@@ -145,7 +145,7 @@ class ToolCallSplitter:
 
 
 def with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose calls all have objects as arguments; those whose arguments are none become text of the message."""
+    """A message whose calls all have objects as arguments; other calls become text of the message."""
     calls, texts = [], [message.get("content") or ""]
     for call in message.get("tool_calls") or ():
         function = (call.get("function") or call) if isinstance(call, Mapping) else call
@@ -189,7 +189,7 @@ def _call(call: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _read(text: str) -> Any:
-    """What JSON says, or what it would say without the slips that `_mended` knows and with raw tabs and line breaks."""
+    """The value of JSON, also with raw tabs and line breaks and the errors that `_mended` corrects."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_float)
     except ValueError:
@@ -216,7 +216,7 @@ def _float(digits: str) -> float:
 
 
 def _levels(value: Any) -> int:
-    """How deep a value is nested, as far as `MAX_LEVELS`: what is deeper cannot be written everywhere."""
+    """How deep a value is nested, up to `MAX_LEVELS`; deeper ones cannot be written everywhere."""
     layer, levels = [value], 0
     while layer and levels <= MAX_LEVELS:
         parents, layer = layer, []

@@ -113,7 +113,7 @@ class SoftmaxAttention(_Attention):
         return qk_norm_rope(qkv, self.heads(), offset)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cache: Any | None) -> mx.array:
-        """What the heads read, [B, T, heads D]; the cache takes k and v."""
+        """The output of the heads, [B, T, heads D]; the cache takes k and v."""
         B, _, T, _ = q.shape
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
@@ -168,7 +168,7 @@ class LinearAttention(_Attention):
     def recur(
         self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
     ) -> tuple[Result, mx.array]:
-        """The same from one state to the next, which is returned beside it."""
+        """The same, from a given state; also returns the next state."""
         qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
         o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
@@ -177,7 +177,7 @@ class LinearAttention(_Attention):
 
 
 def _constant(x: mx.array) -> mx.array:
-    """x resident, and computed by this thread, as weights are."""
+    """x computed now by this thread and kept in memory, like weights."""
     x = resident(x)
     mx.eval(x)
     return x

@@ -1,4 +1,4 @@
-"""What the model remembers of one sequence, and its file form."""
+"""The model's cache of one sequence, and its file form."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 # Tokens by which keys and values of one sequence grow, where mlx-lm's 256 does not do. MLX's CUDA backend gives a decode
-# step to cuDNN if the buffer holds a multiple of 256 tokens; cuDNN plans each such length anew and costs more to call
+# step to cuDNN if the buffer holds a multiple of 256 tokens; cuDNN makes a new plan for each such length and costs more to call
 # than MLX's kernel. With 257 that is seldom so.
 GROWTH = {"cuda": 257}
 
@@ -50,7 +50,7 @@ class HybridCache(list[Any]):
 
     @property
     def offset(self) -> int | mx.array:
-        """Tokens seen: an int for one sequence, [B] for rows of different lengths."""
+        """Tokens read: an int for one sequence, [B] for rows of different lengths."""
         offset: int | mx.array = next(c.offset for c in self if not isinstance(c, ArraysCache))
         return offset
 
@@ -65,7 +65,7 @@ class HybridCache(list[Any]):
         return sum(0 if c.empty() else c.nbytes for c in self)
 
     def copy(self) -> HybridCache:
-        """A cache that can go its own way; arrays are shared until one side writes."""
+        """An independent copy; arrays are shared until one side writes."""
         return HybridCache(_copy_layer(c) for c in self)
 
     def prepare(self, lengths: Sequence[int], width: int) -> None:

@@ -183,10 +183,10 @@ def read_config(
 
 
 def with_decay_offset(raw: dict[str, Any], offset: int | str | None) -> dict[str, Any]:
-    """The content of a config.json with another ``decay_layer_offset``; None leaves it as it is.
+    """The content of a config.json with another ``decay_layer_offset``; None changes nothing.
 
     Raises:
-        OptionError: If it is none of DECAY_OFFSETS, or the model has no decay.
+        OptionError: If it is not in DECAY_OFFSETS, or the model has no decay.
     """
     if offset is None:
         return raw

@@ -58,12 +58,12 @@ def is_decay_offset(value: object) -> TypeGuard[int | str]:
 
 
 def no_decay_offset(value: object) -> str:
-    """What is said of a value that `is_decay_offset` refuses."""
+    """The message about a value that `is_decay_offset` refuses."""
     return f"{DECAY_KEY} {shown(value)} is not {' or '.join(map(shown, DECAY_OFFSETS))}"
 
 
 def check_decay_offset(value: object) -> None:
-    """Refuse what was given in place of a key of DECAY_OFFSETS or None.
+    """Refuse a value that is neither a key of DECAY_OFFSETS nor None.
 
     Raises:
         OptionError: Naming the value.
@@ -73,7 +73,7 @@ def check_decay_offset(value: object) -> None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is one that float32 holds."""
+    """Whether a value is a number that float32 can hold."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST_FLOAT <= value <= MOST_FLOAT
 
 

@@ -45,7 +45,7 @@ class DecodeStep:
         return DecodeStep(copy.deepcopy(self.layers, memo))
 
     def _compile(self) -> None:
-        """Make the pieces for the weights as they are now, which must be in memory to be constants."""
+        """Make the pieces for the present weights, which must be in memory to be constants."""
         self._weights = _Weights(self.layers)
         mx.eval(self._weights.arrays())
         self._pieces = []

@@ -22,7 +22,7 @@ class KVQuantization:
     start: int = 5000
 
     def check(self, head_dim: int) -> None:
-        """Raises OptionError where MLX could not hold a head of this size."""
+        """Raises OptionError if MLX cannot quantize heads of this size."""
         if self.bits not in (2, 4, 8):
             raise OptionError(f"kv bits {self.bits} is not one of 2, 4, 8; choose one of them.")
         if self.group_size not in (32, 64, 128) or head_dim % self.group_size:

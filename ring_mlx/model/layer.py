@@ -39,15 +39,15 @@ class DecoderLayer(nn.Module):
         return self._feed_forward(x, r), state
 
     def open(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """A softmax layer as far as q, k and v."""
+        """A softmax layer up to q, k and v."""
         return self.attention.open(x, self.input_layernorm, offset)
 
     def close(self, x: mx.array, o: mx.array) -> mx.array:
-        """A softmax layer from what its heads read, o [B, T, heads D], to the end."""
+        """A softmax layer from the output of its heads, o [B, T, heads D], to the end."""
         return self._feed_forward(*self.attention.close(x, o))
 
     def _feed_forward(self, x: mx.array, r: mx.array | None) -> mx.array:
-        """x, to which r is still to be added, through the experts or the dense block."""
+        """x + r through the experts or the dense block."""
         norm, dtype = self.post_attention_layernorm, self.input_layernorm.weight.dtype
         if isinstance(self.mlp, MoE):
             x, normed, logits = self.mlp.gate.score(x, r, norm, dtype)

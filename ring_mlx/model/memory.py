@@ -94,7 +94,7 @@ def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int
 
 
 def extra_bytes(config: RingConfig) -> int:
-    """What a short conversation takes beside the weights."""
+    """Memory of a short conversation, without the weights."""
     return cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens)) + WORKSPACE_BYTES
 
 

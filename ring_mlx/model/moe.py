@@ -153,7 +153,7 @@ class MoE(nn.Module):
         return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
     def weights(self) -> ExpertWeights | None:
-        """The weights as the kernels take them, or None where they cannot."""
+        """The weights in the form of the kernels, or None if there is none."""
         experts = self.switch_mlp
         routed = experts.gate_proj, experts.up_proj, experts.down_proj
         if "shared_experts" not in self:

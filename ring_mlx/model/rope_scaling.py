@@ -19,7 +19,7 @@ LEAST_FACTOR = 1e-4
 
 
 def one_spelling(values: dict[str, Any]) -> None:
-    """Bring what ``rope_parameters`` and ``rope_scaling`` say to the keys of the model and to ``rope_scaling``.
+    """Turn ``rope_parameters`` and ``rope_scaling`` into the model's keys and ``rope_scaling``.
 
     Raises:
         ConfigError: If one is not an object, or has an unknown type or key, or two places say different things.
@@ -49,7 +49,7 @@ def _known(place: str, given: object) -> Iterator[tuple[str, Any]]:
 
 
 def _check_keys(found: Mapping[str, tuple[str, Any]]) -> None:
-    """Refuse a type that the model does not have, and a key that says nothing of the type."""
+    """Refuse a type that the model does not have, and a key that the type does not have."""
     place, kind = found.get("type", ("", "default"))
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise ConfigError(
