@@ -168,7 +168,7 @@ class RingConfig:
 def read_config(
     folder: str | os.PathLike[str], decay_layer_offset: int | str | None = None
 ) -> tuple[RingConfig, dict[str, Any]]:
-    """Read and check ``folder/config.json``; also returns the raw file, with eos ids and quantisation.
+    """Read and check ``folder/config.json``; also returns the raw file, with eos ids and quantization.
 
     Args:
         folder: A checkpoint.

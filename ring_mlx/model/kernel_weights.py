@@ -13,7 +13,7 @@ from metal_kernels import Experts, Matrices, Packed, launch
 
 
 def packed(module: nn.Module) -> Packed:
-    """A linear layer's weights, quantised or not."""
+    """A linear layer's weights, quantized or not."""
     if "scales" not in module:
         return Packed(module.weight)
     form = module.bits, module.group_size, getattr(module, "mode", "affine")
