@@ -34,6 +34,7 @@ NUMPY_TYPES = {
 }
 
 _linted: set[tuple[KernelSpec, tuple[str, ...]]] = set()
+_typed: dict[KernelSpec, set[object]] = {}
 
 
 def to_numpy(x: mx.array) -> npt.NDArray[np.generic]:
@@ -80,8 +81,7 @@ class SimulatedKernel:
         if verbose:
             print(f"Generated source code for `{spec.name}`:\n```\n{source}\n```")
         if (source, mode) not in self._libraries:
-            types = tuple(k for k, v in template if isinstance(v, mx.Dtype))
-            self._libraries[source, mode] = self._build(source, function, instance, mode, types)
+            self._libraries[source, mode] = self._build(source, function, instance, mode, template)
         outputs = [
             output_buffer(name, shape, dtype, init_value)
             for name, shape, dtype in zip(spec.output_names, output_shapes, output_dtypes, strict=True)
@@ -94,7 +94,7 @@ class SimulatedKernel:
             for b, shape, dtype in zip(outputs, output_shapes, output_dtypes, strict=True)
         ]
 
-    def _build(self, source: str, function: str, instance: str, mode: str, template_types: tuple[str, ...]) -> Path:
+    def _build(self, source: str, function: str, instance: str, mode: str, template: Template) -> Path:
         """Check the source, if that is asked for, and compile it."""
         refused = lint_name(function)
         if refused:
@@ -102,13 +102,27 @@ class SimulatedKernel:
         parameters = kernel_parameters(source, function)
         shared = self.spec.header, self.spec.source
         if self.is_strict:
+            template_types = tuple(k for k, v in template if isinstance(v, mx.Dtype))
             if (self.spec, template_types) not in _linted:  # what else differs between variants MLX writes
                 found = lint(source, self.spec.name, template_types)
                 if found:
                     raise MetalCompileError("\n".join(found))
                 _linted.add((self.spec, template_types))
-            build(source, instance, parameters, "strict", self.spec.name, shared=shared)
+            known = _typed.setdefault(self.spec, set())
+            news = _facts(self.spec, source, function, template) - known
+            if news:
+                build(source, instance, parameters, "strict", self.spec.name, shared=shared)
+                known |= news
         return build(source, instance, parameters, mode, self.spec.name, shared=shared)
+
+
+def _facts(spec: KernelSpec, source: str, function: str, template: Template) -> set[object]:
+    """What sets a variant apart: the lines of its signature and each value of its template.
+
+    A variant without a new one is not type-checked with address spaces, but still compiled: that takes longest of a test.
+    """
+    head = source.partition(spec.source)[0].removeprefix(spec.header).replace(function, "")
+    return {*head.splitlines(), *((name, str(value)) for name, value in template)}
 
 
 def _input_buffers(spec: KernelSpec, arrays: Sequence[mx.array]) -> list[Buffer]:
