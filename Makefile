@@ -42,7 +42,8 @@ dist: .venv-test/ready
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; install one or set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check -e "$(PROJECT)" --group dev
+	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e "$(PROJECT)" --group dev
+	@.venv-test/bin/python -m compileall -qq -j 0 .venv-test/lib || :  # as pip does, but on every core
 	@touch $@
 
 clean:
