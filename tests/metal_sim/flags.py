@@ -8,12 +8,11 @@ BASE = split(
     " -Wno-unknown-attributes -Wno-unknown-pragmas -Wno-c++11-narrowing -Wno-unused -Wno-vla-extension"
     " -Wno-pass-failed -Wno-duplicate-decl-specifier -Wno-undefined-inline -Wno-psabi -Wimplicit-float-conversion"
 )
+# Unrolled tiles take seconds to compile.
+ROLLED = split("-fno-vectorize -fno-slp-vectorize -mllvm -unroll-threshold=0 -mllvm -unroll-full-max-count=0")
 MODES = {
     "strict": split("-DMSL_STRICT"),
-    "fast": split(
-        "-O1 -DMSL_ERASE -fsanitize=integer-divide-by-zero -fno-vectorize -fno-slp-vectorize"
-        " -mllvm -unroll-threshold=0 -mllvm -unroll-full-max-count=0"  # unrolled tiles take seconds to compile
-    ),
+    "fast": split("-O1 -DMSL_ERASE -fsanitize=integer-divide-by-zero") + ROLLED,
     "check": split(
         "-O1 -DMSL_ERASE -gline-tables-only -fno-vectorize -fno-slp-vectorize -ftrivial-auto-var-init=pattern"
         " -fsanitize=thread -mllvm -tsan-instrument-func-entry-exit=0"
@@ -29,7 +28,10 @@ LOCAL_BOUNDS_VERSION = 20
 OLD_CHECK = split("-fno-sanitize=local-bounds")
 
 RUNTIME = split("-std=c++17 -O2 -fPIC -fno-exceptions -fno-rtti")
-CUDA_HOST = split(
-    "-std=c++17 -O1 -fno-math-errno -fno-exceptions -fPIC -ffp-contract=on -Wno-unknown-pragmas"
-    " -Wno-return-type-c-linkage"
+CUDA_HOST = (
+    split(
+        "-std=c++17 -O1 -fno-math-errno -fno-exceptions -fPIC -ffp-contract=on -Wno-unknown-pragmas"
+        " -Wno-return-type-c-linkage"
+    )
+    + ROLLED
 )
