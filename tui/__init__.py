@@ -1,1 +1,1 @@
-"""The terminal chat: a Textual front end that knows the public names of ring_mlx and nothing of MLX."""
+"""The terminal chat: a Textual front end that uses only the public names of ring_mlx, and never MLX."""

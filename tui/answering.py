@@ -1,4 +1,4 @@
-"""The way from screens to a `ring_mlx.Session`: one thread asks it and posts its events as messages.
+"""From screens to a `ring_mlx.Session`: a thread sends it questions and posts its events as messages.
 
 Importing this module is cheap: MLX is imported on the session's own thread.
 """
@@ -69,7 +69,7 @@ class Engine:
     def switch(self, choice: ModelChoice) -> None:
         """End the answer and load another model; the old one is freed first, and comes back if the new one fails.
 
-        What the choice leaves open of memory for experts, steps and the rules for thoughts stays as it is.
+        Memory for experts, steps and the rules for thoughts stay as they are unless the choice gives them.
         """
         self.stop()
         names = ("expert_cache_bytes", "thinking", "prefill_step_tokens")
@@ -77,7 +77,7 @@ class Engine:
         self._work.put(replace(choice, **kept))
 
     def stop(self) -> None:
-        """End the latest question's answer after the token or prompt step at hand."""
+        """End the latest question's answer after the present token or prompt step."""
         self._stopped.set()
         if (source := self._source) is not None:
             source.stop()
@@ -132,7 +132,7 @@ class Engine:
 
 
 def in_one_line(e: Exception) -> str:
-    """What to show of an exception."""
+    """An exception in one line, for the user."""
     if isinstance(e, RingError):
         return str(e)
     return f"[engine] {type(e).__name__}: {' '.join(str(e).split())[:200]}; please report this."
@@ -215,7 +215,7 @@ class SessionSource:
 
 
 class Updates:
-    """Gathers the tokens of one answer into a few updates a second; measures figures until the session gives its own.
+    """Gathers an answer's tokens into a few updates a second, and measures figures until the session gives them.
 
     Args:
         number: The question's.
@@ -237,7 +237,7 @@ class Updates:
 
     @property
     def figures(self) -> Figures:
-        """The last ones, with the thought's size so far."""
+        """The last figures, with the thought's size so far."""
         tokens = self._figures.thinking_tokens or self._thinking_tokens
         return replace(self._figures, thinking_tokens=tokens, thinking_s=self._thinking_s)
 

@@ -54,7 +54,7 @@ class RingChat(App[None]):
         self.register_theme(HIGH_CONTRAST)
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's own, which reads what is pasted with our parser."""
+        """Textual's driver, with our parser for pasted text."""
         keep_apart()
         return super().get_driver_class()
 
@@ -69,14 +69,14 @@ class RingChat(App[None]):
             self._notes.append(text)
 
     def show_warning(self, message: Warning | str, *_: Any, **__: Any) -> None:
-        """Show a warning of any thread; takes the place of ``warnings.showwarning``."""
+        """Show a warning of any thread; replaces ``warnings.showwarning``."""
         if self.is_running:
             self.call_later(self.tell, str(message))
         else:
             self.tell(str(message))
 
     def on_mount(self) -> None:
-        """Put on the theme and the keys, then say what is wrong with them."""
+        """Apply theme and keys, then report what is wrong with them."""
         if self.config.theme in self.available_themes:
             self.theme = self.config.theme
         else:

@@ -71,7 +71,7 @@ def _free_disk(nbytes: int) -> int:
 
 
 def with_options(config: Any, args: argparse.Namespace) -> Any:
-    """The configuration, in which the command line's options come first."""
+    """The configuration, overridden by the command line's options."""
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     config = replace(config, sampling=replace(config.sampling, **given))
     if args.system_prompt is not None:

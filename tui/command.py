@@ -28,7 +28,7 @@ COMMAND = Command(
 
 
 class NoTerminalError(RingError):
-    """The chat was started where nobody can see it or type."""
+    """The chat was started without a terminal to show it or to type in."""
 
     origin = "option"
 
@@ -53,6 +53,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises NoTerminalError where a stream is no terminal; Textual draws on standard error. ``--plain`` needs none."""
+    """Raises NoTerminalError if a stream is not a terminal; Textual draws on standard error. ``--plain`` needs none."""
     if not args.plain and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise NoTerminalError("chat needs a terminal; use ring-mlx chat --plain or ring-mlx generate")

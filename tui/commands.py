@@ -1,6 +1,6 @@
 """The one table of commands: slash commands, keys, palette and help all come from it.
 
-``run`` of a command named ``new`` is the method ``do_new`` of whoever carries it out.
+The command ``new`` is carried out by the method ``do_new`` of the screen or of plain mode.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SETTINGS = (*ON_SCREEN, "xtc_probability", "xtc_threshold")  # of answers, by /s
 
 @dataclass(frozen=True)
 class Command:
-    """Something that the user can ask for.
+    """A command of the chat.
 
     Args:
         name: Typed after a slash, the name in the configuration's keys.
@@ -83,7 +83,7 @@ NAMED = {c.name: c for c in COMMANDS}
 def split(text: str) -> tuple[Command, str] | None:
     """The command and its argument in a text that begins with a slash; None where it names no command.
 
-    A unique beginning of a name will do.
+    A unique beginning of a name is enough.
     """
     name, _, argument = text.removeprefix("/").partition(" ")
     if not text.startswith("/"):
@@ -121,7 +121,7 @@ def help_rows(keys: dict[str, str], plain: bool = False) -> list[tuple[str, str,
 
 
 def shown_key(keys: str) -> str:
-    """Keys as people write them."""
+    """Keys as shown to users."""
     names = {"left_square_bracket": "[", "right_square_bracket": "]", "escape": "Esc"}
     shown = [names.get(k, k.replace("ctrl+", "^").replace("alt+", "Alt+").replace("up", "↑")) for k in keys.split(",")]
     return " ".join(k.replace("down", "↓") for k in shown)

@@ -1,4 +1,4 @@
-"""The chat's configuration: a commented TOML file, and which values in it make sense."""
+"""The chat's configuration: a commented TOML file, and the check of its values."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Config:
-    """All that is configured; ``keys`` are commands, turn_ before those on a turn, and "send" and "new_line"."""
+    """The configuration; ``keys`` are by command, with turn_ before those on a turn, and "send" and "new_line"."""
 
     theme: str = "textual-dark"
     reduced_motion: bool = False
@@ -74,7 +74,7 @@ class Config:
     keys: dict[str, str] = field(default_factory=dict)
 
     def without(self, preset: str) -> Config:
-        """The configuration in which a preset is gone."""
+        """The configuration without a preset."""
         return replace(self, presets={n: p for n, p in self.presets.items() if n != preset})
 
 
@@ -98,7 +98,7 @@ def with_setting(sampling: Sampling, name: str, value: object) -> Sampling:
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """A configuration from TOML's values, and what was wrong; a wrong value gives way to the default."""
+    """A configuration from TOML's values, and what was wrong; a wrong value is replaced by the default."""
     found: list[str] = []
     values: dict[str, Any] = {}
     plain = Config()
@@ -160,7 +160,7 @@ class ConfigError(RingError):
 
 
 def load(path: Path) -> tuple[Config, str]:
-    """The configuration, and in one line what is wrong with it, or nothing; a missing file is all defaults."""
+    """The configuration, and a line about what is wrong with it, or nothing; without a file all defaults."""
     try:
         raw = tomlkit.parse(text_of(path, MOST_BYTES)).unwrap()
     except FileNotFoundError:

@@ -57,7 +57,7 @@ class Conversation:
         return self._insert(Turn(role, content, parent or self.chat.leaf, attachments=tuple(attachments)))
 
     def beside(self, turn: Turn, content: str) -> Turn:
-        """A sibling that says something else; it becomes the leaf."""
+        """A sibling with another text; it becomes the leaf."""
         return self._insert(Turn(turn.role, content, turn.parent, attachments=turn.attachments))
 
     def siblings(self, turn: Turn) -> list[Turn]:
@@ -81,12 +81,12 @@ class Conversation:
         self.chat.leaf = turn_id
 
     def cut_after(self, turn: Turn | None) -> None:
-        """End the view after a turn, or before the first; what is said next begins a branch."""
+        """End the view after a turn, or before the first; the next turn begins a branch."""
         self.mark()
         self.chat.leaf = turn.id if turn else None
 
     def mark(self, changed: Turn | None = None) -> None:
-        """Remember where undo shall go back to; ``changed`` is a turn about to be continued."""
+        """Remember the place for undo; ``changed`` is a turn that is about to be continued."""
         self._steps.append((self.chat.leaf, copy.copy(changed)))
 
     def undo(self) -> bool:
@@ -100,7 +100,7 @@ class Conversation:
         return True
 
     def drop(self, turn: Turn) -> None:
-        """Forget a turn without children that nobody has seen; its parent becomes the leaf."""
+        """Forget a turn without children that was never shown; its parent becomes the leaf."""
         self._children[turn.parent].remove(turn.id)
         del self.turns[turn.id]
         self.chat.leaf = turn.parent
@@ -110,7 +110,7 @@ class Conversation:
         return bool(self._children.get(turn.id))
 
     def messages(self) -> list[dict[str, Any]]:
-        """The branch in view as an engine takes it, attachments written out, thoughts and calls beside the answers."""
+        """The branch in view as messages, attachments written out, thoughts and calls with the answers."""
         found = []
         for t in self.path():
             if t.role == USER or t.content or t.calls:
@@ -159,7 +159,7 @@ def _as_message(call: Call) -> dict[str, Any]:
 
 
 def title_of(question: str, answer: str) -> str:
-    """The question's first line, with the answer's where the question says little; without Markdown."""
+    """The question's first line, with the answer's if the question is short; without Markdown."""
     first = _first_line(question)
     if len(first) < SHORT and (more := _first_line(answer)):
         first = f"{first}: {more}" if first else more

@@ -41,13 +41,13 @@ def read_attachment(path: str) -> Attachment:
 
 
 def mentioned(text: str) -> list[str]:
-    """The existing files that a text mentions as ``@path``, without doubles; other words with @ are only words."""
+    """The existing files that a text mentions as ``@path``, each once."""
     found = (path.rstrip(".,;:!?)") if not is_file(path) else path for path in _MENTION.findall(text))
     return list(dict.fromkeys(path for path in found if is_file(path)))
 
 
 def dropped(pasted: str) -> list[str]:
-    """The files that a terminal pasted because they were dropped on it; nothing if it was anything else."""
+    """The files that were dropped on the terminal, from the pasted text; nothing if it is other text."""
     text = pasted.strip()
     if not text or "\n" in text or len(text) > 4096:
         return []
@@ -61,7 +61,7 @@ def dropped(pasted: str) -> list[str]:
 
 
 def is_file(path: str) -> bool:
-    """Whether there is such a file; names that no system takes are none."""
+    """Whether there is such a file; also False for impossible names."""
     try:
         return Path(os.path.expanduser(path)).is_file()
     except (OSError, ValueError, RuntimeError):
@@ -69,7 +69,7 @@ def is_file(path: str) -> bool:
 
 
 def completions(start: str) -> list[str]:
-    """Paths that begin so, folders with a slash; hidden ones only after a dot, and none that a terminal would act on."""
+    """Paths that begin with the text, folders with a slash; hidden ones only after a dot, none with control characters."""
     folder, slash, name = start.rpartition("/")
     try:
         base = Path(f"{folder}{slash}" or ".").expanduser()

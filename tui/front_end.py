@@ -1,4 +1,4 @@
-"""What the screens and plain mode share: one chat, its settings, how an answer is asked for, grows and is kept."""
+"""The common part of the screens and plain mode: one chat, its settings, and answers from question to store."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FrontEnd:
         return self.config.system_prompt
 
     def method_of(self, command: Command) -> Callable[[str], Done]:
-        """What carries a command out."""
+        """The method that carries a command out."""
         method: Callable[[str], Done] = getattr(self, f"do_{command.name}")
         return method
 
@@ -66,11 +66,11 @@ class FrontEnd:
         raise NotImplementedError
 
     def chosen(self, role: str | None = None) -> Turn | None:
-        """The turn that a command is about: the last one, or the last one of a role."""
+        """The turn of a command: the last one, or the last one of a role."""
         return next((t for t in reversed(self.talk.path()) if role in (None, t.role)), None)
 
     def chosen_answer(self) -> Turn | None:
-        """The answer that a command is about; says so where there is none."""
+        """The answer of a command; says so if there is none."""
         found = self.chosen(ASSISTANT)
         if found is None:
             self.say("There is no answer yet.")
@@ -78,7 +78,7 @@ class FrontEnd:
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is running; says so."""
+        """Whether an answer is running; says so if it is."""
         if self.answer is not None:
             self.say("An answer is running; Esc stops it.")
         return self.answer is not None
@@ -106,7 +106,7 @@ class FrontEnd:
         return text
 
     def end_answer(self, reason: str, figures: Figures | None = None) -> bool:
-        """Keep the running answer with its record; returns False where it has no text and was taken back."""
+        """Keep the running answer with its record; returns False if it has no text and was removed."""
         answer, self.answer, self.figures = self.answer, None, figures or self.figures
         assert answer is not None
         if answer.is_empty and reason not in ("stop", "length"):

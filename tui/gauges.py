@@ -44,7 +44,7 @@ def _memory(f: Figures, limit_bytes: int) -> str:
 
 
 def reading_text(message: Reading) -> str:
-    """How far a prompt has been read, with what needed no reading and how long it will take."""
+    """How far a prompt has been read, the tokens that were reused, and the time left."""
     reused = f" · {message.reused:,} reused" if message.reused else ""
     eta = f" · {seconds(message.eta_s)} left" if message.eta_s and message.done < message.total else ""
     return f"reading {bar(message.done, message.total)} {message.done:,} of {message.total:,} tokens{reused}{eta}"
@@ -61,7 +61,7 @@ def bar(done: int, total: int) -> str:
 
 
 def seconds(s: float) -> str:
-    """A duration in as few characters as make sense."""
+    """A duration in few characters."""
     if s < 10:
         return f"{s:.2f} s" if s < 1 else f"{s:.1f} s"
     return f"{s:.0f} s" if s < 120 else f"{s / 60:.0f} min"

@@ -1,6 +1,6 @@
-"""Saves chats while they are talked; when that fails, keeps them in memory and tries again.
+"""Saves chats while they grow; when that fails, keeps them in memory and tries again.
 
-Knows the store, no screen. Where the file cannot be opened, a store in memory stands in for it until it can be.
+Uses the store, no screen. If the file cannot be opened, a store in memory replaces it until it can.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Keeper:
 
     Args:
         path: The file, or None for memory only.
-        tell: Shows one line to the user; each trouble is told once, until something could be written again.
+        tell: Shows one line to the user; each problem is shown once, until something could be written again.
         clock: Seconds, from any start.
         make_room: Frees so many bytes of the file's disk, as far as it can; returns how many it has freed.
     """
@@ -96,7 +96,7 @@ class Keeper:
             return []
 
     def keep(self, talk: Conversation, *changed: Turn) -> None:
-        """Write a chat and its changed turns, now or when it is possible again; an empty chat is not kept."""
+        """Write a chat and its changed turns, now or as soon as it is possible; an empty chat is not kept."""
         if talk.turns:
             self._talk = talk
             self._wait_for(talk, *changed)
@@ -105,7 +105,7 @@ class Keeper:
     def keep_growing(self, talk: Conversation, turn: Turn) -> None:
         """As `keep`, for an answer being written: now if that is cheap, else with the next `flush`.
 
-        A model may stop for long after any piece, so the front ends flush every `WRITE_EVERY_S`.
+        A model may pause for long after any piece, so the front ends flush every `WRITE_EVERY_S`.
         """
         if self._clock() - self._wrote_at >= min(WRITE_EVERY_S, COST * self._took_s):
             self.keep(talk, turn)
@@ -123,11 +123,11 @@ class Keeper:
         self.keep(talk)
 
     def forget(self, turn: Turn) -> None:
-        """Remove a turn that was taken back."""
+        """Remove a turn."""
         self._waiting[f"1 {turn.id}"] = lambda: ("DELETE FROM turns WHERE id = ?", (turn.id,))
 
     def keep_draft(self, chat_id: str, content: str) -> None:
-        """Write what is typed and not sent."""
+        """Write the text that is typed but not sent."""
         self._waiting[f"2 {chat_id}"] = lambda: drafts.saving(chat_id, content)
         self.flush()
 
@@ -153,7 +153,7 @@ class Keeper:
         return True
 
     def report(self) -> list[str]:
-        """Lines for what is not on disk, which is written elsewhere if possible."""
+        """Lines about turns that are not on disk; these are written elsewhere if possible."""
         lines = save_elsewhere(self.unsaved_turns())
         drafts_lost = sum(key.startswith("2 ") for key in self._waiting | self._standing_in)
         if not lines or drafts_lost:
@@ -174,7 +174,7 @@ class Keeper:
             self._waiting[f"1 {turn.id}"] = lambda turn=turn: turns.saving(chat_id, turn)  # type: ignore[misc]
 
     def _write(self, tries: int) -> None:
-        """Write to the file, which is opened again where it must be; the snapshots give way where it has no room."""
+        """Write to the file, which is opened again if needed; on a full disk snapshots are removed."""
         try:
             self._write_once(tries)
         except StoreError as e:
@@ -194,7 +194,7 @@ class Keeper:
         return [self._waiting[key]() for key in sorted(self._waiting, key=lambda key: key[0])]
 
     def _reopen(self) -> None:
-        """Open the file, or one in its place, which then gets the chat as a whole and what stood in for it."""
+        """Open the file, or a new one, and write the whole chat and everything that was kept in memory."""
         if not self.db.is_there and self._talk is not None:
             newer, self._waiting = self._waiting, {}
             self._wait_for(self._talk, *self._talk.turns.values())
@@ -217,7 +217,7 @@ class Keeper:
         self.db, self._must_open = Database(None), True
 
     def _write_in_memory(self) -> None:
-        """Let the store that stands in hold what waits, so that lists and searches find it."""
+        """Write waiting changes to the store in memory, so that lists and searches find them."""
         if self.db.path is None:
             self.db.write(*self._changes())
             self._standing_in.update(self._waiting)

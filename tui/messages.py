@@ -1,6 +1,6 @@
 """The typed messages between screens and the engine.
 
-``number`` is the question's, so that what is left over from an abandoned answer can be told apart.
+``number`` is the question's, so that late messages of an abandoned answer can be recognized.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Post = Callable[[Message], object]
 
 @dataclass(frozen=True)
 class Figures(Statistics):
-    """What an answer has cost so far; ``cache_bytes`` is what snapshots take, 0 where it is not known."""
+    """Speeds and memory of an answer so far; ``cache_bytes`` is that of snapshots, 0 if it is not known."""
 
     thinking_s: float = 0.0
     cache_bytes: int = 0
@@ -81,7 +81,7 @@ class ModelChoice:
 
 @dataclass
 class Loading(Message):
-    """A model is being loaded; ``done`` of ``total`` parts, 0 of 0 where that is not known."""
+    """A model is being loaded; ``done`` of ``total`` parts, 0 of 0 if that is not known."""
 
     name: str
     done: int = 0
@@ -109,7 +109,7 @@ class Loaded(Message):
 
 @dataclass
 class Reading(Message):
-    """So many tokens of the prompt are done, ``reused`` ones included; ``eta_s`` None is not known yet."""
+    """``done`` tokens of the prompt are read, ``reused`` ones included; ``eta_s`` is None until it is known."""
 
     number: int
     done: int
@@ -122,7 +122,7 @@ class Reading(Message):
 class Piece(Message):
     """New text of the thought and of the answer; the figures are those so far.
 
-    ``revised`` is the whole thought where what was told so far is otherwise: forget the texts before this one.
+    ``revised`` is the whole thought if earlier pieces were wrong: drop the texts before this one.
     """
 
     number: int
@@ -150,7 +150,7 @@ class Failed(Message):
 
 
 class Answering(Protocol):
-    """What screens ask of an engine; every call returns at once."""
+    """The interface of an engine for screens; every call returns at once."""
 
     def start(self, post: Post) -> None:
         """Load the model; answers and failures go to ``post``, which must take them from any thread."""

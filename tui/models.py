@@ -22,7 +22,7 @@ class Found:
 
 
 def found_models(folders: tuple[str, ...] = (".", "~/models")) -> list[Found]:
-    """The toy, checkpoints in the given folders and in the hub's cache; what is no Ring-linear model is left out."""
+    """The toy, and Ring-linear checkpoints in the given folders and in the hub's cache."""
     local = [f for folder in folders for f in _checkpoints(Path(os.path.expanduser(folder)))]
     cached = [Found(n, n, f"in the hub's cache, {_remark(p)}") for n, p in cached_models().items() if _is_ring(p)]
     return [Found(TOY_NAME, None, "packaged, for trying things out"), *local, *cached]

@@ -1,4 +1,4 @@
-"""Keeps what is pasted apart from keys: nothing in a paste acts as a key, whatever bytes it holds.
+"""Separates pasted text from keys: nothing in a paste acts as a key, whatever bytes it holds.
 
 Textual's parser passes the rest of a paste on as keys once it has met an escape in it.
 """
@@ -80,7 +80,7 @@ class PasteParser(XTermParser):
         return rest
 
     def _paste(self, data: str, pasted: list[str]) -> Generator[Message, None, str]:
-        """Take what is pasted; returns what follows the paste once it is over."""
+        """Take pasted text; returns the text after the end of the paste."""
         if self._has_ended:
             if data.startswith(START):
                 yield self._ended()

@@ -37,7 +37,7 @@ def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before
 
 
 def sampling_of(record: Record | None) -> Sampling | None:
-    """The sampling with which an answer can be had again, or None where its record names no seed or no sense."""
+    """The sampling that repeats an answer, or None if its record has no seed or wrong values."""
     sampling = Sampling()
     try:
         for name, value in (record.sampling if record else {}).items():
@@ -64,7 +64,7 @@ def record_text(record: Record) -> str:
 
 
 def end_words(turn: Turn) -> str:
-    """What is to be said of how an answer ended; nothing of one that has all, was stopped or failed."""
+    """A note about how an answer ended; nothing if it is complete, was stopped or failed."""
     r = turn.record
     if r is None or r.finish_reason not in ("stop", *GO_ON):
         return ""

@@ -44,7 +44,7 @@ class ChatScreen(TurnCommands):
     _deleted: str | None = None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Dim the key that stops while there is nothing to stop; hide those of branches where there are none."""
+        """Dim the stop key while no answer runs; hide the keys of branches if there are none."""
         if action == "command" and parameters == ("stop",) and self.answer is None:
             return None
         if action == "command" and parameters[0] in ("next", "previous") and isinstance(self.focused, TurnView):
@@ -59,7 +59,7 @@ class ChatScreen(TurnCommands):
 
     @on(Entry.Commanded)
     async def commanded(self, message: Entry.Commanded) -> None:
-        """Carry out a slash command, or say that there is none of that name."""
+        """Carry out a slash command, or say that it does not exist."""
         found = commands.split(message.text)
         if found is None:
             self.say(f"There is no command {message.text.split()[0]}; /help lists them.", "warning")
@@ -76,7 +76,7 @@ class ChatScreen(TurnCommands):
         self.app.push_screen(ChatsScreen(self.keeper.db, words, self.talk.chat.id, self._export_of), chosen)
 
     async def _after_list(self, found: Chosen | None) -> None:
-        """Take over what was done to the chat in view; open the one that was chosen."""
+        """Apply changes of the list to the chat in view; open the chosen chat."""
         try:
             now = chats.load(self.keeper.db, self.talk.chat.id)
         except StoreError:

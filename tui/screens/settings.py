@@ -87,7 +87,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
         return action != "delete" or self._preset is not None
 
     def action_delete(self) -> None:
-        """Delete the preset chosen; the values that it brought stay."""
+        """Delete the chosen preset; its values stay in the fields."""
         name = self._preset
         if name is not None:
             del self._presets[name]
@@ -111,7 +111,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
 
     @on(Input.Submitted)
     def action_save(self) -> None:
-        """End with the values, or say what is wrong with them."""
+        """Close with the values, or report a wrong one."""
         sampling = self._now.sampling
         try:
             for name in ON_SCREEN:

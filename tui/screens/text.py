@@ -1,4 +1,4 @@
-"""Screens that show a text, or let the user write one."""
+"""Screens that show or edit a text."""
 
 from __future__ import annotations
 

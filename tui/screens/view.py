@@ -1,4 +1,4 @@
-"""The chat on the screen: what it is made of, how an answer comes in, and how another chat is shown."""
+"""The chat on the screen: its parts, the running answer, and a change to another chat."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DRAFT_EVERY_S = 1.0
 
 
 class ChatView(FrontEnd, Screen[None]):
-    """Turns, what is being written, the gauges and the keys; `tui.screens.chat` adds the commands."""
+    """Turns, the prompt, the gauges and the keys; `tui.screens.chat` adds the commands."""
 
     def __init__(self, engine: Answering, keeper: Keeper, config: Config, talk: Conversation | None = None) -> None:
         Screen.__init__(self, id="chat")
@@ -53,7 +53,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.engine.start(self.post_message)
 
     def on_unmount(self) -> None:
-        """Nobody reads the answer any more; what was written of it is kept."""
+        """End the answer; its text so far is kept."""
         self.stop_now()
 
     def say(self, text: str, severity: str = "information") -> None:
@@ -61,7 +61,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.notify(harmless(text), severity=severity, timeout=timeout, markup=False)  # type: ignore[arg-type]
 
     async def attempt(self, action: Callable[[], Done]) -> None:
-        """Do something, and show in one line why it cannot be done."""
+        """Run an action; a failure is shown in one line."""
         try:
             if isinstance(done := action(), Awaitable):
                 await done
@@ -77,7 +77,7 @@ class ChatView(FrontEnd, Screen[None]):
         return turn if turn is not None and role in (None, turn.role) else super().chosen(role)
 
     def chosen_answer(self) -> Turn | None:
-        """The answer in focus, that of the question in focus, or the last one; says so where there is none."""
+        """The answer in focus, or of the question in focus, or the last one; says so if there is none."""
         turn, path = self.chosen(), self.talk.path()
         if turn is not None and turn.role != ASSISTANT and turn in path:
             turn = next(iter(path[path.index(turn) + 1 :]), None)
@@ -116,20 +116,20 @@ class ChatView(FrontEnd, Screen[None]):
         self.refresh_bindings()
 
     def keep_draft(self) -> None:
-        """Keep what is typed and not sent; that of a chat without turns is not worth it."""
+        """Keep the text that is typed but not sent, unless the chat has no turns."""
         self._draft_timer.pause()
         if self.talk.turns:
             self.keeper.keep_draft(self.talk.chat.id, self.entry.prompt.text)
 
     def stop_now(self) -> None:
-        """End the running answer at once, as far as the chat is concerned; what was written stays."""
+        """End the running answer at once for the chat; its text so far stays."""
         self.engine.stop()
         if self.answer is not None:
             self.end_answer("stopped")
 
     @on(Entry.Asked)
     async def asked(self, message: Entry.Asked) -> None:
-        """Ask, unless an answer is running; the text waits in the prompt then."""
+        """Ask; while an answer is running the text stays in the prompt."""
         if self.is_busy:
             self.entry.give_back(message.text, message.attachments)
             return
@@ -198,7 +198,7 @@ class ChatView(FrontEnd, Screen[None]):
 
     @on(Failed)
     async def failed(self, message: Failed) -> None:
-        """Say what went wrong; nothing that was written is lost."""
+        """Show the failure; no text is lost."""
         if message.number not in (None, self.number):
             return
         self.say(message.text, "error")

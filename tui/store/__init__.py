@@ -1,6 +1,6 @@
 """Chats on disk: SQLite with full-text search, one module per concern.
 
-``records`` says what is kept, ``database`` owns the file and its failures, ``migrations`` its versions; ``chats``,
+``records`` has the stored values, ``database`` owns the file and its failures, ``migrations`` its versions; ``chats``,
 ``turns``, ``drafts``, ``search`` and ``exchange`` are functions of a `Database`.
 """
 

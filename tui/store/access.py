@@ -16,7 +16,7 @@ LOCK_WAIT_S = 3.0
 
 
 def make_private(path: Path) -> list[str]:
-    """Make a file and its folder, or take others' rights to them away; returns a line for what cannot be taken away.
+    """Make a file and its folder private; returns a line about other users' rights that cannot be removed.
 
     Raises:
         OSError: If they cannot be made, or something else than a file is there.
@@ -36,7 +36,7 @@ def make_private(path: Path) -> list[str]:
 
 
 def new_file(path: Path) -> int:
-    """A handle of a file that is made if it is missing, and is the user's alone whatever the umask."""
+    """A handle of a file; a missing one is made private, whatever the umask."""
     handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE)
     if stat.S_IMODE(os.fstat(handle).st_mode) != FILE:
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def new_file(path: Path) -> int:
 
 
 def _is_tightened(path: Path) -> bool:
-    """Whether only the owner may read a path now; a folder that holds other things too stays as it is."""
+    """Whether only the owner may read a path now; a folder that also holds other files stays as it is."""
     try:
         found = path.stat()
         is_folder = stat.S_ISDIR(found.st_mode)
@@ -95,10 +95,10 @@ class Windows:
         return True
 
     def alone(self) -> None:
-        """Hold it for this window only; `together` ends that.
+        """Lock the store for this window only; `together` ends that.
 
         Raises:
-            OSError: If another window has the store open, or no lock can be had.
+            OSError: If another window has the store open, or the lock cannot be taken.
         """
         if self._handle is None:
             raise OSError(errno.EACCES, "the folder cannot be written")

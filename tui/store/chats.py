@@ -39,7 +39,7 @@ def load(db: Database, chat_id: str) -> Chat | None:
 
 
 def listed(db: Database, limit: int = 1000) -> list[Chat]:
-    """The chats in which something was said and that are not deleted: pinned ones first, then the latest."""
+    """The chats with turns that are not deleted: pinned ones first, then the latest."""
     said = " AND EXISTS (SELECT 1 FROM turns t WHERE t.chat = c.id)"
     sql = _select(f"c.deleted IS NULL{said}") + " ORDER BY c.pinned DESC, c.changed DESC LIMIT ?"
     found = [from_row(row) for row in db.read(sql, (limit,))]
@@ -47,7 +47,7 @@ def listed(db: Database, limit: int = 1000) -> list[Chat]:
 
 
 def deleted_ids(db: Database) -> list[str]:
-    """The chats that are deleted for sure; one that is damaged is not."""
+    """The chats that are certainly deleted; damaged ones are not."""
     return [chat.id for chat in _with_deletion(db) if chat.deleted is not None]
 
 
@@ -72,7 +72,7 @@ def restoring(chat_id: str) -> Change:
 
 
 def purge(db: Database, older_than_s: float = KEEP_DELETED_S) -> None:
-    """Remove for good what was deleted so long ago, as far as it is sure that it was."""
+    """Remove chats for good that were certainly deleted so long ago."""
     old = db.read(_select("c.deleted < ?"), (time.time() - older_than_s,))
     gone = [chat.id for chat in map(from_row, old) if chat.deleted is not None]
     if gone:

@@ -89,7 +89,7 @@ def _prepare(c: sqlite3.Connection, path: Path | None) -> None:
 
 
 def _check_header(path: Path) -> None:
-    """Hold what SQLite believes of a file's first bytes: a wrong one makes it misread, or take the file for read-only."""
+    """Check the file's first bytes, since SQLite misreads a file with wrong ones, or takes it as read-only."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(None, "it is not a file")
     with path.open("rb") as f:
@@ -107,7 +107,7 @@ def _check_header(path: Path) -> None:
 
 
 def _check(c: sqlite3.Connection, path: Path) -> None:
-    """Hold a store against its own indexes, and against the schema that it must have; not one that is very large."""
+    """Check a store against its indexes and its schema, unless it is very large."""
     found, wanted = schema_of(c), schema()
     strange = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if strange:
@@ -121,7 +121,7 @@ def _check(c: sqlite3.Connection, path: Path) -> None:
 
 
 def check_index(c: sqlite3.Connection) -> bool:
-    """Make the index of words again if it does not fit what was said; returns whether it had to be."""
+    """Rebuild the index of words if it does not fit the turns; returns whether it did not."""
     try:
         c.execute(CHECK_INDEX)
     except sqlite3.DatabaseError as e:

@@ -62,7 +62,7 @@ class Database:
             self._run(lambda: patiently(lambda: self._transact(changes), tries))
 
     def mend_index(self) -> bool:
-        """Hold the index of words against what was said, once; returns whether it had to be made again."""
+        """Check the index of words against the turns, once; returns whether it was rebuilt."""
         if self._has_checked_index:
             return False
         self._has_checked_index = True
@@ -71,7 +71,7 @@ class Database:
 
     @property
     def is_there(self) -> bool:
-        """Whether the file is still where it was: what is written to one that was removed is lost."""
+        """Whether the file is still there: writes to a removed file are lost."""
         try:
             return self.path is None or os.path.samestat(os.stat(self.path), self._file)
         except OSError:
@@ -117,7 +117,7 @@ class Database:
             self._windows.together()
 
     def _run(self, action: Callable[[], T]) -> T:
-        """The result of an action, tried again where the file is damaged in a way that does not matter."""
+        """The result of an action, tried again after a damage that does not matter."""
         try:
             return action()
         except sqlite3.OperationalError as e:

@@ -8,7 +8,7 @@ from tui.store.database import Database, Statement
 
 
 def saving(chat_id: str, content: str) -> Statement:
-    """The statement that keeps a draft, or forgets it where it is empty."""
+    """The statement that keeps a draft, or removes an empty one."""
     if not content:
         return "DELETE FROM drafts WHERE chat = ?", (chat_id,)
     return rows.DRAFTS.saving({"chat": chat_id, "content": whole_text(content)})

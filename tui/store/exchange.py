@@ -34,7 +34,7 @@ def _name(text: str) -> str:
 
 
 def written(turn: Turn) -> str:
-    """What a turn says as Markdown, the tools it asks for included, the thought not."""
+    """A turn as Markdown, with its tool calls, without its thought."""
     return "\n\n".join([*([turn.content] if turn.content.strip() else []), *map(call_text, turn.calls)])
 
 
@@ -84,7 +84,7 @@ def from_json(text: str) -> tuple[Chat, list[Turn]]:
 
 
 def _turn(raw: dict[str, Any], ids: dict[str, str]) -> Turn:
-    """A turn whose parent, if any, came before it: so the tree has no circle."""
+    """A turn whose parent, if any, came before it, so that the tree has no cycle."""
     if raw["role"] not in (USER, ASSISTANT):
         raise ValueError(f"role {raw['role']!r}")
     parent = None if raw["parent"] is None else ids[raw["parent"]]

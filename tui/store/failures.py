@@ -51,7 +51,7 @@ class StoreError(RingError):
 
 
 class DamagedError(sqlite3.DatabaseError):
-    """A check has found that the file is not as it was written."""
+    """A check found that the file is damaged."""
 
 
 FAILURES = (sqlite3.Error, OSError, UnicodeDecodeError, MemoryError)

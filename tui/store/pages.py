@@ -52,7 +52,7 @@ class Pages:
                         yield values
 
     def found(self) -> Iterator[Values]:
-        """The rows with an id that can be found by trying, also where a list of rows is damaged."""
+        """The rows that can be found by trying every place, also if a list of rows is damaged."""
         for page in self:
             for match in _RECORD.finditer(page):
                 for start in range(max(match.start() - 12, 0), match.start() - 1):
@@ -61,7 +61,7 @@ class Pages:
                         yield values
 
     def _row(self, page: bytes | memoryview, start: int) -> Values | None:
-        """The row that begins there; None where what begins there is none."""
+        """The row that begins there, or None."""
         length, at = _varint(page, start)
         number, at = _varint(page, at)
         most = self.size - 35
@@ -91,7 +91,7 @@ class Pages:
 
 
 def is_log_whole(path: Path) -> bool:
-    """Whether SQLite will read all commits of a database's log: it stops without a word at the first wrong checksum.
+    """Whether SQLite will read all commits of a database's log: it stops silently at the first wrong checksum.
 
     The last commit may be torn: a process that is killed leaves a frame's header without its page, and it had not yet
     said that anything was written.
@@ -130,7 +130,7 @@ def _log_of(path: Path) -> bytes:
 
 
 def _frames(log: bytes, size: int) -> list[bytes]:
-    """The frames of a log since it was begun again last: those with its salts, and what lies between them."""
+    """The frames of a log since its last restart: those with its salts, and the bytes between them."""
     length = FRAME_HEADER_BYTES + size
     found = [log[at : at + length] for at in range(LOG_HEADER_BYTES, len(log) - length + 1, length)]
     salts = log[16:24]

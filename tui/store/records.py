@@ -1,4 +1,4 @@
-"""What is kept of a conversation, as plain values."""
+"""The stored values of a conversation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST = 1e15
 
 
 def new_id() -> str:
-    """A name that no other chat or turn on any machine has."""
+    """A unique name for a chat or turn."""
     return uuid.uuid4().hex
 
 
@@ -98,7 +98,7 @@ class Chat:
 
 
 def _is_like(value: object, plain: object) -> bool:
-    """Whether a value is of the plain one's type; numbers must be such as can be shown."""
+    """Whether a value has the type of ``plain``; numbers must be finite."""
     if isinstance(plain, float) and not isinstance(value, bool):
         return isinstance(value, (int, float)) and abs(value) < MOST  # not so for NaN either
     return type(value) is type(plain) and (not isinstance(value, int) or abs(value) < MOST)

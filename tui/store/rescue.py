@@ -1,6 +1,6 @@
-"""Makes a new store from what can be read of a damaged one, which is kept beside it.
+"""Makes a new store from the readable rows of a damaged one, which is kept beside it.
 
-Each row is held against its seal, wherever it lies in the file. One that does not fit is kept too, marked as damaged;
+Each row is checked against its seal, wherever it is in the file. One that does not fit is kept too, marked as damaged;
 where only a name in it is wrong, that is found by trying the names that are missing.
 """
 
@@ -73,7 +73,7 @@ def rescue(path: Path) -> str:
 
 
 def finish(path: Path) -> Path | None:
-    """Put a rescued store that is ready in its place, also one of a process that was killed while it did so."""
+    """Move a finished rescued store to its place, also after a process was killed while it did so."""
     ready = beside(path, READY)
     if not ready.exists():
         return None
@@ -93,7 +93,7 @@ def finish(path: Path) -> Path | None:
 
 
 class _Found:
-    """What can be read of a store: rows by their ids, the whole ones as they were."""
+    """The readable rows of a store by their ids; whole ones are unchanged."""
 
     def __init__(self, pages: Pages) -> None:
         self.rows: dict[Table, dict[str, Row]] = {table: {} for table in LAYOUT}
@@ -112,7 +112,7 @@ class _Found:
             self.chats.setdefault(chat_id, dict.fromkeys(LAYOUT[CHATS][0]) | {"id": chat_id})
 
     def _take(self, values: Values) -> Iterable[tuple[Table, Row]]:
-        """Take a row of one of our tables if it is whole; returns what it may be where it is not."""
+        """Take a row of one of our tables if it is whole; else return what it may be."""
         broken = []
         for table, (columns, least) in LAYOUT.items():
             if not least <= len(values) <= len(columns) or (columns[0] == "row" and type(values[0]) is not int):
@@ -126,7 +126,7 @@ class _Found:
         return broken
 
     def _take_unsealed(self) -> None:
-        """Believe what can be read of a file of a version without seals."""
+        """Take all readable rows of a file of a version without seals."""
         for table, row in self._broken:
             row |= {"calls": row["calls"] or "[]"} if "calls" in row else {}
             is_text = not any(isinstance(value, str) and "\ufffd" in value for value in row.values())
@@ -134,7 +134,7 @@ class _Found:
                 self.rows[table].setdefault(row[table.key], row | {"seal": table.seal(row)})
 
     def _mend(self, table: Table, row: Row) -> None:
-        """Keep a row that is not whole; where a name in it is the only thing wrong, as it was."""
+        """Keep a damaged row; if only a name in it is wrong, repair it."""
         if row[table.key] in self.rows[table]:
             return
         if table is TURNS:
@@ -159,7 +159,7 @@ class _Found:
         return next((r for r in tried if TURNS.is_whole(r)), row)
 
     def _take_remains(self, pages: Pages) -> None:
-        """Take the text of turns whose rows make no sense any more, of chats that are known."""
+        """Take the text of turns of known chats whose rows are otherwise unreadable."""
         seen = {row["id"] for table, row in self._broken if table is TURNS} | set(self.turns)
         for page in pages:
             for match in _REMAINS.finditer(page):
@@ -171,7 +171,7 @@ class _Found:
 
 
 def _write(path: Path, found: _Found) -> None:
-    """Write rows into a new store; those that are not whole get no seal."""
+    """Write rows into a new store; damaged ones get no seal."""
     os.close(new_file(path))
     connection = connect(path, WAIT_S)
     try:

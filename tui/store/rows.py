@@ -1,6 +1,6 @@
 """Rows as stored: sealed with a checksum when written, read whatever they hold.
 
-A row whose seal does not fit is damaged: what can be read of it is shown with a mark, and saved again without a seal,
+A row whose seal does not fit is damaged: its readable values are shown with a mark, and saved without a seal,
 so that the mark stays.
 """
 
@@ -49,7 +49,7 @@ class Table:
         return _checksum(self._sealed(row)) + apart
 
     def is_whole(self, row: Row) -> bool:
-        """Whether a row is as it was written."""
+        """Whether a row is undamaged."""
         return bool(row["seal"] == self.seal(row))
 
     def is_sound(self, row: Row) -> bool:
@@ -82,7 +82,7 @@ def text(value: object) -> str:
 
 
 def number(value: object) -> float:
-    """A column's number, 0 where it holds none that can be reckoned with."""
+    """A column's number, or 0 if it holds none."""
     try:
         found = float(value) if isinstance(value, (int, float)) else 0.0
     except OverflowError:
@@ -91,7 +91,7 @@ def number(value: object) -> float:
 
 
 def unpacked(value: object) -> Any:
-    """What a column of JSON holds.
+    """The value of a column of JSON.
 
     Raises:
         ValueError: If it is no JSON, or too deep.

@@ -28,7 +28,7 @@ def load(db: Database, chat_id: str) -> list[Turn]:
 
 
 def recent_questions(db: Database, limit: int = 200) -> list[str]:
-    """What was asked lately in any chat, the oldest first, damaged questions left out."""
+    """Recent questions of all chats, the oldest first, without damaged ones."""
     columns = ", ".join(name for name in rows.TURNS.columns if name != "attachments")
     sql = f"SELECT {columns} FROM turns WHERE role = 'user' AND content != '' ORDER BY row DESC LIMIT ?"
     return [rows.text(row["content"]) for row in db.read(sql, (limit,)) if rows.TURNS.is_sound(row)][::-1]

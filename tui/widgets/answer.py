@@ -42,7 +42,7 @@ class CodeBlock(MarkdownFence):
 
 
 def parser() -> MarkdownIt:
-    """Textual's own, in which characters that Markdown spells, such as ``&#x202e;``, are made visible too."""
+    """Textual's Markdown parser; characters written as ``&#x202e;`` are made visible too."""
     found = MarkdownIt("gfm-like")
     found.core.ruler.push("harmless", lambda state: _make_harmless(state.tokens))
     return found

@@ -26,7 +26,7 @@ class Chip(Static):
 
 
 class Attachments(Horizontal):
-    """A row of chips, gone while there are none."""
+    """A row of chips, hidden while there are none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Attachments(Horizontal):
         self.display = False
 
     def add(self, attachment: Attachment) -> None:
-        """Attach a text; one of the same name gives way."""
+        """Attach a text; it replaces one of the same name."""
         self.set([*(a for a in self.found if a.name != attachment.name), attachment])
 
     def set(self, attachments: Sequence[Attachment]) -> None:
@@ -45,7 +45,7 @@ class Attachments(Horizontal):
         self.mount_all([Chip(a) for a in self.found])
 
     def take(self) -> list[Attachment]:
-        """The attachments, which are then gone."""
+        """The attachments, which are then removed."""
         found = self.found
         self.set([])
         return found

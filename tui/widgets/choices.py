@@ -38,7 +38,7 @@ class Choices(OptionList, Generic[Key]):
 
     @property
     def chosen(self) -> Key | None:
-        """What the highlighted row stands for."""
+        """The key of the highlighted row."""
         return self.keys[self.highlighted] if self.highlighted is not None else None
 
     def move(self, step: int, around: bool = True) -> None:

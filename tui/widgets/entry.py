@@ -25,7 +25,7 @@ _MENTION_AT_END = re.compile(r"(?<!\S)@(\S*)$")
 
 
 class Entry(Vertical):
-    """What is being written; ``keys`` are those of "send" and "new_line", with commas between them."""
+    """The prompt's text; ``keys`` are those of "send" and "new_line", with commas between them."""
 
     @dataclass
     class Asked(Message):
@@ -58,7 +58,7 @@ class Entry(Vertical):
         yield self.prompt
 
     def give_back(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
-        """Have a question again that was not answered, before what the user has begun since."""
+        """Put a question that was not answered back, before the text that the user has begun since."""
         begun = self.prompt.text
         self.prompt.replace_text(f"{text}\n{begun}" if begun.strip() else text)
         for attachment in attachments:
@@ -72,7 +72,7 @@ class Entry(Vertical):
             self.post_message(self.Trouble(str(e)))
 
     def sent(self, text: str) -> None:
-        """Tell a command from a question; files that the question mentions come with it."""
+        """Send a command or a question; files that the question mentions are attached."""
         if commands.is_command(text):
             self.post_message(self.Commanded(text))
             return
@@ -104,7 +104,7 @@ class Entry(Vertical):
             self.completion.offer([])
 
     def completed(self, chosen: str, sends: bool) -> None:
-        """Put the chosen text in place of what led to it; ``sends`` a command that needs nothing more."""
+        """Insert the chosen completion; ``sends`` a command that needs nothing more."""
         if chosen.startswith("/") and commands.is_command(self.prompt.text):
             argument = commands.NAMED[chosen[1:]].argument
             self.prompt.replace_text(f"{chosen} " if argument else chosen)
@@ -156,7 +156,7 @@ class Prompt(TextArea):
         self._at, self._written = 0, ""
 
     def remember(self, texts: Sequence[str]) -> None:
-        """Take over what was sent before, the oldest first."""
+        """Remember earlier messages, the oldest first."""
         self.past = list(texts)
         self._at = len(self.past)
 

@@ -14,7 +14,7 @@ GAP = 2
 
 
 class StatusLine(Widget):
-    """The model's name on the left; what it does, or how it did, on the right."""
+    """The model's name on the left; its present work, or its figures, on the right."""
 
     model: reactive[str] = reactive("")
     context: reactive[int] = reactive(0)
@@ -28,7 +28,7 @@ class StatusLine(Widget):
         self.state, self.figures = state, None
 
     def render(self) -> Content:
-        """The line at the present width; the name gives way first, also to what is not saved."""
+        """The line at the present width; the name is shortened first."""
         width = self.size.width
         right = Content(self.state)
         if self.figures is not None:

@@ -56,7 +56,7 @@ class TurnView(Vertical, can_focus=True):
 
 
 class UserTurn(TurnView):
-    """What the user said; a very long text is cut, the model has all of it."""
+    """A question; a very long text is cut on the screen, but not for the model."""
 
     def compose(self) -> ComposeResult:
         yield Static(self.content, classes="question")  # one widget, so that a long chat mounts quickly
@@ -140,7 +140,7 @@ class AssistantTurn(TurnView):
         return [*self.body.codes(), *(self._calls.codes() if self._calls is not None else [])]
 
     async def end(self) -> None:
-        """Nothing more will come; what was written stays."""
+        """End the answer; its text stays."""
         self.running = False
         self._refresh_fold()
         self._refresh_note()

@@ -1,4 +1,4 @@
-"""The branch in view, of which only a window is mounted."""
+"""The branch in view; only a part of it is mounted."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Turns(VerticalScroll, can_focus=False):
         self.call_after_refresh(self._moved)
 
     def _hold(self, view: TurnView, row: float, is_goal: bool) -> None:
-        """Keep a turn at a row, within the screen if it is the goal, while those around it find their heights."""
+        """Keep a turn at its row while the turns around it get their heights; the goal stays on the screen."""
         self._held = (view, row, is_goal)
         self.set_timer(HOLD_S, self._let_go)
 
@@ -115,7 +115,7 @@ class Turns(VerticalScroll, can_focus=False):
             self.call_after_refresh(self._keep_held)
 
     def on_mouse_scroll_up(self) -> None:
-        """The user scrolls; nothing is held any more."""
+        """The user scrolls, so no turn is held any more."""
         self._held = None
 
     def on_mouse_scroll_down(self) -> None:
@@ -134,7 +134,7 @@ class Turns(VerticalScroll, can_focus=False):
             self.scroll_relative(y=pages * max(1, self.size.height - 2), animate=False)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Mount what comes near."""
+        """Mount turns that come near."""
         super().watch_scroll_y(old_value, new_value)
         if self.is_mounted:
             self._mount_near()
