@@ -44,7 +44,7 @@ def resolve_model(
         progress: Called with (bytes there, all) during a download; None shows the hub's own bars at a terminal.
 
     Raises:
-        HubError: Naming why there is no such folder or repository, or why it cannot be had.
+        HubError: Naming why the folder or repository cannot be found or fetched.
     """
     name = os.fspath(path_or_repo)
     folder = Path(os.path.expanduser(name))

@@ -125,7 +125,7 @@ def load(
         **options: As for `load_model`.
 
     Raises:
-        HubError, TokenizerError: If the folder or repository or its tokenizer cannot be had.
+        HubError, TokenizerError: If the folder, repository or tokenizer cannot be found or fetched.
         ConfigError, WeightsError, NoFitError, OptionError: As for `load_model`.
     """
     folder = resolve_model(path_or_repo, revision)

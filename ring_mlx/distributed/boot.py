@@ -1,6 +1,6 @@
 """Turns into a rank: ``python -P -m ring_mlx.distributed.boot``, with all that it needs as JSON on standard input.
 
-No shell on the way reads any of it.
+No shell interprets any of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ring_mlx.distributed.heartbeat import VARIABLE
 
 
 def main() -> int:
-    """Become the command, with its folder, variables and files; returns only where that fails."""
+    """Become the command, with its folder, variables and files; returns only if that fails."""
     with open(0, "rb", buffering=0, closefd=False) as told:
         line = told.readline()  # byte by byte: what follows is for the command
     if not line.endswith(b"\n"):

@@ -14,7 +14,7 @@ _first: list[Callable[[], object]] = []
 
 
 class DistributedError(RingError):
-    """Processes that cannot work together: no group, a model that cannot be cut so, a rank that differs or is gone."""
+    """Processes cannot work together: no group, a model that cannot be cut, a rank that differs or is gone."""
 
     origin = "distributed"
 
@@ -29,7 +29,7 @@ def before_end(action: Callable[[], object]) -> None:
 
 
 def end(text: str | None) -> None:
-    """End this process at once, with a line: a thread that computes may wait in MLX for ever, where no exception reaches it."""
+    """End this process at once, with a line: a thread may wait in MLX for ever, where no exception reaches it."""
     if text is not None:
         with suppress(OSError):
             os.write(2, f"ring-mlx: [distributed] {text}\n".encode())

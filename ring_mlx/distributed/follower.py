@@ -1,4 +1,4 @@
-"""What a rank other than 0 does while rank 0 serves: what it is told, step by step.
+"""A rank other than 0 of a server: it does the steps that rank 0 orders.
 
 The orders are those of `ring_mlx.distributed.leader`.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Follower:
-    """This rank's part of the model, and of every cache that rank 0 has.
+    """This rank's part of the model and of rank 0's caches.
 
     Args:
         loaded: The part of the model, with the same options as on rank 0.
@@ -40,7 +40,7 @@ class Follower:
         self._steps, self._wired = 0, Wired()
 
     def run(self, channel: Channel) -> None:
-        """Do what is told until rank 0 closes.
+        """Do rank 0's orders until it closes.
 
         Raises:
             OSError: If rank 0 is gone.
@@ -88,7 +88,7 @@ class Follower:
 
 
 class _Kept(SnapshotTree):
-    """Snapshots by the number in which they were added, until rank 0 drops them."""
+    """Snapshots by their number in order of adding, until rank 0 drops them."""
 
     def __init__(self) -> None:
         super().__init__(1)  # of bytes, which are not counted here: rank 0 says what to drop

@@ -30,7 +30,7 @@ Sampler = Callable[[mx.array], mx.array]
 
 
 def is_launched() -> bool:
-    """Whether ``mlx.launch``, or somebody by hand, has started this process as one of several."""
+    """Whether this process was started as one of several, by ``mlx.launch`` or by hand."""
     hosts = os.environ.get("MLX_HOSTFILE")
     if "MLX_RANK" in os.environ and hosts:
         try:
@@ -42,7 +42,7 @@ def is_launched() -> bool:
 
 
 def join(within_s: float = JOIN_S) -> mx.distributed.Group:
-    """The group that the environment describes; SIGALRM ends the process where the others do not come in time.
+    """The group that the environment describes; SIGALRM ends the process if the others do not join in time.
 
     Raises DistributedError if MLX cannot make it, or it is this process alone.
     """
@@ -75,7 +75,7 @@ def exchange(group: mx.distributed.Group, record: dict[str, Any]) -> list[dict[s
 
 @contextmanager
 def together(group: mx.distributed.Group) -> Iterator[dict[str, Any]]:
-    """Work that every rank does and that fails on all if it fails on one: DistributedError names the first and why.
+    """Work of every rank that fails on all if it fails on one: DistributedError names the first failure.
 
     Gives a record for the others; at the end its ``"all"`` holds those of all ranks.
     """
@@ -96,19 +96,19 @@ def together(group: mx.distributed.Group) -> Iterator[dict[str, Any]]:
 
 
 def agreed(sampler: Sampler, group: mx.distributed.Group) -> Sampler:
-    """A sampler of which every rank returns what it returns on rank 0, whatever chips and seeds the others have."""
+    """A sampler that gives every rank rank 0's tokens, whatever chips and seeds the others have."""
     return lambda logprobs: of_first(sampler(logprobs), group)
 
 
 def of_first(ids: mx.array, group: mx.distributed.Group) -> mx.array:
-    """On every rank the ids of rank 0, in the shape that they have everywhere; int32."""
+    """Rank 0's ids on every rank, in their own shape; int32."""
     # Not zeros of their own: what leads to the ids holds sums over ranks, which every rank must compute.
     own = ids.astype(mx.int32) * (1 if group.rank() == 0 else 0)
     return mx.distributed.all_sum(own, group=group)
 
 
 def greatest(number: int, group: mx.distributed.Group) -> int:
-    """The greatest of all ranks' numbers; returns once every rank has asked."""
+    """The greatest of all ranks' numbers; returns once every rank has called it."""
     return max(int(record["number"]) for record in exchange(group, {"number": number}))
 
 

@@ -1,7 +1,7 @@
-"""Notices when another process is gone, and ends this one: ranks hear rank 0 and it them, and all hear their launcher.
+"""Ends this process when another one is gone: rank 0 and each other rank watch each other, and all watch their launcher.
 
 A process that is killed closes its connection; one that hangs or is cut off stops beating. Each connection has a thread
-that beats and listens, so that a long step is no silence.
+that sends and receives, so that a long step does not look like a loss.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VARIABLE = "RING_MLX_LAUNCHER"
 
 
 class _Heartbeat:
-    """Sends a beat to peers, by the file descriptors to read from and to write to, and hears them on a thread."""
+    """Sends beats to peers and receives theirs, on a thread; peers are file descriptors to read from and to write to."""
 
     def __init__(self, peers: Mapping[int, tuple[int, int]], beat: bytes) -> None:
         self._peers, self._beat = dict(peers), beat
@@ -73,7 +73,7 @@ class _Heartbeat:
 
 
 class RankHeartbeat(_Heartbeat):
-    """Between ranks: ends this process when one of the peers, by rank, is missing, and says which host that is."""
+    """Between ranks: ends this process when a peer is missing, and names its host."""
 
     def __init__(self, rank: int, peers: Mapping[int, socket.socket], names: Sequence[str]) -> None:
         self.rank, self._names, self._sockets = rank, names, list(peers.values())
@@ -127,7 +127,7 @@ class LauncherHeartbeat(_Heartbeat):
         super().__init__({0: (source, 2)}, ALIVE)
 
     def joined(self) -> None:
-        """Tell the launcher, from now on, that this rank has found the others: one word may be lost in a full pipe."""
+        """From now on tell the launcher that this rank is connected, repeatedly, since a full pipe may lose one message."""
         self._beat = JOINED
         self._tell(JOINED)
 

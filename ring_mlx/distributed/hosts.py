@@ -1,6 +1,6 @@
-"""The hosts that take part: the host file of mlx.launch, what MLX's backends need of them, and whether they agree.
+"""The hosts: the host file of mlx.launch, the needs of MLX's backends, and the comparison of versions and weights.
 
-Needs no MLX, but for `default_backend`: this is what a host needs that only launches.
+Needs no MLX except in `default_backend`, so that a host can launch without it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def parse_hosts(text: str, repeats: int) -> list[Host]:
 
 
 def write_host_file(path: Path, hosts: Sequence[Host]) -> None:
-    """The host file that mlx.launch reads, for the ring backend; raises DistributedError where the disk refuses it."""
+    """Write the host file that mlx.launch reads, for the ring backend; raises DistributedError if it cannot be written."""
     entries = [{"ssh": h.name, "ips": [h.ip]} for h in hosts]
     try:
         write_named(path, json.dumps({"backend": "ring", "envs": [], "hosts": entries}, indent=2) + "\n")
@@ -93,7 +93,7 @@ def write_host_file(path: Path, hosts: Sequence[Host]) -> None:
 def read_host_file(path: Path) -> tuple[list[Host], str, dict[str, str]]:
     """The hosts of a file of ``mlx.distributed_config``, its backend or "", and its variables; raises DistributedError.
 
-    MLX's own reader cannot serve: it leaves the file open, and reads whatever is there to its end.
+    MLX's own reader is not used: it leaves the file open, and reads it without a limit.
     """
     try:
         data = json.loads(read_bounded(behind_links(path), MOST_FILE_BYTES))
@@ -126,7 +126,7 @@ def _host(entry: Any) -> Host:
 
 
 def default_backend() -> str:
-    """What is used where a host file names no backend."""
+    """The backend if the host file names none."""
     import mlx.core as mx
 
     return "nccl" if mx.cuda.is_available() else RING
@@ -159,7 +159,7 @@ def variables(backend: str, hosts: Sequence[Host], starting_port: int | None) ->
 
 
 def _ports(hosts: Sequence[Host], starting_port: int | None) -> range:
-    """One for each address; without a first one free ones, where all ranks are here."""
+    """A port for each address; without a first one free ports if all ranks are here."""
     count = sum(1 + len(h.more_ips) for h in hosts)
     if starting_port is None and all(h.is_local for h in hosts):
         return _free_ports(count)
@@ -170,7 +170,7 @@ def _ports(hosts: Sequence[Host], starting_port: int | None) -> range:
 
 
 def _free_ports(count: int) -> range:
-    """Ports that follow each other, below those that systems give to everybody who asks for any."""
+    """Neighbouring free ports, below those that systems give out by themselves."""
     for _ in range(1000):
         ports = range(first := random.randrange(20000, 32000), first + count)
         with ExitStack() as stack:
@@ -222,7 +222,7 @@ def compare(records: list[dict[str, Any]]) -> None:
 
 
 def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision: str | None) -> None:
-    """Ask all hosts what they have.
+    """Ask all hosts for versions and weights.
 
     Raises DistributedError where one does not answer, lacks the model, or has other versions or weights than the first.
     """
@@ -235,7 +235,7 @@ def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision:
 
 
 def _ask(host: Host, python: str, question: str, asked: ExitStack) -> subprocess.Popen[str]:
-    """Start `ring_mlx.distributed.probe` there; it ends with what an interrupt leaves behind."""
+    """Start `ring_mlx.distributed.probe` there; an interrupt ends it too."""
     command = [python, "-P", "-m", "ring_mlx.distributed.probe"]
     if not host.is_local:
         command = [*SSH, "--", host.name, shlex.join(command)]
@@ -277,7 +277,7 @@ def _unanswered(host: Host, e: Exception) -> DistributedError:
 
 
 def _last_record(text: str) -> dict[str, Any] | None:
-    """The last line that is a record; a shell there may say things before and after."""
+    """The last line that is a record; a shell may print lines before and after."""
     for line in reversed(text.splitlines()):
         try:
             record = json.loads(line)

@@ -1,4 +1,4 @@
-"""Runs a command on all ranks to its end: starts them together, hears them, and ends all once one is missing."""
+"""Runs a command on all ranks: starts them together, watches them, and ends all when one is missing."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Launcher:
             self._end_all()
 
     def _find_missing(self, now: float) -> str | None:
-        """What to say of a rank that does not start, does not find the others, or is silent."""
+        """A line about a rank that does not start, does not connect, or is silent."""
         living = [r for r in self._ranks if r not in self._ended]
         if self._all_started_at is None:
             late = [r for r in living if r.heard_at is None]
@@ -130,7 +130,7 @@ class Launcher:
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def _end_all(self) -> None:
-        """Tell all ranks to end, and kill those that are here still a moment later."""
+        """Tell all ranks to end, and kill those that still run a moment later."""
         self._is_closing = True
         for rank in self._ranks:
             rank.cut()
@@ -142,7 +142,7 @@ class Launcher:
                 rank.kill()
 
     def _conclude(self) -> int:
-        """Say in one line why, where nobody has yet; returns the exit code."""
+        """Say in one line why all end, unless a rank has said it; returns the exit code."""
         failed = [r for r in self._failed if r.code != LOST] or self._failed
         ended = self._ranks[0].code or 0
         code = (failed[0].code or LOST) if failed else ended if self._missed is None else LOST
@@ -158,7 +158,7 @@ class Launcher:
 
 
 class Messages:
-    """Lines of standard error: what several ranks say is said once, and of why they end one line only, at the end."""
+    """Lines of standard error: equal lines of several ranks are shown once, and one line at the end says why all end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -185,7 +185,7 @@ class Messages:
                 _write(line)
 
     def _release(self) -> None:
-        """Say what was held, where all goes on."""
+        """Print held lines, if the ranks go on."""
         while not self.is_closed:
             time.sleep(1)
             with self._lock:
@@ -194,11 +194,11 @@ class Messages:
                     self._explained_at = time.monotonic()
 
     def failure_of(self, ranks: Sequence[int]) -> str | None:
-        """The first failure that one of these ranks has told and that is held."""
+        """The first held failure of one of these ranks."""
         return next((line for _, rank, line in self._held if rank in ranks), None)
 
     def conclude(self, why: str | None) -> None:
-        """Say why all ends; or, where nothing is wrong with the ranks, what they have told of other failures."""
+        """Say why all end, or else print the ranks' other failures."""
         if why is None:
             for _, _, line in self._held:
                 if not line.startswith("ring-mlx: [distributed]"):
@@ -208,7 +208,7 @@ class Messages:
 
 
 def _without_sockets(line: str) -> str:
-    """The line without what MLX writes of its sockets before it; a line of ours may begin with a number."""
+    """The line without MLX's text about sockets before it; a line of ours may begin with a number."""
     sockets = _SOCKETS.match(line)
     if sockets is None or not (sockets.end() == len(line) or re.search("[a-z]", sockets[0])):
         return line

@@ -1,4 +1,4 @@
-"""What rank 0 of a server works with: readers, a batch and snapshots that tell the other ranks what they do.
+"""Rank 0 of a server: readers, a batch and snapshots whose steps are also sent to the other ranks.
 
 Requests, their text and every decision stay on rank 0; `ring_mlx.distributed.follower` does the same steps to the same
 tokens elsewhere. The orders, each with what needs not be kept any more:
@@ -45,7 +45,7 @@ READER, SNAPSHOT = "reader", "snapshot"
 
 
 class Leader(LoadedModel):
-    """A rank's part of a model, whose readers and batch tell the other ranks what they do.
+    """A rank's part of a model, whose readers and batch send their steps to the other ranks.
 
     Args:
         model, tokenizer, options: As for `LoadedModel`, the model being this rank's part.
@@ -67,15 +67,15 @@ class Leader(LoadedModel):
         return self._budget_bytes
 
     def tree(self) -> SnapshotTree:
-        """Snapshots that tell when they are dropped."""
+        """Snapshots that report when they are dropped."""
         return _Tree(self)
 
     def store(self) -> Store | None:
-        """None: a rank has a part of a snapshot only, and disks may differ."""
+        """None: a rank has only a part of a snapshot, and disks may differ."""
         return None
 
     def reader(self, tree: SnapshotTree, store: Store | None) -> PromptReader:
-        """A reader that tells."""
+        """A reader that sends its steps."""
         number = next(self._count)
         assert isinstance(tree, _Tree)
         reader = self._readers[number] = _Reader(number, self, tree)
@@ -83,28 +83,28 @@ class Leader(LoadedModel):
         return reader
 
     def batch(self) -> Batch:
-        """A batch that tells."""
+        """A batch that sends its steps."""
         return _Batch(self)
 
     def number_of(self, cache: HybridCache | None) -> int:
-        """Of the reader whose cache it is."""
+        """The number of the reader with this cache."""
         return next(n for n, reader in self._readers.items() if reader.live.cache is cache)
 
     def tell(self, do: str, **details: Any) -> None:
-        """Give an order, with what is gone since the last."""
+        """Send an order, with the snapshots dropped since the last."""
         gone = [self.gone.popleft() for _ in range(len(self.gone))]
         with self.in_step():
             self._channel.send({"do": do, "gone": gone, **details})
 
     def same(self, answer: bool) -> bool:
-        """An answer that all ranks go on with."""
+        """A value on which all ranks agree."""
         with self.in_step():
             self._channel.send(answer)
         return answer
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """What must not fail on one rank alone.
+        """Work that must not fail on one rank alone.
 
         Raises:
             ModelLostError: If it does.
@@ -116,14 +116,14 @@ class Leader(LoadedModel):
 
 
 def common_budget(own_bytes: int, model: Model, group: mx.distributed.Group) -> int:
-    """Of this rank: what the one with the least room for each of its layers allows all."""
+    """This rank's budget of snapshots, as the rank with the least room for each of its layers allows."""
     layers = len(model.layers)
     records = exchange(group, {"bytes": own_bytes, "layers": layers})
     return min(int(r["bytes"]) * layers // int(r["layers"]) for r in records)
 
 
 class _Tree(SnapshotTree):
-    """Numbers what is added, whether or not it is kept, and says what is not."""
+    """Numbers added snapshots, kept or not, and reports dropped ones."""
 
     def __init__(self, leader: Leader) -> None:
         super().__init__(leader.budget_bytes(), leader.options.max_snapshots)
@@ -182,7 +182,7 @@ class _Reader(PromptReader):
 
 
 class SharedBatch(Batch):
-    """A batch of which every rank has its part, and whose tokens rank 0 chooses."""
+    """A batch in parts on every rank; rank 0 chooses its tokens."""
 
     def __init__(self, model: Model, prefill_step_size: int | None, group: mx.distributed.Group) -> None:
         super().__init__(model, prefill_step_size)

@@ -1,7 +1,7 @@
 """One rank's part of a model: put together without its weights, cut, and only then read, a tensor at a time.
 
-mlx-lm's `sharded_load` works the same way. It cannot serve: it computes all tensors at once, refuses nothing that does
-not divide, and leaves ranks that have other weights to themselves.
+mlx-lm's `sharded_load` works the same way. It is not used: it computes all tensors at once, does not refuse models that
+cannot be divided, and does not notice ranks with other weights.
 """
 
 from __future__ import annotations

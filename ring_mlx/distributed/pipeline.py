@@ -24,7 +24,7 @@ FEW_TOKENS = 16
 
 
 def stages(config: RingConfig, size: int) -> list[tuple[int, int]]:
-    """First and one past the last layer of each rank: whole layer groups, of which the tail is one.
+    """First and one past the last layer of each rank: whole layer groups; the tail counts as one.
 
     Raises DistributedError if there are fewer groups than ranks.
     """

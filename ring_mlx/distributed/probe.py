@@ -1,4 +1,4 @@
-"""What a host says of itself before it takes part: ``python -m ring_mlx.distributed.probe``; loads no weights."""
+"""Reports a host's versions and weights before a launch: ``python -m ring_mlx.distributed.probe``; loads no weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ring_mlx.model.config import read_config
 
 
 def probe(model: str | None, revision: str | None = None) -> dict[str, Any]:
-    """Host, versions, and the fingerprint of the model's files or the reason why there is none."""
+    """Host, versions, and the fingerprint of the model's files, or why there is none."""
     said: dict[str, Any] = {"host": socket.gethostname(), "versions": versions(), "weights": "", "error": None}
     try:
         folder = resolve_model(model or demo_model_path(), revision)

@@ -1,6 +1,6 @@
 """This process as one rank of several: joins the others, watches them, loads its part.
 
-Rank 0 alone prints. An error that every rank meets is said by all; the launcher passes on one line.
+Only rank 0 prints. An error of every rank is printed by all; the launcher shows it once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Rank:
         return self.group.rank() == 0
 
     def check(self, args: argparse.Namespace) -> None:
-        """Raises OptionError where options of a command do not suit several processes."""
+        """Raises OptionError for options that do not work in several processes."""
         with self.together():
             for name, reason in REFUSED.items():
                 value = getattr(args, name, None)
@@ -91,15 +91,15 @@ class Rank:
         return *self.load(name, args.revision, args.exact, args.decay_layer_offset), name
 
     def together(self) -> AbstractContextManager[dict[str, Any]]:
-        """Work that every rank does and that fails on all if it fails on one."""
+        """Work of every rank that fails on all if it fails on one."""
         return groups.together(self.group)
 
     def channel(self) -> Channel:
-        """A channel from rank 0 to the others; every rank must ask for it, and DistributedError says that one is not reached."""
+        """A channel from rank 0 to the others; every rank must call it. Raises DistributedError if one is not reached."""
         return Channel(connect(self.group)[0].values())
 
     def lost(self, e: Exception) -> DistributedError:
-        """The error of a step that failed; the heartbeat says it first, and ends this process, if it misses a rank."""
+        """The error of a failed step; if a rank is lost, the heartbeat reports that first and ends this process."""
         rank = self.group.rank()
         if not isinstance(e, OSError) and not _is_of_backend(e):
             words = " ".join(str(e).split())[:300]
@@ -110,9 +110,9 @@ class Rank:
 
 @contextmanager
 def joined(mode: str) -> Iterator[Rank | None]:
-    """This process's rank while a command runs, or None where it is alone.
+    """This process's rank while a command runs, or None if it is alone.
 
-    Raises DistributedError if a mode is asked for and this process is alone, or the others cannot be reached.
+    Raises DistributedError if a mode is given and this process is alone, or the others cannot be reached.
     """
     if not groups.is_launched():
         if mode != AUTO:

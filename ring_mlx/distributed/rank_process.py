@@ -1,4 +1,4 @@
-"""One rank as its launcher sees it: a process here, or an ssh that holds one elsewhere."""
+"""One rank as its launcher sees it: a process here, or an ssh to one elsewhere."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class RankProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether a signal has ended the process here."""
+        """Whether a signal ended the process here."""
         return self.host.is_local and (self._process.poll() or 0) < 0
 
     def silent_s(self) -> float:
-        """How long it has not been heard, as far as somebody listened; 0 before the first time."""
+        """How long nothing was received while the launcher listened; 0 before the first time."""
         return 0.0 if self.heard_at is None or self._busy else time.monotonic() - self.heard_at
 
     def tell(self, word: bytes) -> None:
@@ -99,13 +99,13 @@ class RankProcess:
         self._process.kill()
 
     def finish(self, timeout_s: float) -> None:
-        """Wait until what it has said is passed on."""
+        """Wait until its output is passed on."""
         self._process.wait()
         for thread in self._threads:
             thread.join(timeout_s)
 
     def why(self) -> str:
-        """Why it has ended without a word of its own."""
+        """Why it ended, if it printed no reason."""
         code = self._process.poll() or 0
         again = "look there and start all again."
         if code < 0:
@@ -140,7 +140,7 @@ class RankProcess:
         return process
 
     def _printed(self, stream: IO[bytes]) -> Iterator[bytes]:
-        """What comes from the mark on; what a shell prints before it to standard output is an error, if anything."""
+        """The output from the mark on; text of a shell before it goes to standard error."""
         shell, mark = b"", self._mark.encode()
         with stream:
             while data := os.read(stream.fileno(), CHUNK):
@@ -183,7 +183,7 @@ class RankProcess:
 
     @contextmanager
     def _passing_on(self, what: str) -> Iterator[None]:
-        """Who reads what a rank says may be slow; meanwhile the rank is not heard, and not silent."""
+        """A slow reader of output delays listening; that does not count as silence of the rank."""
         self._busy.add(what)
         try:
             yield

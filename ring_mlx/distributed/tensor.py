@@ -1,8 +1,8 @@
 """Tensor parallelism: each rank holds a share of every layer; one sum over the ranks ends each block.
 
 Matrices that widen (queries, keys and values, gates, up) are cut by rows, those that narrow again (dense, down) by
-columns. MLX's `shard_inplace` cuts; its sharded linear layers cannot serve, since they always talk to the group, and
-kernels are checked on each rank alone.
+columns. MLX's `shard_inplace` cuts; its sharded linear layers are not used, since they always communicate, and
+kernels are tested on each rank alone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def local_config(config: RingConfig, size: int) -> RingConfig:
 
 
 def _divided(c: RingConfig) -> dict[str, int]:
-    """What must divide among the ranks, by its name in config.json; only what the model has."""
+    """The sizes that must divide among the ranks, by their names in config.json."""
     layers = range(c.num_hidden_layers)
     sizes = {"num_attention_heads": c.num_attention_heads}
     if any(c.is_linear(i) for i in layers):
@@ -112,7 +112,7 @@ def _cut_attention(attention: SoftmaxAttention | LinearAttention, group: mx.dist
 
 
 def _narrow(path: str, module: nn.Module, group: mx.distributed.Group) -> None:
-    """An affine group that would be cut is taken as smaller ones with its scale and bias, which changes no value."""
+    """Split affine groups that would be cut into smaller ones with the same scale and bias, which changes no value."""
     if "scales" in module:
         smaller = _group_size(path, module, group.size())
         times, module.group_size = module.group_size // smaller, smaller

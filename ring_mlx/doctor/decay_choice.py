@@ -71,7 +71,7 @@ def choose(
         is_wanted: Whether to check in any case, and to fail where that cannot be; otherwise only where config.json says
             nothing and the source can be loaded, and to say so where it cannot.
         say, say_later: Take what is said before the check, and what came of it, if the conversion succeeds.
-        watch: Gives what is told how far a step is, by the step's name.
+        watch: Gives the progress callable of a step, by the step's name.
         result: Where the conversion goes, which can be loaded where the source cannot.
     """
     try:

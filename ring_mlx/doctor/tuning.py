@@ -1,4 +1,4 @@
-"""What this machine chose of kernels and sizes: shown as it is kept, or timed anew by ``doctor --tune``.
+"""This machine's choices of kernels and sizes: the kept ones, or new ones for ``doctor --tune``.
 
 Run as a program with what names a model, it times that model's steps and prompts; the length of command buffers comes
 from its environment.

@@ -36,7 +36,7 @@ class Counts:
 
 @dataclass
 class ExpertStatistics:
-    """Counts of passes over one token a row (decode) and over more (prefill), and what they ran with."""
+    """Counts of passes over one token a row (decode) and over more (prefill), with the settings."""
 
     policy: str
     slots: int

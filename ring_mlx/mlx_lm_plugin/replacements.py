@@ -1,4 +1,4 @@
-"""What mlx-lm's loader calls in place of its own functions: our checkpoints are checked first, errors are one line."""
+"""Functions that replace mlx-lm's own in its loader: they check our checkpoints first, and errors are one line."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def download(name: str, revision: str | None = None, *args: Any, **kwargs: Any) -> Path:
-    """Same contract as `mlx_lm.utils._download`; a HubError if the folder or repository cannot be had."""
+    """Same contract as `mlx_lm.utils._download`; a HubError if the folder or repository cannot be found or fetched."""
     if trusts_others or Path(name).exists():
         return _download(name, revision, *args, **kwargs)
     if "/" in name and not REPO_ID.match(name):
@@ -102,7 +102,7 @@ def trust_no_code() -> None:
 
 
 def in_a_line(command: str, error: Exception) -> OptionError:
-    """What a command of mlx-lm raised, in one line."""
+    """The error of a command of mlx-lm in one line."""
     # mlx-lm knows its commands only inside main, and names them in this message.
     _, found, known = str(error).partition("CLI requires a subcommand in ")
     if found:

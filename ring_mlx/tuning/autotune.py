@@ -51,14 +51,14 @@ KINDS = {
 
 
 class TuningError(RingError):
-    """What is to be timed cannot run."""
+    """The work to time cannot run."""
 
     origin = "tuning"
 
 
 @dataclass
 class Tuning:
-    """What was found for one kind of model on one backend: what is chosen differs from the tables.
+    """The result for one kind of model on one backend; ``chosen`` has only differences from the tables.
 
     The verdicts are of each choice, then of each kind of work with all of them; ``buffers`` is that on command buffers.
     """
@@ -76,9 +76,9 @@ class Tuning:
 
 
 def settle(model: Model, progress: Progress | None = None) -> None:
-    """Let what was chosen for such a model on this machine hold; on a GPU choose it now where nobody has.
+    """Use this machine's choices for such a model; on a GPU make them now if there are none.
 
-    ``RING_MLX_TUNE=off`` leaves the tables. Experts that are read on demand are not timed: their disk is.
+    ``RING_MLX_TUNE=off`` leaves the tables. With experts that are read on demand nothing is timed, since that would time the disk.
     """
     where = choices.where()
     if choices.is_off():
@@ -93,7 +93,7 @@ def settle(model: Model, progress: Progress | None = None) -> None:
 
 
 def _first_load(model: Model, where: str, progress: Progress | None) -> None:
-    """Time and keep. Where that ends the process, or fails, later loads use the tables and do not try again."""
+    """Time and keep. If that ends the process, or fails, later loads use the tables and do not try again."""
     tables = Tuning(shape_class(model)[0], where)
     if not keep(model, tables, "timing did not end"):  # a later load would not know, and every one would take as long
         _forget(model, where)
@@ -115,7 +115,7 @@ def _forget(model: Model, where: str) -> None:
 
 @contextmanager
 def later() -> Iterator[None]:
-    """Time nothing at a load as long as the context lasts; what was chosen before is used."""
+    """Time nothing at a load within this context; earlier choices are used."""
     _waits.append(True)
     try:
         yield
@@ -124,24 +124,24 @@ def later() -> Iterator[None]:
 
 
 def stored(model: Model, where: str) -> dict[str, Any] | None:
-    """What is kept for such a model, made with these kernels; None is none."""
+    """The kept choices for such a model with these kernels, or None."""
     found = machine.store(where).get(machine.CHOICES, shape_class(model)[1])
     return found if found is not None and is_current(found) else None
 
 
 def is_current(entry: Mapping[str, Any]) -> bool:
-    """Whether what is kept was timed with these kernels."""
+    """Whether kept choices were timed with these kernels."""
     return entry.get("sources") == _sources()
 
 
 def keep(model: Model, tuning: Tuning, problem: str = "") -> bool:
-    """Keep what was found, or why nothing was; returns whether other processes will find it."""
+    """Keep the result, or why there is none; returns whether other processes will find it."""
     entry = tuning.as_dict() | {"sources": _sources(), "problem": problem}
     return machine.store(tuning.backend).put(machine.CHOICES, {shape_class(model)[1]: entry})
 
 
 def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuning:
-    """Time every choice that this model asks for; raises TuningError if what holds cannot run, and changes nothing."""
+    """Time every choice of this model; raises TuningError if the present choices cannot run. Changes nothing."""
     try:
         with Wired():
             return _tune(model, budget, progress)
@@ -229,7 +229,7 @@ class _Races:
             self._chosen[name] = verdict.chosen
 
     def _way(self, name: str, value: Value, default: Value) -> Run:
-        """Made when it is first called, so that its making counts as its first run."""
+        """A run that is made at its first call, so that making it counts as its first run."""
         made: list[Run] = []
         kind = kind_of(name)
         chosen = self._chosen | ({} if value == default else {name: value})
@@ -246,12 +246,12 @@ class _Races:
 
 
 def kind_of(name: str) -> str:
-    """Which work a choice is timed with: a key of `KINDS`."""
+    """The kind of work with which a choice is timed: a key of `KINDS`."""
     return STEP if name == STEP else name.partition("/")[2]
 
 
 def _last_look(model: Model, chosen: dict[str, Value], budget: Budget) -> Iterator[Verdict]:
-    """The tables against all that was chosen, for each kind of work; takes what is not faster away from ``chosen``."""
+    """Time the tables against all choices, for each kind of work; removes choices that are not faster from ``chosen``."""
     for kind, about in KINDS.items():
         names = [name for name in chosen if kind_of(name) == kind]
         if not names:

@@ -1,4 +1,4 @@
-"""Tries the usual kernels when a model is loaded, so that the first answer does not wait for their proofs."""
+"""Tests the usual kernels when a model is loaded, so that the first answer does not wait for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFILL_TOKENS = 9
 def check_kernels(model: Model) -> None:
     """Call the model as for a short prompt and one more token, so that the kernels of both are tried now.
 
-    A kernel tries itself wherever it is first wanted (`metal_kernels.proofs`); this only makes it earlier. Where such a
+    A kernel is tested when it is first needed (`metal_kernels.proofs`); this only makes that earlier. Where such a
     model was tried before on this machine nothing is done. What fails besides the kernels fails again at the first
     answer, which can say so.
     """

@@ -33,24 +33,24 @@ SLOW, NO_TIME = "three times as slow", "no time left"
 
 
 class Budget:
-    """Seconds that are spent by whatever runs."""
+    """A number of seconds, which pass while anything runs."""
 
     def __init__(self, seconds: float, clock: Clock = time.perf_counter) -> None:
         self.seconds, self.clock = seconds, clock
         self._ends = clock() + seconds
 
     def left_s(self) -> float:
-        """What is not spent yet; negative beyond the end."""
+        """Seconds left; negative after the end."""
         return self._ends - self.clock()
 
     def part(self, seconds: float) -> Budget:
-        """At most so many of the seconds left."""
+        """A budget of at most so many of the seconds left."""
         return Budget(max(0.0, min(seconds, self.left_s())), self.clock)
 
 
 @dataclass
 class Verdict:
-    """What came of one choice: the median seconds of each way that was timed to the end, and why others are out."""
+    """The result of one choice: the median seconds of each way that was timed to the end, and why others are out."""
 
     name: str
     default: Value
@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def gain(self) -> float:
-        """Share of the default's time that was won."""
+        """The saved share of the default's time."""
         default = self.seconds.get(self.default)
         return 0.0 if default is None or self.chosen == self.default else 1 - self.seconds[self.chosen] / default
 
@@ -92,7 +92,7 @@ def race(name: str, runs: Mapping[Value, Run], default: Value, budget: Budget) -
 def _first_runs(runs: Mapping[Value, Run], verdict: Verdict, budget: Budget) -> dict[Value, float]:
     """Seconds of a run of each way, once it is warm.
 
-    The default comes first and MLX second, so where there is no time for MLX there is none for those after it.
+    The default comes first and MLX second, so that these two are timed before the others.
     """
     order = sorted(runs, key=lambda value: (value != verdict.default, value != MLX))
     once: dict[Value, float] = {}
@@ -124,7 +124,7 @@ def _first_runs(runs: Mapping[Value, Run], verdict: Verdict, budget: Budget) -> 
 
 
 def said(error: Exception) -> str:
-    """What an error says, in a line, without the paths of this machine."""
+    """An error in one line, without the paths of this machine."""
     return re.sub(r"\S*/\S*", "...", " ".join(str(error).split()))[:200] or type(error).__name__
 
 
@@ -156,7 +156,7 @@ def _samples(
 
 
 def _drop_losers(samples: dict[Value, list[float]], verdict: Verdict) -> None:
-    """Time no further what is behind the default; its median so far is kept."""
+    """Stop timing ways that are behind the default; their medians so far are kept."""
     default = statistics.median(samples[verdict.default])
     for value in [v for v in samples if v != verdict.default]:
         if statistics.median(samples[value]) > default:

@@ -1,4 +1,4 @@
-"""What was found as lines of text or Markdown: what, each way with its time, what was chosen and what that gained."""
+"""A tuning's result as text or Markdown: each choice, the times of its ways, the chosen one and its gain."""
 
 from __future__ import annotations
 

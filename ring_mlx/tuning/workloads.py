@@ -26,7 +26,7 @@ ROWS = {choices.ONE: 1, choices.FEW: 4, choices.EIGHT: 8}
 
 
 def work(model: Model, name: str, chosen: Chosen) -> Run:
-    """What a choice is about, done under these choices."""
+    """The work of a choice, done with these choices."""
     if name == "prefill_step":
         return reading(model, chosen)
     kind = name.partition("/")[2]
