@@ -9,11 +9,7 @@ from ring_mlx.system.terminal_text import harmless
 
 
 class RingError(Exception):
-    """A failure whose message is meant for the user: one line, no traceback.
-
-    Args:
-        message: What happened, the value seen, and the remedy.
-    """
+    """A failure whose message is meant for the user: what happened, the value seen, and the remedy, in one line."""
 
     origin = "ring"
 

@@ -21,24 +21,14 @@ RANDOM_SHAPES = ("mini", "flash", "mini-softmax", "flash-softmax", "golden")
 
 
 class Command(NamedTuple):
-    """A command's entry in the list of all.
-
-    Args:
-        name: As it is typed.
-        group: The title under which help lists it.
-        about: What it does, in a sentence.
-        example: A line that can be typed.
-        options: A module with ``add(parser)``, and ``check(args)`` if some options exclude others.
-        work: A module with ``run(args)``, which returns the exit code. It is imported once the options are good.
-        needs_mlx: Whether the work needs MLX.
-    """
+    """A command's entry in the list of all."""
 
     name: str
-    group: str
-    about: str
-    example: str
-    options: str
-    work: str
+    group: str  # the title under which help lists it
+    about: str  # a sentence
+    example: str  # a line that can be typed
+    options: str  # a module with add(parser), and check(args) if some options exclude others
+    work: str  # a module with run(args), which returns the exit code; imported once the options are good
     needs_mlx: bool = True
 
 

@@ -22,23 +22,14 @@ _ESCAPE = re.compile(
 
 
 class _Cost(NamedTuple):
-    """The cost of a piece.
+    """The cost of a piece."""
 
-    Args:
-        repeats: Repeats in it that may be retried.
-        ways: Ways to match it.
-        least: Letters that it takes at least, 0 or 1.
-        size: Its length as the engine unrolls it.
-        varies: Whether it can match in several ways.
-        takes: Whether it never matches the empty text.
-    """
-
-    repeats: int = 0
-    ways: int = 1
-    least: int = 0
-    size: int = 1
-    varies: bool = False
-    takes: bool = True
+    repeats: int = 0  # that may be retried
+    ways: int = 1  # to match it
+    least: int = 0  # letters that it takes at least, 0 or 1
+    size: int = 1  # its length as the engine unrolls it
+    varies: bool = False  # whether it can match in several ways
+    takes: bool = True  # whether it never matches the empty text
 
 
 class _Refused(Exception):

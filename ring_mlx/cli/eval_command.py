@@ -159,11 +159,7 @@ PREPARE = {"suite": _prepare_suite, "perplexity": _prepare_text, "recall": _prep
 
 
 def select(questions: list[Question], tasks: list[str] | None, limit: int | None) -> list[Question]:
-    """The questions of the named tasks, at most ``limit`` of each.
-
-    Raises:
-        OptionError: If the suite has no such task.
-    """
+    """The questions of the named tasks, at most ``limit`` of each; raises OptionError if there is no such task."""
     known = dict.fromkeys(q.task for q in questions)
     for task in tasks or ():
         if task not in known:

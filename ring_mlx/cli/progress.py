@@ -150,12 +150,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
 
 
 def bar_of(args: argparse.Namespace, what: str, unit: str = "", is_heard: bool = True) -> ProgressBar:
-    """A bar for a command's options: none with --quiet, and no lines with --json.
-
-    Args:
-        args, what, unit: The options; as for `ProgressBar`.
-        is_heard: Whether this process is the one that speaks, of several that share a model.
-    """
+    """A bar for a command's options: none with --quiet or where another rank speaks, and no lines with --json."""
     is_json = getattr(args, "json", None) is True  # where it names a file, text is printed as well
     return ProgressBar(what, unit, quiet=args.quiet or not is_heard, lines=not is_json)
 

@@ -34,14 +34,7 @@ def check() -> list[Finding]:
 
 
 def folder(name: str, path: Path, wanted_bytes: float, variable: str) -> Finding:
-    """Free space at a folder, which need not exist yet.
-
-    Args:
-        name: What it holds.
-        path: The folder.
-        wanted_bytes: Less free space is worth a note; less than 1 GB is a problem.
-        variable: The environment variable that moves it.
-    """
+    """Free space at a folder, which need not exist yet; less than 1 GB is a problem. ``variable`` moves the folder."""
     path = Path(os.path.expanduser(path)).absolute()
     existing = next(p for p in (path, *path.parents) if p.exists())
     free = shutil.disk_usage(existing).free

@@ -20,11 +20,7 @@ CHECKS = {
 
 
 def examine(progress: Progress | None = None) -> list[Finding]:
-    """All checks except the decay; a check that itself fails is a problem, and the others go on.
-
-    Args:
-        progress: Called with (checks done, all, what is checked next).
-    """
+    """All checks except the decay; a check that itself fails is a problem, and the others go on."""
     found: list[Finding] = []
     for done, (name, section) in enumerate(CHECKS.items()):
         if progress:

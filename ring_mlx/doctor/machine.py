@@ -67,12 +67,7 @@ def memory() -> list[Finding]:
 
 
 def working_set(most_bytes: int, room: int) -> Finding:
-    """Who chose the working set, and how it can be raised.
-
-    Args:
-        most_bytes: The most to which it should be raised.
-        room: Its bytes now.
-    """
+    """Who chose the working set, now ``room`` bytes, and how it can be raised to ``most_bytes``."""
     name, most = "iogpu.wired_limit_mb", most_bytes >> 20
     now = macos.wired_limit_mb()
     seen = f"{name}={now} chose the working set" if now else "macOS chose the working set"

@@ -89,15 +89,9 @@ def announcement() -> str:
 
 
 def make(file: Path, progress: Progress | None = None, run: Run | None = None) -> dict[str, Any]:
-    """Make all parts, writing both files after each; a part that fails is a line.
+    """Make all parts, with `in_a_process` or ``run``, and write both files after each; a failed part is a line.
 
-    Args:
-        file: JSON; a page of Markdown is written beside it. Ctrl-C keeps both as far as they are.
-        progress: Called with (parts done, all, what comes next).
-        run: Makes a part of a name, with a folder for what is kept; by default in a process.
-
-    Raises:
-        OptionError: If a file cannot be written.
+    Ctrl-C keeps the files as far as they are. Raises OptionError if one cannot be written.
     """
     beside, run = check_files(file), run or in_a_process
     began = time.monotonic()

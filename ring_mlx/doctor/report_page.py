@@ -12,12 +12,7 @@ MOST_LINES = 40
 
 
 def page(report: dict[str, Any], problems: Sequence[str]) -> str:
-    """The page.
-
-    Args:
-        report: As `report.make` returns it.
-        problems: What did not work.
-    """
+    """The page of a report of `report.make`, with its problems first."""
     parts = report["parts"]
     on = parts.get("machine", {}).get("found", {}).get("on", {})
     title = f"{TITLE} {on.get('ring_mlx', '?')} on {on.get('device', 'an unknown device')}"

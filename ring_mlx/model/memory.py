@@ -71,14 +71,8 @@ def parameter_count(config: RingConfig) -> int:
 def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int | None = None) -> None:
     """Refuse, before weights are read, a model that this machine cannot hold with a short conversation.
 
-    Args:
-        config: The model's.
-        needed_bytes: Its weights as they would be loaded.
-        name: The model's, for the message.
-        limit_bytes: The machine's budget, by default `budget_bytes`.
-
-    Raises:
-        NoFitError: Naming what is needed, what the machine has and what would fit.
+    ``needed_bytes`` are those of its weights as they would be loaded. The NoFitError names what is needed, what the
+    machine has and what would fit.
     """
     limit = budget_bytes() if limit_bytes is None else limit_bytes
     extra = extra_bytes(config)

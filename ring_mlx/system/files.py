@@ -68,13 +68,7 @@ def write_together(folder: Path, texts: Mapping[str, str]) -> None:
 
 @contextmanager
 def unfinished(folder: Path, private: bool = True, like: Path | None = None) -> Iterator[Path]:
-    """A new empty file in a folder, removed afterwards unless it was renamed.
-
-    Args:
-        folder: Where.
-        private: Only its owner may read it.
-        like: A file whose mode it gets where it is not private.
-    """
+    """A new empty file in a folder, removed afterwards unless it was renamed; private, or of the mode of ``like``."""
     name = folder / f"{TEMPORARY}{secrets.token_hex(8)}.safetensors"
     handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE if private else 0o666)
     try:
@@ -106,8 +100,7 @@ def behind_links(path: str | os.PathLike[str]) -> Path:
 def place(name: Path, path: Path) -> None:
     """Sync a written file or folder, rename it to ``path`` and sync the folder around it.
 
-    Raises:
-        OSError: If ``path`` is there and not a file, or a file that may not be changed.
+    A file replaces only a file that may be changed; else OSError is raised.
     """
     if not name.is_dir():
         _check_replaceable(path)
@@ -188,11 +181,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_private(folder: Path) -> None:
-    """Let nobody else into a folder.
-
-    Raises:
-        OSError: If it is a link, no folder, or another user's.
-    """
+    """Let nobody else into a folder; raises OSError for a link, no folder, or another user's folder."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         what = "a link" if stat.S_ISLNK(found.st_mode) else "not a folder"
@@ -216,12 +205,7 @@ def is_plain(path: Path) -> bool:
 
 
 def text_of(path: Path, most_bytes: int) -> str:
-    """The text of a file that a user names, with line feeds as line ends.
-
-    Raises:
-        OSError: As `bytes_of`.
-        ValueError: If it is not UTF-8 text, or as `bytes_of`.
-    """
+    """The UTF-8 text of a file that a user names, with line feeds as line ends; errors as `bytes_of`."""
     return bytes_of(path, most_bytes).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -271,11 +255,7 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
 
 @contextmanager
 def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold a lock file, which the system frees when the process ends, also if it is killed.
-
-    Raises:
-        OSError: If it cannot be made, is held for longer than ``wait_s``, or is not a file.
-    """
+    """Hold a lock file, which the system frees if the process is killed; raises OSError after ``wait_s``."""
     with open_plain(path, os.O_RDWR | os.O_CREAT) as f:
         if stat.S_IMODE(os.fstat(f.fileno()).st_mode) != PRIVATE_FILE:
             os.fchmod(f.fileno(), PRIVATE_FILE)

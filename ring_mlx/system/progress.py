@@ -21,11 +21,7 @@ LEAST_SHARE = 0.02
 
 
 class TimeLeft:
-    """The time left of work of several kinds, each at its own speed so far.
-
-    Args:
-        amounts: How much there is of each kind, in any unit.
-    """
+    """The time left of work of several kinds, each at its own speed so far; amounts are in any unit."""
 
     def __init__(self, **amounts: float) -> None:
         self._all, self._todo = amounts, dict(amounts)

@@ -28,11 +28,9 @@ _UNSAFE = re.compile(
 
 
 def harmless(text: str, is_name: bool = False) -> str:
-    r"""The text with such characters made visible, as ``\x1b`` or ``\u202e``; Windows' ends of lines become plain.
+    r"""The text with such characters made visible, as ``\x1b`` or ``\u202e``, and of a name line ends and tabs too.
 
-    Args:
-        text: The text.
-        is_name: Make ends of lines and tabs visible too, so that a name stays in its line.
+    Windows' line ends become plain ones.
     """
     if is_name:
         return _UNSAFE.sub(_escape, text).replace("\n", r"\n").replace("\t", r"\t")

@@ -68,14 +68,7 @@ class ModelFolder:
 
     @contextmanager
     def locked(self, make: bool = True) -> Iterator[None]:
-        """Hold the folder's lock; readers do not need it.
-
-        Args:
-            make: Make what is missing.
-
-        Raises:
-            OSError: As `check`, or if the lock cannot be taken.
-        """
+        """Hold the folder's lock, which readers do not need; ``make`` makes missing folders. Raises OSError."""
         if make:
             for folder in (self.folder.parent, self.folder, self._named, self.blobs):
                 make_folder(folder)
@@ -121,11 +114,7 @@ class ModelFolder:
         return max((path.lstat().st_mtime for path in self.paths()), default=0.0)
 
     def collect(self, budget_bytes: int | None = None, unused_for_s: float | None = None) -> int:
-        """Remove what exceeds the budget, what was not used for so long, and what no manifest names.
-
-        Returns:
-            The bytes freed.
-        """
+        """Remove what exceeds the budget, was not used for so long, or has no manifest; returns the bytes freed."""
         if not self.folder.exists():
             return 0
         with self.locked(make=False):

@@ -48,13 +48,7 @@ def _folders(parent: Path) -> list[Path]:
 def free_disk(nbytes: int, near: str | os.PathLike[str], store: str | os.PathLike[str] | bool = True) -> int:
     """Remove snapshots, those used longest ago first, until a disk has this much free; they can be computed again.
 
-    Args:
-        nbytes: Bytes that should be free.
-        near: A file or folder on the disk; snapshots on another one stay.
-        store: As for `Session`.
-
-    Returns:
-        The bytes freed.
+    Snapshots on another disk than that of ``near`` stay. ``store`` is as for `Session`. Returns the bytes freed.
     """
     root = default_folder() if store is True else Path(store) if store else None
     freed = 0
