@@ -16,87 +16,71 @@ from ring_mlx.options import Command, add_tune_option
 from ring_mlx.system.install import check_backend
 
 ENTRY_POINTS = "ring_mlx.commands"
-ASK, MAKE, REUSE, MACHINES = "ask a model", "make and measure a model", "reuse long prompts", "machines"
+IN_ONE_FILE = ("mlx-lm", "cache", "doctor", "launch")  # options and work: the latter imports no MLX at its top
+WITHOUT_MLX = ("cache", "doctor", "launch")
 
 
-def _command(
-    name: str, group: str, about: str, example: str, *, in_one_file: bool = False, needs_mlx: bool = True
-) -> Command:
-    """One of ours. Where its work imports MLX, its options have a file of their own, so that help need not wait."""
-    module = f"ring_mlx.cli.{name.replace('-', '_')}"
-    work = f"{module}_command"
-    return Command(name, group, about, example, work if in_one_file else f"{module}_options", work, needs_mlx)
+def _group(title: str, **commands: tuple[str, str]) -> list[Command]:
+    """Commands of ours under a title of the help, each with a sentence about it and an example."""
+    found = []
+    for module, (about, example) in commands.items():
+        name, work = module.replace("_", "-"), f"ring_mlx.cli.{module}_command"
+        options = work if name in IN_ONE_FILE else f"ring_mlx.cli.{module}_options"
+        found.append(Command(name, title, about, example, options, work, name not in WITHOUT_MLX))
+    return found
 
 
-OURS = (
-    _command(
-        "generate",
-        ASK,
-        "Answer one prompt, with the flags of mlx_lm.generate.",
-        'ring-mlx generate --prompt "What is 27 + 35?"',
+OURS = [
+    *_group(
+        "ask a model",
+        generate=(
+            "Answer one prompt, with the flags of mlx_lm.generate.",
+            'ring-mlx generate --prompt "What is 27 + 35?"',
+        ),
+        serve=(
+            "Answer editors and agents on OpenAI's HTTP routes, several requests at once.",
+            "ring-mlx serve --model inclusionAI/Ring-mini-linear-2.0 --port 8080",
+        ),
     ),
-    _command(
-        "serve",
-        ASK,
-        "Answer editors and agents on OpenAI's HTTP routes, several requests at once.",
-        "ring-mlx serve --model inclusionAI/Ring-mini-linear-2.0 --port 8080",
+    *_group(
+        "make and measure a model",
+        convert=(
+            "Convert a checkpoint to the mlx-community form: quantize, check, measure and upload it.",
+            "ring-mlx convert --model inclusionAI/Ring-mini-linear-2.0 --mlx-path mini-q4 -q --quant-predicate ring-q4",
+        ),
+        eval=(
+            "Measure how good a model is: questions, perplexity, divergence from another model, recall from long texts.",
+            "ring-mlx eval --suite demo --limit 2",
+        ),
+        bench=(
+            "Measure how fast a model runs here, compared with mlx-lm and with what the machine could do.",
+            "ring-mlx bench -p 512 -g 32 -n 2",
+        ),
+        mlx_lm=(
+            "Run a command of mlx-lm; it then loads Ring models too.",
+            "ring-mlx mlx-lm perplexity --model ring-mini-q4",
+        ),
     ),
-    _command(
-        "convert",
-        MAKE,
-        "Convert a checkpoint to the mlx-community form: quantize, check, measure and upload it.",
-        "ring-mlx convert --model inclusionAI/Ring-mini-linear-2.0 --mlx-path ring-mini-q4 -q --quant-predicate ring-q4",
+    *_group(
+        "reuse long prompts",
+        cache_prompt=(
+            "Read a long text once, and save the model's state for `generate --prompt-cache-file`.",
+            "ring-mlx cache-prompt --prompt - --prompt-cache-file book.safetensors < book.txt",
+        ),
+        cache=("List and remove the snapshots of prompts on disk.", "ring-mlx cache info"),
     ),
-    _command(
-        "eval",
-        MAKE,
-        "Measure how good a model is: questions, perplexity, divergence from another model, recall from long texts.",
-        "ring-mlx eval --suite demo --limit 2",
+    *_group(
+        "machines",
+        doctor=(
+            "Say whether this machine can run Ring models, and which decay a checkpoint was trained with.",
+            "ring-mlx doctor",
+        ),
+        launch=(
+            "Run a command on several machines, or in several processes here, that share one model.",
+            "ring-mlx launch --hosts mac1,mac2 generate --model inclusionAI/Ring-flash-linear-2.0 --prompt hello",
+        ),
     ),
-    _command(
-        "bench",
-        MAKE,
-        "Measure how fast a model runs here, compared with mlx-lm and with what the machine could do.",
-        "ring-mlx bench -p 512 -g 32 -n 2",
-    ),
-    _command(
-        "mlx-lm",
-        MAKE,
-        "Run a command of mlx-lm; it then loads Ring models too.",
-        "ring-mlx mlx-lm perplexity --model ring-mini-q4",
-        in_one_file=True,
-    ),
-    _command(
-        "cache-prompt",
-        REUSE,
-        "Read a long text once, and save the model's state for `generate --prompt-cache-file`.",
-        "ring-mlx cache-prompt --prompt - --prompt-cache-file book.safetensors < book.txt",
-    ),
-    _command(
-        "cache",
-        REUSE,
-        "List and remove the snapshots of prompts on disk.",
-        "ring-mlx cache info",
-        in_one_file=True,
-        needs_mlx=False,
-    ),
-    _command(
-        "doctor",
-        MACHINES,
-        "Say whether this machine can run Ring models, and which decay a checkpoint was trained with.",
-        "ring-mlx doctor",
-        in_one_file=True,
-        needs_mlx=False,
-    ),
-    _command(
-        "launch",
-        MACHINES,
-        "Run a command on several machines, or in several processes here, that share one model.",
-        "ring-mlx launch --hosts mac1,mac2 generate --model inclusionAI/Ring-flash-linear-2.0 --prompt hello",
-        in_one_file=True,
-        needs_mlx=False,
-    ),
-)
+]
 
 
 def commands_for(words: Sequence[str] | None) -> list[Command]:
