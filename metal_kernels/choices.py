@@ -88,17 +88,14 @@ TABLE: dict[str, Entry] = {
     "prefill_step": Entry(
         "prompt tokens a step", {CPU: (64, 128, 256), "": (512, 1024, 2048, 4096)}, {CPU: 128, "": 2048}
     ),
-    "experts/2-4": _ours("experts of 2 to 4 tokens", *_EXPERTS),
-    "norm_qmv/2-4": _ours("norm and product of 2 to 4 tokens", HALF, DOUBLE),
-    "gate_qmv/2-4": _ours("gate, product and residual of 2 to 4 tokens", HALF, DOUBLE),
-    "add_qmv/2-4": _ours("product and residual of 2 to 4 tokens", HALF, DOUBLE),
-    "norm_router/2-4": _ours("norm and router's product of 2 to 4 tokens", HALF, DOUBLE),
-    "experts/5-8": _ours("experts of 5 to 8 tokens", *_EXPERTS),
-    "norm_qmv/5-8": _ours("norm and product of 5 to 8 tokens", HALF, DOUBLE, default=_EIGHT_ON_CUDA),
-    "gate_qmv/5-8": _ours("gate, product and residual of 5 to 8 tokens", HALF, DOUBLE, default=_EIGHT_ON_CUDA),
-    "add_qmv/5-8": _ours("product and residual of 5 to 8 tokens", HALF, DOUBLE, default=_EIGHT_ON_CUDA),
-    "norm_router/5-8": _ours("norm and router's product of 5 to 8 tokens", HALF, DOUBLE),
 }
+for _size, _words in ((FEW, "2 to 4 tokens"), (EIGHT, "5 to 8 tokens")):
+    _default = _EIGHT_ON_CUDA if _size == EIGHT else None
+    TABLE[f"experts/{_size}"] = _ours(f"experts of {_words}", *_EXPERTS)
+    TABLE[f"norm_qmv/{_size}"] = _ours(f"norm and product of {_words}", HALF, DOUBLE, default=_default)
+    TABLE[f"gate_qmv/{_size}"] = _ours(f"gate, product and residual of {_words}", HALF, DOUBLE, default=_default)
+    TABLE[f"add_qmv/{_size}"] = _ours(f"product and residual of {_words}", HALF, DOUBLE, default=_default)
+    TABLE[f"norm_router/{_size}"] = _ours(f"norm and router's product of {_words}", HALF, DOUBLE)
 
 
 class Held(dict[str, Value]):

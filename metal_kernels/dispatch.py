@@ -87,20 +87,7 @@ def qkv_lightning_attn(
     state: mx.array | None = None,
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Lightning attention from the fused projection: norms, rotation and `naive_lightning_attn`.
-
-    Args:
-        qkv: [B, T, 3 H D].
-        heads: Norms and rotation, with as many heads of k and v as of q.
-        decay_rate: s, [H] float32.
-        scale: Factor of the output.
-        offset: Position of the first token, one for all rows or [B].
-        state: [B, H, D, D] float32; None is zero.
-        mask: True where a token counts [B, T], or None for all.
-
-    Returns:
-        o [B, T, H D] in the dtype of ``qkv``, and the state after the last token.
-    """
+    """Same contract as `naive_qkv_lightning_attn`; ``heads`` has norms and rotation, and as many of k and v as of q."""
 
     def separately(*_: Any) -> tuple[mx.array, mx.array]:
         q, k, v = (x.transpose(0, 2, 1, 3) for x in qk_norm_rope(qkv, heads, offset))

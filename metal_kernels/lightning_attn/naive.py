@@ -74,21 +74,11 @@ def naive_qkv_lightning_attn(
 
     Args:
         qkv: [B, T, 3 * H * D], rows [Q | K | V], any float dtype.
-        q_weight: Norm weight of q per head [D]; None leaves q and k as they are.
-        k_weight: Norm weight of k [D], or None together with ``q_weight``.
-        inv_freq: Rotation per position of each pair [R/2] float32, R <= D.
-        rope_scale: Factor of the rotated dims; 1 but for scaled contexts.
-        offset: Position of the first token, one for all rows or [B] int32.
-        decay_rate: s, [H], float32, not negative.
-        scale: Factor of the output.
-        eps: Added to the mean square of the norms.
-        state: S before the first token, [B, H, D, D] float32; None is zero.
-        mask: True where a token counts, [B, T] bool; None is all of them.
+        q_weight, k_weight, inv_freq, rope_scale, offset, eps: As of `naive_qk_norm_rope`.
+        decay_rate, scale, state, mask: As of `naive_lightning_attn`, with K = V = D.
 
     Returns:
         o [B, T, H * D] in the dtype of ``qkv``, and S after the last token, [B, H, D, D] float32.
-
-    Source: see `naive_qk_norm_rope` and `naive_lightning_attn`.
     """
     H = decay_rate.shape[0]
     heads = naive_qk_norm_rope(qkv.astype(mx.float32), q_weight, k_weight, inv_freq, rope_scale, offset, eps, H, H)

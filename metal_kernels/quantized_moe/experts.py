@@ -58,11 +58,6 @@ class Experts(Weights):
         )
 
     @cached_property
-    def is_apart(self) -> bool:
-        """Whether there is a shared expert that is added by MLX's operations."""
-        return self.shared is not None and not self.rides
-
-    @cached_property
     def stacks(self) -> Experts:
         """Without the shared expert."""
         return Experts(*self.routed)

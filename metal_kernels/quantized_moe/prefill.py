@@ -60,16 +60,9 @@ def prefill_moe(
     quantized product does; all sums are float32.
 
     Args:
-        x: [..., D]; starts at a multiple of 16 bytes, as every array that is no odd slice does.
-        chosen: [..., k] int32.
-        weights: [..., k] float32.
-        experts: Built once a layer.
-        residual: [..., D] or None.
+        x, chosen, weights, experts, residual: As of `decode_moe`.
         tile: Rows of a threadgroup and their simdgroups; None chooses by the number of tokens.
         operand: What is multiplied, float32 or a 16-bit type; None takes the backend's.
-
-    Returns:
-        y [..., D] in the dtype of ``residual``; float32 without one.
 
     Raises:
         ValueError: If shapes or dtypes disagree.

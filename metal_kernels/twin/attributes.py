@@ -1,14 +1,8 @@
-"""Names that the Metal language fixes: address spaces, vector types, kernel attributes and the order MLX lists them in."""
+"""Names that the Metal language fixes: address spaces, kernel attributes and the order MLX lists them in."""
 
 from __future__ import annotations
 
 ADDRESS_SPACES = frozenset({"device", "constant", "threadgroup"})
-VECTOR_ELEMENTS = [
-    *("float", "half", "bfloat", "bool"),
-    *("int", "short", "char", "long"),
-    *("uint", "ushort", "uchar", "ulong"),
-]
-VECTORS = frozenset(t + n for t in VECTOR_ELEMENTS for n in "234")
 
 # Kernel parameters that are filled in by the hardware, in the order in which MLX writes them.
 KERNEL_ATTRIBUTES = {

@@ -69,12 +69,7 @@ class HybridCache(list[Any]):
         return HybridCache(_copy_layer(c) for c in self)
 
     def prepare(self, lengths: Sequence[int], width: int) -> None:
-        """Announce tokens that are padded on the right; `finalize` must follow them. Batch caches only.
-
-        Args:
-            lengths: Real tokens of each row among the next ``width`` tokens.
-            width: How many tokens, padding included, will be fed before `finalize`, in one call or several.
-        """
+        """Announce ``width`` tokens padded on the right, ``lengths`` real ones a row; `finalize` must follow. Batches only."""
         for c in self:
             c.prepare(lengths=list(lengths), right_padding=[width - n for n in lengths])
 
@@ -87,7 +82,7 @@ class HybridCache(list[Any]):
         """Write the cache of one sequence to a safetensors file, whole or not at all.
 
         Args:
-            path: The file to write, replaced if it exists.
+            path: Replaced if it exists.
             tokens: The ids that the cache has seen, in order.
             fingerprint: The model's, which `load` checks.
             notes: Further text to keep in the file.
@@ -127,15 +122,12 @@ class HybridCache(list[Any]):
     def load(
         cls, path: str | os.PathLike[str], fingerprint: str, shapes: Shapes | None = None
     ) -> tuple[HybridCache, list[int], dict[str, str]]:
-        """Read what `save` wrote.
+        """Read what `save` wrote: the cache, the tokens it has seen, and the notes.
 
         Args:
             path: The file.
             fingerprint: The model's; a cache of another model is refused.
             shapes: The model's `cache_shapes`, which every array must have.
-
-        Returns:
-            The cache, the tokens it has seen, and the notes.
 
         Raises:
             CacheFileError: If the file is missing, damaged, of another format or version, or of another model.

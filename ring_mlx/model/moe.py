@@ -127,10 +127,9 @@ class MoE(nn.Module):
         residual: mx.array | None = None,
         logits: mx.array | None = None,
     ) -> mx.array:
-        """Mix the experts.
+        """Mix the experts for x [..., hidden], as exact as there is: the router reads it in float32.
 
         Args:
-            x: [..., hidden], as exact as there is: the router reads it in float32.
             dtype: What the experts compute in, that of x by default.
             residual: [..., hidden] to add to; None adds nothing.
             logits: From `Router.score`; None lets the router score x.

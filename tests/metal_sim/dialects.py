@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Callable
 from enum import Enum
 
-from metal_kernels.twin.attributes import ADDRESS_SPACES, VECTORS
+from metal_kernels.twin.attributes import ADDRESS_SPACES
 from metal_kernels.twin.declarations import rewrite_array_parameters, rewrite_threadgroup_variables
 from metal_kernels.twin.overloads import drop_address_space_twins
 from metal_kernels.twin.rewrite import drop_attributes, rewrite_literals
 from metal_kernels.twin.rewrite import rewrite as rewrite_to_cuda
 from metal_kernels.twin.tokens import RewriteError, TokenList
+from tests.metal_sim.lint import VECTORS
 
 
 class Dialect(Enum):

@@ -7,9 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from metal_kernels.twin.attributes import VECTORS
 from metal_kernels.twin.tokens import tokenize
 
+VECTOR_ELEMENTS = [
+    *("float", "half", "bfloat", "bool"),
+    *("int", "short", "char", "long"),
+    *("uint", "ushort", "uchar", "ulong"),
+]
+VECTORS = frozenset(t + n for t in VECTOR_ELEMENTS for n in "234")
 SCALARS = frozenset(
     [
         "float",
