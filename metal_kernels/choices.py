@@ -1,4 +1,4 @@
-"""What a machine may choose: MLX's operation or our kernel, and how work is cut; one table, and what holds now.
+"""A machine's choices: MLX's operation or our kernel, and how work is cut; the table of defaults, and present choices.
 
 A choice is named by an operation and how many tokens it takes, such as ``norm_qmv/1``. What holds is the first of: what
 is tried (`use`), what was chosen on this machine for this kind of model (`apply`), the table.
@@ -44,11 +44,11 @@ class Entry(NamedTuple):
     default: Mapping[str, Value]
 
     def values_on(self, where: str) -> tuple[Value, ...]:
-        """What may be chosen on a backend."""
+        """The values that may be chosen on a backend."""
         return self.values.get(where, self.values.get("", ()))
 
     def default_on(self, where: str) -> Value:
-        """What the table says for a backend."""
+        """The table's value for a backend."""
         return self.default.get(where, self.default[""])
 
 
@@ -99,7 +99,7 @@ for _size, _words in ((FEW, "2 to 4 tokens"), (EIGHT, "5 to 8 tokens")):
 
 
 class Held(dict[str, Value]):
-    """Values that hold in place of the table's, and what was worked out under them (see `recorded`)."""
+    """Values used instead of the table's, and what was computed with them (see `recorded`)."""
 
     def __init__(self, values: Chosen) -> None:
         super().__init__(values)
@@ -113,7 +113,7 @@ asked: ContextVar[set[str] | None] = ContextVar("asked", default=None)
 
 
 def where() -> str:
-    """The backend that is chosen for now."""
+    """The present backend."""
     backend = launch.backend()
     if backend is not None:
         return backend.name
@@ -121,7 +121,7 @@ def where() -> str:
 
 
 def is_off() -> bool:
-    """Whether the environment keeps the tables: nothing is timed, and nothing that was chosen holds."""
+    """Whether the environment demands the tables: nothing is timed, and kept choices are not used."""
     return os.environ.get(SWITCH, "").lower() in ("off", "0")
 
 
@@ -136,13 +136,13 @@ def tokens(operation: str, x: mx.array) -> int:
 
 
 def active(on: str | None = None) -> Chosen:
-    """What differs from the table now on a backend, by default the present one."""
+    """Present differences from the table on a backend, by default the present one."""
     held = tried.get()
     return applied.get(on or where(), NOTHING) if held is None else held
 
 
 def chosen(name: str, on: str | None = None) -> Value:
-    """What holds of a choice now."""
+    """The present value of a choice."""
     on = on or where()
     names = asked.get()
     if names is not None:
@@ -151,7 +151,7 @@ def chosen(name: str, on: str | None = None) -> Value:
 
 
 def ours(operation: str, tokens: int) -> bool:
-    """Whether our kernel shall do this, rather than MLX."""
+    """Whether our kernel is chosen, rather than MLX's operation."""
     backend = launch.backend()
     return backend is not None and _of(operation, tokens, backend.name) != MLX
 
@@ -173,7 +173,7 @@ def _of(operation: str, tokens: int, on: str) -> Value:
 
 
 def valid(found: object, on: str) -> dict[str, Value]:
-    """Those of ``found`` that name something of the table and one of its values on a backend."""
+    """The entries of ``found`` that are in the table, with a value that it allows on a backend."""
     if not isinstance(found, Mapping):
         return {}
     return {
@@ -184,14 +184,14 @@ def valid(found: object, on: str) -> dict[str, Value]:
 
 
 def apply(found: object, on: str | None = None) -> None:
-    """Let these hold from now on, on a backend, in place of those before; what the table does not have is left out."""
+    """Use these values from now on, on a backend, instead of earlier ones; values that the table does not have are dropped."""
     on = on or where()
     applied[on] = Held(valid(found, on))
 
 
 @contextmanager
 def use(values: Chosen | None) -> Iterator[set[str]]:
-    """Let these alone hold as long as the context lasts; gives the names that are asked for meanwhile."""
+    """Use only these values within the context, which gives the names that are looked up meanwhile."""
     token = tried.set(None if values is None else _held(tuple(sorted(values.items()))))
     try:
         with noting() as names:
@@ -202,13 +202,13 @@ def use(values: Chosen | None) -> Iterator[set[str]]:
 
 @lru_cache(maxsize=64)
 def _held(values: tuple[tuple[str, Value], ...]) -> Held:
-    """One for equal values, so that what was worked out is still there when they are tried again."""
+    """The same object for equal values, so that its computed parts are found when they are tried again."""
     return Held(dict(values))
 
 
 @contextmanager
 def noting() -> Iterator[set[str]]:
-    """The names that are asked for within."""
+    """Collects the names that are looked up within the context."""
     names: set[str] = set()
     token = asked.set(names)
     try:

@@ -1,4 +1,4 @@
-"""What kernels take besides the data: small arrays, made once for each value, and numbers as template arguments."""
+"""Constants of kernels: small arrays, made once for each value, and numbers as template arguments."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def ints(*values: int) -> mx.array:
 
 @lru_cache(maxsize=16)
 def absent(dtype: mx.Dtype) -> mx.array:
-    """What stands in for an input that a template argument switches off; long enough to be a device pointer."""
+    """A placeholder for an input that a template argument switches off; long enough to be a device pointer."""
     return mx.array([0] * 16, dtype)

@@ -145,7 +145,7 @@ def add_norm(
 def norm_router(
     x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, eps: float, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, mx.array, mx.array] | None:
-    """What `naive_norm_router` returns, or None where MLX's product shall do it."""
+    """Same result as `naive_norm_router`, or None where MLX's product is used."""
     arguments = x, r, weight, router, eps, dtype
     return _served("norm_router", norms.fused_norm_router, norms.naive_norm_router, arguments, _nothing)
 
@@ -153,7 +153,7 @@ def norm_router(
 def norm_qmv(
     x: mx.array, weight: mx.array, eps: float, matrices: Matrices | None, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, ...] | None:
-    """What `naive_norm_qmv` returns, or None where MLX's products shall do it."""
+    """Same result as `naive_norm_qmv`, or None where MLX's products are used."""
     if matrices is None:
         return None
     return _served("norm_qmv", qmv.fused_norm_qmv, qmv.naive_norm_qmv, (x, weight, eps, matrices, dtype), _nothing)
@@ -168,7 +168,7 @@ def gate_qmv(
     matrices: Matrices | None,
     residual: mx.array | None = None,
 ) -> mx.array | None:
-    """What `naive_gate_qmv` returns, or None where MLX's product shall do it."""
+    """Same result as `naive_gate_qmv`, or None where MLX's product is used."""
     if matrices is None:
         return None
     arguments = x, gate, weight, groups, eps, matrices, residual
@@ -176,14 +176,14 @@ def gate_qmv(
 
 
 def add_qmv(x: mx.array, matrices: Matrices | None, residual: mx.array | None = None) -> mx.array | None:
-    """What `naive_add_qmv` returns, or None where MLX's product shall do it."""
+    """Same result as `naive_add_qmv`, or None where MLX's product is used."""
     if matrices is None:
         return None
     return _served("add_qmv", qmv.fused_add_qmv, qmv.naive_add_qmv, (x, matrices, residual), _nothing)
 
 
 def moe_kernel(experts: Experts, x: mx.array) -> MoEKernel | None:
-    """What computes `naive_moe` for tokens x [..., D], or None where MLX's products shall do it.
+    """A function that computes `naive_moe` for tokens x [..., D], or None where MLX's products are used.
 
     The kernel returns None where it is off.
     """
@@ -215,7 +215,7 @@ def _served(
     otherwise: Callable[..., Any] | None = None,
     judge: Judge = agree,
 ) -> Any:
-    """What the kernel makes of the arguments where it takes them, is preferred and proven; else what ``otherwise`` makes.
+    """The kernel's result if it takes the arguments, is preferred and proven; else the result of ``otherwise``.
 
     By default that is ``plain``, to which the kernel is held.
     """
@@ -247,4 +247,4 @@ def _proven(
 
 
 def _nothing(*_: Any) -> None:
-    """In place of a kernel that is off, where the caller has MLX's operations."""
+    """Replaces a kernel that is off, where the caller has MLX's operations."""

@@ -12,7 +12,7 @@ PASSING = re.compile(
 
 
 def is_passing(problem: str) -> bool:
-    """Whether this may be otherwise tomorrow: memory was short, or other work on the GPU failed or was in a hurry."""
+    """Whether the failure may be temporary: memory was short, or other work on the GPU failed."""
     return PASSING.search(problem) is not None
 
 

@@ -1,4 +1,4 @@
-"""How a fused projection becomes heads: counts, norms and rotation, in the form that both paths need."""
+"""How a fused projection becomes heads: counts, norms and rotation, in the form that both paths use."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class BenchConfig:
     seed: int = 0
 
     def fitted(self, context_tokens: int) -> BenchConfig:
-        """The same with contexts chosen; raises BenchError if a cell does not fit the model's context."""
+        """The settings with contexts filled in; raises BenchError if a cell does not fit the model's context."""
         room = context_tokens - self.generate - 1
         contexts = self.contexts or tuple(c for c in CONTEXTS if c <= room) or (CONTEXTS[0],)
         if max(contexts) > room:
@@ -75,7 +75,7 @@ class Ranks:
     together: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def words(self) -> str:
-        """For a model's name; nothing where one is alone."""
+        """For a model's name; nothing for a single process."""
         return f", {self.mode()} over {self.count} processes" if self.count > 1 else ""
 
 

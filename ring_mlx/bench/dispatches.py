@@ -1,4 +1,4 @@
-"""How many operations a decode step gives the device: primitives of its graph but those that launch nothing.
+"""Counts the operations that a decode step sends to the device: primitives of its graph that launch something.
 
 The graph is that of the library's own loop, taken where the loop launches it, choice of the token included. What MLX
 compiled into one kernel is one primitive. A view that turns out to need a copy is not seen, nor is a primitive that
@@ -26,7 +26,7 @@ CONTEXT = 16
 
 
 def count_primitives(*outputs: Any) -> Counter[str]:
-    """Primitives by name that computing the arrays launches; views are left out, and so is what has been computed."""
+    """Primitives by name that computing the arrays launches, without views and computed arrays."""
     dot = io.StringIO()
     mx.export_to_dot(dot, *_arrays(outputs))
     return Counter(name for name in _NODE.findall(dot.getvalue()) if name not in VIEWS)

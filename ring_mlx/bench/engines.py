@@ -23,7 +23,7 @@ OURS, THEIRS = "ring-mlx", "mlx-lm"
 
 @dataclass(frozen=True)
 class Engine:
-    """A model with the loop that its library drives it by: `ring_mlx.generate_step` or `mlx_lm.generate_step`.
+    """A model with its library's loop: our `generate_step` or mlx-lm's.
 
     ``agree`` takes tokens that were chosen here to those that all processes go on with; None where this one is alone.
     """
@@ -106,7 +106,7 @@ def theirs(model: Model, raw: dict[str, Any]) -> Engine:
 
 
 def seeded_cache(ours: Engine, other: Engine, prompt: mx.array, step: int) -> Any:
-    """What mlx-lm's cache would be after the prompt, read by ours, with its state in mlx-lm's precision."""
+    """mlx-lm's cache after a prompt that ours has read, with its state in mlx-lm's precision."""
     cache = ours.make_cache()
     for _ in prefill(prompt, ours.model, cache, step_sizes(prompt.shape[1], step)):
         pass

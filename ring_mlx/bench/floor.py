@@ -26,7 +26,7 @@ LARGE, SMALL = (1 << 30, 8192), (1 << 27, 512)
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine was seen to do: bytes/s of elementwise work or a sum over a large array, and operations/s of a square product."""
+    """Measured rates of the machine: bytes/s of elementwise work or a sum over a large array, and operations/s of a square product."""
 
     bandwidth: float
     matmul: float

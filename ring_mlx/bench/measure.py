@@ -74,7 +74,7 @@ def measure(
 
 
 class _Timer:
-    """Times runs, and tells how far they are: reading and answering go at their own speeds in each engine."""
+    """Times runs and reports progress: reading and answering have their own speeds in each engine."""
 
     def __init__(
         self, ours: Engine, other: Engine | None, settings: BenchConfig, ranks: Ranks, progress: Progress | None

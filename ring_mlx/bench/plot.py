@@ -1,4 +1,4 @@
-"""Speed against context as a PNG; the only module that knows matplotlib, which is optional."""
+"""Speed against context as a PNG; the only one that imports matplotlib, which is optional."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def random_model(
 
 
 def plain_dtype(shape: str) -> mx.Dtype:
-    """Of what is not quantized: bfloat16, but float32 on MLX's CPU backend and for the tiny shapes."""
+    """The dtype of weights that are not quantized: bfloat16, but float32 on MLX's CPU backend and for tiny shapes."""
     return mx.float32 if shape in ("tiny", "golden") or mx.default_device() == mx.cpu else mx.bfloat16
 
 
@@ -92,7 +92,7 @@ def random_sharded(
 
 
 def empty_model(config: RingConfig, bits: int | None, group_size: int, exact: bool) -> Model:
-    """A model whose arrays have shapes and are not computed."""
+    """A model with shapes, whose arrays are not computed."""
     model = Model(config, exact=exact)
     if bits is not None:
         nn.quantize(
@@ -148,7 +148,7 @@ def _drawn(path: str, module: nn.Module, dtype: mx.Dtype) -> dict[str, mx.array]
 
 
 def random_words(shape: tuple[int, ...]) -> mx.array:
-    """Evenly distributed 32-bit words, which MLX's own generator has no call for."""
+    """Evenly distributed 32-bit words; MLX has no function for them."""
     seed = mx.random.randint(0, 1 << 24).astype(mx.uint32)
     return _mix(mx.arange(math.prod(shape), dtype=mx.uint32), seed).reshape(shape)
 

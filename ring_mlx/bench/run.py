@@ -54,7 +54,7 @@ class Files:
 
 @dataclass
 class Result:
-    """What was found: what on, one row a cell and engine, primitives of a decode step by engine, reads of experts."""
+    """The result: machine, one row a cell and engine, primitives of a decode step by engine, reads of experts."""
 
     head: Head
     columns: list[report.Column]
@@ -74,7 +74,7 @@ def bench(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> Result:
-    """Build the model, measure every cell, say and append each as it comes, and write the other files at the end.
+    """Build the model, measure every cell, print and append each at once, and write the other files at the end.
 
     Args:
         make: Gives the model, its config.json and what to call it.

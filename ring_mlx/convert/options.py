@@ -1,4 +1,4 @@
-"""The options of a conversion, and which of them go together."""
+"""The options of a conversion, and which of them exclude each other."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Options:
         return make_setting(self.bits, self.group_size, self.mode) if self.quantize else None
 
     def check(self) -> None:
-        """Raises OptionError where options do not go together, or MLX has no such setting."""
+        """Raises OptionError if options exclude each other, or MLX has no such setting."""
         if self.quantize and self.dequantize:
             raise OptionError("-q and -d contradict each other; give one.")
         given = {

@@ -1,4 +1,4 @@
-"""What a conversion will take, as text: bits and bytes of each part, disk, memory."""
+"""The size of a conversion as text: bits and bytes of each part, disk, memory."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Result:
-    """What the model said to a question, its final answer (``given``) and what of it is not thought (``answer``)."""
+    """The model's text for a question, its part after the thought (``answer``) and its final answer (``given``)."""
 
     question: Question
     text: str
@@ -39,7 +39,7 @@ class Result:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing can be seen of the answer."""
+        """Whether the answer has no visible character."""
         return not is_seen(self.answer)
 
     @property

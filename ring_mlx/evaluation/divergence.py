@@ -1,4 +1,4 @@
-"""How far a model's predictions are from a reference's, where both read the same tokens.
+"""The divergence of a model's predictions from a reference's on the same tokens.
 
 `ring_mlx.convert.report` reads both a layer at a time, for models that do not fit into memory together.
 """

@@ -1,4 +1,4 @@
-"""Recall over length and depth as a PNG; knows matplotlib, which is optional."""
+"""Recall over length and depth as a PNG; uses matplotlib, which is optional."""
 
 from __future__ import annotations
 

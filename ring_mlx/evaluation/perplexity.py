@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Window(NamedTuple):
-    """Tokens from ``start`` to ``end``, of which those from ``first`` on are counted."""
+    """Tokens from ``start`` to ``end``; those from ``first`` on are counted."""
 
     start: int
     first: int

@@ -13,7 +13,7 @@ from ring_mlx.model.model import Model
 
 
 class SharedReader:
-    """Reads prompts in the order that shares most, holding at most a cache for each place where they part.
+    """Reads prompts in the order that shares most, with at most one cache for each place where they differ.
 
     ``tell`` is called with the tokens of each step; ``read_tokens`` counts what `read` has fed, and the rests it gave out.
     """
