@@ -37,7 +37,7 @@ class Record:
     """How an answer came to be; tokens as counts, times in seconds, speeds in tokens a second, memory in GB."""
 
     model: str = ""
-    quantisation: str = ""
+    quantisation: str = ""  # spelled as in the records that are stored already
     sampling: dict[str, Any] = field(default_factory=dict)
     prompt_tokens: int = 0
     reused_tokens: int = 0
