@@ -118,6 +118,18 @@ def test_each_row_chooses_in_its_own_way(model, alone):
     assert [t for t, _ in expected][1] == found[a]
 
 
+def test_a_token_is_had_while_the_next_step_computes(model, monkeypatch):
+    """What is awaited of one evaluation is all of it, so tokens are asked for apart from the step that follows them."""
+    batch, order = Batch(model), []
+    batch.add(prompt(7))
+    batch.step()
+    evaluate, call = mx.async_eval, type(model).__call__
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: (order.append("evaluate"), evaluate(*arrays))[1])
+    monkeypatch.setattr(type(model), "__call__", lambda *a, **k: (order.append("step"), call(*a, **k))[1])
+    batch.step()
+    assert order == ["evaluate", "step", "evaluate"]
+
+
 def test_bytes_go_when_rows_go(model):
     batch = Batch(model, prefill_step_size=256)
     assert batch.nbytes == 0

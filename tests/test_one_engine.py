@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import mlx.nn as nn
 import pytest
@@ -11,8 +13,13 @@ from mlx_lm.models.cache import KVCache
 from ring_mlx import Sampling, Session
 from ring_mlx.cli import main
 from ring_mlx.engine.events import Statistics
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.request import Request
+from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.decoding import generate_step
+from ring_mlx.serve.settings import Settings
 from tests.serving import CHAT, send, user
 from tests.sessions import DirectSession, Talk, options
 from tests.tiny import make_model, tokens
@@ -99,3 +106,16 @@ def test_the_last_of_the_tokens_of_a_lone_row_is_not_fed(model):
     for _ in range(2):
         batch.step()
     assert batch.remove(number).offset == 3 + 1
+
+
+def test_rows_that_run_together_hold_their_keys_and_values_once(chat):
+    scheduler = Scheduler(LoadedModel(*chat, Settings("toy", "toy", store=False)), Metrics())
+    caches = []
+    for text in ("Hello.", "Hello there, it is me."):
+        scheduler.admit(Request(user(text), Sampling(temp=0, logit_bias={1: -100.0}), max_tokens=20))
+        caches.append(weakref.ref(scheduler._reading[-1].reader.live.cache))
+    while len(scheduler._rows) < 2:
+        scheduler.step()
+    scheduler.step()
+    gc.collect()
+    assert [cache() for cache in caches] == [None, None]

@@ -78,7 +78,7 @@ def test_reading_takes_half_of_the_time_beside_answers(monkeypatch):
 
     work._read = lambda reading: (took("read", 4), work._reading.append(reading))
     work._generate = lambda: took("token", 1)
-    work.show = lambda: None
+    work.show, work._shown = lambda: None, 0.0
     for _ in range(12):
         work.step()
     assert done == ["read", "token", "token", "token", "token"] * 3

@@ -95,6 +95,11 @@ class Row:
         self._tell_progress()
         return self.known - before
 
+    def leave_reader(self) -> None:
+        """Let go of the reader once its cache is the batch's; snapshots that only this prompt needed may go."""
+        self.reader.settle()
+        del self.reader, self._steps
+
     def _read(self) -> Iterator[int]:
         points: dict[int, str] = {}
         if self.renderer is not None:

@@ -25,6 +25,7 @@ from ring_mlx.system.install import explained
 from ring_mlx.system.wired import Wired
 
 AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
+SHOW_EVERY_S = 0.02  # to count the bytes of all layers' caches takes a part of a short step
 
 
 class Scheduler:
@@ -46,7 +47,7 @@ class Scheduler:
         self._reading: deque[Row] = deque()
         self._rows: dict[int, Row] = {}
         self._ahead: Callable[[], Prompt | None] | None = None
-        self._steps, self._owed_s = 0, 0.0
+        self._steps, self._owed_s, self._shown = 0, 0.0, 0.0
         self.show()
 
     @property
@@ -87,7 +88,7 @@ class Scheduler:
         released when nothing is left to do and ``is_wanted`` says that no request waits.
         """
         self._wired.hold()
-        started = time.perf_counter()
+        began = started = time.perf_counter()
         if self._reading and (not self._rows or self._owed_s <= 0):
             self._read(self._reading.popleft())
             self._owed_s = time.perf_counter() - started
@@ -98,7 +99,8 @@ class Scheduler:
         self.pressure.look()
         if not self.busy and not is_wanted():
             self._wired.release()
-        self.show()
+        if not self.busy or began > self._shown + SHOW_EVERY_S:
+            self.show()
 
     def drop(self) -> None:
         """Drop requests whose client has left; tokens read of their prompts are kept."""
@@ -158,6 +160,7 @@ class Scheduler:
 
     def show(self) -> None:
         """Set the gauges."""
+        self._shown = time.perf_counter()
         self.metrics.gauges = {
             "reading": len(self._reading),
             "batch_size": len(self._rows),
@@ -188,8 +191,6 @@ class Scheduler:
 
     def _join(self, row: Row) -> None:
         """Let a prompt that has been read join the batch."""
-        if self._options.is_shared:
-            row.reader.settle()
         number = self._batch.add(
             row.prompt.ids[len(row.ids) :],
             cache=row.reader.live.cache,
@@ -201,6 +202,8 @@ class Scheduler:
             max_tokens=row.limit,
         )
         self._rows[number] = row
+        if self._options.is_shared:
+            row.leave_reader()
 
     def _generate(self) -> None:
         try:

@@ -151,8 +151,9 @@ class Batch:
         logits = [row.logits for row in self._rows if row.logits is not None]
         largest = largest_logit(mx.concatenate(logits))
         chosen = self._choose_all()
+        mx.async_eval(chosen, largest)  # by itself: what is awaited of one call is all that it computes
         self._forward(chosen)
-        mx.async_eval(largest, *[row.logits for row in self._rows if row.logits is not None], chosen)
+        mx.async_eval([row.logits for row in self._rows if row.logits is not None])
         tokens = np.asarray(chosen).tolist()
         for row, value in zip(self._rows, np.asarray(largest).tolist(), strict=True):
             row.largest = value
