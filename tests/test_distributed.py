@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from metal_kernels import launch
 from ring_mlx import demo_model_path, load_model
-from ring_mlx.bench.random_weights import random_model_of, random_sharded
+from ring_mlx.bench.random_weights import empty_model, random_model_of, random_sharded
 from ring_mlx.bench.shapes import GOLDEN, TINY
 from ring_mlx.checkpoint.loading import assemble
 from ring_mlx.distributed import loading
@@ -79,6 +80,7 @@ def part_of(folder, mode, rank, size):
     """What a rank reads, before it talks to the others."""
     model, arrays, *_ = assemble(folder, mx.float32)
     model.load_weights(list(arrays.items()))
+    del arrays
     way = loading.WAYS[mode]
     way.check(model, size)
     way.cut(model, OneOf(rank, size))
@@ -159,7 +161,8 @@ def random_main(out):
     group = mx.distributed.init(strict=True)
     found = []
     for (raw, bits), mode in itertools.product(DRAWN.values(), ("tensor", "pipeline")):
-        model = random_sharded(raw, "drawn", bits, group, mode, dtype=mx.float32, group_size=32, seed=5)
+        make = partial(empty_model, RingConfig.from_dict(raw), bits, 32, False)
+        model = random_sharded(group, mode, make=make, name="drawn", dtype=mx.float32, seed=5)
         parameters = sum(p.nbytes for _, p in tree_flatten(model.parameters()))
         found.append({"tokens": greedy(model), "padded": padded(model).tolist(), "parameters": parameters})
     (Path(out) / f"{group.rank()}.json").write_text(json.dumps(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -63,32 +64,18 @@ def random_model_of(
 
 
 def random_sharded(
-    raw: dict[str, Any],
-    name: str,
-    bits: int | None,
-    group: mx.distributed.Group,
-    mode: str,
-    *,
-    dtype: mx.Dtype,
-    exact: bool = False,
-    group_size: int = 64,
-    seed: int = 0,
+    group: mx.distributed.Group, mode: str, *, make: Callable[[], Model], name: str, dtype: mx.Dtype, seed: int
 ) -> Model:
-    """This rank's part of `random_model_of`; every rank must call it, and draws all arrays, but computes its own only.
+    """This rank's part of an `empty_model` with random weights, as `ring_mlx.distributed.loading.load_sharded`."""
 
-    Args:
-        raw, name, bits, group_size, exact, dtype, seed: As there.
-        group, mode: As for `ring_mlx.distributed.loading.load_sharded`, which raises the same.
-    """
-
-    def make() -> tuple[Model, dict[str, mx.array], str]:
-        model = empty_model(RingConfig.from_dict(raw), bits, group_size, exact)
+    def whole() -> tuple[Model, dict[str, mx.array], str]:
+        model = make()
         arrays = draw(model, dtype, seed)
         # What comes next in the sequence tells whether all before it was the same.
-        identity = f"{name} {bits} {seed} {mx.random.randint(0, 1 << 30, (4,)).tolist()}"
-        return model, arrays, hashlib.sha256(identity.encode()).hexdigest()[:32]
+        identity = seed, [(n, a.shape) for n, a in arrays.items()], mx.random.randint(0, 1 << 30, (4,)).tolist()
+        return model, arrays, hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
 
-    return share(make, group, mode, name)
+    return share(whole, group, mode, name)
 
 
 def empty_model(config: RingConfig, bits: int | None, group_size: int, exact: bool) -> Model:

@@ -11,7 +11,7 @@ from ring_mlx import options
 from ring_mlx.bench import run as benchmark
 from ring_mlx.bench import shapes
 from ring_mlx.bench.config import ALONE, BenchConfig, BenchError, Ranks
-from ring_mlx.bench.random_weights import plain_dtype, random_model_of, random_sharded
+from ring_mlx.bench.random_weights import empty_model, plain_dtype, random_model_of, random_sharded
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.cli import from_options
@@ -20,7 +20,7 @@ from ring_mlx.cli.progress import bar_of
 from ring_mlx.distributed.group import greatest, of_first
 from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.distributed.rank import Rank, joined
-from ring_mlx.model.config import read_config, with_decay_offset
+from ring_mlx.model.config import RingConfig, read_config, with_decay_offset
 from ring_mlx.model.model import Model
 from ring_mlx.system.terminal_text import beside_bars, for_output, note
 from ring_mlx.tuning.autotune import settle
@@ -57,13 +57,9 @@ def _bench(args: argparse.Namespace, rank: Rank | None) -> int:
 
 
 def _ranks(rank: Rank) -> Ranks:
-    return Ranks(
-        count=rank.group.size(),
-        mode=lambda: rank.mode,
-        greatest=partial(greatest, group=rank.group),
-        agree=partial(of_first, group=rank.group),
-        together=rank.together,
-    )
+    group = rank.group
+    highest, agree = partial(greatest, group=group), partial(of_first, group=group)
+    return Ranks(group.size(), lambda: rank.mode, highest, agree, rank.together)
 
 
 def _say(text: str) -> None:
@@ -103,8 +99,8 @@ def _random(args: argparse.Namespace, rank: Rank | None) -> tuple[Model, dict[st
         model = random_model_of(raw, args.random, packed, 64, args.exact, dtype, args.seed)
         settle(model)
     else:
-        draw = partial(random_sharded, raw, args.random, packed, dtype=dtype, exact=args.exact, seed=args.seed)
-        model = rank.share(draw)
+        make = partial(empty_model, RingConfig.from_dict(raw), packed, 64, args.exact)
+        model = rank.share(partial(random_sharded, make=make, name=args.random, dtype=dtype, seed=args.seed))
     name = f"{args.random}, random {'unquantized' if bits == UNQUANTIZED else f'{bits}-bit'} weights"
     if args.layers is not None:
         name += f", {args.layers} of {whole['num_hidden_layers']} layers"

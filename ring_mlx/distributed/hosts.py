@@ -50,7 +50,6 @@ class Host:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is reached without ssh."""
         return self.name == LOCAL
 
 
@@ -227,10 +226,11 @@ def check_hosts(hosts: Sequence[Host], python: str, model: str | None, revision:
     Raises DistributedError where one does not answer, lacks the model, or has other versions or weights than the first.
     """
     question = json.dumps({"model": model, "revision": revision, "cwd": os.getcwd()})
-    distinct = {h.name: h for h in hosts}
+    # Those elsewhere first: one that cannot be reached says so soon.
+    distinct = sorted({h.name: h for h in hosts}.values(), key=lambda h: h.is_local)
     with ExitStack() as asked:
-        processes = {name: _ask(host, python, question, asked) for name, host in distinct.items()}
-        answers = {name: _answer(host, python, processes[name]) for name, host in distinct.items()}
+        processes = [_ask(host, python, question, asked) for host in distinct]
+        answers = {h.name: _answer(h, python, process) for h, process in zip(distinct, processes, strict=True)}
     compare([answers[h.name] | {"host": h.name} for h in hosts])
 
 

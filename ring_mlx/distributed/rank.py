@@ -54,7 +54,6 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that prints."""
         return self.group.rank() == 0
 
     def check(self, args: argparse.Namespace) -> None:

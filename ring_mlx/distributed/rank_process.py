@@ -75,7 +75,6 @@ class RankProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether a signal ended the process here."""
         return self.host.is_local and (self._process.poll() or 0) < 0
 
     def silent_s(self) -> float:
@@ -83,7 +82,6 @@ class RankProcess:
         return 0.0 if self.heard_at is None or self._busy else time.monotonic() - self.heard_at
 
     def tell(self, word: bytes) -> None:
-        """Send a byte, if the rank is still there."""
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):
             self._process.stdin.write(word)
@@ -95,7 +93,6 @@ class RankProcess:
             self._process.stdin.close()
 
     def kill(self) -> None:
-        """End the process here at once."""
         self._process.kill()
 
     def finish(self, timeout_s: float) -> None:
