@@ -165,7 +165,7 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:
-    """Where snapshots are kept on disk."""
+    """Options for snapshots on disk."""
     g = group_of(parser, "snapshots")
     folder = "folder for snapshots (the system's for caches, or RING_MLX_CACHE)"
     g.add_argument("--cache-dir", type=Path, help=folder)
