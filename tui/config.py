@@ -190,7 +190,7 @@ def save(path: Path, config: Config, before: Config | None = None) -> None:
         _update(document, _changed(kept, before or kept, config), kept)
         write_text(path, tomlkit.dumps(document), private=is_new)
     except UNREADABLE as e:
-        raise ConfigError(f"{path} cannot be written ({e}); the settings hold until you quit.") from None
+        raise ConfigError(f"{path} cannot be written ({e}); the settings are used until you quit.") from None
 
 
 def _changed(kept: Config, before: Config, now: Config) -> Config:

@@ -191,4 +191,4 @@ def disk_errors(target: Path) -> Iterator[None]:
             seen = "a file may not grow that large here"
         else:
             seen = str(e)
-        raise ConvertError(f"{target} could not be written ({seen}); mend that and run again with --resume.") from None
+        raise ConvertError(f"{target} could not be written ({seen}); fix that and run again with --resume.") from None

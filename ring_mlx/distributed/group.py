@@ -134,7 +134,7 @@ class Channel:
         """Wait for the next message; raises OSError if rank 0 is gone."""
         line = self._lines.readline()
         if not line.endswith(b"\n"):
-            raise ConnectionError("rank 0 says no more")
+            raise ConnectionError("rank 0 closed the connection")
         return json.loads(line)
 
 

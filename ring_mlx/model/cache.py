@@ -151,7 +151,7 @@ class HybridCache(list[Any]):
             tokens = _tokens(arrays["tokens"], shapes)
             notes = json.loads(header["notes"])
             if not isinstance(notes, dict):
-                raise TypeError("its notes are none")
+                raise TypeError("its notes are not an object")
         except (KeyError, ValueError, TypeError, IndexError, OSError, RuntimeError) as e:
             raise CacheFileError(f"{path} is damaged ({e}); make it again.") from None
         return cache, tokens, notes
@@ -208,14 +208,14 @@ def _check_sum(path: Path, arrays: dict[str, mx.array], header: dict[str, str]) 
 
 def _count(tokens: mx.array) -> int:
     if tokens.ndim != 1 or tokens.dtype != mx.int32:
-        raise ValueError("its tokens are none")
+        raise ValueError("its tokens are not a list of ids")
     return tokens.size
 
 
 def _tokens(tokens: mx.array, shapes: Shapes | None) -> list[int]:
     ids: list[int] = tokens.tolist()  # type: ignore[assignment]
     if shapes is not None and any(not 0 <= i < shapes.vocab_size for i in ids):
-        raise ValueError("the model has not all of its tokens")
+        raise ValueError("some of its tokens are not in the model's vocabulary")
     return ids
 
 

@@ -71,7 +71,9 @@ def _plain(name: str) -> str | Address:
 
 def _origin(text: str) -> str:
     if text not in (ANY, "null") and not ORIGIN.fullmatch(text):
-        raise OptionError(f"allowed origin {text!r} is none; give one as browsers do: https://ui.example.com, or *.")
+        raise OptionError(
+            f"allowed origin {text!r} is not an origin; give one as browsers do: https://ui.example.com, or *."
+        )
     return text.lower()
 
 

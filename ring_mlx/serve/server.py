@@ -131,7 +131,7 @@ def _key(text: str) -> bytes:
     """The bytes that clients must send: a key from the environment need not be UTF-8."""
     key = text.strip().encode("utf-8", "surrogateescape")
     if not key or any(byte < 0x20 or byte == 0x7F for byte in key):
-        raise OptionError("the API key is empty or has a control character, which no header can; give another one.")
+        raise OptionError("the API key is empty or has a control character, which no header can hold; give another.")
     return key
 
 

@@ -47,7 +47,7 @@ def open_regular(path: Path, error: Error = ConfigError) -> BinaryIO:
     except OSError as e:
         raise error(f"{_short(path)} cannot be read ({e.strerror}); check it and its permissions.") from None
     except ValueError as e:
-        raise error(f"{_short(path)} is no name of a file ({e}); correct it.") from None
+        raise error(f"{_short(path)} is not a file's name ({e}); correct it.") from None
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode) or (not found.st_size and _has_content(file.fileno())):
         file.close()
@@ -63,7 +63,7 @@ def read_bounded(path: Path, most_bytes: int, error: Error = ConfigError) -> byt
         except OSError as e:
             raise error(f"{path} cannot be read ({e.strerror}); check the disk.") from None
     if len(data) > most_bytes:
-        raise error(f"{path} is longer than {most_bytes // MIB} MiB, which none of its kind is; download it again.")
+        raise error(f"{path} is longer than {most_bytes // MIB} MiB, too long for such a file; download it again.")
     return data
 
 
@@ -82,7 +82,7 @@ def parse_object(data: bytes, name: str, error: Error = ConfigError) -> dict[str
     It is in UTF-8, its keys differ, and its numbers and depth are such that Python can hold them.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
-        raise error(f"{name} holds more than {MAX_VALUES:,} values, which none of its kind does; download it again.")
+        raise error(f"{name} holds more than {MAX_VALUES:,} values, too many for such a file; download it again.")
     try:
         # A function for each number takes longer than all the rest, so only a long row of digits brings it in.
         parse_int = _integer if _LONG_NUMBER.search(data) else None

@@ -146,7 +146,7 @@ def tune(model: Model, budget: Budget, progress: Progress | None = None) -> Tuni
         with Wired():
             return _tune(model, budget, progress)
     except Exception as e:  # a load must not fail by it, whatever MLX raises
-        raise TuningError(f"nothing could be timed ({said(e)}); the tables hold.") from e
+        raise TuningError(f"nothing could be timed ({said(e)}); the tables are used.") from e
     finally:
         mx.clear_cache()  # an answer wants the memory
 

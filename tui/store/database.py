@@ -105,7 +105,7 @@ class Database:
         except (sqlite3.Error, OSError):
             raise
         except Exception as e:  # noqa: BLE001 there is no end to what a damaged file may hold; this one stays as it is
-            raise DamagedError(f"it could not be mended: {type(e).__name__}: {e}") from None
+            raise DamagedError(f"it could not be repaired: {type(e).__name__}: {e}") from None
         return connect(path, self._wait_s)
 
     def _alone(self, action: Callable[[], T]) -> T:

@@ -58,7 +58,7 @@ def unpack_block(arrays: Mapping[str, mx.array], header: Mapping[str, str], form
     if names != set(arrays):
         raise ValueError("it holds other arrays than its form has")
     if arrays["tokens"].ndim != 1 or arrays["tokens"].dtype != mx.int32:
-        raise ValueError("its tokens are none")
+        raise ValueError("its tokens are not a list of ids")
     tokens = np.array(arrays["tokens"], dtype=np.int32)
     if any(a.shape[-2] != len(tokens) for a in held):
         raise ValueError("keys and values do not match the tokens")

@@ -80,7 +80,7 @@ class Shapes:
             return
         bits, group_size = layer
         if bits not in BITS or group_size not in GROUP_SIZES or D % group_size:
-            raise ValueError(f"{bits} bits in groups of {group_size} cannot be")
+            raise ValueError(f"{bits} bits in groups of {group_size} are impossible")
         w, scales, biases = arrays
         _hold("quantized keys or values", w, (*rows, D * bits // 32), mx.uint32)
         for part in (scales, biases):

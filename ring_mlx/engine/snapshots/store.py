@@ -85,7 +85,7 @@ class Store(ModelFolder):
         except FileNotFoundError:
             return None
         except OSError as e:
-            self._warn(f"{self.folder} is not used ({e}); mend or remove it.")
+            self._warn(f"{self.folder} is not used ({e}); repair or remove it.")
             return None
         for path in candidates:
             try:

@@ -48,13 +48,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError("it is nested too deep") from None
     wrong = [name for name, holds in _CHECKS.items() if name not in manifest or not holds(manifest[name])]
     if wrong:
-        raise ValueError(f"its {wrong[0]} cannot be")
+        raise ValueError(f"its {wrong[0]} is impossible")
     if path.stem != f"{manifest['offset']:07d}-{manifest['tokens']}":
         raise ValueError("it is of other tokens")
     if set(manifest["sizes"]) != {*manifest["blocks"], manifest["rest"]}:
         raise ValueError("its sizes are of other files")
     if len(manifest["blocks"]) != manifest["offset"] // BLOCK_TOKENS:
-        raise ValueError("it has not as many blocks as its tokens need")
+        raise ValueError("its number of blocks does not fit its tokens")
     return manifest
 
 

@@ -28,13 +28,13 @@ def stores(root: Path, say: Callable[[str], object]) -> list[ModelFolder]:
             store = ModelFolder(root, path.name)
             try:
                 if not MODEL_NAME.fullmatch(path.name):
-                    raise ValueError("it is no folder of snapshots")
+                    raise ValueError("it is not a folder of snapshots")
                 store.check()
                 found.append(store)
             except (OSError, ValueError) as e:
-                say(f"{path} is ignored ({e}); mend or remove it.")
+                say(f"{path} is ignored ({e}); repair or remove it.")
     except OSError as e:
-        say(f"{root} cannot be used ({e}); mend it or give another folder.")
+        say(f"{root} cannot be used ({e}); repair it or give another folder.")
     return found
 
 
