@@ -54,7 +54,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if set(manifest["sizes"]) != {*manifest["blocks"], manifest["rest"]}:
         raise ValueError("its sizes are of other files")
     if len(manifest["blocks"]) != manifest["offset"] // BLOCK_TOKENS:
-        raise ValueError("its number of blocks does not fit its tokens")
+        raise ValueError("it does not have as many blocks as its tokens need")
     return manifest
 
 
