@@ -13,6 +13,7 @@ from metal_kernels import (
     Heads,
     add_qmv,
     gate_qmv,
+    launch,
     linear_gate,
     norm_qmv,
     qk_norm_rope,
@@ -73,7 +74,8 @@ class _Attention(nn.Module):
     def project(self, x: mx.array, norm: nn.RMSNorm, *layers: nn.Module) -> tuple[mx.array, ...]:
         """Each layer of the normed x: one dispatch for a few tokens."""
         dtype = norm.weight.dtype
-        found = norm_qmv(x, norm.weight, norm.eps, self._into(*layers), dtype)
+        has_kernels = launch.backend() is not None  # asked here first, since the rest costs Python time for each layer
+        found = norm_qmv(x, norm.weight, norm.eps, self._into(*layers), dtype) if has_kernels else None
         if found is not None:
             return found
         normed = norm(x).astype(dtype)
@@ -122,7 +124,7 @@ class SoftmaxAttention(_Attention):
 
     def close(self, x: mx.array, o: mx.array) -> Result:
         """Through the output projection; returns what `__call__` does."""
-        added = add_qmv(o, self._out_of(self.dense), x)
+        added = None if launch.backend() is None else add_qmv(o, self._out_of(self.dense), x)
         return (x, self.dense(o)) if added is None else (added, None)
 
 
@@ -172,7 +174,7 @@ class LinearAttention(_Attention):
         qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
         o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
-        added = gate_qmv(*gated, self._out_of(self.dense), x)
+        added = None if launch.backend() is None else gate_qmv(*gated, self._out_of(self.dense), x)
         return ((x, self.dense(linear_gate(*gated))) if added is None else (added, None)), state
 
 

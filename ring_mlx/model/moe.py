@@ -29,7 +29,8 @@ class MLP(nn.Module):
 
     def after_norm(self, x: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype) -> mx.array | None:
         """``x + self(norm(x))`` of a few tokens in three or four dispatches, or None where MLX's products shall do it."""
-        read = norm_qmv(x, norm.weight, norm.eps, self._into(self.gate_proj, self.up_proj), dtype)
+        into = None if launch.backend() is None else self._into(self.gate_proj, self.up_proj)
+        read = norm_qmv(x, norm.weight, norm.eps, into, dtype)
         if read is None:
             return None
         inner = swiglu(*read)
@@ -66,7 +67,7 @@ class Router(nn.Module):
         self, x: mx.array, r: mx.array | None, norm: nn.RMSNorm, dtype: mx.Dtype
     ) -> tuple[mx.array, mx.array, mx.array]:
         """``x + r``, its norm, in ``dtype`` at least, and logits [..., num_experts] float32; r may be None."""
-        matrix = self._layers(self.gate_proj)
+        matrix = None if launch.backend() is None else self._layers(self.gate_proj)
         found = None if matrix is None else norm_router(x, r, norm.weight, matrix.first, norm.eps, dtype)
         if found is not None:
             return found
