@@ -7,8 +7,10 @@ import asyncio
 from textual import _wait
 
 from tui.app import RingChat
+from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Ended, Figures, Loaded, Piece
+from tui.store import Chat, chats, turns
 
 
 async def pause(seconds):
@@ -162,3 +164,12 @@ def chat(script, size=SIZES[0], engine=None, path=None, **options):
     asyncio.run(drive())
     app.all_saved = keeper.close()
     return app
+
+
+def kept(d, title, age):
+    """A chat in the store, so many days old."""
+    talk = Conversation(Chat(title, changed=1e9 - age * 86400))
+    talk.add("user", f"ask {title}")
+    talk.add("assistant", "said")
+    d.chat.keeper.db.write(chats.saving(talk.chat), *(turns.saving(talk.chat.id, t) for t in talk.turns.values()))
+    return talk.chat.id

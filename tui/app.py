@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar
 
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.driver import Driver
 from textual.screen import Screen
 
@@ -15,13 +15,14 @@ from tui import commands
 from tui.config import Config
 from tui.conversation import Conversation
 from tui.keeper import Keeper
+from tui.keys import KeysInOrder
 from tui.messages import Answering
 from tui.paste import keep_apart
 from tui.screens.chat import ChatScreen
 from tui.themes import HIGH_CONTRAST
 
 
-class RingChat(App[None]):
+class RingChat(KeysInOrder):
     """Conversations with a Ring model.
 
     Args:

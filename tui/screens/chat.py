@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 from tui import commands
 from tui.config import Preset
 from tui.conversation import Conversation
+from tui.keys import COMMANDS
 from tui.messages import ModelChoice
 from tui.screens.chats import ChatsScreen, Chosen
 from tui.screens.models import ModelsScreen
@@ -71,7 +72,7 @@ class ChatScreen(TurnCommands):
         self.keeper.flush()
 
         def chosen(found: Chosen | None) -> None:
-            self.run_worker(self.attempt(lambda: self._after_list(found)))
+            self.run_worker(self.attempt(lambda: self._after_list(found)), group=COMMANDS)
 
         self.app.push_screen(ChatsScreen(self.keeper.db, words, self.talk.chat.id, self._export_of), chosen)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from textual import on
 
+from tui.keys import COMMANDS
 from tui.screens.text import RecordScreen, TextScreen
 from tui.screens.view import ChatView
 from tui.store import Record, Turn
@@ -27,7 +28,7 @@ class TurnCommands(ChatView):
 
             def edited(text: str | None) -> None:
                 if text is not None and text.strip() and text != turn.content:
-                    self.run_worker(self._edited(turn, text))
+                    self.run_worker(self._edited(turn, text), group=COMMANDS)
 
             self.app.push_screen(TextScreen(title, turn.content), edited)
 

@@ -132,10 +132,7 @@ class Entry(Vertical):
 
 
 class Prompt(TextArea):
-    """A text area that grows with its text; Enter sends, Ctrl+J begins a line.
-
-    Keys are handled among the letters, not as priority bindings, which would overtake letters that came in one burst.
-    """
+    """A text area that grows with its text; Enter sends, Ctrl+J begins a line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("pageup", "screen.page(-1)", show=False),
@@ -170,6 +167,10 @@ class Prompt(TextArea):
         if self._completing(event.key) or self._own(event.key):
             event.stop()
             event.prevent_default()
+
+    def is_special(self, key: str) -> bool:
+        """Whether a key sends the text or begins a line in it."""
+        return key in self._keys
 
     def on_paste(self, event: events.Paste) -> None:
         """Clean what the text area is about to insert; many terminals paste line ends as carriage returns."""
