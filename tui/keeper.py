@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tui.conversation import Conversation
-from tui.store import Database, StoreError, Turn, chats, drafts, turns
+from tui.store import Chat, Database, StoreError, Turn, chats, drafts, turns
 from tui.store.database import Change, Statement
 from tui.store.failures import BUSY, FULL
 from tui.transfer import save_elsewhere
@@ -85,8 +85,8 @@ class Keeper:
         return talk
 
     def latest(self) -> Conversation | None:
-        """The chat changed last."""
-        found = sorted(chats.listed(self.db), key=lambda c: c.changed)
+        """The chat with turns that was changed last."""
+        found = sorted((c for c in chats.listed(self.db) if c.turns), key=lambda c: c.changed)
         return self.open(found[-1].id) if found else None
 
     def recent_questions(self) -> list[str]:
@@ -126,8 +126,10 @@ class Keeper:
         """Remove a turn."""
         self._waiting[f"1 {turn.id}"] = lambda: ("DELETE FROM turns WHERE id = ?", (turn.id,))
 
-    def keep_draft(self, chat_id: str, content: str) -> None:
-        """Write the text that is typed but not sent."""
+    def keep_draft(self, chat_id: str, content: str, chat: Chat | None = None) -> None:
+        """Write the text that is typed but not sent; ``chat`` is one without turns, which is kept as long as it has a draft."""
+        if chat is not None:
+            self._waiting[f"0 {chat_id}"] = lambda: chats.saving_draft(chat, content)
         self._waiting[f"2 {chat_id}"] = lambda: drafts.saving(chat_id, content)
         self.flush()
 

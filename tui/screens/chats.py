@@ -67,7 +67,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
     @on(Input.Changed)
     def typed(self, message: Input.Changed) -> None:
         message.stop()
-        self._fill()
+        self._fill(keeps=self._found.has_moved)
 
     @on(OptionList.OptionSelected)
     def clicked(self, message: OptionList.OptionSelected) -> None:
@@ -124,7 +124,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
             remark = str(e)
         self._fill(remark)
 
-    def _fill(self, remark: str = "") -> None:
+    def _fill(self, remark: str = "", keeps: bool = True) -> None:
         words = self.query_one(Input).value
         rows: list[tuple[Chosen, Content]] = []
         try:
@@ -135,7 +135,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
                 rows = [((c.id, None), chat_line(c, c.id == self._current, now)) for c in chats.listed(self._db)]
         except StoreError as e:
             remark = str(e)
-        self._found.fill(rows)
+        self._found.fill(rows, keeps)
         count = f"{len(rows)} {'found' if words.strip() else 'chat' if len(rows) == 1 else 'chats'}"
         self.query_one("#remark", Static).update(harmless(remark or count))
 

@@ -16,7 +16,7 @@ from tui.front_end import Done, FrontEnd
 from tui.gauges import loading_text, reading_text
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
-from tui.store import StoreError, Turn, drafts
+from tui.store import Attachment, StoreError, Turn, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.entry import Entry
 from tui.widgets.status import StatusLine
@@ -35,6 +35,8 @@ class ChatView(FrontEnd, Screen[None]):
         self.turns = Turns(self._branch_of, id="turns")
         self.entry = Entry(prompt_keys(config.keys), id="entry")
         self.status = StatusLine(id="status")
+        self._has_draft = False  # the store has one of this chat
+        self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
 
     def compose(self) -> ComposeResult:
         yield self.turns
@@ -98,17 +100,17 @@ class ChatView(FrontEnd, Screen[None]):
         """Show another chat; a running answer ends and is kept."""
         self.stop_now()
         self.keep_draft()
+        self._left[self.talk.chat.id] = (self.entry.prompt.draft, self.entry.attachments.take())
         await self.show_chat(talk, at)
 
     async def show_chat(self, talk: Conversation, at: str | None = None) -> None:
-        self.talk = talk
+        left = self._left.pop(talk.chat.id, None)
+        text, attachments = left or (self._draft_of(talk), [])
+        self.talk = talk  # together with its draft: what is typed from here on, or saved, is about this chat
+        self._has_draft = bool(text)
+        self.entry.prompt.begin(text)
+        self.entry.attachments.set(attachments)
         await self.turns.show(talk.path())
-        try:
-            draft = drafts.load(self.keeper.db, talk.chat.id)
-        except StoreError:
-            draft = ""
-        self.entry.prompt.replace_text(draft)
-        self.entry.attachments.set([])
         self.status.show("ready" if self.model.context else self.status.state)
         self.entry.prompt.focus()
         if at is not None:
@@ -116,10 +118,18 @@ class ChatView(FrontEnd, Screen[None]):
         self.refresh_bindings()
 
     def keep_draft(self) -> None:
-        """Keep the text that is typed but not sent, unless the chat has no turns."""
+        """Keep the text that is typed but not sent."""
         self._draft_timer.pause()
-        if self.talk.turns:
-            self.keeper.keep_draft(self.talk.chat.id, self.entry.prompt.text)
+        draft, chat = self.entry.prompt.draft, None if self.talk.turns else self.talk.chat
+        if draft or chat is None or self._has_draft:
+            self._has_draft = bool(draft)
+            self.keeper.keep_draft(self.talk.chat.id, draft, chat)
+
+    def _draft_of(self, talk: Conversation) -> str:
+        try:
+            return drafts.load(self.keeper.db, talk.chat.id)
+        except StoreError:
+            return ""
 
     def stop_now(self) -> None:
         """End the running answer at once for the chat; its text so far stays."""

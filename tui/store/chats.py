@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 
 from ring_mlx import whole_text
-from tui.store import rows
-from tui.store.database import Change, Database
+from tui.store import drafts, rows
+from tui.store.database import Change, Database, Statement
 from tui.store.records import Chat
 
 KEEP_DELETED_S = 30 * 24 * 3600.0
+DRAFT_CHARACTERS = 48  # that stand for a title
 
 
 def saving(chat: Chat) -> Change:
@@ -39,11 +40,21 @@ def load(db: Database, chat_id: str) -> Chat | None:
 
 
 def listed(db: Database, limit: int = 1000) -> list[Chat]:
-    """The chats with turns that are not deleted: pinned ones first, then the latest."""
-    said = " AND EXISTS (SELECT 1 FROM turns t WHERE t.chat = c.id)"
-    sql = _select(f"c.deleted IS NULL{said}") + " ORDER BY c.pinned DESC, c.changed DESC LIMIT ?"
+    """The chats with turns or a draft that are not deleted: pinned ones first, then the latest."""
+    used = "(EXISTS (SELECT 1 FROM turns t WHERE t.chat = c.id) OR EXISTS (SELECT 1 FROM drafts d WHERE d.chat = c.id))"
+    sql = _select(f"c.deleted IS NULL AND {used}") + " ORDER BY c.pinned DESC, c.changed DESC LIMIT ?"
     found = [from_row(row) for row in db.read(sql, (limit,))]
+    for chat in found:
+        if not (chat.turns or chat.title):
+            chat.title = f"draft: {' '.join(drafts.load(db, chat.id).split())[:DRAFT_CHARACTERS]}"
     return found + [chat for chat in _with_deletion(db) if chat.turns and chat.deleted is None]
+
+
+def saving_draft(chat: Chat, content: str) -> Change | Statement:
+    """The change that saves a chat without turns, which is there as long as it has a draft."""
+    if content:
+        return saving(chat)
+    return "DELETE FROM chats WHERE id = ? AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.chat = chats.id)", (chat.id,)
 
 
 def deleted_ids(db: Database) -> list[str]:

@@ -27,14 +27,17 @@ class Choices(OptionList, Generic[Key]):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.keys: list[Key] = []
+        self.has_moved = False  # the user has chosen a row of those shown
 
-    def fill(self, rows: Iterable[tuple[Key, Content]]) -> None:
-        """Show other rows; the highlight stays where it is as far as it can."""
-        at, found = self.highlighted or 0, list(rows)
+    def fill(self, rows: Iterable[tuple[Key, Content]], keeps: bool = True) -> None:
+        """Show other rows; the highlight stays on its key, or at its place, or ``keeps`` nothing and is on the first."""
+        found, at, key = list(rows), self.highlighted or 0, self.chosen
         self.keys = [key for key, _ in found]
+        self.has_moved = self.has_moved and keeps and key in self.keys
         self.clear_options()
         self.add_options([Option(shown) for _, shown in found])
-        self.highlighted = min(at, len(found) - 1) if found else None
+        at = self.keys.index(key) if key in self.keys else min(at, len(found) - 1)
+        self.highlighted = (at if keeps else 0) if found else None
 
     @property
     def chosen(self) -> Key | None:
@@ -44,6 +47,7 @@ class Choices(OptionList, Generic[Key]):
     def move(self, step: int, around: bool = True) -> None:
         """Highlight another row; ``around`` goes from the last one to the first."""
         if self.keys:
+            self.has_moved = True
             at = (self.highlighted or 0) + step
             self.highlighted = at % len(self.keys) if around else min(max(at, 0), len(self.keys) - 1)
 
@@ -59,6 +63,5 @@ class Completion(Choices[str], can_focus=False):
     def offer(self, found: Iterable[tuple[str, str]], typed: str = "") -> None:
         """Show texts, each with a remark, for what is ``typed``; none hides the list."""
         self.typed = typed
-        self.highlighted = None
-        self.fill((text, row(text, remark)) for text, remark in found)
+        self.fill([(text, row(text, remark)) for text, remark in found], keeps=self.has_moved)
         self.display = bool(self.keys)

@@ -157,6 +157,17 @@ class Prompt(TextArea):
         self.past = list(texts)
         self._at = len(self.past)
 
+    @property
+    def draft(self) -> str:
+        """What the user has written, also while what was sent before is shown."""
+        is_recalled = self._at < len(self.past) and self.text == self.past[self._at]
+        return self._written if is_recalled else self.text
+
+    def begin(self, draft: str) -> None:
+        """Go on with the draft of another chat."""
+        self._at, self._written = len(self.past), ""
+        self.replace_text(draft)
+
     def replace_text(self, text: str) -> None:
         """Have this text, with the cursor at its end."""
         self.text = text
