@@ -103,3 +103,30 @@ def test_what_was_being_written_comes_back_not_what_was_recalled():
         assert d.chat.entry.prompt.text == "new text"
 
     chat(script)
+
+
+def test_an_empty_chat_says_why_it_is_not_pinned():
+    async def script(d):
+        await d.command("/pin")
+        assert d.toasts == ["There is nothing to pin yet; ask something first."]
+        assert not d.chat.talk.chat.pinned
+        await d.exchange("q", "a")
+        await d.command("/pin")
+        assert d.chat.talk.chat.pinned
+
+    chat(script)
+
+
+def test_a_format_that_does_not_exist_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def script(d):
+        await d.exchange("q", "a")
+        await d.command("/export xml")
+        assert d.toasts == ["[export] there is no format xml; give md or json, and then a path if you like."]
+        assert not [*tmp_path.iterdir()]
+        await d.command("/export md xml")
+        await d.command("/export notes.txt")
+        assert {p.name for p in tmp_path.iterdir()} == {"xml", "notes.txt"}
+
+    chat(script)

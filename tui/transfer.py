@@ -20,6 +20,8 @@ LONGEST_NAME = 60  # of 4 bytes each, as far as a file's name goes
 def export_talk(talk: Conversation, argument: str) -> str:
     """Write a chat as "md" or "json" to a path, by default one named after it; says where, or why not."""
     kind, _, path = argument.partition(" ") if argument.split(" ")[0] in ("md", "json") else ("", "", argument)
+    if not kind and re.fullmatch(r"\w+", path):
+        return f"[export] there is no format {path}; give md or json, and then a path if you like."
     kind = kind or ("json" if path.endswith(".json") else "md")
     name = re.sub(r"[^\w]+", "-", talk.chat.title.lower()).strip("-")[:LONGEST_NAME] or "chat"
     if kind == "md":

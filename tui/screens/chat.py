@@ -111,6 +111,9 @@ class ChatScreen(TurnCommands):
         return export_talk(talk, "") if talk else "That chat is gone."
 
     def do_pin(self, _: str) -> None:
+        if not self.talk.turns:
+            self.say("There is nothing to pin yet; ask something first.")
+            return
         self.keeper.pin(self.talk, not self.talk.chat.pinned)
         self.say("Pinned." if self.talk.chat.pinned else "Unpinned.")
 
