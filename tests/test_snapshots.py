@@ -217,10 +217,7 @@ def test_at_most_so_many_are_kept():
     for end in range(1, 7):
         turn(tree, reader, list(range(end)))
         assert len(tree) == min(end, 3)
-    assert tree.is_full
     assert tree.deepest(list(range(9))).offset == 6
-    tree.remove(tree.deepest(list(range(9))))
-    assert not tree.is_full
 
 
 def test_a_conversation_that_is_over_gives_way_to_edits_of_the_latest():

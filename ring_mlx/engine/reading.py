@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -45,6 +46,8 @@ class PromptReader:
         self._step_tokens, self._every_tokens = prefill_step_or_default(step_tokens), every_tokens
         self.kv_quantization = kv_quantization
         self.live = Live(self._make_cache)
+        if store is not None:
+            tree.save_first = partial(_save_first, tree, store)
         self.logits: mx.array | None = None
         self.read_tokens, self.tps = 0, 0.0
 
@@ -179,3 +182,11 @@ class PromptReader:
             ends.append(place)
             at = place
         return ends
+
+
+def _save_first(tree: SnapshotTree, store: Store, snapshot: Snapshot) -> None:
+    """Save what the tree drops. A disk that cannot be written is left alone here: the next `save` tells of it."""
+    try:
+        store.save([snapshot])
+    except CacheFileError:
+        tree.save_first = None

@@ -125,8 +125,6 @@ class Scheduler:
         Snapshots that must make room for it are saved before.
         """
         try:
-            if self._tree.is_full and not wanted():
-                self.save()
             ahead, self._ahead = self._ahead, None
             if ahead is not None and self._options.read_ahead and not wanted():
                 self._read_ahead(ahead(), wanted)

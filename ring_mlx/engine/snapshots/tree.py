@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -49,6 +49,9 @@ class SnapshotTree:
     Args:
         budget_bytes: Most bytes that snapshots may take; 0 keeps none.
         most: At most so many of them, as far as those in use go; None is any number.
+
+    Attributes:
+        save_first: Called with a snapshot that is dropped before it was saved; None where there is no disk.
     """
 
     def __init__(self, budget_bytes: int, most: int | None = None) -> None:
@@ -63,6 +66,7 @@ class SnapshotTree:
         self._held: WeakKeyDictionary[object, Snapshot] = WeakKeyDictionary()
         self._latest: Snapshot | None = None
         self.told_short = False
+        self.save_first: Callable[[Snapshot], object] | None = None
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -79,12 +83,6 @@ class SnapshotTree:
     def latest(self) -> Snapshot | None:
         """The first place of the conversation that settled last."""
         return self._latest
-
-    @property
-    def is_full(self) -> bool:
-        """Whether one more snapshot of the latest conversation takes another's place."""
-        more = self._latest.own_bytes if self._latest is not None else 0
-        return self._latest is not None and not self._holds(self._nbytes + more, len(self) + 1)
 
     def path(self, tokens: Sequence[int] | Tokens) -> list[Snapshot]:
         """Every snapshot that is a prefix of ``tokens``, the shortest first."""
@@ -150,8 +148,13 @@ class SnapshotTree:
         self.evict()
 
     def evict(self) -> None:
-        """Drop snapshots until the rest fits the budget, or only what must stay is left."""
+        """Drop snapshots until the rest fits the budget, or only what must stay is left.
+
+        What is worth a place on disk and not there yet is saved first: else it would be read again.
+        """
         while not self._holds(self._nbytes, len(self)) and (least := self._least()) is not None:
+            if least.durable and not least.saved and self.save_first is not None:
+                self.save_first(least)
             self._drop(self._nodes[least])
 
     def squeeze(self, most_bytes: int | None) -> None:
