@@ -7,10 +7,12 @@ import shutil
 import sys
 import tempfile
 import uuid
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer
 
+import tui.chat
 from demo.tokenizer import write_tokenizer
 from ring_mlx import demo_model_path, load, mlx_lm_plugin
 from ring_mlx.engine.loaded import LoadedModel
@@ -46,7 +48,11 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch, tmp_path_factory):
-    """No test finds another's snapshots; a Mac that is short of memory drops snapshots, which tests count."""
+    """No test finds another's snapshots; a Mac that is short of memory drops snapshots, which tests count.
+
+    A chat in a test's process does not end that process where its model is slow to rest.
+    """
+    monkeypatch.setattr(tui.chat, "os", SimpleNamespace(_exit=lambda code: None))
     monkeypatch.setenv("RING_MLX_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"))
     if sys.platform == "darwin":
         monkeypatch.setattr(macos, "memory_pressure", lambda: None)
