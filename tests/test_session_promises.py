@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ring_mlx import Session
-from ring_mlx.engine.events import End, PrefillProgress, Sampling
+from ring_mlx.engine.events import End, PrefillProgress, Sampling, SessionOptions
+from ring_mlx.engine.loaded import LoadedModel
+from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.model_thread import ModelThread
 from ring_mlx.engine.request import Request
+from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.model.kv_quantization import KVQuantization
+from ring_mlx.serve.settings import Settings
 from tests.sessions import DirectSession, Talk, options
 
 GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 6, "thinking_budget": 2}
@@ -32,6 +37,42 @@ def test_stop_ends_what_runs_and_not_what_has_ended(chat_folder):
         running = session.send(user("Two"), **ENDLESS)
         session.stop()
         assert list(running)[-1].reason == "stopped"
+
+
+class _Stops:
+    """Stops a request once so much of its prompt has been read, between two steps."""
+
+    def __init__(self, request, at):
+        self._request, self._at = request, at
+
+    def put(self, event):
+        if isinstance(event, PrefillProgress) and event.done >= self._at:
+            self._request.stopped.set()
+
+
+@pytest.mark.parametrize("kind", [SessionOptions, Settings])
+def test_a_prompt_that_is_stopped_between_two_steps_keeps_what_was_read(chat, kind):
+    given = {"name": "toy"} if kind is Settings else {}
+    loaded = LoadedModel(*chat, kind(model="toy", store=False, read_ahead=False, prefill_step_tokens=16, **given))
+    scheduler = Scheduler(loaded, Metrics())
+    request = Request(prompt=user("stop while reading " * 30), max_tokens=1)
+    request.events = _Stops(request, 40)
+    scheduler.admit(request)
+    while scheduler.busy:
+        scheduler.step()
+    again = Request(prompt=request.prompt, max_tokens=1)
+    scheduler.admit(again)
+    assert again.events.get().reused >= 40
+
+
+def test_closing_waits_for_no_client_that_left_while_its_prompt_was_read(chat_folder):
+    thread = ModelThread(Settings(model=chat_folder, name="toy", store=False, prefill_step_tokens=8))
+    request = Request(prompt="3 + 4, " * 60, is_text=True, max_tokens=1)
+    thread.submit(request)
+    while not (isinstance(event := request.events.get(timeout=30), PrefillProgress) and event.done):
+        pass
+    request.drop()
+    assert thread.close(20)
 
 
 def test_a_prompt_that_is_changed_after_sending_is_answered_as_it_was(chat_folder):

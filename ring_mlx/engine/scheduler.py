@@ -103,7 +103,7 @@ class Scheduler:
             self.show()
 
     def drop(self) -> None:
-        """Drop requests whose client has left; tokens read of their prompts are kept."""
+        """Drop requests whose client has left; snapshots of their prompts are kept."""
         for row in [r for r in self._reading if r.request.is_dropped]:
             self._reading.remove(row)
             row.reader.settle()
@@ -174,16 +174,19 @@ class Scheduler:
         mx.clear_cache()
 
     def _read(self, row: Row) -> None:
+        has_begun, count = row.known > row.reused, 0
         try:
-            if not row.is_read and not row.request.stopped.is_set():
-                self.metrics.count("read_tokens_total", row.read_step())
+            # The step after a stop keeps a snapshot of all that was read.
+            if not row.is_read and (has_begun or not row.request.stopped.is_set()):
+                count = row.read_step()
+            self.metrics.count("read_tokens_total", count)
             if row.is_read:
                 self._join(row)
-            elif row.request.stopped.is_set() and not row.request.is_dropped:
+            elif count:
+                self._reading.append(row)
+            else:
                 row.reader.settle()
                 self._end(row.request, End("stopped"), "cancelled")
-            else:
-                self._reading.append(row)
         except Exception as e:  # noqa: BLE001 one request's failure is not another's
             self._fail(row.request, e, row)
 
