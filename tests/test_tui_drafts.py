@@ -130,3 +130,29 @@ def test_a_format_that_does_not_exist_is_no_file(tmp_path, monkeypatch):
         assert {p.name for p in tmp_path.iterdir()} == {"xml", "notes.txt"}
 
     chat(script)
+
+
+def test_attachments_without_a_text_go_along_to_the_next_chat():
+    """No list shows the empty chat that they were in."""
+
+    async def script(d):
+        one = kept(d, "chat", 1)
+        d.chat.entry.attachments.add(Attachment("a.txt", "text"))
+        await d.press("ctrl+n")
+        assert [a.name for a in d.chat.entry.attachments.found] == ["a.txt"]
+        await d.chat.open_chat(d.chat.keeper.open(one))
+        assert [a.name for a in d.chat.entry.attachments.found] == ["a.txt"]
+        await d.press("ctrl+n")
+        assert d.chat.entry.attachments.found == []
+
+    chat(script)
+
+
+def test_another_text_of_the_same_name_is_attached_too():
+    async def script(d):
+        for text in ("one", "two", "one", "three"):
+            d.chat.entry.attachments.add(Attachment("a.txt", text))
+        found = [(a.name, a.text) for a in d.chat.entry.attachments.found]
+        assert found == [("a.txt", "one"), ("a.txt (2)", "two"), ("a.txt (3)", "three")]
+
+    chat(script)

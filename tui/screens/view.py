@@ -100,8 +100,13 @@ class ChatView(FrontEnd, Screen[None]):
         """Show another chat; a running answer ends and is kept."""
         self.stop_now()
         self.keep_draft()
-        self._left[self.talk.chat.id] = (self.entry.prompt.draft, self.entry.attachments.take())
+        draft, attachments, moved = self.entry.prompt.draft, self.entry.attachments.take(), list[Attachment]()
+        if not draft and not self.talk.turns:  # no list shows this chat
+            attachments, moved = [], attachments
+        self._left[self.talk.chat.id] = (draft, attachments)
         await self.show_chat(talk, at)
+        for attachment in moved:
+            self.entry.attachments.add(attachment)
 
     async def show_chat(self, talk: Conversation, at: str | None = None) -> None:
         left = self._left.pop(talk.chat.id, None)

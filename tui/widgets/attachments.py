@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, count
 
 from textual import events
 from textual.containers import Horizontal
@@ -34,8 +36,12 @@ class Attachments(Horizontal):
         self.display = False
 
     def add(self, attachment: Attachment) -> None:
-        """Attach a text; it replaces one of the same name."""
-        self.set([*(a for a in self.found if a.name != attachment.name), attachment])
+        """Attach a text once; another text of the same name gets a number."""
+        if attachment not in self.found:
+            taken = {a.name for a in self.found}
+            numbered = (f"{attachment.name} ({n})" for n in count(2))
+            name = next(n for n in chain([attachment.name], numbered) if n not in taken)
+            self.set([*self.found, replace(attachment, name=name)])
 
     def set(self, attachments: Sequence[Attachment]) -> None:
         """Attach these and no others."""
