@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from ring_mlx import RingError
 from tests.tui_pilot import FIGURES, FakeEngine
 from tui import config, paths
+from tui.answering import Engine
 from tui.config import Config
 from tui.conversation import Conversation
 from tui.keeper import Keeper
@@ -103,7 +105,17 @@ def test_commands(monkeypatch, capsys, home):
         "/model",
         "/chats",
     ]
-    lines += ["/chats re", "/chats 1", "/fly", "/settings", "three", "/quit", "never"]
+    lines += [
+        "/chats re",
+        "/chats \u00b2",
+        f"/chats {'9' * 5000}",
+        "/chats 1",
+        "/fly",
+        "/settings",
+        "three",
+        "/quit",
+        "never",
+    ]
     engine, code, out, err = plain(monkeypatch, capsys, *lines)
     assert code == 0
     assert out.splitlines()[:3] == ["re: one", " and more", "re: one"]
@@ -190,6 +202,35 @@ def test_a_model_that_cannot_be_loaded(monkeypatch, capsys):
     engine.start = lambda post: post(Failed("[hub] no such folder"))
     assert Plain(engine, Keeper(None, print), Config(), None, []).run() == 2
     assert capsys.readouterr().err == "[hub] no such folder\n"
+
+
+class Named:
+    """What answers for a model; one whose name is "bad" cannot be loaded."""
+
+    def __init__(self, choice, post):
+        if choice.path == "bad":
+            raise RingError(f"no {choice.path}")
+        post(Loaded(choice.path or "toy", 4096))
+
+    def answer(self, question, stopped, post):
+        post(Piece(question.number, "", "fine", FIGURES))
+        return Ended(question.number, "stop", FIGURES)
+
+    def stop(self):
+        pass
+
+    close = stop
+
+
+def test_the_old_model_answers_after_others_could_not_be_loaded(monkeypatch, capsys):
+    lines = ["/model bad", "/model bad", "hi", "/record", "/model bad", "/model good", "hi", "/record"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    engine = Engine(load=Named)
+    assert Plain(engine, Keeper(None, print), Config(), None, []).run() == 0
+    assert engine.close()
+    out, err = capsys.readouterr()
+    assert out == "fine\nfine\n"
+    assert [line.split()[-1] for line in err.splitlines() if line.startswith("model ")] == ["toy", "good"]
 
 
 def test_the_packaged_model_through_a_pipe(home):

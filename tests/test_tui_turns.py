@@ -291,8 +291,9 @@ def test_going_from_turn_to_turn():
         assert focused(d) == "a2"
         await d.press("tab")
         assert d.chat.focused is d.chat.entry.prompt
-        await d.command("/go 99")
-        assert d.chat.focused is d.chat.entry.prompt
+        for number in ("99", "\u00b2", "9" * 5000):  # a digit that is no number, and more than Python reads
+            await d.command(f"/go {number}")
+            assert d.chat.focused is d.chat.entry.prompt
 
     chat(script)
 
@@ -308,8 +309,11 @@ def test_copies_have_no_thought():
         assert d.app.clipboard == "y"
         await d.command("/code 1")
         assert d.app.clipboard == "x = 1"
-        await d.command("/code 5")
-        assert d.app.clipboard == "x = 1"
+        for number in ("5", "9" * 5000):
+            await d.command(f"/code {number}")
+            assert d.app.clipboard == "x = 1"
+        await d.command("/code \u00b2")
+        assert d.app.clipboard == "y"
         await d.pilot.click("#turns CodeBlock:last-of-type .copy")
         await d.settle()
         await d.press("alt+up", "up", "c")

@@ -26,7 +26,7 @@ class RingChat(KeysInOrder):
     """Conversations with a Ring model.
 
     Args:
-        engine: Not started yet; whoever made it closes it.
+        engine: Not started yet; the caller closes it.
         keeper: Keeps what is said; by default nothing outlives the application.
         config: Settings at the start.
         talk: The chat to begin with, by default a new one.

@@ -24,7 +24,7 @@ class FrontEnd:
     """One chat, one engine, and the commands that need no screen: the method ``do_new`` carries out ``/new``.
 
     Args:
-        engine: Not started yet; whoever made it closes it.
+        engine: Not started yet; the caller closes it.
         keeper: Keeps what is said.
         config: Settings at the start.
         talk: The chat to begin with, by default a new one.

@@ -131,15 +131,18 @@ class Plain(FrontEnd):
                 return False
 
     def use_model(self, choice: ModelChoice) -> None:
+        had_one = bool(self.model.name)
         self.engine.switch(choice)
-        self._wait_for_model()
+        if not self._wait_for_model() and had_one:  # the engine loads the old one again
+            self.model = Loaded("", 0)
+            self._wait_for_model()
 
     def open_chat(self, talk: Conversation) -> None:
         self.talk = talk
 
     def do_chats(self, words: str) -> None:
-        if words.isdigit() and 1 <= int(words) <= len(self._listed):
-            self.talk = self.keeper.open(self._listed[int(words) - 1]) or self.talk
+        if words.isdecimal() and 1 <= int(words[:9]) <= len(self._listed):
+            self.talk = self.keeper.open(self._listed[int(words[:9]) - 1]) or self.talk
             self.say(f"Opened {self.talk.chat.title!r}, {len(self.talk.path())} turns.")
             return
         db = self.keeper.db

@@ -105,7 +105,7 @@ class TurnCommands(ChatView):
         turn = self.chosen_answer()
         view = self.answer_view(turn) if turn is not None else None
         codes = view.codes() if view is not None else []
-        index = int(argument) if argument.isdigit() else len(codes)
+        index = int(argument[:9]) if argument.isdecimal() else len(codes)
         if 1 <= index <= len(codes):
             self._copy(codes[index - 1], "the code")
         else:
@@ -155,7 +155,7 @@ class TurnCommands(ChatView):
 
     async def do_go(self, argument: str) -> None:
         path = self.talk.path()
-        if argument.isdigit() and 1 <= int(argument) <= len(path):
-            await self.turns.go(path[int(argument) - 1].id)
+        if argument.isdecimal() and 1 <= int(argument[:9]) <= len(path):
+            await self.turns.go(path[int(argument[:9]) - 1].id)
         else:
             self.say(f"There are turns 1 to {len(path)}." if path else "There are no turns yet.")
