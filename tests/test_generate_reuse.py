@@ -8,6 +8,8 @@ import pytest
 
 from ring_mlx import Sampling, Session, Statistics
 from ring_mlx.cli import main
+from ring_mlx.cli.exit_codes import INTERRUPTED
+from ring_mlx.engine.reading import PromptReader
 
 TALE = ("A long tale of whales. " * 30).strip()
 
@@ -32,6 +34,20 @@ def test_a_long_prompt_is_read_once(run):
     other = run("--prompt", "Hi.", "--system-prompt", TALE)
     same = run("--prompt", "What else?", "--system-prompt", TALE)
     assert (other["cached_tokens"] < 10, same["cached_tokens"] > 100) == (True, True)
+
+
+def test_an_answer_is_whole_before_it_is_saved(chat_folder, tmp_path, capsys, monkeypatch):
+    """Saving takes a while, and Ctrl-C may end it."""
+
+    def interrupt(reader):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PromptReader, "try_to_save", interrupt)
+    words = ("--model", chat_folder, "--cache-dir", tmp_path, "--prompt", TALE, "-m", "4", "--json")
+    assert main(["generate", *map(str, words)]) == INTERRUPTED
+    said = capsys.readouterr()
+    assert json.loads(said.out)["generation_tokens"] == 4
+    assert "raise --max-tokens" in said.err
 
 
 def test_without_a_store_all_is_read_and_nothing_written(run, tmp_path):

@@ -67,12 +67,12 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
         except KeyboardInterrupt:
             code = INTERRUPTED
     printer.finish(interrupted=code != 0)
-    if code == 0:
-        save(reader)
     if code == 0 and (said := printer.end_note(model.config.context_tokens)):
         note(f"[generate] {said}")
     if args.json:
-        print(harmless_json(printer.as_json(name)))
+        print(harmless_json(printer.as_json(name)), flush=True)
+    if code == 0:
+        save(reader)
     return code or (CUT_OFF if printer.is_cut_off else 0)
 
 
