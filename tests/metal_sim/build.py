@@ -39,7 +39,11 @@ def digest(*parts: object) -> str:
 @functools.cache
 def _shim_digest() -> str:
     """Identifies everything outside of a kernel that shapes its code."""
-    files = [*sorted((HERE / "shim").iterdir()), HERE / "runtime" / "interface.h"]
+    files = [
+        *sorted((HERE / "shim").iterdir()),
+        *sorted((TWIN / "cuda").glob("common_*")),
+        HERE / "runtime" / "interface.h",
+    ]
     files += [HERE / f"{module}.py" for module in ("build", "dialects", "entry", "flags")]
     files += [TWIN / f"{module}.py" for module in ("attributes", "declarations", "overloads", "rewrite", "tokens")]
     return digest([f.read_bytes() for f in files if f.is_file()], toolchain().identity, str(HERE))

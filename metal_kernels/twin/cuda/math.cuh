@@ -102,26 +102,7 @@ MSL_FLOAT_FUNCTIONS(bfloat)
 namespace fast { MSL_SAME_FUNCTIONS }
 namespace precise { MSL_SAME_FUNCTIONS }
 
-#define MSL_INTEGER_FUNCTIONS(T)                                       \
-  MSL_FN constexpr T min(T x, T y) { return y < x ? y : x; }           \
-  MSL_FN constexpr T max(T x, T y) { return x < y ? y : x; }           \
-  MSL_FN constexpr T min3(T x, T y, T z) { return min(x, min(y, z)); } \
-  MSL_FN constexpr T max3(T x, T y, T z) { return max(x, max(y, z)); } \
-  MSL_FN constexpr T clamp(T x, T low, T high) { return min(max(x, low), high); }
-#define MSL_SIGNED_FUNCTIONS(T) \
-  MSL_INTEGER_FUNCTIONS(T)      \
-  MSL_FN T abs(T x) { return x < 0 ? -x : x; }
-#define MSL_UNSIGNED_FUNCTIONS(T) \
-  MSL_INTEGER_FUNCTIONS(T)        \
-  MSL_FN T abs(T x) { return x; }
-MSL_SIGNED_FUNCTIONS(int)
-MSL_SIGNED_FUNCTIONS(short)
-MSL_SIGNED_FUNCTIONS(signed char)
-MSL_SIGNED_FUNCTIONS(long)
-MSL_UNSIGNED_FUNCTIONS(uint)
-MSL_UNSIGNED_FUNCTIONS(ushort)
-MSL_UNSIGNED_FUNCTIONS(uchar)
-MSL_UNSIGNED_FUNCTIONS(ulong)
+#include "common_integers.cuh"
 
 #define MSL_BY_ELEMENT(name)                                                         \
   template <class T, int N> MSL_FN vec<T, N> name(vec<T, N> a, vec<T, N> b) {        \

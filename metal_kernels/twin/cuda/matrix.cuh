@@ -71,17 +71,7 @@ template <class T, int C, int R> struct simdgroup_matrix : matrix_lane<T, turns_
   }
   MSL_FN const vec<T, 2>& thread_elements() const { return e; }
 };
-typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
-typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
-typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
-template <class T, int C, int R = C> MSL_FN simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
-  simdgroup_matrix<T, C, R> m;
-  m.e = vec<T, 2>(value);
-  return m;
-}
-template <class T, int C, int R = C> MSL_FN simdgroup_matrix<T, C, R> make_diagonal_simdgroup_matrix(T value) {
-  return simdgroup_matrix<T, C, R>(value);
-}
+#include "common_matrix.cuh"
 
 // Whether the pairs of every lane are aligned: the same answer in all lanes. The compiler knows nothing of an address in
 // threadgroup memory, so source whose tiles all start at even elements promises it by naming MSL_EVEN_PAIRS.

@@ -40,14 +40,12 @@ template <> struct lane_type<uchar> { using type = uint; };
     MSL_EACH(N) v[i] = name(v[i]);                                           \
     return v;                                                                \
   }
-MSL_REDUCTION(simd_sum, 32, a + b)
-MSL_REDUCTION(simd_product, 32, a* b)
-MSL_REDUCTION(simd_min, 32, (b < a ? b : a))
-MSL_REDUCTION(simd_max, 32, (a < b ? b : a))
-MSL_REDUCTION(quad_sum, 4, a + b)
-MSL_REDUCTION(quad_product, 4, a* b)
-MSL_REDUCTION(quad_min, 4, (b < a ? b : a))
-MSL_REDUCTION(quad_max, 4, (a < b ? b : a))
+#define MSL_REDUCTIONS(name, expr) MSL_REDUCTION(simd_##name, 32, expr) MSL_REDUCTION(quad_##name, 4, expr)
+MSL_REDUCTIONS(sum, a + b)
+MSL_REDUCTIONS(product, a* b)
+MSL_REDUCTIONS(min, (b < a ? b : a))
+MSL_REDUCTIONS(max, (a < b ? b : a))
+#undef MSL_REDUCTIONS
 #undef MSL_REDUCTION
 template <class T> MSL_FN T simd_and(T x) { return (T)__reduce_and_sync(kAllLanes, (uint)x); }
 template <class T> MSL_FN T simd_or(T x) { return (T)__reduce_or_sync(kAllLanes, (uint)x); }
@@ -62,16 +60,13 @@ template <class T> MSL_FN T simd_xor(T x) { return (T)__reduce_xor_sync(kAllLane
     MSL_EACH(N) v[i] = name(v[i], by);                                                     \
     return v;                                                                              \
   }
-MSL_SHUFFLE(simd_shuffle, __shfl_sync, 32)
-MSL_SHUFFLE(simd_broadcast, __shfl_sync, 32)
-MSL_SHUFFLE(simd_shuffle_xor, __shfl_xor_sync, 32)
-MSL_SHUFFLE(simd_shuffle_up, __shfl_up_sync, 32)
-MSL_SHUFFLE(simd_shuffle_down, __shfl_down_sync, 32)
-MSL_SHUFFLE(quad_shuffle, __shfl_sync, 4)
-MSL_SHUFFLE(quad_broadcast, __shfl_sync, 4)
-MSL_SHUFFLE(quad_shuffle_xor, __shfl_xor_sync, 4)
-MSL_SHUFFLE(quad_shuffle_up, __shfl_up_sync, 4)
-MSL_SHUFFLE(quad_shuffle_down, __shfl_down_sync, 4)
+#define MSL_SHUFFLES(name, from) MSL_SHUFFLE(simd_##name, from, 32) MSL_SHUFFLE(quad_##name, from, 4)
+MSL_SHUFFLES(shuffle, __shfl_sync)
+MSL_SHUFFLES(broadcast, __shfl_sync)
+MSL_SHUFFLES(shuffle_xor, __shfl_xor_sync)
+MSL_SHUFFLES(shuffle_up, __shfl_up_sync)
+MSL_SHUFFLES(shuffle_down, __shfl_down_sync)
+#undef MSL_SHUFFLES
 #undef MSL_SHUFFLE
 template <class T> MSL_FN T simd_shuffle_rotate_up(T x, ushort by) {
   return simd_shuffle(x, (ushort)((ptx_lane() - by) & 31));

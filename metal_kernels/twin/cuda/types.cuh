@@ -24,20 +24,7 @@ typedef unsigned long ulong;
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fffffff)
 #define HUGE_VALF INFINITY
-#define FLT_MAX 3.402823466e+38f
-#define FLT_MIN 1.175494351e-38f
-#define FLT_EPSILON 1.192092896e-07f
-#define INT_MAX 2147483647
-#define INT_MIN (-2147483647 - 1)
-#define UINT_MAX 4294967295u
-#define M_PI_F 3.14159265358979323846f
-#define M_PI_2_F 1.57079632679489661923f
-#define M_1_PI_F 0.31830988618379067154f
-#define M_E_F 2.71828182845904523536f
-#define M_LOG2E_F 1.44269504088896340736f
-#define M_LN10_F 2.30258509299404568402f
-#define M_LN2_F 0.69314718055994530942f
-#define M_SQRT2_F 1.41421356237309504880f
+#define MSL_CONSTEXPR
 
 namespace msl {
 
@@ -63,20 +50,7 @@ struct bfloat {
 using float16_t = half;
 using bfloat16_t = bfloat;
 
-template <class T, T V> struct integral_constant {
-  static constexpr T value = V;
-  using type = integral_constant;
-  MSL_FN constexpr operator T() const { return V; }
-};
-template <bool B> using bool_constant = integral_constant<bool, B>;
-using true_type = bool_constant<true>;
-using false_type = bool_constant<false>;
-template <bool B, class T = void> struct enable_if {};
-template <class T> struct enable_if<true, T> { using type = T; };
-template <bool B, class T = void> using enable_if_t = typename enable_if<B, T>::type;
-template <bool B, class T, class F> struct conditional { using type = T; };
-template <class T, class F> struct conditional<false, T, F> { using type = F; };
-template <bool B, class T, class F> using conditional_t = typename conditional<B, T, F>::type;
+#include "common_types.cuh"
 template <class A, class B> struct is_same : false_type {};
 template <class A> struct is_same<A, A> : true_type {};
 template <class A, class B> constexpr bool is_same_v = is_same<A, B>::value;
@@ -100,37 +74,6 @@ MSL_16BIT_OPERATOR(*)
 MSL_16BIT_OPERATOR(/)
 #undef MSL_16BIT_OPERATOR
 template <class T> MSL_FN enable_if_t<is_16bit_float<T>, T> operator-(T a) { return T(-(float)a); }
-
-template <class T> struct numeric_limits;
-#define MSL_INTEGER_LIMITS(T, LOW, HIGH)             \
-  template <> struct numeric_limits<T> {             \
-    MSL_FN static constexpr T max() { return HIGH; } \
-    MSL_FN static constexpr T min() { return LOW; }  \
-    MSL_FN static constexpr T lowest() { return LOW; } \
-  };
-MSL_INTEGER_LIMITS(bool, false, true)
-MSL_INTEGER_LIMITS(signed char, -128, 127)
-MSL_INTEGER_LIMITS(uchar, 0, 255)
-MSL_INTEGER_LIMITS(short, -32768, 32767)
-MSL_INTEGER_LIMITS(ushort, 0, 65535)
-MSL_INTEGER_LIMITS(int, INT_MIN, INT_MAX)
-MSL_INTEGER_LIMITS(uint, 0, UINT_MAX)
-MSL_INTEGER_LIMITS(long, -0x7fffffffffffffffL - 1, 0x7fffffffffffffffL)
-MSL_INTEGER_LIMITS(ulong, 0, 0xffffffffffffffffUL)
-#undef MSL_INTEGER_LIMITS
-#define MSL_FLOAT_LIMITS(T, LARGEST, SMALLEST, EPSILON)     \
-  template <> struct numeric_limits<T> {                    \
-    MSL_FN static T max() { return T(LARGEST); }            \
-    MSL_FN static T min() { return T(SMALLEST); }           \
-    MSL_FN static T lowest() { return T(-LARGEST); }        \
-    MSL_FN static T infinity() { return T(INFINITY); }      \
-    MSL_FN static T quiet_NaN() { return T(NAN); }          \
-    MSL_FN static T epsilon() { return T(EPSILON); }        \
-  };
-MSL_FLOAT_LIMITS(float, FLT_MAX, FLT_MIN, FLT_EPSILON)
-MSL_FLOAT_LIMITS(half, 65504.0f, 6.103515625e-05f, 9.765625e-04f)
-MSL_FLOAT_LIMITS(bfloat, 3.38953139e38f, 1.175494351e-38f, 7.8125e-03f)
-#undef MSL_FLOAT_LIMITS
 
 // Vectors: aligned as Metal's, elements by name or index. No swizzles.
 template <class T, int N> struct vec;
@@ -168,18 +111,7 @@ template <class T> struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) vec<T
   typedef vec<T, 2> T##2; \
   typedef vec<T, 3> T##3; \
   typedef vec<T, 4> T##4;
-MSL_VECTORS(float)
-MSL_VECTORS(half)
-MSL_VECTORS(bfloat)
-MSL_VECTORS(int)
-MSL_VECTORS(uint)
-MSL_VECTORS(short)
-MSL_VECTORS(ushort)
-MSL_VECTORS(char)
-MSL_VECTORS(uchar)
-MSL_VECTORS(long)
-MSL_VECTORS(ulong)
-MSL_VECTORS(bool)
+MSL_SCALARS(MSL_VECTORS)
 #undef MSL_VECTORS
 
 #define MSL_EACH(N) _Pragma("unroll") for (int i = 0; i < N; i++)

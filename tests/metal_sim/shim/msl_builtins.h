@@ -3,36 +3,14 @@
 
 #define MSL_BUILTIN1(n, expr) \
   METAL_FUNC float __metal_##n(float x, int) { return expr; }
-MSL_BUILTIN1(fabs, __builtin_fabsf(x))
-MSL_BUILTIN1(acos, __builtin_acosf(x))
-MSL_BUILTIN1(acosh, __builtin_acoshf(x))
-MSL_BUILTIN1(asin, __builtin_asinf(x))
-MSL_BUILTIN1(asinh, __builtin_asinhf(x))
-MSL_BUILTIN1(atan, __builtin_atanf(x))
-MSL_BUILTIN1(atanh, __builtin_atanhf(x))
-MSL_BUILTIN1(ceil, __builtin_ceilf(x))
-MSL_BUILTIN1(cos, __builtin_cosf(x))
-MSL_BUILTIN1(cosh, __builtin_coshf(x))
+#define MSL_C_BUILTIN(n) MSL_BUILTIN1(n, __builtin_##n##f(x))
+MSL_C_FUNCTIONS(MSL_C_BUILTIN)
 MSL_BUILTIN1(cospi, metal::cospi(x))
-MSL_BUILTIN1(exp, __builtin_expf(x))
 MSL_BUILTIN1(exp10, metal::exp10(x))
-MSL_BUILTIN1(exp2, __builtin_exp2f(x))
-MSL_BUILTIN1(floor, __builtin_floorf(x))
 MSL_BUILTIN1(fract, metal::fract(x))
-MSL_BUILTIN1(log, __builtin_logf(x))
-MSL_BUILTIN1(log10, __builtin_log10f(x))
-MSL_BUILTIN1(log2, __builtin_log2f(x))
-MSL_BUILTIN1(rint, __builtin_rintf(x))
-MSL_BUILTIN1(round, __builtin_roundf(x))
 MSL_BUILTIN1(rsqrt, metal::rsqrt(x))
-MSL_BUILTIN1(sin, __builtin_sinf(x))
-MSL_BUILTIN1(sinh, __builtin_sinhf(x))
 MSL_BUILTIN1(sinpi, metal::sinpi(x))
-MSL_BUILTIN1(sqrt, __builtin_sqrtf(x))
-MSL_BUILTIN1(tan, __builtin_tanf(x))
-MSL_BUILTIN1(tanh, __builtin_tanhf(x))
 MSL_BUILTIN1(tanpi, metal::tanpi(x))
-MSL_BUILTIN1(trunc, __builtin_truncf(x))
 
 #define MSL_BUILTIN2(n, expr) \
   METAL_FUNC float __metal_##n(float x, float y, int = 0) { return expr; }

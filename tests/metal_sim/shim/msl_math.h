@@ -43,35 +43,17 @@ namespace metal {
     }                                                                              \
     return a;                                                                      \
   }
+// Functions of one float that C has under the same name.
+#define MSL_C_FUNCTIONS(F) \
+  F(fabs) F(acos) F(acosh) F(asin) F(asinh) F(atan) F(atanh) F(ceil) F(floor) F(round) F(rint) F(trunc) \
+  F(cos) F(cosh) F(sin) F(sinh) F(tan) F(tanh) F(exp) F(exp2) F(log) F(log2) F(log10) F(sqrt)
+#define MSL_C_UNARY(name) MSL_UNARY(name, __builtin_##name##f(x))
 #define MSL_MATH                                                        \
-  MSL_UNARY(fabs, __builtin_fabsf(x))                                   \
-  MSL_UNARY(acos, __builtin_acosf(x))                                   \
-  MSL_UNARY(acosh, __builtin_acoshf(x))                                 \
-  MSL_UNARY(asin, __builtin_asinf(x))                                   \
-  MSL_UNARY(asinh, __builtin_asinhf(x))                                 \
-  MSL_UNARY(atan, __builtin_atanf(x))                                   \
-  MSL_UNARY(atanh, __builtin_atanhf(x))                                 \
-  MSL_UNARY(ceil, __builtin_ceilf(x))                                   \
-  MSL_UNARY(floor, __builtin_floorf(x))                                 \
-  MSL_UNARY(round, __builtin_roundf(x))                                 \
-  MSL_UNARY(rint, __builtin_rintf(x))                                   \
-  MSL_UNARY(trunc, __builtin_truncf(x))                                 \
-  MSL_UNARY(cos, __builtin_cosf(x))                                     \
-  MSL_UNARY(cosh, __builtin_coshf(x))                                   \
-  MSL_UNARY(sin, __builtin_sinf(x))                                     \
-  MSL_UNARY(sinh, __builtin_sinhf(x))                                   \
-  MSL_UNARY(tan, __builtin_tanf(x))                                     \
-  MSL_UNARY(tanh, __builtin_tanhf(x))                                   \
+  MSL_C_FUNCTIONS(MSL_C_UNARY)                                          \
   MSL_UNARY(cospi, __builtin_cosf(x* M_PI_F))                           \
   MSL_UNARY(sinpi, __builtin_sinf(x* M_PI_F))                           \
   MSL_UNARY(tanpi, __builtin_tanf(x* M_PI_F))                           \
-  MSL_UNARY(exp, __builtin_expf(x))                                     \
-  MSL_UNARY(exp2, __builtin_exp2f(x))                                   \
   MSL_UNARY(exp10, __builtin_powf(10.0f, x))                            \
-  MSL_UNARY(log, __builtin_logf(x))                                     \
-  MSL_UNARY(log2, __builtin_log2f(x))                                   \
-  MSL_UNARY(log10, __builtin_log10f(x))                                 \
-  MSL_UNARY(sqrt, __builtin_sqrtf(x))                                   \
   MSL_UNARY(rsqrt, 1.0f / __builtin_sqrtf(x))                           \
   MSL_UNARY(fract, x - __builtin_floorf(x))                             \
   MSL_UNARY(sign, (x > 0 ? 1.0f : x < 0 ? -1.0f : x))                   \
@@ -110,27 +92,7 @@ MSL_FLOAT_FUNCTIONS(half)
 namespace fast { MSL_FLOAT_FUNCTIONS(float) MSL_FLOAT_FUNCTIONS(half) }
 namespace precise { MSL_FLOAT_FUNCTIONS(float) MSL_FLOAT_FUNCTIONS(half) }
 
-#define MSL_INTEGER_FUNCTIONS(T)                                           \
-  METAL_FUNC constexpr T min(T x, T y) { return y < x ? y : x; }           \
-  METAL_FUNC constexpr T max(T x, T y) { return x < y ? y : x; }           \
-  METAL_FUNC constexpr T min3(T x, T y, T z) { return min(x, min(y, z)); } \
-  METAL_FUNC constexpr T max3(T x, T y, T z) { return max(x, max(y, z)); } \
-  METAL_FUNC constexpr T clamp(T x, T low, T high) { return min(max(x, low), high); }
-#define MSL_SIGNED_FUNCTIONS(T) \
-  MSL_INTEGER_FUNCTIONS(T)      \
-  METAL_FUNC T abs(T x) { return x < 0 ? -x : x; }
-#define MSL_UNSIGNED_FUNCTIONS(T) \
-  MSL_INTEGER_FUNCTIONS(T)        \
-  METAL_FUNC T abs(T x) { return x; }
-MSL_SIGNED_FUNCTIONS(int)
-MSL_SIGNED_FUNCTIONS(short)
-MSL_SIGNED_FUNCTIONS(char)
-MSL_SIGNED_FUNCTIONS(signed char)
-MSL_SIGNED_FUNCTIONS(long)
-MSL_UNSIGNED_FUNCTIONS(uint)
-MSL_UNSIGNED_FUNCTIONS(ushort)
-MSL_UNSIGNED_FUNCTIONS(uchar)
-MSL_UNSIGNED_FUNCTIONS(ulong)
+#include "../../../metal_kernels/twin/cuda/common_integers.cuh"
 
 #define MSL_BY_ELEMENT(name)                                                   \
   template <class T, int N> METAL_FUNC vec<T, N> name(vec<T, N> a, vec<T, N> b) { \

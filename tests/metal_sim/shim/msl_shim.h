@@ -4,8 +4,6 @@
 
 #include "msl_traits.h"
 
-#include "msl_limits.h"
-
 #include "msl_math.h"
 
 #include "msl_simd.h"

@@ -52,17 +52,14 @@ template <class T, int N> struct msl_shuffles<vec<T, N>> { static constexpr bool
     for (int i = 0; i < N; i++) x[i] = name((T)x[i], msl_f, msl_l);                                        \
     return x;                                                                                              \
   }
-MSL_REDUCTION(simd_sum, MSL_SUM, 32)
-MSL_REDUCTION(simd_product, MSL_PROD, 32)
-MSL_REDUCTION(simd_min, MSL_MIN, 32)
-MSL_REDUCTION(simd_max, MSL_MAX, 32)
+#define MSL_REDUCTIONS(name, OP) MSL_REDUCTION(simd_##name, OP, 32) MSL_REDUCTION(quad_##name, OP, 4)
+MSL_REDUCTIONS(sum, MSL_SUM)
+MSL_REDUCTIONS(product, MSL_PROD)
+MSL_REDUCTIONS(min, MSL_MIN)
+MSL_REDUCTIONS(max, MSL_MAX)
 MSL_REDUCTION(simd_and, MSL_AND, 32)
 MSL_REDUCTION(simd_or, MSL_OR, 32)
 MSL_REDUCTION(simd_xor, MSL_XOR, 32)
-MSL_REDUCTION(quad_sum, MSL_SUM, 4)
-MSL_REDUCTION(quad_product, MSL_PROD, 4)
-MSL_REDUCTION(quad_min, MSL_MIN, 4)
-MSL_REDUCTION(quad_max, MSL_MAX, 4)
 
 #define MSL_PREFIX(name, OP, KIND)                                     \
   template <class T, enable_if_t<msl_is_lane_type<T>, int> = 0>        \
@@ -82,18 +79,14 @@ MSL_PREFIX(simd_prefix_exclusive_product, MSL_PROD, MSL_SCAN_EXC)
     msl_shuffle(&x, sizeof(T), MODE, a, nullptr, 0, WIDTH, msl_f, msl_l);          \
     return x;                                                                      \
   }
-MSL_SHUFFLE(simd_shuffle, MSL_SHUF_IDX, 32)
-MSL_SHUFFLE(simd_broadcast, MSL_SHUF_IDX, 32)
-MSL_SHUFFLE(simd_shuffle_xor, MSL_SHUF_XOR, 32)
-MSL_SHUFFLE(simd_shuffle_up, MSL_SHUF_UP, 32)
-MSL_SHUFFLE(simd_shuffle_down, MSL_SHUF_DOWN, 32)
+#define MSL_SHUFFLES(name, MODE) MSL_SHUFFLE(simd_##name, MODE, 32) MSL_SHUFFLE(quad_##name, MODE, 4)
+MSL_SHUFFLES(shuffle, MSL_SHUF_IDX)
+MSL_SHUFFLES(broadcast, MSL_SHUF_IDX)
+MSL_SHUFFLES(shuffle_xor, MSL_SHUF_XOR)
+MSL_SHUFFLES(shuffle_up, MSL_SHUF_UP)
+MSL_SHUFFLES(shuffle_down, MSL_SHUF_DOWN)
 MSL_SHUFFLE(simd_shuffle_rotate_up, MSL_ROT_UP, 32)
 MSL_SHUFFLE(simd_shuffle_rotate_down, MSL_ROT_DOWN, 32)
-MSL_SHUFFLE(quad_shuffle, MSL_SHUF_IDX, 4)
-MSL_SHUFFLE(quad_broadcast, MSL_SHUF_IDX, 4)
-MSL_SHUFFLE(quad_shuffle_xor, MSL_SHUF_XOR, 4)
-MSL_SHUFFLE(quad_shuffle_up, MSL_SHUF_UP, 4)
-MSL_SHUFFLE(quad_shuffle_down, MSL_SHUF_DOWN, 4)
 
 #define MSL_SHUFFLE_FILL(name, MODE)                                                              \
   template <class T> METAL_FUNC T name(T x, T fill, ushort by, ushort modulo = 32, MSL_SITE) {    \
@@ -142,17 +135,7 @@ template <class T, int C, int R> struct simdgroup_matrix {
   thread vec<T, 2>& thread_elements() { return e; }
   thread const vec<T, 2>& thread_elements() const { return e; }
 };
-typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
-typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
-typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
-template <class T, int C, int R = C> METAL_FUNC simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
-  simdgroup_matrix<T, C, R> m;
-  m.e = vec<T, 2>(value);
-  return m;
-}
-template <class T, int C, int R = C> METAL_FUNC simdgroup_matrix<T, C, R> make_diagonal_simdgroup_matrix(T value) {
-  return simdgroup_matrix<T, C, R>(value);
-}
+#include "../../../metal_kernels/twin/cuda/common_matrix.cuh"
 METAL_FUNC ulong msl_matrix_index(int column, ulong row_elements, ulong2 origin, bool transpose) {
   int row, first;
   msl_matrix_position(row, first);

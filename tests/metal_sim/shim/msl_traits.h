@@ -3,23 +3,6 @@
 
 namespace metal {
 
-template <class T, T V> struct integral_constant {
-  using value_type = T;
-  using type = integral_constant;
-  static constexpr T value = V;
-  constexpr operator T() const { return V; }
-  constexpr T operator()() const { return V; }
-};
-template <bool B> using bool_constant = integral_constant<bool, B>;
-using true_type = bool_constant<true>;
-using false_type = bool_constant<false>;
-
-template <bool B, class T = void> struct enable_if {};
-template <class T> struct enable_if<true, T> { using type = T; };
-template <bool B, class T = void> using enable_if_t = typename enable_if<B, T>::type;
-template <bool B, class T, class F> struct conditional { using type = T; };
-template <class T, class F> struct conditional<false, T, F> { using type = F; };
-template <bool B, class T, class F> using conditional_t = typename conditional<B, T, F>::type;
 template <class T> struct type_identity { using type = T; };
 template <class T> using type_identity_t = typename type_identity<T>::type;
 

@@ -22,6 +22,13 @@
 #define kernel
 #define METAL_FUNC inline __attribute__((always_inline))
 #define METAL_CONST constant
+#define MSL_CONSTEXPR constexpr
+#define INFINITY (__builtin_inff())
+#define NAN (__builtin_nanf(""))
+#define HUGE_VALF (__builtin_inff())
+#define MAXFLOAT FLT_MAX
+#define HALF_MAX ((half)65504.0f)
+#define CHAR_BIT 8
 #define __METAL_MAYBE_FAST_MATH__ 0
 #define __METAL_FAST_MATH__ 1
 #define __METAL_PRECISE_MATH__ 0
@@ -63,6 +70,7 @@ using ::uint8_t;
 using ::ulong;
 using ::ushort;
 template <class T, int N> using vec = T __attribute__((ext_vector_type(N)));
+#include "../../../metal_kernels/twin/cuda/common_types.cuh"
 }  // namespace metal
 
 #define MSL_VECTORS(T)     \
@@ -74,18 +82,7 @@ template <class T, int N> using vec = T __attribute__((ext_vector_type(N)));
   using metal::T##2;       \
   using metal::T##3;       \
   using metal::T##4;
-MSL_VECTORS(float)
-MSL_VECTORS(half)
-MSL_VECTORS(bfloat)
-MSL_VECTORS(int)
-MSL_VECTORS(uint)
-MSL_VECTORS(short)
-MSL_VECTORS(ushort)
-MSL_VECTORS(char)
-MSL_VECTORS(uchar)
-MSL_VECTORS(long)
-MSL_VECTORS(ulong)
-MSL_VECTORS(bool)
+MSL_SCALARS(MSL_VECTORS)
 #undef MSL_VECTORS
 
 // Packed vectors: the same elements, aligned as one of them.
