@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
+from mlx.core import array
 
 from metal_kernels import choices, launch
 from metal_kernels import fused_qmv as qmv
@@ -38,18 +39,12 @@ from metal_kernels.router.naive import naive_route
 LONGEST_CHUNK = 64
 # By which name an operation is chosen, where it is another one.
 CHOICES = {"qkv_lightning_attn": "recurrent", "decode_moe": "experts"}
-MoEKernel = Callable[[mx.array, mx.array, mx.array, Experts, "mx.array | None"], "mx.array | None"]
+MoEKernel = Callable[[array, array, array, Experts, "array | None"], "array | None"]
 
 
 def lightning_attn(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    decay_rate: mx.array,
-    scale: float,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
+    q: array, k: array, v: array, decay_rate: array, scale: float, state: array | None = None, mask: array | None = None
+) -> tuple[array, array]:
     """Same contract as `naive_lightning_attn`: one token goes through the recurrence, more through chunks.
 
     A token takes 4 C D operations within its chunk of C tokens and 4 D^2 between chunks: longer chunks than D cost
@@ -64,32 +59,24 @@ def lightning_attn(
     return _chunked(*arguments)
 
 
-def _chunked(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    decay_rate: mx.array,
-    scale: float,
-    state: mx.array | None,
-    mask: mx.array | None,
-) -> tuple[mx.array, mx.array]:
-    size = choices.chosen("chunk_tokens/9+")
-    chunk_size = max(16, min(LONGEST_CHUNK, q.shape[-1])) if size == choices.BY_HEAD else int(size)
-    return chunk_lightning_attn(q, k, v, decay_rate, scale, state, mask, chunk_size)
+def _chunked(*arguments: Any) -> tuple[array, array]:
+    size, longest = choices.chosen("chunk_tokens/9+"), min(LONGEST_CHUNK, arguments[0].shape[-1])
+    sized = *arguments, max(16, longest) if size == choices.BY_HEAD else int(size)
+    return chunk_lightning_attn(*sized)
 
 
 def qkv_lightning_attn(
-    qkv: mx.array,
+    qkv: array,
     heads: Heads,
-    decay_rate: mx.array,
+    decay_rate: array,
     scale: float,
-    offset: int | mx.array,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
+    offset: int | array,
+    state: array | None = None,
+    mask: array | None = None,
+) -> tuple[array, array]:
     """Same contract as `naive_qkv_lightning_attn`; ``heads`` has norms and rotation, and as many of k and v as of q."""
 
-    def separately(*_: Any) -> tuple[mx.array, mx.array]:
+    def separately(*_: Any) -> tuple[array, array]:
         q, k, v = (x.transpose(0, 2, 1, 3) for x in qk_norm_rope(qkv, heads, offset))
         o, after = lightning_attn(q, k, v, decay_rate, scale, state, mask)
         return o.reshape(*o.shape[:2], -1), after
@@ -103,7 +90,7 @@ def qkv_lightning_attn(
     return _served("qkv_lightning_attn", kernel, plain, arguments, separately)
 
 
-def qk_norm_rope(qkv: mx.array, heads: Heads, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
+def qk_norm_rope(qkv: array, heads: Heads, offset: int | array) -> tuple[array, array, array]:
     """q [B, num_heads, T, D], k and v [B, num_kv_heads, T, D] of a fused projection, q and k normed and rotated."""
     if launch.backend() is None:
         return heads.split(qkv, offset)
@@ -114,28 +101,22 @@ def qk_norm_rope(qkv: mx.array, heads: Heads, offset: int | mx.array) -> tuple[m
     return _served("qk_norm_rope", kernel, plain, arguments, lambda *_: heads.split(qkv, offset))
 
 
-def linear_gate(x: mx.array, gate: mx.array, weight: mx.array, groups: int, eps: float) -> mx.array:
+def linear_gate(x: array, gate: array, weight: array, groups: int, eps: float) -> array:
     """Same contract as `naive_linear_gate`."""
     return _served("linear_gate", fused_linear_gate, naive_linear_gate, (x, gate, weight, groups, eps))
 
 
 def route(
-    logits: mx.array,
-    bias: mx.array | None,
-    top_k: int,
-    n_group: int,
-    topk_group: int,
-    scaling_factor: float,
-    normalize: bool,
-) -> tuple[mx.array, mx.array]:
+    logits: array, bias: array | None, top_k: int, n_group: int, topk_group: int, factor: float, normalize: bool
+) -> tuple[array, array]:
     """Same contract as `naive_route`."""
-    arguments = logits, bias, top_k, n_group, topk_group, scaling_factor, normalize
+    arguments = logits, bias, top_k, n_group, topk_group, factor, normalize
     return _served("route", fused_route, naive_route, arguments, judge=agree_on_experts)
 
 
 def add_norm(
-    x: mx.array, r: mx.array | None, weight: mx.array, eps: float, dtype: mx.Dtype | None = None
-) -> tuple[mx.array, mx.array]:
+    x: array, r: array | None, weight: array, eps: float, dtype: mx.Dtype | None = None
+) -> tuple[array, array]:
     """Same contract as `naive_add_norm`."""
     if r is None:
         return norms.naive_add_norm(x, r, weight, eps, dtype)
@@ -143,16 +124,16 @@ def add_norm(
 
 
 def norm_router(
-    x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, eps: float, dtype: mx.Dtype | None = None
-) -> tuple[mx.array, mx.array, mx.array] | None:
+    x: array, r: array | None, weight: array, router: Packed, eps: float, dtype: mx.Dtype | None = None
+) -> tuple[array, array, array] | None:
     """Same result as `naive_norm_router`, or None where MLX's product is used."""
     arguments = x, r, weight, router, eps, dtype
     return _served("norm_router", norms.fused_norm_router, norms.naive_norm_router, arguments, _nothing)
 
 
 def norm_qmv(
-    x: mx.array, weight: mx.array, eps: float, matrices: Matrices | None, dtype: mx.Dtype | None = None
-) -> tuple[mx.array, ...] | None:
+    x: array, weight: array, eps: float, matrices: Matrices | None, dtype: mx.Dtype | None = None
+) -> tuple[array, ...] | None:
     """Same result as `naive_norm_qmv`, or None where MLX's products are used."""
     if matrices is None:
         return None
@@ -160,14 +141,14 @@ def norm_qmv(
 
 
 def gate_qmv(
-    x: mx.array,
-    gate: mx.array,
-    weight: mx.array,
+    x: array,
+    gate: array,
+    weight: array,
     groups: int,
     eps: float,
     matrices: Matrices | None,
-    residual: mx.array | None = None,
-) -> mx.array | None:
+    residual: array | None = None,
+) -> array | None:
     """Same result as `naive_gate_qmv`, or None where MLX's product is used."""
     if matrices is None:
         return None
@@ -175,14 +156,14 @@ def gate_qmv(
     return _served("gate_qmv", qmv.fused_gate_qmv, qmv.naive_gate_qmv, arguments, _nothing)
 
 
-def add_qmv(x: mx.array, matrices: Matrices | None, residual: mx.array | None = None) -> mx.array | None:
+def add_qmv(x: array, matrices: Matrices | None, residual: array | None = None) -> array | None:
     """Same result as `naive_add_qmv`, or None where MLX's product is used."""
     if matrices is None:
         return None
     return _served("add_qmv", qmv.fused_add_qmv, qmv.naive_add_qmv, (x, matrices, residual), _nothing)
 
 
-def moe_kernel(experts: Experts, x: mx.array) -> MoEKernel | None:
+def moe_kernel(experts: Experts, x: array) -> MoEKernel | None:
     """A function that computes `naive_moe` for tokens x [..., D], or None where MLX's products are used.
 
     The kernel returns None where it is off.
@@ -194,16 +175,14 @@ def moe_kernel(experts: Experts, x: mx.array) -> MoEKernel | None:
     return _many_tokens if find(check_prefill, (x, experts), "experts")[0] is not None else None
 
 
-def _few_tokens(
-    x: mx.array, chosen: mx.array, weights: mx.array, experts: Experts, residual: mx.array | None
-) -> mx.array | None:
+def _few_tokens(x: array, chosen: array, weights: array, experts: Experts, residual: array | None) -> array | None:
     arguments = x, chosen, weights, experts, residual
     if experts.shared is None or experts.rides:
         return _served("decode_moe", decode_moe, plain_moe, arguments, _nothing)
     return _proven("decode_moe", partial(decode_moe, *arguments), plain_moe, arguments, _nothing)
 
 
-def _many_tokens(*arguments: Any) -> mx.array | None:
+def _many_tokens(*arguments: Any) -> array | None:
     return _proven("prefill_moe", partial(prefill_moe, *arguments), plain_moe, arguments, _nothing)
 
 

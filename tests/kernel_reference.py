@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from metal_kernels.lightning_attn.naive import Recurrence
+from metal_kernels.qk_norm_rope.naive import Projection
 from tests import reference
 from tests.compare import relative_rms, to_numpy
 
@@ -29,18 +33,9 @@ def rope_frequencies(R: int, theta: float = 1e6) -> mx.array:
     return theta ** (-mx.arange(0, R, 2) / R)
 
 
-def qk_norm_rope(
-    qkv: mx.array,
-    q_weight: mx.array | None,
-    k_weight: mx.array | None,
-    inv_freq: mx.array,
-    rope_scale: float,
-    offset: int | mx.array,
-    eps: float,
-    num_heads: int,
-    num_kv_heads: int,
-) -> tuple[Array, Array, Array]:
+def qk_norm_rope(*arguments: Any) -> tuple[Array, Array, Array]:
     """The contract of `naive_qk_norm_rope` in float64."""
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, eps, num_heads, num_kv_heads = Projection(*arguments)
     B, T, _ = qkv.shape
     heads = to_numpy(qkv).reshape(B, T, num_heads + 2 * num_kv_heads, -1).transpose(0, 2, 1, 3)
     q, k, v = np.split(heads, [num_heads, num_heads + num_kv_heads], axis=1)
@@ -53,20 +48,9 @@ def qk_norm_rope(
     )
 
 
-def qkv_lightning_attn(
-    qkv: mx.array,
-    q_weight: mx.array | None,
-    k_weight: mx.array | None,
-    inv_freq: mx.array,
-    rope_scale: float,
-    offset: int | mx.array,
-    decay_rate: mx.array,
-    scale: float,
-    eps: float,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[Array, Array]:
+def qkv_lightning_attn(*arguments: Any) -> tuple[Array, Array]:
     """The contract of `naive_qkv_lightning_attn` in float64."""
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask = Recurrence(*arguments)
     B, T, _ = qkv.shape
     H = decay_rate.shape[0]
     heads = qk_norm_rope(qkv, q_weight, k_weight, inv_freq, rope_scale, offset, eps, H, H)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import mlx.core as mx
+from mlx.core import array
 
 from metal_kernels.linear_gate.naive import naive_linear_gate
 from metal_kernels.packed import Matrices, Packed
 
 
 def naive_norm_qmv(
-    x: mx.array, weight: mx.array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
-) -> tuple[mx.array, ...]:
+    x: array, weight: array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
+) -> tuple[array, ...]:
     """Normalise and multiply by one or two matrices.
 
     ::
@@ -37,14 +38,8 @@ def naive_norm_qmv(
 
 
 def naive_gate_qmv(
-    x: mx.array,
-    gate: mx.array,
-    weight: mx.array,
-    groups: int,
-    eps: float,
-    matrices: Matrices,
-    residual: mx.array | None = None,
-) -> mx.array:
+    x: array, gate: array, weight: array, groups: int, eps: float, matrices: Matrices, residual: array | None = None
+) -> array:
     """The linear gate, a product, and what it is added to.
 
     ::
@@ -68,11 +63,11 @@ def naive_gate_qmv(
     return naive_add_qmv(naive_linear_gate(x, gate, weight, groups, eps), matrices, residual)
 
 
-def naive_add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -> mx.array:
+def naive_add_qmv(x: array, matrices: Matrices, residual: array | None = None) -> array:
     """``residual + x matrix^T``, rounded as in `naive_gate_qmv`; without a residual to the dtype of x."""
     y = _product(x, matrices.first)
     return y.astype(x.dtype) if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
 
-def _product(x: mx.array, w: Packed) -> mx.array:
+def _product(x: array, w: Packed) -> array:
     return x.astype(mx.float32) @ w.dequantize().T

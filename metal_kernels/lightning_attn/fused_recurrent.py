@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from metal_kernels import choices
 from metal_kernels.constants import FLOATS, PACKS, absent, are_norm_weights, bits
 from metal_kernels.launch import Kernel, positions
+from metal_kernels.lightning_attn.naive import Recurrence
 from metal_kernels.recorded import NoKernelError
 
 KERNEL = Kernel(
@@ -25,19 +27,7 @@ SIMDGROUPS = 8
 ENOUGH_THREADGROUPS = {"metal": 1, "cuda": 128}
 
 
-def fused_qkv_lightning_attn(
-    qkv: mx.array,
-    q_weight: mx.array | None,
-    k_weight: mx.array | None,
-    inv_freq: mx.array,
-    rope_scale: float,
-    offset: int | mx.array,
-    decay_rate: mx.array,
-    scale: float,
-    eps: float,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
+def fused_qkv_lightning_attn(*arguments: Any) -> tuple[mx.array, mx.array]:
     """Same contract as `naive_qkv_lightning_attn`, in one dispatch.
 
     Raises:
@@ -45,6 +35,7 @@ def fused_qkv_lightning_attn(
             dtype or neither.
         ValueError: If the state or the mask has another shape or dtype.
     """
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask = Recurrence(*arguments)
     (B, T, width), dtype = qkv.shape, qkv.dtype
     H, R, offset = decay_rate.shape[0], 2 * inv_freq.shape[0], positions(offset)
     D = width // (3 * H)

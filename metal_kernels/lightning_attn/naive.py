@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import mlx.core as mx
+from mlx.core import array
 
 from metal_kernels.qk_norm_rope.naive import naive_qk_norm_rope
 
 
 def naive_lightning_attn(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    decay_rate: mx.array,
-    scale: float,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
+    q: array, k: array, v: array, decay_rate: array, scale: float, state: array | None = None, mask: array | None = None
+) -> tuple[array, array]:
     """Linear attention with a fixed decay per head, one token after the other.
 
     For each head with rate s, over the tokens t of a row::
@@ -53,19 +50,29 @@ def naive_lightning_attn(
     return (scale * o).astype(dtype), S
 
 
-def naive_qkv_lightning_attn(
-    qkv: mx.array,
-    q_weight: mx.array | None,
-    k_weight: mx.array | None,
-    inv_freq: mx.array,
-    rope_scale: float,
-    offset: int | mx.array,
-    decay_rate: mx.array,
-    scale: float,
-    eps: float,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
+class Recurrence(NamedTuple):
+    """A fused projection, and the attention over its heads.
+
+    Attributes:
+        qkv: [B, T, 3 * H * D], rows [Q | K | V], any float dtype.
+        q_weight, k_weight, inv_freq, rope_scale, offset, eps: As of `Projection`.
+        decay_rate, scale, state, mask: As of `naive_lightning_attn`, with K = V = D.
+    """
+
+    qkv: array
+    q_weight: array | None
+    k_weight: array | None
+    inv_freq: array
+    rope_scale: float
+    offset: int | array
+    decay_rate: array
+    scale: float
+    eps: float
+    state: array | None = None
+    mask: array | None = None
+
+
+def naive_qkv_lightning_attn(*arguments: Any) -> tuple[array, array]:
     """Lightning attention straight from the fused projection, nothing rounded before the output.
 
     ::
@@ -73,13 +80,12 @@ def naive_qkv_lightning_attn(
         q, k, v = qk_norm_rope(qkv),  o, S = lightning_attn(q, k, v)
 
     Args:
-        qkv: [B, T, 3 * H * D], rows [Q | K | V], any float dtype.
-        q_weight, k_weight, inv_freq, rope_scale, offset, eps: As of `naive_qk_norm_rope`.
-        decay_rate, scale, state, mask: As of `naive_lightning_attn`, with K = V = D.
+        arguments: The fields of `Recurrence`.
 
     Returns:
         o [B, T, H * D] in the dtype of ``qkv``, and S after the last token, [B, H, D, D] float32.
     """
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask = Recurrence(*arguments)
     H = decay_rate.shape[0]
     heads = naive_qk_norm_rope(qkv.astype(mx.float32), q_weight, k_weight, inv_freq, rope_scale, offset, eps, H, H)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in heads)

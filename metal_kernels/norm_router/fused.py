@@ -37,12 +37,7 @@ NO_ROUTER = {"MODE": 0, "BITS": 32, "GROUP": 32, "N": 0}
 
 
 def fused_norm_router(
-    x: mx.array,
-    r: mx.array | None,
-    weight: mx.array,
-    router: Packed,
-    eps: float,
-    dtype: mx.Dtype | None = None,
+    x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, eps: float, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Same contract as `naive_norm_router`, in one dispatch.
 

@@ -8,12 +8,7 @@ from metal_kernels.packed import Packed
 
 
 def naive_norm_router(
-    x: mx.array,
-    r: mx.array | None,
-    weight: mx.array,
-    router: Packed,
-    eps: float,
-    dtype: mx.Dtype | None = None,
+    x: mx.array, r: mx.array | None, weight: mx.array, router: Packed, eps: float, dtype: mx.Dtype | None = None
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Add a layer's result to the residual stream, normalise, and score the experts.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from metal_kernels.constants import FLOATS, PACKS, absent, are_norm_weights, bits
 from metal_kernels.launch import Kernel, positions
+from metal_kernels.qk_norm_rope.naive import Projection
 from metal_kernels.recorded import NoKernelError
 
 INPUTS = ("qkv", "q_weight", "k_weight", "inv_freq", "offset")
@@ -15,22 +17,13 @@ KERNEL = Kernel(Path(__file__).with_name("qk_norm_rope.metal"), INPUTS, ("q", "k
 SIMDGROUPS = 8
 
 
-def fused_qk_norm_rope(
-    qkv: mx.array,
-    q_weight: mx.array | None,
-    k_weight: mx.array | None,
-    inv_freq: mx.array,
-    rope_scale: float,
-    offset: int | mx.array,
-    eps: float,
-    num_heads: int,
-    num_kv_heads: int,
-) -> tuple[mx.array, mx.array, mx.array]:
+def fused_qk_norm_rope(*arguments: Any) -> tuple[mx.array, mx.array, mx.array]:
     """Same contract as `naive_qk_norm_rope`, in one dispatch; the outputs are contiguous.
 
     Raises:
         NoKernelError: Unless heads are a multiple of 32, and both norm weights of one dtype or absent.
     """
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, eps, num_heads, num_kv_heads = Projection(*arguments)
     B, T, width = qkv.shape
     offset, heads = positions(offset), num_heads + 2 * num_kv_heads
     D, R, dtype = width // heads, 2 * inv_freq.shape[0], qkv.dtype

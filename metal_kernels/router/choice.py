@@ -17,7 +17,7 @@ def agree_on_experts(
     operation: str, arguments: Arguments, found: tuple[mx.array, mx.array], expected: tuple[mx.array, mx.array]
 ) -> Judged:
     """The largest distance between scores of what was chosen and what `naive_route` chooses, and what is wrong."""
-    logits, bias, top_k, n_group, topk_group, scaling_factor, normalize = arguments
+    logits, bias, top_k, n_group, topk_group, factor, normalize = arguments
     (chosen, weights), (right, _) = found, expected
     kinds = [(x.shape, x.dtype) for x in (*found, *expected)]
     if kinds[:2] != kinds[2:]:
@@ -34,7 +34,7 @@ def agree_on_experts(
     worst = float(mx.where(_groups_are_clear(biased, n_group, topk_group), mx.abs(gap).max(axis=-1), 0).max())
     if worst > NEAR * (1 + float(mx.abs(biased).max())):
         return worst, f"{operation} chooses an expert whose score is {worst:.2g} away from the right one's"
-    due = weights_of(scores, chosen, scaling_factor, normalize and top_k > 1)
+    due = weights_of(scores, chosen, factor, normalize and top_k > 1)
     error = float((mx.abs(weights - due) / mx.maximum(mx.abs(due), 1e-6)).max())
     if not error <= 1e-3:
         return error, f"{operation} weighs an expert wrongly, by a factor of {1 + error:.2g}"

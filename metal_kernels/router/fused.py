@@ -18,13 +18,7 @@ MAX_TOP_K = 32
 
 
 def fused_route(
-    logits: mx.array,
-    bias: mx.array | None,
-    top_k: int,
-    n_group: int,
-    topk_group: int,
-    scaling_factor: float,
-    normalize: bool,
+    logits: mx.array, bias: mx.array | None, top_k: int, n_group: int, topk_group: int, factor: float, normalize: bool
 ) -> tuple[mx.array, mx.array]:
     """Same contract as `naive_route`, in one dispatch.
 
@@ -44,7 +38,7 @@ def fused_route(
         template=[
             *(("E", E), ("TOP_K", top_k), ("GROUPS", n_group), ("TOPK_GROUP", topk_group)),
             *(("SIMDGROUPS", simdgroups), ("HAS_BIAS", bias is not None)),
-            *(("NORMALIZE", normalize and top_k > 1), ("SCALING", bits(scaling_factor))),
+            *(("NORMALIZE", normalize and top_k > 1), ("SCALING", bits(factor))),
         ],
         grid=(tokens * simdgroups * 32, 1, 1),
         threadgroup=(simdgroups * 32, 1, 1),

@@ -9,13 +9,7 @@ MOST_ROWS_TO_SORT = 65535
 
 
 def naive_route(
-    logits: mx.array,
-    bias: mx.array | None,
-    top_k: int,
-    n_group: int,
-    topk_group: int,
-    scaling_factor: float,
-    normalize: bool,
+    logits: mx.array, bias: mx.array | None, top_k: int, n_group: int, topk_group: int, factor: float, normalize: bool
 ) -> tuple[mx.array, mx.array]:
     """Choose ``top_k`` experts a token out of its best groups.
 
@@ -24,7 +18,7 @@ def naive_route(
         p = sigmoid(logits),  b = p + bias
         group score = sum of the two largest b of the group; only the topk_group best groups stay (others: -inf)
         chosen = the top_k largest b that stay, ties to the lower index
-        w = p[chosen] / (sum p[chosen] + 1e-20) * scaling_factor
+        w = p[chosen] / (sum p[chosen] + 1e-20) * factor
 
     The bias steers the choice and never the weight.
 
@@ -34,7 +28,7 @@ def naive_route(
         top_k: Experts a token.
         n_group: Number of equal groups of experts.
         topk_group: Groups that stay.
-        scaling_factor: ``routed_scaling_factor``.
+        factor: ``routed_scaling_factor``.
         normalize: ``norm_topk_prob``; one expert alone is never normalised.
 
     Returns:
@@ -47,15 +41,15 @@ def naive_route(
     if n_group > 1:
         biased = keep_best_groups(biased, n_group, topk_group)
     chosen = mx.stop_gradient(mx.argsort(-biased, axis=-1)[..., :top_k])
-    return chosen.astype(mx.int32), weights_of(scores, chosen, scaling_factor, normalize and top_k > 1)
+    return chosen.astype(mx.int32), weights_of(scores, chosen, factor, normalize and top_k > 1)
 
 
-def weights_of(scores: mx.array, chosen: mx.array, scaling_factor: float, normalize: bool) -> mx.array:
+def weights_of(scores: mx.array, chosen: mx.array, factor: float, normalize: bool) -> mx.array:
     """Of the chosen experts [..., top_k], by their scores [..., E]."""
     weights = mx.take_along_axis(scores, chosen, axis=-1)
     if normalize:
         weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
-    return weights * scaling_factor
+    return weights * factor
 
 
 def keep_best_groups(biased: mx.array, n_group: int, topk_group: int) -> mx.array:

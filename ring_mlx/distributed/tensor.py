@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.core import array
 from mlx.nn.layers.distributed import shard_inplace
 
 from ring_mlx.distributed.failure import DistributedError
@@ -148,14 +149,14 @@ def adopt(kind: type[Any], module: nn.Module, group: mx.distributed.Group) -> An
 class SummedLinear(nn.Linear):
     """A linear layer cut by columns; the sum over all ranks, in the dtype of the activations."""
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: array) -> array:
         return mx.distributed.all_sum(super().__call__(x), group=self._group)
 
 
 class SummedQuantizedLinear(nn.QuantizedLinear):
     """The same of a quantized layer."""
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: array) -> array:
         return mx.distributed.all_sum(super().__call__(x), group=self._group)
 
 
@@ -163,12 +164,8 @@ class SummedMoE(MoE):
     """Part of the inner dimension of every expert; the router is whole. Same contract as `MoE`."""
 
     def __call__(
-        self,
-        x: mx.array,
-        dtype: mx.Dtype | None = None,
-        residual: mx.array | None = None,
-        logits: mx.array | None = None,
-    ) -> mx.array:
+        self, x: array, dtype: mx.Dtype | None = None, residual: array | None = None, logits: array | None = None
+    ) -> array:
         """Mix the experts; summed over the ranks in float32 before the residual is added."""
         y = mx.distributed.all_sum(super().__call__(x, dtype, None, logits), group=self._group)
         return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.core import array
 
 from metal_kernels import launch, moe_kernel
 from ring_mlx.errors import OptionError
@@ -46,12 +47,8 @@ class StreamedMoE(MoE):
         self._table = np.full(moe.switch_mlp.gate_proj.num_experts, -1, np.int32)
 
     def __call__(
-        self,
-        x: mx.array,
-        dtype: mx.Dtype | None = None,
-        residual: mx.array | None = None,
-        logits: mx.array | None = None,
-    ) -> mx.array:
+        self, x: array, dtype: mx.Dtype | None = None, residual: array | None = None, logits: array | None = None
+    ) -> array:
         """As `MoE.__call__`; waits for the router and for reads, and raises a WeightsError if one fails."""
         chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
         x = x if dtype is None else x.astype(dtype)
@@ -69,7 +66,7 @@ class StreamedMoE(MoE):
         if packed is not None and kernel is not None:
             added = None if residual is None else residual.reshape(flat.shape)
 
-            def run(slots: Mapping[int, int]) -> mx.array:
+            def run(slots: Mapping[int, int]) -> array:
                 local = mx.array(self._local(experts, slots))
                 y = kernel(flat, local, weights, packed, added)
                 return self._by_products(flat, local, weights, added) if y is None else y
@@ -84,12 +81,12 @@ class StreamedMoE(MoE):
             y = y + shared
         return y if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
-    def _routed(self, x: mx.array, chosen: Any, needed: list[int], counts: Any) -> mx.array:
+    def _routed(self, x: array, chosen: Any, needed: list[int], counts: Any) -> array:
         """The output of each chosen expert, [T, k, hidden], for x [T, hidden]."""
         is_sorted, positions = chosen.size >= SORTED_FROM_PAIRS, []
         flat = chosen.reshape(-1)
 
-        def part(slots: Mapping[int, int]) -> mx.array:
+        def part(slots: Mapping[int, int]) -> array:
             local = self._local(flat, slots)
             found = np.flatnonzero(local >= 0)
             if is_sorted:
@@ -103,7 +100,7 @@ class StreamedMoE(MoE):
         y = parts[0] if len(parts) == 1 else mx.concatenate(parts)
         return y[mx.array(order)].reshape(*chosen.shape, -1)
 
-    def _pairs(self, x: mx.array, slots: mx.array, is_sorted: bool) -> mx.array:
+    def _pairs(self, x: array, slots: array, is_sorted: bool) -> array:
         """Each row of x [n, hidden] through the expert in its slot [n]: the operations of mlx-lm's SwitchGLU."""
         mlp, x = self.switch_mlp, x[:, None]
         up, gate = mlp.up_proj(x, slots, is_sorted), mlp.gate_proj(x, slots, is_sorted)
@@ -151,16 +148,16 @@ def attach(
         pool = Pool(members, Slots(parts, count, dtype), reader, policy != "none")
         for i in members:
             streamed = StreamedMoE(model.layers[i].mlp, i, pool, statistics, i == min(layers))
-            for name, array in pool.slots.arrays.items():
+            for name, stack in pool.slots.arrays.items():
                 module, _, attribute = name.partition(".")
-                streamed.switch_mlp[module][attribute] = array
+                streamed.switch_mlp[module][attribute] = stack
             streamed.eval()
             model.layers[i].mlp = streamed
     model.expert_statistics = statistics
     return statistics
 
 
-def needed_bytes(arrays: Mapping[str, mx.array], cache_bytes: int) -> int:
+def needed_bytes(arrays: Mapping[str, array], cache_bytes: int) -> int:
     """Bytes of the weights that stay in memory, and of the slots."""
     return cache_bytes + sum(a.nbytes for name, a in arrays.items() if ROUTED not in name)
 

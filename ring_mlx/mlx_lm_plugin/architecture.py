@@ -43,14 +43,7 @@ class Model(ring_mlx.model.model.Model):
         self.args = args
         self._is_checked = False
 
-    def __call__(
-        self,
-        tokens: mx.array,
-        cache: Sequence[Any] | None = None,
-        *,
-        hidden_states: list[mx.array] | None = None,
-        last_only: bool = False,
-    ) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: Sequence[Any] | None = None, **options: Any) -> mx.array:
         """Same contract as `ring_mlx.model.model.Model`.
 
         The first call that would run kernels tests them first, as our own loader does.
@@ -62,7 +55,7 @@ class Model(ring_mlx.model.model.Model):
             check_kernels(self)
             with later():  # mlx-lm's own call waits
                 settle(self)
-        return super().__call__(tokens, cache, hidden_states=hidden_states, last_only=last_only)
+        return super().__call__(tokens, cache, **options)
 
     def load_weights(self, file_or_weights: Any, strict: bool = True) -> Any:
         """Same contract as `mlx.nn.Module.load_weights`; if ``strict``, `weights.check` comes first."""

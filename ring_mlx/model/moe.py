@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.core import array
 from mlx_lm.models.activations import swiglu
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 
@@ -23,11 +24,11 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.use_bias)
         self._into, self._out_of = KernelMatrices(), KernelMatrices()
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: array) -> array:
         """[..., hidden] to [..., hidden]."""
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
-    def after_norm(self, x: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype) -> mx.array | None:
+    def after_norm(self, x: array, norm: nn.RMSNorm, dtype: mx.Dtype) -> array | None:
         """``x + self(norm(x))`` of a few tokens in three or four dispatches, or None where MLX's products shall do it."""
         into = None if launch.backend() is None else self._into(self.gate_proj, self.up_proj)
         read = norm_qmv(x, norm.weight, norm.eps, into, dtype)
@@ -55,17 +56,15 @@ class Router(nn.Module):
         )
         self._layers = KernelMatrices()
 
-    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(self, x: array) -> tuple[array, array]:
         """Indices [..., top_k] int32 and weights [..., top_k] float32 for x [..., hidden]; see `naive_route`."""
         return self.choose(self._logits(x.astype(mx.float32)))
 
-    def choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+    def choose(self, logits: array) -> tuple[array, array]:
         """The same for logits [..., num_experts] float32."""
         return route(logits, self.get("expert_bias"), *self._options)
 
-    def score(
-        self, x: mx.array, r: mx.array | None, norm: nn.RMSNorm, dtype: mx.Dtype
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def score(self, x: array, r: array | None, norm: nn.RMSNorm, dtype: mx.Dtype) -> tuple[array, array, array]:
         """``x + r``, its norm, in ``dtype`` at least, and logits [..., num_experts] float32; r may be None."""
         matrix = None if launch.backend() is None else self._layers(self.gate_proj)
         found = None if matrix is None else norm_router(x, r, norm.weight, matrix.first, norm.eps, dtype)
@@ -74,7 +73,7 @@ class Router(nn.Module):
         x, normed = add_norm(x, r, norm.weight, norm.eps)
         return x, normed, self._logits(normed.astype(mx.float32))
 
-    def _logits(self, x: mx.array) -> mx.array:
+    def _logits(self, x: array) -> array:
         if isinstance(self.gate_proj, nn.Linear):
             return x @ self.gate_proj.weight.astype(mx.float32).T
         return self.gate_proj(x)
@@ -83,7 +82,7 @@ class Router(nn.Module):
 class ExpertLinear(SwitchLinear):
     """mlx-lm's stacked experts, also in half precision on MLX's CPU backend, which multiplies float32 only."""
 
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+    def __call__(self, x: array, indices: array, sorted_indices: bool = False) -> array:
         """x [..., 1, in] through the experts of ``indices`` [...], to [..., 1, out]."""
         if x.dtype == mx.float32 or mx.default_device() != mx.cpu:
             return super().__call__(x, indices, sorted_indices)
@@ -122,12 +121,8 @@ class MoE(nn.Module):
             self.shared_experts = MLP(config, config.moe_shared_expert_intermediate_size * config.num_shared_experts)
 
     def __call__(
-        self,
-        x: mx.array,
-        dtype: mx.Dtype | None = None,
-        residual: mx.array | None = None,
-        logits: mx.array | None = None,
-    ) -> mx.array:
+        self, x: array, dtype: mx.Dtype | None = None, residual: array | None = None, logits: array | None = None
+    ) -> array:
         """Mix the experts for x [..., hidden], as exact as there is: the router reads it in float32.
 
         Args:
@@ -145,7 +140,7 @@ class MoE(nn.Module):
         y = None if experts is None or kernel is None else kernel(x, chosen, weights, experts, residual)
         return self._by_products(x, chosen, weights, residual) if y is None else y
 
-    def _by_products(self, x: mx.array, chosen: mx.array, weights: mx.array, residual: mx.array | None) -> mx.array:
+    def _by_products(self, x: array, chosen: array, weights: array, residual: array | None) -> array:
         """The same in MLX's products."""
         y = (self.switch_mlp(x, chosen).astype(mx.float32) * weights[..., None]).sum(axis=-2)
         if "shared_experts" in self:
