@@ -52,22 +52,8 @@ class NoEngine:
 
 def fill(db: Database) -> str:
     """A store of many small chats and a long one, whose id is returned."""
-    words = [
-        "linear",
-        "attention",
-        "ring",
-        "model",
-        "state",
-        "decay",
-        "cache",
-        "token",
-        "prefill",
-        "gate",
-        "expert",
-        "router",
-        "memory",
-        "speed",
-    ]
+    words = ["linear", "attention", "ring", "model", "state", "decay", "cache", "token", "prefill", "gate", "expert"]
+    words += ["router", "memory", "speed"]
     for start in range(0, CHATS, 1000):
         statements = []
         for n in range(start, start + 1000):

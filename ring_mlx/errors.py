@@ -13,71 +13,53 @@ class RingError(Exception):
 
     origin = "ring"
 
+    def __init_subclass__(cls, origin: str = "") -> None:
+        """Without ``origin``, the parent's serves."""
+        cls.origin = origin or cls.origin
+
     def __init__(self, message: str) -> None:
         super().__init__(f"[{self.origin}] {' '.join(harmless(message).split())}")
 
 
-class ConfigError(RingError):
+class ConfigError(RingError, origin="config"):
     """config.json lacks a key, or holds a value that the model cannot honour."""
 
-    origin = "config"
 
-
-class WeightsError(RingError):
+class WeightsError(RingError, origin="weights"):
     """Tensors are missing, extra, misshapen or damaged."""
 
-    origin = "weights"
 
-
-class ModelError(RingError):
+class ModelError(RingError, origin="model"):
     """The model computes numbers that are not finite, so no token follows from them."""
 
-    origin = "model"
 
-
-class HubError(RingError):
+class HubError(RingError, origin="hub"):
     """A model folder or hub repository could not be found or fetched."""
 
-    origin = "hub"
 
-
-class TokenizerError(RingError):
+class TokenizerError(RingError, origin="tokenizer"):
     """The tokenizer or its chat template is missing or unreadable."""
 
-    origin = "tokenizer"
 
-
-class PromptError(RingError):
+class PromptError(RingError, origin="prompt"):
     """The prompt is empty or does not fit the context."""
 
-    origin = "prompt"
 
-
-class CacheFileError(RingError):
+class CacheFileError(RingError, origin="cache"):
     """A saved cache is damaged, of another format or of another model."""
 
-    origin = "cache"
 
-
-class OptionError(RingError):
+class OptionError(RingError, origin="option"):
     """An option, or a combination of options, that cannot work."""
 
-    origin = "option"
 
-
-class ConvertError(RingError):
+class ConvertError(RingError, origin="convert"):
     """A conversion could not be written, resumed or verified."""
 
-    origin = "convert"
 
-
-class SessionError(RingError):
+class SessionError(RingError, origin="session"):
     """A session is closed, or its thread failed unexpectedly."""
 
-    origin = "session"
 
-
-class NoFitError(RingError):
+class NoFitError(RingError, origin="memory"):
     """The model does not fit into this machine's memory."""
-
-    origin = "memory"

@@ -71,12 +71,8 @@ def add_quiet_option(parser: argparse.ArgumentParser) -> None:
 def add_expert_options(parser: argparse.ArgumentParser) -> None:
     """Options for routed experts that are read on demand."""
     g = group_of(parser, "model")
-    g.add_argument(
-        "--expert-cache-bytes",
-        type=byte_count,
-        metavar="N",
-        help="read routed experts on demand into this much memory, such as 8GB (default: all in memory)",
-    )
+    about = "read routed experts on demand into this much memory, such as 8GB (default: all in memory)"
+    g.add_argument("--expert-cache-bytes", type=byte_count, metavar="N", help=about)
     g.add_argument("--expert-policy", choices=("lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)")
 
 
@@ -90,19 +86,10 @@ def add_distributed_option(parser: argparse.ArgumentParser) -> None:
 def add_thinking_options(parser: argparse.ArgumentParser) -> None:
     """Whether answers start with a thought, and the tokens that are kept for the answer."""
     g = group_of(parser, "answer")
-    g.add_argument(
-        "--thinking-start",
-        choices=STARTS,
-        default="auto",
-        help="whether answers start inside a thought: found from prompt and text, always, or never (auto)",
-    )
-    g.add_argument(
-        "--answer-room",
-        type=natural_int,
-        metavar="N",
-        help="close a thought that is still open when only N tokens are left; 0 never does "
-        "(a quarter of --max-tokens, at most 1024)",
-    )
+    start = "whether answers start inside a thought: found from prompt and text, always, or never (auto)"
+    g.add_argument("--thinking-start", choices=STARTS, default="auto", help=start)
+    room = "close a thought that is still open when only N tokens are left; 0 never does (a quarter of --max-tokens, at most 1024)"
+    g.add_argument("--answer-room", type=natural_int, metavar="N", help=room)
 
 
 def thinking_of(args: argparse.Namespace) -> Thinking:

@@ -189,26 +189,22 @@ def test_shapes_that_disagree_are_named():
             experts.check(x, chosen, weights, None)
 
 
+EITHER = [(BARRIER, ""), ("uint(N - 1)", "uint(N)"), ("start < BLOCKS;", "start < BLOCKS - LANES;")]
 FAULTS = [
+    *((kernel, *fault) for kernel in (decode.GATE_UP, decode.DOWN) for fault in EITHER),
     (decode.GATE_UP, "row < N", "row <= N"),
-    (decode.GATE_UP, "uint(N - 1)", "uint(N)"),
-    (decode.GATE_UP, "start < BLOCKS;", "start < BLOCKS - LANES;"),
     (decode.GATE_UP, "lane % LANES < BLOCKS", "lane % LANES <= BLOCKS"),
     (decode.GATE_UP, "lane % LANES, BLOCKS - 1", "lane % LANES, BLOCKS"),
     (decode.GATE_UP, "/ 16; i += THREADS", "/ 16 - 1; i += THREADS"),
-    (decode.GATE_UP, BARRIER, ""),
     (decode.GATE_UP, "slot == TOP_K", "slot == TOP_K - 1"),
     (decode.GATE_UP, "i < NW / 4", "i < NW / 4 - 1"),
     (decode.GATE_UP, "i < STEP", "i < STEP - 1"),
     (decode.GATE_UP, "(ROWS * PER_ROW + EACH - 1) / EACH", "(ROWS * PER_ROW - 1) / EACH"),
-    (decode.DOWN, BARRIER, ""),
     (decode.DOWN, "simdgroup_barrier(mem_flags::mem_threadgroup);\n      }", "}"),
     (decode.DOWN, "first + owned < N", "first + owned <= N"),
     (decode.DOWN, "owned < OWNED &&", "owned < OWNED - 1 &&"),
     (decode.DOWN, "i < SIMDGROUPS", "i <= SIMDGROUPS"),
     (decode.DOWN, "slot < SLOTS", "slot + 1 < SLOTS"),
-    (decode.DOWN, "uint(N - 1)", "uint(N)"),
-    (decode.DOWN, "start < BLOCKS;", "start < BLOCKS - LANES;"),
     (decode.DOWN, "i < STEP / 4", "i < STEP / 4 - 1"),
 ]
 

@@ -51,11 +51,8 @@ def _declaration(tokens: TokenList, start: int) -> tuple[int | None, list[int], 
     is_zeroed = False
     while i < len(tokens):
         text = tokens.text(i)
-        if text == "<":
-            angles += 1
-        elif text == ">":
-            angles -= 1
-        elif text == "[":
+        angles += (text == "<") - (text == ">")
+        if text == "[":
             i = tokens.closing(i, "[", "]")
         elif angles == 0 and text == "=" and _is_empty_initializer(tokens, i):
             tokens.blank(i, tokens.closing(tokens.after(i), "{", "}"))
@@ -82,13 +79,10 @@ def _declared_name(tokens: TokenList, start: int, end: int) -> int:
     name = i
     while i < end:
         text = tokens.text(i)
-        if text == "<":
-            angles += 1
-        elif text == ">":
-            angles -= 1
-        elif angles == 0 and text == "[":
+        angles += (text == "<") - (text == ">")
+        if angles == 0 and text == "[":
             break
-        elif angles == 0 and tokens.kind(i) == "name":
+        if angles == 0 and tokens.kind(i) == "name":
             name = i
         i = tokens.after(i)
     return name
@@ -107,13 +101,10 @@ def _rewrite_array_parameter(tokens: TokenList, start: int) -> None:
     angles = 0
     while i < len(tokens):
         text = tokens.text(i)
-        if text == "<":
-            angles += 1
-        elif text == ">":
-            angles -= 1
-        elif angles == 0 and text in (",", ")", "(", ";", "{", "=", "*", "&"):
+        angles += (text == "<") - (text == ">")
+        if angles == 0 and text in (",", ")", "(", ";", "{", "=", "*", "&"):
             return
-        elif text == "[":
+        if text == "[":
             end = tokens.closing(i, "[", "]")
             name = tokens.before(i)
             is_named = tokens.kind(name) == "name" and tokens.text(tokens.before(name)) not in ADDRESS_SPACES

@@ -12,10 +12,8 @@ from ring_mlx.errors import RingError
 CONTEXTS = (512, 2048, 8192)
 
 
-class BenchError(RingError):
+class BenchError(RingError, origin="bench"):
     """A benchmark that cannot be run or reported as asked."""
-
-    origin = "bench"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ LOST = 3  # exit code of a rank that has lost another, or its launcher
 _first: list[Callable[[], object]] = []
 
 
-class DistributedError(RingError):
+class DistributedError(RingError, origin="distributed"):
     """Processes cannot work together: no group, a model that cannot be cut, a rank that differs or is gone."""
-
-    origin = "distributed"
 
 
 class LostError(DistributedError):

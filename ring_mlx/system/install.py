@@ -28,10 +28,8 @@ OPTIONAL = ("datasets", "lm_eval", "matplotlib")  # some commands use them; no i
 SIGNS = {CPU: "mlx-cpu", CUDA: "mlx-cuda-13", PLOT: "matplotlib"}
 
 
-class InstallError(RingError):
+class InstallError(RingError, origin="install"):
     """Something that ring-mlx needs is not installed, or ring-mlx cannot run on this machine."""
-
-    origin = "install"
 
 
 class Source(NamedTuple):

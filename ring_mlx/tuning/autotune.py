@@ -50,10 +50,8 @@ KINDS = {
 }
 
 
-class TuningError(RingError):
+class TuningError(RingError, origin="tuning"):
     """The work to time cannot run."""
-
-    origin = "tuning"
 
 
 @dataclass
