@@ -31,24 +31,17 @@ def recording_backend(compiled):
     """A backend that runs the CUDA text on the CPU, and compiles the same text for a GPU where NVRTC is installed."""
 
     def constructor(*, name, input_names, output_names, source, header=""):
-        spec = KernelSpec(name, tuple(input_names), tuple(output_names), source, header, True, False)
+        spec = KernelSpec(name, input_names, output_names, source, header)
 
-        def call(*, inputs, output_shapes, output_dtypes, grid, threadgroup, template):
+        def call(*, inputs, output_dtypes, grid, threadgroup, template, **others):
             block = tuple(min(a, b) for a, b in zip(threadgroup, grid, strict=True))
             is_ragged = any(g % t for g, t in zip(grid, block, strict=True))
             types = tuple((x.dtype, x.ndim) for x in inputs)
             text = cuda_source(spec, Variant(types, tuple(output_dtypes), tuple(template), block, is_ragged))
             if find_nvrtc() is not None:
                 compiled[name] = cubin_bytes(text.text, text.name)
-            return run_cuda_on_host(
-                spec,
-                inputs=inputs,
-                output_shapes=output_shapes,
-                output_dtypes=output_dtypes,
-                grid=grid,
-                threadgroup=threadgroup,
-                template=template,
-            )
+            others |= {"inputs": inputs, "output_dtypes": output_dtypes, "template": template}
+            return run_cuda_on_host(spec, grid=grid, threadgroup=threadgroup, **others)
 
         return call
 

@@ -36,5 +36,5 @@ OTHER_ATTRIBUTES = frozenset(
 METAL_ATTRIBUTES = OTHER_ATTRIBUTES | KERNEL_ATTRIBUTES.keys()
 # Attributes of C++ that both languages share.
 CPP_ATTRIBUTES = frozenset(
-    ["clang", "deprecated", "fallthrough", "gnu", "likely", "maybe_unused", "nodiscard", "noreturn", "unlikely"],
+    ["clang", "deprecated", "fallthrough", "gnu", "likely", "maybe_unused", "nodiscard", "noreturn", "unlikely"]
 )

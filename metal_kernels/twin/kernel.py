@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -51,20 +51,11 @@ class TwinKernel:
         self._is_contiguous = spec.ensure_row_contiguous or any(use.strides for use in spec.shape_uses)
 
     def __call__(
-        self,
-        *,
-        inputs: Sequence[Any],
-        output_shapes: Sequence[tuple[int, ...]],
-        output_dtypes: Sequence[mx.Dtype],
-        grid: Triple,
-        threadgroup: Triple,
-        template: Template | None = None,
-        init_value: float | None = None,
-        verbose: bool = False,
-        stream: Any = None,
+        self, *, threadgroup: Triple, template: Template | None = None, verbose: bool = False, **others: Any
     ) -> list[mx.array]:
         """Same contract as the callable that `mx.fast.metal_kernel` returns."""
-        inputs = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]
+        inputs = others["inputs"] = [x if isinstance(x, mx.array) else mx.array(x) for x in others["inputs"]]
+        output_dtypes, grid = others["output_dtypes"], others["grid"]
         gx, gy, gz = grid
         tx, ty, tz = threadgroup
         block = (min(gx, tx), min(gy, ty), min(gz, tz))
@@ -78,7 +69,7 @@ class TwinKernel:
         )
         compiled = self._compiled.get(key)
         if compiled is None or verbose:
-            self.spec.check_counts(inputs, output_shapes, output_dtypes)
+            self.spec.check_counts(inputs, others["output_shapes"], output_dtypes)
             compiled = self._compile(Variant(*key), verbose)
             self._compiled[key] = compiled
         scalars = shape_scalars(self.spec, inputs) if self._uses_shapes else []
@@ -91,15 +82,10 @@ class TwinKernel:
         return mx.fast.precompiled_cuda_kernel(
             name=compiled[0],
             compiled_source=compiled[1],
-            inputs=inputs,
-            output_shapes=output_shapes,
-            output_dtypes=output_dtypes,
             scalars=scalars,
-            grid=grid,
             threadgroup=block,
-            init_value=init_value,
             ensure_row_contiguous=self._is_contiguous,
-            stream=stream,
+            **others,
         )
 
     def _compile(self, variant: Variant, verbose: bool) -> tuple[str, bytes]:
@@ -116,24 +102,12 @@ class TwinKernel:
         return source.name, cached(("fatbin", *parts), make)
 
 
-def metal_kernel(
-    name: str,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    source: str,
-    header: str = "",
-    ensure_row_contiguous: bool = True,
-    atomic_outputs: bool = False,
-    compile_options: Mapping[str, Any] | None = None,
-) -> TwinKernel:
+def metal_kernel(*described: Any, compile_options: Mapping[str, Any] | None = None, **named: Any) -> TwinKernel:
     """Same contract as `mx.fast.metal_kernel`, for an NVIDIA GPU of compute capability 8.0 or newer.
 
     Limits: inputs are made dense where the body names strides; a grid must not cut a SIMD-group; sizes of inputs whose
     shape the body names are below 2^31; no textures and no vector swizzles. Of ``compile_options``, the math mode
     ``fast`` is NVRTC's fast math and the others are its default.
     """
-    spec = KernelSpec(
-        name, tuple(input_names), tuple(output_names), source, header, ensure_row_contiguous, atomic_outputs
-    )
     is_fast = (compile_options or {}).get("math_mode") == "fast"
-    return TwinKernel(spec, ("--use_fast_math",) if is_fast else ())
+    return TwinKernel(KernelSpec(*described, **named), ("--use_fast_math",) if is_fast else ())

@@ -45,8 +45,8 @@ class KernelSpec:
     """The arguments of `mx.fast.metal_kernel`, and what follows from the body alone."""
 
     name: str
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
+    input_names: Sequence[str]
+    output_names: Sequence[str]
     source: str
     header: str = ""
     ensure_row_contiguous: bool = True
@@ -57,6 +57,8 @@ class KernelSpec:
     def __post_init__(self) -> None:
         if not self.output_names:
             raise ValueError("[metal_kernel] Must specify at least one output.")
+        object.__setattr__(self, "input_names", tuple(self.input_names))
+        object.__setattr__(self, "output_names", tuple(self.output_names))
         uses = tuple(
             ShapeUse(f"{n}_shape" in self.source, f"{n}_strides" in self.source, f"{n}_ndim" in self.source)
             for n in self.input_names

@@ -79,20 +79,9 @@ def run_cuda_on_host(
     ]
 
 
-def cuda_kernel(
-    name: str,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    source: str,
-    header: str = "",
-    ensure_row_contiguous: bool = True,
-    atomic_outputs: bool = False,
-    compile_options: object = None,
-) -> Callable[..., list[mx.array]]:
+def cuda_kernel(*described: Any, compile_options: object = None, **named: Any) -> Callable[..., list[mx.array]]:
     """A backend: same contract as `mx.fast.metal_kernel`, by way of the twin's CUDA text."""
-    spec = KernelSpec(
-        name, tuple(input_names), tuple(output_names), source, header, ensure_row_contiguous, atomic_outputs
-    )
+    spec = KernelSpec(*described, **named)
 
     def call(*, inputs: Sequence[Any], verbose: bool = False, stream: object = None, **rest: Any) -> list[mx.array]:
         arrays = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -163,29 +164,15 @@ def output_buffer(name: str, shape: Sequence[int], dtype: mx.Dtype, init_value: 
     return Buffer(to_numpy(mx.full(tuple(shape), init_value, dtype)), name, is_writable=True)
 
 
-def metal_kernel(
-    name: str,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    source: str,
-    header: str = "",
-    ensure_row_contiguous: bool = True,
-    atomic_outputs: bool = False,
-    compile_options: object = None,
-    *,
-    mode: str = "check",
-    strict: bool = True,
-    **options: Any,
-) -> SimulatedKernel:
+def metal_kernel(*described: Any, mode: str = "check", strict: bool = True, **named: Any) -> SimulatedKernel:
     """Same contract as `mx.fast.metal_kernel`.
 
     Args:
-        name: and the further arguments up to ``compile_options``: as MLX's.
+        *described: As MLX's, but for ``compile_options``, which change nothing.
         mode: ``check`` or ``fast``; ``strict`` type-checks alone are part of both unless ``strict`` is False.
         strict: Whether to check types and run the lint first.
-        **options: Fields of `tests.metal_sim.runtime.Options`, such as ``order=1``.
+        **named: The same by name, and fields of `tests.metal_sim.runtime.Options`, such as ``order=1``.
     """
-    spec = KernelSpec(
-        name, tuple(input_names), tuple(output_names), source, header, ensure_row_contiguous, atomic_outputs
-    )
-    return SimulatedKernel(spec, mode, strict, Options(**options))
+    named.pop("compile_options", None)
+    options = Options(**{f.name: named.pop(f.name) for f in fields(Options) if f.name in named})
+    return SimulatedKernel(KernelSpec(*described, **named), mode, strict, options)
