@@ -93,13 +93,7 @@ class Packed(Weights):
         scales, biases = self.scales, self.biases
         if scales is not None and biases is not None:
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        return {
-            "scales": scales,
-            "biases": biases,
-            "group_size": self.group_size,
-            "bits": self.bits,
-            "mode": self.mode,
-        }
+        return {"scales": scales, "biases": biases, "group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
     @property
     def stored_bits(self) -> int:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import mlx.core as mx
+from mlx.core import array
 
 from metal_kernels import choices
 from metal_kernels.constants import BLOCKS, FLOATS, PACKS, bits
@@ -33,8 +34,8 @@ ROWS = {2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 8: 2, 16: 2, 32: 1}
 
 
 def fused_norm_qmv(
-    x: mx.array, weight: mx.array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
-) -> tuple[mx.array, ...]:
+    x: array, weight: array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
+) -> tuple[array, ...]:
     """Same contract as `naive_norm_qmv`, in one dispatch.
 
     Raises:
@@ -45,14 +46,8 @@ def fused_norm_qmv(
 
 
 def fused_gate_qmv(
-    x: mx.array,
-    gate: mx.array,
-    weight: mx.array,
-    groups: int,
-    eps: float,
-    matrices: Matrices,
-    residual: mx.array | None = None,
-) -> mx.array:
+    x: array, gate: array, weight: array, groups: int, eps: float, matrices: Matrices, residual: array | None = None
+) -> array:
     """Same contract as `naive_gate_qmv`, in one dispatch.
 
     Raises:
@@ -61,7 +56,7 @@ def fused_gate_qmv(
     return _launch("gate_qmv", x, gate, weight, matrices, residual, dtype=gate.dtype, groups=groups, eps=eps)[0]
 
 
-def fused_add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = None) -> mx.array:
+def fused_add_qmv(x: array, matrices: Matrices, residual: array | None = None) -> array:
     """Same contract as `naive_add_qmv`, in one dispatch.
 
     Raises:
@@ -72,15 +67,15 @@ def fused_add_qmv(x: mx.array, matrices: Matrices, residual: mx.array | None = N
 
 def _launch(
     name: str,
-    x: mx.array,
-    gate: mx.array,
-    weight: mx.array | None,
+    x: array,
+    gate: array,
+    weight: array | None,
     matrices: Matrices,
-    residual: mx.array | None,
+    residual: array | None,
     dtype: mx.Dtype | None = None,
     groups: int = 1,
     eps: float = 0.0,
-) -> list[mx.array]:
+) -> list[array]:
     """``dtype``: of the product's input; by default the common one of x and weight."""
     (*leading, K), tokens = x.shape, math.prod(x.shape[:-1])
     form = matrices.first.mode, matrices.first.bits, matrices.first.weight.shape

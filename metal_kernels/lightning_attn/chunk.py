@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import mlx.core as mx
+from mlx.core import array
 
 SEGMENT_TOKENS = 4096
 
 
 def chunk_lightning_attn(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    decay_rate: mx.array,
+    q: array,
+    k: array,
+    v: array,
+    decay_rate: array,
     scale: float,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
+    state: array | None = None,
+    mask: array | None = None,
     chunk_size: int = 64,
-) -> tuple[mx.array, mx.array]:
+) -> tuple[array, array]:
     """Same contract as `naive_lightning_attn`, in float32 products over chunks of ``chunk_size`` tokens.
 
     With c_i the number of counted tokens of the chunk up to and with i, e_n those before chunk n, and P_n the state
@@ -52,14 +53,8 @@ def chunk_lightning_attn(
 
 
 def _segment(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    decay_rate: mx.array,
-    state: mx.array | None,
-    mask: mx.array | None,
-    C: int,
-) -> tuple[mx.array, mx.array]:
+    q: array, k: array, v: array, decay_rate: array, state: array | None, mask: array | None, C: int
+) -> tuple[array, array]:
     B, T, H, _ = q.shape
     N = -(-T // C)
     counted = _counted(T, N, C, mask)
@@ -87,7 +82,7 @@ def _segment(
     return o, states[:, :, -1]
 
 
-def _counted(T: int, N: int, C: int, mask: mx.array | None) -> mx.array:
+def _counted(T: int, N: int, C: int, mask: array | None) -> array:
     """1.0 where a token counts and 0.0 at masked tokens and the ragged end, [1 or B, N, C]."""
     if mask is None:
         return (mx.arange(N * C) < T).astype(mx.float32).reshape(1, N, C)
@@ -95,7 +90,7 @@ def _counted(T: int, N: int, C: int, mask: mx.array | None) -> mx.array:
     return padded.reshape(-1, N, C)
 
 
-def _to_chunks(x: mx.array, N: int, C: int) -> mx.array:
+def _to_chunks(x: array, N: int, C: int) -> array:
     """[B, T, H, D] of any dtype to [B, H, N, C, D] float32, zeros at the ragged end."""
     B, T, H, D = x.shape
     x = x.astype(mx.float32).transpose(0, 2, 1, 3)
@@ -104,6 +99,6 @@ def _to_chunks(x: mx.array, N: int, C: int) -> mx.array:
     return x.reshape(B, H, N, C, D)
 
 
-def _decay(s: mx.array, distance: mx.array, keep: mx.array) -> mx.array:
+def _decay(s: array, distance: array, keep: array) -> array:
     """exp(-s * distance) where ``keep`` is 1, and 0 elsewhere, without forming a positive exponent."""
     return mx.exp(-s * mx.maximum(distance, 0)) * keep

@@ -41,11 +41,7 @@ class Tuning(NamedTuple):
     threadgroups: int
 
 
-TUNING = {
-    "metal": Tuning((), 64),
-    "cuda": Tuning((mx.bfloat16,), 264),
-    "simulator": Tuning((), 1),
-}
+TUNING = {"metal": Tuning((), 64), "cuda": Tuning((mx.bfloat16,), 264), "simulator": Tuning((), 1)}
 PARTS = {mx.float32: 1, mx.bfloat16: 3}
 
 

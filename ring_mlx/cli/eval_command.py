@@ -62,12 +62,7 @@ def _measure_suite(
     started = time.perf_counter()
     with bar_of(args, "suite", "questions") as progress:
         results = evaluate(
-            model,
-            tokenizer,
-            questions,
-            max_tokens=args.max_tokens,
-            batch_size=args.batch_size or 16,
-            progress=progress,
+            model, tokenizer, questions, max_tokens=args.max_tokens, batch_size=args.batch_size or 16, progress=progress
         )
     found = accuracy_by_task(results)
     if empty := sum(r.is_empty for r in results):
