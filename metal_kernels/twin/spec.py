@@ -13,20 +13,9 @@ from metal_kernels.twin.attributes import KERNEL_ATTRIBUTES
 TemplateValue = bool | int | mx.Dtype
 Template = Sequence[tuple[str, TemplateValue]]
 
-METAL_TYPES = {
-    mx.bool_: "bool",
-    mx.uint8: "uint8_t",
-    mx.uint16: "uint16_t",
-    mx.uint32: "uint32_t",
-    mx.uint64: "uint64_t",
-    mx.int8: "int8_t",
-    mx.int16: "int16_t",
-    mx.int32: "int32_t",
-    mx.int64: "int64_t",
-    mx.float16: "float16_t",
-    mx.bfloat16: "bfloat16_t",
-    mx.float32: "float",
-    mx.complex64: "complex64_t",
+INTEGERS = (mx.uint8, mx.uint16, mx.uint32, mx.uint64, mx.int8, mx.int16, mx.int32, mx.int64)
+METAL_TYPES = {mx.bool_: "bool", mx.float32: "float"} | {
+    dtype: f"{str(dtype).removeprefix('mlx.core.')}_t" for dtype in (*INTEGERS, mx.float16, mx.bfloat16, mx.complex64)
 }
 # MLX puts smaller inputs into the constant address space.
 MIN_DEVICE_SIZE = 8

@@ -10,24 +10,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import (
-    Experts,
-    Heads,
-    Matrices,
-    Packed,
-    add_norm,
-    add_qmv,
-    gate_qmv,
-    launch,
-    lightning_attn,
-    linear_gate,
-    moe_kernel,
-    norm_qmv,
-    norm_router,
-    qk_norm_rope,
-    qkv_lightning_attn,
-    route,
-)
+from metal_kernels import Experts, Heads, Matrices, Packed, launch
+from metal_kernels import dispatch as ours
 from metal_kernels.failures import said
 from metal_kernels.launch import Backend
 from metal_kernels.machine import Store
@@ -73,16 +57,16 @@ def operations() -> dict[str, Run]:
     moe = Experts(quantized(5, 64, WIDTH), quantized(5, 64, WIDTH), quantized(5, WIDTH, 64))
     gated = x, gate, weight, 3, EPS
     return {
-        "attention, prompt": lambda: lightning_attn(q, k, v, rates, scale, state),
-        "attention, a token": lambda: qkv_lightning_attn(one, heads, rates, scale, 5, state),
-        "norms and rotation": lambda: qk_norm_rope(few, heads, 5),
-        "linear gate": lambda: linear_gate(*gated),
-        "router": lambda: route(normal(2, 16, dtype=mx.float32), bias, 3, 4, 2, 2.5, True),
-        "residual and norm": lambda: add_norm(x, r, weight, EPS),
-        "norm and router": lambda: norm_router(x, r, weight, router, EPS, mx.bfloat16),
-        "norm and products": lambda: norm_qmv(x, weight, EPS, both),
-        "gate and product": lambda: gate_qmv(*gated, single, r),
-        "product and residual": lambda: add_qmv(x, single, r),
+        "attention, prompt": lambda: ours.lightning_attn(q, k, v, rates, scale, state),
+        "attention, a token": lambda: ours.qkv_lightning_attn(one, heads, rates, scale, 5, state),
+        "norms and rotation": lambda: ours.qk_norm_rope(few, heads, 5),
+        "linear gate": lambda: ours.linear_gate(*gated),
+        "router": lambda: ours.route(normal(2, 16, dtype=mx.float32), bias, 3, 4, 2, 2.5, True),
+        "residual and norm": lambda: ours.add_norm(x, r, weight, EPS),
+        "norm and router": lambda: ours.norm_router(x, r, weight, router, EPS, mx.bfloat16),
+        "norm and products": lambda: ours.norm_qmv(x, weight, EPS, both),
+        "gate and product": lambda: ours.gate_qmv(*gated, single, r),
+        "product and residual": lambda: ours.add_qmv(x, single, r),
         "experts, few tokens": lambda: _experts(moe, normal(2, WIDTH)),
         "experts, many tokens": lambda: _experts(moe, normal(20, WIDTH)),
     }
@@ -100,7 +84,7 @@ def _experts(moe: Experts, x: mx.array) -> mx.array | None:
     scores = mx.random.uniform(shape=(tokens, moe.gate.shape[0]), key=mx.random.key(tokens))
     chosen = mx.argsort(scores, axis=-1)[:, :3].astype(mx.int32)
     weights = mx.random.uniform(0.1, 1, (tokens, 3), key=mx.random.key(1))
-    kernel = moe_kernel(moe, x)
+    kernel = ours.moe_kernel(moe, x)
     return None if kernel is None else kernel(x, chosen, weights, moe, None)
 
 
