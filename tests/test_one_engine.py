@@ -119,3 +119,31 @@ def test_rows_that_run_together_hold_their_keys_and_values_once(chat):
     scheduler.step()
     gc.collect()
     assert [cache() for cache in caches] == [None, None]
+
+
+@pytest.mark.parametrize("why", ["gone", "stopped", "failed"])
+def test_a_prompt_that_is_not_read_to_its_end_leaves_no_keys_and_values(chat, why, monkeypatch):
+    """At once, not when Python next collects garbage: they may be gigabytes, for which other requests wait."""
+    options = Settings("toy", "toy", store=False, memory_budget_bytes=0, prefill_step_tokens=8)
+    scheduler = Scheduler(LoadedModel(*chat, options), Metrics())
+    request = Request(user("Hello there, it is me. " * 4), max_tokens=1)
+    gc.collect()
+    gc.disable()
+    try:
+        scheduler.admit(request)
+        cache = weakref.ref(scheduler._reading[-1].reader.live.cache)
+        scheduler.step()
+        if why == "gone":
+            request.drop()
+            scheduler.drop()
+        elif why == "stopped":
+            request.stopped.set()
+        else:
+            monkeypatch.setattr("ring_mlx.engine.row.Row.read_step", lambda row: 1 // 0)
+        while scheduler.busy:
+            scheduler.step()
+        while not request.events.empty():
+            request.events.get()
+        assert cache() is None
+    finally:
+        gc.enable()

@@ -45,18 +45,11 @@ class PromptReader:
         self._model, self.tree, self.store = model, tree, store
         self._step_tokens, self._every_tokens = prefill_step_or_default(step_tokens), every_tokens
         self.kv_quantization = kv_quantization
-        self.live = Live(self._make_cache)
+        self.live = Live(partial(_empty_cache, model, kv_quantization))
         if store is not None:
             tree.save_first = partial(_save_first, tree, store)
         self.logits: mx.array | None = None
         self.read_tokens, self.tps = 0, 0.0
-
-    def _make_cache(self) -> HybridCache:
-        """A cache that is quantized from the first token, if wanted, so that steps of any size give the same result."""
-        cache, kv = self._model.make_cache(), self.kv_quantization
-        if kv is None or kv.start > 0:
-            return cache
-        return of_form(cache, ((kv.bits, kv.group_size),) * len(softmax_layers(cache)))
 
     def start(self, ids: Sequence[int]) -> int:
         """Go to the deepest snapshot of a prompt, in memory or on disk; returns its number of tokens."""
@@ -190,3 +183,11 @@ def _save_first(tree: SnapshotTree, store: Store, snapshot: Snapshot) -> None:
         store.save([snapshot])
     except CacheFileError:
         tree.save_first = None
+
+
+def _empty_cache(model: Model, kv: KVQuantization | None) -> HybridCache:
+    """A cache that is quantized from the first token, if wanted, so that steps of any size give the same result."""
+    cache = model.make_cache()
+    if kv is None or kv.start > 0:
+        return cache
+    return of_form(cache, ((kv.bits, kv.group_size),) * len(softmax_layers(cache)))

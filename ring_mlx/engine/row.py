@@ -67,6 +67,7 @@ class Row:
         self.tokens: list[int] = []
         self._token: tuple[int, mx.array] | None = None
         self.reused = self.known = 0
+        self._steps: Iterator[int] = iter(())
         self._events: Iterator[GenerationEvent] = self._make_events()
 
     # The prompt
@@ -96,9 +97,11 @@ class Row:
         return self.known - before
 
     def leave_reader(self) -> None:
-        """Let go of the reader once its cache is the batch's; snapshots that only this prompt needed may go."""
-        self.reader.settle()
-        del self.reader, self._steps
+        """Let go of the reader, whose cache is the batch's now or needed no more; snapshots of this prompt only may go."""
+        if hasattr(self, "reader"):
+            self.reader.settle()
+            del self.reader
+            self._steps = iter(())  # a generator of this row would hold it until the garbage is collected
 
     def _read(self) -> Iterator[int]:
         points: dict[int, str] = {}

@@ -106,7 +106,7 @@ class Scheduler:
         """Drop requests whose client has left; snapshots of their prompts are kept."""
         for row in [r for r in self._reading if r.request.is_dropped]:
             self._reading.remove(row)
-            row.reader.settle()
+            row.leave_reader()
             self._end(row.request, End("stopped"), "cancelled")
         for number, row in [(n, r) for n, r in self._rows.items() if r.request.is_dropped]:
             self._leave(number)
@@ -185,7 +185,7 @@ class Scheduler:
             elif count:
                 self._reading.append(row)
             else:
-                row.reader.settle()
+                row.leave_reader()
                 self._end(row.request, End("stopped"), "cancelled")
         except Exception as e:  # noqa: BLE001 one request's failure is not another's
             self._fail(row.request, e, row)
@@ -279,9 +279,10 @@ class Scheduler:
 
     def _fail(self, request: Request, e: Exception, row: Row | None) -> None:
         """Report a failure, and drop the live cache, whose content is then uncertain; snapshots are values and stay."""
-        if row is not None and not self._options.is_shared:
-            self.reader.forget()
-            self.reader.settle()
+        if row is not None:
+            row.leave_reader()
+            if not self._options.is_shared:
+                self.reader.forget()
         self._end(request, as_ring_error(e), "failed")
 
     def _end(self, request: Request, last: End | RingError, how: str) -> None:
