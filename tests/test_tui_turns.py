@@ -355,9 +355,12 @@ def test_every_turn_is_on_disk_while_it_comes_and_afterwards(path):
     assert chat(script, path=path).all_saved
 
 
-def test_a_question_taken_back_is_not_on_disk(path):
+@pytest.mark.parametrize("begun", ["", "\n"])
+def test_a_question_taken_back_is_not_on_disk(path, begun):
     async def script(d):
         await d.say("hi")
+        if begun:
+            await d.post(d.text(begun))
         await d.post(d.end("stopped"))
 
     chat(script, path=path)

@@ -121,6 +121,7 @@ class FrontEnd:
 
     def take_back(self, answer: Turn) -> None:
         self.talk.drop(answer)
+        self.keeper.forget(answer)  # a piece without visible text may have been written
 
     def do_new(self, _: str) -> Done:
         return self.open_chat(Conversation())
