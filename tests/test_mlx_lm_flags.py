@@ -79,7 +79,7 @@ def test_every_value_that_mlx_lm_takes_is_taken(command, theirs):
         values = action.choices or [VALUES.get(flag) or VALUES.get(action.type, "text")]
         for value in values if action.nargs != 0 else [None]:
             found = parser.parse_args([flag] if value is None else [flag, value])
-            assert found != parser.parse_args([]) or value == parser.get_default(action.dest), (flag, value)
+            assert found != parser.parse_args([]) or value == ours(command)[flag].default, (flag, value)
 
 
 @pytest.mark.parametrize("command", REFUSED)
