@@ -17,7 +17,6 @@ LOOPS = "ring_mlx/generation/decoding.py"
 REASONS = {
     "ring_mlx/generation/batch.py": "the step of a batch, whose rows join and leave between any two",
     "ring_mlx/model/model.py": "the model's own layers",
-    "ring_mlx/mlx_lm_plugin/architecture.py": "the model as mlx-lm calls it",
     "ring_mlx/bench/engines.py": "mlx-lm's model with the arguments of ours",
     "ring_mlx/tuning/workloads.py": "times layers without a head",
     "ring_mlx/tuning/kernel_check.py": "asks for kernels and computes nothing",
