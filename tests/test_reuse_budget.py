@@ -64,6 +64,8 @@ class Person:
         self.reader = PromptReader(
             MadeUp(), SnapshotTree(budget * SNAPSHOT_BYTES), store, step_tokens=50, every_tokens=1 << 20
         )
+        if store is not None:
+            self.reader.tree.save_first = store.save_dropped
         self.thinks, self.ahead = thinks, ahead
 
     def ask(self, talk, question, answer):
@@ -247,3 +249,18 @@ def test_a_budget_too_small_for_two_snapshots_is_told_once_with_what_would_do(ch
     enough = int(re.search(r"give (\d+) ", line)[1])
     assert told(enough) == []
     assert told(0) == []
+
+
+def test_a_disk_that_is_left_gets_nothing_that_memory_drops(tmp_path):
+    """Neither after it could not be written, nor where a prompt of another form is gone on from."""
+    for leaves in (False, True):
+        store = Store(tmp_path / str(leaves), "mark", BIG)
+        person, talk = Person(4, store, thinks=False, ahead=False), []
+        person.reader.save = lambda: None  # only what is dropped is saved
+        if leaves:
+            person.reader.leave_disk()
+        for n in range(8):
+            turn = words(2 * n, 3), words(2 * n + 1, 4)
+            person.ask(talk, *turn)
+            talk.append(turn)
+        assert bool(list((tmp_path / str(leaves)).rglob("*.json"))) != leaves

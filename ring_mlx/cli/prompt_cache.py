@@ -41,7 +41,10 @@ def open_reader(
     )
     loaded = LoadedModel(model, tokenizer, options)
     store = loaded.store()
-    return loaded.reader(loaded.tree() if store is not None else SnapshotTree(0), store)
+    tree = SnapshotTree(0) if store is None else loaded.tree()
+    if store is not None:
+        tree.save_first = store.save_dropped
+    return loaded.reader(tree, store)
 
 
 def load_prompt(reader: PromptReader, path: str, model: Model) -> list[int]:
@@ -52,7 +55,7 @@ def load_prompt(reader: PromptReader, path: str, model: Model) -> list[int]:
     """
     cache, ids, _ = HybridCache.load(path, model.fingerprint, model.cache_shapes)
     if reader.kv_quantization is not None or any(isinstance(c, QuantizedKVCache) for c in cache):
-        reader.store = None  # which holds snapshots of one form only
+        reader.leave_disk()  # which holds snapshots of one form only
     reader.adopt(cache, ids)
     return ids
 

@@ -46,8 +46,6 @@ class PromptReader:
         self._step_tokens, self._every_tokens = prefill_step_or_default(step_tokens), every_tokens
         self.kv_quantization = kv_quantization
         self.live = Live(partial(_empty_cache, model, kv_quantization))
-        if store is not None:
-            tree.save_first = partial(_save_first, tree, store)
         self.logits: mx.array | None = None
         self.read_tokens, self.tps = 0, 0.0
 
@@ -160,9 +158,13 @@ class PromptReader:
         try:
             self.save()
         except CacheFileError as e:
-            self.store = None
+            self.leave_disk()
             return e
         return None
+
+    def leave_disk(self) -> None:
+        """Read and write no snapshots on disk from now on, also of what is dropped from memory."""
+        self.store = self.tree.save_first = None
 
     def _ends(self, begin: int, end: int, points: Mapping[int, str], step_tokens: int) -> list[int]:
         every = self._every_tokens
@@ -175,14 +177,6 @@ class PromptReader:
             ends.append(place)
             at = place
         return ends
-
-
-def _save_first(tree: SnapshotTree, store: Store, snapshot: Snapshot) -> None:
-    """Save what the tree drops. A disk that cannot be written is left alone here: the next `save` tells of it."""
-    try:
-        store.save([snapshot])
-    except CacheFileError:
-        tree.save_first = None
 
 
 def _empty_cache(model: Model, kv: KVQuantization | None) -> HybridCache:

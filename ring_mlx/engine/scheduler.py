@@ -42,6 +42,8 @@ class Scheduler:
     def __init__(self, loaded: LoadedModel, metrics: Metrics) -> None:
         self.loaded, self.metrics, self._options = loaded, metrics, loaded.options
         self._tree, self._store, self._batch = loaded.tree(), loaded.store(), loaded.batch()
+        if self._store is not None:
+            self._tree.save_first = self._store.save_dropped
         self.reader = loaded.reader(self._tree, self._store)
         self.pressure, self._wired = Watch(self._tree), Wired()
         self._reading: deque[Row] = deque()

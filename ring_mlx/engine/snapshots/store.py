@@ -127,6 +127,14 @@ class Store(ModelFolder):
             raise CacheFileError(f"{self.folder} could not be written ({e}); check space and permissions.") from None
         return written
 
+    def save_dropped(self, s: Snapshot) -> bool:
+        """As `save` for a snapshot that memory has no room for; returns False where that failed, of which `save` tells."""
+        try:
+            self.save([s])
+        except CacheFileError:
+            return False
+        return True
+
     def note_use(self, s: Snapshot) -> None:
         """Note on disk that a saved snapshot was used from memory."""
         _touch(self._path(s))

@@ -51,7 +51,8 @@ class SnapshotTree:
         most: At most so many of them, as far as those in use go; None is any number.
 
     Attributes:
-        save_first: Called with a snapshot that is dropped before it was saved; None where there is no disk.
+        save_first: Saves a snapshot that is dropped before it was saved, and is not called again once it returns False;
+            None where there is no disk.
     """
 
     def __init__(self, budget_bytes: int, most: int | None = None) -> None:
@@ -66,7 +67,7 @@ class SnapshotTree:
         self._held: WeakKeyDictionary[object, Snapshot] = WeakKeyDictionary()
         self._latest: Snapshot | None = None
         self.told_short = False
-        self.save_first: Callable[[Snapshot], object] | None = None
+        self.save_first: Callable[[Snapshot], bool] | None = None
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -153,8 +154,8 @@ class SnapshotTree:
         What is worth a place on disk and not there yet is saved first: else it would be read again.
         """
         while not self._holds(self._nbytes, len(self)) and (least := self._least()) is not None:
-            if least.durable and not least.saved and self.save_first is not None:
-                self.save_first(least)
+            if least.durable and not least.saved and self.save_first is not None and not self.save_first(least):
+                self.save_first = None
             self._drop(self._nodes[least])
 
     def squeeze(self, most_bytes: int | None) -> None:
