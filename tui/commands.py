@@ -5,6 +5,7 @@ The command ``new`` is carried out by the method ``do_new`` of the screen or of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 ON_SCREEN = ("temp", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed")
@@ -118,6 +119,20 @@ def help_rows(keys: dict[str, str], plain: bool = False) -> list[tuple[str, str,
         if c.plain or not plain:
             rows.append((f"/{c.name} {c.argument}".rstrip(), "" if plain else " ".join(shown), c.help))
     return rows
+
+
+def first_key(command: Command, keys: Mapping[str, str]) -> str:
+    """A command's first key, or in brackets that on a turn, as shown to users.
+
+    Args:
+        command: Any.
+        keys: Remapped ones by name.
+    """
+    key, turn_key = (
+        keys.get(n, k).split(",")[0]
+        for n, k in ((command.name, command.key), (f"turn_{command.name}", command.turn_key))
+    )
+    return shown_key(key) if key else f"({shown_key(turn_key)})" if turn_key else ""
 
 
 def shown_key(keys: str) -> str:

@@ -87,9 +87,9 @@ def checked(name: str, value: object) -> int | float | None:
     return value_range(name).read(value) if isinstance(value, str) else value_range(name).check(value)
 
 
-def prompt_keys(keys: Mapping[str, str]) -> dict[str, str]:
-    """The keys of "send" and "new_line"."""
-    return {name: keys.get(name, plain) for name, plain in PROMPT_KEYS.items()}
+def with_prompt_keys(keys: Mapping[str, str]) -> dict[str, str]:
+    """The keys, with those of "send" and "new_line"."""
+    return {**PROMPT_KEYS, **keys}
 
 
 def with_setting(sampling: Sampling, name: str, value: object) -> Sampling:

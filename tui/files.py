@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from textual.content import Content
+
 from ring_mlx import RingError, harmless, text_of
+from tui.fuzzy import best
 from tui.store import Attachment
 
-MOST_BYTES, MOST_COMPLETIONS = 4_000_000, 50
+MOST_BYTES, MOST_COMPLETIONS, MOST_ENTRIES = 4_000_000, 50, 20_000
 _MENTION = re.compile(r"(?<!\S)@(\S+)")
 
 
@@ -68,19 +72,21 @@ def is_file(path: str) -> bool:
         return False
 
 
-def completions(start: str) -> list[str]:
-    """Paths that begin with the text, folders with a slash; hidden ones only after a dot, none with control characters."""
+def completions(start: str) -> list[tuple[str, Content]]:
+    """Paths whose last part matches that of the text, the best first, with the letters of the text marked.
+
+    Folders end in a slash. Hidden ones come only after a dot, those with control characters never.
+    """
     folder, slash, name = start.rpartition("/")
+    folder += slash
     try:
-        base = Path(f"{folder}{slash}" or ".").expanduser()
-        entries = sorted(base.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))
+        with os.scandir(Path(folder or ".").expanduser()) as entries:
+            found = sorted((not e.is_dir(), e.name.lower(), e.name) for e in islice(entries, MOST_ENTRIES))
     except (OSError, ValueError, RuntimeError):
         return []
-    found = []
-    for entry in entries:
-        is_wanted = entry.name.lower().startswith(name.lower()) and entry.name == harmless(entry.name, is_name=True)
-        if is_wanted and (name.startswith(".") or not entry.name.startswith(".")):
-            found.append(f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}")
-        if len(found) == MOST_COMPLETIONS:
-            break
-    return found
+    names = [
+        entry if is_file else f"{entry}/"
+        for is_file, _, entry in found
+        if entry == harmless(entry, is_name=True) and (name.startswith(".") or not entry.startswith("."))
+    ]
+    return [(folder + n, Content(folder).append(shown)) for n, shown in best(name, names, str, MOST_COMPLETIONS)]

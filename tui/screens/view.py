@@ -10,7 +10,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, TextArea
 
 from ring_mlx import RingError, harmless
-from tui.config import Config, prompt_keys
+from tui.config import Config, with_prompt_keys
 from tui.conversation import Conversation
 from tui.front_end import Done, FrontEnd
 from tui.gauges import loading_text, reading_text
@@ -33,7 +33,7 @@ class ChatView(FrontEnd, Screen[None]):
         Screen.__init__(self, id="chat")
         FrontEnd.__init__(self, engine, keeper, config, talk)
         self.turns = Turns(self._branch_of, id="turns")
-        self.entry = Entry(prompt_keys(config.keys), id="entry")
+        self.entry = Entry(with_prompt_keys(config.keys), id="entry")
         self.status = StatusLine(id="status")
         self._has_draft = False  # the store has one of this chat
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from textual.content import Content
@@ -10,15 +10,38 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from ring_mlx import harmless
+from tui.commands import COMMANDS, first_key
+from tui.fuzzy import best
 
+WIDE = 100
 Key = TypeVar("Key")
 
 
-def row(name: str, remark: str, before: str = "") -> Content:
+def row(name: str | Content, remark: str, before: str = "") -> Content:
     """A name, which may hold anything, and a paler remark."""
-    return Content.assemble(
-        before, harmless(name, is_name=True), (f"  {harmless(remark, is_name=True)}", "$text-muted")
-    )
+    shown = name if isinstance(name, Content) else harmless(name, is_name=True)
+    return Content.assemble(before, shown, (f"  {harmless(remark, is_name=True)}", "$text-muted"))
+
+
+def command_rows(name: str, keys: Mapping[str, str], width: int) -> list[tuple[str, Content]]:
+    """The commands that match a name, each with its key and help, in columns; on a wide screen also what may follow it.
+
+    Args:
+        name: What is typed after the slash.
+        keys: Remapped ones by command.
+        width: Columns of the screen.
+    """
+    found = best(name, COMMANDS, lambda c: c.name)
+    names = [shown.append(f" {c.argument}" if width >= WIDE and c.argument else "") for c, shown in found]
+    shown_keys = [first_key(c, keys) for c, _ in found]
+    widest_name, widest_key = max(map(len, names), default=0), max(map(len, shown_keys), default=0)
+    return [
+        (
+            f"/{c.name}",
+            row(Content("/").append(shown.pad_right(widest_name - len(shown))), f"{key:{widest_key}}  {c.help}"),
+        )
+        for (c, _), shown, key in zip(found, names, shown_keys, strict=True)
+    ]
 
 
 class Choices(OptionList, Generic[Key]):
@@ -60,8 +83,8 @@ class Completion(Choices[str], can_focus=False):
         self.display = False
         self.typed = ""
 
-    def offer(self, found: Iterable[tuple[str, str]], typed: str = "") -> None:
-        """Show texts, each with a remark, for what is ``typed``; none hides the list."""
+    def offer(self, rows: Iterable[tuple[str, Content]], typed: str = "") -> None:
+        """Show texts for what is ``typed``, each as its row shows it; none hides the list."""
         self.typed = typed
-        self.fill([(text, row(text, remark)) for text, remark in found], keeps=self.has_moved)
+        self.fill(rows, keeps=self.has_moved)
         self.display = bool(self.keys)

@@ -16,16 +16,17 @@ from textual.widgets import OptionList, TextArea
 
 from ring_mlx import RingError, harmless
 from tui import commands, files
+from tui.config import PROMPT_KEYS
 from tui.store import Attachment
 from tui.widgets.attachments import Attachments
-from tui.widgets.choices import Completion
+from tui.widgets.choices import Completion, command_rows
 
 LONG_CHARACTERS, LONG_LINES = 3000, 30
 _MENTION_AT_END = re.compile(r"(?<!\S)@(\S*)$")
 
 
 class Entry(Vertical):
-    """The prompt's text; ``keys`` are those of "send" and "new_line", with commas between them."""
+    """The prompt's text; ``keys`` are remapped ones by command, and those of "send" and "new_line"."""
 
     @dataclass
     class Asked(Message):
@@ -48,7 +49,7 @@ class Entry(Vertical):
 
     def __init__(self, keys: dict[str, str], *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.completion, self.attachments = Completion(), Attachments()
+        self.completion, self.attachments, self._keys = Completion(), Attachments(), keys
         self.prompt = Prompt(self, keys)
         self._pastes = 0
 
@@ -97,9 +98,9 @@ class Entry(Vertical):
         """Offer commands after a slash and files after an @."""
         text = self.prompt.text
         if commands.is_command(text) and " " not in text:
-            self.completion.offer([(f"/{c.name}", c.help) for c in commands.completions(text)], text)
+            self.completion.offer(command_rows(text[1:], self._keys, self.app.size.width), text)
         elif (found := _MENTION_AT_END.search(self._before_cursor)) is not None:
-            self.completion.offer([(path, "") for path in files.completions(found[1])], text)
+            self.completion.offer(files.completions(found[1]), text)
         else:
             self.completion.offer([])
 
@@ -148,7 +149,7 @@ class Prompt(TextArea):
             soft_wrap=True,
         )
         self._entry, self._completion = entry, entry.completion
-        self._keys = {key: name for name, found in keys.items() for key in found.split(",")}
+        self._keys = {key: name for name in PROMPT_KEYS for key in keys[name].split(",")}
         self.past: list[str] = []
         self._at, self._written = 0, ""
 
