@@ -180,9 +180,8 @@ class Kernel:
     ) -> list[mx.array]:
         """Launch: ``grid`` counts threads, as in Metal's dispatchThreads; returns the outputs.
 
-        Raises:
-            RuntimeError: If no backend runs kernels here.
-            Unproven, TurnedOff: If the backend's ledger does not admit it; see `proofs`.
+        Raises RuntimeError if no backend runs kernels here; Unproven or TurnedOff if the backend's ledger does not
+        admit it; see `proofs`.
         """
         where = backend()
         if where is None:
@@ -219,11 +218,7 @@ class Kernel:
         return f"ring_{self.file.stem}"
 
     def source(self) -> tuple[str, str]:
-        """The functions and the body, as the constructors take them.
-
-        Raises:
-            ValueError: If the file has no body.
-        """
+        """The functions and the body, as the constructors take them. Raises ValueError if the file has no body."""
         functions, found, body = self.file.read_text(encoding="utf-8").partition(BODY)
         if not found:
             raise ValueError(f"[{self.name}] {self.file.name} has no line {BODY.strip()!r}.")

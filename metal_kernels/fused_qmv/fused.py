@@ -38,8 +38,7 @@ def fused_norm_qmv(
 ) -> tuple[array, ...]:
     """Same contract as `naive_norm_qmv`, in one dispatch.
 
-    Raises:
-        NoKernelError: Unless there are 1 to 8 tokens of at most 8,192 channels, and formats that the kernel reads.
+    Raises NoKernelError unless there are 1 to 8 tokens of at most 8,192 channels, and formats that the kernel reads.
     """
     found = _launch("norm_qmv", x, x, weight, matrices, None, dtype=dtype, eps=eps)
     return tuple(found[: len(matrices.all)])
@@ -50,8 +49,7 @@ def fused_gate_qmv(
 ) -> array:
     """Same contract as `naive_gate_qmv`, in one dispatch.
 
-    Raises:
-        NoKernelError: As `fused_norm_qmv`, and for two matrices.
+    Raises NoKernelError as `fused_norm_qmv`, and for two matrices.
     """
     return _launch("gate_qmv", x, gate, weight, matrices, residual, dtype=gate.dtype, groups=groups, eps=eps)[0]
 
@@ -59,8 +57,7 @@ def fused_gate_qmv(
 def fused_add_qmv(x: array, matrices: Matrices, residual: array | None = None) -> array:
     """Same contract as `naive_add_qmv`, in one dispatch.
 
-    Raises:
-        NoKernelError: As `fused_norm_qmv`, and for two matrices.
+    Raises NoKernelError as `fused_norm_qmv`, and for two matrices.
     """
     return _launch("add_qmv", x, x, None, matrices, residual)[0]
 

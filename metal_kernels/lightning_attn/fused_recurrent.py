@@ -30,10 +30,8 @@ ENOUGH_THREADGROUPS = {"metal": 1, "cuda": 128}
 def fused_qkv_lightning_attn(*arguments: Any) -> tuple[mx.array, mx.array]:
     """Same contract as `naive_qkv_lightning_attn`, in one dispatch.
 
-    Raises:
-        NoKernelError: Unless there are 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of one
-            dtype or neither.
-        ValueError: If the state or the mask has another shape or dtype.
+    Raises NoKernelError unless there are 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of
+    one dtype or neither; ValueError if the state or the mask has another shape or dtype.
     """
     qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask = Recurrence(*arguments)
     (B, T, width), dtype = qkv.shape, qkv.dtype

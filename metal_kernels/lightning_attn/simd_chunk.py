@@ -68,10 +68,8 @@ def simd_chunk_lightning_attn(
     """Same contract as `naive_lightning_attn`, for what `supports` says.
 
     The kernel reads q, k and v as [B, H, T, D]: transposed views of such arrays, which `qk_norm_rope` makes, cost no
-    copy. ``segments`` overrides into how many parts time is split.
-
-    Raises:
-        ValueError: If `supports` says no, or the state or the mask has another shape or dtype.
+    copy. ``segments`` overrides into how many parts time is split. Raises ValueError if `supports` says no, or the
+    state or the mask has another shape or dtype.
     """
     if not supports(q, k, v, decay_rate):
         raise ValueError(f"[simd_chunk_lightning_attn] no kernel for q {q.shape}, v {v.shape} and {q.dtype}.")

@@ -52,8 +52,7 @@ def fused_add_norm(
 ) -> tuple[mx.array, mx.array]:
     """Same contract as `naive_add_norm` with something to add, in one dispatch.
 
-    Raises:
-        NoKernelError: For no tokens, or more than 8,192 channels.
+    Raises NoKernelError for no tokens, or more than 8,192 channels.
     """
     return _launch(x, r, weight, None, eps, dtype)[:2]
 

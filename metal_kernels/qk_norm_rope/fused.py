@@ -20,8 +20,7 @@ SIMDGROUPS = 8
 def fused_qk_norm_rope(*arguments: Any) -> tuple[mx.array, mx.array, mx.array]:
     """Same contract as `naive_qk_norm_rope`, in one dispatch; the outputs are contiguous.
 
-    Raises:
-        NoKernelError: Unless heads are a multiple of 32, and both norm weights of one dtype or absent.
+    Raises NoKernelError unless heads are a multiple of 32, and both norm weights of one dtype or absent.
     """
     qkv, q_weight, k_weight, inv_freq, rope_scale, offset, eps, num_heads, num_kv_heads = Projection(*arguments)
     B, T, width = qkv.shape

@@ -37,8 +37,7 @@ DOWN = Kernel(
 def check_decode(x: mx.array, experts: Experts) -> tuple[()]:
     """Whether `decode_moe` takes these tokens [..., D].
 
-    Raises:
-        NoKernelError: Unless there are 1 to 8 of them, formats that the kernels read, and rows that fit.
+    Raises NoKernelError unless there are 1 to 8 of them, formats that the kernels read, and rows that fit.
     """
     tokens = math.prod(x.shape[:-1])
     is_known = experts.supported and x.dtype in FLOATS and 1 <= tokens <= MAX_TOKENS

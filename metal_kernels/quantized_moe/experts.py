@@ -70,7 +70,6 @@ class Experts(Weights):
 
     @property
     def down_arrays(self) -> list[mx.array]:
-        """As `gate_up_arrays`."""
         return [*self.down.arrays, *(self.shared if self.rides and self.shared else self.routed)[2].arrays]
 
     def check(self, x: mx.array, chosen: mx.array, weights: mx.array, residual: mx.array | None) -> None:

@@ -37,8 +37,7 @@ COMBINE_THREADS = 128
 def check_prefill(x: mx.array, experts: Experts) -> tuple[()]:
     """Whether `prefill_moe` takes these tokens [..., D].
 
-    Raises:
-        NoKernelError: Unless there is one at least, and formats that the kernels read.
+    Raises NoKernelError unless there is one at least, and formats that the kernels read.
     """
     if not experts.supported or x.dtype not in FLOATS or x.size < 1:
         raise NoKernelError(f"[moe] no kernel for x {x.shape} {x.dtype} and {experts.gate.mode} experts.")

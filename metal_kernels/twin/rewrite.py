@@ -19,8 +19,7 @@ from metal_kernels.twin.tokens import NEWLINE, RewriteError, TokenList
 def rewrite(source: str, file: str) -> str:
     """Metal text as CUDA; ``file`` is its name in messages.
 
-    Raises:
-        RewriteError: For an unknown attribute or an unbalanced bracket.
+    Raises RewriteError for an unknown attribute or an unbalanced bracket.
     """
     tokens = TokenList(source, file)
     drop_attributes(tokens)

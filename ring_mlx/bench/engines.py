@@ -69,10 +69,8 @@ def theirs(model: Model, raw: dict[str, Any]) -> Engine:
     """Stock mlx-lm's model on the arrays of ours.
 
     Copied are its router's weights, into its own precision, and on a CPU the matrices that lie by columns, into rows,
-    as mlx-lm itself would load them. ``raw`` is the config.json.
-
-    Raises:
-        BenchError: If mlx-lm has no such model or cannot hold these weights.
+    as mlx-lm itself would load them. ``raw`` is the config.json. Raises BenchError if mlx-lm has no such model or
+    cannot hold these weights.
     """
     # Not at the top: not every version of mlx-lm has it.
     from mlx_lm.models import bailing_moe_linear as stock

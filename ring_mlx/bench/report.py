@@ -112,8 +112,7 @@ def check_csv(path: Path, needed: Sequence[str], columns: Sequence[str]) -> None
 def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Append rows, with a header if the file is new, else under its own: one file can hold all runs of a machine.
 
-    Raises:
-        BenchError: If they do not fit on the disk; no part of them is in the file then.
+    Raises BenchError if they do not fit on the disk; no part of them is in the file then.
     """
     text, header = io.StringIO(), _csv_header(path)
     columns = header or columns

@@ -54,12 +54,9 @@ def make_tokenizer(
 ) -> TokenizerWrapper:
     """mlx-lm's wrapper around tokenizer.json (or tokenizer.model); code of the checkpoint is never run.
 
-    Same contract as `mlx_lm.tokenizer_utils.load`, and it also stops on ``<|role_end|>``.
-
-    Raises:
-        TokenizerError: If the files are missing or unreadable, the tokenizer exists as code only, or it makes an id
-            for which the model has no row (``vocab_size`` in config.json).
-        ConfigError: If config.json is not JSON.
+    Same contract as `mlx_lm.tokenizer_utils.load`, and it also stops on ``<|role_end|>``. Raises TokenizerError if the
+    files are missing or unreadable, the tokenizer exists as code only, or it makes an id for which the model has no row
+    (``vocab_size`` in config.json); ConfigError if config.json is not JSON.
     """
     check_small_files(folder, TokenizerError)
     settings_file = folder / "tokenizer_config.json"

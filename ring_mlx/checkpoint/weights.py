@@ -46,11 +46,9 @@ _ROUTER = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp\.gate)\.((?!expert_bias$
 def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, Entry]:
     """Tensors under the model's parameter names; the experts of the Hugging Face form as one entry by expert.
 
-    Names with mtp, slope or inv_freq, layers past the last, and the head of a tied model are left out.
-
-    Raises:
-        WeightsError: If config.json describes more than the tensors hold, which is found before anything is built, or
-            two tensors are the same parameter.
+    Names with mtp, slope or inv_freq, layers past the last, and the head of a tied model are left out. Raises
+    WeightsError if config.json describes more than the tensors hold, which is found before anything is built, or two
+    tensors are the same parameter.
     """
     check_sizes(tensors, config)
     out: dict[str, Entry] = {}

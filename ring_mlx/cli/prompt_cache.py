@@ -29,8 +29,7 @@ def open_reader(
 ) -> PromptReader:
     """A reader for one prompt, which starts from the snapshots on disk that sessions and servers keep too.
 
-    Raises:
-        OptionError: If keys and values cannot be quantized as the options say.
+    Raises OptionError if keys and values cannot be quantized as the options say.
     """
     options = SessionOptions(
         model=name,
@@ -50,8 +49,7 @@ def open_reader(
 def load_prompt(reader: PromptReader, path: str, model: Model) -> list[int]:
     """Go on from a file of ``ring-mlx cache-prompt``; returns its tokens.
 
-    Raises:
-        CacheFileError: As `HybridCache.load`.
+    Raises CacheFileError as `HybridCache.load`.
     """
     cache, ids, _ = HybridCache.load(path, model.fingerprint, model.cache_shapes)
     if reader.kv_quantization is not None or any(isinstance(c, QuantizedKVCache) for c in cache):
@@ -72,10 +70,8 @@ def text_after_cached(
 ) -> str:
     """What the template puts after the cached part of the user's message, that message's text included.
 
-    A cached prompt ends within the user's message, so all that the template puts before it is in the cache.
-
-    Raises:
-        CacheFileError: If the template rewrites the user's text, so that the place cannot be found.
+    A cached prompt ends within the user's message, so all that the template puts before it is in the cache. Raises
+    CacheFileError if the template rewrites the user's text, so that the place cannot be found.
     """
     user = max(i for i, m in enumerate(messages) if m["role"] == "user")
     marked = [m | {"content": QUERY} if i == user else m for i, m in enumerate(messages)]

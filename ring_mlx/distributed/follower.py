@@ -40,12 +40,7 @@ class Follower:
         self._steps, self._wired = 0, Wired()
 
     def run(self, channel: Channel) -> None:
-        """Do rank 0's orders until it closes.
-
-        Raises:
-            OSError: If rank 0 is gone.
-            RuntimeError: If another rank is.
-        """
+        """Do rank 0's orders until it closes. Raises OSError if rank 0 is gone; RuntimeError if another rank is."""
         while (order := channel.receive())["do"] != "close":
             for kind, number in order["gone"]:
                 (self._close if kind == READER else self._kept.drop)(number)

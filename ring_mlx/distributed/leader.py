@@ -104,11 +104,7 @@ class Leader(LoadedModel):
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """Work that must not fail on one rank alone.
-
-        Raises:
-            ModelLostError: If it does.
-        """
+        """Work that must not fail on one rank alone. Raises ModelLostError if it does."""
         try:
             yield
         except Exception as e:
@@ -134,7 +130,6 @@ class _Tree(SnapshotTree):
         return None if snapshot is None else self._numbers[snapshot]
 
     def add(self, snapshot: Snapshot, holder: object = None, rank: int | None = None) -> Snapshot:
-        """As `SnapshotTree.add`."""
         self._numbers[snapshot] = next(self._count)
         kept = super().add(snapshot, holder, rank)
         if kept is not snapshot:
@@ -155,14 +150,12 @@ class _Reader(PromptReader):
         super().__init__(leader.model, tree, step_tokens=leader.options.prefill_step_tokens)
 
     def start(self, ids: Sequence[int]) -> int:
-        """As `PromptReader.start`."""
         self._leader.tell("start", reader=self._number, snapshot=self._numbers(self.tree.deepest(ids)))
         return super().start(ids)
 
     def read(
         self, ids: Sequence[int], points: Mapping[int, str], stopped: Callable[[], bool], step_tokens: int | None = None
     ) -> Iterator[int]:
-        """As `PromptReader.read`."""
         leader, number = self._leader, self._number
         steps = super().read(ids, points, lambda: leader.same(stopped()), step_tokens)
         what = {"ids": [int(i) for i in ids], "points": list(points.items()), "step_tokens": step_tokens}
@@ -176,7 +169,6 @@ class _Reader(PromptReader):
             leader.tell("next", reader=number)
 
     def forget(self) -> None:
-        """As `PromptReader.forget`."""
         self._leader.tell("start", reader=self._number, snapshot=None)
         super().forget()
 
@@ -200,20 +192,17 @@ class _Batch(SharedBatch):
         self._leader = leader
 
     def add(self, prompt: Sequence[int], *, cache: HybridCache | None = None, **options: Any) -> int:
-        """As `Batch.add`."""
         number = super().add(prompt, cache=cache, **options)
         details = {"prompt": [int(i) for i in prompt], "max_tokens": options.get("max_tokens")}
         self._leader.tell("add", reader=self._leader.number_of(cache), **details)
         return number
 
     def step(self) -> dict[int, int]:
-        """As `Batch.step`."""
         self._leader.tell("step")
         with self._leader.in_step():
             return super().step()
 
     def remove(self, number: int) -> HybridCache:
-        """As `Batch.remove`."""
         self._leader.tell("remove", row=number)
         with self._leader.in_step():
             return super().remove(number)

@@ -85,7 +85,6 @@ class Rank:
         return model
 
     def load_named(self, args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
-        """As `ring_mlx.cli.from_options.load_named`."""
         name = args.model or str(demo_model_path())
         return *self.load(name, args.revision, args.exact, args.decay_layer_offset), name
 

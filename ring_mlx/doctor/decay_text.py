@@ -55,8 +55,7 @@ def parts_of_file(path: Path, tokenizer: TokenizerWrapper, context: int, most: i
 def packaged_parts(tokenizer: TokenizerWrapper, context: int, most: int) -> list[Part]:
     """Conversations of the demo suite, the longest that fit the context, at most ``most`` tokens in all.
 
-    Raises:
-        OptionError: If context and ``most`` hold none of them.
+    Raises OptionError if context and ``most`` hold none of them.
     """
     found: list[Part] = []
     left = most

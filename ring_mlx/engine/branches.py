@@ -69,11 +69,7 @@ class Renderer:
         self.continue_last = continue_last
 
     def prompt(self, messages: Messages) -> Prompt:
-        """Render and encode what is to be answered.
-
-        Raises:
-            TokenizerError: If the template refuses the messages.
-        """
+        """Render and encode what is to be answered. Raises TokenizerError if the template refuses the messages."""
         text = self.text(messages, self.continue_last)
         return encode(self._tokenizer, text)
 

@@ -46,11 +46,7 @@ class LoadedModel:
 
     @classmethod
     def load(cls, options: SessionOptions, progress: Callable[..., object] | None = None) -> LoadedModel:
-        """Load the model that the options name.
-
-        Raises:
-            RingError: As `ring_mlx.load`.
-        """
+        """Load the model that the options name. Raises RingError as `ring_mlx.load`."""
         return cls(*load(options.model, **options.loading, progress=progress), options)
 
     @cached_property
@@ -99,11 +95,7 @@ class LoadedModel:
         return Batch(self.model, o.prefill_step_tokens, None if o.is_shared else 1, o.kv_quantization)
 
     def prepare(self, request: Request) -> Prepared:
-        """Render, encode and measure a request's prompt.
-
-        Raises:
-            RingError: If the request cannot be answered.
-        """
+        """Render, encode and measure a request's prompt. Raises RingError if the request cannot be answered."""
         renderer = None
         if isinstance(request.prompt, str):
             for name in ("template_options", "continue_last"):
@@ -118,9 +110,7 @@ class LoadedModel:
     def measured(self, request: Request, prompt: Prompt, renderer: Renderer | None) -> Prepared:
         """A prompt that fits the context, with the tokens that are left for the answer.
 
-        Raises:
-            PromptError: If it does not fit, or is empty.
-            OptionError: If the request's numbers are out of range.
+        Raises PromptError if it does not fit, or is empty; OptionError if the request's numbers are out of range.
         """
         most = self.options.max_tokens if request.max_tokens is None else request.max_tokens
         step = self.options.prefill_step_tokens

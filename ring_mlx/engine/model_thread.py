@@ -81,22 +81,14 @@ class ModelThread:
         return "failed" if self.failure or self._at_rest.is_set() else "ok" if self._is_loaded.is_set() else "loading"
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
-        """Whether the model is loaded.
-
-        Raises:
-            RingError: If loading failed.
-        """
+        """Whether the model is loaded. Raises RingError if loading failed."""
         done = self._is_loaded.wait(timeout_s)
         if self.failure is not None:
             raise self.failure
         return done
 
     def submit(self, request: Request) -> None:
-        """Queue a request; its events tell the rest.
-
-        Raises:
-            SessionError: If the thread is closed.
-        """
+        """Queue a request; its events tell the rest. Raises SessionError if the thread is closed."""
         with self._changed:
             if self._closed:
                 raise SessionError("the session is closed; make another one.")

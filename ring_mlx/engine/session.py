@@ -118,11 +118,7 @@ class Session(AbstractContextManager["Session"]):
         self._thread.stop_oldest()
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> ModelInfo:
-        """The loaded model.
-
-        Raises:
-            RingError: If loading failed or takes longer than ``timeout_s``.
-        """
+        """The loaded model. Raises RingError if loading failed or takes longer than ``timeout_s``."""
         if not self._thread.wait_until_loaded(timeout_s):
             raise SessionError(f"the model is not loaded after {timeout_s} s; wait longer.")
         assert self._thread.info is not None

@@ -94,8 +94,7 @@ def diverge(
 ) -> Divergence:
     """Read a text with both models, of one vocabulary, in the windows of `perplexity.perplexity`.
 
-    Raises:
-        OptionError: If the vocabularies differ, or as for `perplexity.windows`.
+    Raises OptionError if the vocabularies differ, or as for `perplexity.windows`.
     """
     sizes = model.config.vocab_size, reference.config.vocab_size
     if sizes[0] != sizes[1]:

@@ -36,10 +36,8 @@ def windows(total: int, window: int, stride: int) -> list[Window]:
     """Windows over a text in which every token but its first is counted exactly once.
 
     The first window counts all it can; each later one counts the next ``stride`` tokens, or what is left, behind the
-    ``window - stride`` or more before them.
-
-    Raises:
-        OptionError: If there is nothing to count, or a counted token would have nothing before it.
+    ``window - stride`` or more before them. Raises OptionError if there is nothing to count, or a counted token would
+    have nothing before it.
     """
     if total < 2:
         raise OptionError(f"a text of {total} tokens has none that follows another; give a longer one.")
@@ -120,8 +118,7 @@ def encode(text: str, tokenizer: TokenizerWrapper, name: str) -> list[int]:
 def window_of(context: int, window: int | None, stride: int | None, total: int) -> tuple[int, int]:
     """Window and stride, by default 4,096 or what the context or text holds, and half of that.
 
-    Raises:
-        OptionError: If the window exceeds the context.
+    Raises OptionError if the window exceeds the context.
     """
     if window is not None and window > context:
         raise OptionError(f"--window {window} exceeds the model's context of {context}; give less.")

@@ -141,8 +141,7 @@ class Batch:
     def step(self) -> dict[int, int]:
         """Read a step of the next joining prompt, then give every joined row its next token.
 
-        Returns:
-            The token of each row, by number; rows whose prompt is not yet read have none.
+        Returns the token of each row, by number; rows whose prompt is not yet read have none.
         """
         if self._joining:
             self._read(self._joining[0])
@@ -172,12 +171,8 @@ class Batch:
     def remove(self, number: int) -> HybridCache:
         """Let a sequence leave.
 
-        Returns:
-            Its cache, as if it had been alone; it has seen every token that `step` gave, but for the last of
-            ``max_tokens``.
-
-        Raises:
-            OptionError: If there is no such sequence.
+        Returns its cache, as if it had been alone; it has seen every token that `step` gave, but for the last of
+        ``max_tokens``. Raises OptionError if there is no such sequence.
         """
         row = next((row for row in (*self._joining, *self._rows) if row.number == number), None)
         if row is None:

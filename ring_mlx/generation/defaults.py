@@ -39,8 +39,7 @@ def filled(asked: Sampling, defaults: Sampling = FAMILY) -> Sampling:
 def read_defaults(folder: Path, vocabulary: int) -> Sampling:
     """The settings of a checkpoint, which need not have the file; a ``top_k`` of the whole vocabulary is 0.
 
-    Raises:
-        ConfigError: If the file is not JSON, or holds a value that a setting cannot have.
+    Raises ConfigError if the file is not JSON, or holds a value that a setting cannot have.
     """
     raw = read_json(folder / FILE) if (folder / FILE).exists() else {}
     values: dict[str, Any] = {}

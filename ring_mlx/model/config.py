@@ -138,9 +138,8 @@ class RingConfig:
     def from_dict(cls, raw: Mapping[str, Any]) -> RingConfig:
         """Check the content of a config.json and keep what the model needs; warns of unknown keys once a process.
 
-        Raises:
-            ConfigError: If a needed key is missing (named), a value is unsupported or of the wrong kind (named with
-                the value), or values contradict each other.
+        Raises ConfigError if a needed key is missing (named), a value is unsupported or of the wrong kind (named with
+        the value), or values contradict each other.
         """
         _check_model_type(raw)
         check_integers(raw, [*(f.name for f in fields(cls)), "rotary_dim"])
@@ -185,8 +184,7 @@ def read_config(
 def with_decay_offset(raw: dict[str, Any], offset: int | str | None) -> dict[str, Any]:
     """The content of a config.json with another ``decay_layer_offset``; None changes nothing.
 
-    Raises:
-        OptionError: If it is not in DECAY_OFFSETS, or the model has no decay.
+    Raises OptionError if it is not in DECAY_OFFSETS, or the model has no decay.
     """
     if offset is None:
         return raw

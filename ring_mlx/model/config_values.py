@@ -38,8 +38,7 @@ MOST_FLOAT = 1e30
 def check_integers(raw: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Refuse sizes that no model has, before anything is calculated from them.
 
-    Raises:
-        ConfigError: If one of ``keys`` is an integer beyond the most that is read.
+    Raises ConfigError if one of ``keys`` is an integer beyond the most that is read.
     """
     for key in keys:
         value, most = raw.get(key), MOST.get(key, MOST_INTEGER)

@@ -45,8 +45,7 @@ class LanguageModel(nn.Module):
     ) -> mx.array:
         """Run all layers; arguments as of `Model`, with ``exact`` to keep the residual stream in float32.
 
-        Returns:
-            The normed residual stream [B, T, hidden], or [B, 1, hidden] with ``last_only``.
+        Returns the normed residual stream [B, T, hidden], or [B, 1, hidden] with ``last_only``.
         """
         # MLX gives rows of some packed embeddings in bfloat16, whatever the other weights are.
         x = self.word_embeddings(tokens).astype(mx.float32 if exact else self.norm.weight.dtype)

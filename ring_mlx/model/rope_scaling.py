@@ -21,8 +21,7 @@ LEAST_FACTOR = 1e-4
 def one_spelling(values: dict[str, Any]) -> None:
     """Turn ``rope_parameters`` and ``rope_scaling`` into the model's keys and ``rope_scaling``.
 
-    Raises:
-        ConfigError: If one is not an object, or has an unknown type or key, or two places say different things.
+    Raises ConfigError if one is not an object, or has an unknown type or key, or two places say different things.
     """
     top = {k: values[k] for k in MODEL_KEYS if values.get(k) is not None}
     found: dict[str, tuple[str, Any]] = {k: ("config.json", v) for k, v in top.items()}
@@ -66,8 +65,7 @@ def _check_keys(found: Mapping[str, tuple[str, Any]]) -> None:
 def rope_scaling(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The scaling with its defaults, of a file in `one_spelling`; None where there is none.
 
-    Raises:
-        ConfigError: If it has a value that cannot be computed with.
+    Raises ConfigError if it has a value that cannot be computed with.
     """
     scaling = dict(values["rope_scaling"])
     if scaling.setdefault("type", "default") == "default":

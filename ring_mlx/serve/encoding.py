@@ -46,8 +46,7 @@ class Encoder:
     def turn(self, size: int, gone: Callable[[], bool]) -> Iterator[None]:
         """Wait for this large request's turn: they are prepared one at a time, with pauses, to leave the processor to others.
 
-        Raises:
-            GoneError: If the client leaves while it waits.
+        Raises GoneError if the client leaves while it waits.
         """
         if size <= LARGE_BYTES:
             yield
@@ -72,10 +71,8 @@ class Encoder:
     def prompt(self, request: ApiRequest, gone: Callable[[], bool]) -> tuple[Prompt, Renderer | None]:
         """The prompt of a request, which may be far too long, and of a chat its renderer.
 
-        Raises:
-            PromptError: If it is certain to exceed the context.
-            TokenizerError: If the template refuses the messages.
-            GoneError: If the client leaves meanwhile.
+        Raises PromptError if it is certain to exceed the context; TokenizerError if the template refuses the messages;
+        GoneError if the client leaves meanwhile.
         """
         given = request.prompt
         if not request.is_text:

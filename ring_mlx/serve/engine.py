@@ -34,11 +34,7 @@ class Engine(ModelThread):
 
     @property
     def encoder(self) -> Encoder:
-        """Prepares requests.
-
-        Raises:
-            ApiError: 503 if the model is not there, or too many wait.
-        """
+        """Prepares requests. Raises ApiError 503 if the model is not there, or too many wait."""
         loaded = self.loaded
         if self.state != "ok" or loaded is None:
             raise busy(f"the model is not ready ({self.state}); try again.", 5)
@@ -77,11 +73,7 @@ class Engine(ModelThread):
         return request
 
     def enter(self, request: ApiRequest) -> None:
-        """`submit`, unless too many wait meanwhile.
-
-        Raises:
-            ApiError: 503 if too many wait.
-        """
+        """`submit`, unless too many wait meanwhile. Raises ApiError 503 if too many wait."""
         with self._changed:
             _ = self.encoder
             try:

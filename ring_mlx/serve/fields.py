@@ -89,8 +89,7 @@ class Fields:
 def read_object(body: bytes) -> dict[str, Any]:
     """A request's body as the JSON object that it must be.
 
-    Raises:
-        ApiError: If `read_json` cannot read it, or it is not an object.
+    Raises ApiError if `read_json` cannot read it, or it is not an object.
     """
     try:
         value = read_json(body)
@@ -104,9 +103,8 @@ def read_object(body: bytes) -> dict[str, Any]:
 def read_json(text: bytes) -> Any:
     """The value of JSON text, after a check that parsing takes little time: no other thread can run meanwhile.
 
-    Raises:
-        ValueError: If it is not UTF-8, not JSON, or has a number of too many digits.
-        ApiError: If it has too many values, or is nested too deeply.
+    Raises ValueError if it is not UTF-8, not JSON, or has a number of too many digits; ApiError if it has too many
+    values, or is nested too deeply.
     """
 
     def refuse(name: str) -> NoReturn:

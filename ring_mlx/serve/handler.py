@@ -178,9 +178,7 @@ class Handler(Wire):
     def _events(self, reply: Reply) -> Iterator[Event | None]:
         """The events; the log explains an empty reply. None while there are no events.
 
-        Raises:
-            GoneError: If the client has left.
-            ApiError: If the answer failed, or the server closes.
+        Raises GoneError if the client has left; ApiError if the answer failed, or the server closes.
         """
         while True:
             try:

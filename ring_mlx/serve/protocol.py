@@ -52,8 +52,7 @@ class ApiRequest(Request):
 def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     """A request to ``/v1/chat/completions``.
 
-    Raises:
-        ApiError: 400 for a wrong value, 422 for what cannot be done here.
+    Raises ApiError 400 for a wrong value, 422 for what cannot be done here.
     """
     fields = Fields(body)
     most = fields.within("max_completion_tokens", RANGES["max_tokens"])

@@ -58,9 +58,8 @@ class Slots:
     def hold(self, connection: socket.socket, size: int) -> None:
         """Note how long a body is by now; it counts until its request is answered.
 
-        Raises:
-            ApiError: 503 if the bodies of requests that are being answered leave no room.
-            GoneError: If the place has been given away meanwhile.
+        Raises ApiError 503 if the bodies of requests that are being answered leave no room; GoneError if the place has
+        been given away meanwhile.
         """
         if size <= SMALL_BYTES:
             return
@@ -76,11 +75,7 @@ class Slots:
                 self._close(min(sending, key=self._waiting.__getitem__))
 
     def work(self, connection: socket.socket) -> None:
-        """Note that the client waits for the server.
-
-        Raises:
-            GoneError: If the place has been given away meanwhile.
-        """
+        """Note that the client waits for the server. Raises GoneError if the place has been given away meanwhile."""
         with self._lock:
             if connection not in self._taken:
                 raise GoneError

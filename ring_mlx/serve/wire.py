@@ -128,11 +128,7 @@ class Wire(socketserver.BaseRequestHandler):
             buffer += data
 
     def _parse(self, head: bytes) -> None:
-        """The request of a head.
-
-        Raises:
-            ApiError, h11.RemoteProtocolError: If it is wrong.
-        """
+        """The request of a head. Raises ApiError or h11.RemoteProtocolError if it is wrong."""
         self._http.receive_data(head)
         event = self._http.next_event()
         assert isinstance(event, h11.Request)
@@ -161,9 +157,7 @@ class Wire(socketserver.BaseRequestHandler):
     def _body(self) -> bytes:
         """The request's body.
 
-        Raises:
-            ApiError: 408, 411, 413, 415 or 417, or 400 where it is not HTTP.
-            GoneError: If it ends early.
+        Raises ApiError 408, 411, 413, 415 or 417, or 400 where it is not HTTP; GoneError if it ends early.
         """
         length, most = self.headers.get("content-length"), self.server.max_body_bytes
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -212,9 +212,8 @@ def text_of(path: Path, most_bytes: int) -> str:
 def bytes_of(path: Path, most_bytes: int) -> bytes:
     """The content of a file that a user names, perhaps by a link.
 
-    Raises:
-        OSError: If it cannot be read, is a pipe or a device, or has more than ``most_bytes``.
-        ValueError: If its name cannot be a file's.
+    Raises OSError if it cannot be read, is a pipe or a device, or has more than ``most_bytes``; ValueError if its name
+    cannot be a file's.
     """
     # Without O_NONBLOCK a pipe would wait for a writer.
     handle = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -22,10 +22,8 @@ MOST_HEADER_BYTES = 1 << 20  # ours have a few kilobytes; a large one takes seco
 def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str]) -> tuple[str, int]:
     """Write arrays to a safetensors file whose name is its SHA-256; the same content is written once.
 
-    Many are written at a time: `sync_path` of the folder must follow before anything on the disk names them.
-
-    Returns:
-        The name and the size in bytes.
+    Many are written at a time: `sync_path` of the folder must follow before anything on the disk names them. Returns
+    the name and the size in bytes.
     """
     with unfinished(folder) as new:
         mx.save_safetensors(str(new), dict(arrays), dict(header))
@@ -64,9 +62,7 @@ def read_blob(folder: Path, name: str, size: int, most_bytes: int) -> tuple[dict
 def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """The arrays, not read yet, and the metadata of a safetensors file, whose header is checked against its size.
 
-    Raises:
-        ValueError: If it is not a safetensors file.
-        OSError: If the file is missing or unreadable.
+    Raises ValueError if it is not a safetensors file; OSError if the file is missing or unreadable.
     """
     with open(path, "rb") as f:
         if int.from_bytes(f.read(8), "little") > MOST_HEADER_BYTES:
@@ -94,11 +90,7 @@ def seal(path: Path) -> None:
 
 
 def check_seal(path: Path, digest: str) -> None:
-    """Check a file against its `seal`: no byte may have changed.
-
-    Raises:
-        ValueError: If one did.
-    """
+    """Check a file against its `seal`: no byte may have changed. Raises ValueError if one did."""
     if _sealed_checksum(path, digest)[0] != digest:
         raise ValueError("it does not match its checksum")
 

@@ -38,11 +38,7 @@ def pack_block(block: Block, form: Form, kv_bits: int | None) -> tuple[Named, di
 
 
 def unpack_block(arrays: Mapping[str, mx.array], header: Mapping[str, str], form: Form) -> Block:
-    """What `pack_block` packed.
-
-    Raises:
-        KeyError, ValueError: If something is missing or wrong.
-    """
+    """What `pack_block` packed. Raises KeyError or ValueError if something is missing or wrong."""
     held: list[mx.array] = []
     names = {"tokens"}
     for i, layer in enumerate(form):
@@ -86,8 +82,7 @@ def unpack(
 ) -> Snapshot:
     """A snapshot from its manifest, its own arrays and the shared blocks.
 
-    Raises:
-        KeyError, ValueError: If something is missing, or the parts hold other tokens than ``ids``.
+    Raises KeyError or ValueError if something is missing, or the parts hold other tokens than ``ids``.
     """
     form = form_of(manifest)
     tail = {name[5:]: a for name, a in rest.items() if name.startswith("tail.")}

@@ -46,11 +46,7 @@ class Shapes:
             raise ValueError(f"it is of {count} tokens, more than the {self.context_tokens} of the model's context")
 
     def check(self, s: Snapshot) -> None:
-        """Check a snapshot against the model.
-
-        Raises:
-            ValueError: If the model could not have made it.
-        """
+        """Check a snapshot against the model. Raises ValueError if the model could not have made it."""
         self.check_count(s.offset)
         if (len(s.states), len(s.form)) != (sum(self.linear), len(self.linear) - sum(self.linear)):
             raise ValueError("it has another number of layers than the model")

@@ -49,9 +49,8 @@ class ModelFolder:
     def check(self) -> None:
         """Check that every folder is a folder of this user, and close it to others.
 
-        Raises:
-            FileNotFoundError: If there are no snapshots.
-            OSError: If a folder is a link, something else, or another user's.
+        Raises FileNotFoundError if there are no snapshots; OSError if a folder is a link, something else, or another
+        user's.
         """
         _check_root(self.root)
         check_private(self.folder.parent)

@@ -32,9 +32,7 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read a file of `write_manifest`, and check its bytes and every entry.
 
-    Raises:
-        ValueError: If it is not that.
-        OSError: If it cannot be read.
+    Raises ValueError if it is not that; OSError if it cannot be read.
     """
     data = read_bounded(path, MOST_BYTES)
     try:
