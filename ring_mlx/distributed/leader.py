@@ -136,9 +136,9 @@ class _Tree(SnapshotTree):
             self._drop_number(snapshot)
         return kept
 
-    def _forget(self, node: Any) -> None:
-        self._drop_number(node.snapshot)
-        super()._forget(node)
+    def _drop(self, snapshot: Snapshot) -> None:
+        self._drop_number(snapshot)
+        super()._drop(snapshot)
 
     def _drop_number(self, snapshot: Snapshot) -> None:
         self._gone.append((SNAPSHOT, self._numbers.pop(snapshot)))

@@ -8,8 +8,10 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +25,7 @@ PLACE_KINDS = ("system", "user", "answer")
 
 Tokens = npt.NDArray[np.int32]
 Form = tuple[tuple[int, int] | None, ...]
+Key = tuple[int, str]
 
 
 @dataclass(eq=False)
@@ -76,6 +79,11 @@ class Snapshot:
         """How many tokens it has seen."""
         return len(self.tokens)
 
+    @cached_property
+    def key(self) -> Key:
+        """Its number of tokens and their SHA-256, by which it is found."""
+        return next(keys_of(self.tokens, [self.offset]))
+
     @property
     def own_bytes(self) -> int:
         """Bytes that no other snapshot shares."""
@@ -98,6 +106,15 @@ class Snapshot:
         self.logits = other.logits if self.logits is None else self.logits
         if other.kind in PLACE_KINDS and self.kind not in PLACE_KINDS:
             self.kind = other.kind
+
+
+def keys_of(tokens: Tokens, offsets: Iterable[int]) -> Iterator[Key]:
+    """The keys that snapshots after so many of the tokens have, the shortest first; offsets beyond them have none."""
+    running, at = hashlib.sha256(), 0
+    for offset in sorted(n for n in offsets if n <= len(tokens)):
+        running.update(tokens[at:offset].tobytes())
+        at = offset
+        yield offset, running.hexdigest()
 
 
 def softmax_layers(cache: Iterable[Any]) -> list[Any]:

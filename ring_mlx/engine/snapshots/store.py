@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import time
 import warnings
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens
+from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens, keys_of
 from ring_mlx.engine.snapshots.files import MOST_HEADER_BYTES, read_blob, write_blob
 from ring_mlx.engine.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
 from ring_mlx.engine.snapshots.shapes import Shapes
@@ -141,17 +140,9 @@ class Store(ModelFolder):
 
     def _candidates(self, ids: Tokens, longer_than: int) -> list[Path]:
         """Manifests whose name says that they are a prefix, the deepest first; nothing is read."""
-        names: dict[int, set[str]] = {}
-        for offset, digest in self.snapshots():
-            if longer_than < offset <= len(ids):
-                names.setdefault(offset, set()).add(digest)
-        found, running, at = [], hashlib.sha256(), 0
-        for offset in sorted(names):
-            running.update(ids[at:offset].tobytes())
-            at = offset
-            if running.hexdigest() in names[offset]:
-                found.append(self.manifest_path(offset, running.hexdigest()))
-        return found[::-1]
+        there = {key for key in self.snapshots() if key[0] > longer_than}
+        found = [key for key in keys_of(ids, {at for at, _ in there}) if key in there]
+        return [self.manifest_path(*key) for key in found[::-1]]
 
     def _load(self, path: Path, ids: Tokens) -> Snapshot:
         manifest = read_manifest(path)
@@ -207,7 +198,7 @@ class Store(ModelFolder):
             "fingerprint": self.folder.name,
             "model": self._name,
             "offset": s.offset,
-            "tokens": path.stem.partition("-")[2],
+            "tokens": s.key[1],
             "kind": s.kind,
             "form": list(s.form),
             "states": len(s.states),
@@ -252,7 +243,7 @@ class Store(ModelFolder):
         return Stored(name, parent, s.offset, s.kind, used, sizes)
 
     def _path(self, s: Snapshot) -> Path:
-        return self.manifest_path(s.offset, hashlib.sha256(s.tokens.tobytes()).hexdigest())
+        return self.manifest_path(*s.key)
 
     def _has(self, block: Block) -> bool:
         return block.blob is not None and self.has_blob(block.blob)

@@ -1,14 +1,15 @@
-"""A tree of token prefixes that finds the deepest snapshot of a prompt, within a budget."""
+"""Snapshots in memory by the tokens before them: finds the deepest one of a prompt, within a budget."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ring_mlx.engine.snapshots.blocks import Block, Snapshot, Tokens
+from ring_mlx.engine.snapshots.blocks import Block, Key, Snapshot, Tokens, keys_of
 
 END, INNER, PLACE, FIRST = range(4)
 RANKS = {"prompt": END, "generated": END, "system": PLACE}
@@ -23,18 +24,16 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
     return int(differs.argmax()) if differs.any() else n
 
 
-class _Node:
-    """A run of tokens, and the snapshot after its last one if there is one."""
+@dataclass
+class _Use:
+    """The rank of a snapshot, and how many prompts there had been when it was used last."""
 
-    def __init__(self, edge: Tokens, parent: _Node | None) -> None:
-        self.edge, self.parent = edge, parent
-        self.children: dict[int, _Node] = {}
-        self.snapshot: Snapshot | None = None
-        self.rank, self.used = INNER, 0
+    rank: int = INNER
+    at: int = 0
 
 
 class SnapshotTree:
-    """Snapshots by prefix, compressed: a run of tokens without a branch or a snapshot is one node.
+    """Snapshots by the prefix that they have read.
 
     Over the budget, the least useful snapshots for likely next prompts are dropped first. The likeliest next prompt of a conversation
     goes on from its first place, the deepest that its next turn shares; a new chat goes on from a start that many
@@ -58,22 +57,22 @@ class SnapshotTree:
     def __init__(self, budget_bytes: int, most: int | None = None) -> None:
         self.budget_bytes, self._most = budget_bytes, most
         self._squeezed: int | None = None
-        self._root = _Node(np.zeros(0, dtype=np.int32), None)
-        self._nodes: dict[Snapshot, _Node] = {}
+        self._by_key: dict[Key, Snapshot] = {}
+        self._uses: dict[Snapshot, _Use] = {}
         self._shared: Counter[Block] = Counter()
         self._nbytes = 0
         self._prompts = 0
-        self._ranks: tuple[OrderedDict[Snapshot, _Node], ...] = tuple(OrderedDict() for _ in range(FIRST + 1))
+        self._ranks: list[dict[Snapshot, None]] = [{} for _ in range(FIRST + 1)]  # the one used longest ago first
         self._held: WeakKeyDictionary[object, Snapshot] = WeakKeyDictionary()
         self._latest: Snapshot | None = None
         self.told_short = False
         self.save_first: Callable[[Snapshot], bool] | None = None
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._uses)
 
     def __iter__(self) -> Iterator[Snapshot]:
-        return iter(list(self._nodes))
+        return iter(list(self._uses))
 
     @property
     def nbytes(self) -> int:
@@ -87,14 +86,15 @@ class SnapshotTree:
 
     def path(self, tokens: Sequence[int] | Tokens) -> list[Snapshot]:
         """Every snapshot that is a prefix of ``tokens``, the shortest first."""
-        return [n.snapshot for n in self._walk(np.asarray(tokens, dtype=np.int32)) if n.snapshot is not None]
+        ids = np.asarray(tokens, dtype=np.int32)
+        return [self._by_key[key] for key in keys_of(ids, {at for at, _ in self._by_key}) if key in self._by_key]
 
     def deepest(self, tokens: Sequence[int] | Tokens) -> Snapshot | None:
         """The longest snapshot that is a prefix of ``tokens`` and gives, or leads to, the logits of the next token."""
         usable = [s for s in self.path(tokens) if s.offset < len(tokens) or s.logits is not None]
         if not usable:
             return None
-        self._place(usable[-1], self._nodes[usable[-1]].rank)
+        self._place(usable[-1], self._uses[usable[-1]].rank)
         return usable[-1]
 
     def add(self, snapshot: Snapshot, holder: object = None, rank: int | None = None) -> Snapshot:
@@ -108,16 +108,14 @@ class SnapshotTree:
         Returns:
             The one that the tree holds, or held if there is no room for it.
         """
-        node = self._node_at(snapshot.tokens)
-        if node.snapshot is None:
-            node.snapshot, self._nodes[snapshot] = snapshot, node
-            self._account(snapshot, 1)
+        kept = self._by_key.setdefault(snapshot.key, snapshot)
+        if kept is snapshot:
+            self._uses[kept] = _Use()
         else:
-            self._account(node.snapshot, -1)
-            node.snapshot.learn(snapshot)
-            self._account(node.snapshot, 1)
-            rank = node.rank if rank is None else max(rank, node.rank)
-        kept = node.snapshot
+            self._account(kept, -1)
+            kept.learn(snapshot)
+            rank = self._uses[kept].rank if rank is None else max(rank, self._uses[kept].rank)
+        self._account(kept, 1)
         self._place(kept, RANKS.get(kept.kind, INNER) if rank is None else rank)
         if holder is not None:
             self.hold(holder, kept)
@@ -156,7 +154,7 @@ class SnapshotTree:
         while not self._holds(self._nbytes, len(self)) and (least := self._least()) is not None:
             if least.durable and not least.saved and self.save_first is not None and not self.save_first(least):
                 self.save_first = None
-            self._drop(self._nodes[least])
+            self._drop(least)
 
     def squeeze(self, most_bytes: int | None) -> None:
         """Hold at most so many bytes for now, below the budget; None lifts that.
@@ -176,7 +174,7 @@ class SnapshotTree:
         for s in path[:-1]:
             if s.kind != "system":
                 self._place(s, PLACE if newest.get(s.kind) is s else END if s.kind == "generated" else INNER)
-            elif (rank := FIRST if 2 * s.offset >= path[-1].offset else PLACE) != self._nodes[s].rank:
+            elif (rank := FIRST if 2 * s.offset >= path[-1].offset else PLACE) != self._uses[s].rank:
                 self._place(s, rank)
         for s in path[-1:]:
             self._place(s, FIRST)
@@ -189,54 +187,18 @@ class SnapshotTree:
         end, inner, place, first = (next((s for s in rank if s not in stay), None) for rank in self._ranks)
         if end or inner or not (place and first):
             return end or inner or place or first
-        age_of_place, age_of_first = (self._prompts - self._nodes[s].used for s in (place, first))
+        age_of_place, age_of_first = (self._prompts - self._uses[s].at for s in (place, first))
         return place if PLACE_AGES * (age_of_place + 1) >= age_of_first else first
 
     def remove(self, snapshot: Snapshot) -> None:
         """Drop a snapshot."""
-        if snapshot in self._nodes:
-            self._drop(self._nodes[snapshot])
+        if snapshot in self._uses:
+            self._drop(snapshot)
 
-    def _walk(self, ids: Tokens) -> Iterator[_Node]:
-        node, at = self._root, 0
-        yield node
-        while at < len(ids) and (child := node.children.get(int(ids[at]))) is not None:
-            n = len(child.edge)
-            if common_prefix(child.edge, ids[at:]) < n:
-                return
-            node, at = child, at + n
-            yield node
-
-    def _node_at(self, ids: Tokens) -> _Node:
-        *_, node = self._walk(ids)
-        at = _depth(node)
-        if at == len(ids):
-            return node
-        child = node.children.get(int(ids[at]))
-        if child is None:
-            return _attach(node, ids[at:])
-        n = common_prefix(child.edge, ids[at:])
-        middle = _attach(node, child.edge[:n])
-        child.edge, child.parent = child.edge[n:], middle
-        middle.children[int(child.edge[0])] = child
-        return middle if at + n == len(ids) else _attach(middle, ids[at + n :])
-
-    def _drop(self, node: _Node) -> None:
-        self._forget(node)
-        while node.parent is not None and node.snapshot is None and not node.children:
-            del node.parent.children[int(node.edge[0])]
-            node = node.parent
-        if node.parent is not None and node.snapshot is None and len(node.children) == 1:
-            (child,) = node.children.values()
-            child.edge, child.parent = np.concatenate([node.edge, child.edge]), node.parent
-            node.parent.children[int(child.edge[0])] = child
-
-    def _forget(self, node: _Node) -> None:
-        snapshot, node.snapshot = node.snapshot, None
-        assert snapshot is not None
+    def _drop(self, snapshot: Snapshot) -> None:
         if snapshot is self._latest:
             self._latest = None
-        del self._nodes[snapshot], self._ranks[node.rank][snapshot]
+        del self._by_key[snapshot.key], self._ranks[self._uses.pop(snapshot).rank][snapshot]
         self._account(snapshot, -1)
 
     def _account(self, snapshot: Snapshot, sign: int) -> None:
@@ -254,22 +216,7 @@ class SnapshotTree:
 
     def _place(self, snapshot: Snapshot, rank: int) -> None:
         """Note a use: the snapshot is the one of its rank that was used last."""
-        node = self._nodes[snapshot]
-        self._ranks[node.rank].pop(snapshot, None)
-        node.rank, node.used = rank, self._prompts
-        self._ranks[rank][snapshot] = node
-
-
-def _attach(parent: _Node, edge: Tokens) -> _Node:
-    node = _Node(edge, parent)
-    parent.children[int(edge[0])] = node
-    return node
-
-
-def _depth(node: _Node) -> int:
-    depth = 0
-    at: _Node | None = node
-    while at is not None:
-        depth += len(at.edge)
-        at = at.parent
-    return depth
+        use = self._uses[snapshot]
+        self._ranks[use.rank].pop(snapshot, None)
+        use.rank, use.at = rank, self._prompts
+        self._ranks[rank][snapshot] = None
