@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from textual.widgets import OptionList
 
-from tests.tui_pilot import chat, kept
-from tui.store import Attachment, chats, drafts
+from tests.tui_pilot import FakeEngine, chat, kept
+from tui import config, files, paths
+from tui.keeper import Keeper
+from tui.messages import Failed, Loaded, ModelChoice
+from tui.store import Attachment, Database, chats, drafts, rows
 
 
 def test_a_list_keeps_its_selection_by_id():
@@ -156,3 +160,168 @@ def test_another_text_of_the_same_name_is_attached_too():
         assert found == [("a.txt", "one"), ("a.txt (2)", "two"), ("a.txt (3)", "three")]
 
     chat(script)
+
+
+def test_attachments_of_a_draft_are_on_the_disk(tmp_path):
+    path, files_of = tmp_path / "chats.db", {}
+
+    async def script(d):
+        one = kept(d, "chat", 1)
+        await d.chat.open_chat(d.chat.keeper.open(one))
+        d.chat.entry.attachments.add(Attachment("a.txt", "text"))
+        await d.settle()
+        d.chat.keep_draft()
+        db = Database(path)  # as it is for another window, or after a kill -9
+        files_of["written"] = drafts.load_attachments(db, one)
+        db.close()
+
+    chat(script, path=path)
+    assert files_of["written"] == [Attachment("a.txt", "text")]
+
+    async def later(d):
+        (one,) = chats.listed(d.chat.keeper.db)
+        await d.chat.open_chat(d.chat.keeper.open(one.id))
+        assert d.chat.entry.attachments.found == [Attachment("a.txt", "text")]
+        await d.say("with it")
+        assert drafts.load_attachments(d.chat.keeper.db, one.id) == []
+
+    chat(later, path=path)
+
+
+def test_attachments_that_are_damaged_on_the_disk_are_marked(tmp_path):
+    db = Database(tmp_path / "chats.db")
+    db.write(drafts.saving_attachments("x", [Attachment("a", "b")]), drafts.saving("x", "text"))
+    db.write(("UPDATE drafts SET content = ? WHERE chat != 'x'", ('[["a", "other"]]',)))
+    assert drafts.load_attachments(db, "x") == [Attachment(f"{rows.MARK} a", "other")]
+    db.write(("UPDATE drafts SET content = '{' WHERE chat != 'x'", ()))
+    assert drafts.load_attachments(db, "x") == [Attachment(rows.MARK, "{")]
+    db.write(*drafts.removing("x"))
+    assert (drafts.load(db, "x"), drafts.load_attachments(db, "x")) == ("", [])
+    db.close()
+
+
+@pytest.mark.parametrize("says_which", [True, False])
+def test_a_model_is_stored_once_it_is_loaded(tmp_path, monkeypatch, says_which):
+    monkeypatch.setenv("RING_MLX_HOME", str(tmp_path))
+
+    def stored():
+        return config.load(paths.config_file())[0].model
+
+    def loaded(path):
+        return Loaded("m", 9, choice=ModelChoice(path) if says_which else None)
+
+    async def script(d):
+        await d.command("/model mistyped")
+        assert stored() == ""
+        await d.post(Failed("[hub] no such folder"))
+        if says_which:
+            await d.post(loaded("old"))  # the old model comes back
+        assert stored() == ""
+        await d.command("/model one")
+        await d.command("/model typo")
+        await d.post(loaded("one"), Failed("[hub] no such folder"))
+        assert stored() == "one"
+
+    chat(script, engine=FakeEngine())
+
+
+NAMES = [
+    "a.txt",
+    "sp ace.txt",
+    "two  spaces and an end.",
+    "it's.txt",
+    "a(1) [x]{2}.txt",
+    "@at.txt",
+    "ünï.txt",
+    "x, y.txt",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_attached_whatever_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("text")
+    (tmp_path / "other.txt").write_text("other")
+
+    async def script(d):
+        d.chat.entry.prompt.replace_text(f"see @{name} and @other.txt.")
+        d.chat.entry.prompt.send()
+        await d.settle()
+        assert [a.name for a in d.chat.talk.turns[next(iter(d.chat.talk.turns))].attachments] == [name, "other.txt"]
+
+    chat(script)
+    for written in (f"see @{name}", f"@{name}, please", f"@{name}\nand more"):
+        assert files.mentioned(written) == [name]
+    if "'" not in name:
+        assert files.mentioned(f"@'{name}' and more") == [name]
+    assert files.mentioned(f"@{name.replace(' ', chr(92) + ' ')} and more") == [name]
+
+
+def test_a_name_with_spaces_is_completed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sp ace one.txt").write_text("1")
+    (tmp_path / "sp ace two.txt").write_text("2")
+
+    async def script(d):
+        await d.type("see @sp ace t")
+        assert d.chat.entry.completion.keys[0] == "sp ace two.txt"
+        await d.press("tab")
+        assert d.chat.entry.prompt.text == "see @sp ace two.txt "
+        await d.type("what")
+        assert not d.chat.entry.completion.display
+        await d.press("enter")
+        assert d.chat.talk.leaf is not None
+        assert "2" in d.engine.asked[0][0]
+
+    chat(script)
+
+
+def test_mentions_without_end_take_no_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = time.process_time()
+    assert files.mentioned("@ab c " * 50_000) == []
+    assert files.begun("@ab c " * 50_000) is None
+    assert time.process_time() - started < 5
+
+
+def test_a_refused_file_keeps_the_question_unsent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "bad.bin").write_bytes(b"\xff\0")
+
+    async def script(d):
+        d.chat.entry.prompt.replace_text("compare @good.txt with @bad.bin")
+        d.chat.entry.prompt.send()
+        await d.settle()
+        assert d.engine.questions == []
+        assert d.chat.entry.prompt.text == "compare @good.txt with @bad.bin"
+        assert d.chat.entry.attachments.found == []
+        assert d.toasts == ["[attach] bad.bin is not UTF-8 text; attach a text file."]
+        (tmp_path / "bad.bin").write_text("now good")
+        d.chat.entry.prompt.send()
+        await d.settle()
+        assert len(d.engine.questions) == 1
+        assert d.chat.entry.prompt.text == ""
+
+    chat(script)
+
+
+def test_a_chat_that_another_window_deletes_is_not_lost(tmp_path):
+    path = tmp_path / "chats.db"
+
+    async def script(d):
+        await d.say("q")
+        chat_id = d.chat.talk.chat.id
+        other = Keeper(path, print)
+        other.db.write(chats.deleting(chat_id))
+        await d.post(d.text("answer"), d.end())
+        assert "your next question brings it back" in d.toasts[-1]
+        assert chats.load(other.db, chat_id).deleted
+        assert other.open(chat_id).path()[-1].content == "answer"
+        await d.say("and")
+        assert "has brought it back" in d.toasts[-1]
+        assert chats.load(other.db, chat_id).deleted is None
+        assert not other.is_deleted(d.chat.talk)
+        other.close()
+
+    chat(script, path=path)

@@ -173,7 +173,7 @@ class SessionSource:
         quantization = "" if info.quantization == "none" else info.quantization
         s = info.sampling
         plain = Chosen(temp=s.temp, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p)
-        post(Loaded(name, info.context_tokens, quantization, info.memory_limit_bytes, plain))
+        post(Loaded(name, info.context_tokens, quantization, info.memory_limit_bytes, plain, choice))
 
     def stop(self) -> None:
         """End the running answer; from any thread."""

@@ -16,7 +16,10 @@ from tui.fuzzy import best
 from tui.store import Attachment
 
 MOST_BYTES, MOST_COMPLETIONS, MOST_ENTRIES = 4_000_000, 50, 20_000
-_MENTION = re.compile(r"(?<!\S)@(\S+)")
+MOST_WORDS, MOST_STOPS = 32, 4  # of a path with spaces in it, after it
+MOST_MENTIONS, MOST_BEGUN = 200, 4  # looked at in a text, in a line
+_MENTION = re.compile(r"(?<!\S)@(?=\S)([^\n]{1,4096})")
+_QUOTED = re.compile(r"""(["'])(.+?)\1""")
 
 
 class AttachError(RingError):
@@ -46,8 +49,42 @@ def read_attachment(path: str) -> Attachment:
 
 def mentioned(text: str) -> list[str]:
     """The existing files that a text mentions as ``@path``, each once."""
-    found = (path.rstrip(".,;:!?)") if not is_file(path) else path for path in _MENTION.findall(text))
-    return list(dict.fromkeys(path for path in found if is_file(path)))
+    found, at = [], 0
+    for _ in range(MOST_MENTIONS):
+        if (mention := _MENTION.search(text, at)) is None:
+            break
+        path, length = _at_start(mention[1])
+        found += [path] if path else []
+        at = mention.start(1) + length
+    return list(dict.fromkeys(found))
+
+
+def _at_start(text: str) -> tuple[str, int]:
+    """The longest existing file that a text begins with, perhaps in quotes, and its length there."""
+    if (quoted := _QUOTED.match(text)) is not None and is_file(quoted[2]):
+        return quoted[2], quoted.end()
+    ends = [m.end() for m in islice(re.finditer(r"\S+", text), MOST_WORDS)]
+    for end in reversed(ends):
+        least = len(text[:end].rstrip(".,;:!?)"))
+        for written in (text[:n] for n in range(end, max(least, end - MOST_STOPS) - 1, -1)):
+            path = written.replace("\\ ", " ")
+            if name := next((p for p in (written, path) if p and is_file(p)), ""):
+                return name, len(written)
+    return "", ends[0]
+
+
+def begun(line: str) -> str | None:
+    """The path that a line ends in after an @, perhaps with spaces in it, or None."""
+    for at in [m.end() for m in re.finditer(r"(?<!\S)@", line)][: -MOST_BEGUN - 1 : -1]:
+        start = line[at:]
+        if " " not in start or (len(start) < 4096 and not _at_start(start)[0] and _begins(start)):
+            return start
+    return None
+
+
+def _begins(start: str) -> bool:
+    """Whether a path begins so, or could but for upper and lower case."""
+    return any(path.lower().startswith(start.lower()) for path, _ in completions(start))
 
 
 def dropped(pasted: str) -> list[str]:

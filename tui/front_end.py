@@ -90,6 +90,9 @@ class FrontEnd:
     def _begin(self, answer: Turn, sampling: Sampling, continues: bool = False) -> Done:
         self.answer, self.number, self._sampling = answer, self.number + 1, sampling
         self._continued, self.figures = answer.record if continues else None, Figures()
+        if self.keeper.is_deleted(self.talk):
+            self.keeper.bring_back(self.talk)
+            self.say("This chat had been deleted; your question has brought it back.")
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return self.send(Question(self.number, [*system, *self.talk.messages()], sampling, continues))
 
@@ -117,6 +120,10 @@ class FrontEnd:
         self.talk.chat.changed = max(self.talk.chat.changed, answer.created)
         self.talk.entitle()
         self.keeper.keep(self.talk, answer)
+        if self.keeper.is_deleted(self.talk):
+            self.say(
+                "This chat has been deleted, perhaps in another window; your next question brings it back.", "warning"
+            )
         return True
 
     def take_back(self, answer: Turn) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tui.conversation import Conversation
-from tui.store import Chat, Database, StoreError, Turn, chats, drafts, turns
+from tui.store import Attachment, Chat, Database, StoreError, Turn, chats, drafts, turns
 from tui.store.database import Change, Statement
 from tui.store.failures import BUSY, FULL
 from tui.transfer import save_elsewhere
@@ -122,6 +122,19 @@ class Keeper:
         self._waiting[f"4 {talk.chat.id}"] = lambda: chats.pinning(talk.chat.id, pinned)
         self.keep(talk)
 
+    def is_deleted(self, talk: Conversation) -> bool:
+        """Whether a chat with turns has been deleted, perhaps in another window."""
+        try:
+            found = chats.load(self.db, talk.chat.id) if talk.turns else None
+        except StoreError:
+            return False
+        return found is not None and found.deleted is not None
+
+    def bring_back(self, talk: Conversation) -> None:
+        """Take back that a chat was deleted."""
+        self._waiting[f"4 {talk.chat.id} deleted"] = lambda: chats.restoring(talk.chat.id)
+        self.flush()
+
     def forget(self, turn: Turn) -> None:
         """Remove a turn."""
         self._waiting[f"1 {turn.id}"] = lambda: ("DELETE FROM turns WHERE id = ?", (turn.id,))
@@ -131,6 +144,12 @@ class Keeper:
         if chat is not None:
             self._waiting[f"0 {chat_id}"] = lambda: chats.saving_draft(chat, content)
         self._waiting[f"2 {chat_id}"] = lambda: drafts.saving(chat_id, content)
+        self.flush()
+
+    def keep_attachments(self, chat_id: str, attachments: Iterable[Attachment]) -> None:
+        """Write what is attached to a draft."""
+        found = tuple(attachments)
+        self._waiting[f"2 {chat_id} attachments"] = lambda: drafts.saving_attachments(chat_id, found)
         self.flush()
 
     def flush(self, is_last: bool = False) -> bool:

@@ -98,6 +98,7 @@ class Loaded(Message):
         quantization: In words.
         memory_limit_bytes: What the machine should give it, 0 where that is not known.
         sampling: What holds where the settings say nothing.
+        choice: What was loaded, if the engine says so.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Loaded(Message):
     quantization: str = ""
     memory_limit_bytes: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    choice: ModelChoice | None = None
 
 
 @dataclass

@@ -150,8 +150,8 @@ class ChatScreen(TurnCommands):
 
     def use_model(self, choice: ModelChoice) -> None:
         self.status.show("loading the model")
+        self._choices.append(choice)
         self.engine.switch(choice)
-        self.save_config(replace(self.config, model=choice.path or ""))
 
     def do_settings(self, _: str) -> None:
         def chosen(preset: Preset | None) -> None:

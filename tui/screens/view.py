@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from textual import on
 from textual.app import ComposeResult
@@ -15,9 +16,10 @@ from tui.conversation import Conversation
 from tui.front_end import Done, FrontEnd
 from tui.gauges import loading_text, reading_text
 from tui.keeper import WRITE_EVERY_S, Keeper
-from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
+from tui.messages import Answering, Ended, Failed, Loaded, Loading, ModelChoice, Piece, Question, Reading
 from tui.store import Attachment, StoreError, Turn, drafts
 from tui.store.records import ASSISTANT, USER
+from tui.widgets.attachments import Attachments
 from tui.widgets.entry import Entry
 from tui.widgets.status import StatusLine
 from tui.widgets.turn import AssistantTurn, TurnView
@@ -36,6 +38,8 @@ class ChatView(FrontEnd, Screen[None]):
         self.entry = Entry(with_prompt_keys(config.keys), id="entry")
         self.status = StatusLine(id="status")
         self._has_draft = False  # the store has one of this chat
+        self._kept: list[Attachment] = []  # what is attached to it there
+        self._choices: list[ModelChoice] = []  # being loaded
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
 
     def compose(self) -> ComposeResult:
@@ -110,9 +114,9 @@ class ChatView(FrontEnd, Screen[None]):
 
     async def show_chat(self, talk: Conversation, at: str | None = None) -> None:
         left = self._left.pop(talk.chat.id, None)
-        text, attachments = left or (self._draft_of(talk), [])
+        text, attachments = self._draft_of(talk) if left is None else left
         self.talk = talk  # together with its draft: what is typed from here on, or saved, is about this chat
-        self._has_draft = bool(text)
+        self._has_draft, self._kept = bool(text), list(attachments)
         self.entry.prompt.begin(text)
         self.entry.attachments.set(attachments)
         await self.turns.show(talk.path())
@@ -129,12 +133,17 @@ class ChatView(FrontEnd, Screen[None]):
         if draft or chat is None or self._has_draft:
             self._has_draft = bool(draft)
             self.keeper.keep_draft(self.talk.chat.id, draft, chat)
+        attachments = self.entry.attachments.found if draft or chat is None else []
+        if attachments != self._kept:
+            self._kept = list(attachments)
+            self.keeper.keep_attachments(self.talk.chat.id, attachments)
 
-    def _draft_of(self, talk: Conversation) -> str:
+    def _draft_of(self, talk: Conversation) -> tuple[str, list[Attachment]]:
+        db, chat_id = self.keeper.db, talk.chat.id
         try:
-            return drafts.load(self.keeper.db, talk.chat.id)
+            return drafts.load(db, chat_id), drafts.load_attachments(db, chat_id)
         except StoreError:
-            return ""
+            return "", []
 
     def stop_now(self) -> None:
         """End the running answer at once for the chat; its text so far stays."""
@@ -150,15 +159,17 @@ class ChatView(FrontEnd, Screen[None]):
             return
         self.talk.mark()
         self.keeper.keep(self.talk, self.talk.add(USER, message.text, message.attachments))
+        self.keep_draft()
         await self.attempt(self.ask)
 
     @on(Entry.Trouble)
     def troubled(self, message: Entry.Trouble) -> None:
         self.say(message.text, "error")
 
+    @on(Attachments.Changed)
     @on(TextArea.Changed)
     def draft_changed(self) -> None:
-        """Keep the draft a moment after the last letter."""
+        """Keep the draft a moment after the last letter or attachment."""
         self._draft_timer.reset()
         self._draft_timer.resume()
 
@@ -184,6 +195,15 @@ class ChatView(FrontEnd, Screen[None]):
         self.status.model, self.status.context = message.name, message.context
         self.status.memory_limit_bytes = message.memory_limit_bytes
         self.status.show("ready")
+        self.store_model(message.choice)
+
+    def store_model(self, loaded: ModelChoice | None) -> None:
+        """Have the next start load the model that was chosen, now that it is loaded."""
+        paths = [choice.path for choice in self._choices]
+        at = paths.index(loaded.path) if loaded and loaded.path in paths else 0
+        if paths and (loaded is None or loaded.path in paths):
+            del self._choices[: at + 1]
+            self.save_config(replace(self.config, model=paths[at] or ""))
 
     @on(Reading)
     def prompt_read(self, message: Reading) -> None:
@@ -218,6 +238,7 @@ class ChatView(FrontEnd, Screen[None]):
             return
         self.say(message.text, "error")
         if message.number is None:
+            del self._choices[:1]  # a name that was mistyped is not stored
             self.model = Loaded("", 0)
             self.status.show("no model; /model chooses one")
         if self.answer is not None:

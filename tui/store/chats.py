@@ -88,6 +88,7 @@ def purge(db: Database, older_than_s: float = KEEP_DELETED_S) -> None:
     gone = [chat.id for chat in map(from_row, old) if chat.deleted is not None]
     if gone:
         db.write(*(("DELETE FROM chats WHERE id = ?", (chat_id,)) for chat_id in gone))
+        db.write(*(change for chat_id in gone for change in drafts.removing(chat_id)))
 
 
 def from_row(row: rows.Row) -> Chat:

@@ -6,17 +6,17 @@ import json
 
 from ring_mlx import whole_text
 from tui.store import rows
+from tui.store.attachments import packed, unpacked
 from tui.store.database import Database, Statement
-from tui.store.records import ASSISTANT, USER, Attachment, Call, Record, Turn
+from tui.store.records import ASSISTANT, USER, Call, Record, Turn
 
 
 def saving(chat_id: str, turn: Turn) -> Statement:
     """The statement that saves a turn; saving it again replaces what was written so far."""
     record = json.dumps(turn.record.as_dict()) if turn.record else None
     calls = json.dumps([[c.name, c.arguments] for c in turn.calls])
-    attachments = json.dumps([[a.name, a.text] for a in turn.attachments])
     said = (turn.id, chat_id, turn.parent, turn.role, turn.content, turn.thinking, calls, record)
-    values = (*map(whole_text, said), float(turn.created), attachments)
+    values = (*map(whole_text, said), float(turn.created), packed(turn.attachments))
     return rows.TURNS.saving(dict(zip(rows.TURNS.content, values, strict=True)), turn.is_damaged)
 
 
@@ -45,10 +45,8 @@ def from_row(row: rows.Row) -> Turn:
         created=rows.number(row["created"]),
         is_damaged=row["role"] not in (USER, ASSISTANT) or not rows.TURNS.is_whole(row),
     )
-    try:
-        turn.attachments = tuple(Attachment(str(name), str(text)) for name, text in rows.unpacked(row["attachments"]))
-    except (ValueError, TypeError):
-        turn.attachments, turn.is_damaged = (Attachment(rows.MARK, rows.text(row["attachments"])),), True
+    turn.attachments, is_readable = unpacked(row["attachments"])
+    turn.is_damaged = turn.is_damaged or not is_readable
     try:
         turn.calls = tuple(Call(str(name), dict(given)) for name, given in rows.unpacked(row["calls"]))
     except (ValueError, TypeError):

@@ -8,6 +8,7 @@ from itertools import chain, count
 
 from textual import events
 from textual.containers import Horizontal
+from textual.message import Message
 from textual.widgets import Static
 
 from ring_mlx import harmless
@@ -30,6 +31,9 @@ class Chip(Static):
 class Attachments(Horizontal):
     """A row of chips, hidden while there are none."""
 
+    class Changed(Message):
+        """There are other attachments now."""
+
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Attachment] = []
@@ -49,6 +53,7 @@ class Attachments(Horizontal):
         self.display = bool(self.found)
         self.remove_children()
         self.mount_all([Chip(a) for a in self.found])
+        self.post_message(self.Changed())
 
     def take(self) -> list[Attachment]:
         """The attachments, which are then removed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -22,7 +21,6 @@ from tui.widgets.attachments import Attachments
 from tui.widgets.choices import Completion, command_rows
 
 LONG_CHARACTERS, LONG_LINES = 3000, 30
-_MENTION_AT_END = re.compile(r"(?<!\S)@(\S*)$")
 
 
 class Entry(Vertical):
@@ -65,21 +63,25 @@ class Entry(Vertical):
         for attachment in attachments:
             self.attachments.add(attachment)
 
-    def attach(self, path: str) -> None:
-        """Attach a file, or say why not."""
+    def attach(self, *paths: str) -> bool:
+        """Attach files, or say why one cannot be and attach none; returns whether they are attached."""
         try:
-            self.attachments.add(files.read_attachment(path))
+            found = [files.read_attachment(path) for path in paths]
         except RingError as e:
             self.post_message(self.Trouble(str(e)))
+            return False
+        for attachment in found:
+            self.attachments.add(attachment)
+        return True
 
     def sent(self, text: str) -> None:
-        """Send a command or a question; files that the question mentions are attached."""
+        """Send a command or a question with the files that it mentions; it stays in the prompt if one is refused."""
         if commands.is_command(text):
             self.post_message(self.Commanded(text))
             return
-        for path in files.mentioned(text):
-            self.attach(path)
-        if text or self.attachments.found:
+        if not self.attach(*files.mentioned(text)):
+            self.prompt.replace_text(text)
+        elif text or self.attachments.found:
             self.post_message(self.Asked(text, self.attachments.take()))
 
     def pasted(self, text: str) -> None:
@@ -99,8 +101,8 @@ class Entry(Vertical):
         text = self.prompt.text
         if commands.is_command(text) and " " not in text:
             self.completion.offer(command_rows(text[1:], self._keys, self.app.size.width), text)
-        elif (found := _MENTION_AT_END.search(self._before_cursor)) is not None:
-            self.completion.offer(files.completions(found[1]), text)
+        elif (begun := files.begun(self._before_cursor)) is not None:
+            self.completion.offer(files.completions(begun), text)
         else:
             self.completion.offer([])
 
@@ -113,9 +115,8 @@ class Entry(Vertical):
                 self.prompt.send()
             return
         end = self.prompt.cursor_location
-        found = _MENTION_AT_END.search(self._before_cursor)
-        if found is not None:
-            start = (end[0], end[1] - len(found[1]))
+        if (begun := files.begun(self._before_cursor)) is not None:
+            start = (end[0], end[1] - len(begun))
             self.prompt.replace(chosen + ("" if chosen.endswith("/") else " "), start, end)
 
     @on(OptionList.OptionSelected)
