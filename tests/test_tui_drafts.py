@@ -263,7 +263,7 @@ def test_a_name_with_spaces_is_completed(tmp_path, monkeypatch):
     (tmp_path / "sp ace two.txt").write_text("2")
 
     async def script(d):
-        await d.type("see @sp ace t")
+        await d.type("see @sp ace tw")
         assert d.chat.entry.completion.keys[0] == "sp ace two.txt"
         await d.press("tab")
         assert d.chat.entry.prompt.text == "see @sp ace two.txt "
