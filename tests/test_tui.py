@@ -51,7 +51,8 @@ def test_a_question_and_its_answer(size):
         assert (answer.thinking, answer.content) == ("hmm.", "It is **4**.")
         assert (answer.record.model, answer.record.quantisation, answer.record.sampling["seed"]) == ("fake", "4-bit", 7)
         assert len(d.status) <= size[0] - 2
-        for part in ("fake", "read 500", "write 99 tok/s", "first 0.12 s", "24/4", "1.5/", "GB", "8 reused"):
+        memory = "1.5/16 GB" if size[0] < 96 else "memory 1.5 of 16 GB"
+        for part in ("fake", "read 500", "write 99 tok/s", "first 0.12 s", "24/4", memory, "8 reused"):
             assert part in d.status
         await d.say("more")
         assert d.engine.asked[1] == ["hi there", "It is **4**.", "more"]
@@ -357,6 +358,29 @@ def test_gauges_fit(room):
     assert len(text) <= room
     assert "131" in text
     assert (room < 96) or "write 999 tok/s" in text
+    words = [w for w in ("memory 99.0 of 128 GB, snapshots 9.0", "memory 99.0 of 128 GB", "99.0/128 GB") if w in text]
+    assert words[:1] == ["memory 99.0 of 128 GB, snapshots 9.0"] or room < 118
+    assert words or room < 66
+    assert gauges(f, 131_072, int(128e9), 200).endswith("memory 99.0 of 128 GB, snapshots 9.0")
+
+
+@pytest.mark.parametrize("size", [(40, 12), (60, 20), (80, 24)])
+def test_the_last_line_is_never_cut_within_a_word(size):
+    async def script(d):
+        d.chat.status.model = "Ring-mini-linear-2.0-4bit"
+        await d.say("hi")
+        for message in (Reading(d.engine.number, 5000, 20_000, 1000, 12.5), d.text("A."), d.end()):
+            await d.post(message)
+            for unsaved in (0, 12):
+                d.chat.status.unsaved = unsaved
+                line = d.status
+                assert len(line) <= size[0] - 2
+                assert line.endswith(
+                    ("12 s left", "reading 25 %", "reading…", "24/4096", "24/4,096", "reused", "tok/s", "GB")
+                )
+                assert "12 turns not saved" in line or not unsaved
+
+    chat(script, size)
 
 
 @pytest.mark.parametrize(

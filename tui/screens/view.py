@@ -14,7 +14,7 @@ from ring_mlx import RingError, harmless
 from tui.config import Config, with_prompt_keys
 from tui.conversation import Conversation
 from tui.front_end import Done, FrontEnd
-from tui.gauges import loading_text, reading_text
+from tui.gauges import loading_text, reading_forms
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Loading, ModelChoice, Piece, Question, Reading
 from tui.store import Attachment, StoreError, Turn, drafts
@@ -208,7 +208,7 @@ class ChatView(FrontEnd, Screen[None]):
     @on(Reading)
     def prompt_read(self, message: Reading) -> None:
         if message.number == self.number and self.answer is not None:
-            self.status.show(reading_text(message))
+            self.status.show(*reading_forms(message))
 
     @on(Piece)
     async def piece(self, message: Piece) -> None:
