@@ -13,7 +13,8 @@ import pytest
 
 from tui.conversation import Conversation, said, title_of
 from tui.store import Attachment, Call, Chat, Database, Record, StoreError, Turn, chats, drafts, exchange, search, turns
-from tui.store.migrations import MIGRATIONS, NEWEST, version_of
+from tui.store.migrations import MIGRATIONS, NEWEST, SEALED_SINCE, version_of
+from tui.store.rows import CHATS, TURNS
 
 RECORD = Record(
     model="mini", quantisation="4-bit", sampling={"temp": 0.6}, generated_tokens=7, thinking_s=1.5, finish_reason="stop"
@@ -144,15 +145,22 @@ def test_an_older_store_is_brought_up_to_date(tmp_path, version):
     for script in MIGRATIONS[:version]:
         old.executescript(script)
     old.execute(f"PRAGMA user_version = {version}")
-    old.execute("INSERT INTO chats VALUES (1, 'c', 'old', 't', 0, NULL, 1, 2)")
+    columns = "row, id, title, leaf, pinned, deleted, created, changed"
+    old.execute(f"INSERT INTO chats ({columns}) VALUES (1, 'c', 'old', 't', 0, NULL, 1, 2)")
     columns = "row, id, chat, parent, role, content, thinking, attachments, record, created"
     old.execute(f"INSERT INTO turns ({columns}) VALUES (1, 't', 'c', NULL, 'user', 'ancient words', '', '[]', NULL, 1)")
+    if version >= SEALED_SINCE:
+        old.row_factory = sqlite3.Row
+        for table in (CHATS, TURNS):
+            (found,) = old.execute(f"SELECT * FROM {table.name}")
+            old.execute(f"UPDATE {table.name} SET seal = ?", (table.seal(found),))
     old.commit()
     old.close()
     db = Database(path)
     assert version_of(db._connection) == NEWEST
     assert search.find(db, "ancient")[0].title == "old"
     assert drafts.load(db, "c") == ""
+    assert (chats.load(db, "c").title, chats.load(db, "c").settings) == ("old", {})
     assert not turns.load(db, "c")[0].is_damaged
     db.close()
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tui.conversation import Conversation
-from tui.store import Attachment, Chat, Database, StoreError, Turn, chats, drafts, turns
+from tui.store import Attachment, Chat, Database, StoreError, Turn, chats, drafts, settings, turns
 from tui.store.database import Change, Statement
 from tui.store.failures import BUSY, FULL
 from tui.transfer import save_elsewhere
@@ -42,6 +43,7 @@ class Keeper:
         self._path, self._tell, self._clock, self._make_room = path, tell, clock, make_room
         self._waiting: Waiting = {}
         self._standing_in: Waiting = {}  # what only a store in memory holds
+        self._changed_settings: dict[str, dict[str, Any]] = {}  # by chat: those that wait
         self._talks: dict[str, Conversation] = {}
         self._talk: Conversation | None = None
         self._wrote_at = self._tried_at = float("-inf")
@@ -135,6 +137,31 @@ class Keeper:
         self._waiting[f"4 {talk.chat.id} deleted"] = lambda: chats.restoring(talk.chat.id)
         self.flush()
 
+    def entitle(self, talk: Conversation, title: str) -> None:
+        """Give a chat a title that is not the user's; one that the user gave in another window stays."""
+        talk.chat.title = title
+        with contextlib.suppress(StoreError):
+            talk.chat.title = chats.distinct(self.db, talk.chat)
+        title = talk.chat.title
+        self._waiting[f"3 {talk.chat.id}"] = lambda: chats.entitling(talk.chat.id, title)
+        self.keep(talk)
+
+    def keep_settings(self, talk: Conversation, changed: Mapping[str, Any]) -> None:
+        """Change settings of a chat; they are written with the chat, once it has a turn or a draft."""
+        chat, key = talk.chat, f"5 {talk.chat.id}"
+        chat.settings = {**chat.settings, **changed}
+        earlier = self._changed_settings[chat.id] if key in self._waiting | self._standing_in else {}
+        self._changed_settings[chat.id] = new = {**earlier, **changed}
+        self._waiting[key] = lambda: settings.changing(chat.id, new)
+        self.keep(talk)
+
+    def refresh_settings(self, talk: Conversation) -> None:
+        """Take over what another window has set in a chat."""
+        if talk.turns and f"5 {talk.chat.id}" not in self._waiting | self._standing_in:
+            with contextlib.suppress(StoreError):
+                found, is_damaged = settings.load(self.db, talk.chat.id)
+                talk.chat.settings, talk.chat.are_settings_damaged = found or talk.chat.settings, is_damaged
+
     def forget(self, turn: Turn) -> None:
         """Remove a turn."""
         self._waiting[f"1 {turn.id}"] = lambda: ("DELETE FROM turns WHERE id = ?", (turn.id,))
@@ -143,6 +170,8 @@ class Keeper:
         """Write the text that is typed but not sent; ``chat`` is one without turns, which is kept as long as it has a draft."""
         if chat is not None:
             self._waiting[f"0 {chat_id}"] = lambda: chats.saving_draft(chat, content)
+            if content and chat.settings:
+                self._waiting[f"5 {chat_id}"] = lambda: settings.changing(chat_id, chat.settings)
         self._waiting[f"2 {chat_id}"] = lambda: drafts.saving(chat_id, content)
         self.flush()
 
@@ -176,8 +205,10 @@ class Keeper:
     def report(self) -> list[str]:
         """Lines about turns that are not on disk; these are written elsewhere if possible."""
         lines = save_elsewhere(self.unsaved_turns())
-        drafts_lost = sum(key.startswith("2 ") for key in self._waiting | self._standing_in)
-        if not lines or drafts_lost:
+        keys = self._waiting | self._standing_in
+        if any(key.startswith("5 ") for key in keys):
+            lines.append("[store] settings of a chat could not be saved.")
+        if not lines or any(key.startswith("2 ") for key in keys):
             lines.append("[store] what was typed and not sent, or a title or pin, could not be saved.")
         return lines
 
@@ -220,6 +251,9 @@ class Keeper:
             newer, self._waiting = self._waiting, {}
             self._wait_for(self._talk, *self._talk.turns.values())
             self._waiting |= newer
+            if chosen := self._talk.chat.settings:
+                chat_id = self._talk.chat.id
+                self._waiting[f"5 {chat_id}"] = lambda: settings.changing(chat_id, chosen)
         if self.db.path is not None:
             self.db.close()
             self._stand_in()

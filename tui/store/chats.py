@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import time
 from collections.abc import Callable
 
 from ring_mlx import whole_text
-from tui.store import drafts, rows
+from tui.store import drafts, rows, settings
 from tui.store.database import Change, Database, Statement
 from tui.store.records import Chat
 
@@ -34,9 +35,13 @@ def saving(chat: Chat) -> Change:
 
 
 def load(db: Database, chat_id: str) -> Chat | None:
-    """The chat of this id, deleted or not."""
+    """The chat of this id, deleted or not, with its settings."""
     found = db.read(_select("c.id = ?"), (chat_id,))
-    return from_row(found[0]) if found else None
+    if not found:
+        return None
+    chat = from_row(found[0])
+    chat.settings, chat.are_settings_damaged = settings.load(db, chat_id)
+    return chat
 
 
 def listed(db: Database, limit: int = 1000) -> list[Chat]:
@@ -63,8 +68,30 @@ def deleted_ids(db: Database) -> list[str]:
 
 
 def renaming(chat_id: str, title: str) -> Change:
-    """The change that gives a chat another title."""
-    return _changing(chat_id, lambda chat: setattr(chat, "title", title))
+    """The change that gives a chat the title that the user wants."""
+    mark = settings.changing(chat_id, {}, named=True)
+    rename = _changing(chat_id, lambda chat: setattr(chat, "title", title))
+
+    def write(connection: sqlite3.Connection) -> None:
+        rename(connection)
+        mark(connection)
+
+    return write
+
+
+def entitling(chat_id: str, title: str) -> Change:
+    """The change that gives a chat a title that is not the user's, unless the user has named it, in any window."""
+    rename = _changing(chat_id, lambda chat: setattr(chat, "title", title))
+    return lambda connection: None if settings.is_named(connection, chat_id) else rename(connection)
+
+
+def distinct(db: Database, chat: Chat) -> str:
+    """The title of a chat, with a number if another chat has the same."""
+    sql = "SELECT title FROM chats WHERE id != ? AND deleted IS NULL AND substr(title, 1, ?) = ?"
+    taken = {rows.text(row["title"]) for row in db.read(sql, (chat.id, len(chat.title), chat.title))}
+    if chat.title not in taken:
+        return chat.title
+    return next(found for n in itertools.count(2) if (found := f"{chat.title} ({n})") not in taken)
 
 
 def pinning(chat_id: str, pinned: bool) -> Change:

@@ -52,7 +52,7 @@ def fenced(text: str, language: str = "") -> str:
 
 def to_json(chat: Chat, turns: Sequence[Turn]) -> str:
     """The whole tree, with thoughts and records."""
-    kept = {name: getattr(chat, name) for name in ("title", "leaf", "pinned", "created")}
+    kept = {name: getattr(chat, name) for name in ("title", "leaf", "pinned", "created", "settings")}
     found = [
         {name: values[name] for name in KEPT} | ({"damaged": True} if values["is_damaged"] else {})
         for values in map(asdict, turns)
@@ -78,7 +78,8 @@ def from_json(text: str) -> tuple[Chat, list[Turn]]:
         turns = [_turn(t, ids) for t in raw["turns"]]
         chat = raw["chat"]
         leaf = ids.get(chat["leaf"]) or (turns[-1].id if turns else None)
-        return Chat(title=str(chat["title"]), leaf=leaf, pinned=bool(chat["pinned"])), turns
+        settings = dict(chat.get("settings") or {})
+        return Chat(title=str(chat["title"]), leaf=leaf, pinned=bool(chat["pinned"]), settings=settings), turns
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise StoreError(f"the file is no exported chat ({type(e).__name__}: {e}); give one of /export json.") from None
 

@@ -51,8 +51,15 @@ MIGRATIONS = (
     ALTER TABLE turns ADD COLUMN seal BLOB;
     ALTER TABLE drafts ADD COLUMN seal BLOB;
     """,
+    # 6: settings of a chat's own, and whether the user has named it.
+    """
+    CREATE TABLE settings (chat TEXT PRIMARY KEY, content TEXT NOT NULL, named INTEGER NOT NULL, seal BLOB);
+    CREATE TRIGGER settings_removed AFTER DELETE ON chats BEGIN
+      DELETE FROM settings WHERE chat = old.id;
+    END;
+    """,
 )
-SEALED_SINCE = 5
+SEALED_SINCE, SEALED_TABLES = 5, 3
 NEWEST = len(MIGRATIONS)
 REBUILD_INDEX = "INSERT INTO found (found) VALUES ('rebuild')"
 CHECK_INDEX = "INSERT INTO found (found, rank) VALUES ('integrity-check', 1)"  # against the turns
@@ -103,7 +110,7 @@ def schema_of(connection: sqlite3.Connection) -> dict[str, str]:
 
 def _seal_all(connection: sqlite3.Connection) -> None:
     """Seal what an older version has written, unless it is damaged already."""
-    for table in rows.TABLES:
+    for table in rows.TABLES[:SEALED_TABLES]:
         found = f"SELECT rowid, {', '.join(table.content)} FROM {table.name} WHERE rowid > ? ORDER BY rowid LIMIT 256"
         last = -(2**63)
         while part := _undecoded(connection, found, last):

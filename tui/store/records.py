@@ -49,6 +49,7 @@ class Record:
     generation_tps: float = 0.0
     peak_memory_gb: float = 0.0
     finish_reason: str = ""
+    system_prompt: str = ""
     is_edited: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,13 +86,23 @@ class Turn:
 
 @dataclass
 class Chat:
-    """A conversation; ``leaf`` is the last turn in view, ``turns`` their number, ``deleted`` when, if it was."""
+    """A conversation.
+
+    Args:
+        leaf: The last turn in view.
+        turns: Their number.
+        deleted: When it was deleted, if it was.
+        settings: Of its own, by name, as JSON has them: anything may be in them.
+        are_settings_damaged: Whether they have changed on the disk.
+    """
 
     title: str = ""
     leaf: str | None = None
     pinned: bool = False
     deleted: float | None = None
     turns: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    are_settings_damaged: bool = False
     id: str = field(default_factory=new_id)
     created: float = field(default_factory=time.time)
     changed: float = field(default_factory=time.time)

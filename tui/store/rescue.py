@@ -20,7 +20,7 @@ from tui.store.access import new_file
 from tui.store.connection import connect
 from tui.store.pages import Pages, Values
 from tui.store.records import ASSISTANT, USER
-from tui.store.rows import CHATS, DRAFTS, TURNS, Table
+from tui.store.rows import CHATS, DRAFTS, SETTINGS, TURNS, Table
 
 Row = dict[str, Any]
 LOGS = ("-wal", "-shm")
@@ -37,10 +37,11 @@ LAYOUT = {
         10,
     ),
     DRAFTS: (("chat", "content", "seal"), 2),
+    SETTINGS: (("chat", "content", "named", "seal"), 4),
 }
 EMPTY = {
     **dict.fromkeys(("title", "chat", "role", "content", "thinking"), ""),
-    **dict.fromkeys(("pinned", "created", "changed"), 0),
+    **dict.fromkeys(("pinned", "created", "changed", "named"), 0),
     **dict.fromkeys(("attachments", "calls"), "[]"),
 }
 _REMAINS = re.compile(rb"([0-9a-f]{32})([0-9a-f]{32})((?:[0-9a-f]{32})?)(user|assistant)([^\0-\x08]*)")

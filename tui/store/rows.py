@@ -67,7 +67,8 @@ TURNS = Table(
     "turns", ("id", "chat", "parent", "role", "content", "thinking", "calls", "record", "created"), "attachments"
 )
 DRAFTS = Table("drafts", ("chat", "content"))
-TABLES = (CHATS, TURNS, DRAFTS)
+SETTINGS = Table("settings", ("chat", "content", "named"))
+TABLES = (CHATS, TURNS, DRAFTS, SETTINGS)
 
 
 def _checksum(values: tuple[Any, ...]) -> bytes:
