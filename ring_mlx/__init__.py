@@ -12,9 +12,11 @@ from ring_mlx.system import quick_start
 if TYPE_CHECKING:  # the same as _NAMES, for type checkers
     from mlx_lm.sample_utils import make_sampler
 
-    from ring_mlx.checkpoint.hub import cached_models
+    from ring_mlx.checkpoint.hub import cached_models, each_cached_model
     from ring_mlx.checkpoint.loading import demo_model_path, load, load_model
+    from ring_mlx.checkpoint.summary import Summary, summary_of
     from ring_mlx.checkpoint.tokenizer import render_chat
+    from ring_mlx.doctor.models import known_fits
     from ring_mlx.engine.events import (
         AnswerText,
         Counters,
@@ -56,10 +58,12 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "mlx_lm.sample_utils": "make_sampler",
-    "ring_mlx.checkpoint.hub": "cached_models",
+    "ring_mlx.checkpoint.hub": "cached_models each_cached_model",
     "ring_mlx.checkpoint.loading": "demo_model_path load load_model",
+    "ring_mlx.checkpoint.summary": "Summary summary_of",
     "ring_mlx.system.regular_files": "read_json",
     "ring_mlx.checkpoint.tokenizer": "render_chat",
+    "ring_mlx.doctor.models": "known_fits",
     "ring_mlx.engine.events": "AnswerText Counters End Loading ModelInfo PrefillProgress Revised "
     "Sampling Statistics ThinkingText ToolCall",
     "ring_mlx.engine.session": "Reply Session",

@@ -1,16 +1,23 @@
-"""Finding one's way in the chat: fuzzy matching, the list of commands."""
+"""Finding one's way in the chat: fuzzy matching, the lists of commands and of models."""
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual.widgets import OptionList
 
+from ring_mlx.bench.shapes import FLASH, MINI
 from tests.tui_pilot import chat
 from tui import commands, files, fuzzy
-from tui.config import Config
+from tui.config import Config, load
+from tui.messages import ModelChoice
+from tui.models import PLACES, Found, found_models
 
 HARD = "aabb" * 140 + "xc"  # Textual's own search tries more ways than there are atoms
 
@@ -100,3 +107,177 @@ def test_files_are_completed_by_some_of_their_letters(tmp_path, monkeypatch):
         assert d.chat.entry.prompt.text == "@src/chat_view.py "
 
     chat(script)
+
+
+def made(folder, config=None, **extra):
+    """A folder with a config.json and weights of a size, none of which is there."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**MINI, **extra}) if config is None else config)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(9_200_000_000)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home without models, on a machine that gives 24 GB."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 24_000_000_000)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+def test_models_are_found_where_other_programs_keep_them(home, tmp_path):
+    made(home / "models" / "mini", a_key_of_another_version=1)  # of which nothing warns here
+    made(home / "models" / "owner" / "four", quantization={"bits": 4, "group_size": 64})
+    made(home / ".lmstudio" / "models" / "a" / "one", dtype="bfloat16")
+    made(home / ".cache" / "lm-studio" / "models" / "b" / "two" / "deeper")
+    made(home / ".cache" / "lm-studio" / "models" / "b" / "three")
+    made(tmp_path / "disk" / "c" / "four", **FLASH)
+    made(tmp_path / "disk" / "gptq", quantization_config={"quant_method": "gptq"})
+    made(tmp_path / "here" / "sub" / "too deep")
+    (home / "models" / "again").symlink_to(home / "models" / "mini")
+    with (tmp_path / "disk" / "c" / "four" / "model.safetensors").open("r+b") as file:
+        file.truncate(58_600_000_000)
+    found = list(found_models((*PLACES, str(tmp_path / "disk"))))
+    assert [(f.name, f.remark, f.fit) for f in found[1:]] == [
+        ("mini", "9.2 GB", "fits, 131k tokens"),
+        ("owner/four", "4-bit, 9.2 GB", "fits, 131k tokens"),
+        ("a/one", "16-bit, 9.2 GB", "fits, 131k tokens"),
+        ("b/three", "9.2 GB", "fits, 131k tokens"),
+        ("c/four", "58.6 GB", "does not fit"),
+        ("gptq", "9.2 GB", "gptq: convert it first"),
+    ]
+    assert found[5].detail == "It needs 59.3 GB, this machine gives 24.0 GB."
+    assert "with 131,072 tokens of context" in found[1].detail
+
+
+def test_a_context_that_is_cut_by_memory_is_said(home, monkeypatch):
+    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 10_000_000_000)
+    made(home / "models" / "mini")
+    tokens = int(found_models_of(home)[0].fit.split()[1].removesuffix("k"))
+    assert 8 <= tokens < 131
+    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 9_000_000_000)
+    assert found_models_of(home)[0].fit == "does not fit"
+
+
+def found_models_of(home):
+    return list(found_models((str(home / "models"),)))[1:]
+
+
+def test_hostile_folders_are_left_out_or_said_to_be_damaged(home, tmp_path):
+    """FIFOs, links in circles, folders that may not be read, files too long or too deep, shards that are missing."""
+    models = home / "models"
+    for name, text in (("deep", "[" * 100_000), ("list", "[]"), ("long", " " * 5_000_000 + "{}"), ("empty", "")):
+        made(models / name, text)
+    made(models / "layers", num_hidden_layers=10**12)
+    made(models / "part")
+    (models / "part" / "model.safetensors").rename(models / "part" / "model-1.safetensors")
+    (models / "part" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
+    made(models / "index")
+    (models / "index" / "model.safetensors.index.json").write_text("[" * 100_000)
+    (models / "fifo").mkdir()
+    os.mkfifo(models / "fifo" / "config.json")
+    os.mkfifo(models / "pipe")
+    made(models / "weights")
+    (models / "weights" / "model.safetensors").unlink()
+    os.mkfifo(models / "weights" / "model.safetensors")
+    (models / "self").symlink_to(models / "self")
+    (models / "up").symlink_to(models)
+    (models / "a").symlink_to(models / "b")
+    (models / "b").symlink_to(models / "a")
+    (models / "closed").mkdir(mode=0)
+    (tmp_path / "hub").write_text("not a folder")
+    found = {f.name: f.fit for f in found_models()}
+    assert found == {"toy": "", "layers": "damaged", "part": "1 file missing", "index": "damaged"}
+
+
+def test_ten_thousand_folders_are_shown_as_they_are_found(home):
+    for n in range(10_000):
+        (home / "models" / f"m{n}").mkdir(parents=True)
+    made(home / "models" / "z last")
+
+    async def script(d):
+        await d.pilot.press("ctrl+l")
+        await d.pilot.pause(0.2)
+        assert d.app.screen.query_one(OptionList).option_count >= 1
+        await d.type("last")
+        assert d.app.screen.query_one(OptionList).option_count == 1
+        await d.press("enter")
+        assert d.engine.choices == [ModelChoice(str(home / "models" / "z last"))]
+
+    chat(script)
+
+
+def test_a_folder_that_never_answers_does_not_hold_the_list(home, monkeypatch):
+    """What was found before is shown and can be chosen, and the application ends."""
+    never = threading.Event()
+
+    def place(folders=()):
+        yield Found("toy", None, "packaged")
+        yield Found("one", "/one", "4-bit")
+        never.wait(60)
+
+    monkeypatch.setattr("tui.screens.models.found_models", place)
+    started = time.monotonic()
+
+    async def script(d):
+        await d.pilot.press("ctrl+l")
+        while d.app.screen.query_one(OptionList).option_count < 2:
+            await d.pilot.pause(0.05)
+        assert "Looking for more" in "\n".join(d.screen_text)
+        await d.pilot.press("down", "enter")
+        await d.settle()
+        assert d.engine.choices == [ModelChoice("/one")]
+
+    chat(script)
+    assert time.monotonic() - started < 40
+    never.set()
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 24), (120, 40)])
+def test_the_picker_filters_and_shows_its_keys(home, size):
+    for name in ("alpha", "ring-mini-4bit", "owner/a-very-long-name-of-a-model-that-ends-in-8bit"):
+        made(home / "models" / name)
+
+    async def script(d):
+        await d.press("ctrl+l")
+        text = "\n".join(d.screen_text)
+        assert "↑↓ Choose" in text
+        assert "Use" in text
+        assert "ends-in-8bit" in text or size[0] == 40
+        await d.type("rm4")
+        options = d.app.screen.query_one(OptionList)
+        assert [f.name for f in options.keys] == ["ring-mini-4bit"]
+        assert marks(options.options[0].prompt) == "rm4"
+        assert "It fits into 24.0 GB" in "\n".join(d.screen_text)
+        await d.press("ctrl+u")
+        await d.press("down", "down")
+        chosen = options.chosen
+        assert chosen.name.startswith("owner/")
+        await d.type("8")
+        assert options.chosen == chosen
+        await d.press("ctrl+u")
+        await d.type("owner/a")  # fits a name, but is one itself
+        assert options.chosen.path == "owner/a"
+        await d.press("enter")
+        assert d.engine.choices == [ModelChoice("owner/a")]
+
+    chat(script, size)
+
+
+def test_configured_folders_are_looked_into(home, tmp_path):
+    made(tmp_path / "disk" / "owner" / "mine")
+    (tmp_path / "c.toml").write_text(f"model_folders = ['{tmp_path / 'disk'}']\n")
+    settings, wrong = load(tmp_path / "c.toml")
+    assert not wrong
+
+    async def script(d):
+        await d.press("ctrl+l")
+        assert [f.name for f in d.app.screen.query_one(OptionList).keys] == ["toy", "owner/mine"]
+
+    chat(script, config=settings)
+    (tmp_path / "c.toml").write_text("model_folders = 'x'\n")
+    assert "model_folders is not a list of texts" in load(tmp_path / "c.toml")[1]

@@ -229,7 +229,7 @@ def test_models_are_found_in_folders_and_the_hubs_cache(home):
     (other / "config.json").write_text('{"model_type": "llama"}')
     (home / "broken").mkdir()
     (home / "broken" / "config.json").write_text("{")
-    found = models.found_models((".", "~/nowhere"))
+    found = list(models.found_models((".", "~/nowhere")))
     assert [(f.name, f.remark) for f in found] == [
         ("toy", "packaged, for trying things out"),
         ("mine", "4-bit, 2 MB"),

@@ -28,6 +28,9 @@ START = """\
 # Folder of a checkpoint or owner/name on the hub; without it the packaged toy.
 # model = "inclusionAI/Ring-mini-linear-2.0"
 
+# Folders with checkpoints, or with folders of owners that have them; the list of models (Ctrl+L) looks into these too.
+# model_folders = ["/Volumes/models"]
+
 # Said to the model before every chat.
 # system_prompt = ""
 
@@ -68,6 +71,7 @@ class Config:
     theme: str = "textual-dark"
     reduced_motion: bool = False
     model: str = ""
+    model_folders: tuple[str, ...] = ()
     system_prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     presets: dict[str, Preset] = field(default_factory=dict)
@@ -102,7 +106,7 @@ def parse(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     found: list[str] = []
     values: dict[str, Any] = {}
     plain = Config()
-    readers = {"sampling": _sampling, "presets": _presets, "keys": _keys}
+    readers = {"sampling": _sampling, "presets": _presets, "keys": _keys, "model_folders": _folders}
     for name, value in raw.items():
         if name in readers:
             values[name] = readers[name](value, name, found)
@@ -139,6 +143,13 @@ def _presets(raw: object, where: str, found: list[str]) -> dict[str, Preset]:
         prompt = values.pop("system_prompt", "")
         presets[str(name)] = Preset(_sampling(values, f"presets.{name}", found), str(prompt))
     return presets
+
+
+def _folders(raw: object, where: str, found: list[str]) -> tuple[str, ...]:
+    if isinstance(raw, list) and all(isinstance(folder, str) for folder in raw):
+        return tuple(raw)
+    found.append(f"{where} is not a list of texts")
+    return ()
 
 
 def _keys(raw: object, where: str, found: list[str]) -> dict[str, str]:

@@ -3,54 +3,89 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from ring_mlx import RingError, cached_models, read_json
+from ring_mlx import Summary, each_cached_model, summary_of
 
 TOY_NAME = "toy"
-FAMILY = "bailing"
+HERE = "."
+PLACES = (HERE, "~/models", "~/.lmstudio/models", "~/.cache/lm-studio/models")
+MOST_ENTRIES = 20_000  # of a folder
 
 
 @dataclass(frozen=True)
 class Found:
-    """A model that can be chosen; ``path`` None is the packaged toy."""
+    """A model that can be chosen; ``path`` None is the packaged toy.
+
+    ``fit`` says in a few words whether it fits this machine, ``detail`` in a sentence, where that is known.
+    """
 
     name: str
     path: str | None
     remark: str
+    fit: str = field(default="", compare=False)
+    detail: str = field(default="", compare=False)
 
 
-def found_models(folders: tuple[str, ...] = (".", "~/models")) -> list[Found]:
-    """The toy, and Ring-linear checkpoints in the given folders and in the hub's cache."""
-    local = [f for folder in folders for f in _checkpoints(Path(os.path.expanduser(folder)))]
-    cached = [Found(n, n, f"in the hub's cache, {_remark(p)}") for n, p in cached_models().items() if _is_ring(p)]
-    return [Found(TOY_NAME, None, "packaged, for trying things out"), *local, *cached]
+def found_models(places: Iterable[str] = PLACES) -> Iterator[Found]:
+    """The toy, then Ring-linear checkpoints in the given places and in the hub's cache, each as soon as it is found.
+
+    A place is a checkpoint, or has checkpoints, or like LM Studio's has folders of owners that have them; only in the
+    working folder owners are not looked into.
+    """
+    yield Found(TOY_NAME, None, "packaged, for trying things out")
+    seen: set[str] = set()
+    for place in places:
+        for folder, owner in _folders(Path(os.path.expanduser(place)), depth=1 if place == HERE else 2):
+            path = os.path.realpath(folder)
+            if path not in seen and (summary := summary_of(folder)) is not None:
+                yield _found(owner + (os.path.basename(path) or path), path, summary)
+            seen.add(path)
+    for name, folder in each_cached_model():
+        if (summary := summary_of(folder)) is not None:
+            yield _found(name, name, summary, "in the hub's cache, ")
 
 
-def _checkpoints(folder: Path) -> list[Found]:
+def _folders(folder: Path, depth: int, owner: str = "", below: str = "") -> Iterator[tuple[Path, str]]:
+    """A folder, and if it is no checkpoint those in it, which are ``below``; each with its owner and a slash if any."""
+    yield folder, owner
+    if not depth or os.path.exists(folder / "config.json"):
+        return
     try:
-        candidates = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
-    except OSError:
-        return []
-    return [Found(p.resolve().name, str(p.resolve()), _remark(p)) for p in candidates if _is_ring(p)]
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in islice(entries, MOST_ENTRIES) if not e.name.startswith("."))
+    except (OSError, ValueError):
+        return
+    for name in names:
+        if os.path.isdir(folder / name):  # False also for links in a circle
+            yield from _folders(folder / name, depth - 1, below, f"{name}/")
 
 
-def _config(folder: Path) -> dict[str, object]:
-    try:
-        return read_json(folder / "config.json")
-    except RingError:
-        return {}
+def _found(name: str, path: str, summary: Summary, where: str = "") -> Found:
+    bits = f"{summary.bits}-bit, " if summary.bits else ""
+    remark = f"{where}{bits}{size_text(summary.weight_bytes)}"
+    return Found(name, path, remark, *_fit(summary))
 
 
-def _is_ring(folder: Path) -> bool:
-    kind = str(_config(folder).get("model_type", ""))
-    return kind.startswith(FAMILY) and any(folder.glob("*.safetensors"))
+def _fit(s: Summary) -> tuple[str, str]:
+    if s.trouble:
+        return s.trouble, f"It cannot be loaded: {s.trouble}."
+    if s.tokens is None:
+        return "", ""
+    room = size_text(s.room_bytes)
+    if not s.tokens:
+        return "does not fit", f"It needs {size_text(s.needed_bytes)}, this machine gives {room}."
+    return f"fits, {short_count(s.tokens)} tokens", f"It fits into {room} with {s.tokens:,} tokens of context."
 
 
-def _remark(folder: Path) -> str:
-    config = _config(folder)
-    quantized = config.get("quantization") or config.get("quantization_config")
-    bits = f"{quantized['bits']}-bit, " if isinstance(quantized, dict) and "bits" in quantized else ""
-    size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9
-    return f"{bits}{size:.1f} GB" if size >= 0.1 else f"{bits}{size * 1e3:.0f} MB"
+def short_count(tokens: int) -> str:
+    """Such as "131k"."""
+    return f"{tokens // 1000}k" if tokens >= 1000 else str(tokens)
+
+
+def size_text(n_bytes: int) -> str:
+    """Such as "9.2 GB"."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"

@@ -90,13 +90,20 @@ def cached_models(is_whole: bool = True) -> dict[str, Path]:
     Args:
         is_whole: Leave out repositories without a complete snapshot; else give their newest one.
     """
-    repos = (p for p in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")) if is_cached_repo(p))
-    found = {}
-    for repo in repos:
-        folders = [_complete_snapshot(repo), *([] if is_whole else _snapshots(repo))]
+    return dict(each_cached_model(is_whole))
+
+
+def each_cached_model(is_whole: bool = True) -> Iterator[tuple[str, Path]]:
+    """`cached_models`, one after the other as they are found; what cannot be read is left out."""
+    for repo in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        try:
+            folders = (
+                [_complete_snapshot(repo), *([] if is_whole else _snapshots(repo))] if is_cached_repo(repo) else []
+            )
+        except OSError:
+            continue
         if (folder := next(filter(None, folders), None)) is not None:
-            found[repo.name.removeprefix("models--").replace("--", "/", 1)] = folder
-    return found
+            yield repo.name.removeprefix("models--").replace("--", "/", 1), folder
 
 
 def _snapshots(repo: Path) -> list[Path]:

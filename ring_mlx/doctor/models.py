@@ -53,12 +53,14 @@ def fits(config: RingConfig, room: int) -> list[Fit]:
     for bits in BITS:
         # Scales and biases of groups of 64 take half a bit a weight.
         weights = int(memory.parameter_count(config) * (bits if bits == 16 else bits + 0.5) / 8)
-        left = room - weights - memory.WORKSPACE_BYTES - memory.cache_bytes(config, 0)
-        a_token = memory.cache_bytes(config, 1) - memory.cache_bytes(config, 0)
-        tokens = min(max(0, left) // a_token, config.context_tokens)
-        least = min(memory.PLAIN_CONTEXT, config.context_tokens)
-        found.append(Fit(bits, weights, tokens if tokens >= least else 0))
+        found.append(Fit(bits, weights, memory.tokens_beside(config, weights, room)))
     return found
+
+
+def known_fits() -> dict[str, list[Fit]]:
+    """The known models, each with its widths on this machine, the widest first."""
+    room = memory.budget_bytes()
+    return {name: fits(RingConfig.from_dict(raw), room) for name, raw in KNOWN.items()}
 
 
 def fit_finding(name: str, config: RingConfig, room: int) -> Finding:

@@ -160,7 +160,7 @@ class RingConfig:
         _check_kinds(known)
         config = cls(**known)
         _check_values(config)
-        _warn_unknown(raw, {f.name for f in fields(cls)})
+        _warn_unknown(raw)
         return config
 
 
@@ -294,8 +294,14 @@ def _divides(c: RingConfig, name: str, whole: str, size: int) -> None:
         raise ConfigError(f"{name} {getattr(c, name)} does not divide {whole} {size}; correct config.json.")
 
 
-def _warn_unknown(raw: Mapping[str, Any], used: set[str]) -> None:
-    unknown = sorted(k for k in raw if k not in used and k not in HARMLESS and k not in ONLY and k not in _warned)
+def without_unknown(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a config.json without the keys of which `RingConfig.from_dict` warns."""
+    used = {f.name for f in fields(RingConfig)}
+    return {k: v for k, v in raw.items() if k in used or k in HARMLESS or k in ONLY}
+
+
+def _warn_unknown(raw: Mapping[str, Any]) -> None:
+    unknown = sorted(raw.keys() - without_unknown(raw).keys() - _warned)
     if unknown:
         _warned.update(unknown)
         some = ", ".join(k if len(k) < 100 else f"{k[:100]}..." for k in unknown[:MOST_NAMED])

@@ -92,6 +92,14 @@ def extra_bytes(config: RingConfig) -> int:
     return cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens)) + WORKSPACE_BYTES
 
 
+def tokens_beside(config: RingConfig, weight_bytes: int, room: int) -> int:
+    """Tokens of one conversation that fit into ``room`` bytes beside the weights; 0 if a short one does not fit."""
+    left = room - weight_bytes - WORKSPACE_BYTES - cache_bytes(config, 0)
+    a_token = cache_bytes(config, 1) - cache_bytes(config, 0)
+    tokens = min(max(0, left) // a_token, config.context_tokens) if a_token else config.context_tokens
+    return tokens if left > 0 and tokens >= min(PLAIN_CONTEXT, config.context_tokens) else 0
+
+
 def wired_limit_command(needed_bytes: int) -> str | None:
     """The command that raises Metal's recommended working set to so much, in whole GiB; None where it cannot be raised so.
 

@@ -146,7 +146,7 @@ class ChatScreen(TurnCommands):
         if name:
             super().do_model(name)
         else:
-            self.app.push_screen(ModelsScreen(self.model.name), chosen)
+            self.app.push_screen(ModelsScreen(self.model.name, self.config.model_folders), chosen)
 
     def use_model(self, choice: ModelChoice) -> None:
         self.status.show("loading the model")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Footer, Input, OptionList, Static
 
+from ring_mlx import harmless
+from tui.fuzzy import best
 from tui.messages import ModelChoice
-from tui.models import Found, found_models
+from tui.models import PLACES, Found, found_models
 from tui.widgets.choices import Choices, row
+
+SHOW_EVERY_S, MOST_ROWS, REST_COLUMNS = 0.1, 500, 40
 
 
 class ModelsScreen(ModalScreen[ModelChoice | None]):
@@ -21,45 +28,119 @@ class ModelsScreen(ModalScreen[ModelChoice | None]):
 
     Args:
         current: The name of the model in use.
+        folders: To look into, besides the usual ones.
     """
 
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012 as Textual declares it
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Back", priority=True),
-        Binding("up", "move(-1)", show=False, priority=True),
+        Binding("up", "move(-1)", "Choose", key_display="↑↓", priority=True),
         Binding("down", "move(1)", show=False, priority=True),
+        Binding("pageup", "move(-8)", show=False, priority=True),
+        Binding("pagedown", "move(8)", show=False, priority=True),
+        Binding("enter", "use", "Use", priority=True),
+        Binding("escape", "dismiss(None)", "Back", priority=True),
     ]
 
-    def __init__(self, current: str) -> None:
+    def __init__(self, current: str, folders: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self._current = current
+        self._current, self._folders = current, folders
         self._models: Choices[Found] = Choices(id="models")
+        self._found: list[Found] = []
+        self._is_looking = True
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
-            yield Static("Choose a model", classes="title")
+            yield Input(placeholder="Filter, or a folder, or OWNER/NAME on the hub")
             yield self._models
-            yield Input(placeholder="or a folder, or OWNER/NAME on the hub")
+            yield Static("", id="remark", markup=False)
+            yield Footer()
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
-        self._look()
+        # Not a worker: the application waits for its threads, and a folder on a dead server never answers.
+        threading.Thread(target=self._look, name="models", daemon=True).start()
+        self._show()
 
-    @work(thread=True)
+    def on_unmount(self) -> None:
+        self._is_looking = False
+
     def _look(self) -> None:
-        found = found_models()
-        rows = [(f, row(f.name, f.remark, "● " if f.name == self._current else "  ")) for f in found]
-        self.app.call_from_thread(self._models.fill, rows)
+        try:
+            for found in found_models((*PLACES, *self._folders)) if self._folders else found_models():
+                self._found.append(found)
+                if not self._is_looking:
+                    break
+        finally:
+            self._is_looking = False
+
+    @work
+    async def _show(self) -> None:
+        """Show what is found, while the thread looks."""
+        shown = 0
+        while self._is_looking:
+            await asyncio.sleep(SHOW_EVERY_S)
+            if len(self._found) > shown:
+                shown = len(self._found)
+                self._fill()
+        self._fill()
+
+    @on(Input.Changed)
+    def typed(self, message: Input.Changed) -> None:
+        message.stop()
+        self._fill(keeps=self._models.has_moved)
+
+    def _fill(self, keeps: bool = True) -> None:
+        text, found = self.query_one(Input).value.strip(), list(self._found)
+        rows = best(text, found, lambda f: f.name, MOST_ROWS)
+        is_new_name = "/" in text and text not in (f.path for f, _ in rows)
+        if is_new_name or (text and not rows):
+            rows.insert(0, (Found(text, text, "a folder, or a name on the hub"), Content(harmless(text, is_name=True))))
+        self._models.fill(self._in_columns(rows), keeps and not is_new_name)
+        self._say()
+
+    def _in_columns(self, rows: list[tuple[Found, Content]]) -> list[tuple[Found, Content]]:
+        """Names, sizes and what fits below each other; of a long name the end is shown."""
+        width = self._models.size.width
+        most = max(width - REST_COLUMNS, min(width // 2, REST_COLUMNS // 2))
+        names = [s if s.cell_length <= most else Content("…").append(s[1 - most :]) for _, s in rows]
+        name_columns = max((n.cell_length for n in names), default=0)
+        remark_columns = max((len(f.remark) for f, _ in rows if f.fit), default=0)
+        return [
+            (
+                f,
+                row(
+                    name.pad_right(name_columns - name.cell_length),
+                    f"{f.remark:{remark_columns}}  {f.fit}",
+                    self._mark(f),
+                ),
+            )
+            for (f, _), name in zip(rows, names, strict=True)
+        ]
+
+    def _mark(self, found: Found) -> str:
+        return "● " if self._current in (found.name, (found.path or "").rpartition("/")[2]) else "  "
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._fill)
+
+    @on(OptionList.OptionHighlighted)
+    def highlighted(self) -> None:
+        self._say()
+
+    def _say(self) -> None:
+        """Show whether the highlighted model fits and where it is, or how many there are."""
+        found, more = self._models.chosen, "Looking for more... " if self._is_looking else ""
+        about = f"{found.detail} {found.path}" if found is not None and found.detail else f"{len(self._found)} models"
+        self.query_one("#remark", Static).update(harmless(more + about, is_name=True))
 
     def action_move(self, step: int) -> None:
         self._models.move(step)
 
-    @on(Input.Submitted)
     @on(OptionList.OptionSelected)
-    def choose(self, message: Input.Submitted | OptionList.OptionSelected) -> None:
-        """End with the name typed, or with the highlighted or clicked model."""
+    def clicked(self, message: OptionList.OptionSelected) -> None:
         message.stop()
-        name = message.value.strip() if isinstance(message, Input.Submitted) else ""
-        if name:
-            self.dismiss(ModelChoice(name))
-        elif (found := self._models.chosen) is not None:
+        self.action_use()
+
+    def action_use(self) -> None:
+        if (found := self._models.chosen) is not None:
             self.dismiss(ModelChoice(found.path))
