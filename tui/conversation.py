@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from tui.store.exchange import fenced
-from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Turn
+from tui.store.records import ASSISTANT, USER, Attachment, Call, Chat, Turn, new_id
 
 TITLE_LENGTH, SHORT = 48, 12
 
@@ -60,6 +61,10 @@ class Conversation:
         """A sibling with another text; it becomes the leaf."""
         return self._insert(Turn(turn.role, content, turn.parent, attachments=turn.attachments))
 
+    def again(self, turn: Turn) -> Turn:
+        """A copy beside a turn; it becomes the leaf."""
+        return self._insert(replace(turn, id=new_id()))
+
     def siblings(self, turn: Turn) -> list[Turn]:
         """The turn and its alternatives, the oldest first."""
         return [self.turns[i] for i in self._children.get(turn.parent, [])]
@@ -80,6 +85,12 @@ class Conversation:
             turn_id = children[-1]
         self.chat.leaf = turn_id
 
+    def reveal(self, turn_id: str) -> None:
+        """Bring a turn into view if it is not; undo goes back."""
+        if turn_id in self.turns and turn_id not in {t.id for t in self.path()}:
+            self.mark()
+            self.show(turn_id)
+
     def cut_after(self, turn: Turn | None) -> None:
         """End the view after a turn, or before the first; the next turn begins a branch."""
         self.mark()
@@ -98,6 +109,19 @@ class Conversation:
             turn = self.turns[before.id]
             turn.content, turn.calls, turn.record = before.content, before.calls, before.record
         return True
+
+    def take_in(self, stored: Iterable[Turn]) -> list[Turn]:
+        """Have turns as another window has written them; returns those that are new. The view stays where it is."""
+        new = []
+        for turn in stored:
+            if (known := self.turns.get(turn.id)) is not None:
+                vars(known).update(vars(turn), parent=known.parent)
+                continue
+            turn.parent = turn.parent if turn.parent in self.turns else None
+            self.turns[turn.id] = turn
+            self._children.setdefault(turn.parent, []).append(turn.id)
+            new.append(turn)
+        return new
 
     def drop(self, turn: Turn) -> None:
         """Forget a turn without children that was never shown; its parent becomes the leaf."""

@@ -13,7 +13,7 @@ from tui.keeper import Keeper
 from tui.messages import Answering, Figures, Loaded, ModelChoice, Piece, Question, Sampling
 from tui.models import TOY_NAME
 from tui.records import record_of, sampling_of
-from tui.store import Record, Turn
+from tui.store import Record, StoreError, Turn
 from tui.store.records import ASSISTANT
 from tui.transfer import export_talk, import_talk
 
@@ -85,6 +85,7 @@ class FrontEnd:
 
     def ask(self, sampling: Sampling | None = None) -> Done:
         """Answer the branch in view, which ends with a question; the caller has marked the way back."""
+        self.catch_up()
         return self._begin(self.talk.add(ASSISTANT, ""), sampling or self.sampling)
 
     def _begin(self, answer: Turn, sampling: Sampling, continues: bool = False) -> Done:
@@ -130,6 +131,14 @@ class FrontEnd:
         self.talk.drop(answer)
         self.keeper.forget(answer)  # a piece without visible text may have been written
 
+    def catch_up(self) -> list[Turn]:
+        """Take in what other windows have written in the chat, and return turns that are new."""
+        try:
+            return self.keeper.catch_up(self.talk, self.answer)
+        except StoreError as e:
+            self.say(str(e), "warning")
+            return []
+
     def do_new(self, _: str) -> Done:
         return self.open_chat(Conversation())
 
@@ -164,7 +173,10 @@ class FrontEnd:
         return self.ask(sampling)
 
     def do_continue(self, _: str) -> Done:
-        turn = None if self.is_busy else self.chosen_answer()
+        if self.is_busy:
+            return None
+        self.catch_up()
+        turn = self.chosen_answer()
         if turn is None:
             return None
         if not turn.content.strip():
@@ -175,7 +187,11 @@ class FrontEnd:
             return None
         if turn is not self.talk.leaf:
             self.talk.cut_after(turn)
-        self.talk.mark(turn)
+        if self.keeper.db.is_shared:  # another window may go on with it too
+            self.talk.mark()
+            turn = self.talk.again(turn)
+        else:
+            self.talk.mark(turn)
         return self._begin(turn, self.sampling, continues=True)
 
     def do_title(self, title: str) -> None:

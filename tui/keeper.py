@@ -48,6 +48,7 @@ class Keeper:
         self._talk: Conversation | None = None
         self._wrote_at = self._tried_at = float("-inf")
         self._trouble, self._took_s = "", 0.0
+        self._seen: tuple[str, int, int] | None = None  # the chat, store and version of it that was caught up with last
         self._must_open = False
         try:
             self.db = self._opened()
@@ -85,6 +86,24 @@ class Keeper:
                 "may not say what was said."
             )
         return talk
+
+    def catch_up(self, talk: Conversation, running: Turn | None = None) -> list[Turn]:
+        """Take in other windows' turns of a chat; returns the new ones. What is unsaved or ``running`` here stays."""
+        self.flush()
+        seen = (talk.chat.id, id(self.db), self.db.version)
+        if seen == self._seen or not talk.turns:
+            return []
+        chat, keys = chats.load(self.db, talk.chat.id), self._waiting | self._standing_in
+        stored = turns.load(self.db, talk.chat.id)
+        new = talk.take_in(t for t in stored if f"1 {t.id}" not in keys and (running is None or t.id != running.id))
+        if chat is not None:
+            talk.chat.title, talk.chat.pinned = chat.title, chat.pinned
+        if self.db.path is not None:  # turns that are not there any more
+            ids = {t.id for t in stored}
+            if lost := [t for t in talk.turns.values() if t.id not in ids and t is not running]:
+                self._wait_for(talk, *lost)
+        self._seen = seen
+        return new
 
     def latest(self) -> Conversation | None:
         """The chat with turns that was changed last."""

@@ -91,17 +91,28 @@ class ChatScreen(TurnCommands):
             await self._open(*found)
 
     async def _open(self, chat_id: str, turn_id: str | None) -> None:
-        talk = self.talk if chat_id == self.talk.chat.id else self.keeper.open(chat_id)
-        if talk is None:
+        if chat_id == self.talk.chat.id:
+            await self._open_again(turn_id)
+        elif (talk := self.keeper.open(chat_id)) is None:
             self.say("That chat is gone.")
-            return
-        if turn_id in talk.turns and turn_id not in {t.id for t in talk.path()}:
-            talk.mark()
-            talk.show(turn_id)
-        if talk is not self.talk:
+        else:
+            if turn_id is not None:
+                talk.reveal(turn_id)
             await self.open_chat(talk, at=turn_id)
-        elif self.answer is None:
-            await self.refresh_turns(focus=turn_id)
+
+    async def _open_again(self, turn_id: str | None) -> None:
+        """Show the chat in view with turns that other windows have added; they are gone to if they follow those in view."""
+        new, leaf = self.catch_up(), self.talk.chat.leaf
+        after = next((t.id for t in reversed(new) if t.parent == leaf), None)
+        if self.answer is not None:
+            if turn_id in {t.id for t in self.talk.path()}:
+                await self.turns.go(str(turn_id))
+            return
+        if (wanted := turn_id or after) is not None:
+            self.talk.reveal(wanted)
+        await self.refresh_turns(focus=turn_id)
+        if new and after is None:
+            self.say(f"Another window has added {len(new)} turns on other branches; /tree shows them.")
 
     def _export_of(self, chat_id: str) -> str:
         try:

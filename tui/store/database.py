@@ -77,6 +77,16 @@ class Database:
         except OSError:
             return False
 
+    @property
+    def version(self) -> int:
+        """A number that is another one once another window has written."""
+        return int(self.read("PRAGMA data_version")[0][0])
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another window has the store open now."""
+        return self._windows is not None and not self._windows.is_alone()
+
     def close(self) -> None:
         self._connection.close()
         if self._windows is not None:
