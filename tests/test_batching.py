@@ -12,7 +12,6 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.decoding import generate_step
-from ring_mlx.model.kv_quantization import KVQuantization
 from tests.compare import assert_close
 from tests.tiny import make_model, tokens
 
@@ -157,6 +156,7 @@ def test_what_cannot_join(model):
         Batch(model, 0)
     big = make_model(head_dim=32)
     cache = big.make_cache()
-    list(generate_step(prompt(7), big, cache, max_tokens=2, kv_quantization=KVQuantization(8, 32, 0)))
+    big(tokens(7), cache)
+    cache[2:] = [c.to_quantized(group_size=32, bits=8) for c in cache[2:]]
     with pytest.raises(OptionError, match="quantized"):
         Batch(big).add([1], cache=cache)

@@ -96,6 +96,7 @@ def test_save_and_load_continue_the_same(model, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["long.cache"]
 
 
+@pytest.mark.skipif(mx.cuda.is_available(), reason="MLX's CUDA backend has no product of float32 with quantized keys")
 def test_save_and_load_quantized_keys_and_values(tmp_path):
     model = make_model(head_dim=64)
     cache = filled(model)

@@ -324,14 +324,14 @@ def test_threads_prove_one_kernel_together(path, monkeypatch):
     machine = Machine(path, monkeypatch)
 
     def work(seed):
-        with mx.stream(mx.cpu):
-            (found,) = machine.run(x(seed=seed))
-            mx.eval(found)
+        (found,) = machine.run(x(seed=seed))
+        mx.eval(found)
         return found
 
     judged, together = proofs._judged, threading.Barrier(6)
     monkeypatch.setattr(proofs, "_judged", lambda *a: time.sleep(0.05) or judged(*a))  # so that others come meanwhile
-    with ThreadPoolExecutor(6, initializer=together.wait) as pool:
+    # Around all threads: the default device is one for the process, and threads that each set and restore it leave another.
+    with mx.stream(mx.cpu), ThreadPoolExecutor(6, initializer=together.wait) as pool:
         found = list(pool.map(work, range(30)))
     for seed, y in enumerate(found):
         assert_close(y, right(x(seed=seed)))

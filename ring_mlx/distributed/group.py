@@ -66,9 +66,8 @@ def exchange(group: mx.distributed.Group, record: dict[str, Any]) -> list[dict[s
     """The records of all ranks, in order; each at most 32 KiB as JSON."""
     data = json.dumps(record).encode()[:RECORD_BYTES].ljust(RECORD_BYTES)
     # On the CPU whatever the default device: it is text, and MLX's backends for it run there.
-    with mx.stream(mx.cpu):
-        everything = mx.distributed.all_gather(mx.array(np.frombuffer(data, np.uint8)), group=group)
-        mx.eval(everything)
+    everything = mx.distributed.all_gather(mx.array(np.frombuffer(data, np.uint8)), group=group, stream=mx.cpu)
+    mx.eval(everything)
     rows = np.asarray(everything).reshape(group.size(), RECORD_BYTES)
     return [json.loads(row.tobytes()) for row in rows]
 
