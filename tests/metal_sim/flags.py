@@ -21,7 +21,9 @@ MODES = {
         " -mllvm -tsan-compound-read-before-write=1"  # x += 1 reads as well
         " -mllvm -disable-vector-combine"  # which reads a vector's elements one by one
         " -mllvm -fast-isel -mllvm -regalloc=fast -mllvm -optimize-regalloc=false"  # compiling takes longer than running
-    ),
+        " -mllvm -experimental-debug-variable-locations=0"  # messages name lines, no variables
+    )
+    + ROLLED,
 }
 # Private arrays behind pointers: before this version clang could only end the process there.
 LOCAL_BOUNDS_VERSION = 20
