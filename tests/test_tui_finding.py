@@ -1,4 +1,4 @@
-"""Finding one's way in the chat: fuzzy matching, the lists of commands and of models."""
+"""Finding one's way in the chat: fuzzy matching, the lists of commands, models and chats."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 
 from ring_mlx.bench.shapes import FLASH, MINI
+from tests.test_tui_harmless import BAD
 from tests.tui_pilot import chat
 from tui import commands, files, fuzzy
 from tui.config import Config, load
+from tui.conversation import Conversation
 from tui.messages import ModelChoice
 from tui.models import PLACES, Found, found_models
+from tui.store import Chat, Record, chats, turns
 
 HARD = "aabb" * 140 + "xc"  # Textual's own search tries more ways than there are atoms
 
@@ -281,3 +284,146 @@ def test_configured_folders_are_looked_into(home, tmp_path):
     chat(script, config=settings)
     (tmp_path / "c.toml").write_text("model_folders = 'x'\n")
     assert "model_folders is not a list of texts" in load(tmp_path / "c.toml")[1]
+
+
+def keep(d, *titles, question="ask", answer="said", **fields):
+    """Store chats of one exchange, each older than the one before; returns their ids, or the only one."""
+    ids, changes = [], []
+    for n, title in enumerate(titles):
+        talk = Conversation(Chat(title, **{"changed": 1e9 - n, **fields}))
+        talk.add("user", question)
+        talk.add("assistant", answer).record = Record(model="ring-mini-q4")
+        changes += [chats.saving(talk.chat), *(turns.saving(talk.chat.id, t) for t in talk.turns.values())]
+        ids.append(talk.chat.id)
+    d.chat.keeper.db.write(*changes)
+    return ids if len(ids) > 1 else ids[0]
+
+
+def shown_preview(d):
+    return d.app.screen.query_one("#preview").render().plain
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 24), (120, 40), (200, 60)])
+def test_a_chat_is_previewed_with_its_last_answer(size):
+    async def script(d):
+        now = time.time()
+        keep(d, "older", question="What is\nolder?", answer="The last **answer** of it.", changed=now - 3 * 3600)
+        keep(d, "newer", changed=now - 60)
+        await d.press("ctrl+o", "down")
+        assert d.app.screen.query_one(OptionList).option_count == 2
+        assert shown_preview(d).splitlines() == [
+            "older",
+            "2 turns · 3 h ago · ring-mini-q4",
+            "▌ What is",
+            "older?",
+            "The last **answer** of it.",
+        ]
+        on_screen = "The last **answer** of it." in "\n".join(d.screen_text)
+        assert on_screen == (size[1] >= 18)
+        assert any("older" in row and "3 h ago" in row for row in d.screen_text)
+        await d.press("up")
+        assert shown_preview(d).startswith("newer\n2 turns · 1 min ago")
+        await d.press("ctrl+x")  # the other one is highlighted, though its place is the same
+        assert shown_preview(d).startswith("older\n")
+        await d.press("ctrl+x")
+        assert shown_preview(d) == ""
+
+    chat(script, size)
+
+
+def test_a_hit_is_previewed_with_its_words_marked():
+    async def script(d):
+        keep(d, "long", answer="x " * 3000 + "the decay of a head" + " y" * 3000)
+        await d.press("ctrl+o")
+        await d.type("decay")
+        text = shown_preview(d)
+        assert "the decay of a head" in text
+        assert len(text) < 5000
+        assert marks(d.app.screen.query_one("#preview").render()) == "decay"
+
+    chat(script)
+
+
+def test_chats_are_found_by_titles_before_and_after_what_was_said():
+    async def script(d):
+        said = keep(d, "other", question="where is the decay?")
+        named = keep(d, "On decay")
+        loose = keep(d, "Dark city")
+        await d.press("ctrl+o")
+        await d.type("decay")
+        found = d.app.screen.query_one(OptionList)
+        assert [chat_id for chat_id, _ in found.keys] == [named, said]
+        await d.press("ctrl+u")
+        await d.type("dcy")
+        assert [chat_id for chat_id, _ in found.keys] == [loose, named]
+        assert [marks(o.prompt) for o in found.options] == ["Dcy", "dcy"]
+        await d.press("enter")
+        assert d.chat.talk.chat.id == loose
+
+    chat(script)
+
+
+def test_a_selection_stays_on_its_chat_while_the_filter_grows():
+    async def script(d):
+        ids = keep(d, *(f"note {n}" for n in range(6)))
+        await d.press("ctrl+o", "down", "down", "down")
+        found = d.app.screen.query_one(OptionList)
+        for letter in "note":
+            await d.type(letter)
+            assert found.chosen == (ids[3], None)
+        await d.press("ctrl+t")
+        assert (found.chosen, found.keys[0]) == ((ids[3], None), (ids[3], None))
+        await d.type("3")
+        assert found.chosen == (ids[3], None)
+
+    chat(script)
+
+
+def test_more_chats_than_are_shown():
+    """All are found by title, and each change keeps the selection."""
+
+    async def script(d):
+        ids = keep(d, *(f"chat of number {n}" for n in range(1500)))
+        started = time.process_time()
+        await d.press("ctrl+o")
+        found = d.app.screen.query_one(OptionList)
+        assert found.option_count == 1000
+        assert "the latest 1,000" in "\n".join(d.screen_text)
+        await d.type("n1432")
+        assert [key for key in found.keys if key[0] == ids[1432]] == found.keys[:1]
+        await d.press("ctrl+x", "ctrl+z", "enter")
+        assert d.chat.talk.chat.id == ids[1432]
+        assert time.process_time() - started < 20
+
+    chat(script)
+
+
+@pytest.mark.parametrize(
+    "title", ["[b]x[/b] [@click=app.quit]y", "a\u202eb\x1b[2J", "n\nl\tt", "日本語 🎉👩‍👩‍👧 İ" * 9, "[" * 300]
+)
+def test_any_title_is_shown_as_text(title):
+    async def script(d):
+        keep(d, title, question=title, answer=title)
+        await d.press("ctrl+o")
+        for letter in ("", *(c for c in title[:2] if c == fuzzy.harmless(c))):
+            d.app.screen.query_one(Input).value += letter
+            await d.settle()
+            assert d.app.screen.query_one(OptionList).option_count >= 1
+            assert not BAD.search("\n".join(d.screen_text))
+        assert d.app.screen.query_one(OptionList).size.height > 1
+
+    chat(script)
+
+
+def test_a_list_is_laid_out_again_in_another_size():
+    async def script(d):
+        keep(d, "a title that is rather long for a narrow terminal and is cut there", changed=time.time() - 7200)
+        await d.press("ctrl+o")
+        for columns, rows in ((40, 12), (200, 60), (20, 6), (80, 24)):
+            await d.pilot.resize_terminal(columns, rows)
+            await d.settle()
+            row = next((line for line in d.screen_text if "a title" in line), "")
+            assert ("2 h ago" in row) == (columns > 20)
+            assert ("for a narrow" in row) == (columns > 40)
+
+    chat(script)

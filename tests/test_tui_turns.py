@@ -409,11 +409,8 @@ def test_the_chats_screen(size, path):
         await d.press("ctrl+o")
         screen = d.app.screen
         assert isinstance(screen, ChatsScreen)
-        assert [c for c in "\n".join(d.screen_text).split() if c in ("alpha", "beta", "gamma")] == [
-            "gamma",
-            "beta",
-            "alpha",
-        ]
+        rows = [option.prompt.plain for option in screen.query_one(OptionList).options]
+        assert [c for c in " ".join(rows).split() if c in ("alpha", "beta", "gamma")] == ["gamma", "beta", "alpha"]
         await d.press("down", "ctrl+t")
         assert "★ beta" in "\n".join(d.screen_text)
         await d.press("ctrl+x")

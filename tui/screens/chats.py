@@ -1,25 +1,29 @@
-"""All chats: search as you type, rename, pin, delete with undo, export, open."""
+"""All chats with a preview: search as you type, rename, pin, delete with undo, export, open."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, OptionList, Static
 
 from ring_mlx import harmless
+from tui.fuzzy import best, marked, match
 from tui.screens.text import LineScreen
-from tui.store import Chat, Database, StoreError, chats, search
+from tui.store import Chat, Database, StoreError, chats, drafts, search, turns
 from tui.store.database import Change
-from tui.widgets.choices import Choices, row
+from tui.widgets.choices import Choices, in_columns, row
+from tui.widgets.preview import preview
 
+MOST_CHATS, MOST_SHOWN, MOST_FOUND = 20_000, 1000, 200
+SCROLLBAR, NARROW = 2, 45  # columns
 Chosen = tuple[str, str | None]
 
 
@@ -33,6 +37,8 @@ class ChatsScreen(ModalScreen[Chosen | None]):
         export: Writes a chat to a file.
     """
 
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 as Textual declares it
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Back", priority=True),
         Binding("up", "move(-1)", show=False, priority=True),
@@ -52,11 +58,14 @@ class ChatsScreen(ModalScreen[Chosen | None]):
         self._db, self._words, self._current, self._export = db, words, current, export
         self._found: Choices[Chosen] = Choices(id="found")
         self._deleted: list[str] = []
+        self._all: list[Chat] = []  # that a title may be of; read when something is searched for
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Input(self._words, placeholder="Search all chats", id="words")
-            yield self._found
+            with Container(id="both"):
+                yield self._found
+                yield Static("", id="preview", markup=False)
             yield Static("", id="remark", markup=False)
             yield Footer()
 
@@ -68,6 +77,22 @@ class ChatsScreen(ModalScreen[Chosen | None]):
     def typed(self, message: Input.Changed) -> None:
         message.stop()
         self._fill(keeps=self._found.has_moved)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._fill)
+
+    @on(OptionList.OptionHighlighted)
+    def highlighted(self) -> None:
+        """Show what the highlighted chat is about."""
+        shown = Content()
+        if (found := self._found.chosen) is not None and (chat := self._chat) is not None:
+            try:
+                said = turns.exchange(self._db, chat.id, found[1] or chat.leaf or "")
+                draft = "" if said else drafts.load(self._db, chat.id)
+                shown = preview(chat, said, draft, self.query_one(Input).value, age(time.time() - chat.changed))
+            except StoreError as e:
+                shown = Content(harmless(str(e)))
+        self.query_one("#preview", Static).update(shown)
 
     @on(OptionList.OptionSelected)
     def clicked(self, message: OptionList.OptionSelected) -> None:
@@ -122,36 +147,64 @@ class ChatsScreen(ModalScreen[Chosen | None]):
             self._db.write(change)
         except StoreError as e:
             remark = str(e)
+        self._all = []
         self._fill(remark)
 
     def _fill(self, remark: str = "", keeps: bool = True) -> None:
-        words = self.query_one(Input).value
+        words = self.query_one(Input).value.strip()
         rows: list[tuple[Chosen, Content]] = []
         try:
-            if words.strip():
-                rows = [((h.chat, h.turn), hit_line(h)) for h in search.find(self._db, words)]
-            else:
-                now = time.time()
-                rows = [((c.id, None), chat_line(c, c.id == self._current, now)) for c in chats.listed(self._db)]
+            rows = (
+                self._search(words)
+                if words
+                else self._rows([(c, _title(c)) for c in chats.listed(self._db, MOST_SHOWN)])
+            )
         except StoreError as e:
             remark = str(e)
         self._found.fill(rows, keeps)
-        count = f"{len(rows)} {'found' if words.strip() else 'chat' if len(rows) == 1 else 'chats'}"
+        self.highlighted()
+        count = f"{len(rows)} {'found' if words else 'chat' if len(rows) == 1 else 'chats'}"
+        if not words and len(rows) >= MOST_SHOWN:
+            count = f"the latest {MOST_SHOWN:,} chats; type to search all"
         self.query_one("#remark", Static).update(harmless(remark or count))
 
+    def _search(self, words: str) -> list[tuple[Chosen, Content]]:
+        """Chats with all words in their titles, then turns that have them, then chats whose titles match letter by letter."""
+        hits = search.find(self._db, words)
+        found_in = {h.chat for h in hits}
+        self._all = self._all or chats.listed(self._db, MOST_CHATS)
+        titles = best(words, (c for c in self._all if c.id not in found_in), lambda c: _title(c).plain, MOST_FOUND)
+        named = [t for t in titles if _has_all(t[1].plain, words)]
+        hits.sort(key=lambda h: not _has_all(h.title, words))
+        in_turns = [((h.chat, h.turn), hit_line(h, words)) for h in hits]
+        return [*self._rows(named), *in_turns, *self._rows([t for t in titles if t not in named])]
 
-def chat_line(chat: Chat, is_current: bool, now: float) -> Content:
-    """A chat in a row: pinned or not, title, number of turns, age."""
-    mark = "★ " if chat.pinned else "● " if is_current else "  "
-    return row(chat.title or "untitled", f"{chat.turns} turns · {age(now - chat.changed)}", mark)
+    def _rows(self, found: Sequence[tuple[Chat, Content]]) -> list[tuple[Chosen, Content]]:
+        """Chats, each in a row: pinned or in view, title, number of turns if there is room, age."""
+        now, width = time.time(), self._found.size.width - SCROLLBAR
+        rows: list[tuple[Chosen, str, Content, Sequence[str]]] = []
+        for c, title in found:
+            mark = "★ " if c.pinned else "● " if c.id == self._current else "  "
+            remarks = [f"{c.turns} turns"] if width > NARROW else []
+            rows.append(((c.id, None), mark, title, [*remarks, age(now - c.changed)]))
+        return in_columns(rows, width)
 
 
-def hit_line(hit: search.Hit) -> Content:
+def _title(chat: Chat) -> Content:
+    return Content(harmless(chat.title or "untitled", is_name=True))
+
+
+def _has_all(title: str, words: str) -> bool:
+    return all(word in title.lower() for word in words.lower().split())
+
+
+def hit_line(hit: search.Hit, words: str) -> Content:
     """A hit in two rows: the title, and the words where they were said."""
-    line = row(hit.title or "untitled", hit.role).append("\n  ")
+    title = harmless(hit.title or "untitled", is_name=True)
+    line = row(marked(title, match(words, title)[1]), hit.role).append("\n  ")
     for n, part in enumerate(harmless(hit.snippet).split(search.OPEN)):
-        marked, _, rest = part.partition(search.CLOSE) if n else ("", "", part)
-        line = line.append(Content.styled(marked, "bold reverse")).append(rest)
+        found, _, rest = part.partition(search.CLOSE) if n else ("", "", part)
+        line = line.append(Content.styled(found, "bold reverse")).append(rest)
     return line
 
 

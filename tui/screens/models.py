@@ -18,9 +18,9 @@ from ring_mlx import harmless
 from tui.fuzzy import best
 from tui.messages import ModelChoice
 from tui.models import PLACES, Found, found_models
-from tui.widgets.choices import Choices, row
+from tui.widgets.choices import Choices, in_columns
 
-SHOW_EVERY_S, MOST_ROWS, REST_COLUMNS = 0.1, 500, 40
+SHOW_EVERY_S, MOST_ROWS = 0.1, 500
 
 
 class ModelsScreen(ModalScreen[ModelChoice | None]):
@@ -95,27 +95,9 @@ class ModelsScreen(ModalScreen[ModelChoice | None]):
         is_new_name = "/" in text and text not in (f.path for f, _ in rows)
         if is_new_name or (text and not rows):
             rows.insert(0, (Found(text, text, "a folder, or a name on the hub"), Content(harmless(text, is_name=True))))
-        self._models.fill(self._in_columns(rows), keeps and not is_new_name)
+        shown = [(f, self._mark(f), name, (f.remark, f.fit)) for f, name in rows]
+        self._models.fill(in_columns(shown, self._models.size.width, shows_end=True), keeps and not is_new_name)
         self._say()
-
-    def _in_columns(self, rows: list[tuple[Found, Content]]) -> list[tuple[Found, Content]]:
-        """Names, sizes and what fits below each other; of a long name the end is shown."""
-        width = self._models.size.width
-        most = max(width - REST_COLUMNS, min(width // 2, REST_COLUMNS // 2))
-        names = [s if s.cell_length <= most else Content("…").append(s[1 - most :]) for _, s in rows]
-        name_columns = max((n.cell_length for n in names), default=0)
-        remark_columns = max((len(f.remark) for f, _ in rows if f.fit), default=0)
-        return [
-            (
-                f,
-                row(
-                    name.pad_right(name_columns - name.cell_length),
-                    f"{f.remark:{remark_columns}}  {f.fit}",
-                    self._mark(f),
-                ),
-            )
-            for (f, _), name in zip(rows, names, strict=True)
-        ]
 
     def _mark(self, found: Found) -> str:
         return "● " if self._current in (found.name, (found.path or "").rpartition("/")[2]) else "  "

@@ -27,6 +27,22 @@ def load(db: Database, chat_id: str) -> list[Turn]:
     return [from_row(dict(zip(columns, row, strict=True))) for row in found]
 
 
+def exchange(db: Database, chat_id: str, turn_id: str) -> list[Turn]:
+    """A turn's question and its answer, of a question's the latest one, as far as there are such; none if it is gone."""
+    columns = ", ".join(rows.TURNS.columns)
+
+    def read(condition: str, value: str | None) -> list[Turn]:
+        sql = f"SELECT {columns} FROM turns WHERE chat = ? AND {condition} ORDER BY row DESC LIMIT 1"
+        return [from_row(row) for row in db.read(sql, (chat_id, value))]
+
+    found = read("id = ?", turn_id)
+    if not found:
+        return []
+    if found[0].role == USER:
+        return [*found, *read("parent = ?", turn_id)]
+    return [*read("id = ?", found[0].parent), *found]
+
+
 def recent_questions(db: Database, limit: int = 200) -> list[str]:
     """Recent questions of all chats, the oldest first, without damaged ones."""
     columns = ", ".join(name for name in rows.TURNS.columns if name != "attachments")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from textual.content import Content
@@ -13,14 +13,44 @@ from ring_mlx import harmless
 from tui.commands import COMMANDS, first_key
 from tui.fuzzy import best
 
-WIDE = 100
+WIDE, GAP, LEAST_NAME, EVERYTHING = 100, 2, 20, 1000  # columns
 Key = TypeVar("Key")
 
 
 def row(name: str | Content, remark: str, before: str = "") -> Content:
     """A name, which may hold anything, and a paler remark."""
-    shown = name if isinstance(name, Content) else harmless(name, is_name=True)
-    return Content.assemble(before, shown, (f"  {harmless(remark, is_name=True)}", "$text-muted"))
+    shown = name if isinstance(name, Content) else Content(harmless(name, is_name=True))
+    return Content.assemble(before, shown, (f"{'':{GAP}}{harmless(remark, is_name=True)}", "$text-muted"))
+
+
+def in_columns(
+    rows: Sequence[tuple[Key, str, Content, Sequence[str]]], width: int, shows_end: bool = False
+) -> list[tuple[Key, Content]]:
+    """Rows of a mark, a name and remarks, with everything below each other.
+
+    Args:
+        rows: Each with its key; all have as many remarks.
+        width: Columns in which remarks should fit; a name that is too long for that is cut, but not to less than half.
+        shows_end: Cut names at their start.
+    """
+    widths = [max(map(len, remarks)) + GAP for remarks in zip(*(r[3] for r in rows), strict=True)]
+    most = max(width - sum(widths) - max((len(r[1]) for r in rows), default=0), min(width // 2, LEAST_NAME))
+    names = [_cut(name, most, shows_end) for _, _, name, _ in rows]
+    name_width = max((n.cell_length for n in names), default=0)
+    return [
+        (key, row(name.pad_right(name_width - name.cell_length), _joined(remarks, widths), mark))
+        for (key, mark, _, remarks), name in zip(rows, names, strict=True)
+    ]
+
+
+def _cut(name: Content, most: int, shows_end: bool) -> Content:
+    if name.cell_length <= most:
+        return name
+    return Content("…").append(name[1 - most :]) if shows_end else name.truncate(most, ellipsis=True)
+
+
+def _joined(remarks: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{remark:{width}}" for remark, width in zip(remarks, widths, strict=True)).rstrip()
 
 
 def command_rows(name: str, keys: Mapping[str, str], width: int) -> list[tuple[str, Content]]:
@@ -32,16 +62,16 @@ def command_rows(name: str, keys: Mapping[str, str], width: int) -> list[tuple[s
         width: Columns of the screen.
     """
     found = best(name, COMMANDS, lambda c: c.name)
-    names = [shown.append(f" {c.argument}" if width >= WIDE and c.argument else "") for c, shown in found]
-    shown_keys = [first_key(c, keys) for c, _ in found]
-    widest_name, widest_key = max(map(len, names), default=0), max(map(len, shown_keys), default=0)
-    return [
+    rows = [
         (
             f"/{c.name}",
-            row(Content("/").append(shown.pad_right(widest_name - len(shown))), f"{key:{widest_key}}  {c.help}"),
+            "/",
+            s.append(f" {c.argument}" if width >= WIDE and c.argument else ""),
+            (first_key(c, keys), c.help),
         )
-        for (c, _), shown, key in zip(found, names, shown_keys, strict=True)
+        for c, s in found
     ]
+    return in_columns(rows, EVERYTHING)
 
 
 class Choices(OptionList, Generic[Key]):
