@@ -59,7 +59,6 @@ class Ranks:
     """The processes that share the model; a single process needs none of it.
 
     Args:
-        count: How many.
         mode: How they share it, which is settled when the model is made; empty where one is alone.
         greatest: The greatest of a number over all; returns once all have come as far.
         agree: Tokens of the first, on all; None where one is alone.

@@ -87,8 +87,7 @@ def cached_snapshot(folder: Path, revision: str | None = None) -> Path:
 def cached_models(is_whole: bool = True) -> dict[str, Path]:
     """The complete snapshots in the hub's cache by owner/name, as `cached_snapshot` chooses them.
 
-    Args:
-        is_whole: Leave out repositories without a complete snapshot; else give their newest one.
+    Repositories without one are left out, unless ``is_whole`` is false, which gives their newest one.
     """
     return dict(each_cached_model(is_whole))
 

@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 
 class Follower:
-    """This rank's part of the model and of rank 0's caches.
-
-    Args:
-        loaded: The part of the model, with the same options as on rank 0.
-        group: The ranks.
-    """
+    """This rank's part of the model, with the same options as on rank 0, and of rank 0's caches."""
 
     def __init__(self, loaded: LoadedModel, group: mx.distributed.Group) -> None:
         self._loaded = loaded

@@ -37,11 +37,7 @@ _FAILURE = re.compile(r"ring-mlx[\w -]*: \[")
 
 
 class Launcher:
-    """The ranks of one run.
-
-    Args:
-        told: Signals so far: the first ends the ranks as Ctrl-C does, the second at once.
-    """
+    """The ranks of one run; of the signals in ``told`` the first ends them as Ctrl-C does, the second at once."""
 
     def __init__(self, told: list[int]) -> None:
         self._told = told

@@ -45,13 +45,7 @@ READER, SNAPSHOT = "reader", "snapshot"
 
 
 class Leader(LoadedModel):
-    """A rank's part of a model, whose readers and batch send their steps to the other ranks.
-
-    Args:
-        model, tokenizer, options: As for `LoadedModel`, the model being this rank's part.
-        rank: This process's.
-        channel: To the others.
-    """
+    """A rank's part of a model, whose readers and batch send their steps to the other ranks."""
 
     def __init__(
         self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions, rank: Rank, channel: Channel

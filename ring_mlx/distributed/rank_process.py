@@ -44,10 +44,7 @@ class Job:
 class RankProcess:
     """Starts a rank and passes on what it prints; standard output is that of rank 0 alone, byte for byte.
 
-    Args:
-        rank, host, job: Which rank, where, and what it runs.
-        scratch: A folder for temporary files here.
-        say: Takes lines of its standard error.
+    ``scratch`` is a folder for temporary files here; ``say`` takes lines of its standard error.
     """
 
     def __init__(self, rank: int, host: Host, job: Job, scratch: Path, say: Callable[[int, str], None]) -> None:

@@ -102,8 +102,7 @@ def in_a_process(what: Mapping[str, Any]) -> Child:
 def model_of(what: Mapping[str, Any]) -> Model:
     """The model that ``what`` names; nothing is timed for it.
 
-    Args:
-        what: {"folder": PATH}, or {"random": SHAPE} with "bits" (4, 0 for none) and "layers" if wanted.
+    It is {"folder": PATH}, or {"random": SHAPE} with "bits" (4, 0 for none) and "layers" if wanted.
     """
     with autotune.later():
         if "folder" in what:

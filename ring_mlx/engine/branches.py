@@ -49,14 +49,7 @@ class Prepared:
 
 
 class Renderer:
-    """Renders conversations of one request.
-
-    Args:
-        tokenizer: With a chat template.
-        tools: For the template, or None.
-        template_options: Further template arguments.
-        continue_last: Whether the last message stays open.
-    """
+    """Renders conversations of one request, whose last message stays open if ``continue_last``."""
 
     def __init__(
         self,
@@ -113,15 +106,8 @@ def encode(tokenizer: TokenizerWrapper, text: str) -> Prompt:
 def branch_points(renderer: Renderer, messages: Messages, prompt: Prompt, known: int) -> dict[int, str]:
     """Places of a prompt after which another prompt may go on differently, beyond the ``known`` tokens.
 
-    Args:
-        renderer: Of the request.
-        messages: The conversation.
-        prompt: It, rendered.
-        known: Tokens of the prompt that a snapshot covers; places before them are not searched.
-
-    Returns:
-        What each place is, by its number of tokens: "system", "user" (before a user's message) or "answer" (before
-        an answer, without the start of a thought).
+    Returns what each place is, by its number of tokens: "system", "user" (before a user's message) or "answer" (before
+    an answer, without the start of a thought).
     """
     points: dict[int, str] = {}
     users = [i for i, m in enumerate(messages) if m.get("role") == "user"]

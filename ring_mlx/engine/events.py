@@ -185,11 +185,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Revised:
-    """A correction: texts and calls so far are to be dropped, and the answer comes again.
-
-    Args:
-        thought: The whole thought so far.
-    """
+    """A correction: texts and calls so far are to be dropped, and the answer comes again after the whole ``thought``."""
 
     thought: str
 

@@ -28,13 +28,8 @@ from ring_mlx.model.model import Model
 class LoadedModel:
     """Makes the parts of a `Scheduler`; `ring_mlx.distributed.leader` makes parts that also direct the other ranks.
 
-    Args:
-        model, tokenizer: From `ring_mlx.load`.
-        options: Of the session or server.
-
-    Raises:
-        TokenizerError: If the options have a chat template that cannot be used.
-        OptionError: If keys and values cannot be quantized so.
+    Raises TokenizerError if the options have a chat template that cannot be used; OptionError if keys and values cannot
+    be quantized so.
     """
 
     def __init__(self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions) -> None:

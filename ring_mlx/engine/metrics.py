@@ -31,11 +31,7 @@ BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class Metrics:
-    """Counters and histograms that any thread may change.
-
-    Attributes:
-        gauges: Present amounts; the model's thread replaces them as a whole.
-    """
+    """Counters and histograms that any thread may change, and gauges, which the model's thread replaces as a whole."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

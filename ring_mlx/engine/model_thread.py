@@ -32,9 +32,6 @@ class ModelLostError(BaseException):
     """The model is unusable, so all requests fail.
 
     It derives from BaseException so that handlers of a single request do not catch it.
-
-    Args:
-        error: The reason.
     """
 
     def __init__(self, error: RingError) -> None:
@@ -46,9 +43,7 @@ class ModelThread:
     """Answers requests in the order in which they come, as many at once as the options say.
 
     Args:
-        options: What to load and how.
         load: Loads the model and reports progress to its second argument; by default `LoadedModel.load`.
-        metrics: Gets the counts.
         on_loading: Called with the progress of loading, on the model's thread; waiting requests get it too.
     """
 

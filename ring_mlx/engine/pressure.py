@@ -19,9 +19,6 @@ class Watch:
 
     At a warning half of the snapshots' bytes go, least useful snapshots first. When memory is critical, all go that no
     running prompt uses. The budget stays that small until all is normal again. Snapshots on disk stay.
-
-    Args:
-        tree: The snapshots in memory.
     """
 
     def __init__(self, tree: SnapshotTree) -> None:

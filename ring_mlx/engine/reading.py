@@ -21,15 +21,10 @@ from ring_mlx.model.model import Model
 
 
 class PromptReader:
-    """The live cache with its snapshots in memory and on disk.
+    """The live cache with its snapshots in memory (``tree``) and on disk (``store``).
 
-    Args:
-        model: The model.
-        tree: Snapshots in memory.
-        store: Snapshots on disk, or None.
-        step_tokens: Most prompt tokens a step, by default `prefill_step_or_default`.
-        every_tokens: A snapshot is taken at each multiple of this.
-        kv_quantization: Of the softmax layers, or None.
+    A step has at most ``step_tokens``, by default `prefill_step_or_default`; a snapshot is taken at each multiple of
+    ``every_tokens``.
     """
 
     def __init__(

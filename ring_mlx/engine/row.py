@@ -34,16 +34,9 @@ from ring_mlx.generation.thinking import Thinking, splitter_after
 
 
 class Row:
-    """A request that is being answered.
+    """A request that is being answered, work on which began at ``started`` (``time.perf_counter``).
 
-    Args:
-        request: The request.
-        prepared: Its prompt.
-        loaded: The model.
-        started: When the work on it began (``time.perf_counter``).
-
-    Raises:
-        OptionError: If the sampling cannot work with the vocabulary.
+    Raises OptionError if the sampling cannot work with the vocabulary.
     """
 
     def __init__(self, request: Request, prepared: Prepared, loaded: LoadedModel, started: float = 0.0) -> None:

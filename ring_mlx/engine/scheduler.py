@@ -31,12 +31,7 @@ SHOW_EVERY_S = 0.02  # to count the bytes of all layers' caches takes a part of 
 class Scheduler:
     """Answers requests, several at once or one after the other; every method must be called on one thread.
 
-    Attributes:
-        reader: Used in idle time, and by a session's requests, so that each continues from the state after the last.
-
-    Args:
-        loaded: The model and its parts.
-        metrics: Where to count.
+    ``reader`` is used in idle time, and by a session's requests, so that each continues from the state after the last.
     """
 
     def __init__(self, loaded: LoadedModel, metrics: Metrics) -> None:

@@ -55,7 +55,6 @@ class Batch:
     row that stays gets a cache of its own again. Each row's tokens are those that it would have alone.
 
     Args:
-        model: The model.
         prefill_step_size: Prompt tokens that one `step` may read, by default `prefill_step_or_default`.
         most_rows: Sequences at once, None for any number. Only a batch of one takes quantized keys and values.
         kv_quantization: For the softmax layers of a batch of one, or None.

@@ -8,11 +8,7 @@ from ring_mlx.generation.thinking import tag_prefix
 
 
 class StopText:
-    """Lets text through up to the first of some stop sequences.
-
-    Args:
-        stops: The sequences.
-    """
+    """Lets text through up to the first of some stop sequences."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)

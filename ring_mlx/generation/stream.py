@@ -136,14 +136,9 @@ def thought_closer(
     thinking: Thinking,
     limit: int,
 ) -> Callable[[], int | None] | None:
-    """The ``next_forced`` of `decode` that closes a thought.
+    """The ``next_forced`` of `decode` that closes a thought after ``budget`` tokens.
 
-    Args:
-        tokenizer: Encodes what closes it.
-        splitter: Tells whether it is open.
-        budget: Tokens of the thought, or None.
-        thinking: Where ``budget`` is None, says how much room it leaves.
-        limit: Tokens that may be generated.
+    If that is None, ``thinking`` says how much room a thought leaves of the ``limit`` tokens that may be generated.
     """
     closing = tokenizer.encode(f"\n{THINK_END}\n\n", add_special_tokens=False)
     if budget is None:

@@ -169,13 +169,8 @@ def read_config(
 ) -> tuple[RingConfig, dict[str, Any]]:
     """Read and check ``folder/config.json``; also returns the raw file, with eos ids and quantization.
 
-    Args:
-        folder: A checkpoint.
-        decay_layer_offset: In place of the file's; None leaves it.
-
-    Raises:
-        ConfigError: As `RingConfig.from_dict`, or if the file is missing or not JSON.
-        OptionError: As `with_decay_offset`.
+    ``decay_layer_offset`` takes the place of the file's; None leaves it. Raises ConfigError as `RingConfig.from_dict`, or
+    if the file is missing or not JSON; OptionError as `with_decay_offset`.
     """
     raw = with_decay_offset(with_settings(read_json(Path(folder) / "config.json")), decay_layer_offset)
     return RingConfig.from_dict(raw), raw

@@ -8,19 +8,13 @@ import mlx.core as mx
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """The ALiBi slope of every head.
+    """The ALiBi slope of each of H heads.
 
     ::
 
         slope_h = r^(h+1),  r = 2^(-2^-(log2 H - 3))
 
     for H a power of two. Otherwise the slopes of the power of two below, then every second slope of the one above.
-
-    Args:
-        num_heads: H.
-
-    Returns:
-        H slopes, falling within each of the two parts.
 
     Source: ALiBi, arXiv 2108.12409, and its published interleaving for other head counts.
     """
@@ -35,14 +29,8 @@ def decay_rate(num_heads: int, layer: int, num_layers: int, offset: int | str = 
 
         s_h = slope_h * (1 - n / (N - 1) + 1e-5),  n = i + offset, or max(0, i - 1) where it is clamped
 
-    Args:
-        num_heads: H.
-        layer: i, the 0-based index among all layers.
-        num_layers: N, all layers.
-        offset: The configuration's ``decay_layer_offset``, one of `config_values.DECAY_OFFSETS`.
-
-    Returns:
-        [H] float32, computed in float64 and rounded once.
+    for layer i of all N, counted from 0, where ``offset`` is one of `config_values.DECAY_OFFSETS`; [H] float32, computed
+    in float64 and rounded once.
 
     Source: arXiv 2510.19338, and the files that `config_values.DECAY_OFFSETS` names.
     """

@@ -27,13 +27,7 @@ PLAUSIBLE_BYTES, PIECE_CHARS = 4, 1 << 14
 
 
 class Encoder:
-    """Renders and encodes; any thread may call it.
-
-    Args:
-        tokenizer: The model's.
-        context_tokens: Most tokens of a prompt.
-        template_options: For the template, where a request says nothing else.
-    """
+    """Renders and encodes prompts of at most ``context_tokens``; any thread may call it."""
 
     def __init__(
         self, tokenizer: TokenizerWrapper, context_tokens: int, template_options: Mapping[str, Any] | None = None

@@ -15,12 +15,7 @@ from ring_mlx.serve.settings import Settings
 
 
 class Engine(ModelThread):
-    """Loads a model on a thread of its own and answers requests there, several at once.
-
-    Args:
-        settings: What to load and how much at once.
-        metrics, load: As for `ModelThread`.
-    """
+    """Loads a model on a thread of its own and answers requests there, several at once."""
 
     def __init__(self, settings: Settings, metrics: Metrics, load: Load | None = None) -> None:
         self.settings = settings
@@ -48,13 +43,7 @@ class Engine(ModelThread):
     def prepare(self, request: ApiRequest, gone: Callable[[], bool] = lambda: False) -> ApiRequest:
         """Render, encode and measure a request, on the caller's thread; returns the request.
 
-        Args:
-            request: The request.
-            gone: Whether the client has left.
-
-        Raises:
-            ApiError: If the model is not there, or the request does not fit it.
-            GoneError: If the client leaves meanwhile.
+        Raises ApiError if the model is not there, or the request does not fit it; GoneError if the client leaves meanwhile.
         """
         encoder, loaded, prompt = self.encoder, self.loaded, None
         field = "prompt" if request.is_text else "messages"

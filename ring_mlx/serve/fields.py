@@ -20,9 +20,7 @@ TOKEN, QUOTE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL), 0x22
 class Fields:
     """A JSON object that gives checked values; what is absent or null is the default.
 
-    Args:
-        values: The object.
-        place: What to call it in messages, such as ``messages[2].``.
+    ``place`` is what to call it in messages, such as ``messages[2].``.
     """
 
     def __init__(self, values: Mapping[str, Any], place: str = "") -> None:

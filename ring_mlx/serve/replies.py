@@ -15,12 +15,7 @@ from ring_mlx.system.terminal_text import is_seen
 
 
 class Reply:
-    """One answer in the making.
-
-    Args:
-        request: The request.
-        model: The name of the model.
-    """
+    """One answer in the making."""
 
     def __init__(self, request: ApiRequest, model: str) -> None:
         self.request, self._model = request, model

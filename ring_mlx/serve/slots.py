@@ -23,12 +23,7 @@ class Stage(IntEnum):
 
 
 class Slots:
-    """The places of a server's connections.
-
-    Args:
-        most: How many there are.
-        most_bytes: Of bodies that are being read or answered.
-    """
+    """The places of a server's connections, ``most`` at once; ``most_bytes`` are those of all bodies in work."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most, self._most_bytes, self._lock = most, most_bytes, threading.Lock()

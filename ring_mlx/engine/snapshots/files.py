@@ -36,17 +36,9 @@ def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str
 
 
 def read_blob(folder: Path, name: str, size: int, most_bytes: int) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The arrays and the header of a blob.
+    """The arrays and the header of a blob of ``size`` bytes; more than ``most_bytes`` are not read, even for the checksum.
 
-    Args:
-        folder: Of the blobs.
-        name: The blob's.
-        size: Bytes that the file has.
-        most_bytes: Bytes that it may have; more are not read, not even for the checksum.
-
-    Raises:
-        ValueError: If the content is not what the name says.
-        OSError: If the file is missing or unreadable.
+    Raises ValueError if the content is not what the name says; OSError if the file is missing or unreadable.
     """
     path = blob_path(folder, name)
     found = path.lstat().st_size

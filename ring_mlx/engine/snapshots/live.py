@@ -24,9 +24,6 @@ class Live:
     The cache is made of mlx-lm's own layer caches, so the model and every mlx-lm tool take it. Going back to a
     snapshot whose tokens the buffer still holds moves offsets and copies nothing; what the buffer lacks is copied
     from the snapshot's blocks.
-
-    Args:
-        make_cache: Makes an empty cache.
     """
 
     def __init__(self, make_cache: Callable[[], HybridCache]) -> None:
@@ -55,13 +52,7 @@ class Live:
         self.tokens = tokens
 
     def snapshot(self, kind: str, logits: mx.array | None = None, durable: bool = True) -> Snapshot:
-        """Take a snapshot of the cache.
-
-        Args:
-            kind: Why; for people.
-            logits: Of the next token, if known.
-            durable: Whether it is worth a place on disk.
-        """
+        """Take a snapshot of the cache; arguments are fields of `Snapshot`."""
         if self._form != blocks.form_of(self.cache):
             self._blocks, self._form = [], blocks.form_of(self.cache)
         end = len(self.tokens)

@@ -19,7 +19,6 @@ def pack_block(block: Block, form: Form, kv_bits: int | None) -> tuple[Named, di
     """A block as named arrays, and what `unpack_block` must know of them.
 
     Args:
-        block: The block.
         form: Of each softmax layer; one that is quantized stays as it is.
         kv_bits: Quantize the others to 8 or 4 bits, where a group size divides their heads.
     """

@@ -101,18 +101,10 @@ class Store(ModelFolder):
         return None
 
     def save(self, snapshots: Iterable[Snapshot]) -> int:
-        """Write what is not there yet, parents first, then collect what exceeds the budget.
+        """Write what is not there yet, parents first, then collect what exceeds the budget; returns how many were written.
 
-        A snapshot that would be removed at once is not written, and is not durable any more.
-
-        Args:
-            snapshots: In the order of their use.
-
-        Returns:
-            How many were written.
-
-        Raises:
-            CacheFileError: If the folder cannot be written.
+        ``snapshots`` are in the order of their use. One that would be removed at once is not written, and is not durable
+        any more. Raises CacheFileError if the folder cannot be written.
         """
         written = 0
         try:

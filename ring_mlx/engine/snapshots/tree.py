@@ -100,13 +100,8 @@ class SnapshotTree:
     def add(self, snapshot: Snapshot, holder: object = None, rank: int | None = None) -> Snapshot:
         """Keep a snapshot; where there is one of the same tokens, that one stays and learns the logits.
 
-        Args:
-            snapshot: What to keep.
-            holder: Whose prompt has got to it, as for `hold`.
-            rank: Of its use, by default as its kind says.
-
-        Returns:
-            The one that the tree holds, or held if there is no room for it.
+        ``holder`` is as for `hold`, ``rank`` by default as its kind says. Returns the one that the tree holds, or held
+        if there is no room for it.
         """
         kept = self._by_key.setdefault(snapshot.key, snapshot)
         if kept is snapshot:
