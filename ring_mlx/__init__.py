@@ -51,8 +51,7 @@ if TYPE_CHECKING:  # the same as _NAMES, for type checkers
     )
     from ring_mlx.system.files import text_of, write_text
     from ring_mlx.system.regular_files import read_json
-    from ring_mlx.system.surrogates import whole_text
-    from ring_mlx.system.terminal_text import for_output, harmless, harmless_json
+    from ring_mlx.system.terminal_text import for_output, harmless, harmless_json, whole_text
 
 __version__ = "0.1.0"
 
@@ -79,8 +78,7 @@ _NAMES = {
     "ring_mlx.model.model": "Model",
     "ring_mlx.options": "Command add_decay_option add_step_option add_thinking_options byte_count thinking_of",
     "ring_mlx.system.files": "text_of write_text",
-    "ring_mlx.system.surrogates": "whole_text",
-    "ring_mlx.system.terminal_text": "for_output harmless harmless_json",
+    "ring_mlx.system.terminal_text": "for_output harmless harmless_json whole_text",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOMES)

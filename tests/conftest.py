@@ -18,9 +18,8 @@ from demo.tokenizer import write_tokenizer
 from ring_mlx import demo_model_path, load, mlx_lm_plugin
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.metrics import Metrics
-from ring_mlx.serve.engine import Engine
+from ring_mlx.serve.engine import Engine, Settings
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from ring_mlx.system import macos
 from tests.tiny import config, save_hf
 

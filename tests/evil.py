@@ -48,8 +48,8 @@ def make_evil(source: Path, folder: Path, way: str = "auto_map", **config: Any) 
 
 
 def _serve(folder: str) -> int:
+    from ring_mlx.serve.engine import Settings
     from ring_mlx.serve.server import Server
-    from ring_mlx.serve.settings import Settings
 
     server = Server(Settings(model=folder, name="evil", store=False), port=0)
     server.start()

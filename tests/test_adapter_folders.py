@@ -16,7 +16,7 @@ from ring_mlx.cli.exit_codes import BAD_INPUT
 from ring_mlx.distributed.rank import Rank
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.errors import OptionError, WeightsError
-from ring_mlx.serve.settings import Settings
+from ring_mlx.serve.engine import Settings
 from tests.adapters import LINEAR, PLACES, RANK, SCALE, SOFTMAX, adapter, said, save, with_weights
 from tests.compare import assert_close
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ring_mlx.convert import convert, convert_plan, describe, sizes
+from ring_mlx.convert import convert, convert_plan, describe
+from ring_mlx.convert.conversion import size_table
 from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.grids import pack, unpack
 from ring_mlx.convert.options import Options
@@ -86,7 +87,7 @@ def test_the_dry_run_tells_the_bytes_that_are_written(tmp_path, options):
     out = convert(GOLDEN, tmp_path / "out", quantize=True, fit="rtn", **options)
     arrays = mx.load(str(out / "model.safetensors"))
     assert plan[1].nbytes == sum(a.nbytes for a in arrays.values())
-    text = sizes.table(*plan)
+    text = size_table(*plan)
     assert f"{plan[1].nbytes:,}" in text
     assert "917,000" in text
     assert ("left in float" in text) == (not options), "group 64 does not divide the experts' 32 columns"

@@ -21,8 +21,8 @@ from ring_mlx import demo_model_path
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.model_thread import ModelLostError
 from ring_mlx.errors import RingError
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.conftest import TOKENIZER_FILES
 from tests.serving import user
 from tests.test_distributed import FOUR, ROOT, free_ports, ranks, running

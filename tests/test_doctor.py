@@ -40,8 +40,7 @@ from ring_mlx.doctor.decay_check import (
 )
 from ring_mlx.doctor.decay_choice import choose, write_offset
 from ring_mlx.doctor.decay_text import Part, Probe, packaged_parts, parts_of_file
-from ring_mlx.doctor.examine import CHECKS
-from ring_mlx.doctor.finding import Finding, table
+from ring_mlx.doctor.finding import CHECKS, Finding, table
 from ring_mlx.errors import NoFitError, OptionError, RingError
 from ring_mlx.evaluation.perplexity import token_nats
 from ring_mlx.experts import recommend_cache_bytes

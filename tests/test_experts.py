@@ -30,11 +30,10 @@ from ring_mlx.experts import POLICIES, recommend_cache_bytes
 from ring_mlx.experts.layout import ALIGN_BYTES, find_experts
 from ring_mlx.experts.policies import LFU
 from ring_mlx.experts.pool import Pool
-from ring_mlx.experts.recommend import routed_count
 from ring_mlx.experts.slots import is_on_cuda
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.decode_step import DecodeStep
-from ring_mlx.model.memory import budget_bytes, parameter_count
+from ring_mlx.model.memory import budget_bytes, parameter_count, routed_count
 from tests.compare import assert_close
 from tests.kernel_backends import backends
 from tests.kill_and_resume import folder_hashes

@@ -18,9 +18,8 @@ from ring_mlx.engine.request import Request
 from ring_mlx.errors import ConfigError
 from ring_mlx.generation.defaults import FAMILY, filled, read_defaults
 from ring_mlx.generation.sampling import start_sampling
-from ring_mlx.serve.engine import Engine
+from ring_mlx.serve.engine import Engine, Settings
 from ring_mlx.serve.protocol import parse_chat
-from ring_mlx.serve.settings import Settings
 from tests.parrot import make_parrot
 from tests.serving import user
 from tests.sessions import options

@@ -17,7 +17,7 @@ from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.errors import NoFitError
 from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
-from ring_mlx.serve.settings import Settings
+from ring_mlx.serve.engine import Settings
 from tests.fake_mac import FREE, Mac
 from tests.tiny import config, make_model, save_hf, tokens
 

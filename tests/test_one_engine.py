@@ -19,7 +19,7 @@ from ring_mlx.engine.request import Request
 from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.decoding import generate_step
-from ring_mlx.serve.settings import Settings
+from ring_mlx.serve.engine import Settings
 from tests.serving import CHAT, send, user
 from tests.sessions import DirectSession, Talk, options
 from tests.tiny import make_model, tokens

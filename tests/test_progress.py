@@ -246,7 +246,7 @@ def test_an_evaluation_tells_how_far_it_is(told, chat_folder, tmp_path, capsys):
 
 
 def test_the_doctor_tells_how_far_it_is(told, chat_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ring_mlx.doctor.examine.CHECKS", {"versions": "versions", "disk": "disk"})
+    monkeypatch.setattr("ring_mlx.doctor.finding.CHECKS", {"versions": "versions", "disk": "disk"})
     assert main(["doctor"]) in (0, 1)
     assert told["doctor"] == [(0, 2, "versions"), (1, 2, "disk")]
     text = tmp_path / "text.txt"

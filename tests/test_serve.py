@@ -19,12 +19,11 @@ from ring_mlx import render_chat, stream_generate
 from ring_mlx.cli import main
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.message import MessageBuilder
-from ring_mlx.generation.stops import StopText
+from ring_mlx.generation.message import MessageBuilder, StopText
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.serving import (
     CHAT,
     GOOD,

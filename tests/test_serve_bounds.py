@@ -12,8 +12,9 @@ import pytest
 
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import PromptError
-from ring_mlx.serve import encoding, fields, protocol
-from ring_mlx.serve.encoding import LARGE_BYTES, PIECE_CHARS, Encoder
+from ring_mlx.serve import engine as engines
+from ring_mlx.serve import fields, protocol
+from ring_mlx.serve.engine import LARGE_BYTES, PIECE_CHARS, Encoder
 from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_json, read_object
 from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
@@ -216,7 +217,7 @@ def test_large_requests_take_turns_and_small_ones_need_none():
 def test_after_a_large_request_others_get_the_processor(monkeypatch):
     now = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
-    monkeypatch.setattr(encoding, "time", clock)
+    monkeypatch.setattr(engines, "time", clock)
     encoder, at = Encoder(Counted(), 10), []
     for took in (0.05, 20.0, 0.05):
         with encoder.turn(LARGE_BYTES + 1, stay):

@@ -11,9 +11,9 @@ from ring_mlx import demo_model_path
 from ring_mlx.cli import build_parser
 from ring_mlx.cli.serve_command import make_server
 from ring_mlx.errors import OptionError
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.serving import CHAT, GOOD, send
 
 OURS = [

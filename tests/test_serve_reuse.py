@@ -9,8 +9,8 @@ from ring_mlx.engine.branches import Prepared, Prompt
 from ring_mlx.engine.events import Sampling
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.row import Row
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.protocol import ApiRequest
-from ring_mlx.serve.settings import Settings
 from tests.serving import CHAT, GREEDY, TOOLS, send, user
 
 SNAPSHOT_BYTES = 330_000  # of the toy after these chats

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from ring_mlx import demo_model_path
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.fuzz.profile import TIMES
 from tests.serve_openapi import DOCUMENT
 

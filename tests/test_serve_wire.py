@@ -11,8 +11,8 @@ import time
 import pytest
 
 from ring_mlx import demo_model_path
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.serving import CHAT, GOOD, send, wait_until
 
 HOST, JSON, CLOSE = b"Host: localhost\r\n", b"Content-Type: application/json\r\n", b"Connection: close\r\n"

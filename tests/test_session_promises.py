@@ -12,7 +12,7 @@ from ring_mlx.engine.model_thread import ModelThread
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.model.kv_quantization import KVQuantization
-from ring_mlx.serve.settings import Settings
+from ring_mlx.serve.engine import Settings
 from tests.sessions import DirectSession, Talk, options
 
 GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 6, "thinking_budget": 2}

@@ -32,10 +32,10 @@ from ring_mlx.engine.row import Row
 from ring_mlx.generation.message import MessageBuilder
 from ring_mlx.generation.stream import events_of, thought_closer
 from ring_mlx.generation.thinking import Thinking, splitter_after
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.serve.replies import Reply
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.parrot import ROLE_END, make_parrot, teach
 from tests.serving import TOOLS, client_of, send, user
 from tests.sessions import DirectSession, options

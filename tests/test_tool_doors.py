@@ -17,9 +17,9 @@ from ring_mlx.errors import TokenizerError
 from ring_mlx.generation.message import MessageBuilder
 from ring_mlx.generation.stream import events_of
 from ring_mlx.generation.thinking import splitter_after
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.parrot import ROLE_END, cut, make_parrot
 from tests.serving import CHAT, TOOLS, client_of, send, user
 

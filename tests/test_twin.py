@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from metal_kernels.twin import cache, kernel, metal_kernel, nvrtc
+from metal_kernels.twin import kernel, metal_kernel, nvrtc
 from metal_kernels.twin.cuda_source import Variant, cuda_source, cuts_simd_groups
 from metal_kernels.twin.nvrtc import CudaCompileError, compile_cubin
 from metal_kernels.twin.spec import KernelSpec
@@ -303,7 +303,7 @@ def test_compiled_kernels_stay_on_disk(launches):
     call(metal_kernel("k", ["x", "s"], ["out"], SOURCE))
     call(metal_kernel("k", ["x", "s"], ["out"], SOURCE))
     assert len(compiled) == 1
-    assert len(list(cache.cache_folder().iterdir())) == 1
+    assert len(list(kernel.cache_folder().iterdir())) == 1
     call(metal_kernel("k", ["x", "s"], ["out"], SOURCE, compile_options={"math_mode": "fast"}))
     assert compiled[-1][2] == ("--use_fast_math",)
 
@@ -311,7 +311,7 @@ def test_compiled_kernels_stay_on_disk(launches):
 def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "ring-mlx").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.cached(("a",), lambda: b"made") == b"made"
+    assert kernel.cached(("a",), lambda: b"made") == b"made"
 
 
 def test_wrong_counts_and_cut_simd_groups_are_refused(launches):

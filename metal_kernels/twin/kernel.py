@@ -1,19 +1,23 @@
 """A twin of `mx.fast.metal_kernel` that runs the same Metal source on an NVIDIA GPU.
 
-Knows when a kernel has to be compiled and how MLX launches it; what the CUDA text looks like is `cuda_source`'s matter.
+Knows when a kernel has to be compiled, where compiled ones stay, and how MLX launches it; what the CUDA text looks like is
+`cuda_source`'s matter.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shlex
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from metal_kernels.twin.cache import cached
+from metal_kernels import machine
 from metal_kernels.twin.cuda_source import (
     Triple,
     Variant,
@@ -28,6 +32,33 @@ from metal_kernels.twin.spec import KernelSpec, Template
 
 # Further options of NVRTC, such as -lineinfo for profilers and compute-sanitizer.
 OPTIONS_VARIABLE = "RING_MLX_TWIN_OPTIONS"
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels stay."""
+    return machine.cache_folder() / "twin"
+
+
+def cached(parts: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
+    """What ``make`` returned for these parts, from disk if it was made before.
+
+    The file is written beside its place and moved there. A folder that cannot be written costs a compilation, no more.
+    """
+    path = cache_folder() / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.cubin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        made = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(made)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave a kernel that is cut
+        os.replace(file.name, path)
+    except OSError:
+        pass
+    return made
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 
 from ring_mlx.bench.measure import best_s
 from ring_mlx.model.config import RingConfig
+from ring_mlx.model.memory import cache_bytes, layer_parameters
 from ring_mlx.model.model import Model
 
 LARGE, SMALL = (1 << 30, 8192), (1 << 27, 512)
@@ -72,12 +73,9 @@ def weight_bytes_read(model: Model, tokens: int) -> float:
 
 def decode_bytes(model: Model, batch: int, context: int) -> float:
     """Bytes that a decode step of ``batch`` rows moves after ``context`` tokens."""
-    c = model.config
-    linear = sum(c.is_linear(i) for i in range(c.num_hidden_layers))
-    states = 2 * linear * c.num_attention_heads * c.head_dim**2 * 4
-    element = model.model.norm.weight.itemsize
-    kv = (c.num_hidden_layers - linear) * 2 * c.num_key_value_heads * c.head_dim * context * element
-    return weight_bytes_read(model, batch) + batch * (states + kv)
+    c, element = model.config, model.model.norm.weight.itemsize
+    states_again = cache_bytes(c, 0)  # which are read and written
+    return weight_bytes_read(model, batch) + batch * (cache_bytes(c, context, element) + states_again)
 
 
 def prefill_operations(config: RingConfig, context: int) -> float:
@@ -89,15 +87,8 @@ def prefill_operations(config: RingConfig, context: int) -> float:
     c, per_token = config, 0.0
     width = c.num_attention_heads * c.head_dim
     for i in range(c.num_hidden_layers):
-        kv = width if c.is_linear(i) else c.num_key_value_heads * c.head_dim
-        weights = c.hidden_size * (2 * width + 2 * kv + (width if c.is_linear(i) else 0))
-        if c.is_moe(i):
-            shared = c.num_shared_experts * c.moe_shared_expert_intermediate_size
-            weights += c.hidden_size * (3 * (shared + c.num_experts_per_tok * c.moe_intermediate_size) + c.num_experts)
-        else:
-            weights += 3 * c.hidden_size * c.intermediate_size
         mixing = 4 * width * c.head_dim if c.is_linear(i) else 2 * width * (context + 1)
-        per_token += 2 * weights + mixing
+        per_token += 2 * layer_parameters(c, i, c.num_experts_per_tok) + mixing
     return per_token * context + 2 * c.hidden_size * c.vocab_size
 
 

@@ -24,7 +24,7 @@ from ring_mlx.errors import TokenizerError
 from ring_mlx.generation import templates
 from ring_mlx.model.config_values import MOST_INTEGER, shown
 from ring_mlx.system.regular_files import check_small_files, read_json, without_litter
-from ring_mlx.system.surrogates import whole_text
+from ring_mlx.system.terminal_text import whole_text
 
 ROLE_END = "<|role_end|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")

@@ -11,7 +11,8 @@ from typing import Any
 
 from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.convert import Options, convert, convert_plan, describe, remote, report, sizes, verify
+from ring_mlx.convert import Options, convert, convert_plan, describe, remote, report, verify
+from ring_mlx.convert.conversion import size_table
 from ring_mlx.convert.writer import read_manifest
 from ring_mlx.doctor.decay_choice import choose
 from ring_mlx.system.terminal_text import for_output, note
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         with bar_of(args, "reading headers"):
             source, plan = convert_plan(args.source, Options(**_options(args)), revision=args.revision)
-        print(for_output(sizes.table(source, plan)))
+        print(for_output(size_table(source, plan)))
         return 0
     folder = Path(os.path.expanduser(args.mlx_path))
     if args.source is not None:

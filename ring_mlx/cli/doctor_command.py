@@ -11,8 +11,7 @@ from ring_mlx import options
 from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.doctor import report
-from ring_mlx.doctor.examine import examine
-from ring_mlx.doctor.finding import PROBLEM, Finding, table
+from ring_mlx.doctor.finding import PROBLEM, Finding, examine, table
 from ring_mlx.errors import OptionError
 from ring_mlx.options import group_of
 from ring_mlx.system.terminal_text import for_output, harmless_json, note

@@ -22,8 +22,7 @@ from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
 from ring_mlx.generation.stream import KVQuantization, LogitsProcessor, Sampler
 from ring_mlx.model.model import Model
 from ring_mlx.options import loading_options
-from ring_mlx.system.surrogates import whole_text
-from ring_mlx.system.terminal_text import note
+from ring_mlx.system.terminal_text import note, whole_text
 
 TOY_NOTE = (
     "note: no --model given, so this is the packaged toy, good for trying commands only; for the real model give "

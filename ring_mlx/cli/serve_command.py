@@ -24,9 +24,9 @@ from ring_mlx.engine.events import Sampling, SessionOptions
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.model_thread import Load
 from ring_mlx.errors import OptionError
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.protocol import TEMPLATE_OWN
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from ring_mlx.system.terminal_text import for_output, note
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -9,8 +9,7 @@ Modules, each using those above it:
     plan           what is written where                    options        what decides the result
     shard_files    shards written piece by piece            writer         partial folder, manifest, resume, verify
     folder_files   config, index, card                      conversion     the conversion itself
-    sizes          the table of a dry run                   streams        a model one layer at a time
-    report         divergence of a result from its source
+    streams        a model one layer at a time              report         divergence of a result from its source
 """
 
 from ring_mlx.convert.conversion import convert, convert_plan, describe

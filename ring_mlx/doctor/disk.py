@@ -21,7 +21,7 @@ def check() -> list[Finding]:
     import mlx.core as mx
     from huggingface_hub import constants
 
-    from metal_kernels.twin.cache import cache_folder
+    from metal_kernels.twin.kernel import cache_folder
     from ring_mlx.engine.stored.stores import default_folder
 
     out = [

@@ -51,8 +51,7 @@ def fits(config: RingConfig, room: int) -> list[Fit]:
     """Every width of `BITS`, by the estimates that refuse to load what does not fit."""
     found = []
     for bits in BITS:
-        # Scales and biases of groups of 64 take half a bit a weight.
-        weights = int(memory.parameter_count(config) * (bits if bits == 16 else bits + 0.5) / 8)
+        weights = memory.size_in_bits(config, bits)
         found.append(Fit(bits, weights, memory.tokens_beside(config, weights, room)))
     return found
 

@@ -150,7 +150,7 @@ def _mini() -> Found:
     room = min(memory.budget_bytes(), memory.budget_bytes() if left is None else left)
     for layers in LAYERS:
         config = RingConfig.from_dict(cut(MINI, layers))
-        needed = int(memory.parameter_count(config) * 4.5 / 8) + memory.extra_bytes(config)
+        needed = memory.size_in_bits(config, 4) + memory.extra_bytes(config)
         if needed <= room:
             return {"random": "mini", "layers": layers}
     return {"skipped": f"{LAYERS[-1]} layers of mini need {needed / 1e9:.1f} GB, and there are {room / 1e9:.1f} GB"}

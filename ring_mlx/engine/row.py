@@ -26,9 +26,8 @@ from ring_mlx.engine.events import (
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
-from ring_mlx.generation.message import MessageBuilder
+from ring_mlx.generation.message import MessageBuilder, StopText
 from ring_mlx.generation.sampling import start_sampling
-from ring_mlx.generation.stops import StopText
 from ring_mlx.generation.stream import GenerationEvent, events_of, thought_closer
 from ring_mlx.generation.thinking import Thinking, splitter_after
 

@@ -9,12 +9,11 @@ Modules, each using those above it:
     reader       reads on threads, and checks checksums
     pool         experts in slots: found, read, evicted
     streamed     the mixture of experts over a pool; a model made to use it
-    recommend    how much memory to give
 """
 
 from ring_mlx.experts.policies import POLICIES
-from ring_mlx.experts.recommend import recommend_cache_bytes
 from ring_mlx.experts.statistics import ExpertStatistics
 from ring_mlx.experts.streamed import attach, needed_bytes
+from ring_mlx.model.memory import recommend_cache_bytes
 
 __all__ = ["POLICIES", "ExpertStatistics", "attach", "needed_bytes", "recommend_cache_bytes"]

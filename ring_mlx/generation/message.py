@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ring_mlx.engine.events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.generation.stream import GenerationEvent
-from ring_mlx.generation.thinking import Opening, ThoughtSplitter
+from ring_mlx.generation.thinking import Opening, ThoughtSplitter, tag_prefix
 from ring_mlx.generation.tool_calls import ToolCallSplitter
-from ring_mlx.system.surrogates import whole_text
+from ring_mlx.system.terminal_text import whole_text
 
 
 class MessageBuilder:
@@ -96,3 +96,30 @@ def _parts(message: Mapping[str, Any]) -> tuple[str, str]:
     parts = splitter.feed_last(whole_text(str(message.get("content") or "")))
     thought, answer = splitter.revised or parts
     return whole_text(str(message.get("reasoning_content") or "")) + thought, answer
+
+
+class StopText:
+    """Lets text through up to the first of some stop sequences."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.hit = False
+
+    def feed(self, text: str) -> str:
+        """Take the next text; returns what is certainly before a stop sequence."""
+        if self.hit or not self._stops:
+            return "" if self.hit else text
+        text = self._held + text
+        found = [at for at in (text.find(s) for s in self._stops) if at >= 0]
+        if found:
+            self.hit, self._held = True, ""
+            return text[: min(found)]
+        keep = max(tag_prefix(text, s) for s in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """The text that was held back, at the end of all text."""
+        held, self._held = self._held, ""
+        return held

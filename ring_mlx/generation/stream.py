@@ -23,7 +23,7 @@ from ring_mlx.generation.sampling_ranges import RANGES, REST, OutOfRangeError, w
 from ring_mlx.generation.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
-from ring_mlx.system.surrogates import whole_text
+from ring_mlx.system.terminal_text import whole_text
 
 __all__ = [
     "GenerationEvent",

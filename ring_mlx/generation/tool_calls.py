@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ring_mlx.engine.events import ToolCall
 from ring_mlx.generation.thinking import CALL_END, CALL_START, tag_prefix
-from ring_mlx.system.surrogates import whole_text
+from ring_mlx.system.terminal_text import whole_text
 
 MAX_LEVELS = 64
 SPACE = " \t\r\n"

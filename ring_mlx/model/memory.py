@@ -54,18 +54,25 @@ def cache_bytes(config: RingConfig, tokens: int, element_bytes: int = 2) -> int:
 
 def parameter_count(config: RingConfig) -> int:
     """Parameters of a model of this shape, with embeddings and head, without norms and biases."""
-    c, total = config, 0
-    for i in range(c.num_hidden_layers):
-        width = c.num_attention_heads * c.head_dim
-        kv = width if c.is_linear(i) else c.num_key_value_heads * c.head_dim
-        total += c.hidden_size * (2 * width + 2 * kv + (width if c.is_linear(i) else 0))
-        if c.is_moe(i):
-            shared = c.num_shared_experts * c.moe_shared_expert_intermediate_size
-            routed = c.num_experts * c.moe_intermediate_size
-            total += c.hidden_size * (3 * (shared + routed) + c.num_experts)
-        else:
-            total += 3 * c.hidden_size * c.intermediate_size
-    return total + c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
+    c = config
+    layers = sum(layer_parameters(c, i, c.num_experts) for i in range(c.num_hidden_layers))
+    return layers + c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
+
+
+def layer_parameters(c: RingConfig, layer: int, experts: int) -> int:
+    """Parameters of a layer's matrices, with so many of its routed experts."""
+    width, is_linear = c.num_attention_heads * c.head_dim, c.is_linear(layer)
+    kv = width if is_linear else c.num_key_value_heads * c.head_dim
+    columns = 2 * width + 2 * kv + width * is_linear
+    if not c.is_moe(layer):
+        return c.hidden_size * (columns + 3 * c.intermediate_size)
+    inner = c.num_shared_experts * c.moe_shared_expert_intermediate_size + experts * c.moe_intermediate_size
+    return c.hidden_size * (columns + 3 * inner + c.num_experts)
+
+
+def size_in_bits(config: RingConfig, bits: int) -> int:
+    """Bytes of the parameters; scales and biases of groups of 64 take half a bit each, unless they are plain."""
+    return int(parameter_count(config) * (bits if bits == 16 else bits + 0.5) / 8)
 
 
 def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int | None = None) -> None:
@@ -150,8 +157,41 @@ def snapshot_budget_bytes() -> int:
 
 def _what_fits(config: RingConfig, needed_bytes: int, room: int) -> str:
     for bits in (8, 6, 5, 4, 3):
-        size = int(parameter_count(config) * (bits + 0.5) / 8)
+        size = size_in_bits(config, bits)
         if size <= room and size < needed_bytes:
             return f"a {bits}-bit conversion would fit (about {size / GB:.1f} GB)"
-    smallest = int(parameter_count(config) * 4.5 / 8)
+    smallest = size_in_bits(config, 4)
     return f"even at 4 bits it takes about {smallest / GB:.1f} GB, so use a machine with more memory, or keep experts on disk with --expert-cache-bytes"
+
+
+# 4 bits and, for every 64 weights, a scale and a bias.
+BITS_PER_WEIGHT = 4.5
+# Left to the operating system's page cache, which holds files that were just read.
+PAGE_CACHE_PART = 0.1
+
+
+def recommend_cache_bytes(
+    config: RingConfig, memory_bytes: int, bits_per_weight: float = BITS_PER_WEIGHT
+) -> int | None:
+    """Bytes for ``--expert-cache-bytes``: nine tenths of the memory that is left.
+
+    ::
+
+        left = memory - weights other than routed experts - cache of a short conversation - workspace
+
+    None if all experts fit, so that none needs to be streamed; 0 if not even those of one token do. ``memory_bytes`` is
+    what the machine can give (`ring_mlx.model.memory.budget_bytes`), ``bits_per_weight`` includes scales and biases.
+    """
+    routed = routed_count(config)
+    resident = int((parameter_count(config) - routed) * bits_per_weight / 8)
+    room = memory_bytes - resident - extra_bytes(config)
+    if room >= int(routed * bits_per_weight / 8):
+        return None
+    room = int(room * (1 - PAGE_CACHE_PART))
+    expert_bytes = int(3 * config.hidden_size * config.moe_intermediate_size * bits_per_weight / 8)
+    return room if room >= expert_bytes * config.num_experts_per_tok else 0
+
+
+def routed_count(config: RingConfig) -> int:
+    layers = sum(config.is_moe(i) for i in range(config.num_hidden_layers))
+    return layers * config.num_experts * 3 * config.hidden_size * config.moe_intermediate_size

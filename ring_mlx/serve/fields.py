@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ring_mlx.generation.sampling_ranges import OutOfRangeError, Range
 from ring_mlx.serve.failures import ApiError, bad
-from ring_mlx.system.surrogates import whole_text
+from ring_mlx.system.terminal_text import whole_text
 
 MOST_LEVELS, MOST_VALUES, MOST_DIGITS = 64, 1 << 18, 64
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")

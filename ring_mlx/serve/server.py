@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.errors import OptionError
-from ring_mlx.serve.engine import Engine
+from ring_mlx.serve.engine import Engine, Settings
 from ring_mlx.serve.failures import busy
 from ring_mlx.serve.handler import Handler
 from ring_mlx.serve.hosts import Hosts
-from ring_mlx.serve.settings import Settings
 from ring_mlx.serve.slots import Slots
 from ring_mlx.system.terminal_text import note
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 # Control characters but tab and line feed, those of C1, halves of surrogate pairs, and what is invisible and changes how
 # the rest is shown. What letters need stays: joiners (emoji, Persian, Indic scripts) and variation selectors.
@@ -81,3 +81,21 @@ def _escape(found: re.Match[str]) -> str:
 
 def _json_escape(found: re.Match[str]) -> str:
     return json.dumps(found[0])[1:-1] if ord(found[0]) != 0x7F else "\\u007f"
+
+
+T = TypeVar("T")
+
+
+def whole_text(value: T) -> T:
+    """The value with each half as U+FFFD, in every text of lists and objects; two halves that fit become one letter."""
+    made: object = value
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            made = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    elif isinstance(value, list):
+        made = [whole_text(v) for v in value]
+    elif isinstance(value, dict):
+        made = {whole_text(k): whole_text(v) for k, v in value.items()}
+    return made  # type: ignore[return-value]

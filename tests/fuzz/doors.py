@@ -28,7 +28,7 @@ IMPORTED = (
     "ring_mlx.convert.report",
     "ring_mlx.distributed.heartbeat",
     "ring_mlx.doctor.decay_check",
-    "ring_mlx.doctor.examine",
+    "ring_mlx.doctor.finding",
     "ring_mlx.doctor.models",
     "ring_mlx.evaluation.divergence",
     "ring_mlx.evaluation.perplexity",
@@ -66,8 +66,8 @@ def cli(argv: Sequence[str]) -> int:
 
 def serve(folder: str) -> None:
     """Start the server, let it load, and end it."""
+    from ring_mlx.serve.engine import Settings
     from ring_mlx.serve.server import Server
-    from ring_mlx.serve.settings import Settings
 
     server = Server(Settings(model=Path(folder), name="fuzzed", store=False, read_ahead=False), port=0)
     server.start()

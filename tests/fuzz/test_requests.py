@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_mlx import demo_model_path
+from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.server import Server
-from ring_mlx.serve.settings import Settings
 from tests.fuzz.profile import fuzz
 from tests.serving import metric, wait_until
 
