@@ -164,7 +164,7 @@ def add_qmv(x: array, matrices: Matrices | None, residual: array | None = None) 
 
 
 def moe_kernel(experts: Experts, x: array) -> MoEKernel | None:
-    """A function that computes `naive_moe` for tokens x [..., D], or None where MLX's products are used.
+    """A function that computes `plain_moe` for tokens x [..., D], or None where MLX's products are used.
 
     The kernel returns None where it is off.
     """

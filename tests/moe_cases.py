@@ -13,6 +13,7 @@ AFFINE = [("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (3
 MICRO = [("mxfp4", 4, 32), ("mxfp8", 8, 32)]
 PLAIN = [("plain", 16, 0), ("plain", 32, 0)]
 Format = tuple[str, int, int]
+Shared = tuple[Packed, Packed, Packed]
 
 
 def packed(shape: tuple[int, ...], form: Format, seed: int, dtype: mx.Dtype = mx.bfloat16) -> Packed:
@@ -88,3 +89,39 @@ def _mlp(
     g = x @ gate.T
     with np.errstate(over="ignore"):
         return (g / (1 + np.exp(-g)) * (x @ up.T)) @ down.T
+
+
+def naive_moe(
+    x: mx.array,
+    chosen: mx.array,
+    weights: mx.array,
+    gate: Packed,
+    up: Packed,
+    down: Packed,
+    shared: Shared | None = None,
+    residual: mx.array | None = None,
+) -> mx.array:
+    """As `metal_kernels.quantized_moe.plain_moe`, in float32 products of the dequantized weights, all of them unpacked."""
+    x = x.astype(mx.float32)
+    g = _expert_products(x[..., None, :], gate, chosen)
+    u = _expert_products(x[..., None, :], up, chosen)
+    y = (_expert_products(_swiglu(g, u), down, chosen) * weights.astype(mx.float32)[..., None]).sum(axis=-2)
+    if shared is not None:
+        y = y + naive_mlp(x, shared)
+    return y if residual is None else (y + residual.astype(mx.float32)).astype(residual.dtype)
+
+
+def naive_mlp(x: mx.array, mlp: Shared) -> mx.array:
+    """``down (silu(gate x) * (up x))`` for x [..., D], float32 throughout."""
+    gate, up, down = (w.dequantize().T for w in mlp)
+    x = x.astype(mx.float32)
+    return _swiglu(x @ gate, x @ up) @ down
+
+
+def _expert_products(x: mx.array, stack: Packed, chosen: mx.array) -> mx.array:
+    """x [..., k or 1, K] through matrix ``chosen[..., j]`` of the stack [E, N, K], to [..., k, N] float32."""
+    return mx.gather_mm(x[..., None, :], stack.dequantize().swapaxes(-1, -2), rhs_indices=chosen)[..., 0, :]
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up

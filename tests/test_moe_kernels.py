@@ -8,12 +8,12 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.packed import Packed
-from metal_kernels.quantized_moe import Experts, check_decode, decode, decode_moe, naive_moe, plain_moe, prefill_moe
+from metal_kernels.quantized_moe import Experts, check_decode, decode, decode_moe, plain_moe, prefill_moe
 from metal_kernels.recorded import takes
 from tests.compare import assert_close, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated
 from tests.kernel_reference import DTYPES, assert_as_exact
-from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, packed
+from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, naive_moe, packed
 
 CHECKED = backends()
 FAST = backends("fast")

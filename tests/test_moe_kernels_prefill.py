@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.quantized_moe import Experts, check_prefill, naive_moe, prefill, prefill_moe
+from metal_kernels.quantized_moe import Experts, check_prefill, prefill, prefill_moe
 from metal_kernels.quantized_moe.tiles import TILES, operand, prefill_tile
 from metal_kernels.recorded import takes
 from tests.compare import assert_close, relative_rms, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated
 from tests.kernel_reference import DTYPES, assert_as_exact
-from tests.moe_cases import AFFINE, MICRO, PLAIN, Case
+from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, naive_moe
 
 CHECKED = backends()
 FAST = backends("fast")

@@ -7,13 +7,13 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.launch import Backend
-from metal_kernels.quantized_moe import Experts, decode_moe, naive_moe, prefill_moe
+from metal_kernels.quantized_moe import Experts, decode_moe, prefill_moe
 from metal_kernels.quantized_moe.tiles import TILES
 from tests.compare import assert_close
 from tests.kernel_reference import assert_as_exact
 from tests.metal_sim.cuda_host import cuda_kernel
 from tests.metal_sim.marks import needs_simulator
-from tests.moe_cases import MICRO, PLAIN, Case
+from tests.moe_cases import MICRO, PLAIN, Case, naive_moe
 
 HOST = Backend("cuda", cuda_kernel)
 FORMATS = [("affine", 4, 64), ("affine", 8, 32), ("affine", 3, 32), ("affine", 6, 32), *MICRO, *PLAIN]

@@ -13,7 +13,6 @@ from mlx_lm import utils
 
 from metal_kernels import Experts, choices, dispatch, launch, proofs
 from metal_kernels.lightning_attn import simd_chunk
-from metal_kernels.quantized_moe import naive_moe
 from ring_mlx import load_model
 from ring_mlx.distributed.loading import load_sharded
 from ring_mlx.experts.slots import is_on_cuda
@@ -22,7 +21,7 @@ from tests import python_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import mutated, proving, simulator
 from tests.metal_sim import metal_kernel
-from tests.moe_cases import Case
+from tests.moe_cases import Case, naive_moe
 from tests.tiny import PACKABLE, config, make_model, save_hf, tokens
 
 SMALL = PACKABLE | {"num_hidden_layers": 3, "layer_group_size": 3}

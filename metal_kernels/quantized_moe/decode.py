@@ -49,7 +49,7 @@ def check_decode(x: mx.array, experts: Experts) -> tuple[()]:
 def decode_moe(
     x: mx.array, chosen: mx.array, weights: mx.array, experts: Experts, residual: mx.array | None = None
 ) -> mx.array:
-    """Same contract as `naive_moe`, for what `check_decode` accepts; sums of products in another order.
+    """Same contract as `plain_moe`, for what `check_decode` accepts; sums of products in another order.
 
     Args:
         x: [..., D]; starts at a multiple of 16 bytes, as every array that is no odd slice does.

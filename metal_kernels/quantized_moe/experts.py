@@ -8,7 +8,8 @@ from functools import cached_property
 import mlx.core as mx
 
 from metal_kernels.packed import MIN_SIZE, Packed, Weights
-from metal_kernels.quantized_moe.naive import Shared, naive_mlp
+
+Shared = tuple[Packed, Packed, Packed]  # gate, up and down
 
 # Matrices that the plain form unpacks at once; MLX's CUDA backend compiles for a minute before its first gathered product.
 FEW = 80
@@ -93,13 +94,33 @@ class Experts(Weights):
 def plain_moe(
     x: mx.array, chosen: mx.array, weights: mx.array, experts: Experts, residual: mx.array | None = None
 ) -> mx.array:
-    """Same contract as `naive_moe` in MLX's gathered products, which leave the stacks as they are packed."""
-    rows = x.astype(mx.float32)[..., None, None, :]
-    gate, up = _gathered(rows, experts.gate, chosen), _gathered(rows, experts.up, chosen)
-    parts = _gathered(gate * mx.sigmoid(gate) * up, experts.down, chosen)[..., 0, :]
-    y = (parts * weights[..., None]).sum(axis=-2)
+    """Send every token through its chosen experts and the shared one, and add them up.
+
+    ::
+
+        expert_e(x) = down_e (silu(gate_e x) * (up_e x))
+        y_t = residual_t + sum_j w_tj expert_{chosen_tj}(x_t) + shared(x_t)
+
+    All products are of float32, MLX's gathered ones where many experts are chosen, and the sum is float32.
+
+    Args:
+        x: Tokens [..., D], any float dtype.
+        chosen: Experts of each token [..., k], int32, no expert twice.
+        weights: Their weights [..., k], float32.
+        residual: [..., D], any float dtype; None is zero.
+
+    Returns:
+        y [..., D] in the dtype of ``residual``, rounded once; float32 without one.
+
+    Source: arXiv 2510.19338, section 2; the SwiGLU experts of DeepSeekMoE, arXiv 2401.06066.
+    """
+    wide = x.astype(mx.float32)
+    rows = wide[..., None, None, :]
+    parts = _swiglu(_gathered(rows, experts.gate, chosen), _gathered(rows, experts.up, chosen))
+    y = (_gathered(parts, experts.down, chosen)[..., 0, :] * weights[..., None]).sum(axis=-2)
     if experts.shared is not None:
-        y = y + naive_mlp(x, experts.shared)
+        gate, up, down = (w.dequantize().T for w in experts.shared)
+        y = y + _swiglu(wide @ gate, wide @ up) @ down
     return y if residual is None else (y + residual.astype(mx.float32)).astype(residual.dtype)
 
 
@@ -117,8 +138,11 @@ def _gathered(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:
 def shared_product(x: mx.array, mlp: Shared) -> mx.array:
     """``down (silu(gate x) * (up x))`` in float32 MLX operations, without dequantizing whole matrices: [..., D]."""
     x = x.astype(mx.float32)
-    gate, up = _product(x, mlp[0]), _product(x, mlp[1])
-    return _product(gate * mx.sigmoid(gate) * up, mlp[2])
+    return _product(_swiglu(_product(x, mlp[0]), _product(x, mlp[1])), mlp[2])
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
 
 
 def _product(x: mx.array, w: Packed) -> mx.array:

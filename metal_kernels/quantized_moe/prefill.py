@@ -53,7 +53,7 @@ def prefill_moe(
     tile: Tile | None = None,
     operand: mx.Dtype | None = None,
 ) -> mx.array:
-    """Same contract as `naive_moe`, for what `check_prefill` accepts; in five dispatches and a sort, no host sync.
+    """Same contract as `plain_moe`, for what `check_prefill` accepts; in five dispatches and a sort, no host sync.
 
     With 16-bit operands the dequantized weights and the products of gate and up are rounded to them, as MLX's own
     quantized product does; all sums are float32.
