@@ -15,9 +15,10 @@ from metal_kernels.dispatch import (
 )
 from metal_kernels.heads import Heads
 from metal_kernels.launch import resident
-from metal_kernels.lightning_attn import chunk_lightning_attn, naive_lightning_attn
+from metal_kernels.lightning_attn.chunk import chunk_lightning_attn
+from metal_kernels.lightning_attn.naive import naive_lightning_attn
 from metal_kernels.packed import Matrices, Packed
-from metal_kernels.quantized_moe import Experts
+from metal_kernels.quantized_moe.experts import Experts
 
 __all__ = [
     "Experts",

@@ -15,25 +15,27 @@ import mlx.core as mx
 from mlx.core import array
 
 from metal_kernels import choices, launch
-from metal_kernels import fused_qmv as qmv
-from metal_kernels import norm_router as norms
 from metal_kernels.agreement import Judge, agree
+from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
+from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
 from metal_kernels.heads import Heads
-from metal_kernels.lightning_attn import (
-    chunk_lightning_attn,
-    fused_qkv_lightning_attn,
-    naive_lightning_attn,
-    naive_qkv_lightning_attn,
-    simd_chunk,
-)
-from metal_kernels.linear_gate import fused_linear_gate
+from metal_kernels.lightning_attn import simd_chunk
+from metal_kernels.lightning_attn.chunk import chunk_lightning_attn
+from metal_kernels.lightning_attn.fused_recurrent import fused_qkv_lightning_attn
+from metal_kernels.lightning_attn.naive import naive_lightning_attn, naive_qkv_lightning_attn
+from metal_kernels.linear_gate.fused import fused_linear_gate
 from metal_kernels.linear_gate.naive import naive_linear_gate
+from metal_kernels.norm_router.fused import fused_add_norm, fused_norm_router
+from metal_kernels.norm_router.naive import naive_add_norm, naive_norm_router
 from metal_kernels.packed import Matrices, Packed
-from metal_kernels.qk_norm_rope import fused_qk_norm_rope, naive_qk_norm_rope
-from metal_kernels.quantized_moe import Experts, check_decode, check_prefill, decode_moe, plain_moe, prefill_moe
+from metal_kernels.qk_norm_rope.fused import fused_qk_norm_rope
+from metal_kernels.qk_norm_rope.naive import naive_qk_norm_rope
+from metal_kernels.quantized_moe.decode import check_decode, decode_moe
+from metal_kernels.quantized_moe.experts import Experts, plain_moe
+from metal_kernels.quantized_moe.prefill import check_prefill, prefill_moe
 from metal_kernels.recorded import find
-from metal_kernels.router import fused_route
 from metal_kernels.router.choice import agree_on_experts
+from metal_kernels.router.fused import fused_route
 from metal_kernels.router.naive import naive_route
 
 LONGEST_CHUNK = 64
@@ -119,8 +121,8 @@ def add_norm(
 ) -> tuple[array, array]:
     """Same contract as `naive_add_norm`."""
     if r is None:
-        return norms.naive_add_norm(x, r, weight, eps, dtype)
-    return _served("add_norm", norms.fused_add_norm, norms.naive_add_norm, (x, r, weight, eps, dtype))
+        return naive_add_norm(x, r, weight, eps, dtype)
+    return _served("add_norm", fused_add_norm, naive_add_norm, (x, r, weight, eps, dtype))
 
 
 def norm_router(
@@ -128,7 +130,7 @@ def norm_router(
 ) -> tuple[array, array, array] | None:
     """Same result as `naive_norm_router`, or None where MLX's product is used."""
     arguments = x, r, weight, router, eps, dtype
-    return _served("norm_router", norms.fused_norm_router, norms.naive_norm_router, arguments, _nothing)
+    return _served("norm_router", fused_norm_router, naive_norm_router, arguments, _nothing)
 
 
 def norm_qmv(
@@ -137,7 +139,7 @@ def norm_qmv(
     """Same result as `naive_norm_qmv`, or None where MLX's products are used."""
     if matrices is None:
         return None
-    return _served("norm_qmv", qmv.fused_norm_qmv, qmv.naive_norm_qmv, (x, weight, eps, matrices, dtype), _nothing)
+    return _served("norm_qmv", fused_norm_qmv, naive_norm_qmv, (x, weight, eps, matrices, dtype), _nothing)
 
 
 def gate_qmv(
@@ -153,14 +155,14 @@ def gate_qmv(
     if matrices is None:
         return None
     arguments = x, gate, weight, groups, eps, matrices, residual
-    return _served("gate_qmv", qmv.fused_gate_qmv, qmv.naive_gate_qmv, arguments, _nothing)
+    return _served("gate_qmv", fused_gate_qmv, naive_gate_qmv, arguments, _nothing)
 
 
 def add_qmv(x: array, matrices: Matrices | None, residual: array | None = None) -> array | None:
     """Same result as `naive_add_qmv`, or None where MLX's product is used."""
     if matrices is None:
         return None
-    return _served("add_qmv", qmv.fused_add_qmv, qmv.naive_add_qmv, (x, matrices, residual), _nothing)
+    return _served("add_qmv", fused_add_qmv, naive_add_qmv, (x, matrices, residual), _nothing)
 
 
 def moe_kernel(experts: Experts, x: array) -> MoEKernel | None:

@@ -111,11 +111,6 @@ def run(wrapper: Wrapper, *arguments: Any) -> Any:
     return wrapper(*arguments) if call is None else call(arrays)
 
 
-def takes(wrapper: Wrapper, *arguments: Any) -> bool:
-    """Whether the wrapper's kernel takes these arguments."""
-    return find(wrapper, arguments)[0] is not None
-
-
 def _record(wrapper: Wrapper, arguments: Sequence[Any]) -> Call | None:
     launches: list[Launch] = []
     count = 0

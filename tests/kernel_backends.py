@@ -15,6 +15,7 @@ from metal_kernels import launch
 from metal_kernels.launch import Backend, Constructor, Kernel
 from metal_kernels.machine import Store
 from metal_kernels.proofs import Ledger
+from metal_kernels.recorded import find
 from tests.compare import to_numpy
 from tests.metal_sim import MetalRunError, metal_kernel, why_unavailable
 
@@ -114,3 +115,8 @@ def is_caught(run: Callable[[], Sequence[mx.array]], right: Sequence[mx.array]) 
         if any(not np.allclose(a, to_numpy(b), rtol=0.05, atol=0.05) for a, b in zip(results, right, strict=True)):
             return True
     return False
+
+
+def takes(wrapper, *arguments):
+    """Whether the wrapper's kernel takes these arguments."""
+    return find(wrapper, arguments)[0] is not None

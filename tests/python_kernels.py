@@ -9,14 +9,15 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels import Matrices, Packed
-from metal_kernels.fused_qmv import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
+from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
 from metal_kernels.launch import Kernel
-from metal_kernels.lightning_attn import chunk_lightning_attn, naive_qkv_lightning_attn
-from metal_kernels.linear_gate import naive_linear_gate
-from metal_kernels.norm_router import naive_add_norm, naive_norm_router
-from metal_kernels.qk_norm_rope import naive_qk_norm_rope
+from metal_kernels.lightning_attn.chunk import chunk_lightning_attn
+from metal_kernels.lightning_attn.naive import naive_qkv_lightning_attn
+from metal_kernels.linear_gate.naive import naive_linear_gate
+from metal_kernels.norm_router.naive import naive_add_norm, naive_norm_router
+from metal_kernels.qk_norm_rope.naive import naive_qk_norm_rope
 from metal_kernels.quantized_moe.experts import _gathered
-from metal_kernels.router import naive_route
+from metal_kernels.router.naive import naive_route
 
 Arrays = dict[str, mx.array]
 Template = dict[str, Any]

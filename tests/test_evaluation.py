@@ -22,7 +22,7 @@ from ring_mlx.evaluation.answers import _batches
 from ring_mlx.evaluation.needles import sentences_of
 from ring_mlx.evaluation.perplexity import read_text
 from ring_mlx.evaluation.suite import Question, read_suite, suite_path
-from ring_mlx.generation.stream import generate_step
+from ring_mlx.generation.decoding import generate_step
 from ring_mlx.model.model import Model
 from tests.tiny import make_model, tokens
 

@@ -13,8 +13,7 @@ from ring_mlx import KVQuantization, generate, stream_generate
 from ring_mlx.bench.dispatches import count_launches
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation import decoding
-from ring_mlx.generation.decoding import prefill
-from ring_mlx.generation.stream import generate_step
+from ring_mlx.generation.decoding import generate_step, prefill
 from tests.compare import assert_close
 from tests.tiny import make_model, tokens
 

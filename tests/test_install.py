@@ -48,7 +48,7 @@ def made(monkeypatch, tmp_path):
         if sign:
             (prefix / sign).touch()
         monkeypatch.setattr(metadata, "distribution", lambda name: project)
-        monkeypatch.setattr(install, "_is_installed", lambda name: name in packages)
+        monkeypatch.setattr(install, "version_of", lambda name: "1" if name in packages else None)
         monkeypatch.setattr(install, "find_spec", lambda name: None if name == "pip" and not pip else name)
         monkeypatch.setattr(install, "_is_managed", lambda: managed)
         monkeypatch.setattr("platform.system", lambda: system)

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 
 from metal_kernels import dispatch, launch
-from metal_kernels.fused_qmv import (
-    fused,
-    fused_add_qmv,
-    fused_gate_qmv,
-    fused_norm_qmv,
-    naive_add_qmv,
-    naive_gate_qmv,
-    naive_norm_qmv,
-)
+from metal_kernels.fused_qmv import fused
+from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
+from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
 from metal_kernels.packed import Matrices, Packed
-from metal_kernels.recorded import takes
 from metal_kernels.twin.nvrtc import find_nvrtc
 from tests.compare import to_numpy
-from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
 from tests.metal_sim.marks import needs_simulator
 from tests.moe_cases import AFFINE, MICRO, PLAIN, packed

@@ -6,7 +6,9 @@ import mlx.core as mx
 import pytest
 
 from metal_kernels import choices, launch
-from metal_kernels.lightning_attn import naive_lightning_attn, simd_chunk, simd_chunk_lightning_attn
+from metal_kernels.lightning_attn import simd_chunk
+from metal_kernels.lightning_attn.naive import naive_lightning_attn
+from metal_kernels.lightning_attn.simd_chunk import simd_chunk_lightning_attn
 from metal_kernels.recorded import find
 from tests import kernel_reference as reference
 from tests.compare import assert_close

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.linear_gate import fused, fused_linear_gate, naive_linear_gate
-from metal_kernels.recorded import takes
+from metal_kernels.linear_gate import fused
+from metal_kernels.linear_gate.fused import fused_linear_gate
+from metal_kernels.linear_gate.naive import naive_linear_gate
 from tests.compare import to_numpy
-from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
 
 EPS = 1e-6

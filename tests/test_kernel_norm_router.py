@@ -7,18 +7,13 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.norm_router import (
-    fused,
-    fused_add_norm,
-    fused_norm_router,
-    naive_add_norm,
-    naive_norm_router,
-)
+from metal_kernels.norm_router import fused
+from metal_kernels.norm_router.fused import fused_add_norm, fused_norm_router
+from metal_kernels.norm_router.naive import naive_add_norm, naive_norm_router
 from metal_kernels.packed import Packed
-from metal_kernels.recorded import takes
 from metal_kernels.twin.nvrtc import find_nvrtc
 from tests.compare import relative_rms, to_numpy
-from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, FLOAT32_ROUNDING, assert_as_exact
 from tests.metal_sim.kernel import SimulatedKernel
 from tests.metal_sim.marks import needs_simulator

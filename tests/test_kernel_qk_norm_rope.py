@@ -6,11 +6,12 @@ import mlx.core as mx
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.qk_norm_rope import fused, fused_qk_norm_rope, naive_qk_norm_rope
-from metal_kernels.recorded import takes
+from metal_kernels.qk_norm_rope import fused
+from metal_kernels.qk_norm_rope.fused import fused_qk_norm_rope
+from metal_kernels.qk_norm_rope.naive import naive_qk_norm_rope
 from tests import kernel_reference as reference
 from tests.compare import assert_close
-from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact, rope_frequencies
 
 

@@ -6,11 +6,13 @@ import mlx.core as mx
 import pytest
 
 from metal_kernels import choices, launch
-from metal_kernels.lightning_attn import fused_qkv_lightning_attn, fused_recurrent, naive_qkv_lightning_attn
-from metal_kernels.recorded import find, takes
+from metal_kernels.lightning_attn import fused_recurrent
+from metal_kernels.lightning_attn.fused_recurrent import fused_qkv_lightning_attn
+from metal_kernels.lightning_attn.naive import naive_qkv_lightning_attn
+from metal_kernels.recorded import find
 from tests import kernel_reference as reference
 from tests.compare import assert_close
-from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact, rope_frequencies
 
 RATES = [0.7, 0.03, 1e-5, 0.2, 2.0]

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.recorded import takes
-from metal_kernels.router import fused, fused_route, naive_route
+from metal_kernels.router import fused
+from metal_kernels.router.fused import fused_route
+from metal_kernels.router.naive import naive_route
 from tests import reference
 from tests.compare import to_numpy
-from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import assert_as_exact
 
 SHAPES = [

@@ -8,10 +8,12 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.packed import Packed
-from metal_kernels.quantized_moe import Experts, check_decode, decode, decode_moe, plain_moe, prefill_moe
-from metal_kernels.recorded import takes
+from metal_kernels.quantized_moe import decode
+from metal_kernels.quantized_moe.decode import check_decode, decode_moe
+from metal_kernels.quantized_moe.experts import Experts, plain_moe
+from metal_kernels.quantized_moe.prefill import prefill_moe
 from tests.compare import assert_close, to_numpy
-from tests.kernel_backends import BARRIER, backends, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
 from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, naive_moe, packed
 

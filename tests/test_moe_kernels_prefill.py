@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.quantized_moe import Experts, check_prefill, prefill, prefill_moe
+from metal_kernels.quantized_moe import prefill
+from metal_kernels.quantized_moe.experts import Experts
+from metal_kernels.quantized_moe.prefill import check_prefill, prefill_moe
 from metal_kernels.quantized_moe.tiles import TILES, operand, prefill_tile
-from metal_kernels.recorded import takes
 from tests.compare import assert_close, relative_rms, to_numpy
-from tests.kernel_backends import BARRIER, backends, is_caught, mutated
+from tests.kernel_backends import BARRIER, backends, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
 from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, naive_moe
 

@@ -7,7 +7,9 @@ import pytest
 
 from metal_kernels import launch
 from metal_kernels.launch import Backend
-from metal_kernels.quantized_moe import Experts, decode_moe, prefill_moe
+from metal_kernels.quantized_moe.decode import decode_moe
+from metal_kernels.quantized_moe.experts import Experts
+from metal_kernels.quantized_moe.prefill import prefill_moe
 from metal_kernels.quantized_moe.tiles import TILES
 from tests.compare import assert_close
 from tests.kernel_reference import assert_as_exact

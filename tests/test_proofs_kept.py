@@ -14,7 +14,8 @@ import mlx.core as mx
 import pytest
 
 from metal_kernels import dispatch, launch, proofs
-from metal_kernels.linear_gate import fused, naive_linear_gate
+from metal_kernels.linear_gate import fused
+from metal_kernels.linear_gate.naive import naive_linear_gate
 from metal_kernels.machine import PROOFS, Store
 from metal_kernels.variants import Variant
 from tests import python_kernels

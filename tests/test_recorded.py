@@ -9,7 +9,8 @@ from benchmarks.path_of_a_token import of_a_token
 from metal_kernels import Experts, Matrices, Packed, choices, launch, recorded
 from metal_kernels.constants import ints
 from metal_kernels.launch import Kernel
-from metal_kernels.recorded import NoKernelError, find, run, takes
+from metal_kernels.recorded import NoKernelError, find, run
+from tests.kernel_backends import takes
 
 MOST_FILES, MOST_FUNCTIONS = 12, 65
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 import mlx.core as mx
 
 from metal_kernels import launch
 from ring_mlx import __version__
+from ring_mlx.system.install import version_of
 
 
 def describe() -> dict[str, str]:
@@ -21,15 +21,8 @@ def describe() -> dict[str, str]:
         "backend": "cpu" if mx.default_device() == mx.cpu else "metal" if mx.metal.is_available() else "cuda",
         "kernels": "none" if kernels is None else kernels.name,
         "ring_mlx": __version__,
-        "mlx": _version("mlx"),
-        "mlx_lm": _version("mlx-lm"),
+        "mlx": version_of("mlx") or "?",
+        "mlx_lm": version_of("mlx-lm") or "?",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "?"

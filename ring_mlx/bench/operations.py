@@ -14,12 +14,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import add_qmv, gate_qmv, launch, linear_gate, qk_norm_rope, qkv_lightning_attn, route
+from metal_kernels import launch, linear_gate, qk_norm_rope, qkv_lightning_attn, route
 from metal_kernels.fused_qmv.fused import MAX_TOKENS
 from ring_mlx.bench.measure import seconds
 from ring_mlx.model.attention import LinearAttention, SoftmaxAttention
 from ring_mlx.model.config import RingConfig
-from ring_mlx.model.kernel_weights import KernelMatrices
 from ring_mlx.model.layer import DecoderLayer
 from ring_mlx.model.moe import MoE, Router
 
@@ -70,19 +69,12 @@ def few_tokens(
     yield "norm_router", lambda a: router.score(a, residual, norm, dtype), hidden
     layers = linear.query_key_value, linear.g_proj
     yield "norm_qmv", lambda a: linear.project(a, norm, *layers), hidden
-    out_of, softmax_out_of = KernelMatrices(), KernelMatrices()
+    yield "gate_qmv", lambda a: _sum(*linear.close_gated(hidden, a, gate)), o
+    yield "add_qmv", lambda a: _sum(*softmax.close(hidden, a)), o
 
-    def gated_product(a: mx.array) -> mx.array:
-        gated = a, gate, linear.g_norm.weight, linear.groups, linear.g_norm.eps
-        added = gate_qmv(*gated, out_of(linear.dense), hidden)
-        return hidden + linear.dense(linear_gate(*gated)) if added is None else added
 
-    def product(a: mx.array) -> mx.array:
-        added = add_qmv(a, softmax_out_of(softmax.dense), hidden)
-        return hidden + softmax.dense(a) if added is None else added
-
-    yield "gate_qmv", gated_product, o
-    yield "add_qmv", product, o
+def _sum(x: mx.array, r: mx.array | None) -> mx.array:
+    return x if r is None else x + r
 
 
 def quantized(block: Any, bits: int) -> Any:

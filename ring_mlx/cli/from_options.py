@@ -16,10 +16,10 @@ from ring_mlx.checkpoint.loading import demo_model_path, load
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.decoding import prefill_step_or_default
+from ring_mlx.generation.decoding import LogitsProcessor, Sampler, prefill_step_or_default
 from ring_mlx.generation.sampling import start_sampling
 from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
-from ring_mlx.generation.stream import KVQuantization, LogitsProcessor, Sampler
+from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
 from ring_mlx.options import loading_options
 from ring_mlx.system.terminal_text import note, whole_text

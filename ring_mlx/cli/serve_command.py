@@ -93,7 +93,8 @@ def _follow(args: argparse.Namespace, rank: Rank, channel: Channel) -> None:
 def _load_part(rank: Rank, channel: Channel, options: SessionOptions, _: object) -> LoadedModel:
     """Rank 0's part of the model, and what it is worked with; called on the model's thread."""
     try:
-        model, tokenizer = rank.load(options.model, options.revision, options.exact, options.decay_layer_offset)
+        how = {"exact": options.exact, "decay_layer_offset": options.decay_layer_offset}
+        model, tokenizer = rank.load(options.model, options.revision, **how)
         return Leader(model, tokenizer, options, rank, channel)
     except RuntimeError as e:
         raise rank.lost(e) from None

@@ -64,19 +64,12 @@ class Rank:
                 if value not in (None, False) and (name != "prompt" or value == "-"):
                     raise OptionError(f"--{name.replace('_', '-')} does not work in several processes: {reason}.")
 
-    def load(
-        self,
-        name: str | os.PathLike[str],
-        revision: str | None = None,
-        exact: bool = False,
-        decay_layer_offset: int | str | None = None,
-    ) -> tuple[Model, TokenizerWrapper]:
-        """This rank's part of a folder or hub repository, and the tokenizer; raises as `ring_mlx.load` does."""
+    def load(self, name: str | os.PathLike[str], revision: str | None, **how: Any) -> tuple[Model, TokenizerWrapper]:
+        """This rank's part of a folder or hub repository, and the tokenizer; ``how`` is for `load_sharded`."""
         with self.together():
             folder = resolve_model(name, revision)
             tokenizer = load_tokenizer(folder)
-        part = self.share(partial(load_sharded, folder, exact=exact, decay_layer_offset=decay_layer_offset))
-        return part, tokenizer
+        return self.share(partial(load_sharded, folder, **how)), tokenizer
 
     def share(self, load: Callable[[mx.distributed.Group, str], Model]) -> Model:
         """This rank's part of a model, by a function of the group and the mode."""
@@ -86,7 +79,8 @@ class Rank:
 
     def load_named(self, args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
         name = args.model or str(demo_model_path())
-        return *self.load(name, args.revision, args.exact, args.decay_layer_offset), name
+        how = {"exact": args.exact, "decay_layer_offset": args.decay_layer_offset}
+        return *self.load(name, args.revision, **how), name
 
     def together(self) -> AbstractContextManager[dict[str, Any]]:
         """Work of every rank that fails on all if it fails on one."""

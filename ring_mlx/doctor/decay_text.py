@@ -18,7 +18,8 @@ from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.perplexity import encode, read_text
 from ring_mlx.evaluation.sharing import shared
 from ring_mlx.evaluation.suite import Question, read_suite, suite_path
-from ring_mlx.generation.thinking import THINK_END, THINK_START, opens_thought
+from ring_mlx.generation.thinking import opens_thought
+from ring_mlx.generation.thought_end import THINK_END, THINK_START
 
 PROBES = 24
 PASSAGE_TOKENS = 8192

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from ring_mlx.generation.decoding import prefill_step_or_default
 from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
 from ring_mlx.system import macos
+from ring_mlx.system.install import version_of
 from ring_mlx.system.regular_files import read_json
 from ring_mlx.tuning import autotune, table
 from ring_mlx.tuning.race import Budget
@@ -65,7 +65,7 @@ def machine() -> Found:
     return {
         "on": _undated(describe()),
         "device": {name: value for name, value in mx.device_info().items() if name in DEVICE},
-        "stack": {name: version for name in STACK if (version := _version(name))},
+        "stack": {name: version for name in STACK if (version := version_of(name))},
         "switches": [name for name in SWITCHES if name in os.environ],
         "findings": _seen(found),
     }
@@ -185,13 +185,6 @@ def _try_shapes(model: Any) -> None:
         cache = model.make_cache() if rows == 1 else model.make_cache([0] * rows)
         ids = mx.arange(rows * (tokens + 1)).reshape(rows, -1) % model.config.vocab_size
         mx.eval(model(ids[:, :-1], cache), model(ids[:, -1:], cache))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _said(error: Exception) -> str:

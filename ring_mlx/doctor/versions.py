@@ -71,9 +71,8 @@ def package(name: str, allowed: SpecifierSet) -> Finding:
     """A package's version."""
     extra = install.backend_extra() if name == "mlx" else ""
     remedy = install.command_for_extra(extra) if extra else install.command_for(f"{name}{allowed}")
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
+    version = install.version_of(name)
+    if version is None:
         return _finding(name, PROBLEM, "not installed", remedy)
     if allowed.contains(version, prereleases=True):
         return _finding(name, OK, f"{version}, in {allowed}")

@@ -7,7 +7,8 @@ from typing import Any
 
 from ring_mlx.engine.events import AnswerText, Event, Revised, ThinkingText, ToolCall
 from ring_mlx.generation.stream import GenerationEvent
-from ring_mlx.generation.thinking import Opening, ThoughtSplitter, tag_prefix
+from ring_mlx.generation.thinking import Opening, ThoughtSplitter
+from ring_mlx.generation.thought_end import tag_prefix
 from ring_mlx.generation.tool_calls import ToolCallSplitter
 from ring_mlx.system.terminal_text import whole_text
 

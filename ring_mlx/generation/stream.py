@@ -20,24 +20,11 @@ from ring_mlx.generation.decoding import (
     generate_step,
 )
 from ring_mlx.generation.sampling_ranges import RANGES, REST, OutOfRangeError, within
-from ring_mlx.generation.thinking import THINK_END, Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
+from ring_mlx.generation.thinking import Thinking, ThoughtBudget, ThoughtSplitter, splitter_after
+from ring_mlx.generation.thought_end import THINK_END
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
 from ring_mlx.system.terminal_text import whole_text
-
-__all__ = [
-    "GenerationEvent",
-    "KVQuantization",
-    "LogitsProcessor",
-    "Sampler",
-    "check_lengths",
-    "encode_prompt",
-    "events_of",
-    "generate",
-    "generate_step",
-    "stream_generate",
-    "thought_closer",
-]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.thought_end import CALL_END, CALL_START, THINK_END, THINK_START, Place, ThoughtEnd, tag_prefix
+from ring_mlx.generation.thought_end import THINK_END, THINK_START, Place, ThoughtEnd
 from ring_mlx.system.terminal_text import is_seen
-
-__all__ = ["CALL_END", "CALL_START", "STARTS", "THINK_END", "THINK_START", "Start", "Thinking"]
-__all__ += ["Opening", "ThoughtBudget", "ThoughtSplitter", "end_note"]
-__all__ += ["opens_thought", "splitter_after", "tag_prefix"]
 
 ASSISTANT, ROLE = "<role>ASSISTANT</role>", "<role>"
 STARTS = ("auto", "open", "closed")

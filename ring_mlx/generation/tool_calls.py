@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ring_mlx.engine.events import ToolCall
-from ring_mlx.generation.thinking import CALL_END, CALL_START, tag_prefix
+from ring_mlx.generation.thought_end import CALL_END, CALL_START, tag_prefix
 from ring_mlx.system.terminal_text import whole_text
 
 MAX_LEVELS = 64

@@ -173,9 +173,13 @@ class LinearAttention(_Attention):
         """The same, from a given state; also returns the next state."""
         qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
         o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
+        return self.close_gated(x, o, gate), state
+
+    def close_gated(self, x: mx.array, o: mx.array, gate: mx.array) -> Result:
+        """Through norm, gate and output projection; returns what `__call__` does."""
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
         added = None if launch.backend() is None else gate_qmv(*gated, self._out_of(self.dense), x)
-        return ((x, self.dense(linear_gate(*gated))) if added is None else (added, None)), state
+        return (x, self.dense(linear_gate(*gated))) if added is None else (added, None)
 
 
 def _constant(x: mx.array) -> mx.array:

@@ -23,7 +23,7 @@ from ring_mlx.engine.model_thread import Load, ModelThread
 from ring_mlx.errors import PromptError, RingError, TokenizerError
 from ring_mlx.generation.defaults import filled
 from ring_mlx.generation.stream import encode_prompt
-from ring_mlx.generation.thinking import THINK_END
+from ring_mlx.generation.thought_end import THINK_END
 from ring_mlx.serve.failures import GoneError, bad, busy
 from ring_mlx.serve.protocol import ApiRequest
 

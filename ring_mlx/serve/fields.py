@@ -32,10 +32,7 @@ class Fields:
 
     def boolean(self, name: str, default: bool) -> bool:
         """True or false."""
-        value = self.values.get(name)
-        if value is not None and not isinstance(value, bool):
-            self.refuse(name, "must be true or false")
-        return default if value is None else bool(value)
+        return bool(self._of(bool, name, default, "must be true or false"))
 
     def within(self, name: str, values: Range) -> Any:
         """A number among the values of a setting."""
@@ -56,26 +53,24 @@ class Fields:
             self.refuse(name, f"must be a whole number from {low} to {high}")
         return int(value)
 
-    def text(self, name: str, default: str | None = None) -> str | None:
+    def text(self, name: str) -> str | None:
         """A string."""
-        value = self.values.get(name)
-        if value is not None and not isinstance(value, str):
-            self.refuse(name, "must be a string")
-        return default if value is None else str(value)
+        found: str | None = self._of(str, name, None, "must be a string")
+        return found
 
     def object(self, name: str) -> dict[str, Any]:
         """An object; empty where it is absent."""
-        value = self.values.get(name)
-        if value is not None and not isinstance(value, dict):
-            self.refuse(name, "must be an object")
-        return dict(value or {})
+        return dict(self._of(dict, name, {}, "must be an object"))
 
     def array(self, name: str) -> list[Any]:
         """An array; empty where it is absent."""
+        return list(self._of(list, name, [], "must be an array"))
+
+    def _of(self, kind: type, name: str, default: Any, why: str) -> Any:
         value = self.values.get(name)
-        if value is not None and not isinstance(value, list):
-            self.refuse(name, "must be an array")
-        return list(value or [])
+        if value is not None and not isinstance(value, kind):
+            self.refuse(name, why)
+        return default if value is None else value
 
     def refuse(self, name: str, why: str) -> NoReturn:
         """Raise the error of a wrong value."""

@@ -63,7 +63,7 @@ def backend_extra() -> str:
     """The extra with MLX's backend: the installed one, else the one that fits this machine; "" on a Mac."""
     if platform.system() == "Darwin":
         return ""
-    return next((e for e in (CUDA, CPU) if _is_installed(SIGNS[e])), _fitting_extra())
+    return next((e for e in (CUDA, CPU) if version_of(SIGNS[e])), _fitting_extra())
 
 
 def check_backend() -> None:
@@ -94,7 +94,7 @@ def _no_backend(said: str) -> tuple[str, str]:
     if platform.system() != "Linux":
         return f"MLX cannot be imported ({said})", f"install ring-mlx again: {command_again()}"
     extra = _fitting_extra()
-    why = f"MLX has no backend that works here ({said})" if _is_installed("mlx") else "MLX is not installed"
+    why = f"MLX has no backend that works here ({said})" if version_of("mlx") else "MLX is not installed"
     where = "with an NVIDIA GPU" if extra == CUDA else "without an NVIDIA GPU"
     return f"{why}: on Linux {where} ring-mlx needs its extra [{extra}]", f"install it: {command_for_extra(extra)}"
 
@@ -106,7 +106,7 @@ def _fitting_extra() -> str:
 
 def _install(source: Source, extra: str = "", again: bool = False) -> str:
     backend = extra if extra in (CPU, CUDA) else backend_extra()
-    extras = [e for e in (backend, PLOT if extra == PLOT or _is_installed(SIGNS[PLOT]) else "") if e]
+    extras = [e for e in (backend, PLOT if extra == PLOT or version_of(SIGNS[PLOT]) else "") if e]
     wanted = shlex.quote(source.name + (f"[{','.join(extras)}]" if extras else "") + source.rest)
     edit = "--editable " if source.editable else ""
     if _is_made_by("uv tool"):
@@ -141,12 +141,12 @@ def _is_managed() -> bool:
     return sys.prefix == sys.base_prefix and (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").is_file()
 
 
-def _is_installed(package: str) -> bool:
+def version_of(package: str) -> str | None:
+    """The version of a package, or None where it is not installed."""
     try:
-        metadata.version(package)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _read(name: str) -> str:
@@ -159,7 +159,7 @@ def _read(name: str) -> str:
 
 def _source() -> Source | None:
     """Where the project can be installed from again; None where that is gone or not known."""
-    if not _is_installed(PROJECT):
+    if not version_of(PROJECT):
         checkout = Path(__file__).parents[2]
         return Source(str(checkout), editable=True) if (checkout / "pyproject.toml").is_file() else None
     try:
@@ -181,5 +181,5 @@ def _source() -> Source | None:
 
 def _requirements(extra: str) -> list[str]:
     """The packages of an extra, from the project's metadata."""
-    lines = (metadata.requires(PROJECT) or []) if _is_installed(PROJECT) else []
+    lines = (metadata.requires(PROJECT) or []) if version_of(PROJECT) else []
     return [line.partition(";")[0].strip() for line in lines if f"extra == '{extra}'" in line.replace('"', "'")]
