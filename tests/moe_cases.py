@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from metal_kernels.packed import Packed
 from tests.compare import to_numpy
@@ -12,6 +13,12 @@ from tests.compare import to_numpy
 AFFINE = [("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
 MICRO = [("mxfp4", 4, 32), ("mxfp8", 8, 32)]
 PLAIN = [("plain", 16, 0), ("plain", 32, 0)]
+# Four bits in every group, the other widths in one: the rest is slow.
+QUICK = {*AFFINE[6:9], ("affine", 2, 32), ("affine", 3, 64), ("affine", 5, 128), ("affine", 6, 32), ("affine", 8, 64)}
+EVERY_FORMAT = [
+    pytest.param(form, marks=[pytest.mark.slow] * (form in AFFINE and form not in QUICK))
+    for form in (*AFFINE, *MICRO, *PLAIN)
+]
 Format = tuple[str, int, int]
 Shared = tuple[Packed, Packed, Packed]
 

@@ -333,7 +333,15 @@ def written(offset, is_rounded=False):
     return [Part(ids, []) for ids in mx.concatenate(out, axis=1).tolist()]
 
 
-@pytest.mark.parametrize(("offset", "is_rounded"), [*((o, False) for o in DECAY_OFFSETS), ("clamped", True)])
+@pytest.mark.parametrize(
+    ("offset", "is_rounded"),
+    [
+        pytest.param(0, False, marks=pytest.mark.slow),
+        (-1, False),
+        pytest.param("clamped", False, marks=pytest.mark.slow),
+        ("clamped", True),
+    ],
+)
 def test_the_decay_that_a_text_was_written_with_is_found(offset, is_rounded):
     model = writer()
     verdict = compare(model, written(offset, is_rounded))

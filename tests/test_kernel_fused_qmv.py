@@ -16,7 +16,7 @@ from tests.compare import to_numpy
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
 from tests.metal_sim.marks import needs_simulator
-from tests.moe_cases import AFFINE, MICRO, PLAIN, packed
+from tests.moe_cases import EVERY_FORMAT, MICRO, PLAIN, packed
 from tests.test_kernels_as_cuda import recording_backend
 
 EPS = 1e-6
@@ -97,7 +97,7 @@ def check_products(backend, case):
 
 
 @pytest.mark.parametrize("backend", CHECKED)
-@pytest.mark.parametrize("form", [*AFFINE, *MICRO, *PLAIN], ids=str)
+@pytest.mark.parametrize("form", EVERY_FORMAT, ids=str)
 def test_every_format(backend, form):
     check_products(backend, Case(form, (2, 96 if form[2] < 64 else 3 * form[2])))
 

@@ -49,7 +49,7 @@ def recording_backend(compiled):
 
 
 @needs_simulator
-@pytest.mark.parametrize(("tokens", "bits"), [(1, 4), (2, 8), (18, 4)])
+@pytest.mark.parametrize(("tokens", "bits"), [(1, 4), pytest.param(2, 8, marks=pytest.mark.slow), (18, 4)])
 def test_the_cuda_text_agrees_with_the_plain_forms_and_compiles(tokens, bits):
     mx.random.seed(0)
     compiled = {}

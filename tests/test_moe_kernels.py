@@ -15,7 +15,7 @@ from metal_kernels.quantized_moe.prefill import prefill_moe
 from tests.compare import assert_close, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
-from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, naive_moe, packed
+from tests.moe_cases import AFFINE, EVERY_FORMAT, MICRO, PLAIN, Case, naive_moe, packed
 
 CHECKED = backends()
 FAST = backends("fast")
@@ -62,7 +62,7 @@ def test_the_naive_form_is_the_definition(form, shared):
 
 
 @pytest.mark.parametrize("backend", CHECKED)
-@pytest.mark.parametrize("form", [*AFFINE, *MICRO, *PLAIN], ids=str)
+@pytest.mark.parametrize("form", EVERY_FORMAT, ids=str)
 def test_every_format(backend, form):
     group = form[2] or 32
     check(backend, Case(form, 2, hidden=96 if group == 32 else 3 * group, inner=group, shared=group))

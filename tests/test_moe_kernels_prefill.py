@@ -14,7 +14,7 @@ from metal_kernels.quantized_moe.tiles import TILES, operand, prefill_tile
 from tests.compare import assert_close, relative_rms, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
-from tests.moe_cases import AFFINE, MICRO, PLAIN, Case, naive_moe
+from tests.moe_cases import EVERY_FORMAT, Case, naive_moe
 
 CHECKED = backends()
 FAST = backends("fast")
@@ -56,7 +56,7 @@ def plain_form(case, dtype):
 
 
 @pytest.mark.parametrize("backend", CHECKED)
-@pytest.mark.parametrize("form", [*AFFINE, *MICRO, *PLAIN], ids=str)
+@pytest.mark.parametrize("form", EVERY_FORMAT, ids=str)
 def test_every_format(backend, form):
     group = form[2] or 32
     case = Case(form, 5, top_k=2, hidden=96 if group == 32 else group, inner=group, shared=group)
