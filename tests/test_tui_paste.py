@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pty
-import subprocess
-import sys
-import threading
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,14 +13,12 @@ from textual.drivers import linux_driver
 
 from ring_mlx import harmless
 from tests.tui_pilot import FakeEngine
+from tests.tui_pty import Pty, chat_command, draft, until
 from tui import paste
 from tui.app import RingChat
-from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.paste import END, START, PasteParser
-from tui.store import Chat, Database, chats, drafts
-
-ROOT = Path(__file__).parent.parent
+from tui.store import Database, chats
 
 EVIL = [
     "build \x1b[31merror\x1b[0m\n/delete\n",
@@ -157,55 +148,13 @@ def test_the_chat_puts_it_in_the_place_of_textuals():
     assert linux_driver.getincrementaldecoder("utf-8")().decode(b"a\xffb") == "a\ufffdb"
 
 
-CHAT = """
-import sys
-from pathlib import Path
-from tests.tui_pilot import FakeEngine
-from tui.app import RingChat
-from tui.keeper import Keeper
-
-keeper = Keeper(Path(sys.argv[1]), print)
-app = RingChat(FakeEngine(), keeper, talk=keeper.latest())
-app.run()
-keeper.close()
-"""
-
-
 @pytest.fixture
 def terminal(tmp_path):
     """A chat of two turns in a pseudo-terminal: its store, what writes raw bytes to it, and the process."""
-    path, talk = tmp_path / "chats.db", Conversation(Chat("kept"))
-    keeper = Keeper(path, print)
-    keeper.keep(talk, talk.add("user", "q"), talk.add("assistant", "a"))
-    keeper.close()
-    ours, theirs = pty.openpty()
-    environment = {
-        **os.environ,
-        "RING_MLX_HOME": str(tmp_path),
-        "TERM": "xterm-256color",
-        "COLUMNS": "80",
-        "LINES": "24",
-    }
-    command = [sys.executable, "-c", CHAT, str(path)]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT, start_new_session=True
-    )
-    os.close(theirs)
-    shown = bytearray()
-    reader = threading.Thread(target=drain, args=(ours, shown), daemon=True)
-    reader.start()
-    until(lambda: b"Ask something" in shown)
-    yield path, lambda data: os.write(ours, data), process
-    process.kill()
-    process.wait()
-    reader.join(10)
-    os.close(ours)
-
-
-def drain(handle, shown):
-    with contextlib.suppress(OSError):  # the other end is closed
-        while data := os.read(handle, 65536):
-            shown += data
+    path = tmp_path / "chats.db"
+    found = Pty(chat_command(path), tmp_path, b"Ask something")
+    yield path, found.write, found.process
+    found.close()
 
 
 def test_raw_bytes_through_a_pseudo_terminal(terminal):
@@ -222,19 +171,3 @@ def test_raw_bytes_through_a_pseudo_terminal(terminal):
     db = Database(path)
     assert [c.title for c in chats.listed(db)] == ["kept"]
     db.close()
-
-
-def draft(path):
-    """The draft of the one chat in the store."""
-    db = Database(path)
-    try:
-        return drafts.load(db, chats.listed(db)[0].id)
-    finally:
-        db.close()
-
-
-def until(is_so, every_s=0.1, timeout_s=60):
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(every_s)

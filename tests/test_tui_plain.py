@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from ring_mlx import RingError
 from tests.tui_pilot import FIGURES, FakeEngine
-from tui import config, paths
+from tui import chat, command, config, paths
 from tui.answering import Engine
 from tui.config import Config
 from tui.conversation import Conversation
@@ -264,3 +265,35 @@ def test_what_was_typed_is_private_also_in_an_older_history(home):
     finally:
         os.umask(umask)
         readline.clear_history()
+
+
+@pytest.mark.parametrize(
+    ("term", "is_plain"), [("dumb", True), ("unknown", True), ("xterm-256color", False), (None, False)]
+)
+def test_a_terminal_that_cannot_place_letters_gets_plain_mode(monkeypatch, term, is_plain):
+    started = []
+
+    class Started:
+        """Plain mode or the screens."""
+
+        def __init__(self, engine, keeper, settings, talk, notes):
+            self.notes, self.return_code = notes, 0
+
+        tell = show_warning = print
+
+        def run(self):
+            started.append((type(self).__name__, self.notes))
+            return 0
+
+    monkeypatch.setattr("tui.chat.Plain", type("Plain", (Started,), {}))
+    monkeypatch.setattr("tui.app.RingChat", type("RingChat", (Started,), {}))
+    monkeypatch.setattr("tui.chat.Engine", lambda choice: FakeEngine())
+    if term is None:
+        monkeypatch.delenv("TERM", raising=False)
+    else:
+        monkeypatch.setenv("TERM", term)
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    assert chat.run(parser.parse_args([])) == 0
+    note = f"[terminal] TERM={term} shows no screens; this is plain mode, /help lists its commands."
+    assert started == [("Plain", [note]) if is_plain else ("RingChat", [])]

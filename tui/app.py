@@ -14,15 +14,15 @@ from ring_mlx import harmless
 from tui import commands
 from tui.config import Config
 from tui.conversation import Conversation
+from tui.interrupts import Interrupts
 from tui.keeper import Keeper
-from tui.keys import KeysInOrder
 from tui.messages import Answering
 from tui.paste import keep_apart
 from tui.screens.chat import ChatScreen
 from tui.themes import HIGH_CONTRAST
 
 
-class RingChat(KeysInOrder):
+class RingChat(Interrupts):
     """Conversations with a Ring model.
 
     Args:
@@ -35,7 +35,6 @@ class RingChat(KeysInOrder):
 
     CSS_PATH: ClassVar = ["styles/chat.tcss", "styles/dialogs.tcss"]
     TITLE = "ring-mlx"
-    BINDINGS: ClassVar = []
 
     def __init__(
         self,
@@ -86,6 +85,22 @@ class RingChat(KeysInOrder):
         self.set_keymap(self.config.keys)
         for note in self._notes:
             self.tell(note)
+        if not self.is_headless:
+            self.mind_signals()
+
+    def interrupt_chat(self) -> None:
+        self.chat.do_interrupt("")
+
+    def leave_chat(self, code: int, is_interrupt: bool = False) -> None:
+        if is_interrupt:
+            self.chat.entry.prompt.take_back_cleared()
+        self.chat.do_quit("")
+        self.keeper.flush(is_last=True)
+        self.exit(return_code=code)
+
+    def save_chat(self) -> None:
+        self.chat.keep_draft()
+        self.keeper.flush()
 
     async def action_quit(self) -> None:
         self.chat.do_quit("")

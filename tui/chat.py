@@ -15,7 +15,7 @@ from tui.answering import Engine
 from tui.commands import SETTINGS
 from tui.keeper import Keeper
 from tui.messages import ModelChoice
-from tui.plain import Plain
+from tui.plain import Plain, SignalledExit, ending_by_signals, wanted_by_terminal
 
 UNSAVED = 2  # exit code
 
@@ -25,6 +25,9 @@ def run(args: argparse.Namespace) -> int:
     settings, wrong = config.load(paths.config_file())
     settings = with_options(settings, args)
     notes = [wrong] if wrong else []
+    if not args.plain and (note := wanted_by_terminal()):
+        args.plain = True
+        notes.append(note)
     choice = ModelChoice(
         settings.model or None,
         args.revision,
@@ -39,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     talk = keeper.latest() if args.resume else None
     try:
         if args.plain:
-            code = Plain(engine, keeper, settings, talk, notes).run()
+            with ending_by_signals():
+                code = Plain(engine, keeper, settings, talk, notes).run()
         else:
             # Not at the top: a chat line by line does not wait for the screens.
             from tui.app import RingChat
@@ -50,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
                 warnings.showwarning = app.show_warning
                 app.run()
             code = app.return_code or 0
+    except SignalledExit as e:
+        code = e.code
     finally:
         is_at_rest = engine.close()
         is_saved = keeper.close()

@@ -37,6 +37,7 @@ class Command:
 
 COMMANDS = (
     Command("stop", "end the running answer and keep what is written", "escape", label="Stop"),
+    Command("interrupt", "end the answer, else clear the prompt; twice quits", "ctrl+c"),
     Command("new", "begin a new chat", "ctrl+n", label="New", plain=True),
     Command("chats", "list, search and open chats", "ctrl+o", argument="[WORDS]", label="Chats", plain=True),
     Command("model", "choose another model", "ctrl+l", argument="[FOLDER or OWNER/NAME]", label="Model", plain=True),
@@ -76,6 +77,7 @@ COMMANDS = (
     ),
     Command("theme", "the next theme, or the one named", "ctrl+t", argument="[NAME]"),
     Command("help", "commands and keys", "f1", label="Help", plain=True),
+    Command("suspend", "stop for the shell; fg comes back", "ctrl+z"),
     Command("quit", "leave; everything is kept", "ctrl+q", label="Quit", plain=True),
 )
 NAMED = {c.name: c for c in COMMANDS}

@@ -16,7 +16,7 @@ from textual.worker import WorkerError
 ROUNDS = 2  # for what a key sends to the screen, and for the screen that is shown then
 PATIENCE_S = 5.0  # a widget that has not answered by then does not hold back the keys of the others
 COMMANDS = "commands"  # the group of workers that finish what a key began
-ELSEWHERE = ("up", "down", "tab", "shift+tab", "enter", "escape")  # keys that may do more than edit
+ELSEWHERE = ("up", "down", "tab", "shift+tab", "enter", "escape", "ctrl+c", "ctrl+z")  # keys that may do more than edit
 
 Typed = events.Key | events.Paste
 

@@ -7,9 +7,12 @@ standard output and everything else to standard error, so that a pipe gets answe
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from time import monotonic
 
 from textual.message import Message
 
@@ -27,7 +30,41 @@ from tui.store.access import make_private
 from tui.store.records import ASSISTANT, USER
 
 WIDTH, LISTED = 100, 20
+AGAIN_S = 2.0  # within which a second Ctrl+C quits
 FAILED, CUT_OFF = 2, 4  # exit codes; the first comes before the second
+
+
+def wanted_by_terminal() -> str:
+    """A line that says so if the terminal cannot place letters and needs plain mode, or nothing."""
+    term = os.environ.get("TERM", "")
+    is_dumb = term in ("dumb", "unknown")
+    return f"[terminal] TERM={term} shows no screens; this is plain mode, /help lists its commands." if is_dumb else ""
+
+
+class SignalledExit(BaseException):
+    """A signal asked the process to end; it is raised wherever the main thread is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
+@contextlib.contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Raise `SignalledExit` for SIGTERM and SIGHUP, unless they are ignored, so that everything is saved."""
+
+    def end(number: int, _: object) -> None:
+        raise SignalledExit(number)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Plain(FrontEnd):
@@ -40,6 +77,7 @@ class Plain(FrontEnd):
         self._notes, self._is_over, self._codes = list(notes), False, {0}
         self._attachments: list[Attachment] = []
         self._listed: list[str] = []
+        self._interrupted_at = float("-inf")
         self._heard: queue.Queue[Message] = queue.Queue()
         self._is_terminal = sys.stdin.isatty()
         keeper.tell_with(self.say)
@@ -50,6 +88,16 @@ class Plain(FrontEnd):
             self.say(note)
         history = self._start_history()
         self.engine.start(self._heard.put)
+        try:
+            return self._run()
+        finally:
+            if self.answer is not None:  # a signal has ended it
+                self.engine.stop()
+                self.end_answer("stopped")
+            if history is not None:
+                self._keep_history(history)
+
+    def _run(self) -> int:
         if not self._wait_for_model():
             return FAILED
         while not self._is_over and (line := self._read()) is not None:
@@ -60,8 +108,6 @@ class Plain(FrontEnd):
                 self.talk.mark()
                 self.keeper.keep(self.talk, self.talk.add(USER, line, attachments))
                 self.ask()
-        if history is not None:
-            self._keep_history(history)
         return FAILED if FAILED in self._codes else max(self._codes)
 
     def say(self, text: str, severity: str = "information") -> None:
@@ -195,7 +241,11 @@ class Plain(FrontEnd):
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:
+                before, self._interrupted_at = self._interrupted_at, monotonic()
+                if self._interrupted_at - before < AGAIN_S:
+                    return None
                 self.say("")
+                self.say("Once more quits.")
                 return ""
             except UnicodeDecodeError as e:
                 self.say(f"[option] standard input is not UTF-8 text ({e}); pipe a text file.")

@@ -37,10 +37,10 @@ class ChatScreen(TurnCommands):
             c.label or c.name,
             show=c.name in IN_FOOTER,
             id=c.name,
-            priority=c.name == "quit",
+            priority=c.name in ("quit", "suspend"),
         )
         for c in commands.COMMANDS
-        if c.key
+        if c.key and c.name != "interrupt"  # which is the application's, on every screen
     ]
     _deleted: str | None = None
 
@@ -189,6 +189,18 @@ class ChatScreen(TurnCommands):
 
     def do_help(self, _: str) -> None:
         self.app.push_screen(HelpScreen(self.config.keys))
+
+    def do_interrupt(self, _: str) -> None:
+        """Stop the answer, or else clear the prompt."""
+        if self.answer is not None:
+            self.engine.stop()
+            said = "Stopped."
+        else:
+            said = "Cleared; Up brings it back." if self.entry.prompt.put_away() else ""
+        self.say(f"{said} Once more quits.".lstrip())
+
+    def do_suspend(self, _: str) -> None:
+        self.app.action_suspend_process()
 
     def do_quit(self, _: str) -> None:
         self.stop_now()

@@ -59,8 +59,9 @@ class ChatView(FrontEnd, Screen[None]):
         self.engine.start(self.post_message)
 
     def on_unmount(self) -> None:
-        """End the answer; its text so far is kept."""
+        """End the answer; its text so far is kept, and the draft."""
         self.stop_now()
+        self.keep_draft()
 
     def say(self, text: str, severity: str = "information") -> None:
         timeout = 20 if severity != "information" else 4

@@ -139,6 +139,7 @@ class Prompt(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("pageup", "screen.page(-1)", show=False),
         Binding("pagedown", "screen.page(1)", show=False),
+        Binding("ctrl+underscore,ctrl+minus,ctrl+slash,super+z", "undo", show=False),
     ]
 
     def __init__(self, entry: Entry, keys: dict[str, str]) -> None:
@@ -153,6 +154,7 @@ class Prompt(TextArea):
         self._keys = {key: name for name in PROMPT_KEYS for key in keys[name].split(",")}
         self.past: list[str] = []
         self._at, self._written = 0, ""
+        self._cleared = ""
 
     def remember(self, texts: Sequence[str]) -> None:
         """Remember earlier messages, the oldest first."""
@@ -182,8 +184,8 @@ class Prompt(TextArea):
             event.prevent_default()
 
     def is_special(self, key: str) -> bool:
-        """Whether a key sends the text or begins a line in it."""
-        return key in self._keys
+        """Whether a key sends the text or begins a line in it, or quits."""
+        return key in self._keys or (key == "ctrl+d" and not self.text)
 
     def on_paste(self, event: events.Paste) -> None:
         """Clean what the text area is about to insert; many terminals paste line ends as carriage returns."""
@@ -202,6 +204,22 @@ class Prompt(TextArea):
             self.past.append(text)
         self._at, self._written = len(self.past), ""
         self._entry.sent(text)
+
+    def put_away(self) -> bool:
+        """Clear the text, which Up and undo bring back; returns whether there was any."""
+        self._cleared = self.text
+        written = self._written if self._at < len(self.past) else ""
+        for text in (written, self.text):
+            if text.strip() and text not in self.past[-1:]:
+                self.past.append(text)
+        self._at, self._written = len(self.past), ""
+        self.clear()
+        return bool(self._cleared)
+
+    def take_back_cleared(self) -> None:
+        """Have the text again that has just been cleared."""
+        if not self.text:
+            self.begin(self._cleared)
 
     def recall(self, step: Literal[-1, 1]) -> None:
         """Show the text sent before or after; what is being written comes last."""
@@ -224,6 +242,8 @@ class Prompt(TextArea):
             self.recall(-1)
         elif key == "down" and row == last and self._at < len(self.past):
             self.recall(1)
+        elif key == "ctrl+d" and not self.text:
+            self.post_message(Entry.Commanded("/quit"))
         elif key == "backspace" and not self.text:
             self._entry.attachments.set(self._entry.attachments.found[:-1])
         else:

@@ -1,0 +1,100 @@
+"""What Ctrl+C and Ctrl+Z do on every screen, and signals that ask the process to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from time import monotonic
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.screen import ModalScreen
+from textual.widgets import Input, TextArea
+from textual.widgets.input import Selection as InputSelection
+from textual.widgets.text_area import Selection
+
+from tui.keys import KeysInOrder
+
+AGAIN_S = 2.0  # within which a second Ctrl+C quits
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_S = 12.0  # a terminal that is gone may block what restores it
+
+
+class Interrupts(KeysInOrder):
+    """The application's part of it; the chat's screen says how an answer ends and what is kept."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c", "interrupt", show=False, priority=True, id="interrupt"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._interrupted_at = float("-inf")
+
+    def interrupt_chat(self) -> None:
+        """End the answer or clear the prompt."""
+        raise NotImplementedError
+
+    def save_chat(self) -> None:
+        """Write what waits to be written."""
+        raise NotImplementedError
+
+    def leave_chat(self, code: int, is_interrupt: bool = False) -> None:
+        """Save everything and leave; an interrupt before this one may have cleared the prompt."""
+        raise NotImplementedError
+
+    def action_interrupt(self) -> None:
+        """Copy what is selected, or close what is open, or interrupt the chat; a second time leaves it."""
+        if selected := self._taken_selection():
+            self.copy_to_clipboard(selected)
+            return
+        before, self._interrupted_at = self._interrupted_at, monotonic()
+        if self._interrupted_at - before < AGAIN_S:
+            self.leave_chat(0, is_interrupt=True)
+        elif isinstance(self.screen, ModalScreen):
+            self.screen.dismiss(None)
+        else:
+            self.interrupt_chat()
+
+    def _taken_selection(self) -> str:
+        """The selected text, which is selected no more, so that the next interrupt is one."""
+        area = self.focused
+        found = ""
+        if isinstance(area, Input) and (found := area.selected_text):
+            area.selection = InputSelection.cursor(area.cursor_position)
+        elif isinstance(area, TextArea) and (found := area.selected_text):
+            area.selection = Selection.cursor(area.cursor_location)
+        else:
+            found = self.screen.get_selected_text() or ""
+            self.screen.clear_selection()
+        return found
+
+    def mind_signals(self) -> None:
+        """Leave the chat when a signal asks for it, and draw the screen again after the process was stopped.
+
+        A signal that is ignored, as by ``nohup``, stays so.
+        """
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
+        loop = asyncio.get_running_loop()
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._end, 128 + number)
+
+    def _end(self, code: int) -> None:
+        self.leave_chat(code)
+        guard = threading.Timer(PATIENCE_S, os._exit, (code,))
+        guard.daemon = True
+        guard.start()
+
+    def action_suspend_process(self) -> None:
+        """Stop this process and those started with it, as Ctrl+Z does elsewhere; the shell's ``fg`` goes on.
+
+        A shell gives each job a process group. That of the terminal's first process would stay stopped forever.
+        """
+        if self._driver is None or not self._driver.can_suspend or os.getpgrp() == os.getsid(0):
+            self.notify("There is no shell in this terminal that could bring the chat back.", markup=False)
+            return
+        self.save_chat()
+        os.killpg(os.getpgrp(), signal.SIGTSTP)
