@@ -99,6 +99,7 @@ def test_commands(monkeypatch, capsys, home):
     lines += [
         "/budget 5",
         "/system Brief.",
+        "/defaults save",
         "/preset save p",
         "/preset p",
         "/preset q",

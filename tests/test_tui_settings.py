@@ -128,6 +128,8 @@ def test_the_settings_panel(home):
         await d.say("hi")
         assert d.engine.questions[0].sampling.temp == 0.2
         assert d.engine.asked == [["Be brief.", "hi"]]
+        assert config.load(home / "config.toml")[0].system_prompt == ""
+        await d.command("/defaults save")
         assert config.load(home / "config.toml")[0].system_prompt == "Be brief."
 
     chat(script)

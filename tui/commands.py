@@ -66,14 +66,17 @@ COMMANDS = (
     Command("restore", "bring the chat deleted last back"),
     Command("export", "write this chat to a file", argument="[md|json] [PATH]", plain=True),
     Command("import", "read a chat from an exported JSON file", argument="PATH", plain=True),
-    Command("set", "change one setting", argument="NAME VALUE", plain=True),
-    Command("system", "change the system prompt; without text, none", argument="[TEXT]", plain=True),
+    Command("set", "change one setting of this chat", argument="NAME VALUE", plain=True),
+    Command("system", "change this chat's system prompt; without text, none", argument="[TEXT]", plain=True),
     Command("budget", "close a thought after so many tokens; without, near the limit", argument="[N]", plain=True),
     Command(
         "preset",
         "use a named preset, save the settings as one, or delete one",
         argument="[save|delete] NAME",
         plain=True,
+    ),
+    Command(
+        "defaults", "go back to the default settings, or make this chat's the defaults", argument="[save]", plain=True
     ),
     Command("theme", "the next theme, or the one named", "ctrl+t", argument="[NAME]"),
     Command("help", "commands and keys", "f1", label="Help", plain=True),

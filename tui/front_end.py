@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from tui import paths
 from tui.commands import Command
-from tui.config import Config, ConfigError, Preset, save, with_setting
+from tui.config import Config
 from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Answering, Figures, Loaded, ModelChoice, Piece, Question, Sampling
 from tui.models import TOY_NAME
 from tui.records import record_of, sampling_of
+from tui.settings_commands import SettingsCommands
 from tui.store import Record, StoreError, Turn
 from tui.store.records import ASSISTANT
 from tui.transfer import export_talk, import_talk
@@ -20,7 +20,7 @@ from tui.transfer import export_talk, import_talk
 Done = Awaitable[None] | None  # a command has been carried out, or will be once this has been awaited
 
 
-class FrontEnd:
+class FrontEnd(SettingsCommands):
     """One chat, one engine, and the commands that need no screen: the method ``do_new`` carries out ``/new``.
 
     Args:
@@ -35,16 +35,8 @@ class FrontEnd:
         self.model = Loaded("", 0)
         self.number = 0  # of the latest question
         self.answer: Turn | None = None  # while it is being written
-        self._sampling, self.figures = config.sampling, Figures()
+        self._sampling, self._system_prompt, self.figures = config.sampling, config.system_prompt, Figures()
         self._continued: Record | None = None
-
-    @property
-    def sampling(self) -> Sampling:
-        return self.config.sampling
-
-    @property
-    def system_prompt(self) -> str:
-        return self.config.system_prompt
 
     def method_of(self, command: Command) -> Callable[[str], Done]:
         """The method that carries a command out."""
@@ -86,15 +78,17 @@ class FrontEnd:
     def ask(self, sampling: Sampling | None = None) -> Done:
         """Answer the branch in view, which ends with a question; the caller has marked the way back."""
         self.catch_up()
+        self.settle()
         return self._begin(self.talk.add(ASSISTANT, ""), sampling or self.sampling)
 
     def _begin(self, answer: Turn, sampling: Sampling, continues: bool = False) -> Done:
-        self.answer, self.number, self._sampling = answer, self.number + 1, sampling
+        self.answer, self.number = answer, self.number + 1
+        self._sampling, self._system_prompt = sampling, self.system_prompt
         self._continued, self.figures = answer.record if continues else None, Figures()
         if self.keeper.is_deleted(self.talk):
             self.keeper.bring_back(self.talk)
             self.say("This chat had been deleted; your question has brought it back.")
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        system = [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
         return self.send(Question(self.number, [*system, *self.talk.messages()], sampling, continues))
 
     def grow(self, piece: Piece) -> str:
@@ -117,9 +111,12 @@ class FrontEnd:
             self.take_back(answer)
             self.keeper.keep(self.talk)
             return False
-        answer.record = record_of(self.model, self._sampling, self.figures, reason, self._continued)
+        record = record_of(self.model, self._sampling, self.figures, reason, self._continued)
+        answer.record = replace(record, system_prompt=self._system_prompt)
         self.talk.chat.changed = max(self.talk.chat.changed, answer.created)
-        self.talk.entitle()
+        if not self.talk.chat.title:
+            self.talk.entitle()
+            self.talk.chat.title = self.keeper.distinct_title(self.talk)
         self.keeper.keep(self.talk, answer)
         if self.keeper.is_deleted(self.talk):
             self.say(
@@ -192,6 +189,7 @@ class FrontEnd:
             turn = self.talk.again(turn)
         else:
             self.talk.mark(turn)
+        self.settle()
         return self._begin(turn, self.sampling, continues=True)
 
     def do_title(self, title: str) -> None:
@@ -208,46 +206,3 @@ class FrontEnd:
         talk = import_talk(path)
         self.keeper.keep(talk, *talk.turns.values())
         return self.open_chat(talk)
-
-    def do_set(self, argument: str) -> None:
-        name, _, value = argument.partition(" ")
-        try:
-            self.use(Preset(with_setting(self.sampling, name, value.strip()), self.system_prompt))
-            self.say(f"{name} is now {value.strip() or 'the default'}.")
-        except ValueError as e:
-            self.say(f"{e}.", "warning")
-
-    def do_system(self, text: str) -> None:
-        self.use(Preset(self.sampling, text))
-        self.say("The system prompt is changed." if text else "There is no system prompt now.")
-
-    def do_budget(self, argument: str) -> None:
-        self.do_set(f"thinking_budget {argument}")
-
-    def do_preset(self, argument: str) -> None:
-        word, _, name = argument.partition(" ")
-        presets = self.config.presets
-        if word == "save" and name:
-            now = Preset(self.sampling, self.system_prompt)
-            self.save_config(replace(self.config, presets={**presets, name: now}))
-            self.say(f"Saved as {name}.")
-        elif word == "delete" and name in presets:
-            self.save_config(self.config.without(name))
-            self.say(f"Deleted {name}; the settings in force stay.")
-        elif argument in presets:
-            self.use(presets[argument])
-            self.say(f"Using {argument}.")
-        else:
-            self.say(f"There are {', '.join(presets) or 'no presets'}. /preset save NAME makes one.")
-
-    def use(self, preset: Preset) -> None:
-        """Use settings from the next answer on, and keep them for the next start."""
-        self.save_config(replace(self.config, sampling=preset.sampling, system_prompt=preset.system_prompt))
-
-    def save_config(self, config: Config) -> None:
-        """Use a configuration and write what has changed in it."""
-        before, self.config = self.config, config
-        try:
-            save(paths.config_file(), config, before)
-        except ConfigError as e:
-            self.say(str(e), "warning")

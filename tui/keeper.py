@@ -156,12 +156,17 @@ class Keeper:
         self._waiting[f"4 {talk.chat.id} deleted"] = lambda: chats.restoring(talk.chat.id)
         self.flush()
 
+    def distinct_title(self, talk: Conversation) -> str:
+        """The title of a chat, with a number if another chat has the same."""
+        try:
+            return chats.distinct(self.db, talk.chat)
+        except StoreError:
+            return talk.chat.title
+
     def entitle(self, talk: Conversation, title: str) -> None:
         """Give a chat a title that is not the user's; one that the user gave in another window stays."""
         talk.chat.title = title
-        with contextlib.suppress(StoreError):
-            talk.chat.title = chats.distinct(self.db, talk.chat)
-        title = talk.chat.title
+        talk.chat.title = title = self.distinct_title(talk)
         self._waiting[f"3 {talk.chat.id}"] = lambda: chats.entitling(talk.chat.id, title)
         self.keep(talk)
 
@@ -174,12 +179,16 @@ class Keeper:
         self._waiting[key] = lambda: settings.changing(chat.id, new)
         self.keep(talk)
 
-    def refresh_settings(self, talk: Conversation) -> None:
-        """Take over what another window has set in a chat."""
-        if talk.turns and f"5 {talk.chat.id}" not in self._waiting | self._standing_in:
-            with contextlib.suppress(StoreError):
-                found, is_damaged = settings.load(self.db, talk.chat.id)
-                talk.chat.settings, talk.chat.are_settings_damaged = found or talk.chat.settings, is_damaged
+    def refresh_settings(self, talk: Conversation) -> dict[str, Any]:
+        """Take over what another window has set in a chat; returns the settings that are kept."""
+        chat = talk.chat
+        if f"5 {chat.id}" in self._waiting | self._standing_in:
+            return chat.settings
+        found: dict[str, Any] = {}
+        with contextlib.suppress(StoreError):
+            found, chat.are_settings_damaged = settings.load(self.db, chat.id)
+        chat.settings = {**chat.settings, **found}
+        return found
 
     def forget(self, turn: Turn) -> None:
         """Remove a turn."""

@@ -100,6 +100,7 @@ class Plain(FrontEnd):
     def _run(self) -> int:
         if not self._wait_for_model():
             return FAILED
+        self.open_chat(self.talk)
         while not self._is_over and (line := self._read()) is not None:
             if commands.is_command(line):
                 self.command(line)
@@ -185,11 +186,15 @@ class Plain(FrontEnd):
 
     def open_chat(self, talk: Conversation) -> None:
         self.talk = talk
+        self.tell_settings()
+        if self.differences:
+            self.say(f"[chat] This chat has {', '.join(self.differences)}.")
 
     def do_chats(self, words: str) -> None:
         if words.isdecimal() and 1 <= int(words[:9]) <= len(self._listed):
-            self.talk = self.keeper.open(self._listed[int(words[:9]) - 1]) or self.talk
-            self.say(f"Opened {self.talk.chat.title!r}, {len(self.talk.path())} turns.")
+            talk = self.keeper.open(self._listed[int(words[:9]) - 1]) or self.talk
+            self.say(f"Opened {talk.chat.title!r}, {len(talk.path())} turns.")
+            self.open_chat(talk)
             return
         db = self.keeper.db
         if words:

@@ -8,6 +8,7 @@ from tui.gauges import seconds
 from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
 from tui.store import Record, Turn
 
+MOST_SHOWN = 300  # characters of a system prompt
 FULL = "context"  # an answer that ended with the context
 GO_ON = {
     "length": "/continue goes on, or raise max_tokens",
@@ -89,4 +90,12 @@ def record_lines(r: Record) -> list[str]:
         ("end", r.finish_reason or "unknown"),
         ("edited", "yes, by hand" if r.is_edited else "no"),
     ]
+    if r.system_prompt:
+        rows.insert(2, ("system", shortened(r.system_prompt)))
     return [f"{name:<12} {harmless(value, is_name=True)}" for name, value in rows]
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text in one line, with its length if that is not all."""
+    said = " ".join(text[:MOST_SHOWN].split())
+    return said if len(text) <= MOST_SHOWN else f"{said}… ({len(text):,} characters)"

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ring_mlx import harmless, text_of, whole_text, write_text
+from tui.chat_settings import Settings, differences, settings_of
+from tui.config import Config
 from tui.conversation import Conversation
+from tui.messages import Sampling
 from tui.store import StoreError, Turn, exchange
 
 MOST_BYTES = 512_000_000
@@ -25,7 +28,9 @@ def export_talk(talk: Conversation, argument: str) -> str:
     kind = kind or ("json" if path.endswith(".json") else "md")
     name = re.sub(r"[^\w]+", "-", talk.chat.title.lower()).strip("-")[:LONGEST_NAME] or "chat"
     if kind == "md":
-        text = exchange.to_markdown(talk.chat, talk.path())
+        own = settings_of(talk.chat.settings, Config())[0]
+        sampling = differences(own, Settings(Sampling(), own.system_prompt))
+        text = exchange.to_markdown(talk.chat, talk.path(), own.system_prompt, sampling)
     else:
         text = exchange.to_json(talk.chat, list(talk.turns.values()))
     file = Path(path.strip() or f"{name}.{kind}")

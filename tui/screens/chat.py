@@ -165,16 +165,26 @@ class ChatScreen(TurnCommands):
         self.engine.switch(choice)
 
     def do_settings(self, _: str) -> None:
+        shown = self.own
+
         def chosen(preset: Preset | None) -> None:
-            if preset is not None:
-                self.use(preset)
-                self.say("The settings hold from the next answer on.")
+            if preset is None:
+                return
+            self.use(preset, shown)
+            if screen.are_defaults:
+                self.save_defaults()
+            else:
+                self.say("The settings hold in this chat, from the next answer on.")
 
         def delete(name: str) -> None:
             self.save_config(self.config.without(name))
 
-        now = Preset(self.sampling, self.system_prompt)
-        self.app.push_screen(SettingsScreen(now, self.config.presets, delete, self.model.sampling), chosen)
+        now, default = (
+            Preset(shown.sampling, shown.system_prompt),
+            Preset(self.config.sampling, self.config.system_prompt),
+        )
+        screen = SettingsScreen(now, self.config.presets, delete, self.model.sampling, default)
+        self.app.push_screen(screen, chosen)
 
     def do_theme(self, name: str) -> None:
         if name and name not in self.app.available_themes:

@@ -37,23 +37,35 @@ class SettingsScreen(ModalScreen[Preset | None]):
         presets: Those that can be taken over.
         delete: Takes the name of a preset that the user deletes.
         plain: What holds where a setting is left empty.
+        default: The settings of new chats.
+
+    Attributes:
+        are_defaults: Whether the settings are to be those of new chats too.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Use"),
+        Binding("f2", "save(True)", "As defaults", priority=True, id="settings_save_defaults"),
+        Binding("f3", "take_defaults", "Defaults", priority=True, id="settings_take_defaults"),
         Binding("ctrl+x", "delete", "Delete preset", priority=True, id="settings_delete"),
         Binding("escape", "dismiss(None)", "Back", priority=True),
     ]
 
     def __init__(
-        self, now: Preset, presets: Mapping[str, Preset], delete: Callable[[str], None], plain: Sampling
+        self,
+        now: Preset,
+        presets: Mapping[str, Preset],
+        delete: Callable[[str], None],
+        plain: Sampling,
+        default: Preset | None = None,
     ) -> None:
         super().__init__()
+        self._default, self.are_defaults = default or Preset(), False
         self._now, self._presets, self._delete, self._plain = now, dict(presets), delete, plain
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
-            yield Static("Settings of the answers to come", classes="title")
+            yield Static("Settings of this chat", classes="title")
             with VerticalScroll(can_focus=False):
                 if self._presets:
                     yield Select(self._names, prompt="take over a preset", id="preset", compact=True)
@@ -76,11 +88,17 @@ class SettingsScreen(ModalScreen[Preset | None]):
         self.refresh_bindings()
         preset = self._presets.get(str(message.value))
         if preset is not None:
-            self._now = preset
-            self.query_one("#wrong", Static).update("")
-            for name in ON_SCREEN:
-                self.query_one(f"#{name}", Input).value = _shown(preset.sampling, name)
-            self.query_one("#system", TextArea).text = harmless(preset.system_prompt)
+            self._fill(preset)
+
+    def action_take_defaults(self) -> None:
+        self._fill(self._default)
+
+    def _fill(self, preset: Preset) -> None:
+        self._now = preset
+        self.query_one("#wrong", Static).update("")
+        for name in ON_SCREEN:
+            self.query_one(f"#{name}", Input).value = _shown(preset.sampling, name)
+        self.query_one("#system", TextArea).text = harmless(preset.system_prompt)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Hide the key that deletes a preset until one is chosen."""
@@ -110,7 +128,10 @@ class SettingsScreen(ModalScreen[Preset | None]):
         return name if name in self._presets else None
 
     @on(Input.Submitted)
-    def action_save(self) -> None:
+    def submitted(self) -> None:
+        self.action_save()
+
+    def action_save(self, as_defaults: bool = False) -> None:
         """Close with the values, or report a wrong one."""
         sampling = self._now.sampling
         try:
@@ -120,7 +141,9 @@ class SettingsScreen(ModalScreen[Preset | None]):
             self.query_one("#wrong", Static).update(harmless(str(e)))
             self.query_one(f"#{name}", Input).focus()
             return
-        self.dismiss(Preset(sampling, self.query_one("#system", TextArea).text.strip()))
+        self.are_defaults = as_defaults
+        prompt, shown = self.query_one("#system", TextArea).text, harmless(self._now.system_prompt)
+        self.dismiss(Preset(sampling, self._now.system_prompt if prompt == shown else prompt.strip()))
 
 
 def _shown(sampling: Sampling, name: str) -> str:

@@ -21,6 +21,7 @@ from tui.store import Attachment, StoreError, Turn, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments
 from tui.widgets.entry import Entry
+from tui.widgets.header import Header
 from tui.widgets.status import StatusLine
 from tui.widgets.turn import AssistantTurn, TurnView
 from tui.widgets.turns import Turns
@@ -36,13 +37,14 @@ class ChatView(FrontEnd, Screen[None]):
         FrontEnd.__init__(self, engine, keeper, config, talk)
         self.turns = Turns(self._branch_of, id="turns")
         self.entry = Entry(with_prompt_keys(config.keys), id="entry")
-        self.status = StatusLine(id="status")
+        self.status, self.header = StatusLine(id="status"), Header(id="header")
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
         self._choices: list[ModelChoice] = []  # being loaded
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
 
     def compose(self) -> ComposeResult:
+        yield self.header
         yield self.turns
         yield self.entry
         yield self.status
@@ -54,6 +56,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.set_interval(WRITE_EVERY_S, self._flush)
         self._draft_timer = self.set_interval(DRAFT_EVERY_S, self.keep_draft, pause=True)
         self.entry.prompt.remember(self.keeper.recent_questions())
+        self.show_header()
         if self.talk.turns:
             await self.show_chat(self.talk)
         self.engine.start(self.post_message)
@@ -120,12 +123,17 @@ class ChatView(FrontEnd, Screen[None]):
         self._has_draft, self._kept = bool(text), list(attachments)
         self.entry.prompt.begin(text)
         self.entry.attachments.set(attachments)
+        self.show_header()
+        self.tell_settings()
         await self.turns.show(talk.path())
         self.status.show("ready" if self.model.context else self.status.state)
         self.entry.prompt.focus()
         if at is not None:
             await self.turns.go(at)
         self.refresh_bindings()
+
+    def show_header(self) -> None:
+        self.header.show(self.talk.chat.title, self.differences)
 
     def keep_draft(self) -> None:
         """Keep the text that is typed but not sent."""
@@ -275,6 +283,7 @@ class ChatView(FrontEnd, Screen[None]):
 
     def _flush(self) -> None:
         self.keeper.flush()
+        self.show_header()
         self.status.unsaved = sum(len(turns) for _, turns in self.keeper.unsaved_turns())
 
     def _branch_of(self, turn: Turn) -> tuple[int, int]:

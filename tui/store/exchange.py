@@ -17,9 +17,11 @@ FORMAT, VERSION = "ring-mlx chat", 1
 KEPT = ("id", "parent", "role", "content", "thinking", "attachments", "calls", "record", "created")
 
 
-def to_markdown(chat: Chat, path: Sequence[Turn]) -> str:
-    """The turns of one branch; thoughts are left out."""
+def to_markdown(chat: Chat, path: Sequence[Turn], system_prompt: str = "", sampling: Sequence[str] = ()) -> str:
+    """The turns of one branch, below what was set for them; thoughts are left out."""
     parts = [f"# {_name(chat.title) or 'Chat'}"]
+    parts += [f"*{', '.join(sampling)}*"] if sampling else []
+    parts += ["## System", system_prompt] if system_prompt.strip() else []
     for turn in path:
         model = turn.record.model if turn.record else ""
         parts.append("## You" if turn.role == USER else f"## {_name(model) or 'Answer'}")
