@@ -1,58 +1,52 @@
-"""Markdown whose code blocks can be copied."""
+"""Markdown whose code blocks can be copied, and whose formulas are shown as such."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from textual import events
-from textual.app import ComposeResult
-from textual.message import Message
-from textual.widgets import Label, Markdown, Static
-from textual.widgets.markdown import MarkdownFence
+from textual.await_complete import AwaitComplete
+from textual.widgets import Markdown
+from textual.widgets.markdown import MarkdownBlock
 
 from ring_mlx import harmless
+from tui.formulas.markdown import add_formulas
+from tui.widgets.blocks import CodeBlock, CopyCode, Formula, Table
 
+__all__ = ["Answer", "CopyCode", "parser"]
 
-@dataclass
-class CopyCode(Message):
-    """The user clicked a code block's copy label."""
-
-    code: str
-
-
-class CopyLabel(Static):
-    """What to click above a code block, beside its language."""
-
-    def on_click(self, event: events.Click) -> None:
-        event.stop()
-        fence = self.parent
-        if isinstance(fence, CodeBlock):
-            self.post_message(CopyCode(fence.code))
-
-
-class CodeBlock(MarkdownFence):
-    """A code block with its language and a label that copies it."""
-
-    def compose(self) -> ComposeResult:
-        yield CopyLabel(f"{(self.lexer or 'text').split()[0]} · copy", classes="copy", markup=False)
-        yield Label(self._highlighted_code, id="code-content", expand=True)
+Block = tuple[MarkdownBlock, str]  # and its source
+IN_PLACE = (Markdown.BLOCKS["paragraph_open"], CodeBlock, Formula, Table)
 
 
 def parser() -> MarkdownIt:
-    """Textual's Markdown parser; characters written as ``&#x202e;`` are made visible too."""
-    found = MarkdownIt("gfm-like")
+    """Textual's Markdown parser, with formulas; characters written as ``&#x202e;`` are made visible, and so are HTML's tags.
+
+    A reference (``[1]: address``) is text: it might come long after what refers to it.
+    """
+    found = MarkdownIt("gfm-like").disable(["html_block", "html_inline", "reference"])
+    add_formulas(found)
     found.core.ruler.push("harmless", lambda state: _make_harmless(state.tokens))
     return found
 
 
 def _make_harmless(tokens: Iterable[Token]) -> None:
     for token in tokens:
+        token.type = "text" if token.type == "math_inline" else token.type  # where links are no longer looked for
         token.content = harmless(token.content)
         token.attrs = {name: harmless(v) if isinstance(v, str) else v for name, v in token.attrs.items()}
         _make_harmless(token.children or ())
+
+
+def open_from(starts: Sequence[int], whole: int) -> int:
+    """The line from which on more text may change what is shown.
+
+    It is where the last block begins that begins in one of the ``whole`` lines: a line that still grows may yet become a
+    part of it. ``starts`` are the blocks' lines in the order shown; what is hoisted out of a block (a rule in a list)
+    comes before it.
+    """
+    return next((line for line in reversed(starts) if line < whole), 0)
 
 
 class Answer(Markdown):
@@ -63,11 +57,55 @@ class Answer(Markdown):
         classes: Of its style.
     """
 
-    BLOCKS = {**Markdown.BLOCKS, "fence": CodeBlock, "code_block": CodeBlock}  # noqa: RUF012 as Textual declares it
+    BLOCKS = {**Markdown.BLOCKS, "fence": CodeBlock, "code_block": CodeBlock, "table_open": Table}  # noqa: RUF012 as Textual declares it
 
     def __init__(self, text: str, classes: str | None = None) -> None:
         super().__init__(harmless(text), classes=classes, parser_factory=parser)
+        self._settled = 0  # letters before the first block that may still change
+        self._open: list[Block] | None = None  # the blocks that may
 
     def codes(self) -> list[str]:
         """The code of every block, in order."""
         return [block.code for block in self.query(CodeBlock)]
+
+    def unhandled_token(self, token: Token) -> MarkdownBlock | None:
+        return Formula(self, token) if token.type == "math_block" else None
+
+    def append(self, markdown: str) -> AwaitComplete:
+        """Show more text: as the whole text would be shown, by parsing only the blocks that it may change."""
+        self._markdown = self.source + markdown
+        return AwaitComplete(self._show_more())
+
+    def update(self, markdown: str) -> AwaitComplete:
+        """Show another text."""
+        self._settled, self._open = 0, None
+        return super().update(markdown)
+
+    async def _show_more(self) -> None:
+        async with self.lock:
+            text = self.source[self._settled :]
+            lines = [f"{line}\n" for line in text.split("\n")]
+            blocks = self._build_from_source(text)
+            starts = [block.source_range[0] for block in blocks]
+            now = [(block, "".join(lines[slice(*block.source_range)])) for block in blocks]
+            with self.app.batch_update():
+                now = await self._replace(now)
+            start = open_from(starts, len(lines) - 1)
+            self._open = now[next((n for n, line in enumerate(starts) if line >= start), 0) :]
+            self._settled += sum(map(len, lines[:start]))
+
+    async def _replace(self, now: list[Block]) -> list[Block]:
+        """Bring the open blocks up to date; those that can be changed in place stay."""
+        if self._open is None:
+            self._open = [(child, "") for child in self.children if isinstance(child, MarkdownBlock)]
+        shown: list[Block] = []
+        for (old, before), (new, after) in zip(self._open, now, strict=False):
+            if type(old) is not type(new) or not (before == after or isinstance(old, IN_PLACE)):
+                break
+            if before != after:
+                await old._update_from_block(new)
+            shown.append((old, after))
+        for old, _ in self._open[len(shown) :]:
+            await old.remove()
+        await self.mount_all([block for block, _ in now[len(shown) :]])
+        return shown + now[len(shown) :]

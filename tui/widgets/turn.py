@@ -14,11 +14,13 @@ from textual.widgets.markdown import MarkdownStream
 
 from ring_mlx import harmless
 from tui.commands import COMMANDS
+from tui.formulas.markdown import with_formulas
 from tui.records import end_words, record_text, thought_size
 from tui.store import Turn
 from tui.store.exchange import DAMAGED, call_text
 from tui.widgets.answer import Answer
 from tui.widgets.attachments import attachment_text
+from tui.widgets.thought import Tail
 
 SHOWN_CHARACTERS = 4000
 FOLDED, OPEN = "▸", "▾"
@@ -87,7 +89,7 @@ class Fold(Static):
 
 
 class AssistantTurn(TurnView):
-    """The thought folded to one line, the text as Markdown, a note on how it ended.
+    """The thought folded to one line, with its end while it comes, the text as Markdown, a note on how it ended.
 
     Args:
         turn: What it shows; while ``running`` it grows.
@@ -100,6 +102,7 @@ class AssistantTurn(TurnView):
         self.running, self.is_open = running, False
         self._thought_size = thought_size(turn.record) if turn.record else ""
         self._fold = Fold("", classes="fold", markup=False)
+        self._tail = Tail()
         self._thought = Static("", classes="thought", markup=False)
         self.body = Answer(turn.content)
         self._calls = Answer("\n\n".join(map(call_text, turn.calls)), classes="calls") if turn.calls else None
@@ -113,6 +116,7 @@ class AssistantTurn(TurnView):
         self._thought.display = False
         self.body.display = bool(self.turn.content)
         yield self._fold
+        yield self._tail
         yield self._thought
         yield self.body
         if self._calls is not None:
@@ -173,7 +177,11 @@ class AssistantTurn(TurnView):
 
     def _refresh_fold(self) -> None:
         self._fold.display = bool(self._thought_size or self.turn.thinking)
-        word = "thinking" if self.running and not self.turn.content else "thought"
+        is_thinking = self.running and not self.turn.content
+        word = "thinking" if is_thinking else "thought"
         self._fold.update(f"{OPEN if self.is_open else FOLDED} {word} {self._thought_size}".rstrip())
+        self._tail.display = is_thinking and not self.is_open and bool(self.turn.thinking.strip())
+        if self._tail.display:
+            self._tail.show(self.turn.thinking)
         if self.is_open:
-            self._thought.update(harmless(self.turn.thinking.strip()))
+            self._thought.update(with_formulas(harmless(self.turn.thinking.strip())))

@@ -1,0 +1,1 @@
+"""Formulas in LaTeX as Unicode text: `parser` finds them in Markdown, `reader` draws one."""
