@@ -49,7 +49,8 @@ class Engine:
     def __init__(
         self, choice: ModelChoice | None = None, load: Callable[[ModelChoice, Post], SessionSource] | None = None
     ) -> None:
-        self._choice, self._load = choice or ModelChoice(), load or SessionSource
+        self.choice, self._load = choice or ModelChoice(), load or SessionSource
+        self.fallback: ModelChoice | None = None  # loaded at the start if the first cannot be
         self._post: Post = lambda message: None
         self._work: queue.Queue[tuple[Question, threading.Event] | ModelChoice | None] = queue.Queue()
         self._stopped = threading.Event()
@@ -73,7 +74,7 @@ class Engine:
         """
         self.stop()
         names = ("expert_cache_bytes", "thinking", "prefill_step_tokens")
-        kept = {name: getattr(self._choice, name) for name in names if getattr(choice, name) is None}
+        kept = {name: getattr(self.choice, name) for name in names if getattr(choice, name) is None}
         self._work.put(replace(choice, **kept))
 
     def stop(self) -> None:
@@ -91,20 +92,21 @@ class Engine:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        self._use(self._choice)
+        if not self._use(self.choice) and self.fallback is not None:
+            self._use(self.fallback)
         while (work := self._work.get()) is not None:
             if isinstance(work, ModelChoice):
                 had_one = self._source is not None
                 self._free()
                 if not self._use(work) and had_one:
-                    self._use(self._choice)
+                    self._use(self.choice)
             else:
                 self._answer(*work)
         self._free()
 
     def _use(self, choice: ModelChoice) -> bool:
         try:
-            self._source, self._choice = self._load(choice, self._post), choice
+            self._source, self.choice = self._load(choice, self._post), choice
         except Exception as e:  # noqa: BLE001 what happens is shown, not raised; another choice may fare better
             self._post(Failed(in_one_line(e)))
         return self._source is not None

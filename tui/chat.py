@@ -12,7 +12,9 @@ from typing import Any
 from ring_mlx import harmless, thinking_of
 from tui import config, paths
 from tui.answering import Engine
+from tui.chat_settings import MODEL_PARTS, choice_of, is_same_model, raw_model, settings_of
 from tui.commands import SETTINGS
+from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import ModelChoice
 from tui.plain import Plain, SignalledExit, ending_by_signals, wanted_by_terminal
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         args.plain = True
         notes.append(note)
     choice = ModelChoice(
-        settings.model or None,
+        choice_of(settings.model).path,
         args.revision,
         args.adapter_path,
         args.expert_cache_bytes,
@@ -40,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     engine = Engine(choice)
     keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)
     talk = keeper.latest() if args.resume else None
+    if talk is not None:
+        resume(talk, args, engine, keeper, settings)
     try:
         if args.plain:
             with ending_by_signals():
@@ -67,6 +71,21 @@ def run(args: argparse.Namespace) -> int:
     if not is_at_rest:
         os._exit(code)  # still loading: an ordinary exit would wait for it or abort
     return code
+
+
+def resume(
+    talk: Conversation, args: argparse.Namespace, engine: Engine, keeper: Keeper, settings: config.Config
+) -> None:
+    """Go on with a chat's model and settings, but for those that the command line gives, which are the chat's from now on."""
+    changed = {name: getattr(args, name) for name in (*SETTINGS, "system_prompt") if getattr(args, name) is not None}
+    own = settings_of(talk.chat.settings, settings)[0].model
+    if any(getattr(args, name) is not None for name in ("model", "revision", "adapter_path", "decay_layer_offset")):
+        changed["model"] = raw_model(engine.choice)
+    elif own is not None and not is_same_model(own, engine.choice):
+        engine.fallback = engine.choice
+        engine.choice = replace(engine.choice, **{name: getattr(own, name) for name in MODEL_PARTS})
+    if talk.chat.settings and changed:
+        keeper.keep_settings(talk, changed)
 
 
 def _free_disk(nbytes: int) -> int:

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from tui.chat_model import ChatModel
 from tui.commands import Command
 from tui.config import Config
 from tui.conversation import Conversation
 from tui.keeper import Keeper
-from tui.messages import Answering, Figures, Loaded, ModelChoice, Piece, Question, Sampling
-from tui.models import TOY_NAME
+from tui.messages import Answering, Figures, Loaded, Piece, Question, Sampling
 from tui.records import record_of, sampling_of
-from tui.settings_commands import SettingsCommands
 from tui.store import Record, StoreError, Turn
-from tui.store.records import ASSISTANT
+from tui.store.records import ASSISTANT, USER
 from tui.transfer import export_talk, import_talk
 
 Done = Awaitable[None] | None  # a command has been carried out, or will be once this has been awaited
 
 
-class FrontEnd(SettingsCommands):
+class FrontEnd(ChatModel):
     """One chat, one engine, and the commands that need no screen: the method ``do_new`` carries out ``/new``.
 
     Args:
@@ -32,7 +31,7 @@ class FrontEnd(SettingsCommands):
 
     def __init__(self, engine: Answering, keeper: Keeper, config: Config, talk: Conversation | None = None) -> None:
         self.engine, self.keeper, self.config, self.talk = engine, keeper, config, talk or Conversation()
-        self.model = Loaded("", 0)
+        self.model, self._pending = Loaded("", 0), []
         self.number = 0  # of the latest question
         self.answer: Turn | None = None  # while it is being written
         self._sampling, self._system_prompt, self.figures = config.sampling, config.system_prompt, Figures()
@@ -48,9 +47,6 @@ class FrontEnd(SettingsCommands):
         raise NotImplementedError
 
     def open_chat(self, talk: Conversation) -> Done:
-        raise NotImplementedError
-
-    def use_model(self, choice: ModelChoice) -> None:
         raise NotImplementedError
 
     def send(self, question: Question) -> Done:
@@ -75,11 +71,37 @@ class FrontEnd(SettingsCommands):
             self.say("An answer is running; Esc stops it.")
         return self.answer is not None
 
-    def ask(self, sampling: Sampling | None = None) -> Done:
-        """Answer the branch in view, which ends with a question; the caller has marked the way back."""
+    def ask(self, sampling: Sampling | None = None, by_any: bool = False) -> Done:
+        """Answer the branch in view, which ends with a question; the caller has marked the way back.
+
+        If another model than the chat's would answer, the user decides, unless it may be ``by_any``.
+        """
         self.catch_up()
         self.settle()
+        if self.is_other_model and not by_any:
+            return self.offer_model(lambda: self.ask(sampling))
+        self.keep_model()
         return self._begin(self.talk.add(ASSISTANT, ""), sampling or self.sampling)
+
+    def offer_model(self, action: Callable[[], Done]) -> Done:
+        """Let the user load the chat's model or go on with the other, then do this, or take the question back."""
+        raise NotImplementedError
+
+    def decline(self) -> None:
+        """Take a question that is not asked back."""
+        leaf = self.talk.leaf
+        self.return_question(leaf if leaf is not None and leaf.role == USER else None)
+        self.keeper.keep(self.talk)
+
+    def return_question(self, question: Turn | None) -> Turn | None:
+        """Forget a question, unless it has answers, and go back to before it; returns it if it is forgotten."""
+        if question is not None and self.talk.has_answers(question):
+            question = None
+        if question is not None:
+            self.talk.drop(question)
+            self.keeper.forget(question)
+        self.talk.undo()
+        return question
 
     def _begin(self, answer: Turn, sampling: Sampling, continues: bool = False) -> Done:
         self.answer, self.number = answer, self.number + 1
@@ -139,9 +161,6 @@ class FrontEnd(SettingsCommands):
     def do_new(self, _: str) -> Done:
         return self.open_chat(Conversation())
 
-    def do_model(self, name: str) -> None:
-        self.use_model(ModelChoice(None if name == TOY_NAME else name))
-
     def do_regenerate(self, _: str) -> Done:
         return None if self.is_busy else self.answer_again(self.chosen())
 
@@ -157,9 +176,9 @@ class FrontEnd(SettingsCommands):
             return None
         if record is not None and record.model != self.model.name:
             self.say(f"That answer was {record.model}'s; {self.model.name} will say something else.", "warning")
-        return self.answer_again(turn, sampling)
+        return self.answer_again(turn, sampling, by_any=True)
 
-    def answer_again(self, turn: Turn | None, sampling: Sampling | None = None) -> Done:
+    def answer_again(self, turn: Turn | None, sampling: Sampling | None = None, by_any: bool = False) -> Done:
         """Answer a question, or that of an answer, beside its present answer."""
         if turn is not None and turn.role == ASSISTANT:
             turn = self.talk.turns.get(turn.parent or "")
@@ -167,7 +186,7 @@ class FrontEnd(SettingsCommands):
             self.say("There is no question yet.")
             return None
         self.talk.cut_after(turn)
-        return self.ask(sampling)
+        return self.ask(sampling, by_any)
 
     def do_continue(self, _: str) -> Done:
         if self.is_busy:
@@ -182,6 +201,19 @@ class FrontEnd(SettingsCommands):
         if turn.calls:
             self.say("The answer ended with a tool call; there is nothing to go on from.")
             return None
+        return self.go_on(turn)
+
+    def go_on(self, turn: Turn) -> Done:
+        self.settle()
+        if self.is_other_model:
+            self.talk.mark()
+
+            def go_on() -> Done:
+                self.talk.undo()
+                return self.go_on(turn)
+
+            return self.offer_model(go_on)
+        self.keep_model()
         if turn is not self.talk.leaf:
             self.talk.cut_after(turn)
         if self.keeper.db.is_shared:  # another window may go on with it too
@@ -189,7 +221,6 @@ class FrontEnd(SettingsCommands):
             turn = self.talk.again(turn)
         else:
             self.talk.mark(turn)
-        self.settle()
         return self._begin(turn, self.sampling, continues=True)
 
     def do_title(self, title: str) -> None:

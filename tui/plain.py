@@ -11,7 +11,7 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
 from textual.message import Message
@@ -20,10 +20,11 @@ from ring_mlx import RingError, for_output, harmless, whole_text
 from tui import commands, files, paths
 from tui.config import Config
 from tui.conversation import Conversation
-from tui.front_end import FrontEnd
+from tui.front_end import Done, FrontEnd
 from tui.gauges import gauges, reading_text
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, ModelChoice, Piece, Question, Reading
+from tui.models import TOY_NAME
 from tui.records import GO_ON, end_words, record_lines
 from tui.store import Attachment, Turn, chats, search
 from tui.store.access import make_private
@@ -98,7 +99,8 @@ class Plain(FrontEnd):
                 self._keep_history(history)
 
     def _run(self) -> int:
-        if not self._wait_for_model():
+        has_other = getattr(self.engine, "fallback", None) is not None
+        if not self._wait_for_model() and not (has_other and self._wait_for_model()):
             return FAILED
         self.open_chat(self.talk)
         while not self._is_over and (line := self._read()) is not None:
@@ -169,20 +171,33 @@ class Plain(FrontEnd):
         while True:
             message = self._heard.get()
             if isinstance(message, Loaded):
-                self.model = message
+                self.loaded(message)
                 if self._is_terminal:
                     self.say(f"{message.name}, {message.context:,} tokens of context; /help lists commands.")
                 return True
             if isinstance(message, Failed):
                 self.say(message.text)
+                self.not_loaded()
                 return False
 
     def use_model(self, choice: ModelChoice) -> None:
         had_one = bool(self.model.name)
-        self.engine.switch(choice)
+        self.switch_model(choice, for_new=False)
         if not self._wait_for_model() and had_one:  # the engine loads the old one again
-            self.model = Loaded("", 0)
             self._wait_for_model()
+
+    @property
+    def remedy(self) -> str:  # type: ignore[override]
+        """The commands that choose a model for the chat."""
+        own, coming = self.own.model, self.coming
+        names = [choice.path or TOY_NAME for choice in (own, coming) if choice]
+        return f"/model {names[0]} loads its own, /model {names[-1]} goes on with the other"
+
+    def offer_model(self, action: Callable[[], Done]) -> None:
+        """Ask nothing before the user has chosen."""
+        self.decline()
+        self.tell_settings()
+        self._codes.add(FAILED)
 
     def open_chat(self, talk: Conversation) -> None:
         self.talk = talk

@@ -26,6 +26,7 @@ class SettingsCommands:
     keeper: Keeper
     talk: Conversation
     say: Callable[..., None]
+    remedy = "your next question asks which of them is to answer"
 
     @property
     def own(self) -> Settings:
@@ -43,7 +44,13 @@ class SettingsCommands:
     @property
     def differences(self) -> list[str]:
         """What is otherwise in this chat than in new ones, in a few words each."""
-        return differences(self.own, default_settings(self.config))
+        own = replace(self.own, model=None) if self.other_model else self.own  # that says it already
+        return differences(own, default_settings(self.config))
+
+    @property
+    def other_model(self) -> str:
+        """Words about the chat's model, if it is not the one that would answer."""
+        return ""
 
     def tell_settings(self) -> None:
         """Say what is wrong with the settings of a chat that has been opened."""
@@ -52,6 +59,8 @@ class SettingsCommands:
             self.say(DAMAGED, "warning")
         if wrong:
             self.say(f"[chat] {'; '.join(wrong)}; the defaults hold there.", "warning")
+        if self.other_model:
+            self.say(f"[model] This chat's model is {self.other_model}; {self.remedy}.", "warning")
 
     def show_header(self) -> None:
         """Show the title and what is otherwise in this chat, where there is a place for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -9,12 +10,15 @@ from textual import on
 from textual.binding import Binding, BindingType
 
 from tui import commands
+from tui.chat_settings import model_name, raw_model
 from tui.config import Preset
 from tui.conversation import Conversation
+from tui.front_end import Done
 from tui.keys import COMMANDS
 from tui.messages import ModelChoice
 from tui.screens.chats import ChatsScreen, Chosen
 from tui.screens.models import ModelsScreen
+from tui.screens.other_model import GO_ON, LOAD, OtherModelScreen
 from tui.screens.settings import SettingsScreen
 from tui.screens.text import HelpScreen
 from tui.screens.turn_commands import TurnCommands
@@ -161,8 +165,26 @@ class ChatScreen(TurnCommands):
 
     def use_model(self, choice: ModelChoice) -> None:
         self.status.show("loading the model")
-        self._choices.append(choice)
-        self.engine.switch(choice)
+        self.switch_model(choice)
+
+    def offer_model(self, action: Callable[[], Done]) -> None:
+        own, coming = self.own.model, self.coming
+        assert own is not None
+        assert coming is not None
+
+        async def declined() -> None:
+            self.decline()
+            await self.refresh_turns()
+            self.entry.prompt.focus()
+
+        def chosen(way: str | None) -> None:
+            if way == LOAD:
+                self.switch_model(own, for_new=False)
+            elif way == GO_ON:
+                self.change({"model": raw_model(coming)})
+            self.run_worker(self.attempt(action if way else declined), group=COMMANDS)
+
+        self.app.push_screen(OtherModelScreen(model_name(own), model_name(coming)), chosen)
 
     def do_settings(self, _: str) -> None:
         shown = self.own

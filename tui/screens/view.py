@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from textual import on
 from textual.app import ComposeResult
@@ -16,7 +15,7 @@ from tui.conversation import Conversation
 from tui.front_end import Done, FrontEnd
 from tui.gauges import loading_text, reading_forms
 from tui.keeper import WRITE_EVERY_S, Keeper
-from tui.messages import Answering, Ended, Failed, Loaded, Loading, ModelChoice, Piece, Question, Reading
+from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
 from tui.store import Attachment, StoreError, Turn, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments
@@ -40,7 +39,6 @@ class ChatView(FrontEnd, Screen[None]):
         self.status, self.header = StatusLine(id="status"), Header(id="header")
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
-        self._choices: list[ModelChoice] = []  # being loaded
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
 
     def compose(self) -> ComposeResult:
@@ -133,7 +131,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.refresh_bindings()
 
     def show_header(self) -> None:
-        self.header.show(self.talk.chat.title, self.differences)
+        self.header.show(self.talk.chat.title, self.differences, self.other_model)
 
     def keep_draft(self) -> None:
         """Keep the text that is typed but not sent."""
@@ -200,19 +198,10 @@ class ChatView(FrontEnd, Screen[None]):
 
     @on(Loaded)
     def model_loaded(self, message: Loaded) -> None:
-        self.model = message
+        self.loaded(message)
         self.status.model, self.status.context = message.name, message.context
         self.status.memory_limit_bytes = message.memory_limit_bytes
         self.status.show("ready")
-        self.store_model(message.choice)
-
-    def store_model(self, loaded: ModelChoice | None) -> None:
-        """Have the next start load the model that was chosen, now that it is loaded."""
-        paths = [choice.path for choice in self._choices]
-        at = paths.index(loaded.path) if loaded and loaded.path in paths else 0
-        if paths and (loaded is None or loaded.path in paths):
-            del self._choices[: at + 1]
-            self.save_config(replace(self.config, model=paths[at] or ""))
 
     @on(Reading)
     def prompt_read(self, message: Reading) -> None:
@@ -247,8 +236,8 @@ class ChatView(FrontEnd, Screen[None]):
             return
         self.say(message.text, "error")
         if message.number is None:
-            del self._choices[:1]  # a name that was mistyped is not stored
-            self.model = Loaded("", 0)
+            self.engine.stop()  # the model before answers nothing in its place
+            self.not_loaded()
             self.status.show("no model; /model chooses one")
         if self.answer is not None:
             await self._end("failed")
@@ -269,11 +258,13 @@ class ChatView(FrontEnd, Screen[None]):
         """Forget an answer without any text; its question returns to the prompt, unless it has other answers."""
         question = self.talk.turns.get(answer.parent or "")
         super().take_back(answer)
-        if question is not None and not self.talk.has_answers(question):
-            self.talk.drop(question)
-            self.keeper.forget(question)
-            self.entry.give_back(question.content, question.attachments)
-        self.talk.undo()
+        self.return_question(question)
+
+    def return_question(self, question: Turn | None) -> Turn | None:
+        returned = super().return_question(question)
+        if returned is not None:
+            self.entry.give_back(returned.content, returned.attachments)
+        return returned
 
     def action_page(self, pages: int) -> None:
         self.turns.page(pages)
