@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # the same as _NAMES, for type checkers
     from ring_mlx.checkpoint.hub import cached_models, each_cached_model
     from ring_mlx.checkpoint.loading import demo_model_path, load, load_model
     from ring_mlx.checkpoint.summary import Summary, summary_of
-    from ring_mlx.checkpoint.tokenizer import render_chat
     from ring_mlx.doctor.models import known_fits
     from ring_mlx.engine.events import (
         AnswerText,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:  # the same as _NAMES, for type checkers
     from ring_mlx.errors import RingError
     from ring_mlx.generation.sampling_ranges import value_range
     from ring_mlx.generation.stream import GenerationEvent, generate, stream_generate
+    from ring_mlx.generation.templates import render_chat
     from ring_mlx.generation.thinking import Thinking, end_note
     from ring_mlx.mlx_lm_plugin import register
     from ring_mlx.model.cache import HybridCache
@@ -61,7 +61,6 @@ _NAMES = {
     "ring_mlx.checkpoint.loading": "demo_model_path load load_model",
     "ring_mlx.checkpoint.summary": "Summary summary_of",
     "ring_mlx.system.regular_files": "read_json",
-    "ring_mlx.checkpoint.tokenizer": "render_chat",
     "ring_mlx.doctor.models": "known_fits",
     "ring_mlx.engine.events": "AnswerText Counters End Loading ModelInfo PrefillProgress Revised "
     "Sampling Statistics ThinkingText ToolCall",
@@ -70,6 +69,7 @@ _NAMES = {
     "ring_mlx.errors": "RingError",
     "ring_mlx.generation.sampling_ranges": "value_range",
     "ring_mlx.generation.stream": "GenerationEvent generate stream_generate",
+    "ring_mlx.generation.templates": "render_chat",
     "ring_mlx.generation.thinking": "Thinking end_note",
     "ring_mlx.mlx_lm_plugin": "register",
     "ring_mlx.model.cache": "HybridCache",

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ring_mlx import KVQuantization
-from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_chat
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.engine.branches import Prompt, Renderer, branch_points, next_turn
+from ring_mlx.generation.templates import render_chat
 from tests.sessions import QUESTIONS, DirectSession, Recorder, Talk, common, options
 from tests.tiny import make_model
 

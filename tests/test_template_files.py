@@ -11,9 +11,10 @@ from mlx_lm import utils
 
 from ring_mlx import Session
 from ring_mlx.checkpoint.hub import NEEDED_FILES
-from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_text
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.cli import main
 from ring_mlx.errors import OptionError, TokenizerError
+from ring_mlx.generation.templates import render_text
 from tests.parrot import make_parrot
 from tests.serving import send
 

@@ -10,9 +10,10 @@ import threading
 import pytest
 
 from ring_mlx import demo_model_path
-from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_text
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.errors import TokenizerError
 from ring_mlx.generation import templates
+from ring_mlx.generation.templates import render_text
 
 USER = [{"role": "user", "content": "hi"}]
 TALKS = [

@@ -10,12 +10,13 @@ import sys
 import pytest
 
 from ring_mlx import AnswerText, End, Revised, Sampling, Session, ThinkingText, ToolCall, load, whole_text
-from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_text
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
 from ring_mlx.errors import TokenizerError
 from ring_mlx.generation.message import MessageBuilder
 from ring_mlx.generation.stream import events_of
+from ring_mlx.generation.templates import render_text
 from ring_mlx.generation.thinking import splitter_after
 from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.protocol import parse_chat

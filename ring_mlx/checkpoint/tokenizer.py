@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import pkgutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from ring_mlx.errors import TokenizerError
 from ring_mlx.generation import templates
 from ring_mlx.model.config_values import MOST_INTEGER, shown
 from ring_mlx.system.regular_files import check_small_files, read_json, without_litter
-from ring_mlx.system.terminal_text import whole_text
 
 ROLE_END = "<|role_end|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -104,48 +103,6 @@ def _in_library(folder: Path) -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def render_chat(
-    tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any
-) -> list[int]:
-    """Messages to token ids through the checkpoint's own template; same arguments and errors as `render_text`."""
-    text = render_text(tokenizer, messages, *args, **kwargs)
-    return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
-
-
-def use_template(tokenizer: TokenizerWrapper, template: str, template_options: Mapping[str, Any]) -> None:
-    """Replace the checkpoint's chat template; a TokenizerError if it cannot render a short message."""
-    tokenizer.has_chat_template, tokenizer.chat_template = True, template
-    render_text(tokenizer, [{"role": "user", "content": "Hello"}], template_options=template_options)
-
-
-def render_text(
-    tokenizer: TokenizerWrapper,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    template_options: Mapping[str, Any] | None = None,
-    continue_last: bool = False,
-    add_generation_prompt: bool | None = None,
-) -> str:
-    """The text of a conversation by the template; a TokenizerError if there is none or it refuses the messages.
-
-    Args:
-        tokenizer: From `load_tokenizer`.
-        messages: Objects with ``role`` and ``content``.
-        tools: Tool descriptions for the template, or None.
-        template_options: Further template arguments, such as ``enable_thinking``.
-        continue_last: Leave the last (assistant) message open.
-        add_generation_prompt: Start a new message; by default unless ``continue_last``.
-    """
-    if not tokenizer.has_chat_template:
-        raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
-    try:
-        options = template_options or {}
-        text = templates.render(tokenizer, messages, tools or None, options, continue_last, add_generation_prompt)
-    except (ValueError, TypeError) as e:
-        raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
-    return whole_text(text)
 
 
 def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -6,12 +6,12 @@ import argparse
 import sys
 import time
 
-from ring_mlx.checkpoint.tokenizer import render_chat
 from ring_mlx.checkpoint.vocabulary import whole_ids
 from ring_mlx.cli import from_options
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.cli.prompt_cache import open_reader, save
 from ring_mlx.errors import CacheFileError, PromptError
+from ring_mlx.generation.templates import render_chat
 from ring_mlx.system.files import behind_links, check_writable
 from ring_mlx.system.terminal_text import harmless
 from ring_mlx.system.wired import Wired

@@ -9,13 +9,13 @@ from typing import Any
 from mlx_lm.models.cache import QuantizedKVCache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint.tokenizer import render_text
 from ring_mlx.cli import from_options
 from ring_mlx.engine.events import SessionOptions
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.snapshots import SnapshotTree
 from ring_mlx.errors import CacheFileError
+from ring_mlx.generation.templates import render_text
 from ring_mlx.model.cache import HybridCache
 from ring_mlx.model.model import Model
 from ring_mlx.options import store_of

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint.tokenizer import load_tokenizer, render_chat
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.convert import writer
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
@@ -24,6 +24,7 @@ from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.divergence import HEAD_TOKENS, Divergence, divergence, summary
 from ring_mlx.evaluation.perplexity import Floats
 from ring_mlx.evaluation.sharing import shared
+from ring_mlx.generation.templates import render_chat
 from ring_mlx.system.files import MOST_TEXT_BYTES, text_of
 from ring_mlx.system.progress import Progress
 

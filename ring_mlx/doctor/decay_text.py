@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint.tokenizer import render_chat, render_text
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.perplexity import encode, read_text
 from ring_mlx.evaluation.sharing import shared
 from ring_mlx.evaluation.suite import Question, read_suite, suite_path
+from ring_mlx.generation.templates import render_chat, render_text
 from ring_mlx.generation.thinking import opens_thought
 from ring_mlx.generation.thought_end import THINK_END, THINK_START
 

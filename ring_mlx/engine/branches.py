@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint.tokenizer import render_text
 from ring_mlx.engine.snapshots.tree import common_prefix
 from ring_mlx.errors import TokenizerError
 from ring_mlx.generation.template_worker import common_text
+from ring_mlx.generation.templates import render_text
 
 Messages = Sequence[Mapping[str, Any]]
 

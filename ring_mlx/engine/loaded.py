@@ -10,7 +10,6 @@ from typing import Any
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.loading import load
-from ring_mlx.checkpoint.tokenizer import use_template
 from ring_mlx.engine.branches import Prepared, Prompt, Renderer
 from ring_mlx.engine.events import ModelInfo, SessionOptions
 from ring_mlx.engine.reading import PromptReader
@@ -21,6 +20,7 @@ from ring_mlx.errors import OptionError
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths, encode_prompt
+from ring_mlx.generation.templates import use_template
 from ring_mlx.model import memory
 from ring_mlx.model.model import Model
 

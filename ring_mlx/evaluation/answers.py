@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint.tokenizer import render_text
 from ring_mlx.evaluation.suite import Question, extract_answer
 from ring_mlx.generation.decoding import decode_rows, prefill, prefill_step_or_default, step_sizes
 from ring_mlx.generation.defaults import MAX_TOKENS
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths
+from ring_mlx.generation.templates import render_text
 from ring_mlx.generation.thinking import splitter_after
 from ring_mlx.model.model import Model
 from ring_mlx.system.progress import Progress, TimeLeft

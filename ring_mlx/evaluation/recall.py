@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint.tokenizer import render_chat, render_text
 from ring_mlx.errors import OptionError
 from ring_mlx.evaluation.needles import MOST_FACTS, Fact, draw_facts
 from ring_mlx.evaluation.needles import filler as small_talk
@@ -21,6 +20,7 @@ from ring_mlx.evaluation.sharing import SharedReader
 from ring_mlx.generation.decoding import generate_step, prefill_step_or_default
 from ring_mlx.generation.defaults import MAX_TOKENS
 from ring_mlx.generation.sampling_ranges import within
+from ring_mlx.generation.templates import render_chat, render_text
 from ring_mlx.generation.thinking import ThoughtSplitter, splitter_after
 from ring_mlx.model.cache import HybridCache
 from ring_mlx.model.model import Model

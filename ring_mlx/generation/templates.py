@@ -24,6 +24,7 @@ from ring_mlx.checkpoint.template_files import MAX_TEMPLATE
 from ring_mlx.errors import TokenizerError
 from ring_mlx.generation.tool_calls import with_objects
 from ring_mlx.model.config_values import some
+from ring_mlx.system.terminal_text import whole_text
 
 WORKER = Path(__file__).with_name("template_worker.py")
 MORE_OUTPUT, TIMES_INPUT = 1 << 20, 4
@@ -119,25 +120,57 @@ def warm() -> None:
     _worker.start()
 
 
-def render(
+def render_chat(
+    tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any
+) -> list[int]:
+    """Messages to token ids through the checkpoint's own template; same arguments and errors as `render_text`."""
+    text = render_text(tokenizer, messages, *args, **kwargs)
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def use_template(tokenizer: TokenizerWrapper, template: str, template_options: Mapping[str, Any]) -> None:
+    """Replace the checkpoint's chat template; a TokenizerError if it cannot render a short message."""
+    tokenizer.has_chat_template, tokenizer.chat_template = True, template
+    render_text(tokenizer, [{"role": "user", "content": "Hello"}], template_options=template_options)
+
+
+def render_text(
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    continue_last: bool = False,
+    add_generation_prompt: bool | None = None,
+) -> str:
+    """The text of a conversation by the template, as transformers would render it.
+
+    Raises TokenizerError if there is no template or it is broken, refuses the messages or takes too long.
+
+    Args:
+        messages: Objects with ``role`` and ``content``.
+        tools: Tool descriptions for the template, or None.
+        template_options: Further template arguments, such as ``enable_thinking``.
+        continue_last: Leave the last (assistant) message open.
+        add_generation_prompt: Start a new message; by default unless ``continue_last``.
+    """
+    if not tokenizer.has_chat_template:
+        raise TokenizerError("the checkpoint has no chat template; use --ignore-chat-template for plain text.")
+    try:
+        begins = not continue_last if add_generation_prompt is None else add_generation_prompt
+        text = _rendered(tokenizer, messages, tools or None, template_options or {}, continue_last, begins)
+    except (ValueError, TypeError) as e:
+        raise TokenizerError(f"the chat template refused the messages ({e}); check roles and contents.") from None
+    return whole_text(text)
+
+
+def _rendered(
     tokenizer: TokenizerWrapper,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     options: Mapping[str, Any],
     continue_last: bool,
-    add_generation_prompt: bool | None = None,
+    begins: bool,
 ) -> str:
-    """The text of a conversation, as transformers would render it.
-
-    Args:
-        options: Further variables.
-        continue_last: Leave the last message open instead of starting a new one.
-        add_generation_prompt: Start a new one; by default unless ``continue_last``.
-
-    Raises:
-        ValueError, TypeError: If the template refuses, is too long or ends over it, with the reason.
-        TokenizerError: If it is not a Jinja template, or there is none for such a conversation.
-    """
     if not messages:
         raise ValueError("there is no message")
     template = _chosen(tokenizer, tools)
@@ -154,7 +187,7 @@ def render(
         "enable_thinking": tokenizer.has_thinking,
         **options,
         "tools": tools,
-        "add_generation_prompt": not continue_last if add_generation_prompt is None else add_generation_prompt,
+        "add_generation_prompt": begins,
     }
     given = json.dumps(variables, default=str)
     answer = _worker.ask(template, given, said)

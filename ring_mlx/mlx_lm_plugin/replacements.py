@@ -13,8 +13,9 @@ from transformers import dynamic_module_utils
 from ring_mlx.checkpoint.hub import REPO_ID, hub_errors
 from ring_mlx.checkpoint.loading import assemble
 from ring_mlx.checkpoint.shards import read_headers
-from ring_mlx.checkpoint.tokenizer import make_tokenizer, render_text
+from ring_mlx.checkpoint.tokenizer import make_tokenizer
 from ring_mlx.errors import ConfigError, HubError, OptionError, RingError, TokenizerError, WeightsError
+from ring_mlx.generation.templates import render_text
 from ring_mlx.mlx_lm_plugin.architecture import Model
 from ring_mlx.model import memory
 from ring_mlx.model.config_values import shown
