@@ -12,9 +12,9 @@ from mlx_lm.models.cache import QuantizedKVCache
 
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.engine.snapshots.files import UNSEALED, array_checksum, seal
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.cache_files import UNSEALED, array_checksum, seal
 from tests.compare import assert_close
 from tests.test_files import STRANGE, make_strange
 from tests.tiny import make_model, tokens
@@ -381,5 +381,5 @@ def test_a_file_too_large_to_map_takes_one_line(whole, model, monkeypatch):
     def refuse(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("ring_mlx.engine.snapshots.files.safe_open", refuse)
+    monkeypatch.setattr("ring_mlx.model.cache_files.safe_open", refuse)
     assert "Cannot allocate memory" in refused(whole / "plain", model)

@@ -79,7 +79,7 @@ def test_a_sync_that_is_left_out_is_noticed(tmp_path, monkeypatch, write, lost):
         if path.is_dir() != (lost == "name"):
             sync_path(path)
 
-    for module in ("ring_mlx.system.files", "ring_mlx.engine.snapshots.files", "ring_mlx.engine.snapshots.store"):
+    for module in ("ring_mlx.system.files", "ring_mlx.engine.snapshots.packing", "ring_mlx.engine.snapshots.store"):
         monkeypatch.setattr(f"{module}.sync_path", forgetful)
     write(root)
     assert disk.check()

@@ -16,11 +16,11 @@ import pytest
 from ring_mlx.cli import main
 from ring_mlx.engine.snapshots import Store
 from ring_mlx.engine.snapshots import store as store_module
-from ring_mlx.engine.snapshots.shapes import Shapes
 from ring_mlx.engine.stored import folder
 from ring_mlx.engine.stored import manifest as manifests
 from ring_mlx.engine.stored.stores import free_disk
 from ring_mlx.errors import CacheFileError
+from ring_mlx.model.cache_shapes import Shapes
 from tests.saver import check, make
 from tests.test_files import STRANGE, make_strange
 
@@ -364,7 +364,7 @@ def test_a_blob_that_is_larger_than_it_can_be_is_not_read(tampered, monkeypatch,
         sizes = json.loads(tampered.first.read_text())["sizes"]
         tampered.forge(sizes=sizes | {blob.stem: BIG})
     right = folder.checksum
-    for module in ("snapshots.files", "stored.folder"):
+    for module in ("snapshots.packing", "stored.folder"):
         monkeypatch.setattr(
             f"ring_mlx.engine.{module}.checksum",
             lambda p: pytest.fail("it was read") if p == blob else right(p),

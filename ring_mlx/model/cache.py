@@ -14,9 +14,9 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import ArraysCache, KVCache, QuantizedKVCache
 
 from metal_kernels import launch
-from ring_mlx.engine.snapshots.files import UNSEALED, array_checksum, check_seal, read_arrays, seal
-from ring_mlx.engine.snapshots.shapes import Shapes
 from ring_mlx.errors import CacheFileError
+from ring_mlx.model.cache_files import UNSEALED, array_checksum, check_seal, read_arrays, seal
+from ring_mlx.model.cache_shapes import Shapes
 from ring_mlx.system.files import behind_links, write_atomically
 
 # Version 2 added a checksum of the arrays, version 3 one of every byte; older ones are read and checked as far as it goes.

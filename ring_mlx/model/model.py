@@ -13,9 +13,9 @@ from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, BatchKVCache
 
 from metal_kernels import choices, launch
-from ring_mlx.engine.snapshots.shapes import Shapes
 from ring_mlx.generation.defaults import FAMILY
 from ring_mlx.model.cache import HybridCache, make_kv_cache
+from ring_mlx.model.cache_shapes import Shapes
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.decode_step import DecodeStep, is_worthwhile
 from ring_mlx.model.layer import DecoderLayer

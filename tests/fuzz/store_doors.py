@@ -11,10 +11,10 @@ import numpy as np
 
 from ring_mlx.cli import main
 from ring_mlx.engine.snapshots import Block, Snapshot, Store
-from ring_mlx.engine.snapshots.shapes import Shapes
 from ring_mlx.engine.stored.stores import free_disk
 from ring_mlx.errors import CacheFileError
 from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.cache_shapes import Shapes
 
 SHAPES = Shapes((True, False, False), 2, 1, 32, 99, mx.float32, 4096)
 LENGTHS = (20, 300)
@@ -41,7 +41,7 @@ def use_store(root: str, is_forged: bool) -> None:
                 found = store.deepest(np.append(made.tokens, 98))
                 assert found is None or found.offset in LENGTHS
                 if found is not None:
-                    SHAPES.check(found)
+                    found.check(SHAPES)
                     mx.eval(_arrays(found))
                     assert is_forged or _equal(found, make(LENGTHS.index(found.offset), found.offset))
         assert len(told) <= 1, [str(w.message) for w in told]

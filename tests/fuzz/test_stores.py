@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_mlx.engine.snapshots import Store
-from ring_mlx.engine.snapshots.files import UNSEALED, seal
 from ring_mlx.engine.stored.manifest import _text
 from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.cache_files import UNSEALED, seal
 from tests.fuzz.profile import fuzz
 from tests.fuzz.server import attempt
 from tests.fuzz.store_doors import LENGTHS, SHAPES, make

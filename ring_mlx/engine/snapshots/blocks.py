@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mlx_lm.models.cache import ArraysCache, QuantizedKVCache
 
 from ring_mlx.engine.stored.manifest import BLOCK_TOKENS
+from ring_mlx.model.cache_shapes import Shapes
 
 PLACE_KINDS = ("system", "user", "answer")
 
@@ -99,6 +100,24 @@ class Snapshot:
     def parts(self) -> list[Block]:
         """Blocks and tail, which together hold every token."""
         return [*self.blocks, *([self.tail] if self.tail else [])]
+
+    def check(self, shapes: Shapes) -> None:
+        """Check it against the model; ValueError if the model could not have made it."""
+        shapes.check_count(self.offset)
+        if (len(self.states), len(self.form)) != (sum(shapes.linear), len(shapes.linear) - sum(shapes.linear)):
+            raise ValueError("it has another number of layers than the model")
+        for state in self.states:
+            if state is not None:
+                shapes.check_state(state)
+        for part in self.parts:
+            at = 0
+            for layer in self.form:
+                count = 1 if layer is None else 3
+                for start in (at, at + count):
+                    shapes.check_kv(part.arrays[start : start + count], layer, len(part.tokens))
+                at += 2 * count
+        if self.logits is not None:
+            shapes.check_logits(self.logits)
 
     def learn(self, other: Snapshot) -> None:
         """Take over the logits and the purpose of another snapshot of the same tokens."""

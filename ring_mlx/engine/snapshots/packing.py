@@ -1,15 +1,20 @@
-"""Arrays of a snapshot to named arrays and back, with keys and values in fewer bits if wanted."""
+"""Arrays of a snapshot to named arrays and back, with keys and values in fewer bits if wanted, and to files."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens
+from ring_mlx.engine.stored.folder import blob_path, checksum
 from ring_mlx.engine.stored.manifest import BLOCK_TOKENS
+from ring_mlx.model.cache_files import read_arrays
+from ring_mlx.system.files import is_plain, sync_path, unfinished
 
 Named = dict[str, mx.array]
 QUANTIZED_PARTS = ("", ".scales", ".biases")
@@ -106,6 +111,38 @@ def unpack(
 def form_of(manifest: Mapping[str, Any]) -> Form:
     """The form that a manifest names."""
     return tuple((int(layer[0]), int(layer[1])) if layer else None for layer in manifest["form"])
+
+
+def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str]) -> tuple[str, int]:
+    """Write arrays to a safetensors file whose name is its SHA-256; the same content is written once.
+
+    Many are written at a time: `sync_path` of the folder must follow before anything on the disk names them. Returns
+    the name and the size in bytes.
+    """
+    with unfinished(folder) as new:
+        mx.save_safetensors(str(new), dict(arrays), dict(header))
+        name, size = checksum(new), new.stat().st_size
+        path = blob_path(folder, name)
+        if not is_plain(path) or path.stat().st_size != size:
+            sync_path(new)
+            os.replace(new, path)
+    return name, size
+
+
+def read_blob(folder: Path, name: str, size: int, most_bytes: int) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays and the header of a blob of ``size`` bytes; more than ``most_bytes`` are not read, even for the checksum.
+
+    Raises ValueError if the content is not what the name says; OSError if the file is missing or unreadable.
+    """
+    path = blob_path(folder, name)
+    found = path.lstat().st_size
+    if found != size or found > most_bytes:
+        raise ValueError(f"{path.name} has {found} bytes")
+    if checksum(path) != name:
+        raise ValueError(f"{path.name} does not hold what its name says")
+    arrays, header = read_arrays(path)
+    mx.eval(arrays)
+    return arrays, header
 
 
 def _slots(i: int, layer: tuple[int, int] | None) -> list[tuple[str, tuple[str, ...]]]:

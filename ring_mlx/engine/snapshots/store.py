@@ -24,14 +24,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ring_mlx.engine.snapshots.blocks import Block, Form, Snapshot, Tokens, keys_of
-from ring_mlx.engine.snapshots.files import MOST_HEADER_BYTES, read_blob, write_blob
-from ring_mlx.engine.snapshots.packing import form_of, pack_block, pack_rest, unpack, unpack_block
-from ring_mlx.engine.snapshots.shapes import Shapes
+from ring_mlx.engine.snapshots.packing import (
+    form_of,
+    pack_block,
+    pack_rest,
+    read_blob,
+    unpack,
+    unpack_block,
+    write_blob,
+)
 from ring_mlx.engine.stored.folder import ModelFolder, blob_path, damage, room_bytes
 from ring_mlx.engine.stored.keeping import Stored, kept
 from ring_mlx.engine.stored.manifest import BLOCK_TOKENS, MOST_FILE_BYTES, read_manifest, write_manifest
 from ring_mlx.engine.stored.stores import default_folder
 from ring_mlx.errors import CacheFileError
+from ring_mlx.model.cache_files import MOST_HEADER_BYTES
+from ring_mlx.model.cache_shapes import Shapes
 from ring_mlx.system.files import is_plain, sync_path
 
 if TYPE_CHECKING:
@@ -145,7 +153,7 @@ class Store(ModelFolder):
         read = read_blob(self.blobs, rest, sizes[rest], self._most_bytes)
         snapshot = unpack(manifest, *read, blocks, ids[: manifest["offset"]])
         if self._shapes is not None:
-            self._shapes.check(snapshot)
+            snapshot.check(self._shapes)
         return snapshot
 
     def _block(self, name: str, size: int, form: Form) -> Block:

@@ -1,4 +1,4 @@
-"""Arrays in files whose names are their checksums."""
+"""Files of arrays: reading them with care, and checksums of them."""
 
 from __future__ import annotations
 
@@ -12,43 +12,8 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ring_mlx.engine.stored.folder import blob_path, checksum
-from ring_mlx.system.files import is_plain, sync_path, unfinished
-
 UNSEALED = "0" * 64
 MOST_HEADER_BYTES = 1 << 20  # ours have a few kilobytes; a large one takes seconds and gigabytes to read
-
-
-def write_blob(folder: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str]) -> tuple[str, int]:
-    """Write arrays to a safetensors file whose name is its SHA-256; the same content is written once.
-
-    Many are written at a time: `sync_path` of the folder must follow before anything on the disk names them. Returns
-    the name and the size in bytes.
-    """
-    with unfinished(folder) as new:
-        mx.save_safetensors(str(new), dict(arrays), dict(header))
-        name, size = checksum(new), new.stat().st_size
-        path = blob_path(folder, name)
-        if not is_plain(path) or path.stat().st_size != size:
-            sync_path(new)
-            os.replace(new, path)
-    return name, size
-
-
-def read_blob(folder: Path, name: str, size: int, most_bytes: int) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The arrays and the header of a blob of ``size`` bytes; more than ``most_bytes`` are not read, even for the checksum.
-
-    Raises ValueError if the content is not what the name says; OSError if the file is missing or unreadable.
-    """
-    path = blob_path(folder, name)
-    found = path.lstat().st_size
-    if found != size or found > most_bytes:
-        raise ValueError(f"{path.name} has {found} bytes")
-    if checksum(path) != name:
-        raise ValueError(f"{path.name} does not hold what its name says")
-    arrays, header = read_arrays(path)
-    mx.eval(arrays)
-    return arrays, header
 
 
 def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ring_mlx.engine.snapshots.blocks import Snapshot
-
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (16, 32, 64, 128)
 
 
@@ -41,34 +39,16 @@ class Shapes:
         return layers * state + (len(self.linear) - layers) * token * count + 4 * self.vocab_size
 
     def check_count(self, count: int) -> None:
-        """Check a number of tokens against the model's context; raises as `check`."""
+        """Check a number of tokens against the model's context; ValueError if it exceeds that."""
         if count > self.context_tokens:
             raise ValueError(f"it is of {count} tokens, more than the {self.context_tokens} of the model's context")
 
-    def check(self, s: Snapshot) -> None:
-        """Check a snapshot against the model. Raises ValueError if the model could not have made it."""
-        self.check_count(s.offset)
-        if (len(s.states), len(s.form)) != (sum(self.linear), len(self.linear) - sum(self.linear)):
-            raise ValueError("it has another number of layers than the model")
-        for state in s.states:
-            if state is not None:
-                self.check_state(state)
-        for part in s.parts:
-            at = 0
-            for layer in s.form:
-                count = 1 if layer is None else 3
-                for start in (at, at + count):
-                    self.check_kv(part.arrays[start : start + count], layer, len(part.tokens))
-                at += 2 * count
-        if s.logits is not None:
-            _hold("logits", s.logits, (1, self.vocab_size), mx.float32)
-
     def check_state(self, state: mx.array) -> None:
-        """Check a linear layer's state against the model; raises as `check`."""
+        """Check a linear layer's state; ValueError if the model could not have made it."""
         _hold("a state", state, (1, self.heads, self.head_dim, self.head_dim), mx.float32)
 
     def check_kv(self, arrays: Sequence[mx.array], layer: tuple[int, int] | None, count: int) -> None:
-        """Check the keys, or the values, of ``count`` tokens against the model; raises as `check`."""
+        """Check the keys, or the values, of ``count`` tokens as `check_state` does a state."""
         rows, D = (1, self.kv_heads, count), self.head_dim
         if layer is None:
             (plain,) = arrays
@@ -81,6 +61,10 @@ class Shapes:
         _hold("quantized keys or values", w, (*rows, D * bits // 32), mx.uint32)
         for part in (scales, biases):
             _hold("scales or biases", part, (*rows, D // group_size), self.dtype)
+
+    def check_logits(self, logits: mx.array) -> None:
+        """Check the logits of a token as `check_state` does a state."""
+        _hold("logits", logits, (1, self.vocab_size), mx.float32)
 
 
 def _hold(what: str, a: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
