@@ -69,11 +69,6 @@ class Row:
         """Whether the row can generate."""
         return self.known == len(self.ids)
 
-    @property
-    def most_tokens(self) -> int:
-        """Prompt and answer at their longest."""
-        return len(self.prompt.ids) + self.limit
-
     def start(self, reader: PromptReader) -> None:
         """Go to the deepest snapshot of the prompt."""
         self.reader = reader

@@ -60,7 +60,7 @@ class Scheduler:
         if not rows or request.prepared is None:
             return True
         most = len(request.prepared.prompt.ids) + request.prepared.limit
-        longest = max([most, *(row.most_tokens for row in rows)])
+        longest = max([most, *(len(row.prompt.ids) + row.limit for row in rows)])
         needed = (len(rows) + 1) * memory.cache_bytes(self.loaded.model.config, longest)
         return mx.get_active_memory() - self._batch.nbytes + needed <= memory.budget_bytes()
 

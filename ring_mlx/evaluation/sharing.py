@@ -47,7 +47,8 @@ class SharedReader:
             self.read_tokens += len(rest)
             yield members[0], cache, rest
             return
-        end = self._parting(members, at)
+        # Where these prompts first differ, but before the last token of each.
+        end = at + shared(*(self._prompts[i][at:-1] for i in members))
         self._feed(self._prompts[members[0]][at:end], cache)
         groups: dict[int, list[int]] = {}
         for i in members:
@@ -62,10 +63,6 @@ class SharedReader:
             yield from self._walk(group, cache.copy(), end)
         if largest:
             yield from self._walk(largest, cache, end)
-
-    def _parting(self, members: list[int], at: int) -> int:
-        """Where these prompts first differ, but before the last token of each."""
-        return at + shared(*(self._prompts[i][at:-1] for i in members))
 
     def _feed(self, ids: Sequence[int], cache: HybridCache) -> None:
         sizes = step_sizes(len(ids), self._step)

@@ -21,7 +21,7 @@ from ring_mlx.model.config_values import (
     shown,
 )
 from ring_mlx.model.quantization import with_settings
-from ring_mlx.model.rope_scaling import lengthened, one_spelling, rope_scaling
+from ring_mlx.model.rope_scaling import fill_partial_rotary, one_spelling, rope_scaling
 from ring_mlx.system.regular_files import read_json
 
 LINEAR_TYPES = ("bailing_moe_linear",)
@@ -113,7 +113,8 @@ class RingConfig:
     @property
     def context_tokens(self) -> int:
         """The most tokens of a prompt and its answer: ``max_position_embeddings``, or what YaRN lengthens it to."""
-        return lengthened(self.max_position_embeddings, self.rope_scaling)
+        most, scaling = self.max_position_embeddings, self.rope_scaling or {}
+        return max(most, round(scaling.get("factor", 0) * scaling.get("original_max_position_embeddings", 0)))
 
     @property
     def rope_dims(self) -> int:
@@ -219,27 +220,12 @@ def _filled_in(raw: Mapping[str, Any]) -> dict[str, Any]:
         values["head_dim"] = hidden // heads
     if values.get("moe_shared_expert_intermediate_size") is None:
         values["moe_shared_expert_intermediate_size"] = values.get("moe_intermediate_size")
-    _fill_partial_rotary(values)
+    fill_partial_rotary(values)
     for key in ("num_experts", "num_shared_experts"):
         if key in values and values[key] is None:
             values[key] = 0
     values["rope_scaling"] = rope_scaling(values)
     return values
-
-
-def _fill_partial_rotary(values: dict[str, Any]) -> None:
-    rotary_dim, factor, head_dim = (values.get(k) for k in ("rotary_dim", "partial_rotary_factor", "head_dim"))
-    if rotary_dim is None or not is_count(head_dim):
-        return
-    if not is_count(rotary_dim):
-        raise ConfigError(f"rotary_dim {shown(rotary_dim)} is not of type int; correct config.json.")
-    if factor is None:
-        values["partial_rotary_factor"] = rotary_dim / head_dim
-    elif is_number(factor) and int(head_dim * factor) != rotary_dim:
-        raise ConfigError(
-            f"rotary_dim {rotary_dim} contradicts head_dim {head_dim} x partial_rotary_factor {factor}; "
-            "correct config.json from the original checkpoint."
-        )
 
 
 def _check_kinds(known: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ring_mlx.errors import ConfigError
-from ring_mlx.model.config_values import MOST_INTEGER, is_number, shown
+from ring_mlx.model.config_values import MOST_INTEGER, is_count, is_number, shown
 
 SCALING_KEYS = frozenset(["type", "factor", "original_max_position_embeddings"])
 YARN_KEYS = SCALING_KEYS | {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
@@ -80,11 +80,20 @@ def rope_scaling(values: Mapping[str, Any]) -> dict[str, Any] | None:
     return scaling
 
 
-def lengthened(context: int, scaling: Mapping[str, Any] | None) -> int:
-    """The context with the scaling: its factor times the original one, where that is more than ``context``."""
-    if scaling is None:
-        return context
-    return max(context, round(scaling["factor"] * scaling["original_max_position_embeddings"]))
+def fill_partial_rotary(values: dict[str, Any]) -> None:
+    """Set ``partial_rotary_factor`` from ``rotary_dim``; a ConfigError if they contradict each other."""
+    rotary_dim, factor, head_dim = (values.get(k) for k in ("rotary_dim", "partial_rotary_factor", "head_dim"))
+    if rotary_dim is None or not is_count(head_dim):
+        return
+    if not is_count(rotary_dim):
+        raise ConfigError(f"rotary_dim {shown(rotary_dim)} is not of type int; correct config.json.")
+    if factor is None:
+        values["partial_rotary_factor"] = rotary_dim / head_dim
+    elif is_number(factor) and int(head_dim * factor) != rotary_dim:
+        raise ConfigError(
+            f"rotary_dim {rotary_dim} contradicts head_dim {head_dim} x partial_rotary_factor {factor}; "
+            "correct config.json from the original checkpoint."
+        )
 
 
 def attention_factor(scaling: Mapping[str, Any]) -> float:

@@ -60,7 +60,9 @@ class Handler(Wire):
         if known not in METHODS:
             raise ApiError(404, f"there is no {path[:100]} here; see docs/serve.md.", code="unknown_url")
         if METHODS[known] != self.method:
-            raise _wrong_method(path)
+            allowed = METHODS.get(path, "GET" if path.startswith(MODELS) else "GET, POST")
+            told = {"Allow": allowed}
+            raise ApiError(405, f"this route takes {allowed}.", code="method_not_allowed", headers=told)
         routes: dict[str, Callable[[], None]] = {
             "/v1/chat/completions": lambda: self._generate(parse_chat),
             "/v1/completions": lambda: self._generate(parse_completion),
@@ -214,8 +216,3 @@ class Handler(Wire):
         path = self._path()
         route = path if path in METHODS else MODELS if path.startswith(MODELS) else "other"
         self.server.metrics.count("http_requests_total", route=route, status=status)
-
-
-def _wrong_method(path: str) -> ApiError:
-    allowed = METHODS.get(path, "GET" if path.startswith(MODELS) else "GET, POST")
-    return ApiError(405, f"this route takes {allowed}.", code="method_not_allowed", headers={"Allow": allowed})

@@ -189,14 +189,12 @@ class _Races:
                 self._give_up(name)
             return
         asked = self._asked_for(kind, names[0])
-        part = self._budget.part(self._budget.left_s() * SHARES[kind] / self._later_shares(kind))
+        kinds = list(dict.fromkeys(map(kind_of, self.names)))
+        left = sum(SHARES[k] for k in kinds[kinds.index(kind) :])
+        part = self._budget.part(self._budget.left_s() * SHARES[kind] / left)
         names = [name for name in names if name in asked]
         for done, name in enumerate(names):
             self._race(name, part.part(part.left_s() * max(1 / 2, 1 / (len(names) - done))))
-
-    def _later_shares(self, kind: str) -> float:
-        kinds = list(dict.fromkeys(map(kind_of, self.names)))
-        return sum(SHARES[k] for k in kinds[kinds.index(kind) :])
 
     def _asked_for(self, kind: str, name: str) -> set[str]:
         """The choices that the model asks for in a kind of work, known after a first run."""
