@@ -24,6 +24,10 @@ UNSAVED = 2  # exit code
 
 def run(args: argparse.Namespace) -> int:
     """Open the chat; returns the exit code."""
+    if args.web:
+        from tui.web import serve  # Not at the top: it needs the extra "web".
+
+        return serve(args)
     settings, wrong = config.load(paths.config_file())
     settings = with_options(settings, args)
     notes = [wrong] if wrong else []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from importlib.util import find_spec
 
 from ring_mlx import (
     Command,
@@ -17,6 +19,8 @@ from ring_mlx import (
 from tui.commands import SETTINGS
 
 EXPERTS = "read routed experts on demand into this much memory, such as 8GB (default: all in memory)"
+SERVES = "textual_serve"  # the package of the extra "web"
+PAGE = "TEXTUAL_DRIVER"  # in the environment of the process that a page shows
 COMMAND = Command(
     "chat",
     "ask a model",
@@ -25,6 +29,12 @@ COMMAND = Command(
     __name__,
     "tui.chat",
 )
+
+
+class WebError(RingError):
+    """An option of a page is wrong."""
+
+    origin = "option"
 
 
 class NoTerminalError(RingError):
@@ -37,6 +47,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     c = parser.add_argument_group("chat")
     c.add_argument("--resume", action="store_true", help="go on with the latest chat")
     c.add_argument("--plain", action="store_true", help="line by line, for dumb terminals and pipes")
+    c.add_argument("--web", action="store_true", help="in a browser on this machine; needs textual-serve")
+    c.add_argument("--port", type=int, metavar="N", help="of --web's address (default: a free one)")
     c.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")
     m = parser.add_argument_group("model")
     m.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
@@ -53,6 +65,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises NoTerminalError if a stream is not a terminal; Textual draws on standard error. ``--plain`` needs none."""
-    if not args.plain and not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+    """Raises WebError, ImportError, or NoTerminalError if a stream is not a terminal.
+
+    Textual draws on standard error. ``--plain`` needs no terminal, and a page neither.
+    """
+    if args.web and find_spec(SERVES) is None:
+        raise ModuleNotFoundError(SERVES, name=SERVES)
+    if args.web and args.plain:
+        raise WebError("--web has screens and --plain has none; leave one out.")
+    if args.port is not None and not (args.web and 0 <= args.port < 1 << 16):
+        raise WebError(f"--port {args.port} is no port of --web; give --web and a number up to 65535.")
+    if not (args.plain or args.web or PAGE in os.environ) and not all(
+        stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)
+    ):
         raise NoTerminalError("chat needs a terminal; use ring-mlx chat --plain or ring-mlx generate")

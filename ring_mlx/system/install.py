@@ -23,7 +23,7 @@ from ring_mlx.system.machine_fit import unfit
 
 PROJECT = "ring-mlx"
 CPU, CUDA, PLOT = "cpu", "cuda13", "plot"
-OPTIONAL = ("datasets", "lm_eval", "matplotlib")  # some commands use them; no installation brings them
+OPTIONAL = ("datasets", "lm_eval", "matplotlib", "textual_serve")  # some commands use them; no installation brings them
 # The package that shows that an extra is installed.
 SIGNS = {CPU: "mlx-cpu", CUDA: "mlx-cuda-13", PLOT: "matplotlib"}
 
