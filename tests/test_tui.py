@@ -213,7 +213,7 @@ def test_a_burst_of_keys_is_taken_in_order():
         await pause(0.1)
         await d.settle()
         assert d.engine.asked == [["hi"]]
-        assert d.chat.entry.prompt.text == "more\nlines"
+        assert [w.text for w in d.chat.entry.queued.found] == ["more\nlines"]
 
     chat(script)
 
@@ -225,7 +225,7 @@ def test_nothing_is_sent_while_an_answer_runs_or_without_text():
         await d.say("one")
         await d.say("two")
         assert d.engine.asked == [["one"]]
-        assert d.chat.entry.prompt.text == "two"
+        assert [w.text for w in d.chat.entry.queued.found] == ["two"]
         for command in ("regenerate", "edit", "continue", "branch", "undo", "next"):
             await d.command(f"/{command}")
         assert len(d.engine.questions) == 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from textual import events
 from textual.widgets import Input
 from textual.widgets.text_area import Selection
 
 from tests.test_tui_keys import burst
-from tests.tui_pilot import chat, kept
+from tests.tui_pilot import SIZES, chat, kept
+from tui.keeper import Keeper
+from tui.messages import Ended, Failed
 from tui.screens.text import HelpScreen
 from tui.store import Attachment, drafts
 
@@ -135,3 +140,208 @@ def test_ctrl_d_quits_where_there_is_nothing_to_delete():
         assert not d.app.is_running
 
     assert chat(script).return_code == 0
+
+
+def waiting(d):
+    return [w.text for w in d.chat.entry.queued.found]
+
+
+def test_messages_sent_while_an_answer_runs_wait_and_can_be_taken_back():
+    async def script(d):
+        await d.say("one")
+        for text in ("two", "three", "four"):
+            await d.say(text)
+        assert waiting(d) == ["two", "three", "four"]
+        shown = "\n".join(d.screen_text)
+        assert "next 1 · two" in shown
+        assert "next 3 · Up takes it back · four" in shown
+        await d.press("up")
+        assert (d.chat.entry.prompt.text, waiting(d)) == ("four", ["two", "three"])
+        await d.say(" changed")
+        await d.pilot.click(d.app.query("Queued Row").first())
+        await d.settle()
+        assert (d.chat.entry.prompt.text, waiting(d)) == ("two", ["three", "four changed"])
+        await d.press("ctrl+u")  # not wanted any more
+        await d.post(d.text("1"), d.end())
+        assert d.engine.asked[-1] == ["one", "1", "three"]
+        assert waiting(d) == ["four changed"]
+        await d.post(d.text("3"), d.end("length"))
+        await d.post(d.text("4"), d.end())
+        assert d.said == ["one", "1", "three", "3", "four changed", "4"]
+        assert not d.chat.entry.queued.display
+
+    chat(script, SIZES[1])
+
+
+@pytest.mark.parametrize("ends", ["stopped", "failed", "empty"])
+def test_what_waits_returns_to_the_prompt_if_the_answer_does_not_end_well(ends):
+    async def script(d):
+        await d.say("one")
+        d.chat.entry.attachments.add(Attachment("a.txt", "text"))
+        await d.say("two")
+        await d.say("three")
+        await d.type("begun")
+        if ends == "failed":
+            await d.post(d.text("half"), Failed("[x] broken", d.engine.number))
+        else:
+            await d.post(*([] if ends == "empty" else [d.text("half")]), d.end("stopped"))
+        first = "one\n" if ends == "empty" else ""
+        assert d.chat.entry.prompt.text == f"{first}two\nthree\nbegun"
+        assert [a.name for a in d.chat.entry.attachments.found] == ["a.txt"]
+        assert waiting(d) == []
+        assert len(d.engine.questions) == 1
+
+    chat(script)
+
+
+def test_what_waits_belongs_to_its_chat_and_is_on_the_disk(tmp_path):
+    path = tmp_path / "chats.db"
+
+    async def script(d):
+        await d.say("one")
+        first = d.chat.talk.chat.id
+        await d.post(d.text("half"))
+        d.chat.entry.attachments.add(Attachment("a.txt", "text"))
+        await d.say("two")
+        await d.type("begun")
+        d.chat.keep_draft()
+        other = Keeper(path, print)  # as after a kill -9
+        assert drafts.load(other.db, first) == "two\nbegun"
+        assert drafts.load_attachments(other.db, first) == [Attachment("a.txt", "text")]
+        other.close()
+        await d.press("ctrl+n")
+        assert waiting(d) == []
+        assert d.chat.entry.prompt.text == ""
+        await d.post(Ended(1, "stop"))
+        assert len(d.engine.questions) == 1
+        await d.chat.open_chat(d.chat.keeper.open(first))
+        assert d.chat.entry.prompt.text == "two\nbegun"
+        assert [a.name for a in d.chat.entry.attachments.found] == ["a.txt"]
+        await d.say("")
+        await d.say("three")
+        await d.command("/delete")
+        await d.command("/restore")
+        assert d.chat.entry.prompt.text == "two\nbegun\nthree"  # the first was asked, but not answered
+
+    chat(script, path=path)
+
+
+def test_an_edit_that_ends_while_a_waiting_question_is_answered_is_not_lost():
+    async def script(d):
+        await d.exchange("q", "a")
+        await d.say("r")
+        await d.say("s")
+        await d.post(d.text("b"))
+        d.chat.answer, running = None, d.chat.answer
+        await d.command("/edit")
+        d.chat.answer = running
+        await d.type(" changed")
+        await d.press("ctrl+s")
+        assert d.chat.entry.prompt.text.endswith("r changed")
+
+    chat(script)
+
+
+def editor(tmp_path, monkeypatch, script):
+    """Have an editor that runs a shell script with the file as $1."""
+    file = tmp_path / "an editor"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("EDITOR", f"'{file}' --wait")
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def test_the_prompt_in_an_editor(tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, 'printf "%s: \\033[1mmore\\n" "$(cat "$2")" > "$2"')
+
+    async def script(d):
+        await d.type("text")
+        await d.press("f4")
+        assert d.chat.entry.prompt.text == "text: \\x1b[1mmore"
+        await d.press("ctrl+u")
+        await d.command("/editor")
+        assert d.chat.entry.prompt.text == ": \\x1b[1mmore"
+        assert [*tmp_path.glob("ring-mlx-*")] == []
+
+    chat(script)
+
+
+BAD = {
+    "exit 3": "an editor ended with code 3",
+    "echo new > $2; exit 3": "an editor ended with code 3",
+    "kill -9 $$": "an editor ended with code -9",
+    "rm $2": "what it has left cannot be read (No such file or directory)",
+    "printf 'a\\377b' > $2": "it has left no UTF-8 text",
+    "rm $2; mkdir $2": "what it has left cannot be read (Is a directory)",
+    "head -c 5000000 /dev/zero > $2": "what it has left cannot be read (it has more than 4 MB)",
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_the_draft_stays_whatever_the_editor_does(tmp_path, monkeypatch, what):
+    editor(tmp_path, monkeypatch, what)
+
+    async def script(d):
+        d.chat.entry.prompt.replace_text("my draft")
+        await d.press("f4")
+        assert d.chat.entry.prompt.text == "my draft"
+        assert BAD[what] in d.toasts[0]
+        assert "the prompt is as it was" in d.toasts[0]
+        (kept_file,) = [*tmp_path.glob("ring-mlx-*.md"), None][:1]
+        assert (str(kept_file) in d.toasts[0]) == ("> $2" in what)
+        assert d.app.is_running
+
+    chat(script)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("nowhere/vi", "cannot be found"), ("'vi", "is no command"), ("/", "cannot be")]
+)
+def test_an_editor_that_does_not_exist(monkeypatch, command, said):
+    monkeypatch.setenv("VISUAL", command)
+
+    async def script(d):
+        await d.type("my draft")
+        await d.press("f4")
+        assert said in d.toasts[0]
+        assert d.chat.entry.prompt.text == "my draft"
+
+    chat(script)
+
+
+def test_a_huge_text_from_the_editor_is_attached(tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, "yes | head -c 3000000 > $2")
+
+    async def script(d):
+        await d.type("x")
+        await d.press("f4")
+        assert d.chat.entry.prompt.text == ""
+        assert [len(a.text) for a in d.chat.entry.attachments.found] == [2_999_999]
+
+    chat(script)
+
+
+def test_what_happens_while_the_editor_is_open(tmp_path, monkeypatch):
+    """The answer goes on; a text for another prompt than the present one goes before it."""
+    editor(tmp_path, monkeypatch, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo edited > $2")
+
+    async def script(d):
+        await d.say("q")
+        await d.type("draft")
+        d.app.post_message(events.Key("f4", None))
+        await asyncio.sleep(0.2)
+        d.chat.post_message(d.text("written meanwhile"))
+        d.chat.post_message(d.end())
+        await asyncio.sleep(0.2)
+        assert d.chat.keeper.open(d.chat.talk.chat.id).path()[-1].content == "written meanwhile"
+        d.chat.entry.prompt.replace_text("other")
+        (tmp_path / "go").touch()
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if "edited" in d.chat.entry.prompt.text:
+                break
+        assert d.chat.entry.prompt.text == "edited\nother"
+
+    chat(script)

@@ -298,3 +298,16 @@ def test_a_terminal_that_cannot_place_letters_gets_plain_mode(monkeypatch, term,
     assert chat.run(parser.parse_args([])) == 0
     note = f"[terminal] TERM={term} shows no screens; this is plain mode, /help lists its commands."
     assert started == [("Plain", [note]) if is_plain else ("RingChat", [])]
+
+
+def test_a_question_from_the_editor(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "editor"
+    file.write_text("#!/bin/sh\necho from the editor > $1\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(file))
+    engine, code, _, _ = plain(monkeypatch, capsys, "/editor")
+    assert (engine.asked, code) == ([["from the editor"]], 0)
+    monkeypatch.setenv("VISUAL", "false")
+    engine, code, _, err = plain(monkeypatch, capsys, "/editor")
+    assert (engine.asked, code) == ([], 0)
+    assert "[editor] false ended with code 1; the prompt is as it was." in err

@@ -59,6 +59,7 @@ COMMANDS = (
     Command("first", "go to the first turn", "", "home"),
     Command("last", "go to the last turn", "", "end"),
     Command("go", "go to a turn by its number", argument="N"),
+    Command("editor", "write the question in your editor (VISUAL, EDITOR)", "f4", plain=True),
     Command("attach", "attach a text file to the question", argument="PATH", plain=True),
     Command("title", "rename this chat", argument="TEXT", plain=True),
     Command("pin", "keep this chat at the top of the list, or no longer"),

@@ -15,6 +15,7 @@ from textual.widgets import Input, TextArea
 from textual.widgets.input import Selection as InputSelection
 from textual.widgets.text_area import Selection
 
+from tui.editor import run_here
 from tui.keys import KeysInOrder
 
 AGAIN_S = 2.0  # within which a second Ctrl+C quits
@@ -32,6 +33,7 @@ class Interrupts(KeysInOrder):
     def __init__(self) -> None:
         super().__init__()
         self._interrupted_at = float("-inf")
+        self.is_lent = False  # another program has the terminal
 
     def interrupt_chat(self) -> None:
         """End the answer or clear the prompt."""
@@ -82,7 +84,27 @@ class Interrupts(KeysInOrder):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._end, 128 + number)
 
+    async def lend(self, command: list[str]) -> int:
+        """Give a program the terminal until it ends; returns its exit code.
+
+        What happens in the chat meanwhile is kept, and shown afterwards.
+
+        Raises:
+            SuspendNotSupported: If the chat is not in a terminal.
+            OSError: If it cannot be started.
+        """
+        if self.is_headless:
+            return await run_here(command)
+        with self.batch_update(), self.suspend():
+            self.is_lent = True
+            try:
+                return await run_here(command)
+            finally:
+                self.is_lent = False
+
     def _end(self, code: int) -> None:
+        if self.is_lent and code == 128 + signal.SIGINT:  # Ctrl+C in that program
+            return
         self.leave_chat(code)
         guard = threading.Timer(PATIENCE_S, os._exit, (code,))
         guard.daemon = True

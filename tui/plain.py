@@ -6,6 +6,7 @@ standard output and everything else to standard error, so that a pipe gets answe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import queue
@@ -20,6 +21,7 @@ from ring_mlx import RingError, for_output, harmless, whole_text
 from tui import commands, files, paths
 from tui.config import Config
 from tui.conversation import Conversation
+from tui.editor import edited, run_here
 from tui.front_end import Done, FrontEnd
 from tui.gauges import gauges, reading_text
 from tui.keeper import WRITE_EVERY_S, Keeper
@@ -106,11 +108,8 @@ class Plain(FrontEnd):
         while not self._is_over and (line := self._read()) is not None:
             if commands.is_command(line):
                 self.command(line)
-            elif line or self._attachments:
-                attachments, self._attachments = self._attachments, []
-                self.talk.mark()
-                self.keeper.keep(self.talk, self.talk.add(USER, line, attachments))
-                self.ask()
+            else:
+                self.put(line)
         return FAILED if FAILED in self._codes else max(self._codes)
 
     def say(self, text: str, severity: str = "information") -> None:
@@ -241,6 +240,18 @@ class Plain(FrontEnd):
         turn = self.chosen_answer()
         for line in record_lines(turn.record) if turn and turn.record else ():
             self.say(line)
+
+    def do_editor(self, _: str) -> None:
+        """Write a question in the editor and ask it."""
+        self.put(asyncio.run(edited("", run_here)).strip())
+
+    def put(self, question: str) -> None:
+        """Ask a question with what is attached."""
+        if question or self._attachments:
+            attachments, self._attachments = self._attachments, []
+            self.talk.mark()
+            self.keeper.keep(self.talk, self.talk.add(USER, question, attachments))
+            self.ask()
 
     def do_attach(self, path: str) -> None:
         self._attachments.append(files.read_attachment(path))

@@ -33,7 +33,8 @@ class TurnCommands(ChatView):
             self.app.push_screen(TextScreen(title, turn.content), edited)
 
     async def _edited(self, turn: Turn, text: str) -> None:
-        if self.is_busy:
+        if self.is_busy:  # a question that waited has been asked meanwhile
+            self.entry.give_back(text)
             return
         self.talk.mark()
         new = self.talk.beside(turn, text)

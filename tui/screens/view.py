@@ -21,11 +21,13 @@ from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments
 from tui.widgets.entry import Entry
 from tui.widgets.header import Header
+from tui.widgets.queued import Queued
 from tui.widgets.status import StatusLine
 from tui.widgets.turn import AssistantTurn, TurnView
 from tui.widgets.turns import Turns
 
 DRAFT_EVERY_S = 1.0
+GOES_ON = ("stop", "length")  # how an answer ends after which questions that wait are asked
 
 
 class ChatView(FrontEnd, Screen[None]):
@@ -136,13 +138,13 @@ class ChatView(FrontEnd, Screen[None]):
     def keep_draft(self) -> None:
         """Keep the text that is typed but not sent."""
         self._draft_timer.pause()
-        draft, chat = self.entry.prompt.draft, None if self.talk.turns else self.talk.chat
+        (draft, attached), chat = self.entry.draft, None if self.talk.turns else self.talk.chat
         if draft or chat is None or self._has_draft:
             self._has_draft = bool(draft)
             self.keeper.keep_draft(self.talk.chat.id, draft, chat)
-        attachments = self.entry.attachments.found if draft or chat is None else []
+        attachments = attached if draft or chat is None else []
         if attachments != self._kept:
-            self._kept = list(attachments)
+            self._kept = attachments
             self.keeper.keep_attachments(self.talk.chat.id, attachments)
 
     def _draft_of(self, talk: Conversation) -> tuple[str, list[Attachment]]:
@@ -156,13 +158,14 @@ class ChatView(FrontEnd, Screen[None]):
         """End the running answer at once for the chat; its text so far stays."""
         self.engine.stop()
         if self.answer is not None:
+            self.entry.unqueue()
             self.end_answer("stopped")
 
     @on(Entry.Asked)
     async def asked(self, message: Entry.Asked) -> None:
-        """Ask; while an answer is running the text stays in the prompt."""
-        if self.is_busy:
-            self.entry.give_back(message.text, message.attachments)
+        """Ask; while an answer is running the question waits for its turn."""
+        if self.answer is not None:
+            self.entry.queue(message.text, message.attachments)
             return
         self.talk.mark()
         self.keeper.keep(self.talk, self.talk.add(USER, message.text, message.attachments))
@@ -173,6 +176,7 @@ class ChatView(FrontEnd, Screen[None]):
     def troubled(self, message: Entry.Trouble) -> None:
         self.say(message.text, "error")
 
+    @on(Queued.Changed)
     @on(Attachments.Changed)
     @on(TextArea.Changed)
     def draft_changed(self) -> None:
@@ -244,6 +248,8 @@ class ChatView(FrontEnd, Screen[None]):
 
     async def _end(self, reason: str, message: Ended | None = None) -> None:
         view = self.answer_view(self.answer) if self.answer is not None else None
+        if reason not in GOES_ON:
+            self.entry.unqueue()
         if self.end_answer(reason, message.figures if message else None):
             if view is not None:
                 await view.end()
@@ -253,6 +259,9 @@ class ChatView(FrontEnd, Screen[None]):
             await self.refresh_turns()
         self.refresh_bindings()
         self.keeper.flush()
+        if self.answer is None:
+            for waiting in self.entry.queued.take(*self.entry.queued.found[:1]):
+                await self.asked(Entry.Asked(waiting.text, list(waiting.attachments)))
 
     def take_back(self, answer: Turn) -> None:
         """Forget an answer without any text; its question returns to the prompt, unless it has other answers."""

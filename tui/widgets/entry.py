@@ -19,6 +19,7 @@ from tui.config import PROMPT_KEYS
 from tui.store import Attachment
 from tui.widgets.attachments import Attachments
 from tui.widgets.choices import Completion, command_rows
+from tui.widgets.queued import Queued, Waiting
 
 LONG_CHARACTERS, LONG_LINES = 3000, 30
 
@@ -48,11 +49,13 @@ class Entry(Vertical):
     def __init__(self, keys: dict[str, str], *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.completion, self.attachments, self._keys = Completion(), Attachments(), keys
+        self.queued = Queued()
         self.prompt = Prompt(self, keys)
         self._pastes = 0
 
     def compose(self) -> ComposeResult:
         yield self.completion
+        yield self.queued
         yield self.attachments
         yield self.prompt
 
@@ -62,6 +65,31 @@ class Entry(Vertical):
         self.prompt.replace_text(f"{text}\n{begun}" if begun.strip() else text)
         for attachment in attachments:
             self.attachments.add(attachment)
+
+    def queue(self, text: str, attachments: Sequence[Attachment]) -> None:
+        """Have a question wait for its turn."""
+        self.queued.set([*self.queued.found, Waiting(text, tuple(attachments))])
+
+    def unqueue(self, *wanted: Waiting) -> None:
+        """Put questions that wait, by default all, back into the prompt, before what the user writes now."""
+        taken = self.queued.take(*(wanted or self.queued.found))
+        if taken:
+            self.prompt.begin("\n".join(filter(None, [*(w.text for w in taken), self.prompt.draft])))
+        for attachment in (a for w in taken for a in w.attachments):
+            self.attachments.add(attachment)
+
+    @on(Queued.Wanted)
+    def wanted_back(self, message: Queued.Wanted) -> None:
+        message.stop()
+        self.unqueue(message.waiting)
+        self.prompt.focus()
+
+    @property
+    def draft(self) -> tuple[str, list[Attachment]]:
+        """All that is written and not asked yet."""
+        waiting = self.queued.found
+        text = "\n".join(filter(None, [*(w.text for w in waiting), self.prompt.draft]))
+        return text, [*(a for w in waiting for a in w.attachments), *self.attachments.found]
 
     def attach(self, *paths: str) -> bool:
         """Attach files, or say why one cannot be and attach none; returns whether they are attached."""
@@ -238,6 +266,8 @@ class Prompt(TextArea):
             self.send()
         elif name == "new_line":
             self.insert("\n")
+        elif key == "up" and not self.text and (waiting := self._entry.queued.found):
+            self._entry.unqueue(waiting[-1])
         elif key == "up" and row == 0 and self._at > 0:
             self.recall(-1)
         elif key == "down" and row == last and self._at < len(self.past):
