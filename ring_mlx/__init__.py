@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the same as _NAMES, for type checkers
     from ring_mlx.checkpoint.hub import cached_models, each_cached_model
     from ring_mlx.checkpoint.loading import demo_model_path, load, load_model
     from ring_mlx.checkpoint.summary import Summary, summary_of
-    from ring_mlx.doctor.models import known_fits
+    from ring_mlx.doctor.models import Fit, known_fits
     from ring_mlx.engine.events import (
         AnswerText,
         Counters,
@@ -61,7 +61,7 @@ _NAMES = {
     "ring_mlx.checkpoint.loading": "demo_model_path load load_model",
     "ring_mlx.checkpoint.summary": "Summary summary_of",
     "ring_mlx.system.regular_files": "read_json",
-    "ring_mlx.doctor.models": "known_fits",
+    "ring_mlx.doctor.models": "Fit known_fits",
     "ring_mlx.engine.events": "AnswerText Counters End Loading ModelInfo PrefillProgress Revised "
     "Sampling Statistics ThinkingText ToolCall",
     "ring_mlx.engine.session": "Reply Session",

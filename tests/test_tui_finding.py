@@ -1,9 +1,10 @@
-"""Finding one's way in the chat: fuzzy matching, the lists of commands, models and chats."""
+"""Finding one's way in the chat: fuzzy matching, the first screen, the lists of commands, models and chats."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import threading
 import time
 
@@ -12,15 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from textual.widgets import Input, OptionList
 
+from ring_mlx import AnswerText, Sampling, Session
 from ring_mlx.bench.shapes import FLASH, MINI
+from ring_mlx.cli import build_parser
 from tests.test_tui_harmless import BAD
-from tests.tui_pilot import chat
+from tests.tui_pilot import FakeEngine, chat
 from tui import commands, files, fuzzy
 from tui.config import Config, load
 from tui.conversation import Conversation
-from tui.messages import ModelChoice
+from tui.messages import Loaded, ModelChoice
 from tui.models import PLACES, Found, found_models
+from tui.screens.real_models import RealModelsScreen
 from tui.store import Chat, Record, chats, turns
+from tui.widgets.welcome import EXAMPLES
 
 HARD = "aabb" * 140 + "xc"  # Textual's own search tries more ways than there are atoms
 
@@ -427,3 +432,102 @@ def test_a_list_is_laid_out_again_in_another_size():
             assert ("for a narrow" in row) == (columns > 40)
 
     chat(script)
+
+
+def starts(d):
+    """The rows of the first screen."""
+    return d.app.query_one("#greeting Starts")
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 24), (120, 40), (200, 60)])
+def test_the_first_screen_has_examples_and_recent_chats(size):
+    async def script(d):
+        ids = keep(d, *(f"chat {n}" for n in range(9)))
+        await d.command("/new")
+        d.engine.post(Loaded("Ring-mini", 131072))
+        await d.settle()
+        rows = [o.prompt.plain for o in starts(d).options]
+        assert [row[2:24] for row in rows[:3]] == [text[:22] for text in EXAMPLES[False]]
+        shown = "\n".join(d.screen_text)
+        assert all(row.rstrip()[:30] in shown for row in rows)  # all are in view
+        assert ("131,072 tokens" in shown) == (size[0] > 40)
+        assert len(rows) == (3 if size[1] == 12 else 8)
+        if size[1] > 12:
+            await d.press("tab", "5")
+            assert d.chat.talk.chat.id == ids[1]
+            assert not d.app.query_one("#greeting").display
+            await d.command("/new")
+        await d.press("tab", "down", "enter")
+        assert d.engine.asked == [[EXAMPLES[False][1]]]
+
+    chat(script, size)
+
+
+def test_the_first_screen_of_the_toy_says_how_to_get_a_real_model(monkeypatch):
+    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 14_000_000_000)
+    copied = []
+
+    async def script(d):
+        d.app.copy_to_clipboard = copied.append
+        d.engine.post(Loaded("toy", 4096))
+        await d.settle()
+        assert "The packaged toy adds" in "\n".join(d.screen_text)
+        await d.pilot.click("#greeting Starts", offset=(5, 3))
+        await d.settle()
+        text = "\n".join(d.screen_text)
+        assert "Ring-mini-linear-2.0 fits at 6 bits" in text
+        assert "   6 bits   13.3 GB  fits, 12k tokens" in text
+        assert "   8 bits   17.4 GB  does not fit" in text
+        await d.press("c")
+        (command,) = copied
+        build_parser().parse_args(shlex.split(command)[1:])
+        await d.press("escape")
+        assert d.app.screen is d.chat
+
+    chat(script, (120, 40))
+
+
+def test_a_machine_without_room_is_told_what_else_there_is(monkeypatch):
+    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 2_000_000_000)
+
+    async def script(d):
+        await d.app.push_screen(RealModelsScreen())
+        await d.settle()
+        assert "--expert-cache-bytes" in "\n".join(d.screen_text)
+        await d.press("c", "escape")
+
+    chat(script)
+
+
+def test_a_draft_stays_while_an_example_is_asked():
+    async def script(d):
+        await d.type("mine")
+        await d.press("tab", "1")
+        assert d.engine.asked == [[EXAMPLES[False][0]]]
+        assert d.chat.entry.prompt.text == "mine"
+        await d.press("escape")
+
+    chat(script)
+
+
+def test_without_a_model_there_are_no_examples():
+    async def script(d):
+        assert starts(d).option_count == 0
+        await d.press("tab", "1")
+        keep(d, "kept")
+        await d.command("/new")
+        assert [o.prompt.plain.split()[:2] for o in starts(d).options] == [["1", "kept"]]
+
+    chat(script, engine=FakeEngine(loads=False))
+
+
+def test_the_toy_answers_its_examples():
+    """What the first screen offers must be answered right; loading the toy for that takes a second."""
+    right = ("I add, subtract, multiply", "8635", '"nretnal"')
+    session = Session()
+    try:
+        for question, answer in zip(EXAMPLES[True], right, strict=True):
+            events = session.send([{"role": "user", "content": question}], sampling=Sampling(temp=0.0))
+            assert answer in "".join(e.text for e in events if isinstance(e, AnswerText))
+    finally:
+        session.close()

@@ -103,6 +103,14 @@ def seconds(s: float) -> str:
     return f"{s:.0f} s" if s < 120 else f"{s / 60:.0f} min"
 
 
+def age(s: float) -> str:
+    """How long ago, in words."""
+    for unit, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if s >= unit:
+            return f"{int(s / unit)} {name} ago"
+    return "just now"
+
+
 def short(tokens: int) -> str:
     """A count in at most five characters."""
     return str(tokens) if tokens < 10_000 else f"{tokens / 1000:.0f}k"

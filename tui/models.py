@@ -77,13 +77,15 @@ def _fit(s: Summary) -> tuple[str, str]:
         return "", ""
     room = size_text(s.room_bytes)
     if not s.tokens:
-        return "does not fit", f"It needs {size_text(s.needed_bytes)}, this machine gives {room}."
-    return f"fits, {short_count(s.tokens)} tokens", f"It fits into {room} with {s.tokens:,} tokens of context."
+        return fit_text(0), f"It needs {size_text(s.needed_bytes)}, this machine gives {room}."
+    return fit_text(s.tokens), f"It fits into {room} with {s.tokens:,} tokens of context."
 
 
-def short_count(tokens: int) -> str:
-    """Such as "131k"."""
-    return f"{tokens // 1000}k" if tokens >= 1000 else str(tokens)
+def fit_text(tokens: int) -> str:
+    """Such as "fits, 131k tokens"."""
+    return (
+        f"fits, {tokens // 1000}k tokens" if tokens >= 1000 else f"fits, {tokens} tokens" if tokens else "does not fit"
+    )
 
 
 def size_text(n_bytes: int) -> str:

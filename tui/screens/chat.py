@@ -22,6 +22,7 @@ from tui.messages import ModelChoice
 from tui.screens.chats import ChatsScreen, Chosen
 from tui.screens.models import ModelsScreen
 from tui.screens.other_model import GO_ON, LOAD, OtherModelScreen
+from tui.screens.real_models import RealModelsScreen
 from tui.screens.settings import SettingsScreen
 from tui.screens.text import HelpScreen
 from tui.screens.turn_commands import TurnCommands
@@ -30,6 +31,7 @@ from tui.themes import CYCLE
 from tui.transfer import export_talk
 from tui.widgets.entry import Entry
 from tui.widgets.turn import TurnView
+from tui.widgets.welcome import Welcome
 
 LONGEST_PROMPT = 100_000  # characters; a longer text from the editor is attached, since each key would take long
 IN_FOOTER = ("stop", "new", "chats", "model", "settings", "help", "quit")
@@ -121,6 +123,16 @@ class ChatScreen(TurnCommands):
         await self.refresh_turns(focus=turn_id)
         if new and after is None:
             self.say(f"Another window has added {len(new)} turns on other branches; /tree shows them.")
+
+    @on(Welcome.Chosen)
+    async def started(self, message: Welcome.Chosen) -> None:
+        """Begin as the first screen offers."""
+        if message.kind == "ask":
+            await self.asked(Entry.Asked(message.value, []))
+        elif message.kind == "open":
+            await self.attempt(lambda: self._open(message.value, None))
+        else:
+            self.app.push_screen(RealModelsScreen())
 
     def _export_of(self, chat_id: str) -> str:
         try:

@@ -16,6 +16,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 
 from ring_mlx import harmless
 from tui.fuzzy import best, marked, match
+from tui.gauges import age
 from tui.screens.text import LineScreen
 from tui.store import Chat, Database, StoreError, chats, drafts, search, turns
 from tui.store.database import Change
@@ -206,11 +207,3 @@ def hit_line(hit: search.Hit, words: str) -> Content:
         found, _, rest = part.partition(search.CLOSE) if n else ("", "", part)
         line = line.append(Content.styled(found, "bold reverse")).append(rest)
     return line
-
-
-def age(s: float) -> str:
-    """How long ago, in words."""
-    for unit, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if s >= unit:
-            return f"{int(s / unit)} {name} ago"
-    return "just now"

@@ -16,7 +16,7 @@ from tui.front_end import Done, FrontEnd
 from tui.gauges import loading_text, reading_forms
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
-from tui.store import Attachment, StoreError, Turn, drafts
+from tui.store import Attachment, StoreError, Turn, chats, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments
 from tui.widgets.entry import Entry
@@ -25,6 +25,7 @@ from tui.widgets.queued import Queued
 from tui.widgets.status import StatusLine
 from tui.widgets.turn import AssistantTurn, TurnView
 from tui.widgets.turns import Turns
+from tui.widgets.welcome import MOST_RECENT
 
 DRAFT_EVERY_S = 1.0
 GOES_ON = ("stop", "length")  # how an answer ends after which questions that wait are asked
@@ -32,6 +33,8 @@ GOES_ON = ("stop", "length")  # how an answer ends after which questions that wa
 
 class ChatView(FrontEnd, Screen[None]):
     """Turns, the prompt, the gauges and the keys; `tui.screens.chat` adds the commands."""
+
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012 as Textual declares it
 
     def __init__(self, engine: Answering, keeper: Keeper, config: Config, talk: Conversation | None = None) -> None:
         Screen.__init__(self, id="chat")
@@ -59,6 +62,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.show_header()
         if self.talk.turns:
             await self.show_chat(self.talk)
+        self.welcome()
         self.engine.start(self.post_message)
 
     def on_unmount(self) -> None:
@@ -125,6 +129,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.entry.attachments.set(attachments)
         self.show_header()
         self.tell_settings()
+        self.welcome()
         await self.turns.show(talk.path())
         self.status.show("ready" if self.model.context else self.status.state)
         self.entry.prompt.focus()
@@ -134,6 +139,16 @@ class ChatView(FrontEnd, Screen[None]):
 
     def show_header(self) -> None:
         self.header.show(self.talk.chat.title, self.differences, self.other_model)
+
+    def welcome(self) -> None:
+        """Show what to begin with, unless there are turns."""
+        if self.talk.turns:
+            return
+        try:
+            recent = chats.listed(self.keeper.db, MOST_RECENT + 1)
+        except StoreError:
+            recent = []
+        self.turns.welcome.show(self.model, [c for c in recent if c.id != self.talk.chat.id][:MOST_RECENT])
 
     def keep_draft(self) -> None:
         """Keep the text that is typed but not sent."""
@@ -206,6 +221,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.status.model, self.status.context = message.name, message.context
         self.status.memory_limit_bytes = message.memory_limit_bytes
         self.status.show("ready")
+        self.welcome()
 
     @on(Reading)
     def prompt_read(self, message: Reading) -> None:
@@ -242,6 +258,7 @@ class ChatView(FrontEnd, Screen[None]):
         if message.number is None:
             self.engine.stop()  # the model before answers nothing in its place
             self.not_loaded()
+            self.welcome()
             self.status.show("no model; /model chooses one")
         if self.answer is not None:
             await self._end("failed")

@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
-from textual.widgets import Static
 
 from tui.store import Turn
 from tui.store.records import USER
 from tui.widgets.turn import AssistantTurn, TurnView, UserTurn
+from tui.widgets.welcome import Welcome
 
-GREETING = (
-    "A new chat. Enter sends, Ctrl+J begins a line, @ attaches a file, / lists commands, F1 all keys.\n"
-    "Thoughts fold to one line above each answer; click it, or Alt+Up and T, to read one."
-)
 FIRST_WINDOW, STEP, MOST = 16, 8, 48
 HOLD_S = 0.7  # Markdown finds its height a while after it has been mounted
 NEAR_ROWS = 3
@@ -37,12 +33,12 @@ class Turns(VerticalScroll, can_focus=False):
         self._is_moving = False
         self._running_id: str | None = None
         self._held: tuple[TurnView, float, bool] | None = None
-        self._column = Vertical(id="column")
+        self._column, self.welcome = Vertical(id="column"), Welcome(id="greeting")
 
     def compose(self) -> ComposeResult:
         """A column, at least as high as the screen, with something to read before the first turn."""
         with self._column:
-            yield Static(GREETING, id="greeting", markup=False)
+            yield self.welcome
 
     def on_mount(self) -> None:
         self.anchor()
@@ -63,7 +59,7 @@ class Turns(VerticalScroll, can_focus=False):
         self._to = min(len(self._path), self._from + FIRST_WINDOW)
         with self.app.batch_update():
             await self.query(TurnView).remove()
-            self.query_one("#greeting").display = not self._path
+            self.welcome.display = not self._path
             await self._column.mount_all([self._make(t) for t in self._path[self._from : self._to]])
         if index is None:
             self.anchor()
