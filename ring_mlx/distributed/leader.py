@@ -68,7 +68,7 @@ class Leader(LoadedModel):
         """None: a rank has only a part of a snapshot, and disks may differ."""
         return None
 
-    def reader(self, tree: SnapshotTree, store: Store | None) -> PromptReader:
+    def reader(self, tree: SnapshotTree, store: Store | None, step_tokens: int | None = None) -> PromptReader:
         """A reader that sends its steps."""
         number = next(self._count)
         assert isinstance(tree, _Tree)

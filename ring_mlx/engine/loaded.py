@@ -72,14 +72,14 @@ class LoadedModel:
         """Snapshots on disk; those whose keys and values have another form are kept apart."""
         return open_store(self.options, self.model)
 
-    def reader(self, tree: SnapshotTree, store: Store | None) -> PromptReader:
+    def reader(self, tree: SnapshotTree, store: Store | None, step_tokens: int | None = None) -> PromptReader:
         """A reader of prompts with its own cache."""
         o = self.options
         return PromptReader(
             self.model,
             tree,
             store,
-            step_tokens=o.prefill_step_tokens,
+            step_tokens=step_tokens or o.prefill_step_tokens,
             every_tokens=o.snapshot_every_tokens,
             kv_quantization=o.kv_quantization,
         )

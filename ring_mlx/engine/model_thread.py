@@ -93,6 +93,8 @@ class ModelThread:
             for event in () if self._is_loaded.is_set() else self._loading:
                 request.events.put(event)
             self._sent = [r for r in self._sent if not r.is_over]
+            if not request.aside:
+                self._end_asides()
             self._sent.append(request)
             self._waiting.append(request)
             self._changed.notify()
@@ -106,7 +108,7 @@ class ModelThread:
     def stop_oldest(self) -> None:
         """End the oldest request that is not over, after its token or prompt step."""
         with self._changed:
-            for request in [r for r in self._sent if not r.is_over][:1]:
+            for request in [r for r in self._sent if not (r.is_over or r.aside)][:1]:
                 request.stopped.set()
 
     def abandon(self) -> None:
@@ -187,24 +189,35 @@ class ModelThread:
                 self.metrics.count("requests_finished_total", reason="cancelled")
                 request.end(End("stopped"))
                 self._waiting.remove(request)
-            arrived = self._waiting[0] if self._waiting else None
+            arrived = next((r for r in self._waiting if not r.aside), None)
         scheduler.drop()
         if arrived is not None and scheduler.has_room(arrived):
             with self._changed:
-                self._waiting.popleft()
+                self._waiting.remove(arrived)
             scheduler.admit(arrived)
         elif not scheduler.busy:
             with contextlib.suppress(Warning):  # where warnings are errors, that ends no thread either
                 scheduler.use_idle_time(self._is_wanted)
             with self._changed:
-                if not self._is_wanted():
+                aside = self._waiting.popleft() if self._waiting and not self._is_wanted() else None
+                if aside is None and not self._is_wanted():
                     self._changed.wait(scheduler.pressure.idle_s or IDLE_S)
+            if aside is not None:
+                scheduler.admit(aside)
             return
         if scheduler.busy:
             scheduler.step(self._is_wanted)
 
     def _is_wanted(self) -> bool:
-        return bool(self._waiting) or self._closed
+        return self._closed or any(not r.aside for r in self._waiting)
+
+    def _end_asides(self) -> None:
+        """End what is answered beside the conversation, now or after the present step."""
+        for request in [r for r in self._sent if r.aside and not r.is_over]:
+            request.stopped.set()
+            if request in self._waiting:
+                self._waiting.remove(request)
+                request.end(End("stopped"))
 
     @property
     def _refusal(self) -> End | RingError:

@@ -92,7 +92,7 @@ class Row:
 
     def _read(self) -> Iterator[int]:
         points: dict[int, str] = {}
-        if self.renderer is not None:
+        if self.renderer is not None and not self.request.aside:
             points = branch_points(self.renderer, self.request.prompt, self.prompt, self.known)
             points = {min(at, len(self.ids)): kind for at, kind in points.items()}
         began = time.perf_counter()

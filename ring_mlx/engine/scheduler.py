@@ -17,14 +17,16 @@ from ring_mlx.engine.events import End
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.pressure import Watch
+from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.row import Row
+from ring_mlx.engine.snapshots import SnapshotTree
 from ring_mlx.errors import RingError, SessionError
 from ring_mlx.model import memory
 from ring_mlx.system.install import explained
 from ring_mlx.system.wired import Wired
 
-AHEAD_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 256
+AHEAD_STEP_TOKENS, ASIDE_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 64, 256
 SHOW_EVERY_S = 0.02  # to count the bytes of all layers' caches takes a part of a short step
 
 
@@ -66,17 +68,24 @@ class Scheduler:
 
     def admit(self, request: Request) -> None:
         """Admit a request; it gets any failure."""
-        self._ahead, row, started = None, None, time.perf_counter()
+        row, started = None, time.perf_counter()
+        self._ahead = self._ahead if request.aside else None
         try:
             request.prepared = request.prepared or self.loaded.prepare(request)
             row = Row(request, request.prepared, self.loaded, started)
-            row.start(self.loaded.reader(self._tree, self._store) if self._options.is_shared else self.reader)
+            row.start(self._reader_of(request))
         except Exception as e:  # noqa: BLE001 one request's failure is not another's
             self._fail(request, e, row)
             return
         self.metrics.count("prompt_tokens_total", len(row.prompt.ids))
         self.metrics.count("cached_tokens_total", row.reused)
         self._reading.append(row)
+
+    def _reader_of(self, request: Request) -> PromptReader:
+        """The reader that goes on from the state after the last request, or one of its own."""
+        if request.aside:
+            return self.loaded.reader(SnapshotTree(0), None, ASIDE_STEP_TOKENS)
+        return self.loaded.reader(self._tree, self._store) if self._options.is_shared else self.reader
 
     def step(self, is_wanted: Callable[[], bool] = lambda: False) -> None:
         """One step of one prompt, the prompts taking turns, then one token for every request that generates.
@@ -240,6 +249,9 @@ class Scheduler:
 
     def _settle(self, row: Row, end: End) -> None:
         """Keep the snapshot from which the conversation's next prompt most likely continues."""
+        if row.request.aside:
+            row.leave_reader()
+            return
         if row.renderer is not None and end.message:
             self._ahead = partial(next_turn, row.renderer, row.request.prompt, end.message)
         if self._options.is_shared:
@@ -278,7 +290,7 @@ class Scheduler:
         """Report a failure, and drop the live cache, whose content is then uncertain; snapshots are values and stay."""
         if row is not None:
             row.leave_reader()
-            if not self._options.is_shared:
+            if not (self._options.is_shared or request.aside):
                 self.reader.forget()
         self._end(request, as_ring_error(e), "failed")
 

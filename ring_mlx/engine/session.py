@@ -85,6 +85,7 @@ class Session(AbstractContextManager["Session"]):
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_options: Mapping[str, Any] | None = None,
         continue_last: bool = False,
+        aside: bool = False,
     ) -> Reply:
         """Ask for an answer; returns at once, and answers come in the order of the requests.
 
@@ -97,6 +98,9 @@ class Session(AbstractContextManager["Session"]):
             tools: Tool descriptions for the template.
             template_options: Further template arguments, such as ``enable_thinking``.
             continue_last: Continue the last (assistant) message instead of answering.
+            aside: Answer it beside the conversation, which goes on as if it had not been asked: only while nothing else
+                is wanted, with a cache of its own. Any other request ends it after its token or prompt step; `stop` of
+                the session does not.
 
         Returns:
             The events.
@@ -109,6 +113,7 @@ class Session(AbstractContextManager["Session"]):
             tools=copy.deepcopy(tools),
             template_options=copy.deepcopy(template_options),
             continue_last=continue_last,
+            aside=aside,
         )
         self._thread.submit(request)
         return Reply(request)
