@@ -16,7 +16,9 @@ LOOPS = "ring_mlx/generation/decoding.py"
 # Files that call a model with a cache themselves.
 REASONS = {
     "ring_mlx/generation/batch.py": "the step of a batch, whose rows join and leave between any two",
+    "ring_mlx/generation/speculation.py": "steps of one token between those of several",
     "ring_mlx/model/model.py": "the model's own layers",
+    "ring_mlx/model/tentative.py": "tokens that may be taken back",
     "ring_mlx/bench/engines.py": "mlx-lm's model with the arguments of ours",
     "ring_mlx/tuning/workloads.py": "times layers without a head",
     "ring_mlx/tuning/kernel_check.py": "asks for kernels and computes nothing",

@@ -25,11 +25,6 @@ START = """\
 # true shows nothing that moves by itself.
 # reduced_motion = false
 
-# What tells you that an answer has ended while you look at another window: "bell", "osc9" (a notification of the
-# desktop, in terminals that know it) or "off"; only after so many seconds.
-# notify = "bell"
-# notify_after_s = 10
-
 # Folder of a checkpoint or owner/name on the hub; without it the packaged toy.
 # model = "inclusionAI/Ring-mini-linear-2.0"
 
@@ -58,8 +53,6 @@ START = """\
 # new = "ctrl+n"
 # send = "enter"
 """
-NOTIFY = ("bell", "osc9", "off")
-KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
 PROMPT_KEYS = {"send": "enter", "new_line": "ctrl+j,shift+enter,alt+enter"}
 
 
@@ -77,8 +70,6 @@ class Config:
 
     theme: str = "textual-dark"
     reduced_motion: bool = False
-    notify: str = "bell"
-    notify_after_s: int = 10
     model: str = ""
     model_folders: tuple[str, ...] = ()
     system_prompt: str = ""
@@ -115,24 +106,17 @@ def parse(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     found: list[str] = []
     values: dict[str, Any] = {}
     plain = Config()
-    readers = {"sampling": _sampling, "presets": _presets, "keys": _keys, "model_folders": _folders, "notify": _notify}
+    readers = {"sampling": _sampling, "presets": _presets, "keys": _keys, "model_folders": _folders}
     for name, value in raw.items():
         if name in readers:
             values[name] = readers[name](value, name, found)
         elif name not in {f.name for f in fields(Config)}:
             found.append(f"{name} is not known")
         elif type(value) is not type(getattr(plain, name)):
-            found.append(f"{name} is not {KINDS[type(getattr(plain, name))]}")
+            found.append(f"{name} is not {'true or false' if name == 'reduced_motion' else 'a text'}")
         else:
             values[name] = value
     return Config(**values), found
-
-
-def _notify(raw: object, where: str, found: list[str]) -> str:
-    if raw in NOTIFY:
-        return str(raw)
-    found.append(f"{where} is none of {', '.join(NOTIFY)}")
-    return Config().notify
 
 
 def _table(raw: object, where: str, found: list[str]) -> Mapping[Any, Any]:

@@ -26,7 +26,9 @@ from ring_mlx.engine.reading import PromptReader
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.experts import ExpertStatistics
 from ring_mlx.generation.decoding import LogitsProcessor, Progress, Sampler, decode
+from ring_mlx.generation.drafts import Pace, PromptLookup
 from ring_mlx.generation.sampling_ranges import within
+from ring_mlx.generation.speculation import speculate
 from ring_mlx.generation.stream import GenerationEvent, check_lengths, events_of, thought_closer
 from ring_mlx.generation.thinking import Opening, end_note, splitter_after
 from ring_mlx.model.model import Model
@@ -57,12 +59,12 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
         sampler = agreed(sampler, rank.group)
     reader = open_reader(args, model, tokenizer, name, has_store=rank is None)
     source = _source(args, model, tokenizer, text, reader)
-    experts = getattr(model, "expert_statistics", None)
-    printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts)
+    experts, pace = getattr(model, "expert_statistics", None), _pace(args, reader, rank)
+    printer = Printer(args.thinking, quiet=args.json, verbose=args.verbose, experts=experts, pace=pace)
     code = 0
     with bar_of(args, "prompt", "tokens", rank is None or rank.is_first) as bar, Wired():
         try:
-            for event in _events(args, model, tokenizer, source, reader, sampler, processors, bar):
+            for event in _events(args, model, tokenizer, source, reader, sampler, processors, pace, bar):
                 printer.show(event)
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -76,6 +78,16 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
     return code or (CUT_OFF if printer.is_cut_off else 0)
 
 
+def _pace(args: argparse.Namespace, reader: PromptReader, rank: Rank | None) -> Pace | None:
+    """How many tokens to draft a step; None is plain decoding."""
+    if args.speculate is None:
+        return None
+    for is_given, flag in ((reader.kv_quantization is not None, "--kv-bits"), (rank is not None, "--distributed")):
+        if is_given:
+            raise OptionError(f"--speculate {args.speculate} does not go with {flag}; leave one of them out.")
+    return Pace() if args.speculate == "auto" else Pace(args.speculate, always=True)
+
+
 @dataclass
 class Printer:
     """Writes events to standard output as they come, and the statistics at the end.
@@ -85,12 +97,14 @@ class Printer:
         quiet: Collect only, for `as_json`.
         verbose: Frame the text and print statistics, in the words of mlx_lm.generate.
         experts: Counts of a model that reads its experts on demand.
+        pace: Counts of drafted tokens, where there are any.
     """
 
     thinking: str
     quiet: bool = False
     verbose: bool = True
     experts: ExpertStatistics | None = None
+    pace: Pace | None = None
     write: Callable[[str], Any] = lambda text: sys.stdout.write(for_output(text))
     text: str = ""
     thought: str = ""
@@ -156,8 +170,9 @@ class Printer:
             f"Generation: {e.generation_tokens} tokens, {e.generation_tps:.3f} tokens-per-sec\n"
             f"Peak memory: {e.peak_memory:.3f} GB\n"
         )
-        if self.experts is not None:
-            self._out(self.experts.line() + "\n")
+        for counts in (self.experts, self.pace):
+            if counts is not None:
+                self._out(counts.line() + "\n")
 
     def as_json(self, model: str) -> dict[str, Any]:
         """Everything of the run as one object."""
@@ -182,6 +197,8 @@ class Printer:
             }
         if self.experts is not None:
             out["experts"] = self.experts.as_dict()
+        if self.pace is not None:
+            out["speculation"] = self.pace.as_dict()
         return out
 
     def _answer_part(self, event: GenerationEvent) -> str:
@@ -250,6 +267,7 @@ def _events(
     reader: PromptReader,
     sampler: Sampler,
     processors: Sequence[LogitsProcessor],
+    pace: Pace | None,
     bar: Progress,
 ) -> Iterator[GenerationEvent]:
     """Read what no snapshot holds of the prompt, then generate."""
@@ -266,17 +284,18 @@ def _events(
         splitter_after(tokenizer.decode(ids), thinking.start),
         within(args.max_tokens, context - len(ids) + 1),
     )
-    steps = decode(
-        reader.logits,
-        model,
-        reader.live.cache,
-        mx.array(ids, dtype=mx.int32),
-        max_tokens=limit,
-        sampler=sampler,
-        logits_processors=processors,
-        kv_quantization=reader.kv_quantization,
-        next_forced=thought_closer(tokenizer, splitter, args.thinking_budget, thinking, limit),
-    )
+    how: dict[str, Any] = {
+        "max_tokens": limit,
+        "sampler": sampler,
+        "logits_processors": processors,
+        "next_forced": thought_closer(tokenizer, splitter, args.thinking_budget, thinking, limit),
+    }
+    cache = reader.live.cache
+    if pace is not None:
+        steps = speculate(reader.logits, model, cache, ids, PromptLookup(ids), pace, **how)
+    else:
+        kv = reader.kv_quantization
+        steps = decode(reader.logits, model, cache, mx.array(ids, dtype=mx.int32), kv_quantization=kv, **how)
     read = len(ids) - known
     yield from events_of(
         steps, tokenizer, splitter, limit, prompt_tokens=read, cached_tokens=known, before=ids, started=started

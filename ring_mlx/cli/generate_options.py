@@ -6,6 +6,7 @@ import argparse
 
 from ring_mlx import options
 from ring_mlx.generation.defaults import MAX_TOKENS
+from ring_mlx.generation.drafts import MOST_TOKENS
 from ring_mlx.options import group_of
 
 check = options.check_template_flags
@@ -25,6 +26,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     a.add_argument("--extra-eos-token", nargs="+", default=(), help="more tokens that end the answer")
     options.add_setting(a, "thinking_budget", None)
     options.add_thinking_options(parser)
+    a.add_argument(
+        "--speculate",
+        type=_speculation,
+        metavar="{off,auto,N}",
+        help="read tokens together that followed the last ones before: auto as far as it pays, or always up to N (off)",
+    )
     o = group_of(parser, "output")
     o.add_argument(
         "--thinking", choices=("show", "hide", "fold"), default="show", help="how to print the thought (show)"
@@ -38,6 +45,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_sampling_options(parser)
     options.add_prefill_options(parser)
     options.add_store_options(parser)
+
+
+def _speculation(text: str) -> int | str | None:
+    """None for off, "auto", or drafted tokens a step."""
+    if text in ("off", "auto"):
+        return None if text == "off" else text
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= MOST_TOKENS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not off, auto or a whole number from 1 to {MOST_TOKENS}")
+    return int(text)
 
 
 def _str2bool(text: str) -> bool:

@@ -10,7 +10,7 @@ from ring_mlx.options import group_of
 
 THEIR_NAMES = {"serve": "server", "cache-prompt": "cache_prompt"}
 _ROTATES = "a rotating cache forgets the prompt, and a linear state cannot forget with it; {}"
-_DRAFTS = "drafts of a second model are not supported yet, since a linear state cannot take a token back; leave it out"
+_DRAFTS = "drafts of a second model are not supported yet; {}"
 _BATCH = "a batch has no quantized keys and values; save memory with --max-batch or --cache-memory"
 _CODE = "code in a checkpoint is never run and never needed; leave it out"
 _TEMPLATE = "there is no default template; the checkpoint's own is used if it has one"
@@ -18,8 +18,8 @@ _TEMPLATE = "there is no default template; the checkpoint's own is used if it ha
 REFUSED: dict[str, dict[tuple[str, ...], str]] = {
     "generate": {
         ("--max-kv-size",): _ROTATES.format("leave it out, or save memory with --kv-bits"),
-        ("--draft-model",): _DRAFTS,
-        ("--num-draft-tokens",): _DRAFTS,
+        ("--draft-model",): _DRAFTS.format("--speculate drafts from the text itself"),
+        ("--num-draft-tokens",): _DRAFTS.format("give --speculate N"),
         ("--image",): "the model reads text only; leave it out",
         ("--quantize-activations", "-qa"): "activations are never quantized; leave it out",
         ("--use-default-chat-template",): _TEMPLATE,
@@ -31,8 +31,8 @@ REFUSED: dict[str, dict[tuple[str, ...], str]] = {
         ("--trust-remote-code",): _CODE,
     },
     "serve": {
-        ("--draft-model",): _DRAFTS,
-        ("--num-draft-tokens",): _DRAFTS,
+        ("--draft-model",): _DRAFTS.format("leave it out"),
+        ("--num-draft-tokens",): _DRAFTS.format("leave it out"),
         ("--kv-bits",): _BATCH,
         ("--kv-group-size",): _BATCH,
         ("--quantized-kv-start",): _BATCH,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -122,7 +122,7 @@ def prefill(
         for size in sizes:
             part = rows[:, done : done + size]
             done += size
-            logits = _forward(part, model, cache, kv_quantization, last_only=not every_position).astype(mx.float32)
+            logits = forward(part, model, cache, kv_quantization, last_only=not every_position).astype(mx.float32)
             if every_position or done == rows.shape[1]:
                 mx.async_eval(logits)
             mx.eval([c.state for c in cache])
@@ -161,44 +161,82 @@ def decode_rows(
     Yields:
         The ids of the rows, and their log-probabilities [B, vocab] float32.
     """
-    choose = None if sampler is greedy_sampler else sampler
-    seen = mx.zeros((0,), dtype=mx.int32) if history is None else history
-
-    def pick(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The next ids [B], the largest logits [B], and the distributions [B, vocab]; the likeliest ids need none."""
-        largest, exact = largest_logit(logits), logits.astype(mx.float32)
-        for process in logits_processors:
-            logits = exact = process(seen, exact)
-        logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
-        y = choose(logprobs) if choose else mx.argmax(logits, axis=-1)
-        mx.async_eval(y, largest)
-        return y, largest, logprobs
-
-    def ids() -> list[int]:
-        check_finite(np.asarray(largest).tolist())
-        return list(np.asarray(y).tolist())
-
+    picker = Picker(sampler, logits_processors, history)
     with launch.doubting():
-        y, largest, logprobs = pick(logits)
+        picked = picker.pick(logits)
         for n in range(max_tokens):
-            forced = next_forced() if next_forced else None
-            if forced is not None:
-                y = mx.array([forced], dtype=mx.int32)
-            if keep is not None and len(rows := list(keep(ids()))) < y.size:
+            picked = picked.replaced(next_forced() if next_forced else None)
+            if keep is not None and len(rows := list(keep(picked.ids()))) < picked.y.size:
                 if not rows:
                     return
-                y, largest, logprobs = (a[mx.array(rows)] for a in (y, largest, logprobs))
+                picked = Picked(*(a[mx.array(rows)] for a in picked))
                 for c in cache:
                     c.filter(mx.array(rows))
-            if logits_processors:
-                seen = mx.concatenate([seen, y.astype(seen.dtype)])
+            picker.add(picked.y)
             if n + 1 < max_tokens:
-                following = pick(_forward(y[:, None], model, cache, kv_quantization)[:, 0])
-            yield ids(), logprobs
+                following = picker.pick(forward(picked.y[:, None], model, cache, kv_quantization)[:, 0])
+            yield picked.ids(), picked.logprobs
             if n + 1 < max_tokens:
-                y, largest, logprobs = following
+                picked = following
             if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
                 mx.clear_cache()
+
+
+class Picked(NamedTuple):
+    """The next ids [B], the largest logits [B], and the distributions [B, vocab]; computed when used."""
+
+    y: mx.array
+    largest: mx.array
+    logprobs: mx.array
+
+    def ids(self) -> list[int]:
+        """The ids; raises ModelError if the logits are not finite."""
+        check_finite(np.asarray(self.largest).tolist())
+        return list(np.asarray(self.y).tolist())
+
+    def replaced(self, forced: int | None) -> Picked:
+        """The same, or with another id of a single row."""
+        return self if forced is None else self._replace(y=mx.array([forced], dtype=mx.int32))
+
+
+class Picker:
+    """Chooses tokens from logits.
+
+    Args:
+        sampler: As of `generate_step`.
+        processors: Applied to the logits of a single row, whose ids so far are ``history`` and those of `add`.
+    """
+
+    def __init__(
+        self, sampler: Sampler | None, processors: Sequence[LogitsProcessor], history: mx.array | None
+    ) -> None:
+        self.sampler = None if sampler is greedy_sampler else sampler
+        self.processors = processors
+        self._seen = mx.zeros((0,), dtype=mx.int32) if history is None else history
+
+    def add(self, y: mx.array) -> None:
+        """Take ids [n] that follow."""
+        if self.processors:
+            self._seen = mx.concatenate([self._seen, y.astype(self._seen.dtype)])
+
+    def pick(self, logits: mx.array, tokens: mx.array | None = None) -> Picked:
+        """From logits [B, vocab]; ``tokens`` follow those that were added."""
+        seen = self._seen if tokens is None else mx.concatenate([self._seen, tokens.astype(self._seen.dtype)])
+        largest, exact = largest_logit(logits), logits.astype(mx.float32)
+        for process in self.processors:
+            logits = exact = process(seen, exact)
+        logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
+        y = self.sampler(logprobs) if self.sampler else mx.argmax(logits, axis=-1)
+        mx.async_eval(y, largest)
+        return Picked(y, largest, logprobs)
+
+    def pick_each(self, logits: mx.array, tokens: Sequence[int]) -> list[Picked]:
+        """From logits [T, vocab] after each of the tokens [T], which follow those that were added."""
+        if not self.processors and self.sampler is None:
+            found = self.pick(logits)
+            return [Picked(*(a[n : n + 1] for a in found)) for n in range(len(tokens))]
+        after = mx.array(list(tokens), dtype=mx.int32)
+        return [self.pick(logits[n : n + 1], after[: n + 1]) for n in range(len(tokens))]
 
 
 def largest_logit(logits: mx.array) -> mx.array:
@@ -216,8 +254,8 @@ def check_finite(largest: Iterable[float]) -> None:
         )
 
 
-def _forward(
-    tokens: mx.array, model: Forward, cache: Any, kv_quantization: KVQuantization | None, last_only: bool = True
+def forward(
+    tokens: mx.array, model: Forward, cache: Any, kv_quantization: KVQuantization | None = None, last_only: bool = True
 ) -> mx.array:
     """Logits [B, 1, vocab] after the tokens [B, T], or [B, T, vocab] after each, in the model's dtype."""
     logits = model(tokens, cache, last_only=last_only)

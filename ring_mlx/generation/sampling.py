@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 from dataclasses import fields, replace
 from typing import Any
@@ -47,17 +46,20 @@ def start_sampling(
         *(s.presence_penalty, s.presence_context_size),
         *(s.frequency_penalty, s.frequency_context_size),
     )
-    return sampler if sampler is greedy_sampler else _seeded(sampler, seed), processors, seed
+    return sampler if sampler is greedy_sampler else SeededSampler(sampler, seed), processors, seed
 
 
-def _seeded(sampler: Sampler, seed: int) -> Sampler:
-    tokens = itertools.count()
+class SeededSampler:
+    """A sampler whose n-th draw depends only on the seed and n; ``drawn`` may be set back to draw again."""
 
-    def draw(logprobs: mx.array) -> mx.array:
-        mx.random.seed((seed + next(tokens) * GOLDEN) % (1 << 64))
-        return sampler(logprobs)
+    def __init__(self, sampler: Sampler, seed: int) -> None:
+        self._sampler, self._seed, self.drawn = sampler, seed, 0
 
-    return draw
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """Log-probabilities [B, vocab] to ids [B]."""
+        mx.random.seed((self._seed + self.drawn * GOLDEN) % (1 << 64))
+        self.drawn += 1
+        return self._sampler(logprobs)
 
 
 def _is_greedy(s: Sampling, vocabulary: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -162,24 +162,54 @@ class LinearAttention(_Attention):
             mask: True where a token counts [B, T], or None for all.
             cache: A cache whose item 0 is the state [B, H, K, V] float32 or None, or no cache.
         """
-        result, state = self.recur(x, norm, None if cache is None else cache[0], mask, offset)
+        qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
+        before = None if cache is None else cache[0]
+        o, state = self.fold(qkv, before, mask, offset)
         if cache is not None:
             cache[0] = state
-        return result
+            tentative = getattr(cache, "tentative", None)
+            if tentative is not None:
+                tentative.append(Folded(self, cache, qkv, before, mask, offset))
+        return self.close_gated(x, o, gate)
 
     def recur(
         self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
     ) -> tuple[Result, mx.array]:
         """The same, from a given state; also returns the next state."""
         qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
-        o, state = qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
+        o, state = self.fold(qkv, state, mask, offset)
         return self.close_gated(x, o, gate), state
+
+    def fold(
+        self, qkv: mx.array, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """The output of the heads for projected tokens qkv [B, T, 3 H D], and the state after them."""
+        return qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
 
     def close_gated(self, x: mx.array, o: mx.array, gate: mx.array) -> Result:
         """Through norm, gate and output projection; returns what `__call__` does."""
         gated = o, gate, self.g_norm.weight, self.groups, self.g_norm.eps
         added = None if launch.backend() is None else gate_qmv(*gated, self._out_of(self.dense), x)
         return (x, self.dense(linear_gate(*gated))) if added is None else (added, None)
+
+
+class Folded(NamedTuple):
+    """Tokens that a linear layer has folded into its cache's state, so that fewer of them can be folded instead."""
+
+    attention: LinearAttention
+    cache: Any
+    qkv: mx.array
+    before: mx.array | None
+    mask: mx.array | None
+    offset: int | mx.array
+
+    def keep(self, n: int) -> None:
+        """Fold only the first n tokens."""
+        state = self.before
+        if n:
+            mask = None if self.mask is None else self.mask[:, :n]
+            _, state = self.attention.fold(self.qkv[:, :n], self.before, mask, self.offset)
+        self.cache[0] = state
 
 
 def _constant(x: mx.array) -> mx.array:

@@ -1,0 +1,139 @@
+"""What may come next: tokens that followed the last tokens before, and how many of them are worth a try."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+MOST_TOKENS = 7
+LENGTHS = (6, 4, 3, 2)  # of n-grams, the longest first
+SHIFT = 20  # bits of a token id within an n-gram's key
+# What a step of T tokens costs, over one of one token, before it was timed: 1 + SLOPE (T - 1). Bytes of mini's experts say so.
+SLOPE = 0.3
+GAIN = 1.05  # what a step of several tokens must promise
+HALF_LIFE = 16  # tokens after which what was accepted counts half
+TIMED = 5  # steps of each length whose median counts
+FORGET_TOKENS = 256  # tokens without a draft after which times are taken again
+
+
+class Draft(NamedTuple):
+    """Tokens that may come next, found by the last ``length`` tokens."""
+
+    tokens: list[int]
+    length: int
+
+
+class Drafter(Protocol):
+    """Says which tokens may follow a text."""
+
+    def add(self, token: int) -> None:
+        """Take the next token of the text."""
+
+    def draft(self, most: int) -> Draft:
+        """At most so many tokens that may come next; none where it knows nothing."""
+
+
+class PromptLookup:
+    """Finds the last tokens earlier in the text, and drafts what followed them there; constant time a token."""
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self._tokens: list[int] = []
+        self._ends: dict[int, dict[int, int]] = {n: {} for n in LENGTHS}  # an n-gram's last place, but for its newest
+        self._newest: dict[int, int] = {}
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
+        self._tokens.append(token)
+        at = len(self._tokens)
+        for n, key in self._newest.items():
+            self._ends[n][key] = at - 1
+        self._newest = {n: self._key(n) for n in LENGTHS if at >= n}
+
+    def draft(self, most: int) -> Draft:
+        """At most so many tokens that may come next; none where nothing is found."""
+        for n, key in self._newest.items():
+            start = self._ends[n].get(key)
+            if start is not None:
+                found = self._tokens[start : start + most]
+                while len(found) < most:  # the text repeats itself up to its end
+                    found.append(found[len(found) - (len(self._tokens) - start)])
+                return Draft(found, n)
+        return Draft([], 0)
+
+    def _key(self, n: int) -> int:
+        key = 0
+        for token in self._tokens[-n:]:
+            key = key << SHIFT | token
+        return key
+
+
+@dataclass
+class Pace:
+    """How many tokens to draft: as many as promise the most tokens a second, or none.
+
+    With T - 1 drafted tokens, each accepted with probability a, a step gives ``(1 - a^T) / (1 - a)`` tokens on average and costs
+    the time of T tokens. Acceptance is known of plain steps as well, where a draft is only compared with what came.
+
+    Args:
+        most: Drafted tokens at most.
+        always: Draft ``most`` wherever something is found, whatever it costs.
+    """
+
+    most: int = MOST_TOKENS
+    always: bool = False
+    drafted: int = 0
+    accepted: int = 0
+    steps: int = 0
+    tokens: int = 0
+    _accepted: dict[int, float] = field(default_factory=dict)  # by length of the n-gram
+    _times: dict[int, deque[float]] = field(default_factory=dict)  # by tokens of the step
+    _rested: int = 0
+
+    def wanted(self, length: int) -> int:
+        """How many tokens to draft by an n-gram of this length."""
+        if self.always:
+            return self.most
+        plain, a = self._time(1), min(self._accepted.get(length, 0.0), 0.99)
+        if plain is None:
+            return 0
+        best, least = 0, plain / GAIN
+        for T in range(2, self.most + 2):
+            a_token = (self._time(T) or plain * (1 + SLOPE * (T - 1))) * (1 - a) / (1 - a**T)
+            if a_token < least:
+                best, least = T - 1, a_token
+        return best
+
+    def compared(self, length: int, hit: bool) -> None:
+        """Take whether a drafted token, found by an n-gram of this length, was right."""
+        kept = 0.5 ** (1 / HALF_LIFE)
+        self._accepted[length] = self._accepted.get(length, 0.0) * kept + hit * (1 - kept)
+
+    def count(self, tokens: int, given: int) -> None:
+        """Take a step of so many tokens, of which ``given`` were yielded."""
+        self.steps, self.tokens = self.steps + 1, self.tokens + given
+        self.drafted, self.accepted = self.drafted + tokens - 1, self.accepted + given - 1
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """Take how long a step of so many tokens took."""
+        self._times.setdefault(tokens, deque(maxlen=TIMED)).append(seconds)
+        self._rested = 0 if tokens > 1 else self._rested + 1
+        if self._rested >= FORGET_TOKENS:
+            self._rested, self._times = 0, {1: self._times[1]}
+
+    def line(self) -> str:
+        """The counts in a line."""
+        a_step = self.tokens / self.steps if self.steps else 0.0
+        return f"Drafts: {self.accepted} of {self.drafted} tokens accepted, {a_step:.2f} tokens a step"
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name."""
+        return {name: getattr(self, name) for name in ("drafted", "accepted", "steps", "tokens")}
+
+    def _time(self, tokens: int) -> float | None:
+        found = self._times.get(tokens)
+        return statistics.median(found) if found else None

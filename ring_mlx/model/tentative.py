@@ -1,0 +1,55 @@
+"""Reads several tokens, and keeps as many of the first as turn out right.
+
+Keys and values are cut off. The state S of a linear layer does not know its past, so the n tokens that stay are folded again
+into the state from before; their projections q, k and v are still there, so nothing is read twice::
+
+    S <- exp(-s n) S + sum_i exp(-s (n - i)) k_i v_i^T,  i = 1 .. n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import ArraysCache
+
+from ring_mlx.model.attention import Folded
+
+
+class Tentative:
+    """Tokens of one sequence that its cache has read and may lose again."""
+
+    def __init__(self, model: Callable[..., mx.array], cache: Sequence[Any], tokens: Sequence[int]) -> None:
+        """Read the tokens; ``logits`` [T, vocab] are those after each of them.
+
+        If the model raises, the cache is as it was before.
+        """
+        self._cache, self._count = cache, len(tokens)
+        self._folded: list[Folded] = []
+        linear = [c for c in cache if isinstance(c, ArraysCache)]
+        lengths = [c.offset for c in cache if not isinstance(c, ArraysCache)]
+        for c in linear:
+            c.tentative = self._folded
+        try:
+            self.logits = model(mx.array([list(tokens)], dtype=mx.int32), cache)[0]
+        except BaseException:
+            for folded in self._folded:
+                folded.keep(0)
+            for c, length in zip((c for c in cache if not isinstance(c, ArraysCache)), lengths, strict=True):
+                c.trim(c.offset - length)
+            raise
+        finally:
+            for c in linear:
+                del c.tentative
+
+    def keep(self, n: int) -> None:
+        """Take back all but the first n tokens."""
+        back = self._count - n
+        if not back:
+            return
+        for folded in self._folded:
+            folded.keep(n)
+        for c in self._cache:
+            if not isinstance(c, ArraysCache):
+                c.trim(back)
