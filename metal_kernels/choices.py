@@ -48,7 +48,6 @@ class Entry(NamedTuple):
         return self.values.get(where, self.values.get("", ()))
 
     def default_on(self, where: str) -> Value:
-        """The table's value for a backend."""
         return self.default.get(where, self.default[""])
 
 
@@ -142,7 +141,6 @@ def active(on: str | None = None) -> Chosen:
 
 
 def chosen(name: str, on: str | None = None) -> Value:
-    """The present value of a choice."""
     on = on or where()
     names = asked.get()
     if names is not None:

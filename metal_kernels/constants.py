@@ -35,7 +35,6 @@ def bits(value: float) -> int:
 
 @lru_cache(maxsize=256)
 def ints(*values: int) -> mx.array:
-    """The values as an int32 array."""
     return mx.array(values, mx.int32)
 
 

@@ -214,7 +214,6 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """The kernel's name, that of its file."""
         return f"ring_{self.file.stem}"
 
     def source(self) -> tuple[str, str]:

@@ -85,7 +85,6 @@ class Store:
             return dict(self._loaded().get(namespace, {}))
 
     def get(self, namespace: str, key: str) -> dict[str, Any] | None:
-        """An entry, or None."""
         with self._lock:
             return self._loaded().get(namespace, {}).get(key)
 

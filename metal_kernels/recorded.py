@@ -36,12 +36,10 @@ class Place:
 
     @property
     def size(self) -> int:
-        """As of an array."""
         return math.prod(self.shape)
 
     @property
     def ndim(self) -> int:
-        """As of an array."""
         return len(self.shape)
 
 

@@ -39,7 +39,6 @@ def group_of(parser: argparse.ArgumentParser, title: str) -> Any:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options for the model and its precision."""
     g = group_of(parser, "model")
     g.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
     g.add_argument("--revision", help="branch, tag or commit of a hub repository")
@@ -64,7 +63,6 @@ def add_decay_option(group: Any, about: str = "(config.json's, else 0)") -> None
 
 
 def add_quiet_option(parser: argparse.ArgumentParser) -> None:
-    """--quiet."""
     group_of(parser, "output").add_argument("--quiet", action="store_true", help="show no progress on standard error")
 
 
@@ -77,7 +75,6 @@ def add_expert_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributed_option(parser: argparse.ArgumentParser) -> None:
-    """--distributed."""
     group_of(parser, "model").add_argument(
         "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"
     )
@@ -101,7 +98,6 @@ STEP_HELP = "prompt tokens per step (2048 on a GPU, 128 on a CPU)"
 
 
 def add_step_option(parser: argparse.ArgumentParser) -> None:
-    """--prefill-step-size."""
     group_of(parser, "memory").add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
 
 

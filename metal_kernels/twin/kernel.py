@@ -70,8 +70,6 @@ def architecture() -> str:
 
 
 class TwinKernel:
-    """What `metal_kernel` returns."""
-
     def __init__(self, spec: KernelSpec, options: tuple[str, ...]) -> None:
         self.spec = spec
         self.options = options

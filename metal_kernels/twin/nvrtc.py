@@ -50,7 +50,6 @@ def _load_builtins(library: Path) -> None:
 
 @functools.cache
 def shim_headers() -> dict[str, bytes]:
-    """The headers of the shim by name."""
     return {path.name: path.read_bytes() for path in sorted(SHIM.glob("*.cuh"))}
 
 

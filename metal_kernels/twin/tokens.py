@@ -96,7 +96,6 @@ class TokenList:
         raise RewriteError(f"{self.file}:{self.line(start)}: '{opened}' is never closed")
 
     def line(self, i: int) -> int:
-        """Line number of token ``i``."""
         return sum(t.text.count("\n") for t in self.tokens[:i]) + 1
 
     def blank(self, first: int, last: int) -> None:

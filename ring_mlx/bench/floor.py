@@ -103,7 +103,6 @@ class Floor:
 
 
 def floor(model: Model, rates: Rates, batch: int, context: int) -> Floor:
-    """The limits of one cell."""
     operations = batch * prefill_operations(model.config, context)
     read = weight_bytes_read(model, batch * context)
     step_bytes = decode_bytes(model, batch, context)

@@ -135,7 +135,6 @@ def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def json_text(head: Row, rows: Sequence[Row], counts: dict[str, dict[str, int]], experts: Row | None = None) -> str:
-    """The whole result as one object."""
     cells = [{k: _rounded(v) for k, v in row.items() if k not in head} for row in rows]
     read = {"experts": experts} if experts is not None else {}
     return json.dumps(head | {"cells": cells, "primitives": counts} | read, indent=1) + "\n"

@@ -68,7 +68,6 @@ def _say(text: str) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> BenchConfig:
-    """The numbers among the options."""
     return BenchConfig(
         contexts=args.prompt_tokens,
         generate=args.generate,

@@ -30,7 +30,6 @@ HELP = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     options.add_model_options(parser)
     r = group_of(parser, "model")
     r.add_argument("--random", choices=options.RANDOM_SHAPES, help=HELP["random"])

@@ -21,7 +21,6 @@ DAY_S = 86400.0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog=parser.prog)
     for name, text, more in (
         ("info", "Show where the snapshots are and how much room they take.", ""),
@@ -50,7 +49,6 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List or prune; returns the exit code."""
     return {"info": _info, "list": _list, "prune": _prune}[args.action](args)
 
 

@@ -11,7 +11,6 @@ check = options.check_template_flags
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     p = group_of(parser, "prompt")
     p.add_argument("--prompt", required=True, help="text to read; - reads standard input")
     p.add_argument("--prompt-cache-file", required=True, help="file to write")

@@ -36,7 +36,6 @@ HELP = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")
     group_of(parser, "output").add_argument("--report", type=Path, metavar="FILE", help=HELP["report"])
     options.add_quiet_option(parser)

@@ -40,7 +40,6 @@ HELP = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     options.add_model_options(parser)
     options.add_setting(group_of(parser, "answer"), "max_tokens", MAX_TOKENS, "-m")
     group_of(parser, "output").add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -121,7 +121,6 @@ class Printer:
             self.write(f"{RULE}\n")
 
     def show(self, event: GenerationEvent) -> None:
-        """Take one event."""
         if self.last is None:
             self._thought_started = time.perf_counter()
         self.last = event
@@ -175,7 +174,6 @@ class Printer:
                 self._out(counts.line() + "\n")
 
     def as_json(self, model: str) -> dict[str, Any]:
-        """Everything of the run as one object."""
         e = self.last
         out: dict[str, Any] = {
             "model": model,

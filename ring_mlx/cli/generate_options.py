@@ -13,7 +13,6 @@ check = options.check_template_flags
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     p = group_of(parser, "prompt")
     p.add_argument("--prompt", "-p", default="hello", help="the message; - reads standard input (hello)")
     p.add_argument("--system-prompt", metavar="TEXT", help="system prompt for the chat template")

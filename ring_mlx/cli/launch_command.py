@@ -23,7 +23,6 @@ _ANY = " or ".join((", ".join(COMMANDS[:-1]), COMMANDS[-1]))
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     parser.add_argument("--hosts", help="host names for ssh, with =IP where needed: mac1,mac2=10.0.0.2")
     parser.add_argument("-n", "--repeat-hosts", type=options.positive_int, default=1, help="processes per host (1)")
     parser.add_argument("--hostfile", help="a host file of mlx.launch or mlx.distributed_config, instead of --hosts")

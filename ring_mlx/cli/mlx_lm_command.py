@@ -8,12 +8,10 @@ from ring_mlx import mlx_lm_plugin
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     parser.add_argument("name", metavar="COMMAND", help="generate, server, lora, perplexity and so on")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments; try --help")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code."""
     mlx_lm_plugin.run(args.name, args.arguments)
     return 0

@@ -101,7 +101,6 @@ def _load_part(rank: Rank, channel: Channel, options: SessionOptions, _: object)
 
 
 def make_server(args: argparse.Namespace, key: str | None, load: Load | None = None) -> Server:
-    """The server that the options describe."""
     return Server(
         make_settings(args),
         args.host,
@@ -116,7 +115,6 @@ def make_server(args: argparse.Namespace, key: str | None, load: Load | None = N
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
-    """The numbers among the options."""
     return Settings(
         model=args.model or str(demo_model_path()),
         name=args.model_name or _name(args.model),

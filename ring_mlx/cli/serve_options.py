@@ -30,7 +30,6 @@ HELP = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
     options.add_model_options(parser)
     options.add_expert_options(parser)
     options.add_distributed_option(parser)

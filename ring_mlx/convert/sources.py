@@ -46,7 +46,6 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
         return sum(t.nbytes for t in self.tensors.values())
 
 

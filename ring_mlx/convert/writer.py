@@ -58,7 +58,6 @@ class PartialFolder:
         self._save({})
 
     def has(self, shard: str) -> bool:
-        """Whether this shard is finished."""
         return shard in self.done and (self.folder / shard).is_file()
 
     def finish_shard(self, shard: str, unfinished: Path) -> None:

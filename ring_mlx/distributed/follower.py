@@ -86,7 +86,6 @@ class _Kept(SnapshotTree):
         self._all: dict[int, Snapshot] = {}
 
     def add(self, snapshot: Snapshot, holder: object = None, rank: int | None = None) -> Snapshot:
-        """Keep a snapshot."""
         self._all[next(self._count)] = snapshot
         return snapshot
 

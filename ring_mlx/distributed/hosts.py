@@ -36,8 +36,6 @@ PROBE_S = 600  # a host may first have to read a model's headers from a slow dis
 
 @dataclass(frozen=True)
 class Host:
-    """Where a rank runs."""
-
     name: str  # what ssh takes; 127.0.0.1 is this machine
     ip: str  # where the other ranks reach it
     more_ips: tuple[str, ...] = ()

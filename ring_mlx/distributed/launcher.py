@@ -166,7 +166,6 @@ class Messages:
         threading.Thread(target=self._release, daemon=True).start()
 
     def say(self, rank: int, line: str) -> None:
-        """Take a line of a rank."""
         with self._lock:
             if line and "MLX_RING_VERBOSE" not in os.environ and not (line := _without_sockets(line)):
                 return  # the reason follows

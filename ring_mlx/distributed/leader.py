@@ -69,7 +69,6 @@ class Leader(LoadedModel):
         return None
 
     def reader(self, tree: SnapshotTree, store: Store | None, step_tokens: int | None = None) -> PromptReader:
-        """A reader that sends its steps."""
         number = next(self._count)
         assert isinstance(tree, _Tree)
         reader = self._readers[number] = _Reader(number, self, tree)
@@ -77,7 +76,6 @@ class Leader(LoadedModel):
         return reader
 
     def batch(self) -> Batch:
-        """A batch that sends its steps."""
         return _Batch(self)
 
     def number_of(self, cache: HybridCache | None) -> int:

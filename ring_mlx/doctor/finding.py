@@ -49,7 +49,6 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """How many problems and notes."""
     problems, notes = (sum(f.status == s for f in findings) for s in (PROBLEM, NOTE))
     return f"{problems} problem{'' if problems == 1 else 's'}, {notes} note{'' if notes == 1 else 's'}"
 

@@ -15,7 +15,6 @@ _finding = partial(Finding, "machine")
 
 
 def check() -> list[Finding]:
-    """Look at all of them."""
     return [system(), chip(), *memory(), backend()]
 
 
@@ -31,7 +30,6 @@ def system() -> Finding:
 
 
 def chip() -> Finding:
-    """Its name, as MLX gives it."""
     import mlx.core as mx
 
     known = mx.device_info().get("device_name") or macos.chip() or platform.processor() or platform.machine()
@@ -89,7 +87,6 @@ def pressure() -> list[Finding]:
 
 
 def backend() -> Finding:
-    """What MLX computes on."""
     import mlx.core as mx
 
     if mx.metal.is_available():

@@ -72,7 +72,6 @@ def machine() -> Found:
 
 
 def rates() -> Found:
-    """Bytes and operations a second."""
     found = measure_rates()
     return {"bandwidth_gbps": found.bandwidth / 1e9, "matmul_tflops": found.matmul / 1e12, "of": found.matmul_dtype}
 

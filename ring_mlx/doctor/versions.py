@@ -31,7 +31,6 @@ class Ranges(NamedTuple):
 
 
 def check() -> list[Finding]:
-    """Look at all of them."""
     found = ranges()
     if found is None:
         seen = f"{ring_mlx.__version__}, not installed as a package"
@@ -61,14 +60,12 @@ def ranges() -> Ranges | None:
 
 
 def python(allowed: SpecifierSet, version: str) -> Finding:
-    """The interpreter's version."""
     if allowed.contains(version, prereleases=True):
         return _finding("Python", OK, f"{version}, {sys.executable}")
     return _finding("Python", PROBLEM, f"{version}, not {allowed}", f"make an environment with Python {allowed}")
 
 
 def package(name: str, allowed: SpecifierSet) -> Finding:
-    """A package's version."""
     extra = install.backend_extra() if name == "mlx" else ""
     remedy = install.command_for_extra(extra) if extra else install.command_for(f"{name}{allowed}")
     version = install.version_of(name)

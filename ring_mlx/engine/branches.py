@@ -67,7 +67,6 @@ class Renderer:
         return encode(self._tokenizer, text)
 
     def text(self, messages: Messages, continue_last: bool = False) -> str:
-        """Render only."""
         return render_text(self._tokenizer, messages, self._tools, self._options, continue_last)
 
     def shared(self, prompt: Prompt, alternatives: Callable[[str], Messages]) -> int | None:

@@ -46,7 +46,6 @@ class LoadedModel:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """The model as users see it."""
         model, kv = self.model, self.options.kv_quantization
         return ModelInfo(
             name=Path(self.options.model).name,
@@ -65,7 +64,6 @@ class LoadedModel:
         return memory.snapshot_budget_bytes() if given is None else given
 
     def tree(self) -> SnapshotTree:
-        """Snapshots in memory."""
         return SnapshotTree(self.budget_bytes(), self.options.max_snapshots)
 
     def store(self) -> Store | None:
@@ -85,7 +83,6 @@ class LoadedModel:
         )
 
     def batch(self) -> Batch:
-        """An empty batch."""
         o = self.options
         return Batch(self.model, o.prefill_step_tokens, None if o.is_shared else 1, o.kv_quantization)
 

@@ -41,20 +41,17 @@ class Metrics:
         self.gauges: Mapping[str, float] = {}
 
     def count(self, name: str, by: int = 1, **labels: str) -> None:
-        """Add to a counter."""
         text = ",".join(f'{k}="{_escape(v)}"' for k, v in labels.items())
         with self._lock:
             self._counts[name, text] += by
 
     def observe(self, name: str, value: float) -> None:
-        """Add to a histogram."""
         with self._lock:
             buckets = self._buckets.setdefault(name, [0] * (len(BOUNDS_S) + 1))
             buckets[next((i for i, bound in enumerate(BOUNDS_S) if value <= bound), len(BOUNDS_S))] += 1
             self._sums[name] += value  # type: ignore[assignment]
 
     def counters(self) -> Counters:
-        """The counters of a session."""
         read, ahead, reused, generated = (
             self._counts[f"{name}_tokens_total", ""] for name in ("read", "ahead", "cached", "generated")
         )

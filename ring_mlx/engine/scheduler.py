@@ -51,7 +51,6 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether there is a request."""
         return bool(self._reading or self._rows)
 
     def has_room(self, request: Request) -> bool:

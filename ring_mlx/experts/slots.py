@@ -64,7 +64,6 @@ class Slots:
 
 
 def is_on_cuda() -> bool:
-    """Whether MLX computes on an NVIDIA GPU."""
     return mx.cuda.is_available() and mx.default_device() == mx.gpu
 
 

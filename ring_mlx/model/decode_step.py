@@ -140,7 +140,6 @@ class _Weights:
                     self._visit(found)
 
     def arrays(self) -> list[mx.array]:
-        """All arrays."""
         return [found for found in self._places[2] if isinstance(found, mx.array)]
 
     def have_changed(self) -> bool:

@@ -27,11 +27,9 @@ class Fields:
         self.values, self.place = values, place
 
     def get(self, name: str) -> Any:
-        """The value as it is, or None."""
         return self.values.get(name)
 
     def boolean(self, name: str, default: bool) -> bool:
-        """True or false."""
         return bool(self._of(bool, name, default, "must be true or false"))
 
     def within(self, name: str, values: Range) -> Any:
@@ -43,7 +41,6 @@ class Fields:
             raise bad(f"{e}; send one.", f"{self.place}{name}", "invalid_value") from None
 
     def integer(self, name: str, low: int, high: int) -> int | None:
-        """A whole number from ``low`` to ``high``."""
         value = self.values.get(name)
         if value is None:
             return None
@@ -54,7 +51,6 @@ class Fields:
         return int(value)
 
     def text(self, name: str) -> str | None:
-        """A string."""
         found: str | None = self._of(str, name, None, "must be a string")
         return found
 
@@ -73,7 +69,6 @@ class Fields:
         return default if value is None else value
 
     def refuse(self, name: str, why: str) -> NoReturn:
-        """Raise the error of a wrong value."""
         seen = json.dumps(self.values.get(name))
         seen = seen if len(seen) <= 40 else f"{seen[:40]}..."
         raise bad(f"{self.place}{name} is {seen}; it {why}.", f"{self.place}{name}", "invalid_value")

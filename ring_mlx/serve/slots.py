@@ -77,7 +77,6 @@ class Slots:
             self._waiting.pop(connection, None)
 
     def free(self, connection: socket.socket) -> None:
-        """Give the place back."""
         with self._lock:
             self._taken.discard(connection)
             self._waiting.pop(connection, None)

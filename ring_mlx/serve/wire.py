@@ -62,13 +62,11 @@ class Wire(socketserver.BaseRequestHandler):
     server: Shared  # type: ignore[assignment]
 
     def setup(self) -> None:
-        """Start without a request."""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
         self._forget()
 
     def _forget(self) -> None:
-        """Forget the last request."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
         self.method, self.path, self.authorities = "", "/", list[str]()
         self.headers: dict[str, str] = {}

@@ -49,7 +49,6 @@ def command_for(*packages: str) -> str:
 
 
 def command_for_extra(extra: str) -> str:
-    """The command that installs an extra here."""
     source = _source()
     return command_for(*_requirements(extra)) if source is None else _install(source, extra)
 

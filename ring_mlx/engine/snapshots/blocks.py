@@ -45,7 +45,6 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
         return sum(a.nbytes for a in self.arrays)
 
 

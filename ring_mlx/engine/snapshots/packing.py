@@ -109,7 +109,6 @@ def unpack(
 
 
 def form_of(manifest: Mapping[str, Any]) -> Form:
-    """The form that a manifest names."""
     return tuple((int(layer[0]), int(layer[1])) if layer else None for layer in manifest["form"])
 
 

@@ -186,7 +186,6 @@ class SnapshotTree:
         return place if PLACE_AGES * (age_of_place + 1) >= age_of_first else first
 
     def remove(self, snapshot: Snapshot) -> None:
-        """Drop a snapshot."""
         if snapshot in self._uses:
             self._drop(snapshot)
 

@@ -81,11 +81,9 @@ class ModelFolder:
         return [(int(m[1]), m[2]) for m in found if m]
 
     def manifest_path(self, offset: int, digest: str) -> Path:
-        """Where the manifest of a snapshot is."""
         return self._named / f"{offset:07d}-{digest}.json"
 
     def paths(self) -> list[Path]:
-        """The manifest of every snapshot."""
         return [self.manifest_path(*found) for found in sorted(self.snapshots())]
 
     def manifests(self, say: Callable[[str], object] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -109,7 +107,6 @@ class ModelFolder:
         }
 
     def last_used(self) -> float:
-        """When a snapshot was used last."""
         return max((path.lstat().st_mtime for path in self.paths()), default=0.0)
 
     def collect(self, budget_bytes: int | None = None, unused_for_s: float | None = None) -> int:
@@ -184,15 +181,12 @@ class ModelFolder:
                     remove(blob)
 
     def has_blob(self, name: str) -> bool:
-        """Whether there is a file for it."""
         return is_plain(blob_path(self.blobs, name))
 
     def nbytes(self) -> int:
-        """Bytes of all files."""
         return sum(map(_bytes, (self.folder, self._named, self.blobs)))
 
     def blob_bytes(self) -> int:
-        """Bytes of the blobs."""
         return _bytes(self.blobs)
 
 
@@ -202,7 +196,6 @@ def damage(path: Path, reason: Exception) -> str:
 
 
 def blob_path(folder: Path, name: str) -> Path:
-    """Where a blob of that name is."""
     return folder / f"{name}.safetensors"
 
 
