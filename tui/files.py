@@ -1,4 +1,4 @@
-"""Text files attached to a question: reading them, finding them in pasted text, completing names."""
+"""Texts attached to a question: reading them, finding them in pasted text, completing names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from textual.content import Content
 
 from ring_mlx import RingError, harmless, text_of
 from tui.fuzzy import best
+from tui.parts import STOPS, can_attach, folder_name, is_file, is_folder, lines_of, listing, part_of
 from tui.store import Attachment
 
-MOST_BYTES, MOST_COMPLETIONS, MOST_ENTRIES = 4_000_000, 50, 20_000
+MOST_BYTES, MOST_BYTES_OF_PARTS, MOST_COMPLETIONS, MOST_ENTRIES = 4_000_000, 100_000_000, 50, 20_000
 MOST_WORDS, MOST_STOPS = 32, 4  # of a path with spaces in it, after it
 MOST_MENTIONS, MOST_BEGUN = 200, 4  # looked at in a text, in a line
 _MENTION = re.compile(r"(?<!\S)@(?=\S)([^\n]{1,4096})")
@@ -29,26 +30,34 @@ class AttachError(RingError):
 
 
 def read_attachment(path: str) -> Attachment:
-    """The text of a file.
+    """The text of a file, of lines of one such as ``notes.txt#20-45``, or the names in a folder.
 
     Raises:
         AttachError: If it is missing, too large or no text.
     """
+    part = None if is_file(path) else part_of(path)
     try:
-        text = text_of(Path(path), MOST_BYTES)
+        if is_folder(path):
+            return Attachment(folder_name(path), listing(path))
+        text = text_of(Path(part[0]), MOST_BYTES_OF_PARTS) if part else text_of(Path(path), MOST_BYTES)
+        if "\0" in text:
+            raise AttachError(f"{path} is not text; attach a text file.")
+        if part is None:
+            return Attachment(Path(path).name, text)
+        text = lines_of(text, part[1])
     except UnicodeDecodeError:
         raise AttachError(f"{path} is not UTF-8 text; attach a text file.") from None
-    except (OSError, ValueError) as e:
-        raise AttachError(
-            f"{path} cannot be read ({e.strerror if isinstance(e, OSError) else e}); attach a text file or a part of one."
-        ) from None
-    if "\0" in text:
-        raise AttachError(f"{path} is not text; attach a text file.")
+    except OSError as e:
+        raise AttachError(f"{path} cannot be read ({e.strerror}); attach a text file or a part of one.") from None
+    except ValueError as e:
+        raise AttachError(f"{path} {e}." if part else f"{path} cannot be read ({e}); attach a text file.") from None
+    if len(text) > MOST_BYTES:
+        raise AttachError(f"{path} has more than {MOST_BYTES // 1_000_000} MB; attach fewer lines.")
     return Attachment(Path(path).name, text)
 
 
 def mentioned(text: str) -> list[str]:
-    """The existing files that a text mentions as ``@path``, each once."""
+    """What exists of what a text mentions as ``@path``, each once."""
     found, at = [], 0
     for _ in range(MOST_MENTIONS):
         if (mention := _MENTION.search(text, at)) is None:
@@ -60,15 +69,15 @@ def mentioned(text: str) -> list[str]:
 
 
 def _at_start(text: str) -> tuple[str, int]:
-    """The longest existing file that a text begins with, perhaps in quotes, and its length there."""
-    if (quoted := _QUOTED.match(text)) is not None and is_file(quoted[2]):
+    """The longest existing file, part of one or folder that a text begins with, perhaps in quotes, and its length there."""
+    if (quoted := _QUOTED.match(text)) is not None and can_attach(quoted[2]):
         return quoted[2], quoted.end()
     ends = [m.end() for m in islice(re.finditer(r"\S+", text), MOST_WORDS)]
     for end in reversed(ends):
-        least = len(text[:end].rstrip(".,;:!?)"))
+        least = len(text[:end].rstrip(STOPS))
         for written in (text[:n] for n in range(end, max(least, end - MOST_STOPS) - 1, -1)):
             path = written.replace("\\ ", " ")
-            if name := next((p for p in (written, path) if p and is_file(p)), ""):
+            if name := next((p for p in (written, path) if p and can_attach(p)), ""):
                 return name, len(written)
     return "", ends[0]
 
@@ -99,14 +108,6 @@ def dropped(pasted: str) -> list[str]:
     paths = [unquote(urlsplit(w).path) if w.startswith("file://") else w for w in words]
     is_path = all(("/" in p or p.startswith("~")) and is_file(p) for p in paths)
     return paths if paths and is_path else []
-
-
-def is_file(path: str) -> bool:
-    """Whether there is such a file; also False for impossible names."""
-    try:
-        return Path(os.path.expanduser(path)).is_file()
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 def completions(start: str) -> list[tuple[str, Content]]:
