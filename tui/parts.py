@@ -23,7 +23,7 @@ def part_of(path: str) -> tuple[str, str] | None:
 
 def is_file(path: str) -> bool:
     """Whether there is such a file; also False for impossible names."""
-    return _is(path, Path.is_file)
+    return not path.endswith("/") and _is(path, Path.is_file)
 
 
 def is_folder(path: str) -> bool:
