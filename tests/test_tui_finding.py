@@ -84,6 +84,8 @@ def test_the_list_of_commands_is_in_columns(size):
         assert len(ends) == len(keys) == 1
         assert any("/new " in row and " f2 " in row for row in rows)
         assert all(len(row) < size[0] for row in rows)
+        assert d.screen_text[d.chat.status.region.y].strip()  # nothing is pushed out of the screen
+        assert not d.chat.show_vertical_scrollbar
         assert ("[WORDS]" in "".join(rows)) == (size[0] >= 100)
         await d.type("xprt")
         assert [row.split()[0] for row in columns(d)] == ["/export"]

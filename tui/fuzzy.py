@@ -12,7 +12,7 @@ from textual.fuzzy import FuzzySearch
 from ring_mlx import harmless
 
 HIT = "bold underline"
-MOST_WAYS = 2000  # to place the letters, of which Textual tries all
+MOST_WAYS = 50  # to place the letters, of which Textual tries all
 MOST_LETTERS = 1000  # of a name
 Item = TypeVar("Item")
 
@@ -21,9 +21,11 @@ class BoundedSearch(FuzzySearch):
     """Textual's search, but with one way to place the letters where there are many: "abab" in "aabbaabb..." has millions."""
 
     def _match(self, query: str, candidate: str) -> Iterable[tuple[float, Sequence[int]]]:
+        if not (at := _shortest(query, candidate)):
+            return
         if query in candidate or prod(map(candidate.count, query)) <= MOST_WAYS:
             yield from super()._match(query, candidate)
-        elif at := _shortest(query, candidate):
+        else:
             yield self.score(candidate, at), at
 
 

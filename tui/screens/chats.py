@@ -79,8 +79,10 @@ class ChatsScreen(ModalScreen[Chosen | None]):
         message.stop()
         self._fill(keeps=self._found.has_moved)
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._fill)
+    @on(Choices.Widened)
+    def widened(self) -> None:
+        """Lay the rows out again."""
+        self._fill()
 
     @on(OptionList.OptionHighlighted)
     def highlighted(self) -> None:

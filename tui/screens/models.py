@@ -102,8 +102,10 @@ class ModelsScreen(ModalScreen[ModelChoice | None]):
     def _mark(self, found: Found) -> str:
         return "● " if self._current in (found.name, (found.path or "").rpartition("/")[2]) else "  "
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._fill)
+    @on(Choices.Widened)
+    def widened(self) -> None:
+        """Lay the rows out again."""
+        self._fill()
 
     @on(OptionList.OptionHighlighted)
     def highlighted(self) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from textual import events
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -77,10 +80,20 @@ def command_rows(name: str, keys: Mapping[str, str], width: int) -> list[tuple[s
 class Choices(OptionList, Generic[Key]):
     """Rows, each with a key that says what it stands for."""
 
+    @dataclass
+    class Widened(Message):
+        """The list has another width, in which rows of columns must be laid out again."""
+
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.keys: list[Key] = []
         self.has_moved = False  # the user has chosen a row of those shown
+        self._width = 0
+
+    def on_resize(self, event: events.Resize) -> None:
+        if event.size.width != self._width:
+            self._width = event.size.width
+            self.post_message(self.Widened())
 
     def fill(self, rows: Iterable[tuple[Key, Content]], keeps: bool = True) -> None:
         """Show other rows; the highlight stays on its key, or at its place, or ``keeps`` nothing and is on the first."""

@@ -65,7 +65,7 @@ class Welcome(Vertical):
         self._model, self._recent = model, list(recent)
         self._fill()
 
-    def on_resize(self) -> None:
+    def on_resize(self) -> None:  # also of the height, which says how many rows there is room for
         self.call_after_refresh(self._fill)
 
     def _fill(self) -> None:
