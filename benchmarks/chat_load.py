@@ -17,12 +17,12 @@ import textual
 from textual import events
 
 from benchmarks.common import arguments, report, slow_end
-from tui.answering import UPDATE_EVERY_S
 from tui.app import RingChat
 from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Ended, Figures, Loaded, Piece, Post, Question
 from tui.store import Chat, Database, chats, search, turns
+from tui.updates import UPDATE_EVERY_S
 
 TURNS, CHATS, TPS, STREAM_S, SIZE = 2000, 10_000, 300, 10.0, (120, 40)
 TOKEN_TEXT = "The **ring** model, "

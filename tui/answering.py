@@ -5,9 +5,9 @@ Importing this module is cheap: MLX is imported on the session's own thread.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +18,18 @@ from ring_mlx import (
     AnswerText,
     End,
     PrefillProgress,
-    Revised,
     RingError,
     Sampling,
     Session,
-    Statistics,
     Thinking,
-    ThinkingText,
 )
 from tui import paths
-from tui.messages import Ended, Failed, Figures, Loaded, Loading, ModelChoice, Piece, Post, Question, Reading
+from tui.messages import Ended, Entitled, Failed, Loaded, Loading, ModelChoice, Post, Question, Reading
 from tui.messages import Sampling as Chosen
+from tui.title_text import ASKED_FOR_A_TITLE, messages
+from tui.updates import Updates
 
 TOY = "toy"
-UPDATE_EVERY_S = 0.06
 
 
 class StoppedError(Exception):
@@ -76,6 +74,12 @@ class Engine:
         names = ("expert_cache_bytes", "thinking", "prefill_step_tokens")
         kept = {name: getattr(self.choice, name) for name in names if getattr(choice, name) is None}
         self._work.put(replace(choice, **kept))
+
+    def entitle(self, chat_id: str, question: str, answer: str) -> None:
+        """Have a title made while nothing else is wanted; `Entitled` brings it, if there is one."""
+        entitle = getattr(self._source, "entitle", None)
+        if entitle is not None:
+            threading.Thread(target=entitle, args=(chat_id, question, answer, self._post), daemon=True).start()
 
     def stop(self) -> None:
         """End the latest question's answer after the present token or prompt step."""
@@ -185,6 +189,13 @@ class SessionSource:
         """Save what was read and free the model."""
         self._session.close()
 
+    def entitle(self, chat_id: str, question: str, answer: str, post: Post) -> None:
+        """Post what the model calls an exchange, unless something else is wanted meanwhile."""
+        with contextlib.suppress(RingError):
+            events = list(self._session.send(messages(question, answer), **ASKED_FOR_A_TITLE))
+            if isinstance(end := events[-1], End) and end.reason == "stop":
+                post(Entitled(chat_id, "".join(e.text for e in events if isinstance(e, AnswerText))))
+
     def answer(self, question: Question, stopped: threading.Event, post: Post) -> Ended:
         """Post the answer's messages and return the last.
 
@@ -214,83 +225,3 @@ class SessionSource:
         if end is None or (end.reason == "stopped" and not updates.tokens):
             raise StoppedError
         return Ended(question.number, end.reason, updates.figures)
-
-
-class Updates:
-    """Gathers an answer's tokens into a few updates a second, and measures figures until the session gives them.
-
-    Args:
-        number: The question's.
-        cache_bytes: Bytes of snapshots now.
-        clock: Seconds, from any start.
-    """
-
-    def __init__(
-        self, number: int, cache_bytes: Callable[[], int] = lambda: 0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._number, self._cache_bytes, self._clock = number, cache_bytes, clock
-        self._thinking_text = self._answer_text = ""
-        self._revised: str | None = None
-        self.tokens = 0
-        self._started, self._first = clock(), 0.0
-        self._figures = Figures(cache_bytes=cache_bytes())
-        self._thinking_tokens, self._thinking_s, self._thinking_from = 0, 0.0, 0.0
-        self._taken_at = float("-inf")
-
-    @property
-    def figures(self) -> Figures:
-        """The last figures, with the thought's size so far."""
-        tokens = self._figures.thinking_tokens or self._thinking_tokens
-        return replace(self._figures, thinking_tokens=tokens, thinking_s=self._thinking_s)
-
-    def hear(self, event: object) -> None:
-        """Take one event of a session."""
-        if isinstance(event, PrefillProgress):
-            self._figures = replace(self._figures, prompt_tokens=event.total, reused_tokens=event.reused)
-        elif isinstance(event, ThinkingText):
-            self.add(event.text, "", True, self._measured())
-        elif isinstance(event, AnswerText):
-            self.add("", event.text, False, self._measured())
-        elif isinstance(event, Revised):
-            self._figures, self._revised = self._measured(), event.thought
-            self._thinking_text = self._answer_text = ""
-            if not event.thought:
-                self._thinking_tokens, self._thinking_s = 0, 0.0
-        elif isinstance(event, Statistics):
-            self._figures = Figures(**vars(event), cache_bytes=self._cache_bytes())
-
-    def add(self, thinking_text: str, answer_text: str, is_thinking: bool, figures: Figures) -> None:
-        """Take one token and the figures with it."""
-        self._figures = figures
-        self._thinking_text += thinking_text
-        self._answer_text += answer_text
-        if is_thinking:
-            now = self._clock()
-            self._thinking_from = self._thinking_from if self._thinking_tokens else now
-            self._thinking_s = now - self._thinking_from
-            self._thinking_tokens += 1
-
-    def is_due(self) -> bool:
-        """Whether the last update is long enough ago."""
-        return self._clock() - self._taken_at >= UPDATE_EVERY_S
-
-    def take(self) -> Piece:
-        """The update; the next one starts empty."""
-        piece = Piece(self._number, self._thinking_text, self._answer_text, self.figures, self._revised)
-        self._thinking_text, self._answer_text, self._revised = "", "", None
-        self._taken_at = self._clock()
-        return piece
-
-    def _measured(self) -> Figures:
-        now = self._clock()
-        self._first = self._first or now
-        self.tokens += 1
-        wait_s = self._first - self._started
-        read = self._figures.prompt_tokens - self._figures.reused_tokens
-        return replace(
-            self._figures,
-            generated_tokens=self.tokens,
-            prompt_tps=read / max(wait_s, 1e-9),
-            generation_tps=(self.tokens - 1) / (now - self._first) if self.tokens > 1 else 0.0,
-            time_to_first_token_s=wait_s,
-        )

@@ -25,6 +25,9 @@ START = """\
 # true shows nothing that moves by itself.
 # reduced_motion = false
 
+# false calls chats by their first words; else the model makes titles while nothing else is wanted.
+# titles = true
+
 # Folder of a checkpoint or owner/name on the hub; without it the packaged toy.
 # model = "inclusionAI/Ring-mini-linear-2.0"
 
@@ -70,6 +73,7 @@ class Config:
 
     theme: str = "textual-dark"
     reduced_motion: bool = False
+    titles: bool = True
     model: str = ""
     model_folders: tuple[str, ...] = ()
     system_prompt: str = ""
@@ -113,7 +117,7 @@ def parse(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
         elif name not in {f.name for f in fields(Config)}:
             found.append(f"{name} is not known")
         elif type(value) is not type(getattr(plain, name)):
-            found.append(f"{name} is not {'true or false' if name == 'reduced_motion' else 'a text'}")
+            found.append(f"{name} is not {'true or false' if isinstance(getattr(plain, name), bool) else 'a text'}")
         else:
             values[name] = value
     return Config(**values), found
@@ -214,7 +218,7 @@ def _changed(kept: Config, before: Config, now: Config) -> Config:
 
 
 def _update(document: tomlkit.TOMLDocument, new: Config, old: Config) -> None:
-    for name in ("theme", "reduced_motion", "model", "system_prompt"):
+    for name in ("theme", "reduced_motion", "titles", "model", "system_prompt"):
         if getattr(new, name) != getattr(old, name):
             document[name] = getattr(new, name)
     if new.sampling != old.sampling:

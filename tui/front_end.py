@@ -14,12 +14,13 @@ from tui.messages import Answering, Figures, Loaded, Piece, Question, Sampling
 from tui.records import record_of, sampling_of
 from tui.store import Record, StoreError, Turn
 from tui.store.records import ASSISTANT, USER
+from tui.titles import Titles
 from tui.transfer import export_talk, import_talk
 
 Done = Awaitable[None] | None  # a command has been carried out, or will be once this has been awaited
 
 
-class FrontEnd(ChatModel):
+class FrontEnd(ChatModel, Titles):
     """One chat, one engine, and the commands that need no screen: the method ``do_new`` carries out ``/new``.
 
     Args:
@@ -31,7 +32,7 @@ class FrontEnd(ChatModel):
 
     def __init__(self, engine: Answering, keeper: Keeper, config: Config, talk: Conversation | None = None) -> None:
         self.engine, self.keeper, self.config, self.talk = engine, keeper, config, talk or Conversation()
-        self.model, self._pending = Loaded("", 0), []
+        self.model, self._pending, self._untitled = Loaded("", 0), [], {}
         self.number = 0  # of the latest question
         self.answer: Turn | None = None  # while it is being written
         self._sampling, self._system_prompt, self.figures = config.sampling, config.system_prompt, Figures()
@@ -136,10 +137,9 @@ class FrontEnd(ChatModel):
         record = record_of(self.model, self._sampling, self.figures, reason, self._continued)
         answer.record = replace(record, system_prompt=self._system_prompt)
         self.talk.chat.changed = max(self.talk.chat.changed, answer.created)
-        if not self.talk.chat.title:
-            self.talk.entitle()
-            self.talk.chat.title = self.keeper.distinct_title(self.talk)
+        self.begin_title()
         self.keeper.keep(self.talk, answer)
+        self.wish_title()
         if self.keeper.is_deleted(self.talk):
             self.say(
                 "This chat has been deleted, perhaps in another window; your next question brings it back.", "warning"
@@ -225,6 +225,7 @@ class FrontEnd(ChatModel):
 
     def do_title(self, title: str) -> None:
         if title and self.talk.turns:
+            self._untitled.pop(self.talk.chat.id, None)
             self.keeper.rename(self.talk, title)
             self.say(f"Renamed to {title}.")
         else:

@@ -168,7 +168,10 @@ class Keeper:
         talk.chat.title = title
         talk.chat.title = title = self.distinct_title(talk)
         self._waiting[f"3 {talk.chat.id}"] = lambda: chats.entitling(talk.chat.id, title)
-        self.keep(talk)
+        if self.flush():
+            with contextlib.suppress(StoreError):
+                found = chats.load(self.db, talk.chat.id)
+                talk.chat.title = found.title if found else title
 
     def keep_settings(self, talk: Conversation, changed: Mapping[str, Any]) -> None:
         """Change settings of a chat; they are written with the chat, once it has a turn or a draft."""

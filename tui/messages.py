@@ -144,6 +144,14 @@ class Ended(Message):
 
 
 @dataclass
+class Entitled(Message):
+    """What the model calls a chat; not looked at yet."""
+
+    chat_id: str
+    text: str
+
+
+@dataclass
 class Failed(Message):
     """A question could not be answered, or with ``number`` None a model could not be loaded; one line."""
 

@@ -25,7 +25,7 @@ from tui.editor import edited, run_here
 from tui.front_end import Done, FrontEnd
 from tui.gauges import gauges, reading_text
 from tui.keeper import WRITE_EVERY_S, Keeper
-from tui.messages import Answering, Ended, Failed, Loaded, ModelChoice, Piece, Question, Reading
+from tui.messages import Answering, Ended, Entitled, Failed, Loaded, ModelChoice, Piece, Question, Reading
 from tui.models import TOY_NAME
 from tui.records import GO_ON, end_words, record_lines
 from tui.store import Attachment, Turn, chats, search
@@ -110,7 +110,15 @@ class Plain(FrontEnd):
                 self.command(line)
             else:
                 self.put(line)
+        while not self._heard.empty():
+            if isinstance(message := self._heard.get(), Entitled):
+                self.entitled(message)
         return FAILED if FAILED in self._codes else max(self._codes)
+
+    def wish_title(self) -> None:
+        """Have a title made where somebody types; a pipe's end does not wait for it."""
+        if self._is_terminal:
+            super().wish_title()
 
     def say(self, text: str, severity: str = "information") -> None:
         """Show one line beside the answers, whatever the names in it hold."""
@@ -147,6 +155,8 @@ class Plain(FrontEnd):
                 print(for_output(self.grow(message)), end="", flush=True)
             elif isinstance(message, Reading) and self._is_terminal and message.done < message.total:
                 self.say(reading_text(message))
+            elif isinstance(message, Entitled):
+                self.entitled(message)
             elif isinstance(message, (Ended, Failed)) and message.number in (None, self.number):
                 self._codes.add(self._finish(message, answer))
                 return

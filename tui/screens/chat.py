@@ -18,7 +18,7 @@ from tui.editor import EditorError, edited
 from tui.front_end import Done
 from tui.interrupts import Interrupts
 from tui.keys import COMMANDS
-from tui.messages import ModelChoice
+from tui.messages import Entitled, ModelChoice
 from tui.screens.chats import ChatsScreen, Chosen
 from tui.screens.models import ModelsScreen
 from tui.screens.other_model import GO_ON, LOAD, OtherModelScreen
@@ -77,6 +77,10 @@ class ChatScreen(TurnCommands):
             self.entry.prompt.replace_text(message.text)
         else:
             await self.carry_out(*found)
+
+    @on(Entitled)
+    def title_made(self, message: Entitled) -> None:
+        self.entitled(message)
 
     def do_chats(self, words: str) -> None:
         self.keeper.flush()
