@@ -11,6 +11,8 @@ from textual.widgets.text_area import Selection
 
 from tests.test_tui_keys import burst
 from tests.tui_pilot import SIZES, chat, kept
+from tui import clipboard
+from tui.config import Config, parse
 from tui.keeper import Keeper
 from tui.messages import Ended, Failed
 from tui.screens.text import HelpScreen
@@ -345,3 +347,93 @@ def test_what_happens_while_the_editor_is_open(tmp_path, monkeypatch):
         assert d.chat.entry.prompt.text == "edited\nother"
 
     chat(script)
+
+
+def tool(tmp_path, monkeypatch, name, script):
+    """Have a program on the path, and be able to copy with it."""
+    file = tmp_path / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(clipboard, "TOOLS", (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard")))
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+
+
+def test_a_copy_says_which_program_took_it(tmp_path, monkeypatch):
+    """Those before it fail, as without a desktop; it keeps its output open and stays, as xclip does."""
+    tool(tmp_path, monkeypatch, "pbcopy", "exit 1")
+    tool(tmp_path, monkeypatch, "wl-copy", "exit 1")
+    tool(tmp_path, monkeypatch, "xclip", f'echo "$@" > {tmp_path}/flags; cat > {tmp_path}/copied; sleep 5 &')
+
+    async def script(d):
+        await d.exchange("q", "an ünïcode answer")
+        await d.command("/copy")
+        assert d.toasts == ["Copied the answer with xclip."]
+        assert (tmp_path / "copied").read_text() == "an ünïcode answer"
+        assert (tmp_path / "flags").read_text() == "-selection clipboard\n"
+        assert d.app.clipboard == "an ünïcode answer"
+
+    chat(script)
+
+
+def test_by_ssh_the_terminal_copies(tmp_path, monkeypatch):
+    tool(tmp_path, monkeypatch, "pbcopy", f"cat > {tmp_path}/copied")
+    monkeypatch.setattr(clipboard, "TOOLS", clipboard.TOOLS[:1])
+    monkeypatch.setenv("SSH_CONNECTION", "1 2 3 4")
+
+    async def script(d):
+        await d.exchange("q", "a")
+        await d.command("/copy")
+        assert d.toasts == ["Copied the answer through the terminal (OSC 52)."]
+        assert not (tmp_path / "copied").exists()
+
+    chat(script)
+
+
+def test_a_program_that_hangs_holds_nothing_up(tmp_path, monkeypatch):
+    tool(tmp_path, monkeypatch, "pbcopy", "sleep 60")
+    monkeypatch.setattr(clipboard, "TOOLS", clipboard.TOOLS[:1])
+    monkeypatch.setattr(clipboard, "PATIENCE_S", 0.5)
+
+    async def script(d):
+        await d.exchange("q", "a" * 200_000)
+        await d.chat.action_command("copy")
+        d.chat.entry.prompt.insert("x")
+        assert d.toasts == []
+        await d.settle()
+        assert d.toasts == ["Copied the answer through the terminal (OSC 52)."]
+
+    chat(script)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_seen", "rings"),
+    [
+        (Config(notify_after_s=0), False, 1),
+        (Config(notify_after_s=0), True, 0),
+        (Config(), False, 0),
+        (Config(notify_after_s=0, notify="off"), False, 0),
+    ],
+)
+def test_a_long_answer_that_ends_unseen_rings(monkeypatch, config, is_seen, rings):
+    async def script(d):
+        rung = []
+        monkeypatch.setattr(d.app, "bell", lambda: rung.append(1))
+        await d.say("q")
+        await d.say("waits")
+        d.app.post_message(events.AppBlur())
+        if is_seen:
+            d.app.post_message(events.AppFocus())
+        await d.post(d.text("a"), d.end())
+        assert len(rung) == 0  # the next one is answered
+        await d.post(d.text("b"), d.end())
+        assert len(rung) == rings
+
+    chat(script, config=config)
+
+
+def test_settings_of_notifications_are_checked():
+    found, wrong = parse({"notify": "drum", "notify_after_s": "soon"})
+    assert (found.notify, found.notify_after_s) == ("bell", 10)
+    assert wrong == ["notify is none of bell, osc9, off", "notify_after_s is not a whole number"]
+    assert parse({"notify": "osc9", "notify_after_s": 3})[0] == Config(notify="osc9", notify_after_s=3)

@@ -126,3 +126,16 @@ def test_plain_mode_ends_at_the_second_ctrl_c(path, tmp_path):
         assert t.process.wait(20) == 0
     finally:
         t.close()
+
+
+def test_a_terminal_without_the_focus_gets_a_notification(path, tmp_path):
+    t = Pty(chat_command(path), tmp_path, b"Ask something")
+    try:
+        t.write(b"question")
+        t.until(b"question")
+        t.write(b"\r")
+        time.sleep(1.0)  # a key says that the terminal has the focus
+        t.write(b"\x1b[O")
+        t.until(b"\x1b]9;kept: the answer has ended\x07")
+    finally:
+        t.close()

@@ -6,6 +6,7 @@ import asyncio
 
 from textual import _wait
 
+from tui import clipboard
 from tui.app import RingChat
 from tui.conversation import Conversation
 from tui.keeper import Keeper
@@ -25,6 +26,7 @@ async def pause(seconds):
 # A pilot waits so long after each key, and again while the process is busy.
 _wait.SLEEP_GRANULARITY, _wait.SLEEP_IDLE, _wait.sleep = 0.008, 0.001, pause
 
+clipboard.TOOLS = ()  # a test does not fill the clipboard of who runs it
 SIZES = [(80, 24), (120, 40)]
 FIGURES = Figures(
     prompt_tokens=20,

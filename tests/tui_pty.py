@@ -1,4 +1,4 @@
-"""The chat in a pseudo-terminal that is its controlling one, with an engine that answers nothing."""
+"""The chat in a pseudo-terminal that is its controlling one, with an engine that answers after two seconds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,22 @@ ROOT = Path(__file__).parent.parent
 CHAT = """
 import sys
 from pathlib import Path
-from tests.tui_pilot import FakeEngine
+from threading import Timer
+from tests.tui_pilot import FIGURES, FakeEngine
 from tui.app import RingChat
+from tui.config import Config
 from tui.keeper import Keeper
+from tui.messages import Ended, Piece
 
-keeper = Keeper(Path(sys.argv[1]), print)
-app = RingChat(FakeEngine(), keeper, talk=keeper.latest())
+keeper, engine = Keeper(Path(sys.argv[1]), print), FakeEngine()
+
+def answer(q):
+    engine.post(Piece(q.number, "", "an answer", FIGURES))
+    engine.post(Ended(q.number, "stop"))
+
+engine.ask = lambda q: Timer(2.0, answer, (q,)).start()
+config = Config(notify="osc9", notify_after_s=0)
+app = RingChat(engine, keeper, config, talk=keeper.latest())
 app.run()
 keeper.close()
 sys.exit(app.return_code)

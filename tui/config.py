@@ -28,6 +28,11 @@ START = """\
 # false calls chats by their first words; else the model makes titles while nothing else is wanted.
 # titles = true
 
+# What tells you that an answer has ended while you look at another window: "bell", "osc9" (a notification of the
+# desktop, in terminals that know it) or "off"; only after so many seconds.
+# notify = "bell"
+# notify_after_s = 10
+
 # Folder of a checkpoint or owner/name on the hub; without it the packaged toy.
 # model = "inclusionAI/Ring-mini-linear-2.0"
 
@@ -56,6 +61,8 @@ START = """\
 # new = "ctrl+n"
 # send = "enter"
 """
+NOTIFY = ("bell", "osc9", "off")
+KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
 PROMPT_KEYS = {"send": "enter", "new_line": "ctrl+j,shift+enter,alt+enter"}
 
 
@@ -74,6 +81,8 @@ class Config:
     theme: str = "textual-dark"
     reduced_motion: bool = False
     titles: bool = True
+    notify: str = "bell"
+    notify_after_s: int = 10
     model: str = ""
     model_folders: tuple[str, ...] = ()
     system_prompt: str = ""
@@ -110,17 +119,24 @@ def parse(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     found: list[str] = []
     values: dict[str, Any] = {}
     plain = Config()
-    readers = {"sampling": _sampling, "presets": _presets, "keys": _keys, "model_folders": _folders}
+    readers = {"sampling": _sampling, "presets": _presets, "keys": _keys, "model_folders": _folders, "notify": _notify}
     for name, value in raw.items():
         if name in readers:
             values[name] = readers[name](value, name, found)
         elif name not in {f.name for f in fields(Config)}:
             found.append(f"{name} is not known")
         elif type(value) is not type(getattr(plain, name)):
-            found.append(f"{name} is not {'true or false' if isinstance(getattr(plain, name), bool) else 'a text'}")
+            found.append(f"{name} is not {KINDS[type(getattr(plain, name))]}")
         else:
             values[name] = value
     return Config(**values), found
+
+
+def _notify(raw: object, where: str, found: list[str]) -> str:
+    if raw in NOTIFY:
+        return str(raw)
+    found.append(f"{where} is none of {', '.join(NOTIFY)}")
+    return Config().notify
 
 
 def _table(raw: object, where: str, found: list[str]) -> Mapping[Any, Any]:

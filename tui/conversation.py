@@ -67,7 +67,11 @@ class Conversation:
 
     def siblings(self, turn: Turn) -> list[Turn]:
         """The turn and its alternatives, the oldest first."""
-        return [self.turns[i] for i in self._children.get(turn.parent, [])]
+        return self.continuations(turn.parent)
+
+    def continuations(self, turn_id: str | None) -> list[Turn]:
+        """What follows a turn, or None the chat's beginning, the oldest first."""
+        return [self.turns[i] for i in self._children.get(turn_id, [])]
 
     def switch(self, turn: Turn, step: int) -> Turn | None:
         """Bring the next or the previous alternative into view, to its newest end; None if there is none."""
@@ -184,14 +188,15 @@ def _as_message(call: Call) -> dict[str, Any]:
 
 def title_of(question: str, answer: str) -> str:
     """The question's first line, with the answer's if the question is short; without Markdown."""
-    first = _first_line(question)
-    if len(first) < SHORT and (more := _first_line(answer)):
+    first = first_line(question)
+    if len(first) < SHORT and (more := first_line(answer)):
         first = f"{first}: {more}" if first else more
     if len(first) <= TITLE_LENGTH:
         return first
     return first[:TITLE_LENGTH].rsplit(" ", 1)[0].rstrip(" ,.;:") + "…"
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
+    """The first line of a text that has a word, without Markdown."""
     line = next((found for found in text.splitlines() if re.search(r"\w", found)), "")
     return " ".join(re.sub(r"^[\s#>*\-]+|[`*_]", "", line).split())

@@ -15,6 +15,8 @@ from textual.widgets import Input, TextArea
 from textual.widgets.input import Selection as InputSelection
 from textual.widgets.text_area import Selection
 
+from ring_mlx import harmless
+from tui.clipboard import copied_by
 from tui.editor import run_here
 from tui.keys import KeysInOrder
 
@@ -34,6 +36,7 @@ class Interrupts(KeysInOrder):
         super().__init__()
         self._interrupted_at = float("-inf")
         self.is_lent = False  # another program has the terminal
+        self._copying = asyncio.Lock()
 
     def interrupt_chat(self) -> None:
         """End the answer or clear the prompt."""
@@ -59,6 +62,31 @@ class Interrupts(KeysInOrder):
             self.screen.dismiss(None)
         else:
             self.interrupt_chat()
+
+    def copy_to_clipboard(self, text: str) -> None:
+        self.copy(text, "the selection")
+
+    def copy(self, text: str, what: str) -> None:
+        """Copy a text, and say how; the chat does not wait for the program that takes it."""
+        self._clipboard = text
+        self.run_worker(self._copy(text, what), group="copies")
+
+    async def _copy(self, text: str, what: str) -> None:
+        async with self._copying:
+            if not (tool := await asyncio.to_thread(copied_by, text)) and not self.is_lent:
+                super().copy_to_clipboard(text)
+        self.notify(
+            f"Copied {what} {f'with {tool}' if tool else 'through the terminal (OSC 52)'}.", timeout=4, markup=False
+        )
+
+    def call_back(self, text: str, how: str) -> None:
+        """Tell a user who looks at another window, by "bell" or "osc9"; nothing while the terminal has the focus."""
+        if self.app_focus or self.is_lent or self._driver is None:
+            return
+        if how == "bell":
+            self.bell()
+        elif how == "osc9":
+            self._driver.write(f"\x1b]9;{harmless(text, is_name=True)}\x07")
 
     def _taken_selection(self) -> str:
         """The selected text, which is selected no more, so that the next interrupt is one."""

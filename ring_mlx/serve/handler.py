@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hmac
+import json
 import queue
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote
+
+import h11
 
 from ring_mlx.engine.events import End, Event, PrefillProgress
 from ring_mlx.errors import RingError
@@ -16,7 +19,7 @@ from ring_mlx.serve.failures import ApiError, GoneError, busy, of_answer
 from ring_mlx.serve.fields import read_object
 from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
 from ring_mlx.serve.replies import Reply, model_of
-from ring_mlx.serve.wire import Wire
+from ring_mlx.serve.wire import JSON, Headers, Wire
 from ring_mlx.system.terminal_text import note
 
 POLL_S, KEEP_ALIVE_S = 0.05, 5.0
@@ -29,6 +32,7 @@ METHODS = {
     "/metrics": "GET",
 }
 OPEN = ("/health",)
+STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
 class Handler(Wire):
@@ -163,7 +167,8 @@ class Handler(Wire):
             if silent and time.monotonic() - quiet_since < KEEP_ALIVE_S:
                 continue
             if not self._started:
-                self._begin_stream()
+                self._started = True
+                self._write(self._head(200, STREAM))
                 self._tell(reply.first())
             if event is None or isinstance(event, PrefillProgress):
                 self._piece(f": {progress}\n\n")
@@ -173,9 +178,24 @@ class Handler(Wire):
         self._piece("data: [DONE]\n\n")
         self._end_stream("200")
 
-    def _tell(self, pieces: Iterator[dict[str, Any]]) -> None:
+    def _tell(self, pieces: Iterable[dict[str, Any]]) -> None:
         for piece in pieces:
-            self._event(piece)
+            self._piece(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n")
+
+    def _piece(self, text: str) -> None:
+        self._write(h11.Data(data=text.encode()))
+
+    def _end_stream(self, status: str) -> None:
+        self._write(h11.EndOfMessage())
+        self._count(status)
+
+    def _send(
+        self, status: int, body: dict[str, Any] | bytes, kind: str = JSON, headers: Headers | None = None
+    ) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        head = self._head(status, {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})})
+        self._write(head, h11.Data(data=b"" if self.method == "HEAD" else data), h11.EndOfMessage())
+        self._count(str(status))
 
     def _events(self, reply: Reply) -> Iterator[Event | None]:
         """The events; the log explains an empty reply. None while there are no events.
@@ -203,7 +223,7 @@ class Handler(Wire):
         """Send a failure: with its status, or as an event of a stream that has begun."""
         if self._started:
             self._closing = True
-            self._event(e.body())
+            self._tell([e.body()])
             self._end_stream("broken")
         else:
             self._send(e.status, e.body(), headers=e.headers)

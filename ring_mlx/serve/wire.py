@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: reads requests and bodies, writes JSON and streams, notices slow and lost clients.
+"""HTTP/1.1 on one connection: reads requests and bodies, writes answers, notices slow and lost clients.
 
 h11 reads and writes the protocol. Where it is lenient, and where a proxy may read
 a request differently, this refuses: bare line ends, folded headers, a header twice that may come once, two lengths of one body.
@@ -7,7 +7,6 @@ a request differently, this refuses: bare line ends, folded headers, a header tw
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import select
 import socket
@@ -16,7 +15,7 @@ import time
 from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
 import h11
 
@@ -269,35 +268,10 @@ class Wire(socketserver.BaseRequestHandler):
         phrase, lines = HTTPStatus(status).phrase, list({**own, **headers}.items())
         return h11.Response(status_code=status, reason=phrase, headers=lines)
 
-    def _send(
-        self, status: int, body: dict[str, Any] | bytes, kind: str = JSON, headers: Headers | None = None
-    ) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
-        head = self._head(status, {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})})
-        self._write(head, h11.Data(data=b"" if self.method == "HEAD" else data), h11.EndOfMessage())
-        self._count(str(status))
-
-    def _begin_stream(self) -> None:
-        self._started = True
-        self._write(self._head(200, {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}))
-
-    def _event(self, piece: dict[str, Any]) -> None:
-        self._piece(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n")
-
-    def _piece(self, text: str) -> None:
-        self._write(h11.Data(data=text.encode()))
-
-    def _end_stream(self, status: str) -> None:
-        self._write(h11.EndOfMessage())
-        self._count(status)
-
     def _answer(self) -> None:
         raise NotImplementedError
 
     def _refuse(self, e: ApiError) -> None:
-        raise NotImplementedError
-
-    def _count(self, status: str) -> None:
         raise NotImplementedError
 
 

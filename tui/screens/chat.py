@@ -25,6 +25,7 @@ from tui.screens.other_model import GO_ON, LOAD, OtherModelScreen
 from tui.screens.real_models import RealModelsScreen
 from tui.screens.settings import SettingsScreen
 from tui.screens.text import HelpScreen
+from tui.screens.tree import TreeScreen
 from tui.screens.turn_commands import TurnCommands
 from tui.store import StoreError, chats
 from tui.themes import CYCLE
@@ -121,6 +122,8 @@ class ChatScreen(TurnCommands):
         if self.answer is not None:
             if turn_id in {t.id for t in self.talk.path()}:
                 await self.turns.go(str(turn_id))
+            elif turn_id is not None:
+                assert self.is_busy  # says so
             return
         if (wanted := turn_id or after) is not None:
             self.talk.reveal(wanted)
@@ -144,6 +147,18 @@ class ChatScreen(TurnCommands):
         except StoreError as e:
             return str(e)
         return export_talk(talk, "") if talk else "That chat is gone."
+
+    def do_tree(self, _: str) -> None:
+        def chosen(turn_id: str | None) -> None:
+            if turn_id is not None:
+                self.run_worker(self.attempt(lambda: self._open_again(turn_id)), group=COMMANDS)
+
+        self.catch_up()
+        if self.talk.turns:
+            turn = self.chosen()
+            self.app.push_screen(TreeScreen(self.talk, turn.id if turn else None), chosen)
+        else:
+            self.say("There are no turns yet.")
 
     def do_pin(self, _: str) -> None:
         if not self.talk.turns:

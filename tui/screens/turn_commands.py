@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from textual import on
 
+from tui.interrupts import Interrupts
 from tui.keys import COMMANDS
 from tui.screens.text import RecordScreen, TextScreen
 from tui.screens.view import ChatView
@@ -117,8 +118,8 @@ class TurnCommands(ChatView):
         self._copy(message.code, "the code")
 
     def _copy(self, text: str, what: str) -> None:
-        self.app.copy_to_clipboard(text)
-        self.say(f"Copied {what}.")
+        assert isinstance(self.app, Interrupts)
+        self.app.copy(text, what)
 
     def do_thought(self, _: str) -> None:
         turn = self.chosen_answer()

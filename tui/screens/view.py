@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from textual import on
 from textual.app import ComposeResult
@@ -14,6 +15,7 @@ from tui.config import Config, with_prompt_keys
 from tui.conversation import Conversation
 from tui.front_end import Done, FrontEnd
 from tui.gauges import loading_text, reading_forms
+from tui.interrupts import Interrupts
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
 from tui.store import Attachment, StoreError, Turn, chats, drafts
@@ -42,6 +44,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.turns = Turns(self._branch_of, id="turns")
         self.entry = Entry(with_prompt_keys(config.keys), id="entry")
         self.status, self.header = StatusLine(id="status"), Header(id="header")
+        self._asked_at = 0.0
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
@@ -207,6 +210,7 @@ class ChatView(FrontEnd, Screen[None]):
             await self.refresh_turns()
         else:
             await self.turns.extend(self.talk.path(), self.answer.id)
+        self._asked_at = monotonic()
         self.engine.ask(question)
 
     @on(Loading)
@@ -279,6 +283,9 @@ class ChatView(FrontEnd, Screen[None]):
         if self.answer is None:
             for waiting in self.entry.queued.take(*self.entry.queued.found[:1]):
                 await self.asked(Entry.Asked(waiting.text, list(waiting.attachments)))
+        if self.answer is None and monotonic() - self._asked_at >= self.config.notify_after_s:
+            assert isinstance(self.app, Interrupts)
+            self.app.call_back(f"{self.talk.chat.title or 'ring-mlx'}: the answer has ended", self.config.notify)
 
     def take_back(self, answer: Turn) -> None:
         """Forget an answer without any text; its question returns to the prompt, unless it has other answers."""
