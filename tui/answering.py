@@ -141,7 +141,8 @@ def in_one_line(e: Exception) -> str:
     """An exception in one line, for the user."""
     if isinstance(e, RingError):
         return str(e)
-    return f"[engine] {type(e).__name__}: {' '.join(str(e).split())[:200]}; please report this."
+    name = f" of {e.filename}" if isinstance(e, OSError) and e.filename else ""
+    return f"[engine] {type(e).__name__}{name}: {' '.join(paths.in_words(e).split())[:200]}; please report this."
 
 
 class SessionSource:

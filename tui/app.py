@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from textual.app import SystemCommand
 from textual.driver import Driver
+from textual.notifications import Notification, Notify
 from textual.screen import Screen
+from textual.widgets._toast import Toast
 
 from ring_mlx import harmless
 from tui import commands
@@ -20,6 +22,8 @@ from tui.messages import Answering
 from tui.paste import keep_apart
 from tui.screens.chat import ChatScreen
 from tui.themes import HIGH_CONTRAST
+
+TOAST_SHARE, TOAST_COLUMNS = 4, 60  # a fourth of the height, as the style sheet has it; Textual's width
 
 
 class RingChat(Interrupts):
@@ -60,6 +64,25 @@ class RingChat(Interrupts):
 
     def get_default_screen(self) -> Screen[None]:
         return self.chat
+
+    def on_notify(self, event: Notify) -> None:
+        """Let older toasts go as far as they would leave no room for a new one."""
+        width, room = min(TOAST_COLUMNS, self.size.width) - 6, self.size.height // TOAST_SHARE
+        for toast in [event.notification, *reversed(list(self._notifications))]:
+            room -= -(-len(toast.message) // max(width, 1))
+            if room < 0 and toast is not event.notification:
+                self._drop_toasts([toast])
+
+    def clear_notifications(self) -> None:
+        """Let all toasts go."""
+        self._drop_toasts(list(self._notifications))
+        super().clear_notifications()
+
+    def _drop_toasts(self, notifications: list[Notification]) -> None:
+        """Remove toasts together with the place that they take, which Textual leaves."""
+        for toast in self.screen.query(Toast):
+            if toast._notification in notifications:
+                toast._expire()
 
     def tell(self, text: str) -> None:
         """Show one line, at once or as soon as there is a screen."""

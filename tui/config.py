@@ -13,6 +13,7 @@ from tomlkit.exceptions import TOMLKitError
 from ring_mlx import RingError, text_of, value_range, write_text
 from tui.commands import NAMED, SETTINGS
 from tui.messages import Sampling, sampling_as_dict
+from tui.paths import in_words
 
 MOST_BYTES = 1_000_000
 UNREADABLE = (OSError, ValueError, TOMLKitError, RecursionError)
@@ -197,7 +198,9 @@ def load(path: Path) -> tuple[Config, str]:
     except FileNotFoundError:
         return Config(), ""
     except UNREADABLE as e:
-        return Config(), str(ConfigError(f"{path} cannot be read ({e}); mend or delete it, the defaults hold."))
+        return Config(), str(
+            ConfigError(f"{path} cannot be read ({in_words(e)}); mend or delete it, the defaults hold.")
+        )
     config, wrong = parse(raw)
     return config, str(ConfigError(f"{path}: {'; '.join(wrong)}; the defaults hold there.")) if wrong else ""
 
@@ -221,7 +224,7 @@ def save(path: Path, config: Config, before: Config | None = None) -> None:
         _update(document, _changed(kept, before or kept, config), kept)
         write_text(path, tomlkit.dumps(document), private=is_new)
     except UNREADABLE as e:
-        raise ConfigError(f"{path} cannot be written ({e}); the settings are used until you quit.") from None
+        raise ConfigError(f"{path} cannot be written ({in_words(e)}); the settings are used until you quit.") from None
 
 
 def _changed(kept: Config, before: Config, now: Config) -> Config:

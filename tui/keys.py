@@ -63,6 +63,8 @@ class KeysInOrder(App[None]):
         """Do at once what Textual does by posting the event from the widget in focus up to the application."""
         if isinstance(event, events.Key):
             self.app_focus = True
+            if event.key == "escape":
+                self.clear_notifications()
             if self.screen.maximized is not None and event.key == "escape" and self.escape_to_minimize:
                 self.screen.minimize()
                 return

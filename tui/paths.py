@@ -28,3 +28,10 @@ def snapshots() -> str | bool:
 def _home() -> Path | None:
     home = os.environ.get(HOME)
     return Path(os.path.expanduser(home)) if home else None
+
+
+def in_words(e: Exception) -> str:
+    """What is wrong with a file, without the number of an error or the name that a sentence has already."""
+    if isinstance(e, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    return (e.strerror if isinstance(e, OSError) else None) or str(e)

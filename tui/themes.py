@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from textual.theme import Theme
 
+TITLE, PALE = "bold $text", "$text 70%"  # in a text: there $text-muted is as bright as $text
+
 HIGH_CONTRAST = Theme(
     name="high-contrast",
     primary="#66d9ff",

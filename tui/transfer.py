@@ -14,6 +14,7 @@ from tui.chat_settings import Settings, differences, settings_of
 from tui.config import Config
 from tui.conversation import Conversation
 from tui.messages import Sampling
+from tui.paths import in_words
 from tui.store import StoreError, Turn, exchange
 
 MOST_BYTES = 512_000_000
@@ -40,7 +41,7 @@ def export_talk(talk: Conversation, argument: str) -> str:
             return f"{file} is there already; /export {kind} PATH overwrites."
         write_text(file, whole_text(text), private=not file.exists())
     except (OSError, ValueError, RuntimeError) as e:
-        return f"[export] {file} cannot be written ({getattr(e, 'strerror', None) or e}); give another path."
+        return f"[export] {file} cannot be written ({in_words(e)}); give another path."
     return f"Written to {file}."
 
 
@@ -53,7 +54,7 @@ def import_talk(path: str) -> Conversation:
     try:
         return Conversation(*exchange.from_json(text_of(Path(path), MOST_BYTES)))
     except (OSError, ValueError) as e:
-        raise StoreError(f"{path} cannot be read ({e}); give a file of /export json.") from None
+        raise StoreError(f"{path} cannot be read ({in_words(e)}); give a file of /export json.") from None
 
 
 def save_elsewhere(unsaved: list[tuple[Conversation, list[Turn]]]) -> list[str]:

@@ -15,6 +15,7 @@ from textual.widgets import Label, Markdown, Static
 from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
 from tui.formulas.formula import shown
+from tui.themes import PALE
 
 SIGN = "↪ "  # before what did not fit into the line above
 NARROWEST = 4  # cells of a table's column; with less room a table is a list
@@ -62,7 +63,7 @@ def folded(content: Content, width: int) -> Content:
     """Lines of at most so many cells, those that go on with a sign."""
     if width <= len(SIGN) + 2 or content.get_optimal_width({}, 0) <= width:
         return content
-    sign = Content.styled(SIGN, "$text-muted")
+    sign = Content.styled(SIGN, PALE)
     lines: list[Content] = []
     for line in content.split("\n", allow_blank=True):
         if line.cell_length > width:
@@ -150,7 +151,7 @@ def drawn_table(
         lines = [Content(": ").join([h, cell]) for row in rows for h, cell in zip(headers, row, strict=False)]
         return Content("\n").join(lines or headers)
     widths = [min(w, most) for w in natural]
-    grey = "$foreground 40%"
+    grey = "$text 40%"
     rule = Content.styled("┼".join("─" * (w + 2) for w in widths), grey)
     lines = [*_row(headers, widths, aligns), rule]
     for n, row in enumerate(rows):
@@ -163,7 +164,7 @@ def drawn_table(
 
 def _row(cells: Sequence[Content], widths: Sequence[int], aligns: Sequence[str]) -> list[Content]:
     wrapped = [cell.wrap(width) for cell, width in zip(cells, widths, strict=False)]
-    bar = Content.styled(" │ ", "$foreground 40%")
+    bar = Content.styled(" │ ", "$text 40%")
     found = []
     for y in range(max(map(len, wrapped), default=0)):
         parts = []

@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 from ring_mlx import harmless
 from tui.commands import COMMANDS, first_key
 from tui.fuzzy import best
+from tui.themes import PALE, TITLE
 
 WIDE, GAP, LEAST_NAME, EVERYTHING = 100, 2, 20, 1000  # columns
 Key = TypeVar("Key")
@@ -23,7 +24,8 @@ Key = TypeVar("Key")
 def row(name: str | Content, remark: str, before: str = "") -> Content:
     """A name, which may hold anything, and a paler remark."""
     shown = name if isinstance(name, Content) else Content(harmless(name, is_name=True))
-    return Content.assemble(before, shown, (f"{'':{GAP}}{harmless(remark, is_name=True)}", "$text-muted"))
+    name_shown = shown.stylize_before(TITLE)
+    return Content.assemble(before, name_shown, (f"{'':{GAP}}{harmless(remark, is_name=True)}", PALE))
 
 
 def in_columns(

@@ -11,6 +11,7 @@ from ring_mlx import harmless
 from tui.fuzzy import HIT
 from tui.store import Chat, Turn
 from tui.store.records import USER
+from tui.themes import PALE
 
 QUESTION_CHARACTERS, MOST_CHARACTERS, BEFORE_HIT = 240, 4000, 120
 DAY_S = 86400.0
@@ -33,7 +34,7 @@ def preview(chat: Chat, turns: list[Turn], draft: str, words: str, age: str) -> 
     about = harmless(" · ".join(filter(None, facts)), is_name=True)
     parts = [
         Content.styled(harmless(chat.title or "untitled", is_name=True), "bold"),
-        Content.styled(about, "$text-muted"),
+        Content.styled(about, PALE),
         *(_said(turn, words) for turn in turns),
     ]
     if draft and not turns:

@@ -18,6 +18,7 @@ from tui.formulas.markdown import with_formulas
 from tui.records import end_words, record_text, thought_size
 from tui.store import Turn
 from tui.store.exchange import DAMAGED, call_text
+from tui.themes import PALE
 from tui.widgets.answer import Answer
 from tui.widgets.attachments import attachment_text
 from tui.widgets.thought import Tail
@@ -75,7 +76,7 @@ class UserTurn(TurnView):
             self.branch_text,
         ]
         shown = "   ".join(filter(None, notes))
-        parts = [Content(text) if text else None, Content.styled(shown, "$text-muted") if shown else None]
+        parts = [Content(text) if text else None, Content.styled(shown, PALE) if shown else None]
         return Content("\n").join(part for part in parts if part is not None)
 
 
