@@ -10,7 +10,7 @@ from textual.widgets import Input
 from textual.widgets.text_area import Selection
 
 from tests.test_tui_keys import burst
-from tests.tui_pilot import SIZES, chat, kept
+from tests.tui_pilot import SIZES, chat, kept, pause
 from tui import clipboard
 from tui.config import Config, parse
 from tui.keeper import Keeper
@@ -437,3 +437,77 @@ def test_settings_of_notifications_are_checked():
     assert (found.notify, found.notify_after_s) == ("bell", 10)
     assert wrong == ["notify is none of bell, osc9, off", "notify_after_s is not a whole number"]
     assert parse({"notify": "osc9", "notify_after_s": 3})[0] == Config(notify="osc9", notify_after_s=3)
+
+
+def marked(d):
+    """The text on the screen that is marked as found, and that of the hit at hand."""
+    found, current = [], []
+    for strip in d.app.screen._compositor.render_strips():
+        for segment in strip:
+            if segment.style and segment.style.reverse and segment.text.strip().isalnum():
+                (current if segment.style.underline else found).append(segment.text)
+    return found, current
+
+
+def test_search_within_a_chat_marks_hits_and_goes_from_one_to_another():
+    async def script(d):
+        await d.exchange(
+            "where is a Needle",
+            "a **needle** here\n\n```python\nneedle = 1\n```\n\n| needle | b |\n|---|---|\n| 1 | 2 |",
+        )
+        for n in range(12):
+            await d.exchange(f"other {n}", "hay\n\nhay\n\nhay")
+        await d.exchange("q", "last needle")
+        await d.press("ctrl+f")
+        await d.type("needle")
+        bar = d.chat.find_bar
+        assert "5 of 5" in "\n".join(d.screen_text)
+        found, current = marked(d)
+        assert "".join(current) == "needle"
+        await d.press("enter")
+        await pause(0.3)
+        assert "1 of 5" in "\n".join(d.screen_text)
+        assert any("where is a Needle" in line for line in d.screen_text)
+        found, current = marked(d)
+        assert current == ["Needle"]
+        assert len(found) >= 3
+        await d.press("up")
+        assert "5 of 5" in "\n".join(d.screen_text)
+        assert any("last needle" in line for line in d.screen_text)
+        await d.press("ctrl+u", *"nowhere")
+        assert "nothing found" in "\n".join(d.screen_text)
+        assert marked(d) == ([], [])
+        await d.press("escape")
+        assert not bar.display
+        assert d.chat.entry.prompt.has_focus
+        await d.command("/find last  NEEDLE")
+        assert "1 of 1" in "\n".join(d.screen_text)
+        await d.press("escape", "x")
+        assert d.chat.entry.prompt.text == "x"
+        assert marked(d) == ([], [])
+
+    chat(script, SIZES[1])
+
+
+def test_search_with_odd_words_and_while_an_answer_streams():
+    async def script(d):
+        await d.exchange("a.b (c", "x*y\x1b[0m \u202e")
+        await d.say("q")
+        await d.press("ctrl+f")
+        for words in (".", "(c", "*", "\\x1b", "[", "  ", "a.b  (C"):
+            d.chat.find_bar.words.value = words
+            await d.settle()
+        assert "1 of 1" in "\n".join(d.screen_text)
+        d.chat.find_bar.words.value = "tok"
+        for n in range(5):
+            await d.post(d.text(f"tok {n}\n\n"))
+            await d.press("enter")
+        assert "of 5" in "\n".join(d.screen_text)
+        await d.press("escape")
+        await d.post(d.end())
+        assert marked(d) == ([], [])
+        assert "tok 4" in "\n".join(d.screen_text)
+        await d.press("ctrl+f", "ctrl+n")
+        assert not d.chat.find_bar.display
+
+    chat(script)

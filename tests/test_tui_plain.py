@@ -300,6 +300,15 @@ def test_a_terminal_that_cannot_place_letters_gets_plain_mode(monkeypatch, term,
     assert started == [("Plain", [note]) if is_plain else ("RingChat", [])]
 
 
+def test_find_within_the_chat(monkeypatch, capsys):
+    *_, err = plain(monkeypatch, capsys, "a long\x1b line", "other", "/find long", "/find no", "/find")
+    assert "  1 user: …a long" in err
+    assert "  2 assistant: …re: a long" in err
+    assert "Nothing is found." in err
+    assert "/find TEXT searches in this chat." in err
+    assert "\x1b" not in err
+
+
 def test_a_question_from_the_editor(monkeypatch, capsys, tmp_path):
     file = tmp_path / "editor"
     file.write_text("#!/bin/sh\necho from the editor > $1\n")

@@ -59,6 +59,7 @@ COMMANDS = (
     Command("down", "go to the turn below", "alt+down,ctrl+down", "down,j"),
     Command("first", "go to the first turn", "", "home"),
     Command("last", "go to the last turn", "", "end"),
+    Command("find", "search in this chat", "ctrl+f", argument="[TEXT]", plain=True),
     Command("go", "go to a turn by its number", argument="N"),
     Command("editor", "write the question in your editor (VISUAL, EDITOR)", "f4", plain=True),
     Command("attach", "attach a text file to the question", argument="PATH", plain=True),

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import queue
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ from tui.store.access import make_private
 from tui.store.records import ASSISTANT, USER
 
 WIDTH, LISTED = 100, 20
+AROUND = 40  # characters beside what is found
 AGAIN_S = 2.0  # within which a second Ctrl+C quits
 FAILED, CUT_OFF = 2, 4  # exit codes; the first comes before the second
 
@@ -250,6 +252,15 @@ class Plain(FrontEnd):
         turn = self.chosen_answer()
         for line in record_lines(turn.record) if turn and turn.record else ():
             self.say(line)
+
+    def do_find(self, words: str) -> None:
+        wanted = re.compile(r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
+        found = [(n, t, m) for n, t in enumerate(self.talk.path(), 1) if words and (m := wanted.search(t.content))]
+        for n, turn, hit in found:
+            around = turn.content[max(0, hit.start() - AROUND) : hit.end() + AROUND]
+            self.say(f"{n:3} {turn.role}: …{' '.join(around.split())}…")
+        if not found:
+            self.say("Nothing is found." if words else "/find TEXT searches in this chat.")
 
     def do_editor(self, _: str) -> None:
         """Write a question in the editor and ask it."""

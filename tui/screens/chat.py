@@ -20,13 +20,13 @@ from tui.interrupts import Interrupts
 from tui.keys import COMMANDS
 from tui.messages import Entitled, ModelChoice
 from tui.screens.chats import ChatsScreen, Chosen
+from tui.screens.find import FindCommands
 from tui.screens.models import ModelsScreen
 from tui.screens.other_model import GO_ON, LOAD, OtherModelScreen
 from tui.screens.real_models import RealModelsScreen
 from tui.screens.settings import SettingsScreen
 from tui.screens.text import HelpScreen
 from tui.screens.tree import TreeScreen
-from tui.screens.turn_commands import TurnCommands
 from tui.store import StoreError, chats
 from tui.themes import CYCLE
 from tui.transfer import export_talk
@@ -38,7 +38,7 @@ LONGEST_PROMPT = 100_000  # characters; a longer text from the editor is attache
 IN_FOOTER = ("stop", "new", "chats", "model", "settings", "help", "quit")
 
 
-class ChatScreen(TurnCommands):
+class ChatScreen(FindCommands):
     """The keys, and the commands about chats and settings; settings hold from the next answer on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

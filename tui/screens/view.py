@@ -22,6 +22,7 @@ from tui.store import Attachment, StoreError, Turn, chats, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments
 from tui.widgets.entry import Entry
+from tui.widgets.find import FindBar
 from tui.widgets.header import Header
 from tui.widgets.queued import Queued
 from tui.widgets.status import StatusLine
@@ -44,6 +45,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.turns = Turns(self._branch_of, id="turns")
         self.entry = Entry(with_prompt_keys(config.keys), id="entry")
         self.status, self.header = StatusLine(id="status"), Header(id="header")
+        self.find_bar = FindBar()
         self._asked_at = 0.0
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
@@ -52,6 +54,7 @@ class ChatView(FrontEnd, Screen[None]):
     def compose(self) -> ComposeResult:
         yield self.header
         yield self.turns
+        yield self.find_bar
         yield self.entry
         yield self.status
         yield Footer()

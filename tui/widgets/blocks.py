@@ -104,6 +104,7 @@ class Table(MarkdownBlock):
         super().__init__(markdown, token)
         self._cells: list[list[Content]] = [[]]
         self._aligns: list[str] = []
+        self._marks: tuple[int, Sequence[tuple[str, int, int]]] = (0, ())
 
     def compose(self) -> ComposeResult:
         self._take(self)
@@ -117,7 +118,19 @@ class Table(MarkdownBlock):
             await super()._update_from_block(block)
 
     def render(self) -> Content:
+        drawn, (width, marks) = self.drawn(), self._marks
+        for style, start, end in marks if width == self.content_size.width else ():
+            drawn = drawn.stylize(style, start, end)
+        return drawn
+
+    def drawn(self) -> Content:
+        """The table at its present width, without marks."""
         return self._drawn(self.content_size.width)
+
+    def mark(self, marks: Sequence[tuple[str, int, int]]) -> None:
+        """Show styles at places of what is drawn, as long as the width stays."""
+        self._marks = (self.content_size.width, marks)
+        self.refresh()
 
     def get_content_width(self, container: Size, viewport: Size) -> int:
         return max(line.cell_length for line in self._drawn(container.width).split("\n", allow_blank=True))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
+from textual.widget import Widget
+from textual.widgets import Static
 
 from tui.store import Turn
 from tui.store.records import USER
@@ -84,6 +86,29 @@ class Turns(VerticalScroll, can_focus=False):
             self.release_anchor()
             view.focus(scroll_visible=False)
             self.call_after_refresh(self._reveal, view)
+
+    async def bring(self, turn_id: str) -> TurnView | None:
+        """Mount a turn of the branch if it is not, and no longer keep the end in view."""
+        if self.view(turn_id) is None:
+            await self.show(self._path, self._running_id, at=turn_id)
+            self.call_after_refresh(self._moved)
+        self.release_anchor()
+        return self.view(turn_id)
+
+    def reveal(self, view: TurnView, static: Static, place: int) -> None:
+        """Have a place in the text of one of a turn's widgets in view, a third from the top."""
+        text = str(static.render())
+        lines = text.count("\n") + 1
+        part = text.count("\n", 0, place) / lines if lines > 1 else place / max(len(text), 1)
+        row = static.virtual_region.y + int(part * static.size.height)
+        parent = static.parent
+        while isinstance(parent, Widget) and parent is not view:
+            row += parent.virtual_region.y
+            parent = parent.parent
+        at = view.virtual_region.y + row
+        if not 0 <= at - self.scroll_y < self.size.height:
+            self.scroll_to(y=at - self.size.height // 3, animate=False, force=True, immediate=True)
+        self._hold(view, view.virtual_region.y - self.scroll_target_y, is_goal=False)
 
     def _reveal(self, view: TurnView) -> None:
         view.scroll_visible(animate=False, immediate=True, top=view.region.height > self.size.height)
