@@ -1,0 +1,162 @@
+"""What several tokens a step cost and gain: ``python -m benchmarks.speculation --shape mini``, or ``--toy`` for real texts.
+
+With random weights: the time of a step of T tokens, of which half are kept, over that of a step of one, each waited for; then
+tokens a second of `speculate` with a drafter that is told the text and spoils each token with a probability, over those of
+`decode`. With the toy: prompt lookup over tasks that repeat their prompts and tasks that do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random as chance
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from benchmarks.common import alternate, arguments, random, report
+from benchmarks.decode_profile import after_prompt
+from ring_mlx import demo_model_path, load, render_chat
+from ring_mlx.generation.decoding import decode, prefill, step_sizes
+from ring_mlx.generation.drafts import MOST_TOKENS, Draft, Drafter, Pace, PromptLookup
+from ring_mlx.generation.speculation import speculate
+from ring_mlx.model.cache import HybridCache
+from ring_mlx.model.model import Model
+from ring_mlx.model.tentative import Tentative
+from ring_mlx.options import counts
+
+TASKS = {
+    "sort": "Sort these numbers: 41 7 93 25 68 12",
+    "recall": "Remember that the cat is called Tom and the dog is called Rex. What is the cat called?",
+    "repeat": "Repeat: one two three four five. one two three four five. one two three four",
+    "add": "What is 4756 + 3879?",
+    "spell": 'Spell the word "lantern" backwards.',
+    "small talk": "What can you do?",
+}
+
+
+class Told:
+    """Drafts a text that it is told, each token right with a probability."""
+
+    def __init__(self, text: Sequence[int], right: float, vocabulary: int) -> None:
+        draws = chance.Random(0)
+        self._drafts = [t if draws.random() < right else (t + 1) % vocabulary for t in text]
+        self._at = 0
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
+        self._at += 1
+
+    def draft(self, most: int) -> Draft:
+        """The next tokens."""
+        return Draft(self._drafts[self._at : self._at + most], 1)
+
+
+def step_ms(model: Model, cache: HybridCache, tokens: int, steps: int) -> float:
+    """The median of steps that keep half of their tokens."""
+    times = []
+    for n in range(steps):
+        began = time.perf_counter()
+        if tokens == 1:
+            mx.eval(mx.argmax(model(mx.array([[n + 1]]), cache, last_only=True)[:, -1], axis=-1))
+        else:
+            tentative = Tentative(model, cache, range(n + 1, n + 1 + tokens))
+            mx.eval(mx.argmax(tentative.logits, axis=-1))
+            tentative.keep((tokens + 1) // 2)
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def costs(model: Model, contexts: Sequence[int], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each context and length of a step."""
+    for context in contexts:
+        start, _ = after_prompt(model, context)
+        ways = {str(t): partial(step_ms, model, start.copy(), t, args.steps) for t in (1, 2, 4, 8)}
+        found = alternate(ways, args.repeats)
+        one = statistics.median(found["1"])
+        for t, times in found.items():
+            yield {"context": context, "tokens": int(t), "ms": times, "over one": statistics.median(times) / one}
+
+
+def tokens_a_second(steps: Iterator[tuple[int, mx.array]]) -> float:
+    """After the first token."""
+    next(steps)
+    began = time.perf_counter()
+    return sum(1 for _ in steps) / (time.perf_counter() - began)
+
+
+def compared(
+    model: Model, logits: mx.array, start: HybridCache, ids: Sequence[int], most: int, repeats: int, drafter: Any
+) -> dict[str, Any]:
+    """Tokens a second with drafts over those without, in alternation, and the counts of the last run."""
+    paces: list[Pace] = []
+
+    def plain() -> float:
+        return tokens_a_second(decode(logits, model, start.copy(), mx.array(list(ids)), max_tokens=most))
+
+    def drafted() -> float:
+        made: Drafter = drafter()
+        paces.append(Pace())
+        return tokens_a_second(speculate(logits, model, start.copy(), ids, made, paces[-1], max_tokens=most))
+
+    found = alternate({"plain": plain, "drafted": drafted}, repeats)
+    pace = paces[-1]
+    return {
+        "plain tok/s": found["plain"],
+        "drafted tok/s": found["drafted"],
+        "ratio": statistics.median(found["drafted"]) / statistics.median(found["plain"]),
+        "accepted": pace.accepted / pace.drafted if pace.drafted else 0.0,
+        "tokens a step": pace.tokens / max(1, pace.steps),
+    }
+
+
+def told(model: Model, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each probability."""
+    start, logits = after_prompt(model, 512)
+    text = [t for t, _ in decode(logits, model, start.copy(), mx.array([0]), max_tokens=args.tokens)]
+    for right in (0.0, 0.3, 0.6, 0.9):
+        make = partial(Told, text, right, model.config.vocab_size)
+        yield {"right": right, **compared(model, logits, start, [0], args.tokens, args.repeats, make)}
+
+
+def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each task of the toy."""
+    model, tokenizer = load(demo_model_path())
+    for name, question in TASKS.items():
+        ids = render_chat(tokenizer, [{"role": "user", "content": question}])
+        cache = model.make_cache()
+        *_, (_, logits) = prefill(mx.array(ids), model, cache, step_sizes(len(ids), 128))
+        most = 1
+        for token, _ in decode(logits, model, cache.copy(), mx.array(ids), max_tokens=args.tokens):
+            most += 1
+            if token in tokenizer.eos_token_ids:
+                break
+        yield {
+            "task": name,
+            "tokens": most,
+            **compared(model, logits, cache, ids, most, args.repeats, partial(PromptLookup, ids)),
+        }
+
+
+def main() -> None:
+    """The command line."""
+    parser = arguments(__doc__, shape="mini", repeats=5)
+    parser.add_argument("--contexts", type=counts, default=(512, 8192), help="tokens before the steps (512,8192)")
+    parser.add_argument("--steps", type=int, default=20, help="of each length and round (20)")
+    parser.add_argument("--tokens", type=int, default=256, help="of each text (256)")
+    parser.add_argument("--toy", action="store_true", help="tasks of the packaged model instead of random weights")
+    args = parser.parse_args()
+    if args.toy:
+        del args.shape
+        report(args, tasks(args), f"the packaged toy, prompt lookup, at most {MOST_TOKENS} drafted tokens")
+        return
+    model = random(args)
+    report(args, costs(model, args.contexts, args), "a step of several tokens")
+    report(args, told(model, args), "a drafter that is told the text")
+
+
+if __name__ == "__main__":
+    main()
