@@ -98,6 +98,7 @@ STEP_HELP = "prompt tokens per step (2048 on a GPU, 128 on a CPU)"
 
 
 def add_step_option(parser: argparse.ArgumentParser) -> None:
+    """--prefill-step-size."""
     group_of(parser, "memory").add_argument("--prefill-step-size", type=positive_int, help=STEP_HELP)
 
 
