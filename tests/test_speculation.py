@@ -18,7 +18,7 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from metal_kernels import launch
 from ring_mlx.cli import main
 from ring_mlx.errors import ModelError
-from ring_mlx.generation.decoding import decode, prefill
+from ring_mlx.generation.decoding import Picked, Picker, decode, prefill
 from ring_mlx.generation.drafts import FORGET_TOKENS, MOST_TOKENS, Draft, Pace, PromptLookup
 from ring_mlx.generation.sampling import SeededSampler
 from ring_mlx.generation.speculation import speculate
@@ -254,6 +254,70 @@ def test_logits_that_are_not_finite_end_the_answer_where_they_come(model):
         given.extend(t for t, _ in steps)
     assert given == right
     assert cache.offset == len(PROMPT) + len(right)
+
+
+@pytest.mark.parametrize("fails_at", [3, 5, 9])
+def test_a_processor_that_fails_within_a_step_leaves_what_was_given(model, fails_at):
+    def process(ids, logits):
+        if ids.size == len(PROMPT) + fails_at:
+            raise ZeroDivisionError
+        return logits
+
+    text = [t for t, _ in plain(model)[0]]
+    logits, cache = read(model)
+    sampler = SeededSampler(lambda logprobs: mx.argmax(logprobs, axis=-1), 1)
+    steps = speculate(
+        *(logits, model, cache, PROMPT, Told(text, most=3), Pace(always=True)),
+        **{"sampler": sampler, "logits_processors": [process], "max_tokens": LENGTH},
+    )
+    given = []
+    with pytest.raises(ZeroDivisionError):
+        given.extend(t for t, _ in steps)
+    assert given == text[: len(given)]
+    assert cache.offset == len(PROMPT) + len(given)
+    assert sampler.drawn == len(given) + 1  # of the token that was picked, but not yielded
+    other = read(model, PROMPT + given)[1]
+    assert_close(model(tokens(3, seed=8), cache), model(tokens(3, seed=8), other), 1e-4)
+
+
+class Gpu:
+    """A clock and a model on it: steps run one after the other, and are waited for where their token is used."""
+
+    def __init__(self, monkeypatch):
+        self.now, self._busy, self._ends, self._kept = 0.0, 0.0, {}, []
+        monkeypatch.setattr("ring_mlx.generation.speculation.time.perf_counter", lambda: self.now)
+        pick, ids = Picker.pick, Picked.ids
+
+        def timed_pick(picker, *a):
+            picked = pick(picker, *a)
+            self._kept.append(picked)
+            self._ends[id(picked.y)] = self._busy
+            return picked
+
+        def timed_ids(picked):
+            self.now = max(self.now, self._ends[id(picked.y)])
+            return ids(picked)
+
+        monkeypatch.setattr(Picker, "pick", timed_pick)
+        monkeypatch.setattr(Picked, "ids", timed_ids)
+
+    def __call__(self, ids, cache, last_only=False):
+        self._busy = max(self._busy, self.now) + 9.0 + ids.shape[1]
+        return mx.zeros((1, 1 if last_only else ids.shape[1], 4))
+
+
+@pytest.mark.parametrize("ones", [0, 1, 2, 5])
+def test_a_step_is_timed_by_what_it_costs_itself(ones, monkeypatch):
+    """Single tokens are computed while others are handled, which hides their time in the step after them."""
+    wanted = iter(([0, 0, *([3] + [0] * ones) * 30])[:60])
+    pace = Pace()
+    monkeypatch.setattr(pace, "wanted", lambda length: next(wanted, 0))
+    gpu = Gpu(monkeypatch)
+    how = {"sampler": lambda logprobs: mx.argmax(logprobs, axis=-1), "max_tokens": 61}
+    assert [t for t, _ in speculate(mx.zeros((1, 4)), gpu, [], [0], Noise([0] * 99, 3), pace, **how)] == [0] * 61
+    assert pace.accepted > 9
+    assert all(s == 9 + t for t, seconds in pace._times.items() for s in seconds)
+    assert {1, 4} <= pace._times.keys()
 
 
 @settings(max_examples=60, deadline=None)

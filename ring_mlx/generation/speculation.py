@@ -50,16 +50,18 @@ def speculate(
     forced = next_forced or (lambda: None)
     with launch.doubting():
         answer.begin(logits)
-        left = max_tokens
+        left, read = max_tokens, 0
         while left:
-            began, given = time.perf_counter(), answer.given
+            began, given, read_before = time.perf_counter(), answer.given, read
             answer.ask(forced)
             wanted = min(answer.wanted(), left - 2)
             if wanted < 1:
                 yield from answer.one(is_last=left == 1)
             else:
                 yield from answer.several(wanted, forced)
-            pace.took(answer.read, time.perf_counter() - began - answer.waited)
+            read = answer.read
+            if read > 1 or read_before == 1:  # a single token is computed while the step after it runs
+                pace.took(read, time.perf_counter() - began - answer.waited)
             given = answer.given - given
             left -= given
             if answer.given // CLEAR_EVERY_TOKENS != (answer.given - given) // CLEAR_EVERY_TOKENS:
@@ -70,7 +72,7 @@ class _Answer:
     """The text so far: its tokens, the cache that has read them, and the token that is picked but not read.
 
     ``given`` counts the tokens that were yielded. Of the last step, ``read`` has the number of its tokens and ``waited`` the
-    seconds that were spent outside after others than its first.
+    seconds that do not count: for the step before, and outside after others than its first token.
     """
 
     def __init__(self, model: Forward, cache: Any, drafter: Drafter, pace: Pace, picker: Picker) -> None:
@@ -108,14 +110,18 @@ class _Answer:
 
     def several(self, wanted: int, forced: Callable[[], int | None]) -> Iterator[tuple[int, mx.array]]:
         """Read the picked token and some that may follow; yield those that do, and pick the next."""
+        left, given = time.perf_counter(), 0
         (token,) = self._picked.ids()
+        self.waited = time.perf_counter() - left
         self._came(token, self._guess, 0)
         draft = self._drafter.draft(wanted)
         tokens = [token, *draft.tokens]
+        self.read = len(tokens)
+        seeded = self._picker.sampler if isinstance(self._picker.sampler, SeededSampler) else None
+        drawn = seeded.drawn if seeded else 0
         tentative = Tentative(self._model, self._cache, tokens)
-        picks = self._picker.pick_each(tentative.logits, tokens)
-        self.read, self.waited, given = len(tokens), 0.0, 0
         try:
+            picks = self._picker.pick_each(tentative.logits, tokens)
             for at, token in enumerate(tokens):
                 if at:
                     self.ask(forced)
@@ -134,8 +140,8 @@ class _Answer:
             self.given += given
             self._pace.count(len(tokens), given)
             self._picker.add(mx.array(tokens[:given], dtype=mx.int32))
-            if isinstance(self._picker.sampler, SeededSampler):
-                self._picker.sampler.drawn -= len(tokens) - given
+            if seeded:
+                seeded.drawn = drawn + given
 
     def _came(self, token: int, draft: Draft, at: int) -> None:
         """Take a token in whose place there was a draft's."""
