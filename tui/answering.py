@@ -24,7 +24,7 @@ from ring_mlx import (
     Thinking,
 )
 from tui import paths
-from tui.messages import Ended, Entitled, Failed, Loaded, Loading, ModelChoice, Post, Question, Reading
+from tui.messages import Ended, Entitled, Failed, Loaded, Loading, Messages, ModelChoice, Post, Question, Reading
 from tui.messages import Sampling as Chosen
 from tui.title_text import ASKED_FOR_A_TITLE, messages
 from tui.updates import Updates
@@ -86,6 +86,24 @@ class Engine:
         self._stopped.set()
         if (source := self._source) is not None:
             source.stop()
+
+    def count_tokens(self, text: str) -> int | None:
+        """The tokens of a text, or None while no model is loaded; takes its time, on the caller's thread."""
+        try:
+            return source.count_tokens(text) if (source := self._source) is not None else None
+        except Exception:  # noqa: BLE001 it is being closed, or the text is strange; an answer will say so
+            return None
+
+    def refusal(self, messages: Messages) -> str:
+        """Why these cannot be answered for want of context or memory, or nothing; takes its time as above."""
+        try:
+            if (source := self._source) is not None:
+                source.check(messages)
+        except RingError as e:
+            return str(e)
+        except Exception:  # noqa: BLE001 as above
+            return ""
+        return ""
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """End the answer and free the model; returns whether the thread has ended, so that the process may exit."""
@@ -185,6 +203,14 @@ class SessionSource:
     def stop(self) -> None:
         """End the running answer; from any thread."""
         self._session.stop()
+
+    def count_tokens(self, text: str) -> int:
+        """The tokens of a text; from any thread."""
+        return self._session.count_tokens(text)
+
+    def check(self, messages: Messages) -> None:
+        """Raises RingError if messages cannot be answered; from any thread."""
+        self._session.check(list(messages))
 
     def close(self) -> None:
         """Save what was read and free the model."""

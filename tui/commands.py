@@ -63,6 +63,7 @@ COMMANDS = (
     Command("go", "go to a turn by its number", argument="N"),
     Command("editor", "write the question in your editor (VISUAL, EDITOR)", "f4", plain=True),
     Command("attach", "attach a text file to the question", argument="PATH", plain=True),
+    Command("attached", "read what is attached to the next question, or the n-th of it", argument="[N]"),
     Command("title", "rename this chat", argument="TEXT", plain=True),
     Command("pin", "keep this chat at the top of the list, or no longer"),
     Command("delete", "delete this chat; /restore brings it back"),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 from tui.chat_model import ChatModel
 from tui.commands import Command
 from tui.config import Config
-from tui.conversation import Conversation
+from tui.conversation import Conversation, said
 from tui.keeper import Keeper
-from tui.messages import Answering, Figures, Loaded, Piece, Question, Sampling
+from tui.messages import Answering, Figures, Loaded, Messages, Piece, Question, Sampling
 from tui.records import record_of, sampling_of
-from tui.store import Record, StoreError, Turn
+from tui.store import Attachment, Record, StoreError, Turn
 from tui.store.records import ASSISTANT, USER
 from tui.titles import Titles
 from tui.transfer import export_talk, import_talk
 
+NEVER_TOO_LONG = 8192  # tokens, which every model has room for that was loaded
 Done = Awaitable[None] | None  # a command has been carried out, or will be once this has been awaited
 
 
@@ -113,6 +114,19 @@ class FrontEnd(ChatModel, Titles):
             self.say("This chat had been deleted; your question has brought it back.")
         system = [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
         return self.send(Question(self.number, [*system, *self.talk.messages()], sampling, continues))
+
+    def messages_with(self, text: str, attachments: Iterable[Attachment]) -> Messages:
+        """The branch in view with a question, where that is so long that it may be refused; else none."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        question = said(Turn(USER, text, attachments=tuple(attachments)))
+        found = [*system, *self.talk.messages(), {"role": USER, "content": question}]
+        size = sum(len(m["content"].encode("utf-8", "replace")) for m in found)
+        return found if size > min(self.model.context, NEVER_TOO_LONG) // 2 else []
+
+    def refusal(self, messages: Messages) -> str:
+        """Why messages take too much context or memory, or nothing; takes its time."""
+        refusal = getattr(self.engine, "refusal", None)  # engines of scripts have none
+        return str(refusal(messages)) if messages and refusal is not None else ""
 
     def grow(self, piece: Piece) -> str:
         """Add a piece to the running answer and keep it; returns what is new of its text."""

@@ -160,7 +160,7 @@ class Failed(Message):
 
 
 class Answering(Protocol):
-    """The interface of an engine for screens; every call returns at once."""
+    """The interface of an engine for screens; calls return at once where nothing else is said."""
 
     def start(self, post: Post) -> None:
         """Load the model; answers and failures go to ``post``, which must take them from any thread."""
@@ -173,6 +173,12 @@ class Answering(Protocol):
 
     def switch(self, choice: ModelChoice) -> None:
         """Load another model in place of this one; `Loaded` or `Failed` says how it went."""
+
+    def count_tokens(self, text: str) -> int | None:
+        """The tokens of a text, or None while no model is loaded; does not return at once, so not for the screen's thread."""
+
+    def refusal(self, messages: Messages) -> str:
+        """Why messages take too much context or memory, or nothing; does not return at once either."""
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Free the model; returns whether the process may exit in the ordinary way."""

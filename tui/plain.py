@@ -269,6 +269,11 @@ class Plain(FrontEnd):
     def put(self, question: str) -> None:
         """Ask a question with what is attached."""
         if question or self._attachments:
+            if reason := self.refusal(self.messages_with(question, self._attachments)):
+                self.say(reason)
+                self._codes.add(FAILED)
+                self._attachments = []
+                return
             attachments, self._attachments = self._attachments, []
             self.talk.mark()
             self.keeper.keep(self.talk, self.talk.add(USER, question, attachments))

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.loading import load
@@ -98,6 +99,20 @@ class LoadedModel:
             renderer = renderer_of(request, self.tokenizer, self.options.template_options)
             prompt = renderer.prompt(request.prompt)
         return self.measured(request, prompt, renderer)
+
+    def count_tokens(self, text: str) -> int:
+        """The tokens of a text; from any thread."""
+        return len(encode_prompt(self.tokenizer, text))
+
+    def check(self, request: Request) -> int:
+        """The tokens of a request's prompt; from any thread. Raises RingError if it cannot be answered, or not in memory."""
+        tokens = len(self.prepare(request).prompt.ids)
+        memory.check_prompt(self.model.config, self._weight_bytes + (self.options.expert_cache_bytes or 0), tokens)
+        return tokens
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        return sum(a.nbytes for _, a in tree_flatten(self.model.parameters()))
 
     def measured(self, request: Request, prompt: Prompt, renderer: Renderer | None) -> Prepared:
         """A prompt that fits the context, with the tokens that are left for the answer.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ring_mlx.engine.events import Counters, End, Event, Loading, ModelInfo, Sampling, SessionOptions
 from ring_mlx.engine.model_thread import ModelThread
@@ -16,6 +16,9 @@ from ring_mlx.engine.request import Request
 from ring_mlx.errors import RingError, SessionError
 from ring_mlx.generation.sampling_ranges import REST
 from ring_mlx.generation.thinking import Thinking
+
+if TYPE_CHECKING:
+    from ring_mlx.engine.loaded import LoadedModel
 
 
 class Reply(Iterator[Event]):
@@ -117,6 +120,24 @@ class Session(AbstractContextManager["Session"]):
         )
         self._thread.submit(request)
         return Reply(request)
+
+    def count_tokens(self, text: str) -> int:
+        """The tokens of a text; from any thread. Raises SessionError if no model is loaded."""
+        return self._loaded.count_tokens(text)
+
+    def check(self, prompt: str | Sequence[Mapping[str, Any]]) -> int:
+        """The tokens of a prompt, which is not read; from any thread.
+
+        Raises:
+            RingError: If no model is loaded, or the prompt does not fit its context or this machine's memory.
+        """
+        return self._loaded.check(Request(prompt=copy.deepcopy(prompt)))
+
+    @property
+    def _loaded(self) -> LoadedModel:
+        if self._thread.loaded is None:
+            raise SessionError("no model is loaded; wait for it.")
+        return self._thread.loaded
 
     def stop(self) -> None:
         """End the oldest unfinished request after its token or prompt step; those behind it stay. From any thread."""

@@ -94,6 +94,18 @@ def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int
     )
 
 
+def check_prompt(config: RingConfig, held_bytes: int, tokens: int, limit_bytes: int | None = None) -> None:
+    """Refuse a prompt whose keys and values do not fit beside ``held_bytes`` of weights. Raises NoFitError."""
+    limit = budget_bytes() if limit_bytes is None else limit_bytes
+    needed = held_bytes + cache_bytes(config, tokens) + WORKSPACE_BYTES
+    if tokens > PLAIN_CONTEXT and needed > limit:
+        fitting = tokens_beside(config, held_bytes, limit)
+        raise NoFitError(
+            f"{tokens:,} tokens need {needed / GB:.1f} GB with the model, but this machine can give {limit / GB:.1f} GB; "
+            f"give at most {fitting:,} tokens."
+        )
+
+
 def extra_bytes(config: RingConfig) -> int:
     """Memory of a short conversation, without the weights."""
     return cache_bytes(config, min(PLAIN_CONTEXT, config.context_tokens)) + WORKSPACE_BYTES

@@ -25,7 +25,7 @@ from tui.screens.models import ModelsScreen
 from tui.screens.other_model import GO_ON, LOAD, OtherModelScreen
 from tui.screens.real_models import RealModelsScreen
 from tui.screens.settings import SettingsScreen
-from tui.screens.text import HelpScreen
+from tui.screens.text import HelpScreen, PreviewScreen
 from tui.screens.tree import TreeScreen
 from tui.store import StoreError, chats
 from tui.themes import CYCLE
@@ -187,6 +187,22 @@ class ChatScreen(FindCommands):
 
     def do_attach(self, path: str) -> None:
         self.entry.attach(path)
+
+    def do_attached(self, argument: str) -> None:
+        chips = self.entry.attachments.chips
+        number = int(argument[:9]) if argument.isdecimal() else 1
+        if not 1 <= number <= len(chips):
+            self.say(
+                f"There are attachments 1 to {len(chips)}." if chips else "Nothing is attached; @path attaches a file."
+            )
+            return
+        chip = chips[number - 1]
+
+        def read(is_unwanted: bool | None) -> None:
+            if is_unwanted:
+                chip.take_away()
+
+        self.app.push_screen(PreviewScreen(chip.text, chip.attachment.text), read)
 
     def do_model(self, name: str) -> None:
         def chosen(choice: ModelChoice | None) -> None:

@@ -18,6 +18,7 @@ from tui.commands import help_rows
 from tui.records import record_lines
 from tui.store import Record
 
+PREVIEWED = 100_000
 MORE_HELP = """\
 Enter sends, ^J begins a line; Up and Down at the prompt's edges recall what was sent.
 @path attaches a file; a dropped file or a long paste becomes an attachment.
@@ -88,6 +89,26 @@ class TextScreen(ModalScreen[str | None]):
 
     def action_save(self) -> None:
         self.dismiss(self.query_one(TextArea).text)
+
+
+class PreviewScreen(ModalScreen[bool]):
+    """The beginning of an attached text; ends with whether it is taken away."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(False)", "Back", priority=True),
+        Binding("ctrl+x", "dismiss(True)", "Take away", priority=True),
+    ]
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__()
+        self._title, self._text = title, text
+
+    def compose(self) -> ComposeResult:
+        more = f", of which the first {PREVIEWED:,} characters are shown" if len(self._text) > PREVIEWED else ""
+        with Vertical(classes="dialog"):
+            yield Static(f"{self._title}{more}", classes="title", markup=False)
+            yield TextArea(harmless(self._text[:PREVIEWED]), read_only=True, soft_wrap=False, show_line_numbers=True)
+            yield Footer()
 
 
 class LineScreen(ModalScreen[str | None]):

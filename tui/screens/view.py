@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
@@ -188,10 +189,25 @@ class ChatView(FrontEnd, Screen[None]):
         if self.answer is not None:
             self.entry.queue(message.text, message.attachments)
             return
+        if not await self._fits(message.text, message.attachments):
+            return
         self.talk.mark()
         self.keeper.keep(self.talk, self.talk.add(USER, message.text, message.attachments))
         self.keep_draft()
         await self.attempt(self.ask)
+
+    async def _fits(self, text: str, attachments: list[Attachment]) -> bool:
+        """Whether a question fits context and memory; one that does not returns to its draft."""
+        talk, messages = self.talk, self.messages_with(text, attachments)
+        reason = await asyncio.to_thread(self.refusal, messages) if messages else ""
+        if self.talk is not talk:  # the user has not waited
+            self.keeper.keep_draft(talk.chat.id, text, None if talk.turns else talk.chat)
+            self.keeper.keep_attachments(talk.chat.id, attachments)
+            return False
+        if reason:
+            self.say(reason, "error")
+            self.entry.give_back(text, attachments)
+        return not reason
 
     @on(Entry.Trouble)
     def troubled(self, message: Entry.Trouble) -> None:
@@ -227,6 +243,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.loaded(message)
         self.status.model, self.status.context = message.name, message.context
         self.status.memory_limit_bytes = message.memory_limit_bytes
+        self.entry.attachments.count_with(getattr(self.engine, "count_tokens", lambda text: None))
         self.status.show("ready")
         self.welcome()
 
