@@ -38,7 +38,10 @@ def in_columns(
         width: Columns in which remarks should fit; a name that is too long for that is cut, but not to less than half.
         shows_end: Cut names at their start.
     """
-    widths = [max(map(len, remarks)) + GAP for remarks in zip(*(r[3] for r in rows), strict=True)]
+    count = max((len(r[3]) for r in rows), default=0)
+    # A remark with nothing behind it may be longer than its column.
+    columns = [[len(r[3][n]) for r in rows if n == count - 1 or any(r[3][n + 1 :])] for n in range(count)]
+    widths = [max(lengths, default=0) + GAP for lengths in columns]
     most = max(width - sum(widths) - max((len(r[1]) for r in rows), default=0), min(width // 2, LEAST_NAME))
     names = [_cut(name, most, shows_end) for _, _, name, _ in rows]
     name_width = max((n.cell_length for n in names), default=0)
