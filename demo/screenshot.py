@@ -40,9 +40,9 @@ THOUGHT = (
     "So the first token's share shrinks by the decay once for every token that comes after it.\n"
     "That is a geometric series; its sum is bounded if the decay is below one.\n"
 )
-MATH = r"""The state of a head is updated by $S_t = \lambda S_{t-1} + k_t v_t^\top$, so that
+MATH = r"""The state of a head is updated by $S_t = \lambda S_{t-1} + k_t v_t^T$, so that
 
-\[ S_n = \sum_{t=1}^{n} \lambda^{n-t} k_t v_t^\top \qquad \lVert S_n \rVert \le \frac{1}{1-\lambda} \max_t \lVert k_t v_t^\top \rVert \]
+\[ S_n = \sum_{t=1}^{n} \lambda^{n-t} k_t v_t^T \qquad \lVert S_n \rVert \le \frac{1}{1-\lambda} \max_t \lVert k_t v_t^T \rVert \]
 
 For \(\lambda = \tfrac{1}{2}\) the sum is \(\boxed{2}\).
 
@@ -198,6 +198,12 @@ async def search(app: RingChat, pilot: Pilot[None]) -> None:
     await pilot.press("ctrl+o", *"decay")
 
 
+async def find(app: RingChat, pilot: Pilot[None]) -> None:
+    """A search within a chat."""
+    await said(app, pilot, "What is the state after n tokens?", THOUGHT, MATH, True)
+    await pilot.press("ctrl+f", *"decay")
+
+
 async def settings(app: RingChat, pilot: Pilot[None]) -> None:
     """The panel of settings."""
     await pilot.press("ctrl+s")
@@ -233,6 +239,7 @@ SCENES: dict[str, Scene] = {
     "math": math,
     "chats": listed,
     "search": search,
+    "find": find,
     "models": models,
     "settings": settings,
     "commands": commands,
