@@ -24,11 +24,13 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_end_by_a_signal_saves_the_draft_and_restores_the_terminal(path, tmp_path, number):
-    t = Pty(chat_command(path), tmp_path, b"Ask something")
+    t = Pty(chat_command(path), tmp_path, b"")
     try:
+        t.write(b"typed ")  # before there is a prompt
+        t.until(b"Settings")
         t.write(b"\x1a")
         t.until(b"no shell")  # that could bring it back, so it is not stopped
-        t.write(b"typed just now")
+        t.write(b"just now")
         t.until(b"now")
         t.process.send_signal(number)
         assert t.process.wait(20) == 128 + number

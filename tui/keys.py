@@ -32,11 +32,12 @@ class KeysInOrder(App[None]):
         super().__init__()
         self._typed: deque[Typed] = deque()
         self._is_waiting, self._is_settled = False, True
+        self.can_type = asyncio.Event()  # the prompt is there; what was typed before waits for it
 
     async def on_event(self, event: events.Event) -> None:
         if not isinstance(event, (events.Key, events.Paste)) or event.is_forwarded:
             await super().on_event(event)
-        elif not self._is_waiting and edits_text(self.focused, event):
+        elif not self._is_waiting and self.can_type.is_set() and edits_text(self.focused, event):
             self._is_settled = False
             await self._handle(event)
         else:
@@ -47,6 +48,7 @@ class KeysInOrder(App[None]):
 
     async def _take_typed(self) -> None:
         """Handle the keys that wait; those that only edit a text follow each other at once."""
+        await self.can_type.wait()
         try:
             while self._typed:
                 edits = edits_text(self.focused, self._typed[0])

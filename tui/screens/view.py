@@ -9,6 +9,7 @@ from time import monotonic
 from textual import on
 from textual.app import ComposeResult
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widgets import Footer, TextArea
 
 from ring_mlx import RingError, harmless
@@ -18,6 +19,7 @@ from tui.front_end import Done, FrontEnd
 from tui.gauges import loading_text, reading_forms
 from tui.interrupts import Interrupts
 from tui.keeper import WRITE_EVERY_S, Keeper
+from tui.keys import KeysInOrder
 from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
 from tui.store import Attachment, StoreError, Turn, chats, drafts
 from tui.store.records import ASSISTANT, USER
@@ -48,6 +50,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.status, self.header = StatusLine(id="status"), Header(id="header")
         self.find_bar = FindBar()
         self._asked_at = 0.0
+        self._draft_timer: Timer | None = None
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
@@ -71,6 +74,8 @@ class ChatView(FrontEnd, Screen[None]):
             await self.show_chat(self.talk)
         self.welcome()
         self.engine.start(self.post_message)
+        assert isinstance(self.app, KeysInOrder)
+        self.app.call_later(self.app.can_type.set)  # once the prompt has the focus
 
     def on_unmount(self) -> None:
         """End the answer; its text so far is kept, and the draft."""
@@ -159,7 +164,8 @@ class ChatView(FrontEnd, Screen[None]):
 
     def keep_draft(self) -> None:
         """Keep the text that is typed but not sent."""
-        self._draft_timer.pause()
+        if self._draft_timer is not None:
+            self._draft_timer.pause()
         (draft, attached), chat = self.entry.draft, None if self.talk.turns else self.talk.chat
         if draft or chat is None or self._has_draft:
             self._has_draft = bool(draft)
@@ -218,8 +224,9 @@ class ChatView(FrontEnd, Screen[None]):
     @on(TextArea.Changed)
     def draft_changed(self) -> None:
         """Keep the draft a moment after the last letter or attachment."""
-        self._draft_timer.reset()
-        self._draft_timer.resume()
+        if self._draft_timer is not None:
+            self._draft_timer.reset()
+            self._draft_timer.resume()
 
     async def send(self, question: Question) -> None:
         assert self.answer is not None
