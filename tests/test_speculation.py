@@ -266,10 +266,8 @@ def test_a_processor_that_fails_within_a_step_leaves_what_was_given(model, fails
     text = [t for t, _ in plain(model)[0]]
     logits, cache = read(model)
     sampler = SeededSampler(lambda logprobs: mx.argmax(logprobs, axis=-1), 1)
-    steps = speculate(
-        *(logits, model, cache, PROMPT, Told(text, most=3), Pace(always=True)),
-        **{"sampler": sampler, "logits_processors": [process], "max_tokens": LENGTH},
-    )
+    how = {"sampler": sampler, "logits_processors": [process], "max_tokens": LENGTH}
+    steps = speculate(logits, model, cache, PROMPT, Told(text, most=3), Pace(always=True), **how)
     given = []
     with pytest.raises(ZeroDivisionError):
         given.extend(t for t, _ in steps)
