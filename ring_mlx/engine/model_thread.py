@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ring_mlx.engine.events import End, Loading, ModelInfo, SessionOptions
 from ring_mlx.engine.metrics import Metrics
-from ring_mlx.engine.request import Request
+from ring_mlx.engine.request import Request, as_ring_error
 from ring_mlx.errors import RingError, SessionError
 from ring_mlx.system.terminal_text import note
 
@@ -157,7 +157,7 @@ class ModelThread:
     def _load(self) -> Scheduler | None:
         # Not at the top: they bring MLX, for which a front end's first screen does not wait.
         from ring_mlx.engine.loaded import LoadedModel
-        from ring_mlx.engine.scheduler import Scheduler, as_ring_error
+        from ring_mlx.engine.scheduler import Scheduler
 
         scheduler = None
         try:

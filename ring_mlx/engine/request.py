@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.engine.events import End, Event, Sampling
-from ring_mlx.errors import RingError
+from ring_mlx.errors import RingError, SessionError
+from ring_mlx.system.install import explained
 
 if TYPE_CHECKING:
     from ring_mlx.engine.branches import Prepared
@@ -64,3 +65,14 @@ class Request:
         """End the answer without a word."""
         self.is_dropped = True
         self.stopped.set()
+
+
+def as_ring_error(e: Exception) -> RingError:
+    """The error that users see for an exception; an unexpected one becomes the cause of a SessionError."""
+    if isinstance(e, RingError):
+        return e
+    if isinstance(e, ImportError):
+        return explained(e)
+    error = SessionError(f"{type(e).__name__}: {str(e)[:200]}; shorten the prompt if memory is short, or report this.")
+    error.__cause__ = e
+    return error

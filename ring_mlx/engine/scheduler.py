@@ -18,12 +18,11 @@ from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.pressure import Watch
 from ring_mlx.engine.reading import PromptReader
-from ring_mlx.engine.request import Request
+from ring_mlx.engine.request import Request, as_ring_error
 from ring_mlx.engine.row import Row
 from ring_mlx.engine.snapshots import SnapshotTree
-from ring_mlx.errors import RingError, SessionError
+from ring_mlx.errors import RingError
 from ring_mlx.model import memory
-from ring_mlx.system.install import explained
 from ring_mlx.system.wired import Wired
 
 AHEAD_STEP_TOKENS, ASIDE_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 64, 256
@@ -298,14 +297,3 @@ class Scheduler:
         if not request.is_dropped:
             self.show()
         request.end(last)
-
-
-def as_ring_error(e: Exception) -> RingError:
-    """The error that users see for an exception; an unexpected one becomes the cause of a SessionError."""
-    if isinstance(e, RingError):
-        return e
-    if isinstance(e, ImportError):
-        return explained(e)
-    error = SessionError(f"{type(e).__name__}: {str(e)[:200]}; shorten the prompt if memory is short, or report this.")
-    error.__cause__ = e
-    return error
