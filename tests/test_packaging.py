@@ -156,6 +156,7 @@ LATE = {
     "ring_mlx/mlx_lm_plugin/__init__.py": "a script names register before it has mlx-lm",
     "ring_mlx/engine/model_thread.py": "a first screen does not wait for MLX",
     "tui/chat.py": "as session.py, and plain chats do not wait for screens",
+    "tui/formulas/symbols.py": "few answers have formulas, and the import takes a while",
     "tui/plain.py": "readline may be missing",
 }
 
