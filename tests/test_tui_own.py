@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from textual.color import Color
 from textual.widgets import Input, TextArea
 
+from tests.test_tui_screens import LEAST_CONTRAST, contrast
 from tests.tui_pilot import SIZES, FakeEngine, chat
 from tui import config, paths
 from tui.chat_settings import Settings, differences
@@ -15,6 +17,7 @@ from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Loaded, ModelChoice, Sampling
 from tui.store import Chat, Database, chats, settings, turns
+from tui.themes import CYCLE
 
 
 @pytest.fixture(autouse=True)
@@ -247,12 +250,30 @@ def test_the_header_is_one_line_at_every_width(size):
         assert row == d.screen_text[0]
         assert len(row) <= size[0]
         assert ("seed 7" in row) == (size[0] > 80)
-        assert size[0] > 80 or row.rstrip().endswith(("+3", "+1"))
+        assert size[0] > 80 or row.rstrip().endswith(("+3", "+2"))
         await d.command("/defaults")
         assert header(d) == ""
         assert "What is" not in d.screen_text[0] or size[1] < 24
 
     chat(script, size, engine=FakeEngine())
+
+
+def test_the_header_can_be_read_in_every_theme():
+    async def script(d):
+        await d.post(Loaded("toy", 9, choice=ModelChoice()))
+        talk = Conversation(Chat("Title", settings={"model": {"path": "x/y"}, "temp": 0.2}))
+        talk.add("user", "q")
+        await d.chat.open_chat(talk)
+        for theme in CYCLE:
+            d.app.theme = theme
+            await d.settle()
+            seen = [s for s in d.app.screen._compositor.render_strips()[0] if s.text.strip()]
+            assert "y, but toy is loaded · temp 0.2" in "".join(s.text for s in seen)
+            for segment in seen:
+                front, back = (Color.from_rich_color(c) for c in (segment.style.color, segment.style.bgcolor))
+                assert contrast(front, back) >= LEAST_CONTRAST[theme], (theme, segment.text)
+
+    chat(script)
 
 
 def test_the_configuration_of_an_unpinned_chat_is_followed():

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import queue
+import sys
 
 import pytest
 
-from tests.tui_pilot import FakeEngine, chat
+from tests.tui_pilot import FIGURES, FakeEngine, chat
 from tui import config
 from tui.answering import Engine
 from tui.config import Config
-from tui.messages import Ended, Entitled, Loaded, Question, Sampling
+from tui.keeper import Keeper
+from tui.messages import Ended, Entitled, Loaded, Piece, Question, Sampling
+from tui.plain import Plain
 from tui.store import Database, chats
 from tui.title_text import title_from
 
@@ -125,6 +129,27 @@ def test_no_title_is_wished_for_an_answer_that_is_not_there():
         assert engine.wished == []
 
     chat(script, engine=engine)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_plain_mode_has_titles_where_somebody_types(monkeypatch, is_terminal):
+    class Answering(Naming):
+        def ask(self, question):
+            super().ask(question)
+            self.post(Piece(question.number, "", "The sum is 62.", FIGURES))
+            self.post(Ended(question.number, "stop", FIGURES))
+
+        def entitle(self, chat_id, *exchange):
+            super().entitle(chat_id, *exchange)
+            self.post(Entitled(chat_id, "Sum of 27 and 35"))
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is 27 + 35?\n/title\n"))
+    engine, keeper = Answering(), Keeper(None, print)
+    plain = Plain(engine, keeper, Config(), None, [])
+    plain._is_terminal = is_terminal
+    assert plain.run() == 0
+    assert len(engine.wished) == is_terminal
+    assert plain.talk.chat.title == ("Sum of 27 and 35" if is_terminal else "What is 27 + 35?")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 
 from ring_mlx import harmless
 from tui.widgets.choices import Choices, row
@@ -33,13 +33,13 @@ class OtherModelScreen(ModalScreen[str | None]):
                 f"This chat's model is not loaded: {harmless(self._own, is_name=True)}", classes="title", markup=False
             )
             yield self._ways
-            yield Footer()
+            yield Static("Enter chooses, Esc goes back.", classes="more", markup=False)
 
     def on_mount(self) -> None:
         self._ways.fill(
             [
                 (LOAD, row(f"Load {self._own}", "then ask")),
-                (GO_ON, row(f"Go on with {self._loaded}", "from now on in this chat")),
+                (GO_ON, row(f"Go on with {self._loaded}", "from now on")),
             ]
         )
         self._ways.focus()

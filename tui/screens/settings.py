@@ -45,10 +45,10 @@ class SettingsScreen(ModalScreen[Preset | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Use"),
+        Binding("escape", "dismiss(None)", "Back", priority=True),
         Binding("f2", "save(True)", "As defaults", priority=True, id="settings_save_defaults"),
         Binding("f3", "take_defaults", "Defaults", priority=True, id="settings_take_defaults"),
         Binding("ctrl+x", "delete", "Delete preset", priority=True, id="settings_delete"),
-        Binding("escape", "dismiss(None)", "Back", priority=True),
     ]
 
     def __init__(

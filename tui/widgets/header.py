@@ -29,8 +29,8 @@ class Header(Widget):
     def render(self) -> Content:
         """The line at the present width; the title is shortened first, then the last differences are left out."""
         width, named = self.size.width, Content(harmless(self.title or "New chat", is_name=True))
-        room = width - min(LEAST_TITLE, named.cell_length) - len(GAP)
-        right = Content.styled(harmless(self.warning, is_name=True), "$text-warning").truncate(room, ellipsis=True)
+        room = width - min(max(LEAST_TITLE, width // 4), named.cell_length) - len(GAP)
+        right = Content.styled(harmless(self.warning, is_name=True), "$text-error").truncate(room, ellipsis=True)
         for n, words in enumerate(self.differences):
             added = Content(GAP if right.cell_length else "").append(harmless(words, is_name=True))
             more = len(self.differences) - n - 1
@@ -43,5 +43,5 @@ class Header(Widget):
             if added.cell_length > left_over:
                 right = right.append(rest)
                 break
-        left = named.stylize("bold").truncate(max(width - right.cell_length - len(GAP), 0), ellipsis=True)
+        left = named.stylize("bold $foreground").truncate(max(width - right.cell_length - len(GAP), 0), ellipsis=True)
         return Content(" " * max(width - left.cell_length - right.cell_length, 0)).join([left, right])
