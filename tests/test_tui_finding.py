@@ -11,6 +11,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual import events
 from textual.widgets import Input, OptionList
 
 from ring_mlx import AnswerText, Sampling, Session
@@ -200,7 +201,8 @@ def test_hostile_folders_are_left_out_or_said_to_be_damaged(home, tmp_path):
     (models / "b").symlink_to(models / "a")
     (models / "closed").mkdir(mode=0)
     (tmp_path / "hub").write_text("not a folder")
-    found = {f.name: f.fit for f in found_models()}
+    (models / os.fsdecode(b"\xff")).mkdir()
+    found = {f.name: f.fit for f in found_models((*PLACES, "\0", "a" * 5000, "~nobody", "/dev"))}
     assert found == {"toy": "", "layers": "damaged", "part": "1 file missing", "index": "damaged"}
 
 
@@ -513,6 +515,19 @@ def test_a_draft_stays_while_an_example_is_asked():
     chat(script)
 
 
+def test_what_is_typed_beside_the_prompt_is_not_lost():
+    async def script(d):
+        await d.press("tab", *"x9yz", "space")
+        assert d.chat.entry.prompt.text == "x9yz "
+        await d.press("tab")
+        d.app.post_message(events.Paste("pasted"))
+        await d.press("a")
+        assert d.chat.entry.prompt.text == "x9yz pasteda"
+        assert d.engine.asked == []
+
+    chat(script)
+
+
 def test_without_a_model_there_are_no_examples():
     async def script(d):
         assert starts(d).option_count == 0
@@ -530,7 +545,7 @@ def test_the_toy_answers_its_examples():
     session = Session()
     try:
         for question, answer in zip(EXAMPLES[True], right, strict=True):
-            events = session.send([{"role": "user", "content": question}], sampling=Sampling(temp=0.0))
-            assert answer in "".join(e.text for e in events if isinstance(e, AnswerText))
+            reply = session.send([{"role": "user", "content": question}], sampling=Sampling(temp=0.0))
+            assert answer in "".join(e.text for e in reply if isinstance(e, AnswerText))
     finally:
         session.close()

@@ -38,7 +38,7 @@ def found_models(places: Iterable[str] = PLACES) -> Iterator[Found]:
     """
     yield Found(TOY_NAME, None, "packaged, for trying things out")
     seen: set[str] = set()
-    for place in places:
+    for place in (p for p in places if "\0" not in p):
         for folder, owner in _folders(Path(os.path.expanduser(place)), depth=1 if place == HERE else 2):
             path = os.path.realpath(folder)
             if path not in seen and (summary := summary_of(folder)) is not None:

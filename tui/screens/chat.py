@@ -141,6 +141,12 @@ class ChatScreen(FindCommands):
         else:
             self.app.push_screen(RealModelsScreen())
 
+    @on(Welcome.Typed)
+    def typed_beside(self, message: Welcome.Typed) -> None:
+        """Have the prompt take what was typed where nothing can be written."""
+        self.entry.prompt.focus()
+        self.entry.prompt.post_message(message.event)
+
     def _export_of(self, chat_id: str) -> str:
         try:
             talk = self.keeper.open(chat_id)

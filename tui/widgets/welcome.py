@@ -50,6 +50,12 @@ class Welcome(Vertical):
         kind: Kind
         value: str
 
+    @dataclass
+    class Typed(Message):
+        """A letter or a paste that is no choice."""
+
+        event: events.Key | events.Paste
+
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self._about, self._choices = Static(markup=False, classes="about"), Starts()
@@ -101,7 +107,7 @@ class Welcome(Vertical):
 
 
 class Starts(Choices[tuple[Kind, str]]):
-    """The rows; a number chooses one."""
+    """The rows; a number chooses one, any other letter is for the prompt."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,tab", "screen.to_prompt", show=False)]
 
@@ -110,3 +116,10 @@ class Starts(Choices[tuple[Kind, str]]):
         if isinstance(welcome, Welcome) and letter.isdecimal() and 0 < int(letter) <= len(self.keys):
             event.stop()
             welcome.choose(int(letter) - 1)
+        elif event.is_printable:
+            event.stop()
+            self.post_message(Welcome.Typed(event))
+
+    def on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        self.post_message(Welcome.Typed(event))
