@@ -244,7 +244,7 @@ def test_the_header_is_one_line_at_every_width(size):
         await d.exchange("What is the meaning of [bold]all[/] of this\x1b?", "a")
         for line in ("/system Be brief, and never say more than that.", "/set temp 0.2", "/set seed 7", "/budget 64"):
             await d.command(line)
-        await d.chat.show_chat(d.chat.talk)
+        d.app.clear_notifications()
         await d.settle()
         (row,) = [line for line in d.screen_text if "What is" in line and "“Be" in line]
         assert row == d.screen_text[0]
@@ -264,6 +264,7 @@ def test_the_header_can_be_read_in_every_theme():
         talk = Conversation(Chat("Title", settings={"model": {"path": "x/y"}, "temp": 0.2}))
         talk.add("user", "q")
         await d.chat.open_chat(talk)
+        d.app.clear_notifications()
         for theme in CYCLE:
             d.app.theme = theme
             await d.settle()
