@@ -12,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.profile import fuzz
+from tui.chat_settings import MODEL_PARTS, default_settings, differences, settings_of
+from tui.commands import SETTINGS
+from tui.config import Config
 from tui.conversation import Conversation, said
 from tui.keeper import Keeper
 from tui.records import record_lines, record_text, sampling_of, thought_size
-from tui.screens.chats import chat_line, hit_line
+from tui.screens.chats import _title, hit_line
 from tui.store import Attachment, Call, Chat, Database, Record, chats, drafts, exchange, rows, search, turns
+from tui.widgets.header import Header
 from tui.widgets.turn import UserTurn
 
 IDS = ("chat", "q1", "a1", "q2", "a2", "other", "x", "")
@@ -61,6 +65,15 @@ chat_rows = st.fixed_dictionaries(
         "deleted": st.none() | plain,
         "created": plain,
         "changed": plain,
+    }
+)
+models = st.fixed_dictionaries({"path": st.none() | letters}, optional=dict.fromkeys(MODEL_PARTS[1:], letters | values))
+owns = st.dictionaries(st.sampled_from([*SETTINGS, "system_prompt", "model"]) | letters, values | models, max_size=5)
+setting_rows = st.fixed_dictionaries(
+    {
+        "chat": st.sampled_from(["chat", "whole", "nowhere"]),
+        "content": owns.map(json.dumps) | packed | plain,
+        "named": plain,
     }
 )
 draft_rows = st.fixed_dictionaries({"chat": st.just("chat") | letters, "content": plain})
@@ -113,6 +126,13 @@ def use(talk):
     while talk.undo():
         pass
     talk.entitle()
+    own, wrong = settings_of(talk.chat.settings, Config())
+    assert all("\n" not in line for line in wrong)
+    shown = differences(own, default_settings(Config()))
+    assert Header(id="header").show(talk.chat.title, shown) is None
+    again = settings_of(json.loads(json.dumps(own.as_raw())), Config())
+    assert again == (own, []) or own.model != again[0].model  # a path that begins with the home
+    exchange.to_markdown(talk.chat, talk.path(), own.system_prompt, shown).encode()
 
 
 @fuzz(120)
@@ -120,14 +140,16 @@ def use(talk):
     st.lists(st.tuples(turn_rows, st.booleans()), max_size=5),
     st.lists(st.tuples(chat_rows, st.booleans()), max_size=2),
     st.lists(st.tuples(draft_rows, st.booleans()), max_size=2),
+    st.lists(st.tuples(setting_rows, st.booleans()), max_size=2),
 )
-def test_rows_of_any_kind_stop_no_chat(store, turn_rows, chat_rows, draft_rows):
+def test_rows_of_any_kind_stop_no_chat(store, turn_rows, chat_rows, draft_rows, setting_rows):
     path, data, whole = store
     for end in ("-wal", "-shm"):
         path.with_name(f"chats.db{end}").unlink(missing_ok=True)
     path.write_bytes(data)
     outside = sqlite3.connect(path, isolation_level=None)
-    for table, made in (("turns", turn_rows), ("chats", chat_rows), ("drafts", draft_rows)):
+    made_rows = {"turns": turn_rows, "chats": chat_rows, "drafts": draft_rows, "settings": setting_rows}
+    for table, made in made_rows.items():
         for row, is_sealed in made:
             put(outside, table, row, is_sealed)
     outside.close()
@@ -136,15 +158,19 @@ def test_rows_of_any_kind_stop_no_chat(store, turn_rows, chat_rows, draft_rows):
     keeper = Keeper(path, told.append)
     keeper.latest()
     for chat in chats.listed(keeper.db):
-        assert str(chat_line(chat, False, time.time()))
+        assert str(_title(chat)) is not None
         drafts.load(keeper.db, chat.id).encode()
         talk = keeper.open(chat.id)
         if talk is not None:
             use(talk)
             keeper.keep(talk, talk.add("user", "and then?"))
+            keeper.keep_settings(talk, {"temp": 0.5})
+            keeper.refresh_settings(talk)
+            assert talk.chat.settings["temp"] == 0.5
+            keeper.entitle(talk, "a title")
             assert not keeper.unsaved
     for words in ("ring", "线性", "a"):
-        assert [str(hit_line(hit)) for hit in search.find(keeper.db, words)] != None
+        assert [str(hit_line(hit, words)) for hit in search.find(keeper.db, words)] != None
     keeper.recent_questions()
     found = turns.load(keeper.db, "whole")
     assert [t for t in found if t.id in {w.id for w in whole}] == whole
@@ -157,7 +183,10 @@ exported = st.fixed_dictionaries(
     {
         "format": st.just(exchange.FORMAT),
         "version": st.just(exchange.VERSION) | values,
-        "chat": st.fixed_dictionaries({"title": values, "leaf": values, "pinned": values}) | values,
+        "chat": st.fixed_dictionaries(
+            {"title": values, "leaf": values, "pinned": values}, optional={"settings": owns | values}
+        )
+        | values,
         "turns": st.lists(
             st.fixed_dictionaries(
                 {
