@@ -177,6 +177,14 @@ def test_the_packaged_model_counts_and_refuses():
     with Session(store=False) as session:
         context = session.wait_until_loaded().context_tokens
         assert session.count_tokens("What is 27 + 35?") == session.check("What is 27 + 35?")
+        lines = "".join(f"line {n} of many\n" for n in range(5000))
+        assert session.count_tokens(lines) == len(
+            session._thread.loaded.tokenizer.encode(lines, add_special_tokens=False)
+        )
+        assert session.count_tokens("") == 0
+        assert session.count_tokens("x" * 100_000) >= 100_000 / 64
+        with pytest.raises(PromptError, match=f"tokens exceed the context of {context}"):
+            session.check([{"role": "user", "content": "a " * (context + 1)}])
         long = [{"role": "user", "content": "word " * context}]
         with pytest.raises(PromptError, match=f"exceed the context of {context}"):
             session.check(long)

@@ -16,7 +16,7 @@ from tui.fuzzy import best
 from tui.parts import STOPS, can_attach, folder_name, is_file, is_folder, lines_of, listing, part_of
 from tui.store import Attachment
 
-MOST_BYTES, MOST_BYTES_OF_PARTS, MOST_COMPLETIONS, MOST_ENTRIES = 4_000_000, 100_000_000, 50, 20_000
+MOST_BYTES, MOST_BYTES_OF_PARTS, MOST_COMPLETIONS, MOST_ENTRIES = 4_000_000, 32_000_000, 50, 20_000
 MOST_WORDS, MOST_STOPS = 32, 4  # of a path with spaces in it, after it
 MOST_MENTIONS, MOST_BEGUN = 200, 4  # looked at in a text, in a line
 _MENTION = re.compile(r"(?<!\S)@(?=\S)([^\n]{1,4096})")

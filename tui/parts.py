@@ -11,7 +11,7 @@ from pathlib import Path
 from ring_mlx import harmless, whole_text
 
 STOPS = ".,;:!?)"  # that may follow a path in a sentence
-LISTED, MOST_ENTRIES = 1000, 200_000  # names shown, and looked at
+LISTED, MOST_ENTRIES = 1000, 20_000  # names shown, and looked at
 _LINES = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 

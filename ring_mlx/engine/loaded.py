@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.snapshots import SnapshotTree, Store
 from ring_mlx.engine.snapshots.store import open_store
-from ring_mlx.errors import OptionError
+from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths, encode_prompt
 from ring_mlx.generation.templates import use_template
 from ring_mlx.model import memory
 from ring_mlx.model.model import Model
+from ring_mlx.system.terminal_text import whole_text
+
+PIECE_CHARACTERS = 1 << 15
+LIKELY_CHARACTERS, SURE = 4, 1.02  # of a token; of a sum of pieces, which may have some tokens more than the whole
 
 
 class LoadedModel:
@@ -101,14 +105,37 @@ class LoadedModel:
         return self.measured(request, prompt, renderer)
 
     def count_tokens(self, text: str) -> int:
-        """The tokens of a text; from any thread."""
-        return len(encode_prompt(self.tokenizer, text))
+        """The tokens of a text within a message; from any thread.
+
+        It is encoded in pieces of whole lines, so that other threads get their turn.
+        """
+        return sum(self._counts([text]))
 
     def check(self, request: Request) -> int:
         """The tokens of a request's prompt; from any thread. Raises RingError if it cannot be answered, or not in memory."""
+        context, prompt = self.model.config.context_tokens, request.prompt
+        texts = [prompt] if isinstance(prompt, str) else [str(m.get("content") or "") for m in prompt]
+        if sum(map(len, texts)) > LIKELY_CHARACTERS * context:  # not all of it needs to be encoded
+            counted = 0
+            for count in self._counts(texts):
+                counted += count
+                if counted > context * SURE:
+                    raise PromptError(
+                        f"more than {counted:,} tokens exceed the context of {context}; shorten the prompt."
+                    )
         tokens = len(self.prepare(request).prompt.ids)
         memory.check_prompt(self.model.config, self._weight_bytes + (self.options.expert_cache_bytes or 0), tokens)
         return tokens
+
+    def _counts(self, texts: Iterable[str]) -> Iterator[int]:
+        """The tokens of each piece of texts."""
+        for text in texts:
+            at = 0
+            while at < len(text):
+                end = at + PIECE_CHARACTERS
+                end = text.rfind("\n", at, end) + 1 or end if end < len(text) else end
+                yield len(self.tokenizer.encode(whole_text(text[at:end]), add_special_tokens=False))
+                at = end
 
     @cached_property
     def _weight_bytes(self) -> int:
