@@ -25,6 +25,7 @@ REASONS = {
     "ring_mlx/doctor/report_parts.py": "one forward pass of each shape, for its verdicts",
     "benchmarks/decode_kernels.py": "one step, whose launches are recorded",
     "benchmarks/decode_profile.py": "times the parts of a step one by one, which the loop overlaps",
+    "benchmarks/speculation.py": "times steps of each length, each waited for",
     "benchmarks/traffic.py": "one forward pass, whose launches are recorded and not computed",
     "demo/measure.py": "one forward pass over a given answer",
 }

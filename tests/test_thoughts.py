@@ -23,7 +23,7 @@ from ring_mlx import Session
 from ring_mlx.checkpoint.loading import load
 from ring_mlx.cli import main
 from ring_mlx.cli.exit_codes import CUT_OFF
-from ring_mlx.cli.generate_command import Printer
+from ring_mlx.cli.printer import Printer
 from ring_mlx.engine.branches import Prepared, Prompt
 from ring_mlx.engine.events import AnswerText, End, Revised, Sampling, Statistics, ThinkingText, ToolCall
 from ring_mlx.engine.loaded import LoadedModel
