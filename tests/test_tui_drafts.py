@@ -15,6 +15,16 @@ from tui.messages import Failed, Loaded, ModelChoice
 from tui.store import Attachment, Database, chats, drafts, rows
 
 
+def test_a_draft_is_kept_while_one_goes_on_typing():
+    async def script(d):
+        for _ in range(8):
+            await d.type("word ")
+            await asyncio.sleep(0.25)
+        assert drafts.load(d.chat.keeper.db, d.chat.talk.chat.id).startswith("word")
+
+    chat(script)
+
+
 def test_a_list_keeps_its_selection_by_id():
     async def script(d):
         ids = [kept(d, f"chat {n}", n) for n in range(5)]

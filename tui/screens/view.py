@@ -50,7 +50,7 @@ class ChatView(FrontEnd, Screen[None]):
         self.status, self.header = StatusLine(id="status"), Header(id="header")
         self.find_bar = FindBar()
         self._asked_at = 0.0
-        self._draft_timer: Timer | None = None
+        self._draft_timer: Timer | None = None  # until what has changed is kept
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
@@ -67,7 +67,6 @@ class ChatView(FrontEnd, Screen[None]):
         """Load the model; the user may write, and even send, meanwhile."""
         self.entry.prompt.focus()
         self.set_interval(WRITE_EVERY_S, self._flush)
-        self._draft_timer = self.set_interval(DRAFT_EVERY_S, self.keep_draft, pause=True)
         self.entry.prompt.remember(self.keeper.recent_questions())
         self.show_header()
         if self.talk.turns:
@@ -165,7 +164,8 @@ class ChatView(FrontEnd, Screen[None]):
     def keep_draft(self) -> None:
         """Keep the text that is typed but not sent."""
         if self._draft_timer is not None:
-            self._draft_timer.pause()
+            self._draft_timer.stop()
+            self._draft_timer = None
         (draft, attached), chat = self.entry.draft, None if self.talk.turns else self.talk.chat
         if draft or chat is None or self._has_draft:
             self._has_draft = bool(draft)
@@ -223,10 +223,9 @@ class ChatView(FrontEnd, Screen[None]):
     @on(Attachments.Changed)
     @on(TextArea.Changed)
     def draft_changed(self) -> None:
-        """Keep the draft a moment after the last letter or attachment."""
-        if self._draft_timer is not None:
-            self._draft_timer.reset()
-            self._draft_timer.resume()
+        """Keep the draft a moment after a change, also while the user goes on typing."""
+        if self._draft_timer is None:
+            self._draft_timer = self.set_timer(DRAFT_EVERY_S, self.keep_draft)
 
     async def send(self, question: Question) -> None:
         assert self.answer is not None
