@@ -247,24 +247,25 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_attached_whatever_its_name(tmp_path, monkeypatch, name):
+def test_a_file_is_attached_whatever_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_text("text")
-    (tmp_path / "other.txt").write_text("other")
+    for name in (*NAMES, "other.txt"):
+        (tmp_path / name).write_text("text of it")
 
     async def script(d):
-        d.chat.entry.prompt.replace_text(f"see @{name} and @other.txt.")
+        d.chat.entry.prompt.replace_text(f"see @{NAMES[1]} and @other.txt.")
         d.chat.entry.prompt.send()
         await d.settle()
-        assert [a.name for a in d.chat.talk.turns[next(iter(d.chat.talk.turns))].attachments] == [name, "other.txt"]
+        first = next(iter(d.chat.talk.turns.values()))
+        assert [a.name for a in first.attachments] == [NAMES[1], "other.txt"]
 
     chat(script)
-    for written in (f"see @{name}", f"@{name}, please", f"@{name}\nand more"):
-        assert files.mentioned(written) == [name]
-    if "'" not in name:
-        assert files.mentioned(f"@'{name}' and more") == [name]
-    assert files.mentioned(f"@{name.replace(' ', chr(92) + ' ')} and more") == [name]
+    for name in NAMES:
+        for written in (f"see @{name}", f"@{name}, please", f"@{name}\nand more", f"@{name} and @{name}"):
+            assert files.mentioned(written) == [name]
+        if "'" not in name:
+            assert files.mentioned(f"@'{name}' and more") == [name]
+        assert files.mentioned(f"@{name.replace(' ', chr(92) + ' ')} and more") == [name]
 
 
 def test_a_name_with_spaces_is_completed(tmp_path, monkeypatch):

@@ -57,6 +57,9 @@ async def edited(text: str, run: Run) -> str:
         wrong = f"{command[0]} ended with code {code}" if code else ""
     except OSError as e:
         wrong = f"{command[0]} cannot be started ({e.strerror})"
+    except BaseException:  # the chat ends, or Ctrl+C in plain mode
+        _kept(file, before)
+        raise
     if not wrong:
         try:
             found = harmless(text_of(file, MOST_BYTES))

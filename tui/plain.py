@@ -264,7 +264,8 @@ class Plain(FrontEnd):
 
     def do_editor(self, _: str) -> None:
         """Write a question in the editor and ask it."""
-        self.put(asyncio.run(edited("", run_here)).strip())
+        with contextlib.suppress(KeyboardInterrupt):
+            self.put(asyncio.run(edited("", run_here)).strip())
 
     def put(self, question: str) -> None:
         """Ask a question with what is attached."""
