@@ -7,6 +7,7 @@ import os
 import shlex
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,10 @@ def test_no_text_takes_long(text):
     assert fuzzy.best("ab" * 100 + "c", [text], str) != []
     assert fuzzy.best("ab" * 100 + "d", [text], str) == []
     assert time.process_time() - started < 2
+
+
+def test_a_letter_that_is_two_in_lower_case_moves_no_mark():
+    assert [marks(shown) for _, shown in fuzzy.best("x", ["İİx"], str)] == ["x"]
 
 
 @given(st.text(), st.lists(st.text(), max_size=4))
@@ -170,8 +175,19 @@ def test_a_context_that_is_cut_by_memory_is_said(home, monkeypatch):
     made(home / "models" / "mini")
     tokens = int(found_models_of(home)[0].fit.split()[1].removesuffix("k"))
     assert 8 <= tokens < 131
-    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 9_000_000_000)
+    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 9_780_000_000)  # for some 3,000 tokens
     assert found_models_of(home)[0].fit == "does not fit"
+
+
+def test_a_folder_that_may_not_be_read_is_left_out(home, monkeypatch):
+    made(home / "models" / "mini")
+    assert len(found_models_of(home)) == 1
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ring_mlx.checkpoint.summary.os", SimpleNamespace(scandir=refuse))
+    assert found_models_of(home) == []
 
 
 def found_models_of(home):

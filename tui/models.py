@@ -60,8 +60,7 @@ def _folders(folder: Path, depth: int, owner: str = "", below: str = "") -> Iter
     except (OSError, ValueError):
         return
     for name in names:
-        if os.path.isdir(folder / name):  # False also for links in a circle
-            yield from _folders(folder / name, depth - 1, below, f"{name}/")
+        yield from _folders(folder / name, depth - 1, below, f"{name}/")
 
 
 def _found(name: str, path: str, summary: Summary, where: str = "") -> Found:
