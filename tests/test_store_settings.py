@@ -121,6 +121,24 @@ def test_a_rescued_store_has_the_settings_and_keeps_them_from_drafts(path):
     db.close()
 
 
+@pytest.mark.parametrize("what", [settings.changing("c" * 32, MINE), drafts.saving("c" * 32, "half a thought")])
+def test_a_row_whose_chat_has_another_name_finds_it_again(path, what):
+    db = Database(path)
+    db.write(chats.saving(Chat("one", id="c" * 32)), turns.saving("c" * 32, Turn("user", "q")), what)
+    db.close()
+    table = "settings" if callable(what) else "drafts"
+    outside(path, (f"UPDATE {table} SET chat = ?", ("c" * 31 + "b",)))
+    broken = bytearray(path.read_bytes())
+    broken[20] ^= 1
+    path.write_bytes(broken)
+    db = Database(path)
+    if callable(what):
+        assert settings.load(db, "c" * 32) == (MINE, False)
+    else:
+        assert drafts.load(db, "c" * 32) == "half a thought"
+    db.close()
+
+
 def test_a_title_of_the_users_is_never_replaced(path):
     db, other = stored(path), Database(path)
     db.write(chats.entitling("c", "first"))

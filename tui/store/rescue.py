@@ -143,6 +143,8 @@ class _Found:
         elif table is CHATS:
             lost = {turn["chat"] for turn in self.turns.values()} - set(self.chats)
             row = next((r for r in ({**row, "id": name} for name in lost) if CHATS.is_whole(r)), row)
+        else:
+            row = next((r for r in ({**row, "chat": name} for name in self.chats) if table.is_whole(r)), row)
         self.rows[table].setdefault(row[table.key], row)
 
     def _with_names(self, row: Row) -> Row:
