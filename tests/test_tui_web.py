@@ -17,6 +17,7 @@ from aiohttp import web
 
 from ring_mlx.cli import build_parser, main
 from tests import browser
+from tests.tui_pilot import chat
 from tui import command
 from tui.web import HOST, Child, Page, words
 
@@ -149,6 +150,39 @@ def test_the_chat_ends_where_its_server_was_killed(tmp_path):
         with contextlib.suppress(BrokenPipeError):
             process.stdout.read()
         assert process.wait(MOST_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "is_opened"),
+    [
+        ("https://a.example/", True),
+        ("mailto:a@b.example", True),
+        ("javascript:alert(1)", False),
+        ("file:///etc/x", False),
+    ],
+)
+def test_a_link_leaves_the_page_or_is_not_opened(url, is_opened):
+    sent = []
+
+    async def send(text):
+        sent.append(json.loads(text))
+
+    async def nothing(*_):
+        pass
+
+    child = Child("", write_bytes=nothing, write_str=send, close=nothing, download_manager=None)
+    asyncio.run(child.on_meta(json.dumps({"type": "open_url", "url": url, "new_tab": True}).encode()))
+    assert bool(sent) is is_opened
+
+
+def test_a_page_offers_no_file():
+    async def script(d):
+        titles = {c.title for c in d.app.get_system_commands(d.app.screen)}
+        assert "Screenshot" in titles
+        d.app._driver.__class__ = type("Web", (type(d.app._driver),), {"is_web": True})
+        assert {c.title for c in d.app.get_system_commands(d.app.screen)} == titles - {"Screenshot"}
+
+    chat(script)
 
 
 def parsed(line):

@@ -128,9 +128,14 @@ class RingChat(Interrupts):
     async def action_quit(self) -> None:
         self.chat.do_quit("")
 
+    @property
+    def _unlisted(self) -> tuple[str, ...]:
+        """Textual's commands that the palette does not have; a page takes no file from the chat."""
+        return ("Quit", "Screenshot") if self.is_web else ("Quit",)
+
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: Textual's own, and every command that needs no argument."""
-        yield from (c for c in super().get_system_commands(screen) if c.title != "Quit")
+        yield from (c for c in super().get_system_commands(screen) if c.title not in self._unlisted)
         if screen is self.chat:
             for c in commands.COMMANDS:
                 if not c.argument or c.argument.startswith("["):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shlex
@@ -51,6 +52,12 @@ class Child(AppService):
     def _build_environment(self, width: int = 80, height: int = 24) -> dict[str, str]:
         found = super()._build_environment(width, height)
         return {**found, "TERM": "xterm-256color", "TEXTUAL_DRIVER": f"{PageDriver.__module__}:{PageDriver.__name__}"}
+
+    async def on_meta(self, data: bytes) -> None:
+        """Pass on what is no text; of links only those that leave the page."""
+        given = json.loads(data)
+        if given["type"] != "open_url" or str(given["url"]).startswith(("http://", "https://", "mailto:")):
+            await super().on_meta(data)
 
     async def run(self) -> None:
         """Pass on what the process writes; the page is told when it has ended, however that came."""

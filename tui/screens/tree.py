@@ -31,7 +31,7 @@ class TreeScreen(ModalScreen[str | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Back", priority=True),
-        Binding("enter", "go", "Go there", priority=True),
+        Binding("enter", "go", "Go", priority=True),
         Binding("left", "branch(-1)", "Branches", key_display="←→", priority=True),
         Binding("right", "branch(1)", show=False, priority=True),
     ]
