@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -320,3 +321,26 @@ def test_a_question_from_the_editor(monkeypatch, capsys, tmp_path):
     engine, code, _, err = plain(monkeypatch, capsys, "/editor")
     assert (engine.asked, code) == ([], 0)
     assert "[editor] false ended with code 1; the prompt is as it was." in err
+
+
+def test_ctrl_c_twice_while_the_model_loads_ends_in_order(monkeypatch, capsys):
+    """The second one comes while the engine is being closed, and must not end that."""
+    engine, closed = FakeEngine(loads=False), []
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        closed.append(True)
+        return True
+
+    engine.close = interrupt
+    engine.start = lambda post: os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr("tui.chat.Engine", lambda choice: engine)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    try:
+        assert chat.run(parser.parse_args(["--plain"])) == 130
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    assert closed == [True]
+    assert "interrupted" in capsys.readouterr().err

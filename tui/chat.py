@@ -17,9 +17,9 @@ from tui.commands import SETTINGS
 from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import ModelChoice
-from tui.plain import Plain, SignalledExit, ending_by_signals, wanted_by_terminal
+from tui.plain import Plain, SignalledExit, ending_by_signals, undisturbed, wanted_by_terminal
 
-UNSAVED = 2  # exit code
+UNSAVED, INTERRUPTED = 2, 130  # exit codes
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,9 +64,13 @@ def run(args: argparse.Namespace) -> int:
             code = app.return_code or 0
     except SignalledExit as e:
         code = e.code
+    except KeyboardInterrupt:
+        print("ring-mlx: interrupted.", file=sys.stderr)
+        code = INTERRUPTED
     finally:
-        is_at_rest = engine.close()
-        is_saved = keeper.close()
+        with undisturbed():
+            is_at_rest = engine.close()
+            is_saved = keeper.close()
     if not is_saved:
         code = code or UNSAVED
         for line in keeper.report():

@@ -72,6 +72,16 @@ def ending_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let no further Ctrl+C keep the chat from saving; a model that is being loaded may take seconds to stop."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Plain(FrontEnd):
     """One conversation, line by line; ``notes`` are lines to show at the start."""
 
