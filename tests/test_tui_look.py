@@ -9,6 +9,7 @@ from textual.widgets._toast import Toast
 from tests.test_tui_screens import contrast
 from tests.tui_pilot import chat
 from tui.config import load
+from tui.keeper import Keeper
 from tui.store import StoreError
 from tui.transfer import import_talk
 
@@ -74,6 +75,26 @@ def test_toasts_never_cover_what_is_typed_and_leave_with_escape(size, dialog):
         assert not d.app.screen.query(Toast)
 
     chat(script, size)
+
+
+def test_what_is_said_again_is_shown_once():
+    async def script(d):
+        for _ in range(3):
+            d.chat.say("the same", "warning")
+            d.chat.say("another", "warning")
+            await d.settle()
+        assert sorted(d.toasts) == ["another", "the same"]
+        assert len(d.app.screen.query(Toast)) == 2
+
+    chat(script)
+
+
+def test_a_store_that_cannot_be_made_is_said_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    told = []
+    Keeper(tmp_path / "file" / "chats.db", told.append).close()
+    assert told
+    assert "Errno" not in told[0]
 
 
 def test_an_error_of_a_file_is_in_words(tmp_path):

@@ -66,11 +66,12 @@ class RingChat(Interrupts):
         return self.chat
 
     def on_notify(self, event: Notify) -> None:
-        """Let older toasts go as far as they would leave no room for a new one."""
+        """Let older toasts go that say the same, or would leave no room for a new one."""
         width, room = min(TOAST_COLUMNS, self.size.width) - 6, self.size.height // TOAST_SHARE
         for toast in [event.notification, *reversed(list(self._notifications))]:
             room -= -(-len(toast.message) // max(width, 1))
-            if room < 0 and toast is not event.notification:
+            is_said_again = toast.message == event.notification.message
+            if (room < 0 or is_said_again) and toast is not event.notification:
                 self._drop_toasts([toast])
 
     def clear_notifications(self) -> None:

@@ -6,6 +6,7 @@ import errno
 import sqlite3
 
 from ring_mlx import RingError
+from tui.paths import in_words
 
 BUSY, FULL, DENIED, DAMAGED, NEWER, OTHER = "busy", "full", "denied", "damaged", "newer", "other"
 
@@ -74,4 +75,4 @@ def kind_of(e: Exception) -> str:
 def in_one_line(name: object, e: Exception) -> StoreError:
     """The failure as the user sees it."""
     kind = kind_of(e)
-    return StoreError(f"{name} {_REMEDIES[kind]} ({' '.join(str(e).split())}).", kind)
+    return StoreError(f"{name} {_REMEDIES[kind]} ({' '.join(in_words(e).split())}).", kind)

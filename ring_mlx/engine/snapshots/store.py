@@ -92,7 +92,7 @@ class Store(ModelFolder):
         except FileNotFoundError:
             return None
         except OSError as e:
-            self._warn(f"{self.folder} is not used ({e}); repair or remove it.")
+            self._warn(f"{self.folder} is not used ({e.strerror or e}); repair or remove it.")
             return None
         for path in candidates:
             try:
@@ -123,7 +123,8 @@ class Store(ModelFolder):
                     s.saved = True
                 self.collect_locked(self.budget_bytes)
         except (OSError, RuntimeError) as e:
-            raise CacheFileError(f"{self.folder} could not be written ({e}); check space and permissions.") from None
+            why = getattr(e, "strerror", None) or e
+            raise CacheFileError(f"{self.folder} could not be written ({why}); check space and permissions.") from None
         return written
 
     def save_dropped(self, s: Snapshot) -> bool:
