@@ -44,7 +44,7 @@ def test_offset_and_state(model):
 
 def test_nbytes_is_true(model):
     cache = filled(model, 300)
-    expected = 2 * 6 * 16 * 16 * 4 + 3 * 2 * 2 * 512 * 16 * 4
+    expected = 2 * 6 * 16 * 16 * 4 + 3 * 2 * 2 * 2 * cache[2].step * 16 * 4
     assert cache.nbytes == expected
 
 
