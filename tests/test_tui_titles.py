@@ -12,10 +12,11 @@ from tests.tui_pilot import FIGURES, FakeEngine, chat
 from tui import config
 from tui.answering import Engine
 from tui.config import Config
+from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import Ended, Entitled, Loaded, Piece, Question, Sampling
 from tui.plain import Plain
-from tui.store import Database, chats
+from tui.store import Chat, Database, chats
 from tui.title_text import title_from
 
 EXCHANGE = "What is 27 + 35?\nThe sum is 62."
@@ -129,6 +130,19 @@ def test_no_title_is_wished_for_an_answer_that_is_not_there():
         assert engine.wished == []
 
     chat(script, engine=engine)
+
+
+def test_plain_mode_finds_chats_by_their_titles(monkeypatch, capsys):
+    keeper = Keeper(None, print)
+    for title in ("Rings of Saturn", "Attention"):
+        talk = Conversation(Chat(title))
+        keeper.keep(talk, talk.add("user", "what goes around"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/chats saturn RING\n/chats 1\n/title\n/chats around\n"))
+    assert Plain(FakeEngine(), keeper, Config(), None, []).run() == 0
+    said = capsys.readouterr().err
+    assert "  1 Rings of Saturn\n/chats N opens one.\n" in said
+    assert "The title is 'Rings of Saturn'." in said
+    assert "  2 " in said
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -236,7 +236,10 @@ class Plain(FrontEnd):
         if words:
             hits = search.find(db, words, LISTED)
             marks = str.maketrans({search.OPEN: "[", search.CLOSE: "]"})
-            rows = [(h.chat, f"{h.title}: {h.snippet.translate(marks)}") for h in hits]
+            said = {h.chat for h in hits}
+            named = [c for c in chats.listed(db) if c.id not in said and chats.is_called(c.title, words)]
+            rows = [(c.id, c.title) for c in named[:LISTED]]
+            rows += [(h.chat, f"{h.title}: {h.snippet.translate(marks)}") for h in hits]
         else:
             rows = [(c.id, c.title or "untitled") for c in chats.listed(db, LISTED)]
         self._listed = [chat_id for chat_id, _ in rows]

@@ -177,8 +177,8 @@ class ChatsScreen(ModalScreen[Chosen | None]):
         found_in = {h.chat for h in hits}
         self._all = self._all or chats.listed(self._db, MOST_CHATS)
         titles = best(words, (c for c in self._all if c.id not in found_in), lambda c: _title(c).plain, MOST_FOUND)
-        named = [t for t in titles if _has_all(t[1].plain, words)]
-        hits.sort(key=lambda h: not _has_all(h.title, words))
+        named = [t for t in titles if chats.is_called(t[1].plain, words)]
+        hits.sort(key=lambda h: not chats.is_called(h.title, words))
         in_turns = [((h.chat, h.turn), hit_line(h, words)) for h in hits]
         return [*self._rows(named), *in_turns, *self._rows([t for t in titles if t not in named])]
 
@@ -195,10 +195,6 @@ class ChatsScreen(ModalScreen[Chosen | None]):
 
 def _title(chat: Chat) -> Content:
     return Content(harmless(chat.title or "untitled", is_name=True))
-
-
-def _has_all(title: str, words: str) -> bool:
-    return all(word in title.lower() for word in words.lower().split())
 
 
 def hit_line(hit: search.Hit, words: str) -> Content:

@@ -55,6 +55,11 @@ def listed(db: Database, limit: int = 1000) -> list[Chat]:
     return found + [chat for chat in _with_deletion(db) if chat.turns and chat.deleted is None]
 
 
+def is_called(title: str, words: str) -> bool:
+    """Whether all words are in a title."""
+    return all(word in title.lower() for word in words.lower().split())
+
+
 def saving_draft(chat: Chat, content: str) -> Change | Statement:
     """The change that saves a chat without turns, which is there as long as it has a draft."""
     if content:
