@@ -85,7 +85,8 @@ from pathlib import Path
 from tests.tui_pilot import FakeEngine
 from tui.config import Config
 from tui.keeper import Keeper
-from tui.plain import Plain, SignalledExit, ending_by_signals
+from tui.plain import Plain
+from tui.signals import SignalledExit, ending_by_signals
 
 keeper = Keeper(Path(sys.argv[1]), print)
 try:

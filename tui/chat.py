@@ -17,7 +17,8 @@ from tui.commands import SETTINGS
 from tui.conversation import Conversation
 from tui.keeper import Keeper
 from tui.messages import ModelChoice
-from tui.plain import Plain, SignalledExit, ending_by_signals, undisturbed, wanted_by_terminal
+from tui.plain import Plain
+from tui.signals import SignalledExit, ending_by_signals, undisturbed, wanted_by_terminal
 
 UNSAVED, INTERRUPTED = 2, 130  # exit codes
 

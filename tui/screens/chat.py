@@ -7,20 +7,17 @@ from dataclasses import replace
 from typing import ClassVar
 
 from textual import on
-from textual.app import SuspendNotSupported
 from textual.binding import Binding, BindingType
 
 from tui import commands
 from tui.chat_settings import model_name, raw_model
 from tui.config import Preset
 from tui.conversation import Conversation
-from tui.editor import EditorError, edited
 from tui.front_end import Done
-from tui.interrupts import Interrupts
 from tui.keys import COMMANDS
 from tui.messages import Entitled, ModelChoice
 from tui.screens.chats import ChatsScreen, Chosen
-from tui.screens.find import FindCommands
+from tui.screens.editor import EditorCommands
 from tui.screens.models import ModelsScreen
 from tui.screens.other_model import GO_ON, LOAD, OtherModelScreen
 from tui.screens.real_models import RealModelsScreen
@@ -34,11 +31,10 @@ from tui.widgets.entry import Entry
 from tui.widgets.turn import TurnView
 from tui.widgets.welcome import Welcome
 
-LONGEST_PROMPT = 100_000  # characters; a longer text from the editor is attached, since each key would take long
 IN_FOOTER = ("stop", "new", "chats", "model", "settings", "help", "quit")
 
 
-class ChatScreen(FindCommands):
+class ChatScreen(EditorCommands):
     """The keys, and the commands about chats and settings; settings hold from the next answer on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -287,30 +283,6 @@ class ChatScreen(FindCommands):
         else:
             said = "Cleared; Up brings it back." if self.entry.prompt.put_away() else ""
         self.say(f"{said} Once more quits.".lstrip())
-
-    def do_editor(self, _: str) -> None:
-        self.keep_draft()
-        self.run_worker(self.attempt(self._edit_prompt), group=COMMANDS)
-
-    async def _edit_prompt(self) -> None:
-        prompt, chat_id = self.entry.prompt, self.talk.chat.id
-        before = prompt.text
-        text = await edited(before, self.lend)
-        if self.talk.chat.id != chat_id or prompt.text != before:  # nothing typed meanwhile is lost
-            self.entry.give_back(text)
-        elif len(text) > LONGEST_PROMPT:
-            prompt.begin("")
-            self.entry.pasted(text)
-        else:
-            prompt.begin(text)
-        prompt.focus()
-
-    async def lend(self, command: list[str]) -> int:
-        assert isinstance(self.app, Interrupts)
-        try:
-            return await self.app.lend(command)
-        except SuspendNotSupported:
-            raise EditorError("there is no terminal for an editor; write in the prompt.") from None
 
     def do_suspend(self, _: str) -> None:
         self.app.action_suspend_process()
