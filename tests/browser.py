@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 
 import aiohttp
 
@@ -25,7 +28,7 @@ class Browser:
         flags = ["--headless", "--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={self._folder}"]
         nothing = asyncio.subprocess.DEVNULL
         self._process = await asyncio.create_subprocess_exec(
-            str(PATH), *flags, "about:blank", stdout=nothing, stderr=nothing
+            str(PATH), *flags, "about:blank", stdout=nothing, stderr=nothing, start_new_session=True
         )
         while not (said := self._folder / "DevToolsActivePort").exists() or "\n" not in said.read_text():
             await asyncio.sleep(0.05)
@@ -39,7 +42,8 @@ class Browser:
 
     async def __aexit__(self, *_):
         await self._http.close()
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # also what a start script has started
         await self._process.wait()
 
     async def call(self, method, **given):
