@@ -107,5 +107,6 @@ class Answer(Markdown):
             shown.append((old, after))
         for old, _ in self._open[len(shown) :]:
             await old.remove()
-        await self.mount_all([block for block, _ in now[len(shown) :]])
+        if len(shown) < len(now):  # even to mount nothing has the style sheet applied to all blocks
+            await self.mount_all([block for block, _ in now[len(shown) :]])
         return shown + now[len(shown) :]

@@ -42,6 +42,8 @@ class CopyLabel(Static):
 class Code(Label):
     """Highlighted code; what does not fit into a line goes on in the next after a sign."""
 
+    _kept: tuple[Content, int, Content] | None = None  # while an answer grows all of it is laid out again and again
+
     def render(self) -> Content:
         return self._folded(self.content_size.width)
 
@@ -56,7 +58,9 @@ class Code(Label):
     def _folded(self, width: int) -> Content:
         content = super().render()
         assert isinstance(content, Content)
-        return folded(content.expand_tabs(), width)
+        if self._kept is None or self._kept[0] is not content or self._kept[1] != width:
+            self._kept = content, width, folded(content.expand_tabs(), width)
+        return self._kept[2]
 
 
 def folded(content: Content, width: int) -> Content:
@@ -105,6 +109,7 @@ class Table(MarkdownBlock):
         self._cells: list[list[Content]] = [[]]
         self._aligns: list[str] = []
         self._marks: tuple[int, Sequence[tuple[str, int, int]]] = (0, ())
+        self._kept: tuple[int, Content] | None = None
 
     def compose(self) -> ComposeResult:
         self._take(self)
@@ -132,9 +137,6 @@ class Table(MarkdownBlock):
         self._marks = (self.content_size.width, marks)
         self.refresh()
 
-    def get_content_width(self, container: Size, viewport: Size) -> int:
-        return max(line.cell_length for line in self._drawn(container.width).split("\n", allow_blank=True))
-
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return self._drawn(width).plain.count("\n") + 1
 
@@ -144,10 +146,13 @@ class Table(MarkdownBlock):
         styles = [str(cell._token.attrs.get("style", "")) for cell in cells[0]]
         self._aligns = [style.rpartition(":")[2] for style in styles]
         block._blocks.clear()
+        self._kept = None
 
     def _drawn(self, width: int) -> Content:
-        head, *rows = self._cells
-        return drawn_table([cell.stylize("bold") for cell in head], rows, self._aligns, width)
+        if self._kept is None or self._kept[0] != width:
+            head, *rows = self._cells
+            self._kept = width, drawn_table([cell.stylize("bold") for cell in head], rows, self._aligns, width)
+        return self._kept[1]
 
 
 def drawn_table(
