@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--speculate",
         type=_speculation,
         metavar="{off,auto,N}",
-        help="read tokens together that followed the last ones before: auto as far as it pays, or always up to N (off)",
+        help="draft up to N tokens from earlier text and read them in one step; auto: only while that is faster (off)",
     )
     o = group_of(parser, "output")
     o.add_argument(

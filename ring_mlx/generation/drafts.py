@@ -1,4 +1,4 @@
-"""What may come next: tokens that followed the last tokens before, and how many of them are worth a try."""
+"""Drafts from the text itself: what followed its last tokens where they stood before, and how many to try."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Drafter(Protocol):
         """Take the next token of the text."""
 
     def draft(self, most: int) -> Draft:
-        """At most so many tokens that may come next; none where it knows nothing."""
+        """At most so many tokens that may come next, or none."""
 
 
 class PromptLookup:

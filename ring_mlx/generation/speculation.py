@@ -1,4 +1,4 @@
-"""Several tokens a step: drafted from the text so far, read at once, and kept as far as the model chooses the same.
+"""Speculative decoding: tokens drafted from the text are read in one step; those that the model chooses too are kept.
 
 The model chooses every token, with its own sampler and processors, from logits after the tokens before it. A draft only says
 which tokens are read together, so the text has the same distribution as without; with a seed or greedily it is the same
@@ -42,7 +42,7 @@ def speculate(
         logits: Of the first token, [1, vocab].
         cache: Of a single row, not quantized.
         history: The ids read so far, for the processors.
-        drafter: Says which tokens may come next; it knows the history.
+        drafter: Says which tokens may come next; it was given the history.
         pace: Says how many tokens to draft, and counts them; it may be kept from answer to answer.
     """
     picker = Picker(sampler, logits_processors, mx.array(list(history), dtype=mx.int32))
