@@ -375,6 +375,16 @@ def test_a_copy_says_which_program_took_it(tmp_path, monkeypatch):
     chat(script)
 
 
+def test_what_was_copied_stays_where_there_is_nothing_to_copy():
+    async def script(d):
+        d.app.copy_to_clipboard("before")
+        await d.press("ctrl+x")  # in the empty prompt
+        assert d.app.clipboard == "before"
+        assert "There is nothing to copy." in d.toasts
+
+    chat(script)
+
+
 def test_by_ssh_the_terminal_copies(tmp_path, monkeypatch):
     tool(tmp_path, monkeypatch, "pbcopy", f"cat > {tmp_path}/copied")
     monkeypatch.setattr(clipboard, "TOOLS", clipboard.TOOLS[:1])

@@ -66,12 +66,13 @@ class RingChat(Interrupts):
         return self.chat
 
     def on_notify(self, event: Notify) -> None:
-        """Let older toasts go that say the same, or would leave no room for a new one."""
+        """Let older toasts go that would leave no room for a new one, and warnings and errors that say the same."""
         width, room = min(TOAST_COLUMNS, self.size.width) - 6, self.size.height // TOAST_SHARE
-        for toast in [event.notification, *reversed(list(self._notifications))]:
+        said = event.notification
+        for toast in [said, *reversed(list(self._notifications))]:
             room -= -(-len(toast.message) // max(width, 1))
-            is_said_again = toast.message == event.notification.message
-            if (room < 0 or is_said_again) and toast is not event.notification:
+            is_said_again = toast.message == said.message and toast.severity != "information"
+            if (room < 0 or is_said_again) and toast is not said:
                 self._drop_toasts([toast])
 
     def clear_notifications(self) -> None:

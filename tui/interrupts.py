@@ -68,6 +68,9 @@ class Interrupts(KeysInOrder):
 
     def copy(self, text: str, what: str) -> None:
         """Copy a text, and say how; the chat does not wait for the program that takes it."""
+        if not text:  # as of an empty line that is cut; what was copied before stays
+            self.notify("There is nothing to copy.", timeout=4, markup=False)
+            return
         self._clipboard = text
         self.run_worker(self._copy(text, what), group="copies")
 

@@ -177,6 +177,7 @@ class ChatScreen(EditorCommands):
         await self.open_chat(Conversation())
         self.keeper.db.write(chats.deleting(chat_id))
         self._deleted = chat_id
+        self.welcome()  # which had it among the recent chats
         self.say("Deleted; /restore brings it back.")
 
     async def do_restore(self, _: str) -> None:

@@ -228,8 +228,7 @@ class Prompt(TextArea):
         """Hand the text over; the prompt is then empty."""
         text = self.text.strip()
         self.clear()
-        if text and text not in self.past[-1:]:
-            self.past.append(text)
+        self.put_by(text)
         self._at, self._written = len(self.past), ""
         self._entry.sent(text)
 
@@ -237,12 +236,19 @@ class Prompt(TextArea):
         """Clear the text, which Up and undo bring back; returns whether there was any."""
         self._cleared = self.text
         written = self._written if self._at < len(self.past) else ""
-        for text in (written, self.text):
-            if text.strip() and text not in self.past[-1:]:
-                self.past.append(text)
+        self.put_by(written)
+        self.put_by(self.text)
         self._at, self._written = len(self.past), ""
         self.clear()
         return bool(self._cleared)
+
+    def put_by(self, text: str) -> bool:
+        """Let Up bring a text back; returns whether there is any."""
+        is_last = self._at == len(self.past)
+        if text.strip() and text not in self.past[-1:]:
+            self.past.append(text)
+        self._at = len(self.past) if is_last else self._at
+        return bool(text.strip())
 
     def take_back_cleared(self) -> None:
         """Have the text again that has just been cleared."""
