@@ -23,6 +23,7 @@ from tests.tui_pilot import FakeEngine, chat
 from tui import commands, files, fuzzy
 from tui.config import Config, load
 from tui.conversation import Conversation
+from tui.gauges import counted
 from tui.messages import Loaded, ModelChoice
 from tui.models import PLACES, Found, found_models
 from tui.screens.real_models import RealModelsScreen
@@ -39,6 +40,19 @@ def marks(content):
 
 def names(query, *texts):
     return [item for item, _ in fuzzy.best(query, texts, str)]
+
+
+def test_one_is_not_many():
+    assert [counted(n, "turn") for n in (0, 1, 2, 1000)] == ["0 turns", "1 turn", "2 turns", "1,000 turns"]
+
+    async def script(d):
+        talk = Conversation(Chat("begun"))
+        turn = talk.add("user", "only asked")
+        d.chat.keeper.db.write(chats.saving(talk.chat), turns.saving(talk.chat.id, turn))
+        await d.press("ctrl+o")
+        assert any("begun  1 turn  just now" in line for line in d.screen_text)
+
+    chat(script)
 
 
 def test_the_best_comes_first_and_equals_stay_in_order():

@@ -111,6 +111,11 @@ def age(s: float) -> str:
     return "just now"
 
 
+def counted(n: int, what: str) -> str:
+    """Such as "1 turn" or "2 turns"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def short(tokens: int) -> str:
     """A count in at most five characters."""
     return str(tokens) if tokens < 10_000 else f"{tokens / 1000:.0f}k"

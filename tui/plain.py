@@ -22,7 +22,7 @@ from tui.config import Config
 from tui.conversation import Conversation
 from tui.editor import edited, run_here
 from tui.front_end import Done, FrontEnd
-from tui.gauges import gauges, reading_text
+from tui.gauges import counted, gauges, reading_text
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Entitled, Failed, Loaded, ModelChoice, Piece, Question, Reading
 from tui.models import TOY_NAME
@@ -184,7 +184,7 @@ class Plain(FrontEnd):
     def do_chats(self, words: str) -> None:
         if words.isdecimal() and 1 <= int(words[:9]) <= len(self._listed):
             talk = self.keeper.open(self._listed[int(words[:9]) - 1]) or self.talk
-            self.say(f"Opened {talk.chat.title!r}, {len(talk.path())} turns.")
+            self.say(f"Opened {talk.chat.title!r}, {counted(len(talk.path()), 'turn')}.")
             self.open_chat(talk)
             return
         db = self.keeper.db
@@ -213,7 +213,7 @@ class Plain(FrontEnd):
         self.repeat(turn, turn.record if turn else None)
 
     def do_undo(self, _: str) -> None:
-        self.say(f"{len(self.talk.path())} turns now." if self.talk.undo() else "There is nothing to undo.")
+        self.say(f"{counted(len(self.talk.path()), 'turn')} now." if self.talk.undo() else "There is nothing to undo.")
         self.keeper.keep(self.talk)
 
     def do_record(self, _: str) -> None:

@@ -13,6 +13,7 @@ from ring_mlx import harmless, text_of, whole_text, write_text
 from tui.chat_settings import Settings, differences, settings_of
 from tui.config import Config
 from tui.conversation import Conversation
+from tui.gauges import counted
 from tui.messages import Sampling
 from tui.paths import in_words
 from tui.store import StoreError, Turn, exchange
@@ -63,7 +64,7 @@ def save_elsewhere(unsaved: list[tuple[Conversation, list[Turn]]]) -> list[str]:
 
 
 def _saved(talk: Conversation, turns: list[Turn]) -> list[str]:
-    what = f"{len(turns)} {'turn' if len(turns) == 1 else 'turns'} of the chat {talk.chat.title or 'without a title'!r}"
+    what = f"{counted(len(turns), 'turn')} of the chat {talk.chat.title or 'without a title'!r}"
     text = exchange.to_json(talk.chat, list(talk.turns.values()))
     for folder in _folders():
         file = folder / f"ring-mlx-unsaved-{talk.chat.id[:12]}.json"

@@ -14,6 +14,7 @@ from tui.chat_settings import model_name, raw_model
 from tui.config import Preset
 from tui.conversation import Conversation
 from tui.front_end import Done
+from tui.gauges import counted
 from tui.keys import COMMANDS
 from tui.messages import Entitled, ModelChoice
 from tui.screens.chats import ChatsScreen, Chosen
@@ -125,7 +126,7 @@ class ChatScreen(EditorCommands):
             self.talk.reveal(wanted)
         await self.refresh_turns(focus=turn_id)
         if new and after is None:
-            self.say(f"Another window has added {len(new)} turns on other branches; /tree shows them.")
+            self.say(f"Another window has added {counted(len(new), 'turn')} on other branches; /tree shows them.")
 
     @on(Welcome.Chosen)
     async def started(self, message: Welcome.Chosen) -> None:

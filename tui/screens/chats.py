@@ -16,7 +16,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 
 from ring_mlx import harmless
 from tui.fuzzy import best, marked, match
-from tui.gauges import age
+from tui.gauges import age, counted
 from tui.screens.text import LineScreen
 from tui.store import Chat, Database, StoreError, chats, drafts, search, turns
 from tui.store.database import Change
@@ -166,7 +166,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
             remark = str(e)
         self._found.fill(rows, keeps)
         self.highlighted()
-        count = f"{len(rows)} {'found' if words else 'chat' if len(rows) == 1 else 'chats'}"
+        count = f"{len(rows)} found" if words else counted(len(rows), "chat")
         if not words and len(rows) >= MOST_SHOWN:
             count = f"the latest {MOST_SHOWN:,} chats; type to search all"
         self.query_one("#remark", Static).update(harmless(remark or count))
@@ -188,7 +188,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
         rows: list[tuple[Chosen, str, Content, Sequence[str]]] = []
         for c, title in found:
             mark = "★ " if c.pinned else "● " if c.id == self._current else "  "
-            remarks = [f"{c.turns} turns"] if width > NARROW else []
+            remarks = [counted(c.turns, "turn")] if width > NARROW else []
             rows.append(((c.id, None), mark, title, [*remarks, age(now - c.changed)]))
         return in_columns(rows, width)
 

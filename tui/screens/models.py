@@ -16,6 +16,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 
 from ring_mlx import harmless
 from tui.fuzzy import best
+from tui.gauges import counted
 from tui.messages import ModelChoice
 from tui.models import PLACES, Found, found_models
 from tui.widgets.choices import Choices, in_columns
@@ -114,7 +115,9 @@ class ModelsScreen(ModalScreen[ModelChoice | None]):
     def _say(self) -> None:
         """Show whether the highlighted model fits and where it is, or how many there are."""
         found, more = self._models.chosen, "Looking for more... " if self._is_looking else ""
-        about = f"{found.detail} {found.path}" if found is not None and found.detail else f"{len(self._found)} models"
+        about = (
+            f"{found.detail} {found.path}" if found is not None and found.detail else counted(len(self._found), "model")
+        )
         self.query_one("#remark", Static).update(harmless(more + about, is_name=True))
 
     def action_move(self, step: int) -> None:

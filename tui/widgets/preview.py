@@ -9,6 +9,7 @@ from textual.content import Content
 
 from ring_mlx import harmless
 from tui.fuzzy import HIT
+from tui.gauges import counted
 from tui.store import Chat, Turn
 from tui.store.records import USER
 from tui.themes import PALE
@@ -30,7 +31,7 @@ def preview(chat: Chat, turns: list[Turn], draft: str, words: str, age: str) -> 
     model = next((t.record.model for t in reversed(turns) if t.record and t.record.model), "")
     days_old = time.time() - chat.changed > DAY_S
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.changed)) if days_old else ""
-    facts = [f"{chat.turns} {'turn' if chat.turns == 1 else 'turns'}", age, date, model]
+    facts = [counted(chat.turns, "turn"), age, date, model]
     about = harmless(" · ".join(filter(None, facts)), is_name=True)
     parts = [
         Content.styled(harmless(chat.title or "untitled", is_name=True), "bold"),

@@ -7,7 +7,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from ring_mlx import harmless
-from tui.gauges import fitted, gauges
+from tui.gauges import counted, fitted, gauges
 from tui.messages import Figures
 
 GAP = 2
@@ -38,7 +38,7 @@ class StatusLine(Widget):
         left = Content(harmless(self.model, is_name=True))
         kept = min(12, left.cell_length) if self.figures is not None else 0
         if self.unsaved:
-            left = Content.styled(f"{self.unsaved} {'turn' if self.unsaved == 1 else 'turns'} not saved", "$text-error")
+            left = Content.styled(f"{counted(self.unsaved, 'turn')} not saved", "$text-error")
             kept = left.cell_length
         room = width - kept - GAP if kept else width
         if self.figures is not None:
