@@ -77,7 +77,7 @@ def _pace(args: argparse.Namespace, reader: PromptReader, rank: Rank | None) -> 
     """How many tokens to draft a step; None is plain decoding."""
     if args.speculate is None:
         return None
-    for is_given, flag in ((reader.kv_quantization is not None, "--kv-bits"), (rank is not None, "--distributed")):
+    for is_given, flag in ((reader.kv_quantization is not None, "--kv-bits"), (rank is not None, "`ring-mlx launch`")):
         if is_given:
             raise OptionError(f"--speculate {args.speculate} does not go with {flag}; leave one of them out.")
     return Pace() if args.speculate == "auto" else Pace(args.speculate, always=True)

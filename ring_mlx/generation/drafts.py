@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 MOST_TOKENS = 7
 LENGTHS = (6, 4, 3, 2)  # of n-grams, the longest first
 SHIFT = 20  # bits of a token id within an n-gram's key
+MASKS = {n: (1 << SHIFT * n) - 1 for n in LENGTHS}
 # What a step of T tokens costs, over one of one token, before it was timed: 1 + SLOPE (T - 1). Bytes of mini's experts say so.
 SLOPE = 0.3
 GAIN = 1.05  # what a step of several tokens must promise
@@ -43,6 +44,7 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._ends: dict[int, dict[int, int]] = {n: {} for n in LENGTHS}  # an n-gram's last place, but for its newest
         self._newest: dict[int, int] = {}
+        self._last = 0
         for token in tokens:
             self.add(token)
 
@@ -52,7 +54,8 @@ class PromptLookup:
         at = len(self._tokens)
         for n, key in self._newest.items():
             self._ends[n][key] = at - 1
-        self._newest = {n: self._key(n) for n in LENGTHS if at >= n}
+        self._last = (self._last << SHIFT | token) & MASKS[LENGTHS[0]]
+        self._newest = {n: self._last & mask for n, mask in MASKS.items() if at >= n}
 
     def draft(self, most: int) -> Draft:
         """At most so many tokens that may come next; none where nothing is found."""
@@ -64,12 +67,6 @@ class PromptLookup:
                     found.append(found[len(found) - (len(self._tokens) - start)])
                 return Draft(found, n)
         return Draft([], 0)
-
-    def _key(self, n: int) -> int:
-        key = 0
-        for token in self._tokens[-n:]:
-            key = key << SHIFT | token
-        return key
 
 
 @dataclass
