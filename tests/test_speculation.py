@@ -286,6 +286,23 @@ def test_a_processor_that_fails_within_a_step_leaves_what_was_given(model, fails
     assert_close(model(tokens(3, seed=8), cache), model(tokens(3, seed=8), other), 1e-4)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_each_token_is_compared_once_with_its_draft(model, rule, monkeypatch):
+    pace, hits = Pace(always=True), []
+    monkeypatch.setattr(pace, "compared", lambda length, hit: hits.append(hit))
+    several(model, Told([t for t, _ in plain(model)[0]], RULES[rule]), pace=pace)
+    assert hits == [not RULES[rule](at) for at in range(LENGTH)]
+
+
+def test_memory_is_given_back_as_often_as_by_plain_decoding(model, monkeypatch):
+    text, cleared = [t for t, _ in plain(model)[0]], []
+    monkeypatch.setattr("ring_mlx.generation.speculation.CLEAR_EVERY_TOKENS", 5)
+    logits, cache = read(model)
+    monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(None))
+    list(speculate(logits, model, cache, PROMPT, Told(text, most=2), Pace(always=True), max_tokens=LENGTH))
+    assert len(cleared) == LENGTH // 5
+
+
 class Gpu:
     """A clock and a model on it: steps run one after the other, and are waited for where their token is used."""
 

@@ -77,7 +77,7 @@ class _Answer:
 
     def __init__(self, model: Forward, cache: Any, drafter: Drafter, pace: Pace, picker: Picker) -> None:
         self._model, self._cache, self._drafter, self._pace, self._picker = model, cache, drafter, pace, picker
-        self._is_asked = False
+        self._is_asked = self._is_compared = False
         self.given, self.read, self.waited = 0, 0, 0.0
 
     def begin(self, logits: mx.array) -> None:
@@ -128,6 +128,7 @@ class _Answer:
                     (chosen,) = self._picked.ids()
                     if chosen != token:
                         self._pace.compared(draft.length, False)
+                        self._is_compared = True
                         break
                     self._came(token, draft, at - 1)
                 given += 1
@@ -144,7 +145,8 @@ class _Answer:
                 seeded.drawn = drawn + given
 
     def _came(self, token: int, draft: Draft, at: int) -> None:
-        """Take a token in whose place there was a draft's."""
-        if draft.tokens:
+        """Take a token in whose place there was a draft's; the one that ended a step was compared there."""
+        if draft.tokens and not self._is_compared:
             self._pace.compared(draft.length, token == draft.tokens[at])
+        self._is_compared = False
         self._drafter.add(token)
