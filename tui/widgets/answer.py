@@ -12,9 +12,9 @@ from textual.widgets.markdown import MarkdownBlock
 
 from ring_mlx import harmless
 from tui.formulas.markdown import add_formulas
-from tui.widgets.blocks import CodeBlock, CopyCode, Formula, Table
+from tui.widgets.blocks import CodeBlock, CopyCode, CopyLabel, Formula, Table
 
-__all__ = ["Answer", "CopyCode", "parser"]
+__all__ = ["Answer", "CodeBlock", "CopyCode", "CopyLabel", "parser"]
 
 Block = tuple[MarkdownBlock, str]  # and its source
 IN_PLACE = (Markdown.BLOCKS["paragraph_open"], CodeBlock, Formula, Table)
