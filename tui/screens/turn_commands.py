@@ -8,15 +8,15 @@ from textual import on
 
 from tui.interrupts import Interrupts
 from tui.keys import COMMANDS
+from tui.screens.answers import AnswerView
 from tui.screens.text import RecordScreen, TextScreen
-from tui.screens.view import ChatView
 from tui.store import Record, Turn
 from tui.store.exchange import written
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.answer import CopyCode
 
 
-class TurnCommands(ChatView):
+class TurnCommands(AnswerView):
     """Each is about the turn in focus, or else about the last one."""
 
     def do_stop(self, _: str) -> None:

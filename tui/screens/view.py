@@ -1,10 +1,9 @@
-"""The chat on the screen: its parts, the running answer, and a change to another chat."""
+"""The chat on the screen: its parts, the question, drafts, and a change to another chat."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from time import monotonic
 
 from textual import on
 from textual.app import ComposeResult
@@ -16,11 +15,9 @@ from ring_mlx import RingError, harmless
 from tui.config import Config, with_prompt_keys
 from tui.conversation import Conversation
 from tui.front_end import Done, FrontEnd
-from tui.gauges import loading_text, reading_forms
-from tui.interrupts import Interrupts
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.keys import KeysInOrder
-from tui.messages import Answering, Ended, Failed, Loaded, Loading, Piece, Question, Reading
+from tui.messages import Answering
 from tui.store import Attachment, StoreError, Turn, chats, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments
@@ -34,11 +31,10 @@ from tui.widgets.turns import Turns
 from tui.widgets.welcome import MOST_RECENT
 
 DRAFT_EVERY_S = 1.0
-GOES_ON = ("stop", "length")  # how an answer ends after which questions that wait are asked
 
 
 class ChatView(FrontEnd, Screen[None]):
-    """Turns, the prompt, the gauges and the keys; `tui.screens.chat` adds the commands."""
+    """Turns, the prompt, the gauges and the keys; `tui.screens.answers` shows what comes."""
 
     VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012 as Textual declares it
 
@@ -49,7 +45,6 @@ class ChatView(FrontEnd, Screen[None]):
         self.entry = Entry(with_prompt_keys(config.keys), id="entry")
         self.status, self.header = StatusLine(id="status"), Header(id="header")
         self.find_bar = FindBar()
-        self._asked_at = 0.0
         self._draft_timer: Timer | None = None  # until what has changed is kept
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
@@ -226,92 +221,6 @@ class ChatView(FrontEnd, Screen[None]):
         """Keep the draft a moment after a change, also while the user goes on typing."""
         if self._draft_timer is None:
             self._draft_timer = self.set_timer(DRAFT_EVERY_S, self.keep_draft)
-
-    async def send(self, question: Question) -> None:
-        assert self.answer is not None
-        self.entry.prompt.focus()
-        self.refresh_bindings()
-        if question.continues:
-            await self.refresh_turns()
-        else:
-            await self.turns.extend(self.talk.path(), self.answer.id)
-        self._asked_at = monotonic()
-        self.engine.ask(question)
-
-    @on(Loading)
-    def model_loading(self, message: Loading) -> None:
-        self.status.model = message.name
-        if self.answer is None:
-            self.status.show(loading_text(message))
-
-    @on(Loaded)
-    def model_loaded(self, message: Loaded) -> None:
-        self.loaded(message)
-        self.status.model, self.status.context = message.name, message.context
-        self.status.memory_limit_bytes = message.memory_limit_bytes
-        self.entry.attachments.count_with(getattr(self.engine, "count_tokens", lambda text: None))
-        self.status.show("ready")
-        self.welcome()
-
-    @on(Reading)
-    def prompt_read(self, message: Reading) -> None:
-        if message.number == self.number and self.answer is not None:
-            self.status.show(*reading_forms(message))
-
-    @on(Piece)
-    async def piece(self, message: Piece) -> None:
-        """Keep and show new text and figures."""
-        answer = self.answer
-        if message.number != self.number or answer is None:
-            return
-        self.status.figures = message.figures
-        text = self.grow(message)
-        if message.revised is not None:
-            await self.refresh_turns()
-            text = ""
-        if (view := self.answer_view(answer)) is not None:
-            view.think(message.figures.thinking_tokens, message.figures.thinking_s)
-            await view.write(text)
-
-    @on(Ended)
-    async def ended(self, message: Ended) -> None:
-        if message.number == self.number and self.answer is not None:
-            self.status.figures = message.figures or self.status.figures
-            await self._end(message.reason, message)
-
-    @on(Failed)
-    async def failed(self, message: Failed) -> None:
-        """Show the failure; no text is lost."""
-        if message.number not in (None, self.number):
-            return
-        self.say(message.text, "error")
-        if message.number is None:
-            self.engine.stop()  # the model before answers nothing in its place
-            self.not_loaded()
-            self.welcome()
-            self.status.show("no model; /model chooses one")
-        if self.answer is not None:
-            await self._end("failed")
-
-    async def _end(self, reason: str, message: Ended | None = None) -> None:
-        view = self.answer_view(self.answer) if self.answer is not None else None
-        if reason not in GOES_ON:
-            self.entry.unqueue()
-        if self.end_answer(reason, message.figures if message else None):
-            if view is not None:
-                await view.end()
-        else:
-            if reason == "failed" or self.status.figures is None:
-                self.status.show("ready" if self.model.context else self.status.state)
-            await self.refresh_turns()
-        self.refresh_bindings()
-        self.keeper.flush()
-        if self.answer is None:
-            for waiting in self.entry.queued.take(*self.entry.queued.found[:1]):
-                await self.asked(Entry.Asked(waiting.text, list(waiting.attachments)))
-        if self.answer is None and monotonic() - self._asked_at >= self.config.notify_after_s:
-            assert isinstance(self.app, Interrupts)
-            self.app.call_back(f"{self.talk.chat.title or 'ring-mlx'}: the answer has ended", self.config.notify)
 
     def take_back(self, answer: Turn) -> None:
         """Forget an answer without any text; its question returns to the prompt, unless it has other answers."""
