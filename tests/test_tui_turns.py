@@ -17,6 +17,7 @@ from tui.screens.text import HelpScreen, RecordScreen, TextScreen
 from tui.store import Attachment, Call, Chat, Database, chats, turns
 from tui.widgets.answer import CodeBlock
 from tui.widgets.turn import TurnView
+from tui.widgets.welcome import Starts
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +204,33 @@ def test_edit_a_question():
         assert d.said == ["q1 better", "a better"]
         await d.command("/undo")
         assert d.said == ["q1", "a1", "q2", "a2"]
+
+    chat(script)
+
+
+def test_an_edit_that_is_left_is_not_lost():
+    async def script(d):
+        await d.exchange("q1", "a1")
+        await d.command("/edit")
+        d.app.screen.query_one(TextArea).text = "q1 much better"
+        await d.press("escape")
+        assert (d.said, d.chat.entry.prompt.text) == (["q1", "a1"], "")
+        await d.press("up")
+        assert d.chat.entry.prompt.text == "q1 much better"
+
+    chat(script)
+
+
+def test_an_edit_of_nothing_asks_nothing():
+    """Also where signs were made visible in it."""
+
+    async def script(d):
+        await d.exchange("q1 \x1b[31m", "a1")
+        asked = len(d.engine.questions)
+        await d.command("/edit")
+        await d.press("ctrl+s")
+        assert len(d.engine.questions) == asked
+        assert d.said == ["q1 \x1b[31m", "a1"]
 
     chat(script)
 
@@ -458,6 +486,7 @@ def test_title_pin_delete_and_restore(path):
         assert (found.title, found.pinned) == ("My chat", True)
         await d.command("/delete")
         assert d.said == []
+        assert all(kind != "open" for kind, _ in d.chat.query_one(Starts).keys), "it is not among the recent chats"
         assert chats.listed(d.chat.keeper.db) == []
         await d.command("/restore")
         assert d.said == ["question", "answer"]

@@ -61,7 +61,7 @@ class RecordScreen(ModalScreen[None]):
 
 
 class TextScreen(ModalScreen[str | None]):
-    """Many lines below a title; Ctrl+S ends with the text, Escape with nothing."""
+    """Many lines below a title; Ctrl+S ends with the text if it is another one now, Escape with nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Done"),
@@ -70,25 +70,31 @@ class TextScreen(ModalScreen[str | None]):
 
     def __init__(self, title: str, text: str) -> None:
         super().__init__()
-        self._title, self._text = title, text
+        self._title = title
+        self._area = TextArea(harmless(text), show_line_numbers=False, soft_wrap=True)
+        self._before = self._area.text
+
+    @property
+    def changed(self) -> str:
+        """The text as the user has changed it, or nothing."""
+        return self._area.text if self._area.text != self._before else ""
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(self._title, classes="title", markup=False)
-            yield TextArea(harmless(self._text), show_line_numbers=False, soft_wrap=True)
+            yield self._area
             yield Footer()
 
     def on_mount(self) -> None:
-        area = self.query_one(TextArea)
-        area.move_cursor(area.document.end)
-        area.focus()
+        self._area.move_cursor(self._area.document.end)
+        self._area.focus()
 
     def on_paste(self, event: events.Paste) -> None:
         """Clean what is pasted."""
         event.text = harmless(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def action_save(self) -> None:
-        self.dismiss(self.query_one(TextArea).text)
+        self.dismiss(self.changed)
 
 
 class PreviewScreen(ModalScreen[bool]):

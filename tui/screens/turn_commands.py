@@ -28,10 +28,13 @@ class TurnCommands(AnswerView):
             title = "Edit the question: Ctrl+S asks it beside the old one" if turn.role == USER else "Edit the answer"
 
             def edited(text: str | None) -> None:
-                if text is not None and text.strip() and text != turn.content:
+                if text is not None and text.strip():
                     self.run_worker(self._edited(turn, text), group=COMMANDS)
+                elif text is None and self.entry.prompt.put_by(screen.changed):
+                    self.say("Nothing is changed; Up in the prompt brings your text back.")
 
-            self.app.push_screen(TextScreen(title, turn.content), edited)
+            screen = TextScreen(title, turn.content)
+            self.app.push_screen(screen, edited)
 
     async def _edited(self, turn: Turn, text: str) -> None:
         if self.is_busy:  # a question that waited has been asked meanwhile
