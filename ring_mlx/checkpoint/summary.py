@@ -13,12 +13,10 @@ from ring_mlx.checkpoint.shards import INDEX, look_up
 from ring_mlx.errors import RingError
 from ring_mlx.model import memory
 from ring_mlx.model.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, without_unknown
-from ring_mlx.model.config_values import is_count
-from ring_mlx.model.quantization import foreign_method, with_settings
+from ring_mlx.model.quantization import bits_of, foreign_method, with_settings
 from ring_mlx.system.regular_files import MIB, is_litter, read_json
 
 MOST_BYTES, MOST_ENTRIES = 4 * MIB, 20_000
-FLOAT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def summary_of(folder: Path) -> Summary | None:
 
 
 def _judged(folder: Path, raw: Mapping[str, Any], size: int) -> Summary:
-    bits = _bits(raw)
+    bits = bits_of(raw)
     try:
         missing = len(look_up(folder)[1]) if _is_short(folder / INDEX) else 0
         method = foreign_method(raw)
@@ -67,13 +65,6 @@ def _judged(folder: Path, raw: Mapping[str, Any], size: int) -> Summary:
     room = memory.budget_bytes()
     tokens = memory.tokens_beside(config, size, room)
     return Summary(bits, size, tokens, size + memory.extra_bytes(config), room)
-
-
-def _bits(raw: Mapping[str, Any]) -> int | None:
-    quantization = raw.get("quantization")
-    if isinstance(quantization, Mapping):
-        return quantization["bits"] if is_count(quantization.get("bits")) else None
-    return FLOAT_BITS.get(str(raw.get("dtype") or raw.get("torch_dtype")))
 
 
 def _weight_bytes(folder: Path) -> int | None:

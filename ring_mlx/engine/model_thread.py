@@ -209,7 +209,8 @@ class ModelThread:
             scheduler.step(self._is_wanted)
 
     def _is_wanted(self) -> bool:
-        return self._closed or any(not r.aside for r in self._waiting)
+        with self._changed:  # which its own thread may hold already
+            return self._closed or any(not r.aside for r in self._waiting)
 
     def _end_asides(self) -> None:
         """End what is answered beside the conversation, now or after the present step."""

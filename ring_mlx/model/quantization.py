@@ -10,6 +10,7 @@ from ring_mlx.model.config_values import is_count, shown
 
 NUMBERS, WORDS = ("bits", "group_size"), ("mode", "quant_method")
 MOST_BITS, MOST_GROUP = 32, 1 << 16
+FLOAT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
 # Of a method that keeps its weights in another form, though it may count its bits as MLX does.
 FOREIGN = ("desc_act", "sym", "zero_point", "checkpoint_format", "version", "config_groups", "weight_block_size")
 
@@ -39,6 +40,14 @@ def settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
             )
         _check(path, value)
     return found
+
+
+def bits_of(raw: Mapping[str, Any]) -> int | None:
+    """The bits of a checkpoint's weights, as its config.json has them; None if it does not say."""
+    found = raw.get("quantization")
+    if isinstance(found, Mapping):
+        return found["bits"] if is_count(found.get("bits")) else None
+    return FLOAT_BITS.get(str(raw.get("dtype") or raw.get("torch_dtype")))
 
 
 def foreign_method(raw: Mapping[str, Any]) -> str | None:

@@ -22,10 +22,10 @@ from ring_mlx.errors import RingError
 from ring_mlx.system.machine_fit import unfit
 
 PROJECT = "ring-mlx"
-CPU, CUDA, PLOT = "cpu", "cuda13", "plot"
+CPU, CUDA, PLOT, WEB = "cpu", "cuda13", "plot", "web"
 OPTIONAL = ("datasets", "lm_eval", "matplotlib", "textual_serve")  # some commands use them; no installation brings them
 # The package that shows that an extra is installed.
-SIGNS = {CPU: "mlx-cpu", CUDA: "mlx-cuda-13", PLOT: "matplotlib"}
+SIGNS = {CPU: "mlx-cpu", CUDA: "mlx-cuda-13", PLOT: "matplotlib", WEB: "textual-serve"}
 
 
 class InstallError(RingError, origin="install"):
@@ -105,7 +105,7 @@ def _fitting_extra() -> str:
 
 def _install(source: Source, extra: str = "", again: bool = False) -> str:
     backend = extra if extra in (CPU, CUDA) else backend_extra()
-    extras = [e for e in (backend, PLOT if extra == PLOT or version_of(SIGNS[PLOT]) else "") if e]
+    extras = [e for e in (backend, *(e for e in (PLOT, WEB) if extra == e or version_of(SIGNS[e]))) if e]
     wanted = shlex.quote(source.name + (f"[{','.join(extras)}]" if extras else "") + source.rest)
     edit = "--editable " if source.editable else ""
     if _is_made_by("uv tool"):

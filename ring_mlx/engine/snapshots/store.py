@@ -92,7 +92,7 @@ class Store(ModelFolder):
         except FileNotFoundError:
             return None
         except OSError as e:
-            self._warn(f"{self.folder} is not used ({e.strerror or e}); repair or remove it.")
+            self._warn(f"{self.folder} is not used ({_reason(e)}); repair or remove it.")
             return None
         for path in candidates:
             try:
@@ -123,8 +123,9 @@ class Store(ModelFolder):
                     s.saved = True
                 self.collect_locked(self.budget_bytes)
         except (OSError, RuntimeError) as e:
-            why = getattr(e, "strerror", None) or e
-            raise CacheFileError(f"{self.folder} could not be written ({why}); check space and permissions.") from None
+            raise CacheFileError(
+                f"{self.folder} could not be written ({_reason(e)}); check space and permissions."
+            ) from None
         return written
 
     def save_dropped(self, s: Snapshot) -> bool:
@@ -284,3 +285,9 @@ def _bytes(arrays: Mapping[str, Any]) -> int:
 def _touch(path: Path) -> None:
     with contextlib.suppress(OSError):
         os.utime(path)
+
+
+def _reason(error: Exception) -> str:
+    """In words, without a number, and the file where the system names one."""
+    words, file = getattr(error, "strerror", None), getattr(error, "filename", None)
+    return f"{words}: {file}" if words and file else words or str(error)
