@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 
 from ring_mlx import AnswerText, End, Sampling, Session, Statistics, ThinkingText
+from ring_mlx.engine.model_thread import ModelThread
 
 GREEDY = {"sampling": Sampling(temp=0), "max_tokens": 24}
 TALK = [{"role": "user", "content": "My name is Ann and I like tea. What is 3 + 4?"}]
@@ -97,3 +100,25 @@ def test_closing_and_failing_end_it_and_nothing_else(chat_folder):
         assert asked(session, talk)[1].reused_tokens > 0
         left = session.send(OTHER, aside=True, max_tokens=1500, thinking_budget=1400)
     assert list(left)[-1].reason == "stopped"
+
+
+def test_a_request_that_comes_while_the_waiting_ones_are_looked_at_waits():
+    thread = object.__new__(ModelThread)
+    thread._closed, thread._changed, thread._waiting = False, threading.Condition(), deque()
+
+    class Waiting:
+        """Another request comes while this one is looked at."""
+
+        @property
+        def aside(self):
+            coming = threading.Thread(target=come, daemon=True)
+            coming.start()
+            coming.join(0.05)
+            return True
+
+    def come():
+        with thread._changed:
+            thread._waiting.append(SimpleNamespace(aside=True))
+
+    thread._waiting.extend([Waiting(), SimpleNamespace(aside=True)])
+    assert not thread._is_wanted()
