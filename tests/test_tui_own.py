@@ -14,10 +14,10 @@ from tui import config, paths
 from tui.chat_settings import Settings, differences
 from tui.config import Config
 from tui.conversation import Conversation
-from tui.keeper import Keeper
 from tui.messages import Loaded, ModelChoice, Sampling
 from tui.store import Chat, Database, chats, settings, turns
 from tui.themes import CYCLE
+from tui.transfer import export_talk, import_talk
 
 
 @pytest.fixture(autouse=True)
@@ -156,25 +156,34 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), BAD.items())
-def test_a_setting_of_another_kind_or_range_is_named_and_the_default_holds(name, values):
-    for value in values:
-        keeper, talk = Keeper(None, print), Conversation(Chat(settings={name: value, "unknown": [1]}))
-        keeper.keep(talk, talk.add("user", "q"))
+def test_a_setting_of_another_kind_or_range_is_named_and_the_default_holds():
+    """Each value in a chat of its own, which can be exported; with the first of each name it also goes on, is imported and reset."""
+    default = Sampling(temp=0.5)
 
-        async def script(d, value=value):
+    async def script(d):
+        for name, value in ((name, value) for name, values in BAD.items() for value in values):
+            talk = Conversation(Chat(settings={name: value, "unknown": [1]}))
+            d.chat.keeper.keep(talk, talk.add("user", "q"))
+            await d.chat.open_chat(talk)
+            await d.settle()
             assert any(name in line and "the defaults hold there" in line for line in d.toasts), (name, value)
-            assert d.chat.sampling == Sampling(temp=0.5)
+            assert d.chat.sampling == default
             assert d.chat.own.model is None
-            await d.command("/regenerate")
-            assert d.engine.asked == [["S", "q"]]
-            await d.post(d.text("a"), d.end())
-            await d.command("/export json x.json")
-            await d.command("/import x.json")
-            await d.command("/defaults")
-            assert d.chat.sampling == Sampling(temp=0.5)
+            assert "Written" in export_talk(talk, "json x.json")
+            assert import_talk("x.json").path()[-1].content == "q"
+            if value is BAD[name][0]:
+                await d.command("/regenerate")
+                assert d.engine.asked.pop() == ["S", "q"]
+                await d.post(d.text("a"), d.end())
+                assert d.said == ["q", "a"]
+                await d.command("/import x.json")
+                assert d.chat.talk is not talk
+                assert d.chat.sampling == default
+                await d.command("/defaults")
+                assert d.chat.sampling == default
+            d.app.clear_notifications()
 
-        chat(script, talk=talk, config=Config(sampling=Sampling(temp=0.5), system_prompt="S"))
+    chat(script, config=Config(sampling=default, system_prompt="S"))
 
 
 def test_damaged_settings_are_said_until_the_user_has_looked_at_them(home):
