@@ -115,7 +115,7 @@ def test_a_wrong_decay_changes_what_is_expected_next(unpacked):
     model, tokenizer = unpacked
     with decay("one-based"):
         wrong, _ = plain(load(demo_model_path()))
-    assert difference(wrong, model, tokenizer, 1200) > 0.015
+    assert difference(wrong, model, tokenizer, 800) > 0.015
 
 
 def test_the_right_decay_differs_from_itself_by_nothing(unpacked):

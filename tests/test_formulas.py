@@ -190,11 +190,13 @@ UNCLOSED = [
 @pytest.mark.parametrize("opener", UNCLOSED)
 @pytest.mark.parametrize("end", ["", "\n\nend", "\\)", "$"])
 def test_openers_without_closers_take_no_longer_than_other_text(opener, end):
-    text = opener * (20_000 // len(opener)) + end
+    text = opener * (10_000 // len(opener)) + end
     start = time.process_time()
     parser().parse(text)
     with_formulas(text)
-    assert time.process_time() - start < 8, "20 KB; what looks at all of it again for each opener takes a minute"
+    assert time.process_time() - start < 4, (
+        "10 KB; what looks at all of it again for each opener takes a quarter of a minute"
+    )
 
 
 PARTS = st.sampled_from(
@@ -248,7 +250,7 @@ PARTS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(PARTS, max_size=30).map(" ".join))
 def test_no_mix_of_commands_fails(tex):
     for is_display in (False, True):

@@ -45,14 +45,14 @@ def test_prefill_then_decode_equals_the_whole(golden, backend):
     with launch.use(backend):
         cache = model.make_cache()
         parts = [model(ids[:, :29], cache), model(ids[:, 29:31], cache), model(ids[:, 31:39], cache)]
-        parts += [model(ids[:, i : i + 1], cache) for i in range(39, 45)]
+        parts += [model(ids[:, i : i + 1], cache) for i in range(39, 42)]
         logits = mx.concatenate(parts, axis=1)
         mx.eval(logits)
-    assert_close(logits[0], expected["logits"][:45], 1e-4)
+    assert_close(logits[0], expected["logits"][:42], 1e-4)
 
 
 @pytest.mark.parametrize("backend", backends("fast"))
-@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("bits", [None, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_padded_quantized_batch_equals_the_plain_forms(backend, bits):
     model = make_model(**PACKABLE)
     if bits:

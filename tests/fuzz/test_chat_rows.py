@@ -135,7 +135,7 @@ def use(talk):
     exchange.to_markdown(talk.chat, talk.path(), own.system_prompt, shown).encode()
 
 
-@fuzz(120)
+@fuzz(72)
 @given(
     st.lists(st.tuples(turn_rows, st.booleans()), max_size=5),
     st.lists(st.tuples(chat_rows, st.booleans()), max_size=2),
@@ -209,7 +209,7 @@ exported = st.fixed_dictionaries(
 )
 
 
-@fuzz(150)
+@fuzz(90)
 @given(exported.map(json.dumps) | packed | letters)
 def test_an_imported_chat_is_a_chat_or_refused(text):
     talk = Conversation()

@@ -104,38 +104,38 @@ def as_json(value):
     return json.dumps(value, ensure_ascii=True)
 
 
-@fuzz(examples=20)
+@fuzz(examples=12)
 @given(made=changes(SIZES))
 def test_sizes(forks, made):
     generate(forks, {CONFIG: as_json(changed(CONFIG_JSON, made))})
 
 
-@fuzz(examples=10)
+@fuzz(examples=6)
 @given(made=changes(ROPE), key=st.sampled_from(["rope_scaling", "rope_parameters"]))
 def test_rope(forks, made, key):
     generate(forks, {CONFIG: as_json(CONFIG_JSON | {key: changed(ROPE, made)})})
 
 
-@fuzz(examples=15)
+@fuzz(examples=9)
 @given(made=changes(QUANTIZATION), foreign=st.booleans())
 def test_quantization(forks, made, foreign):
     settings = changed(QUANTIZATION, made)
     generate(forks, {CONFIG: as_json(CONFIG_JSON | {"quantization_config" if foreign else "quantization": settings})})
 
 
-@fuzz(examples=8)
+@fuzz(examples=6)
 @given(value=VALUES, rest=st.dictionaries(NAMES, VALUES, max_size=3))
 def test_generation_config(forks, value, rest):
     generate(forks, {GENERATION: as_json(rest | {"eos_token_id": value})})
 
 
-@fuzz(examples=20)
+@fuzz(examples=12)
 @given(made=changes(SMALL))
 def test_tokenizer(forks, made):
     generate(forks, {TOKENIZER: as_json(changed(SMALL, made))})
 
 
-@fuzz(examples=15)
+@fuzz(examples=9)
 @given(
     step=st.sampled_from(["normalizer", "pre_tokenizer", "post_processor", "decoder"]),
     parts=st.lists(
@@ -150,28 +150,28 @@ def test_tokenizer_steps(forks, step, parts, kind):
     generate(forks, {TOKENIZER: as_json(TOKENIZER_JSON | {step: whole, "model": model})})
 
 
-@fuzz(examples=15)
+@fuzz(examples=9)
 @given(made=changes(folders.toy_json(TOKENIZER_CONFIG) | {"chat_template": "x", "added_tokens_decoder": {"5": {}}}))
 def test_tokenizer_config(forks, made):
     settings = folders.toy_json(TOKENIZER_CONFIG) | {"added_tokens_decoder": {"5": {"content": "<x>"}}}
     generate(forks, {TOKENIZER_CONFIG: as_json(changed(settings, made))})
 
 
-@fuzz(examples=20)
+@fuzz(examples=12)
 @given(made=changes(HEADER), cut=st.none() | st.integers(-100, 100))
 def test_safetensors_header(forks, made, cut):
     body = folders.data() if cut is None else folders.data()[:cut] if cut < 0 else folders.data() + b"x" * cut
     generate(forks, {WEIGHTS: folders.safetensors(as_json(changed(HEADER, made)).encode(), body)})
 
 
-@fuzz(examples=8)
+@fuzz(examples=6)
 @given(made=changes({"metadata": {}, "weight_map": dict.fromkeys(list(HEADER)[:5], WEIGHTS)}))
 def test_index(forks, made):
     index = {"metadata": {}, "weight_map": dict.fromkeys(HEADER, WEIGHTS)}
     generate(forks, {INDEX: as_json(changed(index, made))})
 
 
-@fuzz(examples=20)
+@fuzz(examples=12)
 @given(
     name=st.sampled_from([CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, WEIGHTS, INDEX]), data=st.data()
 )
@@ -188,13 +188,13 @@ def test_bytes(forks, name, data):
     generate(forks, {name: raw[:at] + put + raw[at + length :]})
 
 
-@fuzz(examples=20)
+@fuzz(examples=12)
 @given(body=STATEMENTS)
 def test_template(forks, body):
     generate(forks, {TEMPLATE: "{% set ns = namespace(s='x') %}" + body})
 
 
-@fuzz(examples=20)
+@fuzz(examples=12)
 @given(pattern=PATTERNS)
 def test_patterns_that_pass_end_soon(forks, pattern):
     assume(regex_problem(pattern) is None)

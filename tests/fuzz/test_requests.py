@@ -222,19 +222,19 @@ def framed(path, body, how=b"Content-Length: %d\r\n"):
     return head + (how % len(body) if b"%" in how else how) + b"\r\n" + body
 
 
-@fuzz(75)
+@fuzz(45)
 @given(chance=CHANCE)
 def test_bodies(server, capsys, chance):
     assert len(check(server, framed(*mutated(chance)), capsys)) == 1, "a whole request has an answer"
 
 
-@fuzz(120)
+@fuzz(72)
 @given(chance=CHANCE)
 def test_heads(server, capsys, chance):
     check(server, heads(chance), capsys)
 
 
-@fuzz(80)
+@fuzz(48)
 @given(chance=CHANCE)
 def test_chunks(server, capsys, chance):
     check(server, framed(PATHS[0], chunked(chance), b"Transfer-Encoding: chunked\r\n"), capsys)

@@ -100,7 +100,7 @@ def spliced(data, splices):
 SPLICES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=40)), min_size=1, max_size=3)
 
 
-@fuzz(examples=15)
+@fuzz(examples=9)
 @given(which=st.integers(0, 1), changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
 def test_manifests_with_a_right_checksum(forks, whole, which, changes):
     with Place(whole) as place:
@@ -111,7 +111,7 @@ def test_manifests_with_a_right_checksum(forks, whole, which, changes):
         attempt(forks, f"{DOORS}use_store", str(place.root), True)
 
 
-@fuzz(examples=12)
+@fuzz(examples=7)
 @given(which=st.integers(0, 30), splices=SPLICES)
 def test_any_file_with_bytes_changed(forks, whole, which, splices):
     with Place(whole) as place:
@@ -157,7 +157,7 @@ def rewrite_header(path, how, what, value):
     path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + rest)
 
 
-@fuzz(examples=12)
+@fuzz(examples=7)
 @given(which=st.integers(0, 9), change=HEADERS)
 def test_blobs_with_a_right_name(forks, whole, which, change):
     with Place(whole) as place:
@@ -176,7 +176,7 @@ def test_blobs_with_a_right_name(forks, whole, which, change):
         attempt(forks, f"{DOORS}use_store", str(place.root), True)
 
 
-@fuzz(examples=25)
+@fuzz(examples=15)
 @given(change=HEADERS, version=st.sampled_from(["1", "2", "3", "4"]), sealed=st.booleans())
 def test_prompt_caches(forks, whole, change, version, sealed):
     with Place(whole) as place:
@@ -194,7 +194,7 @@ def test_prompt_caches(forks, whole, change, version, sealed):
         attempt(forks, f"{DOORS}load_cache", str(path))
 
 
-@fuzz(examples=8)
+@fuzz(examples=6)
 @given(splices=SPLICES)
 def test_prompt_caches_with_bytes_changed(forks, whole, splices):
     with Place(whole) as place:
@@ -212,7 +212,7 @@ NAMES = st.one_of(
 KINDS = st.sampled_from(["file", "folder", "link", "dangling", "pipe", "unreadable"])
 
 
-@fuzz(examples=12)
+@fuzz(examples=7)
 @given(
     folder=st.sampled_from([".", "snapshots", "blobs", "..", "../.."]),
     name=NAMES,
