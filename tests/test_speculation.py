@@ -87,40 +87,32 @@ def forcing(at, ids):
     return forced
 
 
-def plain(model, take=LENGTH, *, sampler="greedy", processors="none", forced=None, max_tokens=LENGTH):
+def plain(model, take=LENGTH, *, max_tokens=LENGTH, **how):
     logits, cache = read(model)
-    steps = decode(
-        logits,
-        model,
-        cache,
-        mx.array(PROMPT),
-        max_tokens=max_tokens,
-        sampler=SAMPLERS[sampler](),
-        logits_processors=PROCESSORS[processors],
-        next_forced=forced and forcing(*forced),
-    )
-    found = list(itertools.islice(steps, take))
-    steps.close()
-    return found, cache
+    steps = decode(logits, model, cache, mx.array(PROMPT), max_tokens=max_tokens, **options(**how))
+    return taken(steps, take), cache
 
 
-def several(model, drafter, take=LENGTH, *, sampler="greedy", processors="none", forced=None, pace=None):
+def several(model, drafter, take=LENGTH, *, pace=None, **how):
     logits, cache = read(model)
-    steps = speculate(
-        logits,
-        model,
-        cache,
-        PROMPT,
-        drafter,
-        pace or Pace(always=True),
-        max_tokens=LENGTH,
-        sampler=SAMPLERS[sampler](),
-        logits_processors=PROCESSORS[processors],
-        next_forced=forced and forcing(*forced),
-    )
-    found = list(itertools.islice(steps, take))
+    pace = pace or Pace(always=True)
+    steps = speculate(logits, model, cache, PROMPT, drafter, pace, max_tokens=LENGTH, **options(**how))
+    return taken(steps, take), cache
+
+
+def options(sampler="greedy", processors="none", forced=None):
+    return {
+        "sampler": SAMPLERS[sampler](),
+        "logits_processors": PROCESSORS[processors],
+        "next_forced": forced and forcing(*forced),
+    }
+
+
+def taken(steps, count):
+    """The first tokens of a generator that is then closed."""
+    found = list(itertools.islice(steps, count))
     steps.close()
-    return found, cache
+    return found
 
 
 def assert_same(found, expected, tolerance=1e-4):

@@ -25,31 +25,26 @@ class Tentative:
 
         If the model raises, the cache is as it was before.
         """
-        self._cache, self._count = cache, len(tokens)
+        self._count = len(tokens)
         self._folded: list[Folded] = []
+        self._lengths = [(c, c.offset) for c in cache if not isinstance(c, ArraysCache)]
         linear = [c for c in cache if isinstance(c, ArraysCache)]
-        lengths = [c.offset for c in cache if not isinstance(c, ArraysCache)]
         for c in linear:
             c.tentative = self._folded
         try:
             self.logits = model(mx.array([list(tokens)], dtype=mx.int32), cache)[0]
         except BaseException:
-            for folded in self._folded:
-                folded.keep(0)
-            for c, length in zip((c for c in cache if not isinstance(c, ArraysCache)), lengths, strict=True):
-                c.trim(c.offset - length)
+            self.keep(0)
             raise
         finally:
             for c in linear:
                 del c.tentative
 
     def keep(self, n: int) -> None:
-        """Take back all but the first n tokens."""
-        back = self._count - n
-        if not back:
+        """Take back all but the first n tokens, also of a part of the layers."""
+        if n == self._count:
             return
         for folded in self._folded:
             folded.keep(n)
-        for c in self._cache:
-            if not isinstance(c, ArraysCache):
-                c.trim(back)
+        for c, before in self._lengths:
+            c.trim(c.offset - before - n)

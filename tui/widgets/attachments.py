@@ -73,7 +73,7 @@ class Attachments(Container):
         return WRAPPING
 
     def count_with(self, counted: Callable[[str], int | None]) -> None:
-        """Count tokens by a function that takes its time, and anew what was counted by another one."""
+        """Use another function to count tokens, and count what is attached again; it may be slow."""
         self._count, self._tokens = counted, {}
         self._count_tokens(counted, self.found)
 
