@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.tui_pty import Pty, chat_command, draft
-from tui.plain import AGAIN_S
+from tui.signals import AGAIN_S
 from tui.store import Database, chats, turns
 
 LEFT = b"\x1b[?1049l"  # the alternate screen

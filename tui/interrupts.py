@@ -19,8 +19,8 @@ from ring_mlx import harmless
 from tui.clipboard import copied_by
 from tui.editor import run_here
 from tui.keys import KeysInOrder
+from tui.signals import AGAIN_S
 
-AGAIN_S = 2.0  # within which a second Ctrl+C quits
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 12.0  # a terminal that is gone may block what restores it
 

@@ -68,7 +68,7 @@ def listing(folder: str) -> str:
     return "\n".join([*map(_entry, found[:LISTED]), *rest]) + "\n" if found else "(empty)\n"
 
 
-def size_text(size: int) -> str:
+def file_size_text(size: int) -> str:
     """A number of bytes in few characters."""
     return f"{size} B" if size < 1000 else f"{size / 1000:.1f} KB" if size < 1_000_000 else f"{size / 1e6:.1f} MB"
 
@@ -86,7 +86,7 @@ def _entry(entry: os.DirEntry[str]) -> str:
         elif entry.is_dir(follow_symlinks=False):
             name = f"{name}/"
         elif entry.is_file(follow_symlinks=False):
-            name = f"{name}  {size_text(entry.stat(follow_symlinks=False).st_size)}"
+            name = f"{name}  {file_size_text(entry.stat(follow_symlinks=False).st_size)}"
     except OSError:  # it is gone
         pass
     return harmless(whole_text(name), is_name=True)

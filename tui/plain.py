@@ -27,13 +27,13 @@ from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.messages import Answering, Ended, Entitled, Failed, Loaded, ModelChoice, Piece, Question, Reading
 from tui.models import TOY_NAME
 from tui.records import GO_ON, end_words, record_lines
+from tui.signals import AGAIN_S
 from tui.store import Attachment, Turn, chats, search
 from tui.store.access import make_private
 from tui.store.records import ASSISTANT, USER
 
 WIDTH, LISTED = 100, 20
 AROUND = 40  # characters beside what is found
-AGAIN_S = 2.0  # within which a second Ctrl+C quits
 FAILED, CUT_OFF = 2, 4  # exit codes; the first comes before the second
 
 

@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Iterator
 
+AGAIN_S = 2.0  # within which a second Ctrl+C quits
+
 
 def wanted_by_terminal() -> str:
     """A line that says so if the terminal cannot place letters and needs plain mode, or nothing."""

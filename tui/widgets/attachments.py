@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ring_mlx import harmless
-from tui.parts import size_text
+from tui.parts import file_size_text
 from tui.store import Attachment
 from tui.widgets.wrapping import Wrapping
 
@@ -129,7 +129,7 @@ class Attachments(Container):
 
 def attachment_text(a: Attachment, tokens: int | None = None, room: int = 1000) -> str:
     """Such as "▪ notes.txt 3.2 KB, 81 lines, 1,204 tokens", with a shorter name if there is less room."""
-    size, lines = size_text(len(a.text.encode("utf-8", "replace"))), f"{len(a.text.splitlines()):,} lines"
+    size, lines = file_size_text(len(a.text.encode("utf-8", "replace"))), f"{len(a.text.splitlines()):,} lines"
     takes = [size, lines] if tokens is None else [size, lines, f"{tokens:,} tokens"]
     name = harmless(a.name, is_name=True)
     if min(cell_len(name), LEAST_NAME) + len(", ".join(takes)) + 3 > room:
