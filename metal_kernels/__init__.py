@@ -3,6 +3,7 @@
 from metal_kernels.dispatch import (
     add_norm,
     add_qmv,
+    few_queries,
     gate_qmv,
     lightning_attn,
     linear_gate,
@@ -28,6 +29,7 @@ __all__ = [
     "add_norm",
     "add_qmv",
     "chunk_lightning_attn",
+    "few_queries",
     "gate_qmv",
     "lightning_attn",
     "linear_gate",

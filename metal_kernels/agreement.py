@@ -40,6 +40,7 @@ LIMITS = {
     "lightning_attn": ONCE,
     "qkv_lightning_attn": ONCE,
     "qk_norm_rope": ONCE,
+    "few_queries": ONCE,
     "linear_gate": ONCE,
     "add_norm": BETWEEN,  # the norm rounds before its weight and after it
     "norm_router": BETWEEN,

@@ -73,6 +73,7 @@ TABLE: dict[str, Entry] = {
     "recurrent/1": _ours("linear attention of a token; columns of the state a threadgroup", OTHER_WIDTH),
     "qk_norm_rope/1": _ours("norms and rotation of a token"),
     "route/1": _ours("choice of experts of a token"),
+    "few_queries/1": _ours("attention of a token", default={"metal": MLX, "cuda": MLX}),
     "experts/9+": _ours("experts of a prompt; tokens a tile", HALF, DOUBLE, default={"metal": MLX}),
     "lightning_attn/9+": _ours("linear attention of a prompt; parts in which time is split", HALF, DOUBLE, UNSPLIT),
     "linear_gate/9+": _ours("gate of a prompt"),
@@ -95,6 +96,7 @@ for _size, _words in ((FEW, "2 to 4 tokens"), (EIGHT, "5 to 8 tokens")):
     TABLE[f"gate_qmv/{_size}"] = _ours(f"gate, product and residual of {_words}", HALF, DOUBLE, default=_default)
     TABLE[f"add_qmv/{_size}"] = _ours(f"product and residual of {_words}", HALF, DOUBLE, default=_default)
     TABLE[f"norm_router/{_size}"] = _ours(f"norm and router's product of {_words}", HALF, DOUBLE)
+    TABLE[f"few_queries/{_size}"] = _ours(f"attention of {_words}", default={"metal": MLX})
 
 
 class Held(dict[str, Value]):
@@ -130,7 +132,9 @@ def size_class(tokens: int) -> str:
 
 
 def tokens(operation: str, x: mx.array) -> int:
-    """Tokens of x [..., D] that count for a choice: of linear attention, x [B, T, ...], those of a row."""
+    """Tokens of x [..., D] that count for a choice: of attention, x [B, T, ...] or [B, heads, T, D], those of a row."""
+    if operation == "few_queries":
+        return x.shape[2]
     return x.shape[1] if operation in ("recurrent", "lightning_attn") else math.prod(x.shape[:-1])
 
 

@@ -16,6 +16,8 @@ from mlx.core import array
 
 from metal_kernels import choices, launch
 from metal_kernels.agreement import Judge, agree
+from metal_kernels.few_queries.fused import MAX_QUERIES, fused_few_queries
+from metal_kernels.few_queries.naive import naive_few_queries
 from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
 from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
 from metal_kernels.heads import Heads
@@ -101,6 +103,16 @@ def qk_norm_rope(qkv: array, heads: Heads, offset: int | array) -> tuple[array, 
     arguments = *rotation, h.eps, h.num_heads, h.num_kv_heads
     kernel, plain = fused_qk_norm_rope, naive_qk_norm_rope
     return _served("qk_norm_rope", kernel, plain, arguments, lambda *_: heads.split(qkv, offset))
+
+
+def few_queries(
+    q: array, k: array, v: array, offset: int | array, scale: float, start: array | None = None
+) -> array | None:
+    """Same result as `naive_few_queries`, or None where MLX's attention is used."""
+    if launch.backend() is None or q.shape[2] > MAX_QUERIES:
+        return None
+    arguments = q, k, v, launch.positions(offset), scale, start
+    return _served("few_queries", fused_few_queries, naive_few_queries, arguments, _nothing)
 
 
 def linear_gate(x: array, gate: array, weight: array, groups: int, eps: float) -> array:

@@ -19,6 +19,7 @@ from ring_mlx.bench.shapes import MINI
 from ring_mlx.generation.decoding import decode
 from ring_mlx.model.cache import make_kv_cache
 from ring_mlx.model.decode_step import DecodeStep, is_worthwhile
+from ring_mlx.model.tentative import Tentative
 from tests.compare import assert_close
 from tests.tiny import GOLDENS, make_model, tokens
 
@@ -91,6 +92,46 @@ def test_rows_of_different_lengths(pieces, monkeypatch):
         if not hasattr(a, "keys"):
             assert_close(a[0], b[0], 1e-6)
     assert mx.array_equal(cache.offset, other.offset)
+
+
+@pytest.mark.parametrize("n", range(5))
+def test_tentative_tokens_go_through_the_pieces_and_are_taken_back(pieces, monkeypatch, n):
+    model, ids, seen = make_model(num_hidden_layers=4, layer_group_size=2), tokens(9), []
+    call = DecodeStep.__call__
+    monkeypatch.setattr(DecodeStep, "__call__", lambda self, x, *a: seen.append(x.shape[1]) or call(self, x, *a))
+
+    def run():
+        cache = model.make_cache()
+        model(ids[:, :5], cache)
+        tentative = Tentative(model, cache, ids[0, 5:].tolist())
+        tentative.keep(n)
+        return tentative.logits, model(ids[:, 4:5], cache), cache
+
+    (logits, after, cache), (plain, expected, other) = with_and_without(monkeypatch, run)
+    assert seen == [4, 1]
+    assert_close(logits, plain, 1e-5)
+    assert_close(after, expected, 1e-5)
+    for a, b in zip(cache, other, strict=True):
+        if not hasattr(a, "keys"):
+            assert_close(a[0], b[0], 1e-6)
+    assert cache.offset == other.offset == 6 + n
+
+
+def test_a_tentative_step_that_fails_between_pieces_leaves_the_cache_as_it_was(pieces, monkeypatch):
+    model, ids = make_model(num_hidden_layers=4, layer_group_size=2), tokens(9)
+    (mine, other) = (model.make_cache() for _ in range(2))
+    for cache in (mine, other):
+        model(ids[:, :5], cache)
+
+    def attend(*_):
+        raise MemoryError("full")
+
+    with monkeypatch.context() as m:
+        m.setattr(type(model.layers[3].attention), "attend", attend)
+        with pytest.raises(MemoryError):
+            Tentative(model, mine, [1, 2, 3])
+    assert mine.offset == other.offset
+    assert_close(model(ids[:, 5:6], mine), model(ids[:, 5:6], other), 1e-6)
 
 
 def test_what_is_no_single_step_goes_layer_by_layer(pieces):

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
+from mlx_lm.models.cache import BatchKVCache, KVCache
 from mlx_lm.models.rope_utils import YarnRoPE, initialize_rope
 
 from metal_kernels import (
     Heads,
     add_qmv,
+    few_queries,
     gate_qmv,
     launch,
     linear_gate,
@@ -107,20 +109,39 @@ class SoftmaxAttention(_Attention):
             The residual stream, and y [B, T, hidden], which is still to be added to it; None if it has been.
         """
         q, k, v = self.open(x, norm, offset)
-        return self.close(x, self.attend(q, k, v, mask, cache))
+        return self.close(x, self.attend(q, k, v, mask, cache, offset))
 
     def open(self, x: mx.array, norm: nn.RMSNorm, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The new q [B, heads, T, D], k and v [B, kv_heads, T, D]."""
         (qkv,) = self.project(x, norm, self.query_key_value)
         return qk_norm_rope(qkv, self.heads(), offset)
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cache: Any | None) -> mx.array:
+    def attend(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        mask: mx.array | str | None,
+        cache: Any | None,
+        offset: int | mx.array,
+    ) -> mx.array:
         """The output of the heads, [B, T, heads D]; the cache takes k and v."""
         B, _, T, _ = q.shape
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
+            found = None if launch.backend() is None else self._by_kernel(q, cache, offset)
+            if found is not None:
+                return found
         o = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
         return o.transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+    def _by_kernel(self, q: mx.array, cache: Any, offset: int | mx.array) -> mx.array | None:
+        """The same of a few tokens over the arrays of a cache that has them; None where MLX's attention does it."""
+        if type(cache) is KVCache:
+            return few_queries(q, cache.keys, cache.values, offset, self.scale)
+        if type(cache) is BatchKVCache and cache._right_padding is None:
+            return few_queries(q, cache.keys, cache.values, offset, self.scale, cache.left_padding)
+        return None
 
     def close(self, x: mx.array, o: mx.array) -> Result:
         """Through the output projection; returns what `__call__` does."""
@@ -167,18 +188,17 @@ class LinearAttention(_Attention):
         o, state = self.fold(qkv, before, mask, offset)
         if cache is not None:
             cache[0] = state
-            tentative = getattr(cache, "tentative", None)
-            if tentative is not None:
-                tentative.append(Folded(self, cache, qkv, before, mask, offset))
+            if hasattr(cache, "tentative"):
+                cache.tentative.append(Folded(self, cache, qkv, before, mask, offset))
         return self.close_gated(x, o, gate)
 
     def recur(
         self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
-    ) -> tuple[Result, mx.array]:
-        """The same, from a given state; also returns the next state."""
+    ) -> tuple[Result, mx.array, mx.array]:
+        """The same, from a given state; also returns the next state, and the projection that went into it."""
         qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
         o, state = self.fold(qkv, state, mask, offset)
-        return self.close_gated(x, o, gate), state
+        return self.close_gated(x, o, gate), state, qkv
 
     def fold(
         self, qkv: mx.array, state: mx.array | None, mask: mx.array | None, offset: int | mx.array

@@ -1,6 +1,7 @@
 """One decode step of the layers as a few compiled pieces, so that Python builds its graph once and not for every token.
 
-A step at Ring-mini shapes is some 160 dispatches; naming each from Python takes longer than running it on a fast GPU.
+A step is one token a row, or the 2 to 8 that `tentative` reads. At Ring-mini shapes it is some 160 dispatches; naming each
+from Python takes longer than running it on a fast GPU.
 A piece goes from one softmax layer's queries to the next one's; keys and values, which grow, are handled between pieces.
 Weights are constants of a piece, since MLX would gather hundreds of inputs at every step. If a weight or module was replaced,
 added or removed, the pieces are compiled again; a change in place (``w[0] = 1``, ``w *= 2``) is not seen.
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from operator import eq, getitem, is_
 from typing import Any
 
@@ -21,6 +24,8 @@ from ring_mlx.model.layer import DecoderLayer
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
 COMPILED_ON = ("metal", "cuda")
+# Of a step.
+MOST_TOKENS = 8
 
 
 def is_worthwhile() -> bool:
@@ -30,13 +35,15 @@ def is_worthwhile() -> bool:
 
 
 class DecodeStep:
-    """All layers of a model for one new token a row, compiled with the choices ``chosen``."""
+    """All layers of a model for one new token a row or a few, compiled with the choices ``chosen``."""
 
     def __init__(self, layers: Sequence[DecoderLayer]) -> None:
         self.layers, self.chosen = layers, dict(choices.active())
+        self._linear = [i for i, layer in enumerate(layers) if layer.is_linear]
         # Experts that are read on demand are chosen in Python, which a compiled piece does not run.
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
+        self._fold: Callable[..., list[mx.array]] | None = None
         self._weights = _Weights([])
         self._compiled_for: object = None
 
@@ -58,20 +65,23 @@ class DecodeStep:
             softmax = None if layer is None else i
             self._pieces.append((linear, softmax, _piece(self.layers, last, linear, softmax)))
             last, linear = softmax, []
+        self._fold = _compiled(partial(_fold, [self.layers[i].attention for i in self._linear]))
 
     def accepts(self, x: mx.array, caches: Sequence[Any]) -> bool:
-        """Whether `__call__` takes these: one token a row, after others that the caches hold."""
-        if not self._can_compile or x.shape[1] != 1 or any(c is None for c in caches):
+        """Whether `__call__` takes these: one token a row, or a few tentative ones, after others that the caches hold."""
+        if not self._can_compile or x.shape[1] > MOST_TOKENS or any(c is None for c in caches):
             return False
-        return all(c[0] is not None for layer, c in zip(self.layers, caches, strict=True) if layer.is_linear)
+        linear = [caches[i] for i in self._linear]
+        is_taken = x.shape[1] == 1 or all(hasattr(c, "tentative") for c in linear)
+        return is_taken and all(c[0] is not None for c in linear)
 
     def __call__(self, x: mx.array, caches: Sequence[Any], masks: dict[bool, Any], offset: int | mx.array) -> mx.array:
-        """Run all layers on the residual stream x [B, 1, hidden], as they would run one by one.
+        """Run all layers on the residual stream x [B, T, hidden], as they would run one by one.
 
         Args:
             caches: One a layer; updated in place.
             masks: Of softmax (False) and linear (True) layers.
-            offset: Position of the token, one for all rows or [B].
+            offset: Position of the first token, one for all rows or [B].
         """
         where = launch.backend()
         compiled_for = where, where and where.ledger and where.ledger.turned_off
@@ -80,15 +90,66 @@ class DecodeStep:
             self._compiled_for = compiled_for
         position = resident(mx.array([offset], mx.int32)) if isinstance(offset, int) else offset
         o: mx.array | None = None
+        is_tentative = bool(self._linear) and hasattr(caches[self._linear[0]], "tentative")
+        folded = self._folded(caches, position, masks[True]) if is_tentative else None
         for linear, softmax, piece in self._pieces:
             states = [caches[i][0] for i in linear]
-            x, opened, states = piece(x, o, states, position, masks[True])
-            for i, state in zip(linear, states, strict=True):
+            x, opened, after, projected = piece(x, o, states, position, masks[True], is_tentative)
+            for i, state in zip(linear, after, strict=True):
                 caches[i][0] = state
+            if folded is not None:
+                folded.before += states
+                folded.projected += projected
             if softmax is not None:
                 q, k, v = opened
-                o = self.layers[softmax].attention.attend(q, k, v, masks[False], caches[softmax])
+                o = self.layers[softmax].attention.attend(q, k, v, masks[False], caches[softmax], position)
         return x
+
+    def _folded(self, caches: Sequence[Any], position: mx.array, mask: mx.array | None) -> FoldedLayers:
+        """What can take back the tokens of the step, for the `Tentative` that reads them."""
+        assert self._fold is not None
+        linear = [caches[i] for i in self._linear]
+        folded = FoldedLayers(self._fold, linear, position, mask)
+        linear[0].tentative.append(folded)
+        return folded
+
+
+@dataclass
+class FoldedLayers:
+    """Tokens that a step has folded into the states of all linear layers, or of the first of them."""
+
+    fold: Callable[..., list[mx.array]]
+    caches: Sequence[Any]
+    position: mx.array
+    mask: mx.array | None
+    before: list[mx.array] = field(default_factory=list)
+    projected: list[mx.array] = field(default_factory=list)
+
+    def keep(self, n: int) -> None:
+        """Fold only the first n tokens; those after them count as padding, so that all n have one compiled function."""
+        states = self.before
+        if n:
+            counted = first_of(n, self.projected[0].shape[1])
+            mask = counted if self.mask is None else self.mask & counted
+            states = self.fold(self.projected, states, self.position, mask)
+        for c, state in zip(self.caches, states, strict=False):
+            c[0] = state
+
+
+def _fold(
+    attentions: Sequence[Any], projected: list[mx.array], states: list[mx.array], offset: mx.array, mask: mx.array
+) -> list[mx.array]:
+    """The states of all linear layers after tokens that are projected already."""
+    each = zip(attentions, projected, states, strict=True)
+    return [attention.fold(qkv, state, mask, offset)[1] for attention, qkv, state in each]
+
+
+@lru_cache(maxsize=64)
+def first_of(n: int, count: int) -> mx.array:
+    """True for the first n of a few tokens, [1, count], in memory that the GPU itself wrote (see `resident`)."""
+    mask = (mx.arange(32) < n)[None, :count]
+    mx.eval(mask)
+    return mask
 
 
 def _piece(
@@ -96,15 +157,30 @@ def _piece(
 ) -> Callable[..., Any]:
     """From the output of softmax layer ``last`` through the linear layers to the queries of layer ``softmax``."""
 
-    def run(x: mx.array, o: mx.array | None, states: list[mx.array], offset: mx.array, mask: mx.array | None) -> Any:
+    def run(
+        x: mx.array,
+        o: mx.array | None,
+        states: list[mx.array],
+        offset: mx.array,
+        mask: mx.array | None,
+        is_tentative: bool,
+    ) -> Any:
         if last is not None:
             assert o is not None
             x = layers[last].close(x, o)
-        after = []
+        after, projected = [], []
         for i, state in zip(linear, states, strict=True):
-            x, state = layers[i].recur(x, state, offset, mask)
+            x, state, qkv = layers[i].recur(x, state, offset, mask)
             after.append(state)
-        return x, () if softmax is None else layers[softmax].open(x, offset), after
+            projected.append(qkv)
+        opened = () if softmax is None else layers[softmax].open(x, offset)
+        return x, opened, after, projected if is_tentative else []
+
+    return _compiled(run)
+
+
+def _compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same compiled, or as it is where a kernel in it is still to be proven."""
 
     def traced(*arguments: Any) -> Any:
         with proofs.tracing():

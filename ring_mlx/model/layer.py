@@ -33,10 +33,12 @@ class DecoderLayer(nn.Module):
             x, r = x[:, -1:], None if r is None else r[:, -1:]
         return self._feed_forward(x, r)
 
-    def recur(self, x: mx.array, state: mx.array, offset: mx.array, mask: mx.array | None) -> tuple[mx.array, mx.array]:
-        """A linear layer from one state to the next, both [B, H, K, V]."""
-        (x, r), state = self.attention.recur(x, self.input_layernorm, state, mask, offset)
-        return self._feed_forward(x, r), state
+    def recur(
+        self, x: mx.array, state: mx.array, offset: mx.array, mask: mx.array | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """A linear layer from one state to the next, both [B, H, K, V]; also the projection of x that went into it."""
+        (x, r), state, qkv = self.attention.recur(x, self.input_layernorm, state, mask, offset)
+        return self._feed_forward(x, r), state, qkv
 
     def open(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """A softmax layer up to q, k and v."""
