@@ -35,8 +35,8 @@ AnyTensor = TypeVar("AnyTensor", Tensor, mx.array)
 Entry = Tensor | dict[int, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Of the smallest packed form: a word of 32 bits holds 16 parameters of 2 bits.
-MAX_PACKED = 16
+# Of the smallest packed form: a word of 32 bits holds 32 parameters of 1 bit.
+MAX_PACKED = 32
 
 _LAYER = re.compile(r"^model\.layers\.([0-9]{1,6})\.")
 _EXPERT = re.compile(r"^(model\.layers\.[0-9]{1,6}\.mlp)\.experts\.([0-9]{1,6})\.(.+)$")
@@ -126,6 +126,11 @@ def quantize_like(model: Model, quantization: Mapping[str, Any], arrays: Mapping
             raise ValueError(f"{path}.scales are of shape {scales.shape}")
         return dict(zip(("group_size", "bits", "mode"), found, strict=True))
 
+    scaled = [name for name in arrays if name.endswith(".global_scale")]
+    if scaled:
+        raise WeightsError(
+            f"{scaled[0]} scales nvfp4 once more, which is not supported; requantize it with ring-mlx convert -q."
+        )
     try:
         nn.quantize(
             model,

@@ -20,9 +20,9 @@ FORMATS: tuple[tuple[frozenset[str], Callable[[Parts, Parameter], Matrix]], ...]
 )
 # Suffixes of the tensors that together make a parameter called weight.
 WEIGHT_SUFFIXES = frozenset().union(
-    *(suffixes for suffixes, _ in FORMATS), ["biases", "g_idx", "weight_zero_point", "weight_g_idx"]
+    *(suffixes for suffixes, _ in FORMATS), ["biases", "global_scale", "g_idx", "weight_zero_point", "weight_g_idx"]
 )
-IGNORED_SUFFIXES = frozenset(["weight_shape", "input_scale", "k_scale", "v_scale", "global_scale"])
+IGNORED_SUFFIXES = frozenset(["weight_shape", "input_scale", "k_scale", "v_scale"])
 
 
 def matrix(name: str, parts: Mapping[str, Any], cols: int, raw: Mapping[str, Any], num_experts: int) -> Matrix:

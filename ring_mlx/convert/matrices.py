@@ -15,11 +15,13 @@ import mlx.core as mx
 from ring_mlx.checkpoint.safetensors_header import Tensor
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.checkpoint.weights import FLOATS
-from ring_mlx.convert.recipes import AFFINE_BITS, AFFINE_GROUPS, MODES, Setting
+from ring_mlx.convert.recipes import AFFINE_GROUPS, READ_BITS, Setting
 from ring_mlx.errors import WeightsError
 from ring_mlx.model import quantization
 
 Parts = Mapping[str, Tensor]
+# The largest E4M3 times the largest E2M1: a global scale of nvfp4 is the magnitude that these two together stand for.
+NVFP4_TOP = 448.0 * 6.0
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,10 @@ class MLXPacked(Matrix):
         )
         if found is None:
             raise WeightsError(f"{weight.name} has a quantization that cannot be told; convert the original.")
-        self.setting = setting = Setting(*found)
+        self._setting = setting = Setting(*found)
         affine = setting.mode == "affine"
-        exists = setting.bits in AFFINE_BITS and setting.group_size in AFFINE_GROUPS
-        if not (exists if affine else MODES.get(setting.mode) == (setting.group_size, setting.bits)):
+        exists = setting.bits in READ_BITS and setting.group_size in AFFINE_GROUPS
+        if not (exists if affine else quantization.MODES.get(setting.mode) == (setting.group_size, setting.bits)):
             raise WeightsError(
                 f"{weight.name} has {setting.bits} bits in groups of {setting.group_size} ({setting.mode}), which MLX "
                 "does not have; convert the original."
@@ -120,17 +122,30 @@ class MLXPacked(Matrix):
             )
         if affine:
             self._expect("biases", groups, FLOATS)
+        self._global = self.parts.pop("global_scale", None)
+        self.is_integer = self._global is not None
+        self.setting = None if self.is_integer else setting
 
     def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
-        assert self.setting is not None
-        p = self.read_packed(files, start, stop)
-        s, (scales, biases) = self.setting, (p["scales"], p.get("biases"))
+        p, s = self.read_packed(files, start, stop), self._setting
+        scales, biases = p["scales"], p.get("biases")
         if biases is not None:
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        return mx.dequantize(p["weight"], scales, biases, s.group_size, s.bits, s.mode, dtype=mx.float32)
+        w = mx.dequantize(p["weight"], scales, biases, s.group_size, s.bits, s.mode, dtype=mx.float32)
+        return w if self._global is None else w * self._global_scales(files, self._global, start, stop)
 
     def read_packed(self, files: TensorFiles, start: int, stop: int) -> dict[str, mx.array]:
         return {suffix: files.read(t, start, stop) for suffix, t in self.parts.items()}
+
+    def _global_scales(self, files: TensorFiles, tensor: Tensor, start: int, stop: int) -> mx.array:
+        """The scale of each row's expert [stop - start, 1], which nvfp4 may have over those of its groups."""
+        scales = files.read(tensor).reshape(-1).astype(mx.float32)
+        rows_each = self.shape[0] // max(1, scales.size)
+        if rows_each * scales.size != self.shape[0]:
+            raise WeightsError(
+                f"{tensor.name} {tensor.shape} does not divide {self.shape[0]} rows; download the checkpoint again."
+            )
+        return scales[mx.arange(start, stop) // rows_each][:, None] / NVFP4_TOP
 
 
 class FP8(Matrix):

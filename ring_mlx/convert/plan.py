@@ -185,8 +185,8 @@ def _dtype(name: str, matrix: Matrix, dtype: mx.Dtype) -> mx.Dtype:
 def _kept(matrix: Matrix, source: Source) -> Setting | None:
     if matrix.setting is None and matrix.is_integer:
         raise OptionError(
-            f"{source.name} is quantized in a way that MLX cannot hold as it is (desc_act, or groups other than "
-            "32, 64 and 128); add -q to requantize or -d to dequantize."
+            f"{source.name} is quantized in a way that MLX cannot hold as it is (desc_act, groups that 32 does not "
+            "divide, 7 bits, or a global scale); add -q to requantize or -d to dequantize."
         )
     return matrix.setting
 

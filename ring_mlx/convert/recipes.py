@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ring_mlx.errors import OptionError
+from ring_mlx.model.quantization import MODES
 
-MODES = {"affine": (64, 4), "mxfp4": (32, 4), "mxfp8": (32, 8), "nvfp4": (16, 4)}
 AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+READ_BITS = (1, *AFFINE_BITS)  # MLX has one bit too, which no model of this family survives
 MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 RING = {"ring-q3": 3, "ring-q4": 4, "ring-q5": 5, "ring-q6": 6}
 RING_REST_BITS = 8

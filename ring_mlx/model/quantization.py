@@ -8,6 +8,9 @@ from typing import Any
 from ring_mlx.errors import WeightsError
 from ring_mlx.model.config_values import is_count, shown
 
+# Group size and bits that MLX takes where none are given.
+MODES = {"affine": (64, 4), "mxfp4": (32, 4), "mxfp8": (32, 8), "nvfp4": (16, 4)}
+FLOAT_MODES = {mode: form for mode, form in MODES.items() if mode != "affine"}
 NUMBERS, WORDS = ("bits", "group_size"), ("mode", "quant_method")
 MOST_BITS, MOST_GROUP = 32, 1 << 16
 FLOAT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
@@ -33,13 +36,21 @@ def settings(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     for path, value in found.items():
         if path in NUMBERS + WORDS or not isinstance(value, (Mapping, type(None))):
             continue
-        if value is None or None in value.values():
+        if value is None:
             raise WeightsError(
-                f"quantization of {shown(path)} is {shown(value)} in config.json, which leaves its form open; write "
-                "group_size, bits and mode there, or convert again."
+                f"quantization of {shown(path)} is null in config.json, which leaves its form open; write group_size, "
+                "bits and mode there, or convert again."
             )
         _check(path, value)
-    return found
+        found[path] = without_nulls(value)
+    return without_nulls(found)
+
+
+def without_nulls(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a module, with MLX's defaults of its mode where they are null, as mlx_lm.convert writes them."""
+    given = {k: v for k, v in entry.items() if v is not None}
+    defaults = dict(zip(("group_size", "bits"), MODES.get(given.get("mode", "affine"), ()), strict=False))
+    return {k: v for k, v in defaults.items() if k in entry} | given
 
 
 def bits_of(raw: Mapping[str, Any]) -> int | None:
@@ -73,7 +84,7 @@ def inferred_settings(cols: int, packed_cols: int, groups: int, is_affine: bool)
     ``is_affine`` says whether it has float scales.
     """
     group, bits = cols // max(1, groups), packed_cols * 32 // max(1, cols)
-    mode = "affine" if is_affine else {(16, 4): "nvfp4", (32, 4): "mxfp4", (32, 8): "mxfp8"}.get((group, bits))
+    mode = "affine" if is_affine else next((m for m, form in FLOAT_MODES.items() if form == (group, bits)), None)
     return (group, bits, mode) if bits and mode else None
 
 
@@ -83,6 +94,7 @@ def module_settings(
     """The settings that config.json names for a module, else `inferred_settings`: its general ones may not hold."""
     named = (raw.get("quantization") or {}).get(path)
     if isinstance(named, Mapping):
+        named = without_nulls(named)
         return int(named["group_size"]), int(named["bits"]), str(named.get("mode", "affine"))
     return inferred_settings(cols, packed_cols, groups, is_affine)
 
