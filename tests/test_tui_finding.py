@@ -130,6 +130,15 @@ def test_files_are_completed_by_some_of_their_letters(tmp_path, monkeypatch):
         (tmp_path / name).write_text("text")
     assert [path for path, _ in files.completions("src/cvpy")] == ["src/chat_view.py", "src/conversation.py"]
     assert [path for path, _ in files.completions("")] == ["src/", "notes.txt"]
+    (tmp_path / "src/deep/est").mkdir(parents=True)
+    (tmp_path / "src/deep/est/view.py").touch()
+    (tmp_path / "src/node_modules/view").mkdir(parents=True)
+    (tmp_path / "src/deep/loop").symlink_to(tmp_path)
+    for start in ("s/d/v", "src/d/e/vw", "src/deep/est/vw", "src/deep/est/view.p", "deep/est/"):
+        path, shown = files.completions(start)[-1]
+        assert (path, shown.plain) == ("src/deep/est/view.py", path)
+    assert [path for path, _ in files.completions("no/such")] == []
+    assert [path for path, _ in files.completions(f"{tmp_path}/s/d/v")] == [f"{tmp_path}/src/deep/est/view.py"]
 
     async def script(d):
         await d.type("@src/cvw")

@@ -88,6 +88,18 @@ COMMANDS = (
     Command("quit", "leave; everything is kept", "ctrl+q", label="Quit", plain=True),
 )
 NAMED = {c.name: c for c in COMMANDS}
+ALSO = {  # names that other chats have for them
+    "clear": "new",
+    "exit": "quit",
+    "fork": "branch",
+    "history": "chats",
+    "q": "quit",
+    "rename": "title",
+    "retry": "regenerate",
+    "save": "export",
+    "sessions": "chats",
+    "system-prompt": "system",
+}
 
 
 def split(text: str) -> tuple[Command, str] | None:
@@ -98,14 +110,15 @@ def split(text: str) -> tuple[Command, str] | None:
     name, _, argument = text.removeprefix("/").partition(" ")
     if not text.startswith("/"):
         return None
+    name = ALSO.get(name, name)
     found = [NAMED[name]] if name in NAMED else completions(f"/{name}")
     return (found[0], argument.strip()) if len(found) == 1 and name else None
 
 
 def is_command(text: str) -> bool:
-    """Whether a text is meant as a command: a slash and one word, not a path."""
+    """Whether a text is meant as a command: a slash and one word, not a path; only a system prompt may have several lines."""
     first = text.split(maxsplit=1)[0] if text.strip() else ""
-    return text.startswith("/") and "/" not in first[1:] and "\n" not in text
+    return text.startswith("/") and "/" not in first[1:] and ("\n" not in text or text.startswith("/system "))
 
 
 def completions(text: str) -> list[Command]:

@@ -17,6 +17,8 @@ from tui.parts import STOPS, can_attach, folder_name, is_file, is_folder, lines_
 from tui.store import Attachment
 
 MOST_BYTES, MOST_BYTES_OF_PARTS, MOST_COMPLETIONS, MOST_ENTRIES = 4_000_000, 32_000_000, 50, 20_000
+MOST_DEEPER = 1500  # paths below a folder that are looked at
+SKIPPED = ("node_modules", "__pycache__")
 MOST_WORDS, MOST_STOPS = 32, 4  # of a path with spaces in it, after it
 MOST_MENTIONS, MOST_BEGUN = 200, 4  # looked at in a text, in a line
 _MENTION = re.compile(r"(?<!\S)@(?=\S)([^\n]{1,4096})")
@@ -111,20 +113,48 @@ def dropped(pasted: str) -> list[str]:
 
 
 def completions(start: str) -> list[tuple[str, Content]]:
-    """Paths whose last part matches that of the text, the best first, with the letters of the text marked.
+    """Paths that match what follows the folder that a text begins with, the best first, with the letters of the text marked.
 
-    Folders end in a slash. Hidden ones come only after a dot, those with control characters never.
+    Folders end in a slash. What is deeper comes after what is in the folder itself, and has letters together that have no
+    slash between them. Hidden names come only after a dot,
+    those with control characters never.
     """
     folder, slash, name = start.rpartition("/")
     folder += slash
+    while folder and not is_folder(folder):
+        folder = folder[: folder.rstrip("/").rfind("/") + 1]
+    wanted = start[len(folder) :]
+    found = [] if "/" in wanted else best(wanted, _names(folder, name.startswith(".")), str, MOST_COMPLETIONS)
+    if "/" in wanted or (len(wanted) > 1 and not start.startswith(("/", "~", "."))):
+        below = _deeper(folder)
+        together = below if "/" in wanted else [path for path in below if wanted.lower() in path.lower()]
+        found += best(wanted, together, str, MOST_COMPLETIONS)
+    return [(folder + path, Content(folder).append(shown)) for path, shown in found[:MOST_COMPLETIONS]]
+
+
+def _names(folder: str, with_hidden: bool = False, most: int = MOST_ENTRIES) -> list[str]:
+    """The names in a folder, folders first and with a slash."""
     try:
         with os.scandir(Path(folder or ".").expanduser()) as entries:
-            found = sorted((not e.is_dir(), e.name.lower(), e.name) for e in islice(entries, MOST_ENTRIES))
+            found = sorted((not e.is_dir(), e.name.lower(), e.name) for e in islice(entries, most))
     except (OSError, ValueError, RuntimeError):
         return []
-    names = [
+    return [
         entry if is_file else f"{entry}/"
         for is_file, _, entry in found
-        if entry == harmless(entry, is_name=True) and (name.startswith(".") or not entry.startswith("."))
+        if entry == harmless(entry, is_name=True) and (with_hidden or not entry.startswith("."))
     ]
-    return [(folder + n, Content(folder).append(shown)) for n, shown in best(name, names, str, MOST_COMPLETIONS)]
+
+
+def _deeper(folder: str) -> list[str]:
+    """Paths below the folders in a folder, level by level, at most so many."""
+    found: list[str] = []
+    folders = [n for n in _names(folder) if n.endswith("/")]
+    while folders and len(found) < MOST_DEEPER:
+        at = folders.pop(0)
+        if at.split("/")[-2] in SKIPPED or os.path.islink(folder + at[:-1]):
+            continue
+        names = [at + n for n in _names(folder + at, most=MOST_DEEPER)]
+        found += names
+        folders += [n for n in names if n.endswith("/")]
+    return found[:MOST_DEEPER]

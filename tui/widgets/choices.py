@@ -13,7 +13,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from ring_mlx import harmless
-from tui.commands import COMMANDS, first_key
+from tui.commands import ALSO, COMMANDS, NAMED, first_key
 from tui.fuzzy import best
 from tui.themes import PALE, TITLE
 
@@ -70,6 +70,9 @@ def command_rows(name: str, keys: Mapping[str, str], width: int) -> list[tuple[s
         width: Columns of the screen.
     """
     found = best(name, COMMANDS, lambda c: c.name)
+    if not found:  # a name that another chat has for it
+        also = dict.fromkeys(command for other, command in ALSO.items() if name and other.startswith(name))
+        found = [(NAMED[command], Content(command)) for command in also]
     rows = [
         (
             f"/{c.name}",
