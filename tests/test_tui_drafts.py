@@ -9,9 +9,10 @@ import pytest
 from textual.widgets import OptionList
 
 from tests.tui_pilot import FakeEngine, chat, kept
-from tui import config, files, paths
+from tui import commands, config, files, paths
 from tui.keeper import Keeper
 from tui.messages import Failed, Loaded, ModelChoice
+from tui.screens.view import DRAFT_EVERY_S
 from tui.store import Attachment, Database, chats, drafts, rows
 
 
@@ -336,3 +337,58 @@ def test_a_chat_that_another_window_deletes_is_not_lost(tmp_path):
         other.close()
 
     chat(script, path=path)
+
+
+@pytest.mark.parametrize("ends", ["signal", "kill"])
+def test_what_is_written_in_a_dialog_is_a_draft_until_it_is_used(tmp_path, ends):
+    async def script(d):
+        await d.exchange("question", "answer")
+        await d.type("begun")
+        await d.press("shift+tab", "up", "e")
+        await d.type(" again")
+        if ends == "signal":
+            d.app.leave_chat(143)
+            return
+        await asyncio.sleep(DRAFT_EVERY_S + 0.1)
+        assert drafts.load(d.chat.keeper.db, d.chat.talk.chat.id) == "question again\nbegun"
+        await d.press("escape")
+        assert d.toasts[-1] == "Nothing is changed; Up in the prompt brings your text back."
+        await asyncio.sleep(DRAFT_EVERY_S + 0.1)
+        assert drafts.load(d.chat.keeper.db, d.chat.talk.chat.id) == "begun"
+        await d.press("ctrl+s", *["tab"] * 7)
+        await d.type("Be brief.")
+        await d.press("enter", *"Yes.")
+        await d.press("ctrl+c")
+        assert d.chat.system_prompt == ""
+        d.chat.entry.prompt.replace_text("")
+        d.chat.entry.prompt.focus()
+        await d.press("up")
+        assert d.chat.entry.prompt.text == "/system Be brief.\nYes."
+        await d.press("enter")
+        assert d.chat.system_prompt == "Be brief.\nYes."
+
+    async def after(d):
+        assert d.chat.entry.prompt.text == "question again\nbegun"
+
+    chat(script, path=tmp_path / "chats.db")
+    if ends == "signal":
+        keeper = Keeper(tmp_path / "chats.db", print)
+        talk = keeper.latest()
+        keeper.close()
+        chat(after, path=tmp_path / "chats.db", talk=talk)
+
+
+def test_names_that_other_chats_have_for_a_command():
+    async def script(d):
+        await d.exchange("question", "answer")
+        await d.command("/rename Mine")
+        assert d.chat.talk.chat.title == "Mine"
+        await d.type("/renam")
+        assert [d.chat.entry.completion.chosen] == ["/title"]
+        await d.press("tab")
+        assert d.chat.entry.prompt.text == "/title "
+        await d.command("/clear")
+        assert d.chat.talk.turns == {}
+
+    assert all(name not in commands.NAMED and known in commands.NAMED for name, known in commands.ALSO.items())
+    chat(script)

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar
 
+from textual import on
 from textual.app import SystemCommand
 from textual.driver import Driver
 from textual.notifications import Notification, Notify
 from textual.screen import Screen
+from textual.widgets import TextArea
 from textual.widgets._toast import Toast
 
 from ring_mlx import harmless
@@ -74,6 +76,11 @@ class RingChat(Interrupts):
             is_said_again = toast.message == said.message and toast.severity != "information"
             if (room < 0 or is_said_again) and toast is not said:
                 self._drop_toasts([toast])
+
+    @on(TextArea.Changed)
+    def written(self) -> None:
+        """Keep what is written, also in a dialog."""
+        self.chat.draft_changed()
 
     def clear_notifications(self) -> None:
         """Let all toasts go."""

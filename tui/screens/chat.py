@@ -261,7 +261,7 @@ class ChatScreen(EditorCommands):
             Preset(self.config.sampling, self.config.system_prompt),
         )
         screen = SettingsScreen(now, self.config.presets, delete, self.model.sampling, default)
-        self.app.push_screen(screen, chosen)
+        self.write_in(screen, chosen)
 
     def do_theme(self, name: str) -> None:
         if name and name not in self.app.available_themes:

@@ -10,13 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Select, Static, TextArea
 
 from ring_mlx import harmless
 from tui.commands import ON_SCREEN
 from tui.config import Preset, with_setting
 from tui.messages import Sampling
+from tui.screens.text import Writing
 
 HINTS = {
     "temp": "temperature; 0 is greedy",
@@ -29,7 +29,7 @@ HINTS = {
 }
 
 
-class SettingsScreen(ModalScreen[Preset | None]):
+class SettingsScreen(Writing[Preset | None]):
     """Ends with the settings, or with nothing.
 
     Args:
@@ -62,6 +62,12 @@ class SettingsScreen(ModalScreen[Preset | None]):
         super().__init__()
         self._default, self.are_defaults = default or Preset(), False
         self._now, self._presets, self._delete, self._plain = now, dict(presets), delete, plain
+        self._system = TextArea(harmless(now.system_prompt), id="system", compact=True)
+        self._before = self._system.text
+
+    @property
+    def unsaved(self) -> str:
+        return f"/system {self._system.text}" if self._system.text != self._before else ""
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
@@ -76,7 +82,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
                         yield Input(shown, placeholder=plain, id=name, compact=True)
                         yield Static(HINTS[name], classes="hint")
                 yield Label("system prompt")
-                yield TextArea(harmless(self._now.system_prompt), id="system", compact=True)
+                yield self._system
             yield Static("", id="wrong", markup=False)
             yield Footer()
 
@@ -98,7 +104,8 @@ class SettingsScreen(ModalScreen[Preset | None]):
         self.query_one("#wrong", Static).update("")
         for name in ON_SCREEN:
             self.query_one(f"#{name}", Input).value = _shown(preset.sampling, name)
-        self.query_one("#system", TextArea).text = harmless(preset.system_prompt)
+        self._system.text = harmless(preset.system_prompt)
+        self._before = self._system.text
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Hide the key that deletes a preset until one is chosen."""
@@ -142,7 +149,7 @@ class SettingsScreen(ModalScreen[Preset | None]):
             self.query_one(f"#{name}", Input).focus()
             return
         self.are_defaults = as_defaults
-        prompt, shown = self.query_one("#system", TextArea).text, harmless(self._now.system_prompt)
+        prompt, shown = self._system.text, harmless(self._now.system_prompt)
         self.dismiss(Preset(sampling, self._now.system_prompt if prompt == shown else prompt.strip()))
 
 

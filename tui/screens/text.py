@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -60,7 +60,19 @@ class RecordScreen(ModalScreen[None]):
             yield Static("\n".join(record_lines(self._record)), markup=False)
 
 
-class TextScreen(ModalScreen[str | None]):
+Result = TypeVar("Result")
+
+
+class Writing(ModalScreen[Result]):
+    """A dialog in which a text is written; until it is used it is kept as a draft of the chat."""
+
+    @property
+    def unsaved(self) -> str:
+        """What the user has written, as the prompt would take it, or nothing."""
+        raise NotImplementedError
+
+
+class TextScreen(Writing[str | None]):
     """Many lines below a title; Ctrl+S ends with the text if it is another one now, Escape with nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -75,8 +87,7 @@ class TextScreen(ModalScreen[str | None]):
         self._before = self._area.text
 
     @property
-    def changed(self) -> str:
-        """The text as the user has changed it, or nothing."""
+    def unsaved(self) -> str:
         return self._area.text if self._area.text != self._before else ""
 
     def compose(self) -> ComposeResult:
@@ -94,7 +105,7 @@ class TextScreen(ModalScreen[str | None]):
         event.text = harmless(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def action_save(self) -> None:
-        self.dismiss(self.changed)
+        self.dismiss(self.unsaved)
 
 
 class PreviewScreen(ModalScreen[bool]):

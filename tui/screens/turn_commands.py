@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from textual import on
 
+from tui.gauges import counted
 from tui.interrupts import Interrupts
 from tui.keys import COMMANDS
 from tui.screens.answers import AnswerView
@@ -30,11 +31,8 @@ class TurnCommands(AnswerView):
             def edited(text: str | None) -> None:
                 if text is not None and text.strip():
                     self.run_worker(self._edited(turn, text), group=COMMANDS)
-                elif text is None and self.entry.prompt.put_by(screen.changed):
-                    self.say("Nothing is changed; Up in the prompt brings your text back.")
 
-            screen = TextScreen(title, turn.content)
-            self.app.push_screen(screen, edited)
+            self.write_in(TextScreen(title, turn.content), edited)
 
     async def _edited(self, turn: Turn, text: str) -> None:
         if self.is_busy:  # a question that waited has been asked meanwhile
@@ -114,7 +112,7 @@ class TurnCommands(AnswerView):
         if 1 <= index <= len(codes):
             self._copy(codes[index - 1], "the code")
         else:
-            self.say(f"The answer has {len(codes)} code blocks.")
+            self.say(f"The answer has {counted(len(codes), 'code block')}.")
 
     @on(CopyCode)
     def copy_code(self, message: CopyCode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from textual import on
 from textual.app import ComposeResult
@@ -18,6 +19,7 @@ from tui.front_end import Done, FrontEnd
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.keys import KeysInOrder
 from tui.messages import Answering
+from tui.screens.text import Result, Writing
 from tui.store import Attachment, StoreError, Turn, chats, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments
@@ -48,6 +50,7 @@ class ChatView(FrontEnd, Screen[None]):
         self._draft_timer: Timer | None = None  # until what has changed is kept
         self._has_draft = False  # the store has one of this chat
         self._kept: list[Attachment] = []  # what is attached to it there
+        self._writing: Writing[Any] | None = None  # is open
         self._left: dict[str, tuple[str, list[Attachment]]] = {}  # what was being written in chats that were left
 
     def compose(self) -> ComposeResult:
@@ -162,6 +165,7 @@ class ChatView(FrontEnd, Screen[None]):
             self._draft_timer.stop()
             self._draft_timer = None
         (draft, attached), chat = self.entry.draft, None if self.talk.turns else self.talk.chat
+        draft = "\n".join(filter(None, [self._writing.unsaved if self._writing else "", draft]))
         if draft or chat is None or self._has_draft:
             self._has_draft = bool(draft)
             self.keeper.keep_draft(self.talk.chat.id, draft, chat)
@@ -169,6 +173,19 @@ class ChatView(FrontEnd, Screen[None]):
         if attachments != self._kept:
             self._kept = attachments
             self.keeper.keep_attachments(self.talk.chat.id, attachments)
+
+    def write_in(self, screen: Writing[Result | None], done: Callable[[Result | None], None]) -> None:
+        """Open a dialog; what is written in it is a part of the draft meanwhile, and comes back if it is not used."""
+
+        def ended(result: Result | None) -> None:
+            self._writing = None
+            if result is None and self.entry.prompt.put_by(screen.unsaved):
+                self.say("Nothing is changed; Up in the prompt brings your text back.")
+            done(result)
+            self.draft_changed()
+
+        self._writing = screen
+        self.app.push_screen(screen, ended)
 
     def _draft_of(self, talk: Conversation) -> tuple[str, list[Attachment]]:
         db, chat_id = self.keeper.db, talk.chat.id
