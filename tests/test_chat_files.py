@@ -238,6 +238,11 @@ def test_what_is_no_file_is_neither_attached_nor_imported_nor_exported_to(tmp_pa
             read(path)
     if name != "nowhere":
         assert export_talk(talk_of("q"), f"md {path}").startswith("[export] ")
+    no_folder = tmp_path / "mistyped" / "chat.md"
+    assert export_talk(talk_of("q"), f"md {no_folder}") == (
+        f"[export] there is no folder {no_folder.parent}; make it, or give another path."
+    )
+    assert not no_folder.parent.exists()
     _, wrong = config.load(tmp_path / "pipe")
     assert "cannot be read" in wrong
 

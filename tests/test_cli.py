@@ -181,7 +181,7 @@ def test_no_such_folder(cli):
 
 def test_an_empty_folder(cli, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert_one_line(generate(cli, tmp_path / "empty"), r"\[config\] no config.json|\[tokenizer\]")
+    assert_one_line(generate(cli, tmp_path / "empty"), "empty has no config.json and no tokenizer")
 
 
 def test_broken_json(cli, damaged):

@@ -15,7 +15,7 @@ from ring_mlx.errors import NoFitError, PromptError
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.memory import WORKSPACE_BYTES, cache_bytes, check_prompt
 from tests.tui_pilot import FakeEngine, chat
-from tui.answering import Engine
+from tui.answering import SHORTEN, Engine, not_answered
 from tui.store import Attachment
 from tui.widgets.attachments import Chip, attachment_text
 
@@ -92,7 +92,7 @@ def test_a_name_is_cut_in_its_middle_and_nothing_else():
             assert text.endswith("1,234 tokens")
     assert (
         attachment_text(Attachment("a-very-long-name-of-a-file.txt", "x"), 12, 44)
-        == "▪ a-very-l…-file.txt 1 B, 1 lines, 12 tokens"
+        == "▪ a-very-l…a-file.txt 1 B, 1 line, 12 tokens"
     )
 
 
@@ -105,15 +105,15 @@ def test_tokens_are_counted_beside_the_screen_and_anew_for_another_model():
         await d.pilot.pause()
         await d.pilot.press("h", "i")
         assert d.chat.entry.prompt.text == "hi"
-        assert f"a.txt 100 B, 1 lines {TIMES}" in "".join(d.screen_text)
+        assert f"a.txt 100 B, 1 line {TIMES}" in "".join(d.screen_text)
         engine.go.set()
         await d.settle()
-        assert f"a.txt 100 B, 1 lines, 50 tokens {TIMES}" in "".join(d.screen_text)
+        assert f"a.txt 100 B, 1 line, 50 tokens {TIMES}" in "".join(d.screen_text)
         assert threading.main_thread() not in engine.threads
         engine.count_tokens = lambda text: 7
         engine.start(d.chat.post_message)  # loaded again
         await d.settle()
-        assert f"a.txt 100 B, 1 lines, 7 tokens {TIMES}" in "".join(d.screen_text)
+        assert f"a.txt 100 B, 1 line, 7 tokens {TIMES}" in "".join(d.screen_text)
 
     chat(script, engine=engine)
 
@@ -196,7 +196,7 @@ def test_the_packaged_model_counts_and_refuses():
     until = time.monotonic() + 60
     while engine.count_tokens("x") is None and time.monotonic() < until:
         time.sleep(0.05)
-    assert "exceed the context" in engine.refusal(long)
+    assert engine.refusal(long).endswith(f" exceed the context of {context}; {SHORTEN}")
     engine.close()
 
 
@@ -206,5 +206,8 @@ def test_more_than_memory_holds_is_refused():
     limit = weights + WORKSPACE_BYTES + cache_bytes(config, 50_000)
     check_prompt(config, weights, 50_000, limit)
     check_prompt(config, weights, 8192, weights)  # loading has found room for so many
-    with pytest.raises(NoFitError, match=r"^\[memory\] 50,001 tokens need 8\.\d GB with the model, but this machine"):
+    with pytest.raises(
+        NoFitError, match=r"^\[memory\] 50,001 tokens need 8\.\d GB with the model, but this machine"
+    ) as e:
         check_prompt(config, weights, 50_001, limit)
+    assert not_answered(e.value).endswith(f" tokens: {SHORTEN}")

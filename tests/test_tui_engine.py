@@ -24,7 +24,7 @@ from ring_mlx.model.memory import budget_bytes
 from tests.tui_pilot import SIZES, pause
 from tests.tui_pilot import chat as pilot
 from tui import chat, commands
-from tui.answering import Engine, StoppedError, Updates
+from tui.answering import SHORTEN, Engine, StoppedError, Updates
 from tui.app import RingChat
 from tui.config import Config
 from tui.conversation import Conversation
@@ -240,7 +240,7 @@ def test_a_session_answers_and_reuses_what_it_has_read(chat_folder):
         assert r.read()[-1].reason in ("stop", "length")
         r.ask("word " * 3000)
         (failed,) = [m for m in r.read() if isinstance(m, Failed)]
-        assert "exceed the context of 2048" in failed.text
+        assert failed.text.endswith(f" exceed the context of 2048; {SHORTEN}")
         r.ask("hi", max_tokens=1500)
         r.until(Piece)
         r.engine.stop()

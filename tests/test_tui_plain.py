@@ -14,6 +14,7 @@ import pytest
 
 from ring_mlx import RingError
 from tests.tui_pilot import FIGURES, FakeEngine
+from tests.tui_pilot import chat as screens
 from tui import chat, command, config, paths
 from tui.answering import Engine
 from tui.config import Config
@@ -22,6 +23,7 @@ from tui.keeper import Keeper
 from tui.messages import Ended, Failed, Loaded, Piece
 from tui.plain import Plain
 from tui.store import Call, Database, chats, turns
+from tui.store.records import ASSISTANT, USER
 from tui.transfer import export_talk
 
 
@@ -344,3 +346,52 @@ def test_ctrl_c_twice_while_the_model_loads_ends_in_order(monkeypatch, capsys):
         signal.signal(signal.SIGINT, inherited)
     assert closed == [True]
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_an_answer_that_was_killed_says_so_when_its_chat_is_opened_again(monkeypatch, capsys, home):
+    talk, keeper = Conversation(), Keeper(paths.data_file("chats.db"), print)
+    keeper.keep(
+        talk,
+        talk.add(USER, "q"),
+        talk.add(
+            ASSISTANT,
+            "",
+        ),
+    )
+    talk.leaf.thinking = "half a thought"
+    keeper.keep(talk, talk.leaf)
+    keeper.close()
+    assert (
+        "[chat] the answer is not finished; /regenerate asks again."
+        in plain(monkeypatch, capsys, "/chats", "/chats 1")[3]
+    )
+
+    async def script(d):
+        assert "the answer is not finished; /regenerate asks again." in "".join(d.screen_text)
+        await d.command("/regenerate")
+        assert "not finished" not in "".join(d.screen_text)  # it is being written
+        await d.post(d.text("half"), d.end("stopped"))
+        assert "not finished" not in "".join(d.screen_text)
+
+    screens(script, talk=talk)
+
+
+def test_a_line_end_in_two_pieces_is_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    pieces = ["one\r", "\ntwo", "\r", "\n", "\r", "three\r\r", "\nfour\r"]
+
+    def ask(self, question):
+        self.questions.append(question)
+        for piece in pieces:
+            self.post(Piece(question.number, "", piece, FIGURES))
+        self.post(Ended(question.number, "stop"))
+
+    monkeypatch.setattr(Answering, "ask", ask)
+    assert plain(monkeypatch, capsys, "q")[2] == "one\ntwo\n\\x0dthree\\x0d\nfour\n"
+
+    async def script(d):
+        await d.exchange("q", *pieces)
+        assert any(row.endswith(r" one two \x0dthree\x0d four") for row in d.screen_text)
+        assert d.said[-1] == "".join(pieces)
+
+    screens(script)

@@ -554,7 +554,7 @@ def test_attachments_from_mentions_commands_and_drops(tmp_path):
         d.app.post_message(events.Paste(str(tmp_path / "my file.txt").replace(" ", "\\ ")))
         await d.settle()
         assert [a.name for a in d.chat.entry.attachments.found] == ["my file.txt"]
-        assert "my file.txt 7 B, 1 lines" in "".join(d.screen_text)
+        assert "my file.txt 7 B, 1 line" in "".join(d.screen_text)
         await d.press("backspace")
         assert not d.chat.entry.attachments.found
         await d.command("/attach notes.txt")

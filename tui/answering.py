@@ -30,6 +30,7 @@ from tui.title_text import ASKED_FOR_A_TITLE, messages
 from tui.updates import Updates
 
 TOY = "toy"
+SHORTEN = "shorten the question, begin a new chat (/new), or go back to an earlier turn (/branch)."
 
 
 class StoppedError(Exception):
@@ -100,7 +101,7 @@ class Engine:
             if (source := self._source) is not None:
                 source.check(messages)
         except RingError as e:
-            return str(e)
+            return not_answered(e)
         except Exception:  # noqa: BLE001 as above
             return ""
         return ""
@@ -151,7 +152,7 @@ class Engine:
         except StoppedError:
             pass
         except Exception as e:  # noqa: BLE001 as above; the next question may fare better
-            last = Failed(in_one_line(e), question.number)
+            last = Failed(not_answered(e), question.number)
         self._post(last)
 
 
@@ -161,6 +162,15 @@ def in_one_line(e: Exception) -> str:
         return str(e)
     name = f" of {e.filename}" if isinstance(e, OSError) and e.filename else ""
     return f"[engine] {type(e).__name__}{name}: {' '.join(paths.in_words(e).split())[:200]}; please report this."
+
+
+def not_answered(e: Exception) -> str:
+    """Why a question cannot be answered; of one that is too long with a remedy that a chat has."""
+    said = in_one_line(e)
+    if isinstance(e, RingError) and e.origin in ("prompt", "memory") and "tokens" in said:
+        problem, _, remedy = said.rpartition("; ")
+        return f"{problem}; {SHORTEN}" if e.origin == "prompt" else f"{problem}; {remedy.rstrip('.')}: {SHORTEN}"
+    return said
 
 
 class SessionSource:

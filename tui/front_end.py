@@ -38,6 +38,7 @@ class FrontEnd(ChatModel, Titles):
         self.answer: Turn | None = None  # while it is being written
         self._sampling, self._system_prompt, self.figures = config.sampling, config.system_prompt, Figures()
         self._continued: Record | None = None
+        self._held = ""  # a carriage return at the end of what is shown, which may begin a line end of Windows
 
     def method_of(self, command: Command) -> Callable[[str], Done]:
         """The method that carries a command out."""
@@ -108,7 +109,7 @@ class FrontEnd(ChatModel, Titles):
     def _begin(self, answer: Turn, sampling: Sampling, continues: bool = False) -> Done:
         self.answer, self.number = answer, self.number + 1
         self._sampling, self._system_prompt = sampling, self.system_prompt
-        self._continued, self.figures = answer.record if continues else None, Figures()
+        self._continued, self.figures, self._held = answer.record if continues else None, Figures(), ""
         if self.keeper.is_deleted(self.talk):
             self.keeper.bring_back(self.talk)
             self.say("This chat had been deleted; your question has brought it back.")
@@ -129,7 +130,7 @@ class FrontEnd(ChatModel, Titles):
         return str(refusal(messages)) if messages and refusal is not None else ""
 
     def grow(self, piece: Piece) -> str:
-        """Add a piece to the running answer and keep it; returns what is new of its text."""
+        """Add a piece to the running answer and keep it; returns what is to be shown of its text now."""
         answer, self.figures = self.answer, piece.figures
         assert answer is not None
         if piece.revised is not None:
@@ -138,7 +139,9 @@ class FrontEnd(ChatModel, Titles):
         answer.thinking += piece.thinking_text
         answer.content += text
         self.keeper.keep_growing(self.talk, answer)
-        return text
+        shown = text if piece.revised is not None else self._held + text
+        self._held = "\r" if shown.endswith("\r") else ""
+        return shown.removesuffix("\r")
 
     def end_answer(self, reason: str, figures: Figures | None = None) -> bool:
         """Keep the running answer with its record; returns False if it has no text and was removed."""

@@ -71,7 +71,7 @@ def reading_forms(message: Reading) -> tuple[str, ...]:
     """How far a prompt has been read, the tokens that were reused, and the time left; shorter forms follow."""
     reused = f" · {message.reused:,} reused" if message.reused else ""
     eta = f" · {seconds(message.eta_s)} left" if message.eta_s and message.done < message.total else ""
-    count, shown = f"{message.done:,} of {message.total:,} tokens", bar(message.done, message.total)
+    count, shown = f"{message.done:,} of {counted(message.total, 'token')}", bar(message.done, message.total)
     percent = f"{100 * message.done // message.total if message.total else 0} %"
     return (
         f"reading {shown} {count}{reused}{eta}",

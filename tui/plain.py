@@ -180,6 +180,8 @@ class Plain(FrontEnd):
         self.tell_settings()
         if self.differences:
             self.say(f"[chat] This chat has {', '.join(self.differences)}.")
+        if (last := talk.leaf) is not None and last.record is None and (said := end_words(last)):
+            self.say(f"[chat] {said}")
 
     def do_chats(self, words: str) -> None:
         if words.isdecimal() and 1 <= int(words[:9]) <= len(self._listed):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from ring_mlx import end_note, harmless
 from tui.config import with_setting
-from tui.gauges import seconds
+from tui.gauges import counted, seconds
 from tui.messages import Figures, Loaded, Sampling, sampling_as_dict
 from tui.store import Record, Turn
+from tui.store.records import ASSISTANT
 
 MOST_SHOWN = 300  # characters of a system prompt
 FULL = "context"  # an answer that ended with the context
 GO_ON = {
     "length": "/continue goes on, or raise max_tokens",
-    FULL: "the context is full: begin a new chat, or go back by /branch",
+    FULL: "the context is full: begin a new chat (/new), or go back to an earlier turn (/branch)",
 }
+UNFINISHED = "the answer is not finished"  # its process was killed, or another window writes it
 
 
 MEASURED = ("prompt_tokens", "reused_tokens", "time_to_first_token_s", "prompt_tps", "generation_tps")
@@ -50,7 +52,7 @@ def sampling_of(record: Record | None) -> Sampling | None:
 
 def thought_size(record: Record) -> str:
     """Such as "1.2 s, 340 tokens", or nothing without a thought."""
-    return f"{record.thinking_s:.1f} s, {record.thinking_tokens:,} tokens" if record.thinking_tokens else ""
+    return f"{record.thinking_s:.1f} s, {counted(record.thinking_tokens, 'token')}" if record.thinking_tokens else ""
 
 
 def record_text(record: Record) -> str:
@@ -59,14 +61,16 @@ def record_text(record: Record) -> str:
         return ""
     reused = f", {record.reused_tokens:,} reused" if record.reused_tokens else ""
     return (
-        f"{record.generated_tokens:,} tokens at {record.generation_tps:,.0f} tok/s, first after "
+        f"{counted(record.generated_tokens, 'token')} at {record.generation_tps:,.0f} tok/s, first after "
         f"{seconds(record.time_to_first_token_s)}{reused}"
     )
 
 
 def end_words(turn: Turn) -> str:
-    """A note about how an answer ended; nothing if it is complete, was stopped or failed."""
+    """A note about how an answer ended; nothing if it is complete, was stopped or failed, and for a question."""
     r = turn.record
+    if r is None and turn.role == ASSISTANT and not turn.is_damaged:
+        return f"{UNFINISHED}; {'/continue goes on' if turn.content.strip() else '/regenerate asks again'}."
     if r is None or r.finish_reason not in ("stop", *GO_ON):
         return ""
     reason, remedy = ("length", GO_ON[r.finish_reason]) if r.finish_reason in GO_ON else ("stop", "")
@@ -81,11 +85,11 @@ def record_lines(r: Record) -> list[str]:
         ("sampling", ", ".join(f"{name} {value}" for name, value in r.sampling.items())),
         (
             "prompt",
-            f"{r.prompt_tokens:,} tokens, {r.reused_tokens:,} of them reused, read at {r.prompt_tps:,.0f} tok/s",
+            f"{counted(r.prompt_tokens, 'token')}, {r.reused_tokens:,} of them reused, read at {r.prompt_tps:,.0f} tok/s",
         ),
         ("first token", f"after {r.time_to_first_token_s:.2f} s"),
-        ("generated", f"{r.generated_tokens:,} tokens at {r.generation_tps:,.1f} tok/s"),
-        ("thought", f"{r.thinking_tokens:,} tokens in {r.thinking_s:.1f} s"),
+        ("generated", f"{counted(r.generated_tokens, 'token')} at {r.generation_tps:,.1f} tok/s"),
+        ("thought", f"{counted(r.thinking_tokens, 'token')} in {r.thinking_s:.1f} s"),
         ("memory", f"{r.peak_memory_gb:.2f} GB at its peak"),
         ("end", r.finish_reason or "unknown"),
         ("edited", "yes, by hand" if r.is_edited else "no"),

@@ -40,6 +40,8 @@ def export_talk(talk: Conversation, argument: str) -> str:
         file = file.expanduser()
         if not path.strip() and file.exists():
             return f"{file} is there already; /export {kind} PATH overwrites."
+        if not file.parent.is_dir():
+            return f"[export] there is no folder {file.parent}; make it, or give another path."
         write_text(file, whole_text(text), private=not file.exists())
     except (OSError, ValueError, RuntimeError) as e:
         return f"[export] {file} cannot be written ({in_words(e)}); give another path."

@@ -124,6 +124,10 @@ def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
             f"tokenizer_config.json in {folder} asks to run code of its own ({code}), which is never done, and there "
             "is no tokenizer.json to read instead; use a checkpoint that has one."
         )
+    elif not is_there and not (folder / "config.json").exists():
+        raise TokenizerError(
+            f"{folder} has no config.json and no tokenizer, so it is no checkpoint; give the folder of one."
+        )
     elif not is_there:
         raise TokenizerError(f"no tokenizer in {folder} ({' or '.join(TOKENIZER_FILES)}); download it as well.")
 

@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ring_mlx import harmless
+from tui.gauges import counted
 from tui.parts import file_size_text
 from tui.store import Attachment
 from tui.widgets.wrapping import Wrapping
@@ -129,8 +130,8 @@ class Attachments(Container):
 
 def attachment_text(a: Attachment, tokens: int | None = None, room: int = 1000) -> str:
     """Such as "▪ notes.txt 3.2 KB, 81 lines, 1,204 tokens", with a shorter name if there is less room."""
-    size, lines = file_size_text(len(a.text.encode("utf-8", "replace"))), f"{len(a.text.splitlines()):,} lines"
-    takes = [size, lines] if tokens is None else [size, lines, f"{tokens:,} tokens"]
+    size, lines = file_size_text(len(a.text.encode("utf-8", "replace"))), counted(len(a.text.splitlines()), "line")
+    takes = [size, lines] if tokens is None else [size, lines, counted(tokens, "token")]
     name = harmless(a.name, is_name=True)
     if min(cell_len(name), LEAST_NAME) + len(", ".join(takes)) + 3 > room:
         takes = takes[-1:]

@@ -15,6 +15,7 @@ from textual.widgets.markdown import MarkdownStream
 from ring_mlx import harmless
 from tui.commands import COMMANDS
 from tui.formulas.markdown import with_formulas
+from tui.gauges import counted
 from tui.records import end_words, record_text, thought_size
 from tui.store import Turn
 from tui.store.exchange import DAMAGED, call_text
@@ -127,7 +128,7 @@ class AssistantTurn(TurnView):
     def think(self, tokens: int, seconds: float) -> None:
         """Show that the turn's thought has now so many tokens and took so long."""
         if tokens:
-            self._thought_size = f"{seconds:.1f} s, {tokens:,} tokens"
+            self._thought_size = f"{seconds:.1f} s, {counted(tokens, 'token')}"
             self._refresh_fold()
 
     async def write(self, text: str) -> None:
@@ -167,7 +168,7 @@ class AssistantTurn(TurnView):
         record = self.turn.record
         parts = [
             record.finish_reason if record and record.finish_reason in ("stopped", "failed") else "",
-            end_words(self.turn),
+            "" if self.running else end_words(self.turn),
             "edited" if record and record.is_edited else "",
             DAMAGED if self.turn.is_damaged else "",
             self.branch_text,
