@@ -234,7 +234,9 @@ class Picker:
         """From logits [T, vocab] after each of the tokens [T], which follow those that were added."""
         if not self.processors and self.sampler is None:
             found = self.pick(logits)
-            return [Picked(*(a[n : n + 1] for a in found)) for n in range(len(tokens))]
+            each = [Picked(*(a[n : n + 1] for a in found)) for n in range(len(tokens))]
+            mx.async_eval([(p.y, p.largest) for p in each])  # at once, since each would wait for its own
+            return each
         after = mx.array(list(tokens), dtype=mx.int32)
         return [self.pick(logits[n : n + 1], after[: n + 1]) for n in range(len(tokens))]
 
