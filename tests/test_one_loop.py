@@ -16,6 +16,7 @@ LOOPS = "ring_mlx/generation/decoding.py"
 # Files that call a model with a cache themselves.
 REASONS = {
     "ring_mlx/generation/batch.py": "the step of a batch, whose rows join and leave between any two",
+    "ring_mlx/generation/draft_model.py": "steps that may be taken back one by one",
     "ring_mlx/generation/speculation.py": "steps of one token between those of several",
     "ring_mlx/model/model.py": "the model's own layers",
     "ring_mlx/model/tentative.py": "tokens that may be taken back",

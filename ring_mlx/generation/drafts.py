@@ -1,4 +1,4 @@
-"""Drafts from the text itself: what followed its last tokens where they stood before, and how many to try."""
+"""Drafts from the text itself: what followed its last tokens where they stood before; and how many to try, also of a model's."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 MOST_TOKENS = 7
 LENGTHS = (6, 4, 3, 2)  # of n-grams, the longest first
+MODEL = -1  # in the place of a length: a draft model's
 SHIFT = 20  # bits of a token id within an n-gram's key
 MASKS = {n: (1 << SHIFT * n) - 1 for n in LENGTHS}
 # What a step of T tokens costs, over one of one token, before it was timed: 1 + SLOPE (T - 1). Bytes of mini's experts say so.
 SLOPE = 0.3
+DRAFT_COST = 0.25  # of a draft model's token, over one of the model, before it was timed
 GAIN = 1.05  # what a step of several tokens must promise
 HALF_LIFE = 16  # tokens after which what was accepted counts half
+# A draft model is compared only where it drafts. So it starts with this acceptance, which counts as so many tokens, and goes back
+# to it while it rests; what it knows counts half after so many tokens.
+TRUST, TRUST_TOKENS, REST_HALF_LIFE = 0.75, 4, 128
 TIMED = 5  # steps of each length whose median counts
 FORGET_TOKENS = 256  # tokens without a draft after which times are taken again
 
@@ -28,7 +34,11 @@ class Draft(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Says which tokens may follow a text."""
+    """Says which tokens may follow a text.
+
+    Where drafting takes time, there is a method ``guess`` too: the next token as far as that is known without work, and by
+    which n-gram or model more would be drafted.
+    """
 
     def add(self, token: int) -> None:
         """Take the next token of the text."""
@@ -87,28 +97,38 @@ class Pace:
     accepted: int = 0
     steps: int = 0
     tokens: int = 0
-    _accepted: dict[int, float] = field(default_factory=dict)  # by length of the n-gram
+    _hits: dict[int, float] = field(default_factory=dict)  # by length of the n-gram, or MODEL
+    _compared: dict[int, float] = field(default_factory=dict)
     _times: dict[int, deque[float]] = field(default_factory=dict)  # by tokens of the step
+    _drafting: deque[float] = field(default_factory=lambda: deque(maxlen=TIMED))  # of a draft model's token
     _rested: int = 0
 
     def wanted(self, length: int) -> int:
-        """How many tokens to draft by an n-gram of this length."""
+        """How many tokens to draft by an n-gram of this length, or by a model."""
         if self.always:
             return self.most
-        plain, a = self._time(1), min(self._accepted.get(length, 0.0), 0.99)
+        plain = self._time(1)
         if plain is None:
             return 0
-        best, least = 0, plain / GAIN
-        for T in range(2, self.most + 2):
-            a_token = (self._time(T) or plain * (1 + SLOPE * (T - 1))) * (1 - a) / (1 - a**T)
-            if a_token < least:
-                best, least = T - 1, a_token
-        return best
+        T, a_token = self.best(length)
+        return T - 1 if a_token < plain / GAIN else 0
+
+    def best(self, length: int) -> tuple[int, float]:
+        """The tokens of the step that promises most, and its seconds a token, so far as times are known."""
+        a, plain = self._acceptance(length), self._time(1) or 1.0
+        a_draft = 0.0
+        if length == MODEL:
+            a_draft = statistics.median(self._drafting) if self._drafting else plain * DRAFT_COST
+        costs = (
+            (T, (self._time(T) or plain * (1 + SLOPE * (T - 1))) + a_draft * (T - 1)) for T in range(2, self.most + 2)
+        )
+        return min(((T, cost * (1 - a) / (1 - a**T)) for T, cost in costs), key=itemgetter(1))
 
     def compared(self, length: int, hit: bool) -> None:
         """Take whether a drafted token, found by an n-gram of this length, was right."""
         kept = 0.5 ** (1 / HALF_LIFE)
-        self._accepted[length] = self._accepted.get(length, 0.0) * kept + hit * (1 - kept)
+        self._hits[length] = self._hits.get(length, 0.0) * kept + hit
+        self._compared[length] = self._compared.get(length, 0.0) * kept + 1
 
     def count(self, tokens: int, given: int) -> None:
         """Take a step of so many tokens, of which ``given`` were yielded."""
@@ -116,11 +136,18 @@ class Pace:
         self.drafted, self.accepted = self.drafted + tokens - 1, self.accepted + given - 1
 
     def took(self, tokens: int, seconds: float) -> None:
-        """Take how long a step of so many tokens took."""
+        """Take how long a step of so many tokens took, without drafting."""
         self._times.setdefault(tokens, deque(maxlen=TIMED)).append(seconds)
         self._rested = 0 if tokens > 1 else self._rested + 1
         if self._rested >= FORGET_TOKENS:
             self._rested, self._times = 0, {1: self._times[1]}
+        if self._rested and MODEL in self._compared:
+            for counts in (self._hits, self._compared):
+                counts[MODEL] *= 0.5 ** (1 / REST_HALF_LIFE)
+
+    def drafting(self, tokens: int, seconds: float) -> None:
+        """Take how long a model took to draft so many tokens."""
+        self._drafting.append(seconds / tokens)
 
     def line(self) -> str:
         """The counts in a line."""
@@ -134,3 +161,9 @@ class Pace:
     def _time(self, tokens: int) -> float | None:
         found = self._times.get(tokens)
         return statistics.median(found) if found else None
+
+    def _acceptance(self, length: int) -> float:
+        hits, compared = self._hits.get(length, 0.0), self._compared.get(length, 0.0)
+        if length == MODEL:
+            return (hits + TRUST * TRUST_TOKENS) / (compared + TRUST_TOKENS)
+        return min(hits / (compared + 1), 0.99)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -77,6 +78,7 @@ class _Answer:
 
     def __init__(self, model: Forward, cache: Any, drafter: Drafter, pace: Pace, picker: Picker) -> None:
         self._model, self._cache, self._drafter, self._pace, self._picker = model, cache, drafter, pace, picker
+        self._guess_one: Callable[[], Draft] = getattr(drafter, "guess", None) or partial(drafter.draft, 1)
         self._is_asked = self._is_compared = False
         self.given, self.read, self.waited = 0, 0, 0.0
 
@@ -92,8 +94,8 @@ class _Answer:
 
     def wanted(self) -> int:
         """How many tokens to draft after the picked one, which need not be known yet."""
-        self._guess = self._drafter.draft(1)
-        return self._pace.wanted(self._guess.length) if self._guess.tokens else 0
+        self._guess = self._guess_one()
+        return self._pace.wanted(self._guess.length) if self._guess.length else 0
 
     def one(self, is_last: bool) -> Iterator[tuple[int, mx.array]]:
         """Read the picked token and pick the next, which are computed while this one is handled."""
@@ -114,7 +116,9 @@ class _Answer:
         (token,) = self._picked.ids()
         self.waited = time.perf_counter() - left
         self._came(token, self._guess, 0)
+        left = time.perf_counter()
         draft = self._drafter.draft(wanted)
+        self.waited += time.perf_counter() - left  # which is counted by itself
         tokens = [token, *draft.tokens]
         self.read = len(tokens)
         seeded = self._picker.sampler if isinstance(self._picker.sampler, SeededSampler) else None

@@ -48,3 +48,18 @@ class Tentative:
             folded.keep(n)
         for c, before in self._lengths:
             c.trim(c.offset - before - n)
+
+
+class Place:
+    """Where the cache of one sequence is, to go back to after tokens that were read one by one."""
+
+    def __init__(self, cache: Sequence[Any]) -> None:
+        self._states = [(c, c[0]) for c in cache if isinstance(c, ArraysCache)]
+        self._lengths = [(c, c.offset) for c in cache if not isinstance(c, ArraysCache)]
+
+    def go_back(self) -> None:
+        """Take back what was read since."""
+        for c, state in self._states:
+            c[0] = state
+        for c, before in self._lengths:
+            c.trim(c.offset - before)

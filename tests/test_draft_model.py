@@ -1,0 +1,205 @@
+"""A draft model: the same text whatever it drafts, each token read once, and used only while it pays."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import KVCache
+
+from ring_mlx.generation.draft_model import LONG, DraftModel, LookupOrModel
+from ring_mlx.generation.drafts import MODEL, REST_HALF_LIFE, Draft, Pace, PromptLookup
+from ring_mlx.generation.speculation import speculate
+from tests.compare import assert_close
+from tests.test_speculation import LENGTH, PROMPT, Gpu, assert_same, plain, read, several
+from tests.tiny import make_model
+
+WIDER = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 6}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(**WIDER)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return make_model()
+
+
+class Counted:
+    """A model that counts the tokens that it reads, and fails where that is wanted."""
+
+    def __init__(self, model):
+        self._model, self.tokens, self.fails = model, 0, False
+        self.make_cache, self.config, self.layers = model.make_cache, model.config, model.layers
+
+    def __call__(self, ids, cache, **how):
+        self.tokens += ids.size
+        found = self._model(ids, cache, **how)
+        if self.fails:
+            raise MemoryError("full")
+        return found
+
+
+def assert_has_read(drafts, model):
+    """The draft model's cache holds the text but for its last tokens, as if they had been read one after the other."""
+    cache = drafts._cache
+    assert not drafts._ahead
+    other = read(model, drafts._tokens[: drafts._read])[1]
+    assert cache.offset == other.offset
+    for a, b in zip(cache, other, strict=True):
+        if not isinstance(a, KVCache):
+            assert_close(a[0], b[0], 1e-5)
+
+
+@pytest.mark.parametrize(("sampler", "processors"), [("greedy", "none"), ("seeded", "penalties"), ("xtc", "none")])
+def test_a_draft_model_gives_the_same(model, small, sampler, processors):
+    how = {"sampler": sampler, "processors": processors}
+    pace = Pace(3, always=True)
+    assert_same(several(model, DraftModel(small, PROMPT), pace=pace, **how), plain(model, **how))
+    assert pace.drafted >= LENGTH
+
+
+def test_a_model_that_drafts_for_itself_is_always_right_and_reads_each_token_once(model):
+    counted, pace = Counted(model), Pace(3, always=True)
+    drafts = DraftModel(counted, PROMPT)
+    assert_same(several(model, drafts, pace=pace), plain(model))
+    assert pace.accepted == pace.drafted >= LENGTH - 8
+    assert len(PROMPT) + LENGTH - 6 <= counted.tokens <= len(PROMPT) + LENGTH
+
+
+@pytest.mark.parametrize("take", range(0, LENGTH + 1, 5))
+def test_what_does_not_come_is_taken_back(model, small, take):
+    drafts = DraftModel(small, PROMPT)
+    assert_same(several(model, drafts, take, pace=Pace(4, always=True)), plain(model, take))
+    for token in (1, 2, 3, 4, 5, 6):  # whatever was drafted, it is not this
+        drafts.add(token)
+    drafts.catch_up()
+    found = drafts.draft(3).tokens
+    assert found == DraftModel(small, drafts._tokens).draft(3).tokens
+    for token in found[:2]:
+        drafts.add(token)
+    assert drafts._read == len(drafts._tokens)
+    assert_has_read(drafts, small)
+
+
+def test_a_long_text_is_read_in_steps(small):
+    sizes, text = [], [n * 7 % 70 for n in range(50)]
+    counted = Counted(small)
+    counted.__class__ = type("Sized", (Counted,), {"__call__": lambda s, ids, c, **h: sized(s, ids, c, h)})
+
+    def sized(counted, ids, cache, how):
+        sizes.append(ids.size)
+        return Counted.__call__(counted, ids, cache, **how)
+
+    drafts = DraftModel(counted, text, step_tokens=16)
+    assert sizes == []  # nothing is read before a draft is wanted
+    assert drafts.draft(2).tokens == DraftModel(small, text, step_tokens=64).draft(2).tokens
+    assert sizes == [16, 16, 16, 2, 1]
+    assert drafts.draft(2).tokens == drafts.draft(3).tokens[:2]
+    assert sizes == [16, 16, 16, 2, 1, 1]
+
+
+def test_a_draft_model_that_fails_leaves_both_caches_good(model, small):
+    counted = Counted(small)
+    drafts, pace = DraftModel(counted, PROMPT), Pace(3, always=True)
+    logits, cache = read(model)
+    steps = speculate(logits, model, cache, PROMPT, drafts, pace, max_tokens=LENGTH)
+    given = [next(steps)[0]]
+    counted.fails = True
+    with pytest.raises(MemoryError):
+        given.extend(t for t, _ in steps)
+    assert given == [t for t, _ in plain(model)[0]][: len(given)]
+    assert cache.offset == len(PROMPT) + len(given)
+    counted.fails = False
+    assert drafts.draft(3).tokens == DraftModel(small, drafts._tokens).draft(3).tokens
+
+
+def test_a_full_context_is_no_error(model):
+    short = make_model(max_position_embeddings=len(PROMPT) + 16)
+    pace = Pace(3, always=True)
+    drafts = LookupOrModel(PromptLookup(), DraftModel(short, PROMPT), pace)
+    assert_same(several(model, drafts, pace=pace), plain(model))
+    assert 0 < pace.drafted < 2 * LENGTH
+
+
+class Fixed:
+    """A drafter of one answer."""
+
+    def __init__(self, *draft):
+        self._draft = Draft(*draft)
+
+    def add(self, token):
+        pass
+
+    def draft(self, most):
+        return Draft(self._draft.tokens[:most], self._draft.length)
+
+
+def paced(*times):
+    pace = Pace()
+    for t, s in times:
+        pace.took(t, s)
+    return pace
+
+
+def test_a_fixed_number_is_drafted_by_long_n_grams_or_else_by_the_model(small):
+    for length, expected in ((6, 6), (LONG, LONG), (LONG - 1, MODEL), (0, MODEL)):
+        lookup = Fixed([9, 9, 9] if length else [], length)
+        drafts = LookupOrModel(lookup, DraftModel(small, PROMPT), Pace(3, always=True))
+        assert drafts.guess().length == drafts.draft(3).length == expected
+
+
+def test_the_better_of_lookup_and_model_drafts(small):
+    pace = paced((1, 1.0))
+    drafts = LookupOrModel(Fixed([9, 9, 9], 3), DraftModel(small, PROMPT), pace)
+    assert drafts.guess() == ([], MODEL)
+    for _ in range(30):  # the lookup is right, which shows while the model drafts
+        drafts.guess()
+        drafts.add(9)
+    assert drafts.guess() == ([9], 3)
+    for _ in range(30):
+        pace.compared(3, False)
+    assert drafts.guess() == ([], MODEL)
+
+
+def test_a_draft_model_rests_while_it_does_not_pay():
+    pace = paced((1, 1.0))
+    assert pace.wanted(MODEL) > 0
+    pace.compared(MODEL, False)
+    pace.compared(MODEL, False)
+    assert pace.wanted(MODEL) == 0  # two mistakes are enough
+    rested = 0
+    while not pace.wanted(MODEL):
+        pace.took(1, 1.0)
+        rested += 1
+    assert REST_HALF_LIFE / 2 < rested < 8 * REST_HALF_LIFE
+    assert pace.wanted(MODEL) <= 2  # it is tried again at little cost
+    for _ in range(30):
+        pace.compared(MODEL, True)
+    assert pace.wanted(MODEL) > 3
+
+
+def test_the_price_of_drafts_counts():
+    pace = paced((1, 1.0))
+    for _ in range(30):
+        pace.compared(MODEL, True)
+    pace.drafting(3, 0.3)
+    assert pace.wanted(MODEL) > 3
+    for _ in range(5):
+        pace.drafting(2, 2.0)  # as dear as the model's own
+    assert pace.wanted(MODEL) == 0
+    assert pace.wanted(3) == 0  # of which nothing is known
+
+
+def test_time_of_drafts_is_not_the_steps(monkeypatch):
+    gpu, pace = Gpu(monkeypatch), Pace(3, always=True)
+
+    class Slow(Fixed):
+        def draft(self, most):
+            gpu.now += 5.0 if most > 1 else 0.0
+            return super().draft(most)
+
+    how = {"sampler": lambda logprobs: mx.argmax(logprobs, axis=-1), "max_tokens": 41}
+    list(speculate(mx.zeros((1, 4)), gpu, [], [0], Slow([0] * 9, 3), pace, **how))
+    assert list(pace._times[4]) == [13.0] * len(pace._times[4])
