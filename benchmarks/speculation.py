@@ -1,8 +1,10 @@
 """What several tokens a step cost and gain: ``python -m benchmarks.speculation --shape mini``, or ``--toy`` for real texts.
 
-With random weights: the time of a step of T tokens, of which half are kept, over that of a step of one, each waited for; then
-tokens a second of `speculate` with a drafter that is told the text and spoils each token with a probability, over those of
-`decode`. With the toy: prompt lookup over tasks that repeat their prompts and tasks that do not.
+With random weights, after a cache of random numbers: the time of a step of T tokens, all or half of which are kept, over that of
+a step of one, each waited for, and of the first two steps there, which compile; then tokens a second of `speculate` with a drafter
+that is told the text and spoils each token with a probability, over those of `decode`. The text is forced on both, since the
+likeliest tokens of random weights are too close to each other. With the toy: prompt lookup over tasks that repeat their prompts
+and tasks that do not.
 """
 
 from __future__ import annotations
@@ -11,14 +13,13 @@ import argparse
 import random as chance
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from benchmarks.common import alternate, arguments, random, report
-from benchmarks.decode_profile import after_prompt
 from ring_mlx import demo_model_path, load, render_chat
 from ring_mlx.generation.decoding import decode, prefill, step_sizes
 from ring_mlx.generation.drafts import MOST_TOKENS, Draft, Drafter, Pace, PromptLookup
@@ -55,9 +56,23 @@ class Told:
         return Draft(self._drafts[self._at : self._at + most], 1)
 
 
-def step_ms(model: Model, cache: HybridCache, tokens: int, steps: int) -> float:
-    """The median of steps that keep half of their tokens."""
-    times = []
+def filled(model: Model, context: int) -> HybridCache:
+    """A cache of so many tokens that nobody read: what a step costs depends on its size only."""
+    cache, dtype = model.make_cache(), model.model.norm.weight.dtype
+    for layer, c in zip(model.layers, cache, strict=True):
+        a = layer.attention
+        if layer.is_linear:
+            c[0] = mx.random.normal((1, a.num_heads, a.head_dim, a.head_dim))
+        else:
+            shape = (2, 1, a.num_key_value_heads, context, a.head_dim)
+            c.update_and_fetch(*mx.random.normal(shape).astype(dtype))
+    mx.eval(cache.state)
+    return cache
+
+
+def step_times(model: Model, start: HybridCache, tokens: int, kept: int, steps: int) -> list[float]:
+    """Milliseconds of each step, which keeps so many of its tokens."""
+    times, cache = [], start.copy()
     for n in range(steps):
         began = time.perf_counter()
         if tokens == 1:
@@ -65,20 +80,29 @@ def step_ms(model: Model, cache: HybridCache, tokens: int, steps: int) -> float:
         else:
             tentative = Tentative(model, cache, range(n + 1, n + 1 + tokens))
             mx.eval(mx.argmax(tentative.logits, axis=-1))
-            tentative.keep((tokens + 1) // 2)
+            tentative.keep(kept)
+            mx.eval(cache.state)
         times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
+    return times
 
 
 def costs(model: Model, contexts: Sequence[int], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each context and length of a step."""
     for context in contexts:
-        start, _ = after_prompt(model, context)
-        ways = {str(t): partial(step_ms, model, start.copy(), t, args.steps) for t in (1, 2, 4, 8)}
+        start = filled(model, context)
+        cases = [(t, kept) for t in (1, 2, 4, 8) for kept in dict.fromkeys((t, (t + 1) // 2))]
+        cold = [step_times(model, start, *case, 2) for case in cases]
+        ways = {str(case): partial(_median_of_steps, model, start, *case, args.steps) for case in cases}
         found = alternate(ways, args.repeats)
-        one = statistics.median(found["1"])
-        for t, times in found.items():
-            yield {"context": context, "tokens": int(t), "ms": times, "over one": statistics.median(times) / one}
+        one = statistics.median(found[str(cases[0])])
+        for case, first in zip(cases, cold, strict=True):
+            times = found[str(case)]
+            named = {"context": context, "tokens": case[0], "kept": case[1], "ms": times}
+            yield {**named, "over one": statistics.median(times) / one, "first ms": first[0], "second ms": first[1]}
+
+
+def _median_of_steps(*arguments: Any) -> float:
+    return statistics.median(step_times(*arguments))
 
 
 def tokens_a_second(steps: Iterator[tuple[int, mx.array]]) -> float:
@@ -89,21 +113,28 @@ def tokens_a_second(steps: Iterator[tuple[int, mx.array]]) -> float:
 
 
 def compared(
-    model: Model, logits: mx.array, start: HybridCache, ids: Sequence[int], most: int, repeats: int, drafter: Any
+    model: Model,
+    logits: mx.array,
+    start: HybridCache,
+    ids: Sequence[int],
+    most: int,
+    repeats: int,
+    drafter: Callable[[], Drafter],
+    text: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Tokens a second with drafts over those without, in alternation, and the counts of the last run."""
-    paces: list[Pace] = []
+    """Tokens a second with drafts over those without, in alternation, with one pace; ``text`` is forced, if there is one."""
+    pace = Pace()
+
+    def forced() -> dict[str, Any]:
+        return {"max_tokens": most, "next_forced": partial(next, iter(text), None)}
 
     def plain() -> float:
-        return tokens_a_second(decode(logits, model, start.copy(), mx.array(list(ids)), max_tokens=most))
+        return tokens_a_second(decode(logits, model, start.copy(), mx.array(list(ids)), **forced()))
 
     def drafted() -> float:
-        made: Drafter = drafter()
-        paces.append(Pace())
-        return tokens_a_second(speculate(logits, model, start.copy(), ids, made, paces[-1], max_tokens=most))
+        return tokens_a_second(speculate(logits, model, start.copy(), ids, drafter(), pace, **forced()))
 
     found = alternate({"plain": plain, "drafted": drafted}, repeats)
-    pace = paces[-1]
     return {
         "plain tok/s": found["plain"],
         "drafted tok/s": found["drafted"],
@@ -115,11 +146,12 @@ def compared(
 
 def told(model: Model, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each probability."""
-    start, logits = after_prompt(model, 512)
-    text = [t for t, _ in decode(logits, model, start.copy(), mx.array([0]), max_tokens=args.tokens)]
+    start, vocabulary = filled(model, 512), model.config.vocab_size
+    logits = model(mx.array([[1]]), start, last_only=True)[:, -1]
+    text = mx.random.randint(0, vocabulary, (args.tokens,), key=mx.random.key(0)).tolist()
     for right in (0.0, 0.3, 0.6, 0.9):
-        make = partial(Told, text, right, model.config.vocab_size)
-        yield {"right": right, **compared(model, logits, start, [0], args.tokens, args.repeats, make)}
+        make = partial(Told, text, right, vocabulary)
+        yield {"right": right, **compared(model, logits, start, [0], args.tokens, args.repeats, make, text)}
 
 
 def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -144,7 +176,9 @@ def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """The command line."""
     parser = arguments(__doc__, shape="mini", repeats=5)
-    parser.add_argument("--contexts", type=counts, default=(512, 8192), help="tokens before the steps (512,8192)")
+    parser.add_argument(
+        "--contexts", type=counts, default=(512, 8192, 32768), help="tokens before the steps (512,8192,32768)"
+    )
     parser.add_argument("--steps", type=int, default=20, help="of each length and round (20)")
     parser.add_argument("--tokens", type=int, default=256, help="of each text (256)")
     parser.add_argument("--toy", action="store_true", help="tasks of the packaged model instead of random weights")
