@@ -125,7 +125,7 @@ def fp8(w: mx.array, block: int) -> tuple[dict[str, mx.array], np.ndarray]:
 
 
 def write(folder: Path, raw: dict[str, Any], tensors: dict[str, mx.array]) -> None:
-    """Write config.json and the tensors; uint8 tensors are labelled F8_E4M3."""
+    """Write config.json and the tensors; uint8 ones are labelled F8_E4M3, as scales F8_E8M0."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))
     path = folder / "model.safetensors"
@@ -133,8 +133,8 @@ def write(folder: Path, raw: dict[str, Any], tensors: dict[str, mx.array]) -> No
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    for info in header.values():
+    for name, info in header.items():
         if info and info.get("dtype") == "U8":
-            info["dtype"] = "F8_E4M3"
+            info["dtype"] = "F8_E8M0" if name.endswith("scale") else "F8_E4M3"
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])

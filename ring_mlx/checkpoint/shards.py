@@ -15,6 +15,15 @@ from ring_mlx.system.regular_files import is_inside, is_litter, read_json
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 MAX_TENSORS = 400_000
+OTHERS = (
+    (
+        (".bin", ".pt", ".pth", ".ckpt"),
+        "pickled weights, which can run code when they are read",
+        "load them where you trust them, with transformers, and save_pretrained writes safetensors",
+    ),
+    ((".gguf",), "GGUF", "download the safetensors that it was made of"),
+    ((".npz",), "the form of MLX before safetensors", "convert the original again"),
+)
 _NUMBERED = re.compile(r"^model-([0-9]{5})-of-([0-9]{5})\.safetensors$")
 
 
@@ -59,7 +68,7 @@ def find_shards(folder: Path) -> list[Path]:
     if missing:
         raise WeightsError(f"{folder} lacks {some(missing)} of {len(shards)} shards that {INDEX} names; download them.")
     if not shards:
-        raise WeightsError(f"no .safetensors file in {folder}; give the folder of a downloaded checkpoint.")
+        raise WeightsError(f"no .safetensors file in {folder}{_other_files(folder)}")
     if is_stale:
         warnings.warn(
             f"[weights] {INDEX} in {folder} names files that are not there; it is passed over, and {shards[0].name} is "
@@ -67,6 +76,15 @@ def find_shards(folder: Path) -> list[Path]:
             stacklevel=2,
         )
     return shards
+
+
+def _other_files(folder: Path) -> str:
+    """What a folder without safetensors has in their place, and the remedy."""
+    for ends, what, remedy in OTHERS:
+        found = sorted(f.name for f in folder.glob("*") if f.name.endswith(ends))
+        if found:
+            return f", only {what} ({shown(found[0])}); {remedy}."
+    return "; give the folder of a downloaded checkpoint."
 
 
 def look_up(folder: Path) -> tuple[list[Path], list[str], bool]:

@@ -13,7 +13,7 @@ from ring_mlx.checkpoint.shards import INDEX, look_up
 from ring_mlx.errors import RingError
 from ring_mlx.model import memory
 from ring_mlx.model.config import LINEAR_TYPES, SOFTMAX_TYPES, RingConfig, without_unknown
-from ring_mlx.model.quantization import bits_of, foreign_method, with_settings
+from ring_mlx.model.quantization import CONVERTIBLE, bits_of, foreign_method, with_settings
 from ring_mlx.system.regular_files import MIB, is_litter, read_json
 
 MOST_BYTES, MOST_ENTRIES = 4 * MIB, 20_000
@@ -57,7 +57,7 @@ def _judged(folder: Path, raw: Mapping[str, Any], size: int) -> Summary:
                 size,
                 trouble=f"{missing} {'file' if missing == 1 else 'files'} missing"
                 if missing
-                else f"{method}: convert it first",
+                else f"{method}: {'convert it first' if method in CONVERTIBLE else 'not supported'}",
             )
         config = RingConfig.from_dict(without_unknown(raw))
     except (RingError, OSError):

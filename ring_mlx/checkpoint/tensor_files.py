@@ -21,6 +21,7 @@ NUMPY_DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "F32": np.float32,
     "F8_E4M3": np.uint8,
+    "F8_E8M0": np.uint8,
     "U8": np.uint8,
     "I8": np.int8,
     "U32": np.uint32,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +70,15 @@ def canonical(tensors: Mapping[str, Tensor], config: RingConfig) -> dict[str, En
 
 def in_order(name: str, experts: Mapping[int, AnyTensor], count: int) -> list[AnyTensor]:
     """The experts of a stack by number; a WeightsError if one is missing or too many, or differs in shape or dtype."""
+    check_numbers(name, experts, count)
+    kinds = {str((t.shape, t.dtype)) for t in experts.values()}
+    if len(kinds) > 1:
+        raise differing(name, kinds)
+    return [experts[e] for e in range(count)]
+
+
+def check_numbers(name: str, experts: Mapping[int, object], count: int) -> None:
+    """Raises a WeightsError if the experts of a stack are not numbered from 0 to ``count`` - 1."""
     missing = [str(e) for e in range(count) if e not in experts]
     if missing or len(experts) > count:
         extra = [str(e) for e in sorted(experts) if e >= count]
@@ -77,12 +86,13 @@ def in_order(name: str, experts: Mapping[int, AnyTensor], count: int) -> list[An
             f"{name} should stack experts 0 to {count - 1}, but "
             f"{'lacks ' + some(missing) if missing else 'also has ' + some(extra)}; download the checkpoint again."
         )
-    kinds = {str((t.shape, t.dtype)) for t in experts.values()}
-    if len(kinds) > 1:
-        raise WeightsError(
-            f"the experts of {name} differ in shape or dtype: {some(sorted(kinds))}; download the checkpoint again."
-        )
-    return [experts[e] for e in range(count)]
+
+
+def differing(name: str, kinds: Iterable[str]) -> WeightsError:
+    """The error about experts that cannot be stacked."""
+    return WeightsError(
+        f"the experts of {name} differ in shape or dtype: {some(sorted(kinds))}; download the checkpoint again."
+    )
 
 
 def check_sizes(tensors: Mapping[str, Tensor], config: RingConfig) -> None:

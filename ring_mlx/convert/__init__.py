@@ -3,8 +3,9 @@
 Modules, each using those above it:
 
     recipes        bits, groups and modes; which module gets which
-    matrices       formats of sources as float rows         grids          integer grids: GPTQ, compressed-tensors
-    formats        the table of formats                     fit            float rows to MLX's packed form
+    grids          codes in words                           matrices       formats of sources as float rows
+    integers       GPTQ, compressed-tensors                 formats        the table of formats
+    fit            float rows to MLX's packed form
     remote         the hub                                  sources        a checkpoint as matrices
     plan           what is written where                    options        what decides the result
     shard_files    shards written piece by piece            writer         partial folder, manifest, resume, verify

@@ -1,10 +1,11 @@
 """The matrices of a checkpoint, whose rows can be read in float: floats, MLX's own packing, FP8, stacks of experts.
 
-Integers on a grid (GPTQ, compressed-tensors) are in `ring_mlx.convert.grids`; `ring_mlx.convert.formats` chooses.
+Integers on a grid (GPTQ, compressed-tensors) are in `ring_mlx.convert.integers`; `ring_mlx.convert.formats` chooses.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ring_mlx.errors import WeightsError
 from ring_mlx.model import quantization
 
 Parts = Mapping[str, Tensor]
+EXPONENTS = ("F8_E8M0", "U8")
 # The largest E4M3 times the largest E2M1: a global scale of nvfp4 is the magnitude that these two together stand for.
 NVFP4_TOP = 448.0 * 6.0
 
@@ -149,47 +151,63 @@ class MLXPacked(Matrix):
 
 
 class FP8(Matrix):
-    """``w = e4m3(weight) * scale``, one weight_scale_inv a block, or one weight_scale a row or a matrix."""
+    """``w = e4m3(weight) * scale``, with one scale for a block, a row, a group of columns in a row, or the matrix.
+
+    Scales are floats, or the exponents of powers of two (E8M0) as one byte each.
+    """
 
     def __init__(self, parts: Parts, of: Parameter) -> None:
         super().__init__(parts)
         suffix = "weight_scale_inv" if "weight_scale_inv" in parts else "weight_scale"
         weight, self._scale = self.parts["weight"], self.parts[suffix]
-        self.shape = rows, cols = weight.matrix
-        if suffix == "weight_scale_inv":
-            self._block = quantization.fp8_block(of.raw)
-        else:
-            is_by_row = self._scale.shape and self._scale.shape[0] == rows
-            self._block = (1, cols) if is_by_row else (rows, cols)
-        if weight.dtype != "F8_E4M3" or self._scale.dtype not in FLOATS:
+        self.shape = weight.matrix
+        if weight.dtype != "F8_E4M3" or self._scale.dtype not in (*FLOATS, *EXPONENTS):
+            named = " (int-quantized)" if weight.dtype == "I8" else ""
             raise WeightsError(
-                f"{weight.name} is {weight.dtype} with {suffix} in {self._scale.dtype}, but only F8_E4M3 with a float "
-                "scale is supported; use another form of the checkpoint."
+                f"{weight.name} is {weight.dtype} with {suffix} in {self._scale.dtype}{named}, but only F8_E4M3 with a "
+                "float scale is supported; use the float, FP8 or int4 form of the checkpoint."
             )
-        if min(self._block) < 1:
-            raise WeightsError(f"weight_block_size {list(self._block)} is not two sizes above 0; correct config.json.")
-        self._blocks = (-(-rows // self._block[0]), -(-cols // self._block[1]))
-        if self._scale.nbytes != self._blocks[0] * self._blocks[1] * self._scale.element_bytes:
-            raise WeightsError(
-                f"{self._scale.name} {self._scale.shape} does not cut {self.shape} into blocks of {self._block}; "
-                "download the checkpoint again."
-            )
+        self._blocks, self._block = self._cut(quantization.fp8_blocks(of.raw))
 
     def read(self, files: TensorFiles, start: int, stop: int) -> mx.array:
         w = mx.from_fp8(files.read(self.parts["weight"], start, stop), mx.float32)
-        scales = files.read(self._scale).astype(mx.float32).reshape(self._blocks)
+        stored = files.read(self._scale).reshape(self._blocks)
+        # The exponent of a float32 has the same offset.
+        is_exponent = self._scale.dtype in EXPONENTS
+        scales = (stored.astype(mx.uint32) << 23).view(mx.float32) if is_exponent else stored.astype(mx.float32)
         by_row = scales[mx.arange(start, stop) // self._block[0]]
         return w * mx.repeat(by_row, self._block[1], axis=1)[:, : self.shape[1]]
 
+    def _cut(self, named: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Blocks in each direction and the size of one, which config.json may name, or the shape of the scales tells."""
+        rows, cols = self.shape
+        shape, count = self._scale.matrix, math.prod(self._scale.shape)
+        for block in named:
+            blocks = -(-rows // block[0]), -(-cols // block[1])
+            if blocks == shape:
+                return blocks, block
+        if count == 1:
+            return (1, 1), (rows, cols)
+        if count == rows:
+            return (rows, 1), (1, cols)
+        if shape[0] == rows and shape[1] and cols % shape[1] == 0:
+            return shape, (1, cols // shape[1])
+        raise WeightsError(
+            f"{self._scale.name} {self._scale.shape} does not cut {self.shape} into blocks of "
+            f"{' or '.join(map(str, named)) or 'equal size'}; correct config.json, or download the checkpoint again."
+        )
+
 
 class Stack(Matrix):
-    """Experts one below the other, all of one format and shape."""
+    """Experts one below the other, all of one shape; packed as they are if all have one setting."""
 
     def __init__(self, experts: Sequence[Matrix]) -> None:
-        self._experts, first = list(experts), experts[0]
-        self._rows = first.shape[0]
-        self.shape = (self._rows * len(experts), first.shape[1])
-        self.setting, self.dtype, self.is_integer = first.setting, first.dtype, first.is_integer
+        self._experts, self._rows = list(experts), experts[0].shape[0]
+        self.shape = (self._rows * len(experts), experts[0].shape[1])
+        settings, dtypes = {e.setting for e in experts}, {e.dtype for e in experts}
+        self.setting = settings.pop() if len(settings) == 1 else None
+        self.dtype = None if None in dtypes else dtypes.pop() if len(dtypes) == 1 else mx.float32
+        self.is_integer = any(e.is_integer for e in experts)
 
     @property
     def files(self) -> set[Path]:

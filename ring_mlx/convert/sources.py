@@ -19,11 +19,11 @@ from ring_mlx.checkpoint import weights
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.safetensors_header import Tensor
 from ring_mlx.checkpoint.shards import read_tensors
-from ring_mlx.checkpoint.tensor_files import NUMPY_DTYPES
 from ring_mlx.convert import remote
 from ring_mlx.convert.formats import IGNORED_SUFFIXES, WEIGHT_SUFFIXES, matrix
 from ring_mlx.convert.matrices import Matrix
 from ring_mlx.errors import WeightsError
+from ring_mlx.model import quantization
 from ring_mlx.model.config import RingConfig, read_config
 from ring_mlx.model.model import Model
 
@@ -59,20 +59,13 @@ def open_source(path_or_repo: str | os.PathLike[str], revision: str | None = Non
     if remote_only and remote.is_repo(name):
         folder = remote.fetch_small_files(name, revision)
         config, raw = read_config(folder)
-        found = _checked(remote.tensors(name, folder.name))
+        found = remote.tensors(name, folder.name)
         return Source(name, folder, config, raw, found, (name, folder.name), folder.name)
     folder = resolve_model(path_or_repo, revision)
     config, raw = read_config(folder)
     commit = folder.name if remote.is_repo(name) else None
     label = name if commit else folder.resolve().name
-    return Source(label, folder, config, raw, _checked(read_tensors(folder)), commit=commit)
-
-
-def _checked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for t in tensors.values():
-        if t.dtype not in NUMPY_DTYPES:
-            raise WeightsError(f"{t.name} has dtype {t.dtype}, which cannot be converted; use another checkpoint.")
-    return tensors
+    return Source(label, folder, config, raw, read_tensors(folder), commit=commit)
 
 
 def identity(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -93,7 +86,10 @@ def matrices(source: Source) -> dict[str, Matrix]:
     """The source's matrix of every parameter by the model's names; a WeightsError if one is missing or unsupported."""
     with _odd_values(source):
         grouped: dict[str, dict[str, Any]] = {}
-        for name, entry in weights.canonical(source.tensors, source.config).items():
+        entries = weights.canonical(source.tensors, source.config)
+        used = [t for e in entries.values() for t in (e.values() if isinstance(e, dict) else [e])]
+        quantization.check_readable(source.raw, entries, any(t.dtype not in weights.FLOATS for t in used))
+        for name, entry in entries.items():
             base, _, suffix = name.rpartition(".")
             if suffix not in IGNORED_SUFFIXES:
                 parameter = f"{base}.weight" if suffix in WEIGHT_SUFFIXES else f"{base}.{suffix}"
