@@ -19,6 +19,7 @@ from benchmarks.common import arguments, counts, report
 from ring_mlx import load_model
 from ring_mlx.convert import convert, convert_plan
 from ring_mlx.convert import report as packaged
+from ring_mlx.convert.fit import EFFORTS
 from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import quantizable_paths
 from ring_mlx.evaluation.divergence import Divergence, divergence, summary
@@ -96,7 +97,7 @@ def main() -> None:
     parser = arguments(__doc__, model=True)
     parser.add_argument("--bits", type=counts, default=(4,), help="with commas (4)")
     parser.add_argument("--rows", type=int, default=24, help="conversations of the packaged text")
-    parser.add_argument("--fit", default="search", choices=("search", "rtn"))
+    parser.add_argument("--fit", default="fast", choices=tuple(EFFORTS))
     parser.add_argument("--only", help="one kind by name, such as 'not routed experts'")
     parser.add_argument("--each-layer", "--layers", action="store_true", help="also the routed experts of each layer")
     args = parser.parse_args()

@@ -1,8 +1,10 @@
 """Operations of the Ring-linear models, each a folder with its plain form."""
 
+from metal_kernels.affine_fit.naive import Effort
 from metal_kernels.dispatch import (
     add_norm,
     add_qmv,
+    affine_fit,
     few_queries,
     gate_qmv,
     lightning_attn,
@@ -22,12 +24,14 @@ from metal_kernels.packed import Matrices, Packed
 from metal_kernels.quantized_moe.experts import Experts
 
 __all__ = [
+    "Effort",
     "Experts",
     "Heads",
     "Matrices",
     "Packed",
     "add_norm",
     "add_qmv",
+    "affine_fit",
     "chunk_lightning_attn",
     "few_queries",
     "gate_qmv",

@@ -86,6 +86,20 @@ def agree(operation: str, arguments: tuple[Any, ...], found: Any, expected: Any)
     return max(errors), ""
 
 
+def same_bits(operation: str, arguments: tuple[Any, ...], found: Any, expected: Any) -> Judged:
+    """How large a part of the outputs differs, and in what; for operations that leave no rounding to the device."""
+    floats = [x for x in listed([*arguments, *expected]) if mx.issubdtype(x.dtype, mx.floating)]
+    if not all(mx.isfinite(x).all() for x in floats):
+        return None, None
+    for i, (a, b) in enumerate(zip(listed(found), listed(expected), strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return None, f"output {i} is {a.shape} {a.dtype} instead of {b.shape} {b.dtype}"
+        part = float((a != b).mean())
+        if part > 0:
+            return part, f"output {i} of {operation} differs in {part:.2g} of its numbers"
+    return 0.0, ""
+
+
 def _added(operation: str, arguments: tuple[Any, ...], expected: mx.array) -> mx.array | None:
     """What was added to the product, if anything."""
     place = ADDED.get(operation, len(arguments))

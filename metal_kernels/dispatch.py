@@ -15,7 +15,9 @@ import mlx.core as mx
 from mlx.core import array
 
 from metal_kernels import choices, launch
-from metal_kernels.agreement import Judge, agree
+from metal_kernels.affine_fit.fused import fused_affine_fit
+from metal_kernels.affine_fit.naive import Effort, naive_affine_fit
+from metal_kernels.agreement import Judge, agree, same_bits
 from metal_kernels.few_queries.fused import MAX_QUERIES, fused_few_queries
 from metal_kernels.few_queries.naive import naive_few_queries
 from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
@@ -143,6 +145,12 @@ def norm_router(
     """Same result as `naive_norm_router`, or None where MLX's product is used."""
     arguments = x, r, weight, router, eps, dtype
     return _served("norm_router", fused_norm_router, naive_norm_router, arguments, _nothing)
+
+
+def affine_fit(w: array, bits: int, group_size: int, dtype: mx.Dtype, effort: Effort) -> tuple[array, array, array]:
+    """Same contract as `naive_affine_fit`, to the bit."""
+    arguments = w, bits, group_size, dtype, effort
+    return _served("affine_fit", fused_affine_fit, naive_affine_fit, arguments, judge=same_bits)
 
 
 def norm_qmv(

@@ -37,7 +37,7 @@ def test_plain_conversion_changes_nothing(tmp_path):
     assert "quantization" not in json.loads((out / "config.json").read_text())
 
 
-@pytest.mark.parametrize("fit", ["rtn", "search"])
+@pytest.mark.parametrize("fit", ["rtn", "fast", "best"])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_conversion(tmp_path, bits, fit):
     out = convert(GOLDEN, tmp_path / "out", quantize=True, bits=bits, group_size=32, fit=fit)
@@ -177,7 +177,7 @@ def test_a_target_that_exists_is_refused(tmp_path):
         ({"quantize": True, "overrides": ["=4"]}, "--q-override '=4' is not"),
         ({"quantize": True, "overrides": ["atention=8"]}, "--q-override 'atention=8' matches no module"),
         ({"quantize": True, "overrides": ["gate.gate_proj=4"]}, "would harm the router"),
-        ({"quantize": True, "fit": "best"}, "--q-fit 'best' is not one of"),
+        ({"quantize": True, "fit": "search"}, "--q-fit 'search' is not one of"),
         ({"bits": 4}, "--q-bits needs --quantize"),
         ({"group_size": 32}, "--q-group-size needs --quantize"),
         ({"quantize": True, "bits": 4, "recipe": "ring-q4"}, "--q-bits 4 has no effect on --quant-predicate ring-q4"),

@@ -104,13 +104,13 @@ def test_the_search_is_never_worse_in_any_group(seed, bits, group):
         w[1, :group] = 0
     x = mx.array(w.astype(np.float32)).astype(mx.bfloat16)
     errors = {}
-    for fit in ("rtn", "search"):
+    for fit in ("rtn", "fast"):
         p = quantize(x, Setting(group, bits), mx.bfloat16, fit)
         back = mx.dequantize(p["weight"], p["scales"].astype(mx.float32), p["biases"].astype(mx.float32), group, bits)
         assert mx.isfinite(back).all().item()
         square = np.square(np.array(back - x.astype(mx.float32), dtype=np.float64))
         errors[fit] = square.reshape(3, 2, group).sum(-1)
-    assert (errors["search"] <= errors["rtn"] * (1 + 1e-4) + 1e-30).all()
+    assert (errors["fast"] <= errors["rtn"] * (1 + 1e-4) + 1e-30).all()
 
 
 def test_the_search_gains_what_the_documentation_says():
@@ -118,7 +118,7 @@ def test_the_search_gains_what_the_documentation_says():
     gain = {}
     for bits in (3, 4, 6):
         error = []
-        for fit in ("rtn", "search"):
+        for fit in ("rtn", "fast"):
             p = quantize(w, Setting(64, bits), mx.bfloat16, fit)
             scales, biases = p["scales"].astype(mx.float32), p["biases"].astype(mx.float32)
             error.append(relative_rms(mx.dequantize(p["weight"], scales, biases, 64, bits), w))

@@ -14,7 +14,7 @@ HELP = {
     "group": "weights per scale (64, or the mode's own)",
     "predicate": "mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, or ring-q3, ring-q4, ring-q5, ring-q6",
     "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be repeated",
-    "fit": "search the scales with the least squared error, or round to nearest (search)",
+    "fit": "round to nearest, or search the scales of least squared error, fast or long (fast)",
     "layout": "streamed: each expert's matrices side by side, so that they can be read on demand (stacked)",
     "check": "find the decay from a minute's text; auto does so if config.json has none and the source can be loaded (auto)",
     "dry": "print size, memory and bits per weight of each part; fetch no shard and write nothing",
@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     q.add_argument(
         "--q-override", dest="overrides", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"]
     )
-    q.add_argument("--q-fit", dest="fit", choices=("search", "rtn"), help=HELP["fit"])
+    q.add_argument("--q-fit", dest="fit", choices=("rtn", "fast", "best"), help=HELP["fit"])
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
     q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="dtype of weights in float")
     q.add_argument("--expert-layout", choices=("stacked", "streamed"), default="stacked", help=HELP["layout"])

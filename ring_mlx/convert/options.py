@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ring_mlx.convert.fit import FITS
+from ring_mlx.convert.fit import EFFORTS
 from ring_mlx.convert.recipes import Setting, make_setting
 from ring_mlx.errors import OptionError
 
@@ -24,7 +24,7 @@ class Options:
         dequantize: Whether to store everything in float.
         recipe: One of ``recipes.RECIPES``, or None for the same bits everywhere.
         overrides: "pattern=bits" or "pattern=none"; the last that matches a module's path counts.
-        fit: "search" for least squared error, "rtn" for rounding to nearest as ``mx.quantize`` does.
+        fit: "fast" or "best" search the least squared error, "rtn" rounds to nearest as ``mx.quantize`` does.
         expert_layout: "streamed" puts the three matrices of an expert side by side, in one shard a layer, to be read
             on demand; see `ring_mlx.experts.layout`.
         decay_layer_offset: What config.json says of the decay's layers; None leaves what the source says.
@@ -38,7 +38,7 @@ class Options:
     dequantize: bool = False
     recipe: str | None = None
     overrides: Sequence[str] = ()
-    fit: str = "search"
+    fit: str = "fast"
     expert_layout: str = "stacked"
     decay_layer_offset: int | str | None = None
 
@@ -69,7 +69,7 @@ class Options:
             raise OptionError(f"{useless[0]} needs --quantize; add -q.")
         if self.recipe and self.bits is not None:
             raise OptionError(f"--q-bits {self.bits} has no effect on --quant-predicate {self.recipe}; leave one out.")
-        for flag, value, choices in (("--q-fit", self.fit, FITS), ("--expert-layout", self.expert_layout, LAYOUTS)):
+        for flag, value, choices in (("--q-fit", self.fit, EFFORTS), ("--expert-layout", self.expert_layout, LAYOUTS)):
             if value not in choices:
                 raise OptionError(f"{flag} {value!r} is not one of {', '.join(choices)}; choose one.")
         if self.quantize:

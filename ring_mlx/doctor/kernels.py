@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import Experts, Heads, Matrices, Packed, launch
+from metal_kernels import Effort, Experts, Heads, Matrices, Packed, launch
 from metal_kernels import dispatch as ours
 from metal_kernels.failures import said
 from metal_kernels.launch import Backend
@@ -67,6 +67,7 @@ def operations() -> dict[str, Run]:
         "norm and products": lambda: ours.norm_qmv(x, weight, EPS, both),
         "gate and product": lambda: ours.gate_qmv(*gated, single, r),
         "product and residual": lambda: ours.add_qmv(x, single, r),
+        "scales of a conversion": lambda: ours.affine_fit(normal(8, 64), 4, 32, mx.bfloat16, Effort(3, 3, 1)),
         "experts, few tokens": lambda: _experts(moe, normal(2, WIDTH)),
         "experts, many tokens": lambda: _experts(moe, normal(20, WIDTH)),
     }

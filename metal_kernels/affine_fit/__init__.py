@@ -1,0 +1,1 @@
+"""Affine quantization: the scale and bias of each group with the least squared error."""
