@@ -74,6 +74,12 @@ def add_expert_options(parser: argparse.ArgumentParser) -> None:
     g.add_argument("--expert-policy", choices=("lfu", "none"), help="which experts --expert-cache-bytes keeps (lfu)")
 
 
+def add_draft_option(group: Any) -> None:
+    """--draft-model."""
+    about = "a smaller model with the same tokens, which drafts for --speculate: a folder, or owner/name on the hub"
+    group.add_argument("--draft-model", metavar="MODEL", help=about)
+
+
 def add_distributed_option(parser: argparse.ArgumentParser) -> None:
     group_of(parser, "model").add_argument(
         "--distributed", choices=CHOICES, default=AUTO, help="how processes of `ring-mlx launch` share the model (auto)"

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache
 
+from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.loading import demo_model_path, load_model
+from ring_mlx.cli import main
 from ring_mlx.generation.draft_model import LONG, DraftModel, LookupOrModel
 from ring_mlx.generation.drafts import MODEL, REST_HALF_LIFE, Draft, Pace, PromptLookup
 from ring_mlx.generation.speculation import speculate
+from ring_mlx.model import memory
 from tests.compare import assert_close
 from tests.test_speculation import LENGTH, PROMPT, Gpu, assert_same, plain, read, several
 from tests.tiny import make_model
@@ -203,3 +213,110 @@ def test_time_of_drafts_is_not_the_steps(monkeypatch):
     how = {"sampler": lambda logprobs: mx.argmax(logprobs, axis=-1), "max_tokens": 41}
     list(speculate(mx.zeros((1, 4)), gpu, [], [0], Slow([0] * 9, 3), pace, **how))
     assert list(pace._times[4]) == [13.0] * len(pace._times[4])
+
+
+QUESTION = "Repeat: one two three four five. one two three four"
+
+
+def generate(capsys, *flags):
+    code = main(["generate", "--no-store", "--temp", "0", "--json", "-m", "12", "-p", QUESTION, *map(str, flags)])
+    return code, capsys.readouterr()
+
+
+def test_generate_with_a_draft_model_says_the_same(capsys, chat_folder):
+    _, off = generate(capsys)
+    _, random = generate(capsys, "--speculate", "auto", "--draft-model", chat_folder)
+    _, itself = generate(capsys, "--speculate", "3", "--draft-model", demo_model_path())
+    off, random, itself = (json.loads(found.out) for found in (off, random, itself))
+    assert random["text"] == itself["text"] == off["text"]
+    assert random["speculation"]["drafted"] > random["speculation"]["accepted"]
+    assert itself["speculation"]["accepted"] >= itself["speculation"]["drafted"] - 3
+
+
+def tokens_only(folder, change):
+    """A folder with the toy's config and tokenizer, but for a change of (config, tokenizer)."""
+    shutil.copytree(demo_model_path(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    files = [folder / "config.json", folder / "tokenizer.json"]
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    change(*contents)
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def swap(config, tokenizer):
+    vocab = tokenizer["model"]["vocab"]
+    names = {i: token for token, i in vocab.items()}
+    vocab[names[300]], vocab[names[301]] = 301, 300
+    merges = tokenizer["model"]["merges"]  # so that the others need neither
+    tokenizer["model"]["merges"] = [m for m in merges if "".join(m) not in (names[300], names[301])]
+
+
+def lacking(config, tokenizer):
+    vocab = tokenizer["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    tokenizer["model"]["merges"] = [m for m in tokenizer["model"]["merges"] if last not in ("".join(m), *m)]
+    del vocab[last]
+
+
+def special(config, tokenizer):
+    token = next(token for token, i in tokenizer["model"]["vocab"].items() if i == 300)
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": 300, "content": token, "special": True})
+
+
+def more_rows(config, tokenizer):
+    config["vocab_size"] += 64
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (swap, r"token 300 is '\S+' in the draft model other, and '\S+' in the model; give a draft"),
+        (lacking, r"token \d+ is nothing in the draft model other, and '.+' in the model; give a draft"),
+        (special, r"token 300 is '.+' \(special\) in the draft model other, and '[^']+' in the model; give a draft"),
+        (more_rows, r"other has rows for 1088 tokens, and the model 1024; give a draft"),
+    ],
+)
+def test_a_draft_model_with_other_tokens_is_refused(tmp_path, capsys, change, says):
+    code, out = generate(capsys, "--speculate", "2", "--draft-model", tokens_only(tmp_path / "other", change))
+    assert code == 2
+    assert re.search(rf"\[tokenizer\] {says}", out.err)
+    assert sum("[tokenizer]" in line for line in out.err.splitlines()) == 1
+
+
+def test_both_models_must_fit(capsys, chat_folder, monkeypatch):
+    toy = memory.held_bytes(load_model(demo_model_path())) + memory.WORKSPACE_BYTES
+    draft = memory.held_bytes(load_model(chat_folder))
+    flags = "--speculate", "2", "--draft-model", chat_folder
+    monkeypatch.setattr(memory, "budget_bytes", lambda: toy + draft + (1 << 16))
+    assert generate(capsys, *flags)[0] in (0, 4)
+    monkeypatch.setattr(memory, "budget_bytes", lambda: toy + draft - (1 << 16))
+    monkeypatch.setattr("ring_mlx.checkpoint.weights.give", _give_once())
+    code, out = generate(capsys, *flags)
+    assert code == 2
+    assert re.search(r"\[memory\] demo_model needs 0\.\d GB .* beside the draft model's 0\.\d GB; ", out.err)
+
+
+def _give_once():
+    """Gives weights to the first model only."""
+    give, left = weights.give, [1]
+
+    def once(*a):
+        left.pop()
+        give(*a)
+
+    return once
+
+
+def test_a_draft_model_needs_speculation(capsys, chat_folder):
+    code, out = generate(capsys, "--speculate", "off", "--draft-model", chat_folder)
+    assert code == 2
+    assert "--draft-model drafts for --speculate only; add --speculate auto" in out.err
+
+
+def test_a_draft_model_does_not_go_with_launch(capsys, monkeypatch):
+    rank = SimpleNamespace(check=lambda args: None, is_first=True)
+    monkeypatch.setattr("ring_mlx.cli.generate_command.joined", lambda how: nullcontext(rank))
+    code, out = generate(capsys, "--speculate", "2", "--draft-model", "x")
+    assert code == 2
+    assert "--draft-model does not go with `ring-mlx launch`" in out.err

@@ -99,5 +99,5 @@ def test_what_is_refused_says_why_in_a_line(command, flag, value, capsys):
 
 
 def test_a_value_after_an_equals_sign_is_refused_as_well(capsys):
-    assert main(["generate", "--draft-model=small"]) == 2
-    assert "--draft-model is not supported" in capsys.readouterr().err
+    assert main(["generate", "--num-draft-tokens=3"]) == 2
+    assert "--num-draft-tokens is not supported" in capsys.readouterr().err

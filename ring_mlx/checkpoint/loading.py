@@ -43,6 +43,7 @@ def load_model(
     adapter_path: str | os.PathLike[str] | None = None,
     decay_layer_offset: int | str | None = None,
     progress: Progress | None = None,
+    beside_bytes: int = 0,
 ) -> Model:
     """Load the model of a checkpoint folder, without a tokenizer.
 
@@ -57,6 +58,7 @@ def load_model(
         adapter_path: Folder of an adapter of mlx_lm.lora to put over the model.
         decay_layer_offset: 0, -1 or "clamped" in place of config.json's, for linear models; None leaves it.
         progress: Called with (parts in memory, all), unless it is lazy.
+        beside_bytes: Memory that a draft model takes.
 
     Returns:
         The model, in evaluation mode. On a GPU the first load of a kind of model takes up to ten seconds more, in which
@@ -78,7 +80,7 @@ def load_model(
         adapter.check(model, expert_cache_bytes is not None)
         needed += adapter.nbytes
         adapter.put_into(arrays)
-    memory.claim(model.config, needed, folder.name)
+    memory.claim(model.config, needed, folder.name, beside_bytes)
     memory.bound_memory()
     weights.give(model, arrays)
     if expert_cache_bytes is not None:

@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx.checkpoint import drafting
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load
 from ring_mlx.cli.progress import bar_of
@@ -46,10 +48,22 @@ def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     return model, tokenizer, name
 
 
-def find_model(args: argparse.Namespace, name: str) -> Path:
-    """The folder of a model; one of the hub's is downloaded."""
+def load_with_draft(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str, Model | None]:
+    """As `load_named`, and the model of --draft-model, if there is one."""
+    if args.draft_model is None:
+        return *load_named(args), None
+    if args.model is None:
+        note(TOY_NOTE)
+    name = args.model or str(demo_model_path())
+    folders = find_model(args, name), find_model(args, args.draft_model, None)
+    model, tokenizer, draft = drafting.load_with_draft(*folders, partial(bar_of, args), **loading_options(args))
+    return model, tokenizer, name, draft
+
+
+def find_model(args: argparse.Namespace, name: str, revision: str | None = "") -> Path:
+    """The folder of a model; one of the hub's is downloaded, by default in the --revision."""
     with bar_of(args, "downloading", "B") as bar:
-        return resolve_model(name, args.revision, bar)
+        return resolve_model(name, args.revision if revision == "" else revision, bar)
 
 
 def make_sampling(

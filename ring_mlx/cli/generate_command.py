@@ -24,7 +24,8 @@ from ring_mlx.engine.branches import Prompt, Renderer, branch_points
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation.decoding import LogitsProcessor, Progress, Sampler, decode
-from ring_mlx.generation.drafts import Pace, PromptLookup
+from ring_mlx.generation.draft_model import DraftModel, LookupOrModel
+from ring_mlx.generation.drafts import Drafter, Pace, PromptLookup
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.generation.stream import GenerationEvent, check_lengths, events_of, thought_closer
@@ -43,10 +44,13 @@ def run(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
     if rank is not None:
         rank.check(args)
+        if args.draft_model is not None:
+            raise OptionError("--draft-model does not go with `ring-mlx launch`; leave one of them out.")
     text = from_options.read_prompt(args.prompt)
     if not text.strip():
         raise PromptError("the prompt is empty; give some text.")
-    model, tokenizer, name = from_options.load_named(args) if rank is None else rank.load_named(args)
+    loaded = from_options.load_with_draft(args) if rank is None else (*rank.load_named(args), None)
+    model, tokenizer, name, draft = loaded
     for token in args.extra_eos_token:
         _add_eos(tokenizer, token, model.config.vocab_size)
     sampler, processors = from_options.make_sampling(args, model, tokenizer)
@@ -59,7 +63,7 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
     code = 0
     with bar_of(args, "prompt", "tokens", rank is None or rank.is_first) as bar, Wired():
         try:
-            for event in _events(args, model, tokenizer, source, reader, sampler, processors, pace, bar):
+            for event in _events(args, model, tokenizer, source, reader, sampler, processors, pace, draft, bar):
                 printer.show(event)
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -129,6 +133,7 @@ def _events(
     sampler: Sampler,
     processors: Sequence[LogitsProcessor],
     pace: Pace | None,
+    draft: Model | None,
     bar: Progress,
 ) -> Iterator[GenerationEvent]:
     """Read what no snapshot holds of the prompt, then generate."""
@@ -153,7 +158,10 @@ def _events(
     }
     cache = reader.live.cache
     if pace is not None:
-        steps = speculate(reader.logits, model, cache, ids, PromptLookup(ids), pace, **how)
+        drafter: Drafter = PromptLookup(ids)
+        if draft is not None:
+            drafter = LookupOrModel(drafter, DraftModel(draft, ids, args.prefill_step_size), pace)
+        steps = speculate(reader.logits, model, cache, ids, drafter, pace, **how)
     else:
         kv = reader.kv_quantization
         steps = decode(reader.logits, model, cache, mx.array(ids, dtype=mx.int32), kv_quantization=kv, **how)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 
 from ring_mlx import options
+from ring_mlx.errors import OptionError
 from ring_mlx.generation.defaults import MAX_TOKENS
 from ring_mlx.generation.drafts import MOST_TOKENS
 from ring_mlx.options import group_of
 
-check = options.check_template_flags
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that need others; raises OptionError."""
+    options.check_template_flags(args)
+    if args.draft_model is not None and args.speculate is None:
+        raise OptionError("--draft-model drafts for --speculate only; add --speculate auto, or leave it out.")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="{off,auto,N}",
         help="draft up to N tokens from earlier text and read them in one step; auto: only while that is faster (off)",
     )
+    options.add_draft_option(a)
     o = group_of(parser, "output")
     o.add_argument(
         "--thinking", choices=("show", "hide", "fold"), default="show", help="how to print the thought (show)"

@@ -18,8 +18,7 @@ _TEMPLATE = "there is no default template; the checkpoint's own is used if it ha
 REFUSED: dict[str, dict[tuple[str, ...], str]] = {
     "generate": {
         ("--max-kv-size",): _ROTATES.format("leave it out, or save memory with --kv-bits"),
-        ("--draft-model",): _DRAFTS.format("--speculate drafts from the text itself"),
-        ("--num-draft-tokens",): _DRAFTS.format("give --speculate N"),
+        ("--num-draft-tokens",): "--speculate says how many tokens are drafted; give --speculate N",
         ("--image",): "the model reads text only; leave it out",
         ("--quantize-activations", "-qa"): "activations are never quantized; leave it out",
         ("--use-default-chat-template",): _TEMPLATE,

@@ -75,22 +75,25 @@ def size_in_bits(config: RingConfig, bits: int) -> int:
     return int(parameter_count(config) * (bits if bits == 16 else bits + 0.5) / 8)
 
 
-def check_fit(config: RingConfig, needed_bytes: int, name: str, limit_bytes: int | None = None) -> None:
+def check_fit(
+    config: RingConfig, needed_bytes: int, name: str, limit_bytes: int | None = None, beside_bytes: int = 0
+) -> None:
     """Refuse, before weights are read, a model that this machine cannot hold with a short conversation.
 
-    ``needed_bytes`` are those of its weights as they would be loaded. The NoFitError names what is needed, what the
-    machine has and what would fit.
+    ``needed_bytes`` are those of its weights as they would be loaded, ``beside_bytes`` those of a draft model. The NoFitError
+    names what is needed, what the machine has and what would fit.
     """
-    limit = budget_bytes() if limit_bytes is None else limit_bytes
+    limit = (budget_bytes() if limit_bytes is None else limit_bytes) - beside_bytes
     extra = extra_bytes(config)
     if needed_bytes + extra <= limit:
         return
     advice = _what_fits(config, needed_bytes, limit - extra)
-    if command := wired_limit_command(needed_bytes + extra):
+    if command := wired_limit_command(needed_bytes + extra + beside_bytes):
         advice += f", or raise what macOS gives until the next start: {command}"
+    beside = f" beside the draft model's {beside_bytes / GB:.1f} GB" if beside_bytes else ""
     raise NoFitError(
         f"{name} needs {(needed_bytes + extra) / GB:.1f} GB (weights {needed_bytes / GB:.1f} GB) but this machine can "
-        f"give {limit / GB:.1f} GB; {advice}."
+        f"give {max(0, limit) / GB:.1f} GB{beside}; {advice}."
     )
 
 
@@ -104,6 +107,12 @@ def check_prompt(config: RingConfig, held_bytes: int, tokens: int, limit_bytes: 
             f"{tokens:,} tokens need {needed / GB:.1f} GB with the model, but this machine can give {limit / GB:.1f} GB; "
             f"give at most {fitting:,} tokens."
         )
+
+
+def held_bytes(model: Model) -> int:
+    """Memory of a loaded model with a short conversation."""
+    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    return weights + cache_bytes(model.config, min(PLAIN_CONTEXT, model.config.context_tokens))
 
 
 def extra_bytes(config: RingConfig) -> int:
@@ -135,9 +144,9 @@ def most_working_set_bytes() -> int:
     return max(0, total - max(LEFT_BYTES, total // 8)) if info.get("max_recommended_working_set_size") else 0
 
 
-def claim(config: RingConfig, needed_bytes: int, name: str) -> None:
+def claim(config: RingConfig, needed_bytes: int, name: str, beside_bytes: int = 0) -> None:
     """`check_fit`, and a warning where other programs hold the memory now."""
-    check_fit(config, needed_bytes, name)
+    check_fit(config, needed_bytes, name, None, beside_bytes)
     left = macos.available_bytes()
     if left is not None and needed_bytes > left:
         warnings.warn(
