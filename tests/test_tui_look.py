@@ -77,6 +77,38 @@ def test_toasts_never_cover_what_is_typed_and_leave_with_escape(size, dialog):
     chat(script, size)
 
 
+def keys_of(d):
+    """The row with the keys of a dialog."""
+    return [row.split("│")[1].strip() for row in d.screen_text if "Back" in row or "Leave" in row]
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 24)])
+@pytest.mark.parametrize("keys", [["ctrl+o"], ["ctrl+s", "x", "enter"], ["ctrl+l"], ["shift+tab", "up", "e"], ["f1"]])
+def test_toasts_cover_nothing_of_a_dialog(size, keys):
+    async def script(d):
+        await d.exchange("q", "a")
+        await d.press(*keys)
+        last = keys_of(d)
+        d.chat.say(LONG, "error")
+        await d.settle()
+        (toast,), dialog = d.app.screen.query(Toast), d.app.screen.query_one(".dialog")
+        assert toast.region.height
+        assert dialog.region.bottom <= toast.region.y
+        assert keys_of(d) == last
+
+    chat(script, size)
+
+
+def test_the_keys_of_the_list_are_all_seen_in_a_narrow_terminal():
+    async def script(d):
+        await d.exchange("q", "a")
+        await d.press("ctrl+o")
+        shown = " ".join(row.strip("│ ") for row in d.screen_text[-4:])
+        assert "⏎ Open  esc Back  ^r Rename  ^t Pin ^x Delete  ^z Undo  ^e Export" in shown
+
+    chat(script, (40, 12))
+
+
 def test_what_is_said_again_is_shown_once():
     async def script(d):
         for _ in range(3):

@@ -11,12 +11,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 
 from ring_mlx import harmless
 from tui.fuzzy import best, marked, match
 from tui.gauges import age, counted
+from tui.screens.dialog import Dialog, Keys
 from tui.screens.text import LineScreen
 from tui.store import Chat, Database, StoreError, chats, drafts, search, turns
 from tui.store.database import Change
@@ -28,7 +28,7 @@ SCROLLBAR, NARROW = 2, 45  # columns
 Chosen = tuple[str, str | None]
 
 
-class ChatsScreen(ModalScreen[Chosen | None]):
+class ChatsScreen(Dialog[Chosen | None]):
     """The list; ends with a chat and the turn that was found in it, or with nothing.
 
     Args:
@@ -38,15 +38,13 @@ class ChatsScreen(ModalScreen[Chosen | None]):
         export: Writes a chat to a file.
     """
 
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 as Textual declares it
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Back", priority=True),
         Binding("up", "move(-1)", show=False, priority=True),
         Binding("down", "move(1)", show=False, priority=True),
         Binding("pageup", "move(-8)", show=False, priority=True),
         Binding("pagedown", "move(8)", show=False, priority=True),
         Binding("enter", "open", "Open", priority=True),
+        Binding("escape", "dismiss(None)", "Back", priority=True),
         Binding("ctrl+r", "rename", "Rename", priority=True, id="chats_rename"),
         Binding("ctrl+t", "pin", "Pin", priority=True, id="chats_pin"),
         Binding("ctrl+x", "delete", "Delete", priority=True, id="chats_delete"),
@@ -68,7 +66,7 @@ class ChatsScreen(ModalScreen[Chosen | None]):
                 yield self._found
                 yield Static("", id="preview", markup=False)
             yield Static("", id="remark", markup=False)
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()

@@ -11,20 +11,20 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 
 from ring_mlx import harmless
 from tui.fuzzy import best
 from tui.gauges import counted
 from tui.messages import ModelChoice
 from tui.models import PLACES, Found, found_models
+from tui.screens.dialog import Dialog, Keys
 from tui.widgets.choices import Choices, in_columns
 
 SHOW_EVERY_S, MOST_ROWS = 0.1, 500
 
 
-class ModelsScreen(ModalScreen[ModelChoice | None]):
+class ModelsScreen(Dialog[ModelChoice | None]):
     """Ends with a choice, or with nothing.
 
     Args:
@@ -32,7 +32,6 @@ class ModelsScreen(ModalScreen[ModelChoice | None]):
         folders: To look into, besides the usual ones.
     """
 
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012 as Textual declares it
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "move(-1)", "Choose", key_display="↑↓", priority=True),
         Binding("down", "move(1)", show=False, priority=True),
@@ -54,7 +53,7 @@ class ModelsScreen(ModalScreen[ModelChoice | None]):
             yield Input(placeholder="Filter, or a folder, or OWNER/NAME on the hub")
             yield self._models
             yield Static("", id="remark", markup=False)
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()

@@ -8,16 +8,16 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 
 from ring_mlx import harmless
+from tui.screens.dialog import Dialog
 from tui.widgets.choices import Choices, row
 
 LOAD, GO_ON = "load", "go on"
 
 
-class OtherModelScreen(ModalScreen[str | None]):
+class OtherModelScreen(Dialog[str | None]):
     """Ends with `LOAD`, `GO_ON`, or with nothing; ``own`` is the chat's model, ``loaded`` the other one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", priority=True)]

@@ -8,18 +8,18 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Footer, Static
 
 from ring_mlx import Fit, known_fits
 from tui.models import fit_text, size_text
+from tui.screens.dialog import Dialog
 
 OWNER, WHOLE_BITS = "inclusionAI", 16
 CONVERT = "ring-mlx convert --model {owner}/{name} --mlx-path ~/models/{name}-{bits}bit -q --q-bits {bits}"
 NONE_FITS = "No width of either fits; --expert-cache-bytes keeps most of a model on disk (docs/experts.md)."
 
 
-class RealModelsScreen(ModalScreen[None]):
+class RealModelsScreen(Dialog[None]):
     """A table by model and width; the command of the widest one that fits can be copied."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -10,20 +10,20 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import Footer, Input, Label, Select, Static, TextArea
+from textual.widgets import Input, Label, Select, Static, TextArea
 
 from ring_mlx import harmless
 from tui.commands import ON_SCREEN
 from tui.config import Preset, with_setting
 from tui.messages import Sampling
-from tui.screens.text import Writing
+from tui.screens.dialog import Keys, Writing
 
 HINTS = {
     "temp": "temperature; 0 is greedy",
     "top_p": "nucleus probability",
     "top_k": "only the k likeliest; 0 is all",
     "min_p": "least, relative to the best",
-    "max_tokens": "of an answer; -1 is what the context holds",
+    "max_tokens": "of an answer; -1: all the context",
     "thinking_budget": "of the thought; empty leaves room",
     "seed": "repeats an answer; or empty",
 }
@@ -84,7 +84,7 @@ class SettingsScreen(Writing[Preset | None]):
                 yield Label("system prompt")
                 yield self._system
             yield Static("", id="wrong", markup=False)
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         self.query_one("#temp", Input).focus()

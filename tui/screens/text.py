@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Static, TextArea
+from textual.widgets import Input, Static, TextArea
 
 from ring_mlx import harmless
 from tui import paths
 from tui.commands import help_rows
 from tui.records import record_lines
+from tui.screens.dialog import Dialog, Keys, Writing
 from tui.store import Record
 
 PREVIEWED = 100_000
@@ -26,7 +26,7 @@ Keys in brackets are for the turn that has the focus: Shift+Tab goes to the turn
 ^P opens the palette. Keys and settings are in {}."""
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Dialog[None]):
     """Commands and keys; ``keys`` are remapped ones by command."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,f1,q", "dismiss", "Close")]
@@ -45,7 +45,7 @@ class HelpScreen(ModalScreen[None]):
             yield Static(MORE_HELP.format(paths.config_file()), classes="more", markup=False)
 
 
-class RecordScreen(ModalScreen[None]):
+class RecordScreen(Dialog[None]):
     """How an answer came to be, line by line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,i,q", "dismiss", "Close")]
@@ -58,18 +58,6 @@ class RecordScreen(ModalScreen[None]):
         with VerticalScroll(classes="dialog"):
             yield Static("How this answer came to be", classes="title")
             yield Static("\n".join(record_lines(self._record)), markup=False)
-
-
-Result = TypeVar("Result")
-
-
-class Writing(ModalScreen[Result]):
-    """A dialog in which a text is written; until it is used it is kept as a draft of the chat."""
-
-    @property
-    def unsaved(self) -> str:
-        """What the user has written, as the prompt would take it, or nothing."""
-        raise NotImplementedError
 
 
 class TextScreen(Writing[str | None]):
@@ -94,7 +82,7 @@ class TextScreen(Writing[str | None]):
         with Vertical(classes="dialog"):
             yield Static(self._title, classes="title", markup=False)
             yield self._area
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         self._area.move_cursor(self._area.document.end)
@@ -108,7 +96,7 @@ class TextScreen(Writing[str | None]):
         self.dismiss(self.unsaved)
 
 
-class PreviewScreen(ModalScreen[bool]):
+class PreviewScreen(Dialog[bool]):
     """The beginning of an attached text; ends with whether it is taken away."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -125,10 +113,10 @@ class PreviewScreen(ModalScreen[bool]):
         with Vertical(classes="dialog"):
             yield Static(f"{self._title}{more}", classes="title", markup=False)
             yield TextArea(harmless(self._text[:PREVIEWED]), read_only=True, soft_wrap=False, show_line_numbers=True)
-            yield Footer()
+            yield Keys()
 
 
-class LineScreen(ModalScreen[str | None]):
+class LineScreen(Dialog[str | None]):
     """One line below a title; Enter ends with it, Escape with nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave", priority=True)]

@@ -9,10 +9,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 
 from tui.conversation import Conversation, first_line
+from tui.screens.dialog import Dialog, Keys
 from tui.store import Turn
 from tui.store.records import USER
 from tui.widgets.choices import Choices, row
@@ -21,7 +21,7 @@ END, HERE, ELSEWHERE = "◉ ", "● ", "○ "
 SHOWN_CHARACTERS, MOST_LEVELS = 200, 6
 
 
-class TreeScreen(ModalScreen[str | None]):
+class TreeScreen(Dialog[str | None]):
     """Ends with the id of a turn to go to, or with nothing.
 
     Args:
@@ -46,7 +46,7 @@ class TreeScreen(ModalScreen[str | None]):
         with Vertical(classes="dialog"):
             yield Static(f"{END}here, {HERE}its branch, {ELSEWHERE}others", classes="title")
             yield self._rows
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         """Show all turns; the one in view is chosen."""

@@ -19,7 +19,7 @@ from tui.front_end import Done, FrontEnd
 from tui.keeper import WRITE_EVERY_S, Keeper
 from tui.keys import KeysInOrder
 from tui.messages import Answering
-from tui.screens.text import Result, Writing
+from tui.screens.dialog import Result, Writing
 from tui.store import Attachment, StoreError, Turn, chats, drafts
 from tui.store.records import ASSISTANT, USER
 from tui.widgets.attachments import Attachments

@@ -18,9 +18,8 @@ from ring_mlx import harmless
 from tui.gauges import counted
 from tui.parts import file_size_text
 from tui.store import Attachment
-from tui.widgets.wrapping import Wrapping
+from tui.widgets.wrapping import WRAPPING
 
-WRAPPING = Wrapping()
 PREVIEW_LINES, PREVIEW_COLUMNS, LEAST_NAME = 12, 72, 8
 
 

@@ -99,6 +99,7 @@ class Choices(OptionList, Generic[Key]):
         self._width = 0
 
     def on_resize(self, event: events.Resize) -> None:
+        self.call_after_refresh(self.scroll_to_highlight)  # a message or more keys may have taken its row
         if event.size.width != self._width:
             self._width = event.size.width
             self.post_message(self.Widened())

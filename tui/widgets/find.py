@@ -98,7 +98,7 @@ class FindBar(Horizontal):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,down,ctrl+f", "step(1)", "Next", priority=True),
-        Binding("up,shift+enter", "step(-1)", "Previous", priority=True),
+        Binding("up,shift+enter", "step(-1)", "Before", priority=True),
         Binding("escape", "step(0)", "Close", priority=True),
     ]
 

@@ -22,3 +22,6 @@ class Wrapping(HorizontalLayout):
             placed.append(p._replace(region=Region(at, row, width, 1)))
             at += width + GAP
         return placed
+
+
+WRAPPING = Wrapping()

@@ -1,0 +1,45 @@
+"""What all dialogs have in common."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from textual.binding import ActiveBinding
+from textual.layout import Layout
+from textual.screen import ModalScreen
+from textual.widgets import Footer
+
+from tui.widgets.wrapping import WRAPPING
+
+Result = TypeVar("Result")
+
+
+class Keys(Footer):
+    """A footer of as many rows as its keys need."""
+
+    @property
+    def layout(self) -> Layout:
+        return WRAPPING
+
+
+class Dialog(ModalScreen[Result]):
+    """A screen above the chat, which says how large it is, for its style; its own keys come first in the footer."""
+
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-middle"), (100, "-wide")]  # noqa: RUF012 as Textual declares it
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high"), (36, "-tall")]  # noqa: RUF012
+
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """Keys in the order in which the dialog declares them, then those of what has the focus."""
+        found, own = super().active_bindings, list(self._bindings.key_to_bindings)
+        order = {key: own.index(key) if key in own else len(own) for key in found}
+        return {key: found[key] for key in sorted(found, key=order.__getitem__)}
+
+
+class Writing(Dialog[Result]):
+    """A dialog in which a text is written; until it is used it is kept as a draft of the chat."""
+
+    @property
+    def unsaved(self) -> str:
+        """What the user has written, as the prompt would take it, or nothing."""
+        raise NotImplementedError
