@@ -25,8 +25,9 @@ def run(args: argparse.Namespace) -> int:
     rows = None if args.report is None else report.read_text(Path(args.report) if args.report else None)
     if args.dry_run:
         with bar_of(args, "reading headers"):
-            source, plan = convert_plan(args.source, Options(**_options(args)), revision=args.revision)
-        print(for_output(size_table(source, plan)))
+            options = Options(**_options(args))
+            source, plan = convert_plan(args.source, options, revision=args.revision)
+        print(for_output(size_table(source, plan, options)))
         return 0
     folder = Path(os.path.expanduser(args.mlx_path))
     if args.source is not None:
@@ -71,6 +72,7 @@ def _convert(args: argparse.Namespace) -> Path:
             resume=args.resume,
             stream=args.stream,
             choose_decay=check,
+            say=note,
             progress=bar,
         )
     for line in said:

@@ -19,6 +19,7 @@ from ring_mlx.convert.fit import quantize
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, by_part, make_plan, uses
+from ring_mlx.convert.remarks import grid_note, grid_steps, mostly_float, remarks, said_before
 from ring_mlx.convert.shard_files import ExpertShardFile, ShardFile
 from ring_mlx.convert.sources import Source, as_matrix, identity, open_source
 from ring_mlx.errors import ConvertError, WeightsError
@@ -44,6 +45,7 @@ def convert(
     stream: bool = False,
     shard_bytes: int = SHARD_BYTES,
     choose_decay: Callable[[Source], DecayChoice | None] | None = None,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Path:
@@ -62,6 +64,7 @@ def convert(
         stream: Fetch the shards of a repository one by one and drop each after use.
         shard_bytes: The most that a shard holds; an interruption loses at most one.
         choose_decay: Called with the source before anything is written, if no offset is given, to choose one.
+        say: Called with each line on what will not be as in the source, or as asked for; what is worst, again at the end.
         progress: Called with (bytes written, all bytes, tensor).
         **options: As in `Options`; a dtype may be MLX's.
 
@@ -89,16 +92,24 @@ def convert(
     }
     if target.exists():
         return _finished(target, job)
+    say = say or (lambda line: None)
+    for line in said_before(opened, plan, chosen):
+        say(line)
     with writer.disk_errors(target):
         _check_space(target, plan)
         partial = writer.PartialFolder(target, job, resume)
         try:
             decay = _decay(opened, chosen.decay_layer_offset, choose_decay)
             _write_shards(opened, plan, partial, chosen.fit, progress)
-            names = folder_files.write_files(partial.folder, opened, plan, chosen.as_dict(), decay)
-            return partial.finish(names)
+            notes = [grid_note({writer.GRID_STEPS: partial.grid_steps}), *remarks(opened, plan, chosen)]
+            card = folder_files.card(opened, plan, chosen.as_dict(), decay, list(filter(None, notes)))
+            names = folder_files.write_files(partial.folder, opened, plan, card, decay)
+            partial.finish(names)
         finally:
             partial.close()
+    if worst := mostly_float(plan):
+        say(worst)
+    return target
 
 
 def convert_plan(
@@ -125,15 +136,21 @@ def describe(folder: Path) -> str:
     quantization = settings(read_json(folder / "config.json"))
     kind = f"{quantization.get('bits')}-bit {quantization.get('mode')}" if quantization else "not quantized"
     others = sum(isinstance(v, dict) for v in (quantization or {}).values())
-    return f"{folder}: {size / 1e9:.3f} GB, {kind}{f', {others} modules otherwise' if others else ''}"
+    note = grid_note(writer.read_manifest(folder)) if (folder / writer.MANIFEST).is_file() else ""
+    parts = [f"{size / 1e9:.3f} GB", kind, f"{others} modules otherwise" if others else "", note]
+    return f"{folder}: {', '.join(filter(None, parts))}"
 
 
-def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) -> dict[str, mx.array]:
-    """Some rows of a parameter as stored, by suffix; a WeightsError if they are not finite, or too large."""
+def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) -> tuple[dict[str, mx.array], float]:
+    """Some rows of a parameter as stored, by suffix, and their `grid_steps`.
+
+    Raises a WeightsError if they are not finite, or too large.
+    """
+    steps = 0.0
     if output.copied:
         packed = output.matrix.read_packed(files, start, stop)
         out = {k: v.astype(output.dtype) if mx.issubdtype(v.dtype, mx.floating) else v for k, v in packed.items()}
-        read = list(packed.values())
+        read, steps = list(packed.values()), grid_steps(output, packed, out)
     else:
         rows = output.matrix.read(files, start, stop)
         read = [rows]
@@ -148,7 +165,7 @@ def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) 
             f"{output.name} holds values that are too large for {dtype_name(output.dtype)}; use --dtype bfloat16."
         )
     mx.eval(out)
-    return out
+    return out, steps
 
 
 def _is_finite(array: mx.array) -> bool:
@@ -209,8 +226,10 @@ def _write_shards(
             file = kind(unfinished, [t for o in outputs for t in o.stored])
             try:
                 for output in outputs:
-                    for written in _write_output(output, file, files, fit):
+                    for written, steps in _write_output(output, file, files, fit):
                         done += written
+                        if steps:
+                            partial.grid_steps[shard] = max(steps, partial.grid_steps.get(shard, 0.0))
                         if progress:
                             progress(done, plan.nbytes, output.name)
                     files.release(output.matrix.files)
@@ -224,27 +243,28 @@ def _write_shards(
         mx.set_cache_limit(cache_limit)
 
 
-def _write_output(output: Output, file: ShardFile, files: TensorFiles, fit: str) -> Iterator[int]:
-    """Write a parameter by rows, yielding the bytes of each piece."""
+def _write_output(output: Output, file: ShardFile, files: TensorFiles, fit: str) -> Iterator[tuple[int, float]]:
+    """Write a parameter by rows, yielding the bytes and `grid_steps` of each piece."""
     rows, cols = as_matrix(output.shape)
     step = max(1, CHUNK_WEIGHTS // cols)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         written = 0
-        for suffix, array in encode(output, files, start, stop, fit).items():
+        arrays, steps = encode(output, files, start, stop, fit)
+        for suffix, array in arrays.items():
             name = output.name if output.setting is None else f"{output.path}.{suffix}"
             row_bytes = array.shape[-1] * array.dtype.size
             written += file.write(name, start * row_bytes, array)
         mx.clear_cache()
-        yield written
+        yield written, steps
 
 
 # Float32 weights that are held at one time, times the arrays that the fit of scales keeps of them.
 FIT_ARRAYS = 14
 
 
-def size_table(source: Source, plan: Plan) -> str:
-    """The answer to ``--dry-run``."""
+def size_table(source: Source, plan: Plan, options: Options | None = None) -> str:
+    """The answer to ``--dry-run``; ``options`` are those of the plan."""
     rows = by_part(plan)
     width = max(len(part) for part, _, _ in rows)
     lines = [f"{'part':{width}} {'weights':>16} {'bits/weight':>12} {'bytes':>16}"]
@@ -265,7 +285,4 @@ def size_table(source: Source, plan: Plan) -> str:
             f"(this machine can give {budget_bytes() / GB:.1f} GB)"
         ),
     ]
-    if plan.left_float:
-        names = ", ".join(plan.left_float[:3]) + (" ..." if len(plan.left_float) > 3 else "")
-        lines.append(f"left in float, as their rows do not divide into groups: {len(plan.left_float)} ({names})")
-    return "\n".join(lines)
+    return "\n".join([*lines, *remarks(source, plan, options or Options())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,12 @@ class DecayChoice:
     lines: tuple[str, ...]
 
 
-def write_files(
-    folder: Path, source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None
-) -> set[str]:
+def write_files(folder: Path, source: Source, plan: Plan, card: str, decay: DecayChoice | None) -> set[str]:
+    """Write everything but the shards, with ``card`` as README.md; returns the files' names."""
     texts = {
         INDEX: _json(_index(plan)),
         "config.json": _json(config(source, plan, decay)),
-        "README.md": card(source, plan, options, decay),
+        "README.md": card,
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -65,12 +64,15 @@ def config(source: Source, plan: Plan, decay: DecayChoice | None) -> dict[str, A
     return dict(sorted(raw.items()))
 
 
-def card(source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None) -> str:
-    """The README.md of the result: how it was made and what is in it."""
+def card(
+    source: Source, plan: Plan, options: Mapping[str, Any], decay: DecayChoice | None, notes: Sequence[str]
+) -> str:
+    """The README.md of the result: how it was made, what is in it, and lines on what differs from the source."""
     is_repo = source.repo is not None or source.name.count("/") == 1
     base = f"base_model: {source.name}\n" if is_repo else ""
     given = ", ".join(f"{k} {v}" for k, v in options.items() if v not in (None, False, [], ()))
     rows = "".join(f"| {part} | {n:,} | {8 * size / n:.2f} | {size:,} |\n" for part, n, size in by_part(plan))
+    noted = "".join(f"- {note}\n" for note in notes) + "\n" if notes else ""
     decay_text = "## Decay\n\n" + "".join(f"    {line}\n" for line in decay.lines) + "\n" if decay is not None else ""
     return f"""---
 library_name: mlx
@@ -86,7 +88,7 @@ Converted from {source.name} by ring-mlx {__version__} ({given or "no options"})
 | part | weights | bits a weight | bytes |
 |---|---:|---:|---:|
 {rows}
-    ring-mlx chat --model FOLDER_OR_REPOSITORY
+{noted}    ring-mlx chat --model FOLDER_OR_REPOSITORY
 
 {decay_text}`conversion.json` holds the SHA-256 of every file: `ring-mlx convert --verify --mlx-path FOLDER`.
 """

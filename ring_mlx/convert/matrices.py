@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ring_mlx.checkpoint.safetensors_header import Tensor
+from ring_mlx.checkpoint.safetensors_header import BITS, Tensor
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.checkpoint.weights import FLOATS
 from ring_mlx.convert.recipes import AFFINE_GROUPS, READ_BITS, Setting
@@ -38,14 +38,15 @@ class Parameter:
 class Matrix:
     """A matrix of the source.
 
-    ``setting`` is the MLX format that holds it without loss, ``dtype`` the float type of the source, if there is one;
-    ``is_integer`` says whether the source holds integers on a grid.
+    ``setting`` is the MLX format that holds it without loss, ``dtype`` the float type of the source, if there is one,
+    ``scale_dtype`` that of MLX's scales; ``is_integer`` says whether the source holds integers on a grid.
     """
 
     shape: tuple[int, int]
     setting: Setting | None = None
     is_integer = False
     dtype: mx.Dtype | None = None
+    scale_dtype: mx.Dtype | None = None
 
     def __init__(self, parts: Parts) -> None:
         self.parts = dict(parts)
@@ -124,6 +125,7 @@ class MLXPacked(Matrix):
             )
         if affine:
             self._expect("biases", groups, FLOATS)
+            self.scale_dtype = FLOATS[max(scales.dtype, self.parts["biases"].dtype, key=lambda d: BITS[d])]
         self._global = self.parts.pop("global_scale", None)
         self.is_integer = self._global is not None
         self.setting = None if self.is_integer else setting
@@ -204,9 +206,9 @@ class Stack(Matrix):
     def __init__(self, experts: Sequence[Matrix]) -> None:
         self._experts, self._rows = list(experts), experts[0].shape[0]
         self.shape = (self._rows * len(experts), experts[0].shape[1])
-        settings, dtypes = {e.setting for e in experts}, {e.dtype for e in experts}
+        settings = {e.setting for e in experts}
         self.setting = settings.pop() if len(settings) == 1 else None
-        self.dtype = None if None in dtypes else dtypes.pop() if len(dtypes) == 1 else mx.float32
+        self.dtype, self.scale_dtype = _widest([e.dtype for e in experts]), _widest([e.scale_dtype for e in experts])
         self.is_integer = any(e.is_integer for e in experts)
 
     @property
@@ -225,3 +227,11 @@ class Stack(Matrix):
         return [
             (self._experts[e], max(start - e * n, 0), min(stop - e * n, n)) for e in range(start // n, -(-stop // n))
         ]
+
+
+def _widest(dtypes: Sequence[mx.Dtype | None]) -> mx.Dtype | None:
+    """The type that holds all of these, None if one is None."""
+    known = [d for d in dtypes if d is not None]
+    if len(known) < len(dtypes):
+        return None
+    return known[0] if len(set(known)) == 1 else mx.float32

@@ -116,7 +116,12 @@ def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) 
                 left.append(path)
                 setting = None
         copied = setting is not None and matrix.setting == setting
-        outputs.append(Output(name, shape, matrix, setting, _dtype(name, matrix, dtype), copied))
+        own = (
+            matrix.scale_dtype if copied else matrix.dtype if setting is None and _keeps(name, shape, source) else None
+        )
+        is_free = options.dtype is None or name.endswith(f"{ROUTER}.weight")
+        chosen = mx.float32 if name.endswith(FLOAT32) else own if own is not None and is_free else dtype
+        outputs.append(Output(name, shape, matrix, setting, chosen, copied))
     # A recipe's default names no setting that it uses.
     quantization = _quantization(outputs, quantizable, None if options.recipe else options.setting)
     if options.expert_layout == "stacked":
@@ -174,12 +179,10 @@ def _in_order(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[in
     return sorted(shapes.items(), key=key)
 
 
-def _dtype(name: str, matrix: Matrix, dtype: mx.Dtype) -> mx.Dtype:
-    if name.endswith(FLOAT32):
-        return mx.float32
-    if name.endswith(f"{ROUTER}.weight") and matrix.dtype is not None:
-        return matrix.dtype
-    return dtype
+def _keeps(name: str, shape: tuple[int, ...], source: Source) -> bool:
+    """Whether a float keeps the source's type, whatever config.json names: of norms, router and head."""
+    head = "word_embeddings" if source.config.tie_word_embeddings else "lm_head"
+    return len(shape) == 1 or name.endswith((f"{ROUTER}.weight", f"{head}.weight"))
 
 
 def _kept(matrix: Matrix, source: Source) -> Setting | None:

@@ -18,6 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.convert import writer
+from ring_mlx.convert.remarks import grid_note
 from ring_mlx.convert.sources import open_source
 from ring_mlx.convert.streams import FloatStream, LoadedStream, Stream
 from ring_mlx.errors import OptionError
@@ -36,11 +37,12 @@ HEADING = "## Divergence from the source\n"
 
 @dataclass(frozen=True)
 class Report:
-    """Divergence for each kind of text and over all, and sizes in bytes."""
+    """Divergence for each kind of text and over all, sizes in bytes, and how well an integer grid was kept."""
 
     source_bytes: int
     result_bytes: int
     kinds: dict[str, Divergence]
+    grid: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def compare(
         finally:
             for stream in streams:
                 stream.close()
-    return Report(opened.nbytes, made.nbytes, _summaries(measured))
+    manifest = writer.read_manifest(made.folder) if (made.folder / writer.MANIFEST).is_file() else {}
+    return Report(opened.nbytes, made.nbytes, _summaries(measured), grid_note(manifest))
 
 
 def table(report: Report) -> str:
@@ -121,6 +124,8 @@ def table(report: Report) -> str:
             f"{kind:14} {d.tokens:7} {d.kl_mean:9.5f} {d.kl_median:9.5f} {d.kl_99:9.5f} {d.flips:7.2%} "
             f"{d.reference_perplexity:9.3f} {d.perplexity_ratio:7.4f}"
         )
+    if report.grid:
+        lines.append(report.grid)
     return "\n".join(lines)
 
 

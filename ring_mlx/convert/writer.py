@@ -25,6 +25,7 @@ from ring_mlx.system.regular_files import MAX_JSON_BYTES, is_inside, parse_objec
 FORMAT = 1
 MANIFEST = "conversion.json"
 UNFINISHED = ".tmp"
+GRID_STEPS = "grid_steps"
 
 
 class PartialFolder:
@@ -45,6 +46,7 @@ class PartialFolder:
             raise ConvertError(f"{target} exists already; name a folder that does not, or remove it.")
         self._job = dict(job)
         self.done: dict[str, str] = {}
+        self.grid_steps: dict[str, float] = {}
         if self.folder.exists():
             self._adopt(resume)
         else:
@@ -110,9 +112,13 @@ class PartialFolder:
             with suppress(OSError):
                 if (self.folder / shard).is_file() and sha256(self.folder / shard) == digest:
                     self.done[shard] = digest
+                    if (steps := manifest.get(GRID_STEPS, {}).get(shard)) is not None:
+                        self.grid_steps[shard] = steps
 
     def _save(self, files: Mapping[str, str]) -> None:
-        whole = {"format": FORMAT, **self._job, "shards": dict(sorted(self.done.items())), "files": dict(files)}
+        steps = {GRID_STEPS: dict(sorted(self.grid_steps.items()))} if self.grid_steps else {}
+        done = dict(sorted(self.done.items()))
+        whole = {"format": FORMAT, **self._job, **steps, "shards": done, "files": dict(files)}
         write_text(self.folder / MANIFEST, _text(whole))
 
 
@@ -136,6 +142,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         hashes = manifest.get(part)
         if not isinstance(hashes, dict) or not all(is_inside(n) and isinstance(h, str) for n, h in hashes.items()):
             raise damaged(f"{part} is no list of files with their hashes")
+    if not isinstance(manifest.get(GRID_STEPS, {}), dict):
+        raise damaged(f"{GRID_STEPS} is no object")
     return manifest
 
 
