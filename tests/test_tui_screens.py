@@ -17,7 +17,7 @@ import pytest
 from textual.color import Color
 from textual.widgets import Input
 
-from tests.tui_pilot import SIZES, chat, pause
+from tests.tui_pilot import SIZES, chat, pause, strips
 from tui.config import Config, Preset
 from tui.messages import Reading
 from tui.store import Attachment
@@ -95,6 +95,7 @@ def played(scene, size, themes, see):
             d.app.theme = theme
             await d.settle()
             await pause(0.2)
+            d.app.screen.refresh()  # as on a slow machine, that has not painted the last change yet
             see(d, theme)
 
     chat(script, size, config=replace(CONFIG, theme=themes[0]))
@@ -103,7 +104,7 @@ def played(scene, size, themes, see):
 def style_rows(d):
     """A line a row, each run of one style as a letter and its columns; then the letters' styles."""
     letters, rows = {}, []
-    for strip in d.app.screen._compositor.render_strips():
+    for strip in strips(d.app):
         runs = []
         for segment in strip:
             letter = letters.setdefault(style_text(segment), (string.ascii_letters + string.digits)[len(letters)])
@@ -163,7 +164,7 @@ def test_everything_can_be_read_in_every_theme(scene):
     def see(d, theme):
         dialogs = d.app.screen.query(".dialog")
         region = dialogs.first().region if dialogs else d.app.screen.region
-        for y, strip in enumerate(d.app.screen._compositor.render_strips()):
+        for y, strip in enumerate(strips(d.app)):
             if not region.y < y < region.bottom - 1:
                 continue
             for segment in strip.crop(region.x + 1, region.right - 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from textual import _wait
+from textual._context import visible_screen_stack
 
 from tui import clipboard
 from tui.app import RingChat
@@ -25,6 +26,13 @@ async def pause(seconds):
 
 # A pilot waits so long after each key, and again while the process is busy.
 _wait.SLEEP_GRANULARITY, _wait.SLEEP_IDLE, _wait.sleep = 0.008, 0.001, pause
+
+
+def strips(app):
+    """The rows of the screen; where it is not painted yet, the screens behind a dialog are drawn too."""
+    visible_screen_stack.set(app._background_screens)
+    return app.screen._compositor.render_strips()
+
 
 clipboard.TOOLS = ()  # a test does not fill the clipboard of who runs it
 SIZES = [(80, 24), (120, 40)]
@@ -141,7 +149,7 @@ class Driver:
     @property
     def screen_text(self):
         """The rows of the screen as plain text."""
-        rows = self.app.screen._compositor.render_strips()
+        rows = strips(self.app)
         return ["".join(segment.text for segment in row).rstrip() for row in rows]
 
     @property

@@ -64,6 +64,12 @@ class RingChat(Interrupts):
         keep_apart()
         return super().get_driver_class()
 
+    def _end_batch(self) -> None:
+        """Have screens show what they put off until the end of a batch; Textual leaves it until their next message."""
+        super()._end_batch()
+        for screen in self._screen_stack:
+            screen.check_idle()
+
     def get_default_screen(self) -> Screen[None]:
         return self.chat
 
