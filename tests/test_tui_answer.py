@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -79,6 +82,45 @@ def test_streamed_widgets_equal_those_of_the_whole():
             await d.settle()
             assert tree(streamed) == tree(whole), (text, cuts)
             await column.remove_children(Answer)
+
+    chat(script)
+
+
+def test_a_new_block_leaves_the_styles_of_the_others(monkeypatch):
+    """Textual applies the style sheet again to blocks with rules such as ``:last-child``: in a long answer to hundreds."""
+
+    async def script(d):
+        await d.exchange("q", MATH)
+        answer = d.app.query_one(Answer)
+        assert answer.children[-1].styles.margin.bottom == 1
+        assert answer.size.height == answer.virtual_size.height - 1
+        assert not [block for block in answer.query("*") if block._has_order_style]
+
+    chat(script)
+
+
+def test_an_answer_leaves_as_much_time_to_keys_as_it_takes(monkeypatch):
+    shown = []
+
+    async def script(d):
+        await d.say("q")
+        more = Answer._show_more
+
+        async def slow(self):
+            started = time.perf_counter()
+            await asyncio.sleep(0.1)
+            await more(self)
+            shown.append((started, time.perf_counter()))
+
+        monkeypatch.setattr(Answer, "_show_more", slow)
+        for _ in range(60):
+            d.chat.post_message(d.text("word "))
+            await asyncio.sleep(0.01)
+        rests = [start - end for (_, end), (start, _) in pairwise(shown)]
+        assert rests
+        assert min(rests) > 0.09
+        await d.post(d.end())
+        assert d.app.query_one(Answer).source == "word " * 60
 
     chat(script)
 

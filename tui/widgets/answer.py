@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from time import perf_counter
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from textual.await_complete import AwaitComplete
+from textual.geometry import Size
 from textual.widgets import Markdown
-from textual.widgets.markdown import MarkdownBlock
+from textual.widgets.markdown import MarkdownBlock, MarkdownStream
 
 from ring_mlx import harmless
 from tui.formulas.markdown import add_formulas
@@ -49,6 +53,25 @@ def open_from(starts: Sequence[int], whole: int) -> int:
     return next((line for line in reversed(starts) if line < whole), 0)
 
 
+class Stream(MarkdownStream):
+    """Leaves as much time to keys as it takes to show the text."""
+
+    async def _run(self) -> None:
+        with suppress(asyncio.CancelledError):
+            while await self._new_markup.wait():
+                started = perf_counter()
+                self._new_markup.clear()
+                await asyncio.shield(self._show())
+                await self.markdown_widget.wait_for_refresh()
+                await asyncio.sleep(perf_counter() - started)
+        await self._show()
+
+    def _show(self) -> AwaitComplete:
+        text = "".join(self._pending)
+        self._pending.clear()
+        return self.markdown_widget.append(text)
+
+
 class Answer(Markdown):
     """An answer's text.
 
@@ -64,12 +87,24 @@ class Answer(Markdown):
         self._settled = 0  # letters before the first block that may still change
         self._open: list[Block] | None = None  # the blocks that may
 
+    def stream(self) -> Stream:
+        """What shows more text as it comes."""
+        stream = Stream(self)
+        stream.start()
+        return stream
+
     def codes(self) -> list[str]:
         """The code of every block, in order."""
         return [block.code for block in self.query(CodeBlock)]
 
     def unhandled_token(self, token: Token) -> MarkdownBlock | None:
         return Formula(self, token) if token.type == "math_block" else None
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """The height without the margin below the last block; with ``:last-child`` each new block would restyle all."""
+        last = self.displayed_children[-1:]
+        below = last[0].styles.margin.bottom if last else 0
+        return max(super().get_content_height(container, viewport, width) - below, 0)
 
     def append(self, markdown: str) -> AwaitComplete:
         """Show more text: as the whole text would be shown, by parsing only the blocks that it may change."""

@@ -10,7 +10,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
-from textual.widgets.markdown import MarkdownStream
 
 from ring_mlx import harmless
 from tui.commands import COMMANDS
@@ -20,7 +19,7 @@ from tui.records import end_words, record_text, thought_size
 from tui.store import Turn
 from tui.store.exchange import DAMAGED, call_text
 from tui.themes import PALE
-from tui.widgets.answer import Answer
+from tui.widgets.answer import Answer, Stream
 from tui.widgets.attachments import attachment_text
 from tui.widgets.thought import Tail
 
@@ -109,7 +108,7 @@ class AssistantTurn(TurnView):
         self.body = Answer(turn.content)
         self._calls = Answer("\n\n".join(map(call_text, turn.calls)), classes="calls") if turn.calls else None
         self._note = Static("", classes="note", markup=False)
-        self._stream: MarkdownStream | None = None
+        self._stream: Stream | None = None
 
     def compose(self) -> ComposeResult:
         """The fold above the text, the note below; each appears when it has something to say."""
@@ -138,7 +137,7 @@ class AssistantTurn(TurnView):
         if self._stream is None:
             self.body.display = True
             self._refresh_fold()
-            self._stream = Answer.get_stream(self.body)
+            self._stream = self.body.stream()
         await self._stream.write(harmless(text))
 
     def codes(self) -> list[str]:
