@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import queue
 import shutil
@@ -152,6 +153,17 @@ def test_a_question_stopped_while_it_waits_is_never_read():
         assert r.next() == Ended(1, "stopped")
         r.ask("again")
         assert r.next() == Ended(2, "stopped")
+
+
+def test_what_stays_is_left_out_of_garbage_collection_while_there_is_a_model():
+    gc.unfreeze()  # what others have left out
+    with Running(load=loader(endless, [])) as r:
+        r.until(Loaded)
+        r.ask("hi")
+        r.until(Piece)
+        assert gc.get_freeze_count()
+        r.engine.stop()
+    assert not gc.get_freeze_count()
 
 
 def test_switching_frees_the_old_model_and_a_bad_choice_brings_it_back():

@@ -6,6 +6,7 @@ Importing this module is cheap: MLX is imported on the session's own thread.
 from __future__ import annotations
 
 import contextlib
+import gc
 import queue
 import threading
 from collections.abc import Callable
@@ -132,10 +133,12 @@ class Engine:
             self._source, self.choice = self._load(choice, self._post), choice
         except Exception as e:  # noqa: BLE001 what happens is shown, not raised; another choice may fare better
             self._post(Failed(in_one_line(e)))
+        gc.freeze()  # walking through all that stays would hold back a key for 0.1 s, twice a second
         return self._source is not None
 
     def _free(self) -> None:
         source, self._source = self._source, None
+        gc.unfreeze()  # for the model to be found
         try:
             if source is not None:
                 source.close()
