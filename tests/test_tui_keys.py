@@ -152,3 +152,20 @@ def test_the_list_of_chats_in_one_burst():
         assert not isinstance(d.app.screen, LineScreen | ChatsScreen)
 
     chat(script)
+
+
+def test_a_letter_is_painted_before_the_next_frame(monkeypatch):
+    """A frame lays out the answer first; the last letter of a burst does not wait for it."""
+
+    async def script(d):
+        prompt, painted = d.chat.entry.prompt, []
+        monkeypatch.setattr(type(d.chat), "_on_timer_update", lambda self: None)  # no frame comes
+        monkeypatch.setattr(d.app, "_display", lambda screen, update: painted.append(update))
+        for word in ("a", "bcd"):
+            painted.clear()
+            await burst(d, word)
+            assert [update for update in painted if update is not None]
+        assert prompt.text == "abcd"
+        assert d.screen_text[prompt.region.y + 1].strip(" │▊▎") == "abcd"
+
+    chat(script)

@@ -40,6 +40,7 @@ class KeysInOrder(App[None]):
         elif not self._is_waiting and self.can_type.is_set() and edits_text(self.focused, event):
             self._is_settled = False
             await self._handle(event)
+            self._show_edit()
         else:
             self._typed.append(event)
             if not self._is_waiting:
@@ -58,6 +59,7 @@ class KeysInOrder(App[None]):
                 await self._handle(self._typed.popleft())
                 if not edits:
                     await self.settle()
+            self._show_edit()
         finally:
             self._is_waiting = False
 
@@ -80,6 +82,15 @@ class KeysInOrder(App[None]):
             if event._stop_propagation:
                 return
             event._no_default_action = False
+
+    def _show_edit(self) -> None:
+        """Paint the widget in focus after the last key of a burst; the next frame may lay out a long answer first."""
+        target, screen, is_last = self.focused, self.screen, not (self._typed or self.message_queue_size)
+        if target is None or not is_last or self._batch_count or target._layout_required:
+            return
+        if target in screen._compositor.visible_widgets:
+            screen._compositor.update_widgets({target})
+            self._display(screen, screen._compositor.render_update(screen_stack=self._background_screens))
 
     async def settle(self) -> None:
         """Wait until what was typed has taken effect."""
