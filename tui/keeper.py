@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tui.chat_changes import ChatChanges, Waiting
 from tui.conversation import Conversation
 from tui.store import Attachment, Chat, Database, StoreError, Turn, chats, drafts, settings, turns
 from tui.store.database import Change, Statement
@@ -20,10 +21,9 @@ from tui.transfer import save_elsewhere
 WRITE_EVERY_S, RETRY_EVERY_S = 0.25, 2.0
 COST = 20  # the time between two writes of a growing answer, in times of what a write takes
 ROOM_BYTES = 32 * 1024 * 1024
-Waiting = dict[str, Callable[[], Statement | Change]]
 
 
-class Keeper:
+class Keeper(ChatChanges):
     """The store of the running chat.
 
     Args:
@@ -132,66 +132,6 @@ class Keeper:
             self.keep(talk, turn)
         else:
             self._wait_for(talk, turn)
-
-    def rename(self, talk: Conversation, title: str) -> None:
-        talk.chat.title = title
-        self._waiting[f"3 {talk.chat.id}"] = lambda: chats.renaming(talk.chat.id, title)
-        self.keep(talk)
-
-    def pin(self, talk: Conversation, pinned: bool) -> None:
-        talk.chat.pinned = pinned
-        self._waiting[f"4 {talk.chat.id}"] = lambda: chats.pinning(talk.chat.id, pinned)
-        self.keep(talk)
-
-    def is_deleted(self, talk: Conversation) -> bool:
-        """Whether a chat with turns has been deleted, perhaps in another window."""
-        try:
-            found = chats.load(self.db, talk.chat.id) if talk.turns else None
-        except StoreError:
-            return False
-        return found is not None and found.deleted is not None
-
-    def bring_back(self, talk: Conversation) -> None:
-        """Take back that a chat was deleted."""
-        self._waiting[f"4 {talk.chat.id} deleted"] = lambda: chats.restoring(talk.chat.id)
-        self.flush()
-
-    def distinct_title(self, talk: Conversation) -> str:
-        """The title of a chat, with a number if another chat has the same."""
-        try:
-            return chats.distinct(self.db, talk.chat)
-        except StoreError:
-            return talk.chat.title
-
-    def entitle(self, talk: Conversation, title: str) -> None:
-        """Give a chat a title that is not the user's; one that the user gave in another window stays."""
-        talk.chat.title = title
-        talk.chat.title = title = self.distinct_title(talk)
-        self._waiting[f"3 {talk.chat.id}"] = lambda: chats.entitling(talk.chat.id, title)
-        if self.flush():
-            with contextlib.suppress(StoreError):
-                found = chats.load(self.db, talk.chat.id)
-                talk.chat.title = found.title if found else title
-
-    def keep_settings(self, talk: Conversation, changed: Mapping[str, Any]) -> None:
-        """Change settings of a chat; they are written with the chat, once it has a turn or a draft."""
-        chat, key = talk.chat, f"5 {talk.chat.id}"
-        chat.settings = {**chat.settings, **changed}
-        earlier = self._changed_settings[chat.id] if key in self._waiting | self._standing_in else {}
-        self._changed_settings[chat.id] = new = {**earlier, **changed}
-        self._waiting[key] = lambda: settings.changing(chat.id, new)
-        self.keep(talk)
-
-    def refresh_settings(self, talk: Conversation) -> dict[str, Any]:
-        """Take over what another window has set in a chat; returns the settings that are kept."""
-        chat = talk.chat
-        if f"5 {chat.id}" in self._waiting | self._standing_in:
-            return chat.settings
-        found: dict[str, Any] = {}
-        with contextlib.suppress(StoreError):
-            found, chat.are_settings_damaged = settings.load(self.db, chat.id)
-        chat.settings = {**chat.settings, **found}
-        return found
 
     def forget(self, turn: Turn) -> None:
         """Remove a turn."""
