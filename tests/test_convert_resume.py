@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ring_mlx.checkpoint.shards import read_tensors
 from ring_mlx.convert import conversion, convert, shard_files, verify, writer
 from ring_mlx.convert.writer import MANIFEST, partial_folder
 from ring_mlx.errors import ConvertError
@@ -225,3 +226,38 @@ def test_resuming_a_finished_folder_that_was_damaged_is_one_line(tmp_path):
     refused("changed since the conversion", GOLDEN, target, resume=True, **OPTIONS)
     (target / "config.json").unlink()
     refused(r"lacks config\.json", GOLDEN, target, resume=True, **OPTIONS)
+
+
+def test_other_weights_under_the_same_header_are_noticed(tmp_path):
+    source = Path(shutil.copytree(GOLDEN, tmp_path / "mini_like"))
+    shard = max(source.glob("*.safetensors"), key=lambda p: p.stat().st_size)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            convert(source, tmp_path / "out", **OPTIONS)
+    before, stat = shard.read_bytes(), shard.stat()
+    tensor = max(read_tensors(source).values(), key=lambda t: (t.file == shard, t.nbytes))
+    start = 8 + int.from_bytes(before[:8], "little") + (tensor.start + tensor.end) // 2
+    shard.write_bytes(before[:start] + bytes(b ^ 1 for b in before[start : start + 2]) + before[start + 2 :])
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    refused("started with another source_samples; give", source, tmp_path / "out", resume=True, **OPTIONS)
+    shard.write_bytes(before)
+    refused("started with another source_times; give", source, tmp_path / "out", resume=True, **OPTIONS)
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    out = convert(source, tmp_path / "out", resume=True, **OPTIONS)
+    assert "source_times" not in json.loads((out / MANIFEST).read_text())
+    # A finished folder knows samples, and no times.
+    shard.touch()
+    assert convert(source, tmp_path / "out", resume=True, **OPTIONS) == out
+    shard.write_bytes(before[:start] + bytes(b ^ 1 for b in before[start : start + 2]) + before[start + 2 :])
+    refused(r"made otherwise \(with another source_samples\)", source, tmp_path / "out", resume=True, **OPTIONS)
+
+
+def test_a_conversion_that_an_older_version_began_can_be_continued(tmp_path):
+    target = started(tmp_path)
+    path = partial_folder(target) / MANIFEST
+    manifest = json.loads(path.read_text())
+    older = {k: v for k, v in manifest.items() if k not in ("source_samples", "source_times")}
+    assert len(older) < len(manifest)
+    path.write_text(json.dumps(older))
+    assert convert(GOLDEN, target, resume=True, **OPTIONS) == target

@@ -51,17 +51,14 @@ class TensorFiles:
                 "checkpoint again."
             )
         row_bytes = cols * tensor.element_bytes
-        wanted = (stop - start) * row_bytes
-        try:
-            file, header = self._opened(tensor.file)
-            file.seek(header + tensor.start + start * row_bytes)
-            data = file.read(wanted)
-        except OSError as e:
-            raise WeightsError(f"{tensor.file} cannot be read ({e}); check the disk or download it again.") from None
-        if len(data) != wanted:
-            raise WeightsError(f"{tensor.file} ends within {tensor.name}; delete the file and download it again.")
+        data = self._bytes(tensor, start * row_bytes, (stop - start) * row_bytes)
         array = mx.array(np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, cols))
         return array.view(mx.bfloat16) if tensor.dtype == "BF16" else array
+
+    def sample(self, tensor: Tensor, nbytes: int) -> bytes:
+        """Bytes from the middle of a tensor, of whatever dtype, or all if it is shorter; errors as `read`."""
+        wanted = min(nbytes, tensor.nbytes)
+        return self._bytes(tensor, (tensor.nbytes - wanted) // 2, wanted)
 
     def release(self, shards: Iterable[Path]) -> None:
         """Note that one output which reads these shards is done."""
@@ -77,6 +74,17 @@ class TensorFiles:
         for file, _, _ in self._open.values():
             file.close()
         self._open.clear()
+
+    def _bytes(self, tensor: Tensor, start: int, wanted: int) -> bytes:
+        try:
+            file, header = self._opened(tensor.file)
+            file.seek(header + tensor.start + start)
+            data = file.read(wanted)
+        except OSError as e:
+            raise WeightsError(f"{tensor.file} cannot be read ({e}); check the disk or download it again.") from None
+        if len(data) != wanted:
+            raise WeightsError(f"{tensor.file} ends within {tensor.name}; delete the file and download it again.")
+        return data
 
     def _opened(self, shard: Path) -> tuple[BinaryIO, int]:
         if shard not in self._open:

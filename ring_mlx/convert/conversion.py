@@ -21,7 +21,7 @@ from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, by_part, make_plan, uses
 from ring_mlx.convert.remarks import grid_note, grid_steps, mostly_float, remarks, said_before
 from ring_mlx.convert.shard_files import ExpertShardFile, ShardFile
-from ring_mlx.convert.sources import Source, as_matrix, identity, open_source
+from ring_mlx.convert.sources import Source, as_matrix, identity, open_source, samples, times
 from ring_mlx.errors import ConvertError, WeightsError
 from ring_mlx.model.config import with_decay_offset
 from ring_mlx.model.config_values import shown
@@ -85,6 +85,7 @@ def convert(
     opened, plan = convert_plan(source, chosen, revision=revision, remote_only=stream, shard_bytes=shard_bytes)
     job = {
         "source": identity(opened.tensors),
+        "source_samples": samples(opened),
         "source_commit": opened.commit,
         "source_config_sha256": hashlib.sha256(json.dumps(opened.raw, sort_keys=True).encode()).hexdigest(),
         "options": chosen.as_dict(),
@@ -97,7 +98,7 @@ def convert(
         say(line)
     with writer.disk_errors(target):
         _check_space(target, plan)
-        partial = writer.PartialFolder(target, job, resume)
+        partial = writer.PartialFolder(target, job | {writer.TIMES: times(opened)}, resume)
         try:
             decay = _decay(opened, chosen.decay_layer_offset, choose_decay)
             _write_shards(opened, plan, partial, chosen.fit, progress)
@@ -190,7 +191,7 @@ def _check_name(target: Path) -> None:
 
 def _finished(target: Path, job: dict[str, Any]) -> Path:
     manifest = writer.read_manifest(target)
-    changed = [key for key, value in job.items() if manifest.get(key) != value]
+    changed = writer.differing(manifest, job)
     if changed:
         raise ConvertError(
             f"{target} exists already and was made otherwise (with another {' and '.join(changed)}); name another "

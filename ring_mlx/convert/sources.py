@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ring_mlx.checkpoint import weights
+from ring_mlx.checkpoint.fingerprint import SAMPLE_BYTES
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.safetensors_header import Tensor
 from ring_mlx.checkpoint.shards import read_tensors
+from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.convert import remote
 from ring_mlx.convert.formats import IGNORED_SUFFIXES, WEIGHT_SUFFIXES, matrix
 from ring_mlx.convert.matrices import Matrix
@@ -80,6 +82,25 @@ def identity(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         }
         for shard, entries in sorted(by_shard.items())
     }
+
+
+def samples(source: Source) -> dict[str, str]:
+    """A hash of 4 KiB from the middle of every tensor, by shard: other weights under the same header. None of a repository."""
+    if source.repo is not None:
+        return {}
+    found = {file: hashlib.sha256() for file in sorted({t.file for t in source.tensors.values()})}
+    with closing(TensorFiles()) as files:
+        for t in sorted(source.tensors.values(), key=lambda t: (t.file, t.start)):
+            found[t.file].update(files.sample(t, SAMPLE_BYTES))
+    return {file.name: digest.hexdigest() for file, digest in found.items()}
+
+
+def times(source: Source) -> dict[str, list[int]]:
+    """Size and time of change of every shard of a folder that no commit identifies."""
+    if source.commit is not None:
+        return {}
+    stats = {file.name: file.stat() for file in sorted({t.file for t in source.tensors.values()})}
+    return {name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()}
 
 
 def matrices(source: Source) -> dict[str, Matrix]:

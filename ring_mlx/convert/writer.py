@@ -26,6 +26,8 @@ FORMAT = 1
 MANIFEST = "conversion.json"
 UNFINISHED = ".tmp"
 GRID_STEPS = "grid_steps"
+# Only while the work is unfinished: a finished folder names no time.
+TIMES = "source_times"
 
 
 class PartialFolder:
@@ -80,6 +82,7 @@ class PartialFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in keep:
             sync_path(self.folder / name)
+        self._job.pop(TIMES, None)
         self._save({name: sha256(self.folder / name) for name in sorted(keep)})
         try:
             place(self.folder, self.target)
@@ -103,7 +106,7 @@ class PartialFolder:
             raise ConvertError(
                 f"{self.folder} holds an unfinished conversion; add --resume to go on, or remove it to start again."
             )
-        changed = [key for key in ("format", *self._job) if manifest.get(key) != {"format": FORMAT, **self._job}[key]]
+        changed = differing(manifest, {"format": FORMAT, **self._job})
         if changed:
             raise ConvertError(
                 f"{self.folder} was started with another {' and '.join(changed)}; give the same again, or remove it."
@@ -120,6 +123,12 @@ class PartialFolder:
         done = dict(sorted(self.done.items()))
         whole = {"format": FORMAT, **self._job, **steps, "shards": done, "files": dict(files)}
         write_text(self.folder / MANIFEST, _text(whole))
+
+
+def differing(manifest: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
+    """The keys of a job that a manifest has otherwise; keys that older versions did not write say nothing."""
+    newer = ("source_samples", TIMES)
+    return [key for key, value in job.items() if manifest.get(key, value if key in newer else None) != value]
 
 
 def partial_folder(target: Path) -> Path:
