@@ -7,13 +7,14 @@ import os
 import socket
 import stat
 import threading
+import time
 
 import pytest
 
 from ring_mlx import write_text
 from ring_mlx.convert import convert, verify
 from ring_mlx.engine.snapshots import Store
-from ring_mlx.system import files
+from ring_mlx.system import files, leftovers
 from tests.disk import Disk
 from tests.saver import make
 from tests.tiny import config, make_model, save_hf, tokens
@@ -209,3 +210,36 @@ def test_a_text_is_written_where_a_link_points_to(tmp_path):
         write_text(tmp_path / name, "x")
         assert (tmp_path / name).read_text() == "x"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+    old = time.time() - 2 * leftovers.STALE_S
+    names = {
+        "stale": f".writing-{'a' * 16}.safetensors",
+        "fresh": f".writing-{'b' * 16}.safetensors",
+        "held": f".writing-{'c' * 16}.safetensors",
+        "mine": ".writing-my-thesis.safetensors",
+        "folder": f".writing-{'d' * 16}.safetensors",
+        "link": f".writing-{'e' * 16}.safetensors",
+        "target": "target",
+    }
+    paths = {kind: tmp_path / name for kind, name in names.items()}
+    for kind, path in paths.items():
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "link":
+            path.symlink_to(paths["stale"])
+        else:
+            path.write_text("half")
+        if kind not in ("fresh", "link"):
+            os.utime(path, (old, old))
+    with paths["held"].open() as held:
+        leftovers.hold(held.fileno())
+        with files.unfinished(tmp_path) as writing:
+            os.utime(writing, (old, old))
+            leftovers._swept.clear()
+            files.write_text(tmp_path / "new", "whole")
+            assert writing.exists(), "a living writer's file is held"
+    assert {p.name for p in tmp_path.iterdir()} == {*names.values(), "new"} - {names["stale"]}
+    files.write_text(tmp_path / "new", "again")
+    assert paths["held"].exists(), "a folder is looked at once"

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ring_mlx.system import macos
+from ring_mlx.system import leftovers, macos
 
 TEMPORARY = ".writing-"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
@@ -69,8 +69,10 @@ def write_together(folder: Path, texts: Mapping[str, str]) -> None:
 @contextmanager
 def unfinished(folder: Path, private: bool = True, like: Path | None = None) -> Iterator[Path]:
     """A new empty file in a folder, removed afterwards unless it was renamed; private, or of the mode of ``like``."""
+    leftovers.sweep(folder, TEMPORARY)
     name = folder / f"{TEMPORARY}{secrets.token_hex(8)}.safetensors"
     handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE if private else 0o666)
+    leftovers.hold(handle)
     try:
         if private:
             os.fchmod(handle, PRIVATE_FILE)  # A umask could take the owner's rights away too.
