@@ -51,6 +51,7 @@ class Leader(LoadedModel):
         self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions, rank: Rank, channel: Channel
     ) -> None:
         super().__init__(model, tokenizer, options)
+        self.check_plain("`ring-mlx launch`")
         self.group, self._rank, self._channel = rank.group, rank, channel
         self._count, self._readers = itertools.count(), weakref.WeakValueDictionary[int, _Reader]()
         self._budget_bytes = common_budget(super().budget_bytes(), model, self.group)
@@ -59,6 +60,10 @@ class Leader(LoadedModel):
     def budget_bytes(self) -> int:
         """Snapshot budget that fits every rank."""
         return self._budget_bytes
+
+    @property
+    def drafts(self) -> None:
+        """None: the ranks read one token of each row at a time."""
 
     def tree(self) -> SnapshotTree:
         """Snapshots that report when they are dropped."""

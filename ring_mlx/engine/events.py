@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ring_mlx.errors import OptionError
+from ring_mlx.generation.draft_sources import check_speculation
 from ring_mlx.generation.sampling_ranges import REST
 from ring_mlx.generation.thinking import Thinking
 from ring_mlx.model.kv_quantization import KVQuantization
@@ -68,6 +69,7 @@ class SessionOptions:
         snapshot_every_tokens: A snapshot at each multiple of this within a long prompt.
         read_ahead: While no request waits, read the start of the next prompt: the answer without its thought.
         thinking: How answers start, and the tokens kept for them.
+        speculate: Read several tokens at once: "auto" where that is faster, drafts of so many tokens, or "off".
         max_tokens: Of an answer, where a request says nothing else.
         max_batch: Requests that are read or generate at once; a session has one conversation at a time.
         max_reading: Of those, the most whose prompts are read, in turns; None is all.
@@ -92,6 +94,7 @@ class SessionOptions:
     snapshot_every_tokens: int = 4096
     read_ahead: bool = True
     thinking: Thinking = field(default_factory=Thinking)
+    speculate: int | str = "off"
     max_tokens: int = REST
     max_batch: int = field(default=1, init=False)
     max_reading: int | None = field(default=None, init=False)
@@ -105,6 +108,7 @@ class SessionOptions:
     )
 
     def __post_init__(self) -> None:
+        check_speculation(self.speculate)
         if self.store_kv_bits not in (None, 4, 8):
             raise OptionError(f"store_kv_bits {self.store_kv_bits} is not 4 or 8; give one of them or None.")
         for name in self.positive:
@@ -203,6 +207,7 @@ class Statistics:
         generated_tokens: Thought, tags and stop token included.
         thinking_tokens: Of these, the thought.
         generation_tps: Tokens generated a second.
+        drafted_tokens, accepted_tokens: Drafts that were read together with a token, and those of them that came.
         peak_memory_bytes: Of the process on the device, since it started.
         seed: Repeats the answer.
         quantization: Of the weights, in words.
@@ -217,10 +222,17 @@ class Statistics:
     generated_tokens: int = 0
     thinking_tokens: int = 0
     generation_tps: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     peak_memory_bytes: int = 0
     seed: int | None = None
     quantization: str = ""
     kv_quantization: str = ""
+
+    @property
+    def tokens_a_step(self) -> float:
+        """Tokens generated a step of the model."""
+        return self.generated_tokens / max(1, self.generated_tokens - self.accepted_tokens)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ring_mlx.engine.snapshots import SnapshotTree, Store
 from ring_mlx.engine.snapshots.store import open_store
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation.batch import Batch
+from ring_mlx.generation.draft_sources import DraftSource, PromptDrafts, pace_of
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths, encode_prompt
 from ring_mlx.generation.templates import use_template
@@ -41,6 +42,7 @@ class LoadedModel:
         self.model, self.tokenizer, self.options = model, tokenizer, options
         if options.kv_quantization is not None:
             options.kv_quantization.check(model.config.head_dim)
+            self.check_plain("quantized keys and values")
         if options.chat_template is not None:
             use_template(tokenizer, options.chat_template, options.template_options)
 
@@ -90,6 +92,17 @@ class LoadedModel:
     def batch(self) -> Batch:
         o = self.options
         return Batch(self.model, o.prefill_step_tokens, None if o.is_shared else 1, o.kv_quantization)
+
+    @cached_property
+    def drafts(self) -> DraftSource | None:
+        """Where drafts come from; None is plain decoding, also for quantized keys and values, which take no token back."""
+        pace = None if self.options.kv_quantization is not None else pace_of(self.options.speculate)
+        return None if pace is None else PromptDrafts(pace, self.options.is_shared)
+
+    def check_plain(self, what: str) -> None:
+        """Raises OptionError if a number of drafts is wanted, which does not go with ``what``."""
+        if isinstance(self.options.speculate, int):
+            raise OptionError(f"speculate {self.options.speculate} does not go with {what}; leave one of them out.")
 
     def prepare(self, request: Request) -> Prepared:
         """Render, encode and measure a request's prompt. Raises RingError if the request cannot be answered."""

@@ -17,6 +17,8 @@ HELP = {
     "read_tokens_total": "Prompt tokens run through the model, those read ahead included",
     "ahead_tokens_total": "Of these, read while nobody waited",
     "generated_tokens_total": "Tokens generated",
+    "drafted_tokens_total": "Tokens drafted from earlier text and read together with others",
+    "accepted_tokens_total": "Of these, those that the model chose too",
     "queue_length": "Requests that wait for a place",
     "reading": "Requests whose prompt is being read",
     "batch_size": "Requests that generate",

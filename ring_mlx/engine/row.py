@@ -26,6 +26,7 @@ from ring_mlx.engine.events import (
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
+from ring_mlx.generation.drafts import Counts
 from ring_mlx.generation.message import MessageBuilder, StopText
 from ring_mlx.generation.sampling import start_sampling
 from ring_mlx.generation.stream import GenerationEvent, events_of, thought_closer
@@ -59,6 +60,7 @@ class Row:
         self.tokens: list[int] = []
         self._token: tuple[int, mx.array] | None = None
         self.reused = self.known = 0
+        self.counts = Counts()
         self._steps: Iterator[int] = iter(())
         self._events: Iterator[GenerationEvent] = self._make_events()
 
@@ -138,6 +140,8 @@ class Row:
             generated_tokens=e.generation_tokens,
             thinking_tokens=self._builder.thinking_tokens,
             generation_tps=e.generation_tps,
+            drafted_tokens=self.counts.drafted,
+            accepted_tokens=self.counts.accepted,
             peak_memory_bytes=mx.get_peak_memory(),
             seed=self._seed,
             quantization=self._info.quantization,

@@ -66,6 +66,7 @@ class Scheduler:
 
     def admit(self, request: Request) -> None:
         """Admit a request; it gets any failure."""
+        self._batch.not_timed()
         row, started = None, time.perf_counter()
         self._ahead = self._ahead if request.aside else None
         try:
@@ -178,6 +179,7 @@ class Scheduler:
         mx.clear_cache()
 
     def _read(self, row: Row) -> None:
+        self._batch.not_timed()
         has_begun, count = row.known > row.reused, 0
         try:
             # The step after a stop keeps a snapshot of all that was read.
@@ -205,7 +207,9 @@ class Scheduler:
             logits_processors=row.processors,
             next_forced=row.next_forced,
             max_tokens=row.limit,
+            drafts=None if row.request.aside else self.loaded.drafts,
         )
+        row.counts = self._batch.counts(number)
         self._rows[number] = row
         if self._options.is_shared:
             row.leave_reader()
@@ -266,7 +270,8 @@ class Scheduler:
         row.reader.settle(None if ahead is None else ahead.ids, generated, is_open=end.reason != "stop")
 
     def _leave(self, number: int) -> None:
-        del self._rows[number]
+        for name, count in vars(self._rows.pop(number).counts).items():
+            self.metrics.count(f"{name}_tokens_total", count)
         self._batch.remove(number)
 
     def _read_ahead(self, prompt: Prompt | None, wanted: Callable[[], bool]) -> None:

@@ -4,46 +4,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import QuantizedKVCache
-from mlx_lm.sample_utils import greedy_sampler
 
 from metal_kernels import launch
 from ring_mlx.checkpoint.vocabulary import whole_ids
 from ring_mlx.errors import OptionError, PromptError
+from ring_mlx.generation.batch_row import Row
 from ring_mlx.generation.decoding import (
     LogitsProcessor,
+    Picked,
+    Picker,
     Sampler,
-    check_finite,
-    largest_logit,
     prefill,
     prefill_step_or_default,
 )
+from ring_mlx.generation.draft_sources import DraftSource
+from ring_mlx.generation.drafts import Counts
 from ring_mlx.model.cache import HybridCache
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
-
-
-@dataclass(eq=False)
-class _Row:
-    """One sequence. ``cache`` is None once it is merged with those of others."""
-
-    number: int
-    cache: HybridCache | None
-    unread: list[int]
-    history: mx.array
-    sampler: Sampler | None
-    processors: Sequence[LogitsProcessor]
-    next_forced: Callable[[], int | None] | None
-    left: int | None
-    logits: mx.array | None = None
-    logprobs: mx.array | None = None
-    largest: float = 0.0
 
 
 class Batch:
@@ -52,7 +36,8 @@ class Batch:
     A joining prompt is read alone, one prefill step a call of `step`, so that the others go on meanwhile. A lone row
     keeps its own cache, so that it runs as `decode` runs it. With a second one caches are merged: keys and values are
     padded on the left to the longest row and masked there; linear states have no length and need no padding. The last
-    row that stays gets a cache of its own again. Each row's tokens are those that it would have alone.
+    row that stays gets a cache of its own again. Each row's tokens are those that it would have alone. A lone row with
+    drafts may read several tokens at once; between its tokens its cache is ahead.
 
     Args:
         prefill_step_size: Prompt tokens that one `step` may read, by default `prefill_step_or_default`.
@@ -72,8 +57,8 @@ class Batch:
             raise OptionError(f"prefill step size {prefill_step_size} is not positive; give 1 or more.")
         self._model, self._step_size = model, prefill_step_size
         self._most_rows, self._kv_quantization = most_rows, kv_quantization
-        self._joining: deque[_Row] = deque()
-        self._rows: list[_Row] = []
+        self._joining: deque[Row] = deque()
+        self._rows: list[Row] = []
         self._merged: HybridCache | None = None
         self._count = 0
 
@@ -97,6 +82,7 @@ class Batch:
         logits_processors: Sequence[LogitsProcessor] = (),
         next_forced: Callable[[], int | None] | None = None,
         max_tokens: int | None = None,
+        drafts: DraftSource | None = None,
     ) -> int:
         """Let a sequence join. The caller must watch its length and remove it at the end of the context.
 
@@ -107,6 +93,7 @@ class Batch:
             history: All ids before the first token, for the processors; by default the prompt.
             sampler, logits_processors, next_forced: As for `ring_mlx.generation.decoding.decode`.
             max_tokens: The last of so many tokens is not fed to the model while the row is alone.
+            drafts: Used while the row is alone; the cache must not be quantized.
 
         Returns:
             The sequence's number.
@@ -127,9 +114,10 @@ class Batch:
             raise OptionError(f"the batch has {self._most_rows} sequences already; remove one.")
         ids = whole_ids(prompt, self._model.config.vocab_size)
         self._count += 1
-        seen = mx.array(list(ids if history is None else history) if logits_processors else [], dtype=mx.int32)
-        chosen_by = None if sampler is greedy_sampler else sampler
-        row = _Row(self._count, cache, list(ids), seen, chosen_by, logits_processors, next_forced, max_tokens, logits)
+        text = list(ids if history is None else history)
+        seen = mx.array(text if logits_processors else [], dtype=mx.int32)
+        picker = Picker(sampler, logits_processors, seen, next_forced)
+        row = Row(self._count, cache, list(ids), picker, max_tokens, logits, drafts, text if drafts else [])
         if ids:
             self._joining.append(row)
         else:
@@ -146,26 +134,35 @@ class Batch:
             self._read(self._joining[0])
         if not self._rows:
             return {}
-        logits = [row.logits for row in self._rows if row.logits is not None]
-        largest = largest_logit(mx.concatenate(logits))
+        row = self._rows[0]
+        if row.drafts is not None and self._merged is None:
+            return {row.number: row.speculate(self._model)}
         chosen = self._choose_all()
-        mx.async_eval(chosen, largest)  # by itself: what is awaited of one call is all that it computes
         self._forward(chosen)
         mx.async_eval([row.logits for row in self._rows if row.logits is not None])
         tokens = np.asarray(chosen).tolist()
-        for row, value in zip(self._rows, np.asarray(largest).tolist(), strict=True):
-            row.largest = value
+        for row, token in zip(self._rows, tokens, strict=True):
+            if row.drafts is not None:
+                row.text.append(token)
         return {row.number: token for row, token in zip(self._rows, tokens, strict=True)}
 
     def check(self, number: int) -> None:
         """Raises ModelError if the logits of the row's last token are not finite; other rows may be good."""
-        check_finite([row.largest for row in self._rows if row.number == number])
+        self._given(number).check()
 
     def logprobs(self, number: int) -> mx.array:
         """The log-probabilities [vocab] of the row's last token, computed only when used."""
-        (row,) = (row for row in self._rows if row.number == number)
-        assert row.logprobs is not None
-        return row.logprobs[0]
+        return self._given(number).logprobs[0]
+
+    def counts(self, number: int) -> Counts:
+        """What was drafted for a row."""
+        return self._row(number).counts
+
+    def not_timed(self) -> None:
+        """Let the present step not count as one of its length: other work ran meanwhile."""
+        for row in self._rows:
+            if row.speculation is not None:
+                row.speculation.is_timed = False
 
     def remove(self, number: int) -> HybridCache:
         """Let a sequence leave.
@@ -173,9 +170,8 @@ class Batch:
         Returns its cache, as if it had been alone; it has seen every token that `step` gave, but for the last of
         ``max_tokens``. Raises OptionError if there is no such sequence.
         """
-        row = next((row for row in (*self._joining, *self._rows) if row.number == number), None)
-        if row is None:
-            raise OptionError(f"no sequence {number} in the batch; remove each once.")
+        row = self._row(number)
+        row.settle()
         if row in self._joining:
             self._joining.remove(row)
         else:
@@ -186,7 +182,18 @@ class Batch:
         assert row.cache is not None
         return row.cache
 
-    def _part(self, row: _Row, at: int) -> None:
+    def _row(self, number: int) -> Row:
+        row = next((row for row in (*self._joining, *self._rows) if row.number == number), None)
+        if row is None:
+            raise OptionError(f"no sequence {number} in the batch; remove each once.")
+        return row
+
+    def _given(self, number: int) -> Picked:
+        given = self._row(number).picker.given
+        assert given is not None
+        return given
+
+    def _part(self, row: Row, at: int) -> None:
         """Separate a merged row's cache from those of the others."""
         if self._merged is None:
             return
@@ -198,7 +205,7 @@ class Batch:
         for c in self._merged:
             c.filter(mx.array(keep))
 
-    def _read(self, row: _Row) -> None:
+    def _read(self, row: Row) -> None:
         part, row.unread = row.unread[: self._step_size], row.unread[self._step_size :]
         steps = prefill(mx.array(part, dtype=mx.int32), self._model, row.cache, [len(part)], self._kv_quantization)
         for _, logits in steps:
@@ -207,8 +214,9 @@ class Batch:
             self._joining.popleft()
             self._join(row)
 
-    def _join(self, row: _Row) -> None:
+    def _join(self, row: Row) -> None:
         if self._rows and self._merged is None:
+            self._rows[0].settle()
             self._merged, self._rows[0].cache = _merged(self._rows[0].cache), None
         if self._merged is not None:
             for mine, new in zip(self._merged, _merged(row.cache), strict=True):
@@ -233,21 +241,12 @@ class Batch:
 
     def _choose_all(self) -> mx.array:
         """The next token of each row, [rows]."""
-        return mx.concatenate([self._choose(row) for row in self._rows])
-
-    def _choose(self, row: _Row) -> mx.array:
-        assert row.logits is not None
-        logits, exact = row.logits, row.logits.astype(mx.float32)
-        for process in row.processors:
-            logits = exact = process(row.history, exact)
-        row.logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
-        chosen = row.sampler(row.logprobs) if row.sampler else mx.argmax(logits, axis=-1)
-        forced = row.next_forced() if row.next_forced else None
-        if forced is not None:
-            chosen = mx.array([forced], dtype=chosen.dtype)
-        if row.processors:
-            row.history = mx.concatenate([row.history, chosen.astype(mx.int32)])
-        return chosen
+        chosen = [row.choose() for row in self._rows]
+        if len(chosen) == 1:
+            return chosen[0]
+        together = mx.concatenate(chosen)
+        mx.async_eval(together)  # by itself: what is awaited of one call is all that it computes
+        return together
 
 
 def _merged(cache: Any) -> HybridCache:

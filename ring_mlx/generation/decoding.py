@@ -161,11 +161,11 @@ def decode_rows(
     Yields:
         The ids of the rows, and their log-probabilities [B, vocab] float32.
     """
-    picker = Picker(sampler, logits_processors, history)
+    picker = Picker(sampler, logits_processors, history, next_forced)
     with launch.doubting():
-        picked = picker.pick(logits)
+        picker.picked = picker.pick(logits)
         for n in range(max_tokens):
-            picked = picked.replaced(next_forced() if next_forced else None)
+            picked, following = picker.ask(), None
             if keep is not None and len(rows := list(keep(picked.ids()))) < picked.y.size:
                 if not rows:
                     return
@@ -176,8 +176,7 @@ def decode_rows(
             if n + 1 < max_tokens:
                 following = picker.pick(forward(picked.y[:, None], model, cache, kv_quantization)[:, 0])
             yield picked.ids(), picked.logprobs
-            if n + 1 < max_tokens:
-                picked = following
+            picker.give(following)
             if n % CLEAR_EVERY_TOKENS == CLEAR_EVERY_TOKENS - 1:
                 mx.clear_cache()
 
@@ -191,8 +190,12 @@ class Picked(NamedTuple):
 
     def ids(self) -> list[int]:
         """The ids; raises ModelError if the logits are not finite."""
-        check_finite(np.asarray(self.largest).tolist())
+        self.check()
         return list(np.asarray(self.y).tolist())
+
+    def check(self) -> None:
+        """Raises ModelError if the logits are not finite."""
+        check_finite(np.asarray(self.largest).tolist())
 
     def replaced(self, forced: int | None) -> Picked:
         """The same, or with another id of a single row."""
@@ -200,24 +203,45 @@ class Picked(NamedTuple):
 
 
 class Picker:
-    """Chooses tokens from logits.
+    """Chooses tokens from logits, and keeps the last token of a single row (``given``) and the next (``picked``).
 
     Args:
-        sampler: As of `generate_step`.
+        sampler, next_forced: As of `generate_step`.
         processors: Applied to the logits of a single row, whose ids so far are ``history`` and those of `add`.
     """
 
     def __init__(
-        self, sampler: Sampler | None, processors: Sequence[LogitsProcessor], history: mx.array | None
+        self,
+        sampler: Sampler | None,
+        processors: Sequence[LogitsProcessor],
+        history: mx.array | None,
+        next_forced: Callable[[], int | None] | None = None,
     ) -> None:
         self.sampler = None if sampler is greedy_sampler else sampler
         self.processors = processors
         self._seen = mx.zeros((0,), dtype=mx.int32) if history is None else history
+        self._next_forced, self._is_asked = next_forced or (lambda: None), False
+        self.picked: Picked | None = None
+        self.given: Picked | None = None
 
     def add(self, y: mx.array) -> None:
         """Take ids [n] that follow."""
         if self.processors:
             self._seen = mx.concatenate([self._seen, y.astype(self._seen.dtype)])
+
+    def ask(self) -> Picked:
+        """The next token, or the one that must come in its place; that is asked once for each."""
+        assert self.picked is not None
+        if not self._is_asked:
+            self.picked = self.picked.replaced(self._next_forced())
+        self._is_asked = True
+        return self.picked
+
+    def give(self, following: Picked | None = None) -> Picked:
+        """The next token becomes the last one; ``following`` comes after it, where that is known."""
+        assert self.picked is not None
+        self.given, self.picked, self._is_asked = self.picked, following, False
+        return self.given
 
     def pick(self, logits: mx.array, tokens: mx.array | None = None) -> Picked:
         """From logits [B, vocab]; ``tokens`` follow those that were added."""
@@ -230,15 +254,17 @@ class Picker:
         mx.async_eval(y, largest)
         return Picked(y, largest, logprobs)
 
-    def pick_each(self, logits: mx.array, tokens: Sequence[int]) -> list[Picked]:
-        """From logits [T, vocab] after each of the tokens [T], which follow those that were added."""
+    def pick_each(self, logits: mx.array, tokens: Sequence[int]) -> Iterator[Picked]:
+        """From logits [T, vocab] after each of the tokens [T], which follow those that were added; drawn as they are wanted."""
         if not self.processors and self.sampler is None:
             found = self.pick(logits)
             each = [Picked(*(a[n : n + 1] for a in found)) for n in range(len(tokens))]
             mx.async_eval([(p.y, p.largest) for p in each])  # at once, since each would wait for its own
-            return each
+            yield from each
+            return
         after = mx.array(list(tokens), dtype=mx.int32)
-        return [self.pick(logits[n : n + 1], after[: n + 1]) for n in range(len(tokens))]
+        for n in range(len(tokens)):
+            yield self.pick(logits[n : n + 1], after[: n + 1])
 
 
 def largest_logit(logits: mx.array) -> mx.array:

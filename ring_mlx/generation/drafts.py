@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple, Protocol
@@ -47,19 +47,53 @@ class Drafter(Protocol):
         """At most so many tokens that may come next, or none."""
 
 
-class PromptLookup:
-    """Finds the last tokens earlier in the text, and drafts what followed them there; constant time a token."""
+@dataclass
+class Counts:
+    """Tokens of one answer that were drafted and read, and those of them that the model chose too."""
 
-    def __init__(self, tokens: Iterable[int] = ()) -> None:
+    drafted: int = 0
+    accepted: int = 0
+
+
+class PromptLookup:
+    """Finds the last tokens earlier in the text, and drafts what followed them there; constant time a token.
+
+    Args:
+        tokens: The sequence so far.
+        other: A text in which is looked too, though it is no part of the sequence.
+    """
+
+    def __init__(self, tokens: Sequence[int] = (), other: Iterable[int] = ()) -> None:
         self._tokens: list[int] = []
         self._ends: dict[int, dict[int, int]] = {n: {} for n in LENGTHS}  # an n-gram's last place, but for its newest
         self._newest: dict[int, int] = {}
         self._last = 0
-        for token in tokens:
-            self.add(token)
+        self.sequence: list[int] = []
+        for token in (*other, *tokens):
+            self._read(token)
+        self.sequence += tokens
+
+    def __len__(self) -> int:
+        """Tokens in which is looked."""
+        return len(self._tokens)
 
     def add(self, token: int) -> None:
         """Take the next token."""
+        self.sequence.append(token)
+        self._read(token)
+
+    def follow(self, tokens: Sequence[int], shared: int) -> None:
+        """Go on after another sequence, which has the first ``shared`` tokens of this one; what was said here is kept."""
+        if shared < len(self.sequence):
+            for token in tokens[
+                max(0, shared - LENGTHS[0]) : shared
+            ]:  # so that the next n-grams are those of the sequence
+                self._read(token)
+            del self.sequence[shared:]
+        for token in tokens[shared:]:
+            self.add(token)
+
+    def _read(self, token: int) -> None:
         self._tokens.append(token)
         at = len(self._tokens)
         for n, key in self._newest.items():
@@ -133,7 +167,7 @@ class Pace:
     def count(self, tokens: int, given: int) -> None:
         """Take a step of so many tokens, of which ``given`` were yielded."""
         self.steps, self.tokens = self.steps + 1, self.tokens + given
-        self.drafted, self.accepted = self.drafted + tokens - 1, self.accepted + given - 1
+        self.drafted, self.accepted = self.drafted + tokens - 1, self.accepted + max(0, given - 1)
 
     def took(self, tokens: int, seconds: float) -> None:
         """Take how long a step of so many tokens took, without drafting."""

@@ -50,7 +50,7 @@ def start_sampling(
 
 
 class SeededSampler:
-    """A sampler whose n-th draw depends only on the seed and n; ``drawn`` may be set back to draw again."""
+    """A sampler whose n-th draw depends only on the seed and n; ``drawn`` counts them."""
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self._sampler, self._seed, self.drawn = sampler, seed, 0
