@@ -41,7 +41,7 @@ from ring_mlx.doctor.decay_check import (
 from ring_mlx.doctor.decay_choice import choose, write_offset
 from ring_mlx.doctor.decay_text import Part, Probe, packaged_parts, parts_of_file
 from ring_mlx.doctor.finding import CHECKS, Finding, table
-from ring_mlx.errors import NoFitError, OptionError, RingError
+from ring_mlx.errors import NoFitError, OptionError, RingError, WeightsError
 from ring_mlx.evaluation.perplexity import token_nats
 from ring_mlx.experts import recommend_cache_bytes
 from ring_mlx.model import memory
@@ -567,6 +567,30 @@ def test_a_conversion_goes_on_where_the_decay_cannot_be_checked_unless_that_was_
     with pytest.raises(SystemExit, match="2"):
         main([*arguments[:-1], str(tmp_path / "b"), "--decay-layer-offset", "2"])
     assert "'2' is not 0 or -1 or clamped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("can_be", [True, False])
+def test_where_the_source_cannot_be_loaded_the_result_is_checked(capsys, monkeypatch, tmp_path, can_be):
+    model, loaded = save_hf(tmp_path / "hf", config(decay_layer_offset=...)), []
+
+    def load_result(folder, **_):
+        loaded.append(folder.name)
+        if folder.name == "hf" or not can_be:
+            raise WeightsError("quantization method 'gptq' cannot be loaded as it is; convert it.")
+        return model, None
+
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.load", load_result)
+    monkeypatch.setattr("ring_mlx.doctor.decay_choice.check", lambda *_, **__: lead(one=0))
+    assert main(["convert", "--model", str(tmp_path / "hf"), "--mlx-path", str(tmp_path / "out")]) == 0
+    assert loaded == ["hf", "out"]
+    verify(tmp_path / "out")
+    raw, err = json.loads((tmp_path / "out" / "config.json").read_text()), capsys.readouterr().err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert raw.get("decay_layer_offset") == (-1 if can_be else None)
+    assert ("not checked" in card + err) != can_be
+    assert ("\n    decay_layer_offset -1 is written\n" in card) == can_be
+    assert err.endswith("is written.\n" if can_be else "--write-decay\n")
+    assert list(raw) == sorted(raw)
 
 
 def quantized_elsewhere(source, monkeypatch):

@@ -13,8 +13,10 @@ from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.progress import bar_of
 from ring_mlx.convert import Options, convert, convert_plan, describe, remote, report, verify
 from ring_mlx.convert.conversion import size_table
+from ring_mlx.convert.folder_files import DecayChoice
+from ring_mlx.convert.sources import Source
 from ring_mlx.convert.writer import read_manifest
-from ring_mlx.doctor.decay_choice import choose
+from ring_mlx.doctor.decay_choice import choose, choose_by_result
 from ring_mlx.system.terminal_text import for_output, note
 
 
@@ -59,10 +61,14 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> Path:
-    check, said = None, list[str]()
-    if args.check_decay != "never":
-        is_wanted, watch = args.check_decay == "always", partial(bar_of, args)
-        check = partial(choose, is_wanted=is_wanted, say=note, say_later=said.append, watch=watch, result=args.mlx_path)
+    said, choices, watch = list[str](), list[DecayChoice](), partial(bar_of, args)
+    is_wanted = args.check_decay == "always"
+
+    def check(source: Source) -> DecayChoice | None:
+        found = choose(source, is_wanted, note, said.append, watch, args.mlx_path)
+        choices.extend([found] if found else [])
+        return found
+
     with bar_of(args, "convert", "B") as bar:
         folder = convert(
             args.source,
@@ -71,10 +77,12 @@ def _convert(args: argparse.Namespace) -> Path:
             **_options(args),
             resume=args.resume,
             stream=args.stream,
-            choose_decay=check,
+            choose_decay=None if args.check_decay == "never" else check,
             say=note,
             progress=bar,
         )
-    for line in said:
-        note(line)
+    # The result can be loaded where the source cannot.
+    if not any(choice.is_open and choose_by_result(folder, choice, note, watch) for choice in choices):
+        for line in said:
+            note(line)
     return folder

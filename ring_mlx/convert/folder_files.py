@@ -27,10 +27,19 @@ DROPPED_KEYS = ("quantization", "quantization_config", "dtype", "_name_or_path")
 
 @dataclass(frozen=True)
 class DecayChoice:
-    """The ``decay_layer_offset`` for config.json, None to leave it, and lines for the model card that say why."""
+    """The ``decay_layer_offset`` for config.json, None to leave it, and lines for the model card that say why.
+
+    ``is_open`` says that the source could not be checked, so that the result may be.
+    """
 
     offset: int | str | None
     lines: tuple[str, ...]
+    is_open: bool = False
+
+    @property
+    def section(self) -> str:
+        """Its part of the model card."""
+        return "## Decay\n\n" + "".join(f"    {line}\n" for line in self.lines) + "\n"
 
 
 def write_files(folder: Path, source: Source, plan: Plan, card: str, decay: DecayChoice | None) -> set[str]:
@@ -73,7 +82,7 @@ def card(
     given = ", ".join(f"{k} {v}" for k, v in options.items() if v not in (None, False, [], ()))
     rows = "".join(f"| {part} | {n:,} | {8 * size / n:.2f} | {size:,} |\n" for part, n, size in by_part(plan))
     noted = "".join(f"- {note}\n" for note in notes) + "\n" if notes else ""
-    decay_text = "## Decay\n\n" + "".join(f"    {line}\n" for line in decay.lines) + "\n" if decay is not None else ""
+    decay_text = decay.section if decay is not None else ""
     return f"""---
 library_name: mlx
 pipeline_tag: text-generation

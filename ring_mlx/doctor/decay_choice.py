@@ -13,7 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ring_mlx.checkpoint.loading import load
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.sources import Source
-from ring_mlx.convert.writer import MANIFEST, amend
+from ring_mlx.convert.writer import MANIFEST, amend, disk_errors
 from ring_mlx.doctor import decay_check
 from ring_mlx.doctor.decay_check import KEY, SECTION, Offset, Verdict
 from ring_mlx.doctor.decay_text import packaged_parts, parts_of_file
@@ -89,12 +89,41 @@ def choose(
             raise
         say_later(f"the decay was not checked: {e}")
         say_later(f"the result can be: ring-mlx doctor --check-decay {result} --write-decay")
-        return DecayChoice(None, (f"not checked; {KEY} {shown(source.config.decay_layer_offset)}",))
+        return DecayChoice(None, (f"not checked; {KEY} {shown(source.config.decay_layer_offset)}",), is_open=True)
     del model
     mx.clear_cache()
-    found = decay_check.findings(verdict, source.config.decay_layer_offset, source.name)
+    return _chosen(verdict, source.config.decay_layer_offset, source.name, say_later)
+
+
+def choose_by_result(folder: Path, choice: DecayChoice, say: Say, watch: Watch) -> bool:
+    """Check a converted folder whose source could not be checked, and change its config.json and model card.
+
+    ``choice`` is what the card says so far. Returns whether it could be checked; as it could not, nothing is changed.
+    """
+    said = list[str]()
+    try:
+        with watch("loading the result") as progress:
+            model, tokenizer = load(folder, progress=progress)
+        offset = model.config.decay_layer_offset
+        with watch("checking the decay") as progress:
+            found = _chosen(check(model, tokenizer, say, bar=progress), offset, folder.name, said.append)
+    except RingError:
+        return False
+    del model
+    mx.clear_cache()
+    card = (folder / "README.md").read_text(encoding="utf-8").replace(choice.section, found.section)
+    changed = {} if found.offset is None else {KEY: found.offset}
+    raw = dict(sorted((read_json(folder / "config.json") | changed).items()))
+    with disk_errors(folder):
+        amend(folder, {"README.md": card, "config.json": json.dumps(raw, indent=4, ensure_ascii=False) + "\n"})
+    say(said[0])
+    return True
+
+
+def _chosen(verdict: Verdict, offset: Offset, name: str, say: Say) -> DecayChoice:
+    found = decay_check.findings(verdict, offset, name)
     end = f"{KEY} {shown(verdict.decided)} is written" if verdict.decided is not None else f"no {KEY} is written"
-    say_later(f"{found[-1].seen}; {end}.")
+    say(f"{found[-1].seen}; {end}.")
     return DecayChoice(verdict.decided, (*(f"{f.name}: {f.seen}" for f in found), end))
 
 
