@@ -245,11 +245,13 @@ class End:
         message: The assistant's turn, to append to the conversation: role, content, and where there are any
             ``reasoning_content`` and ``tool_calls``. Empty if the prompt was not read to its end, or a stop text cut it.
         error: The failure in one line, or "".
+        stop_text: The stop text that cut the answer, or "".
     """
 
     reason: Reason
     message: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    stop_text: str = ""
 
 
 Event = Loading | PrefillProgress | ThinkingText | AnswerText | ToolCall | TokenLogprob | Revised | Statistics | End

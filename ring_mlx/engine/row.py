@@ -126,7 +126,7 @@ class Row:
         if not self.request.is_dropped:
             self.request.events.put(self.statistics(e))
         if self._stops.hit:
-            return End("stop")
+            return End("stop", stop_text=self._stops.found)
         return End(cast(Reason, e.finish_reason), self._builder.message())
 
     def statistics(self, e: GenerationEvent) -> Statistics:

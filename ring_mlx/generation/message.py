@@ -100,22 +100,23 @@ def _parts(message: Mapping[str, Any]) -> tuple[str, str]:
 
 
 class StopText:
-    """Lets text through up to the first of some stop sequences."""
+    """Lets text through up to the first of some stop sequences; ``found`` is that one, or ""."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.hit = False
+        self.hit, self.found = False, ""
 
     def feed(self, text: str) -> str:
         """Take the next text; returns what is certainly before a stop sequence."""
         if self.hit or not self._stops:
             return "" if self.hit else text
         text = self._held + text
-        found = [at for at in (text.find(s) for s in self._stops) if at >= 0]
+        found = [(at, s) for at, s in ((text.find(s), s) for s in self._stops) if at >= 0]
         if found:
+            at, self.found = min(found)
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            return text[:at]
         keep = max(tag_prefix(text, s) for s in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

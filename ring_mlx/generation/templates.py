@@ -236,8 +236,13 @@ def _write(message: Mapping[str, Any], before: _Written | None) -> _Written:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message without entries that are None, and with the thought under the names that templates read."""
+    """The message without entries that are None, and with the thought under the names that templates read.
+
+    Templates put a line break between text and calls; clients keep the model's own, drop it or trim it.
+    """
     made = {k: v for k, v in message.items() if v is not None}
+    if made.get("tool_calls") and isinstance(made.get("content"), str):
+        made["content"] = made["content"].rstrip()
     thought = next((made[k] for k in REASONING if k in made), None)
     return made if thought is None else {"thinking": thought, **made, "reasoning_content": thought}
 

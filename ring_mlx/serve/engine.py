@@ -24,8 +24,9 @@ from ring_mlx.errors import PromptError, RingError, TokenizerError
 from ring_mlx.generation.defaults import filled
 from ring_mlx.generation.stream import encode_prompt
 from ring_mlx.generation.thought_end import THINK_END
-from ring_mlx.serve.failures import GoneError, bad, busy
+from ring_mlx.serve.failures import ApiError, GoneError, bad, busy
 from ring_mlx.serve.protocol import ApiRequest
+from ring_mlx.serve.turns import without_oldest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class Encoder:
             # Before rendering, since templates are rendered one at a time, for the model's thread too.
             self._check("".join(_certain(request)), gone)
             renderer = renderer_of(request, self._tokenizer, self._options)
-            text = renderer.text(given)
+            text = renderer.text(given, request.continue_last)
             self._check(text, gone)
             return encode(self._tokenizer, text), renderer
         text = given if isinstance(given, str) else ""
@@ -174,6 +175,16 @@ class Engine(ModelThread):
 
         Raises ApiError if the model is not there, or the request does not fit it; GoneError if the client leaves meanwhile.
         """
+        while True:
+            try:
+                return self._prepare(request, gone)
+            except ApiError as e:
+                shorter = without_oldest(request.prompt) if request.truncates else request.prompt
+                if e.code != "context_length_exceeded" or len(shorter) == len(request.prompt):
+                    raise
+                request.prompt = shorter
+
+    def _prepare(self, request: ApiRequest, gone: Callable[[], bool]) -> ApiRequest:
         encoder, loaded, prompt = self.encoder, self.loaded, None
         field = "prompt" if request.is_text else "messages"
         assert loaded is not None

@@ -8,6 +8,7 @@ import queue
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,23 +16,20 @@ import h11
 
 from ring_mlx.engine.events import End, Event, PrefillProgress
 from ring_mlx.errors import RingError
+from ring_mlx.serve import routes
+from ring_mlx.serve.answer import Answer, Piece
+from ring_mlx.serve.engine import LARGE_BYTES
 from ring_mlx.serve.failures import ApiError, GoneError, busy, of_answer
 from ring_mlx.serve.fields import read_object
-from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
-from ring_mlx.serve.replies import Reply, model_of
+from ring_mlx.serve.left_out import HEADER
+from ring_mlx.serve.protocol import ApiRequest
+from ring_mlx.serve.replies import model_of
+from ring_mlx.serve.routes import Api
 from ring_mlx.serve.wire import JSON, Headers, Wire
 from ring_mlx.system.terminal_text import note
 
 POLL_S, KEEP_ALIVE_S = 0.05, 5.0
-MODELS = "/v1/models"
-METHODS = {
-    "/v1/chat/completions": "POST",
-    "/v1/completions": "POST",
-    MODELS: "GET",
-    "/health": "GET",
-    "/metrics": "GET",
-}
-OPEN = ("/health",)
+OPEN = ("/health", "/")
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
@@ -52,29 +50,32 @@ class Handler(Wire):
             self._refuse(ApiError(500, "the server failed; see its log.", code="internal_error"))
 
     def _route(self) -> None:
-        path = self._path()
+        route, named = routes.found(self._path())
         self._check_hosts()
         if self.method == "OPTIONS" and self.server.hosts.grants(self.headers.get("origin")):
             self._preflight()
             return
-        if path not in OPEN:
+        if route not in OPEN:
             self._check_key()
-        named = path.removeprefix(MODELS + "/") if path.startswith(MODELS + "/") else None
-        known = MODELS if named is not None else path
-        if known not in METHODS:
-            raise ApiError(404, f"there is no {path[:100]} here; see docs/serve.md.", code="unknown_url")
-        if METHODS[known] != self.method:
-            allowed = METHODS.get(path, "GET" if path.startswith(MODELS) else "GET, POST")
-            told = {"Allow": allowed}
-            raise ApiError(405, f"this route takes {allowed}.", code="method_not_allowed", headers=told)
-        routes: dict[str, Callable[[], None]] = {
-            "/v1/chat/completions": lambda: self._generate(parse_chat),
-            "/v1/completions": lambda: self._generate(parse_completion),
-            MODELS: lambda: self._models(named),
+        methods = routes.METHODS.get(route, ())
+        if not methods or (route, self.method) == ("/", "GET"):
+            raise ApiError(404, f"there is no {self._path()[:100]} here; see docs/serve.md.", code="unknown_url")
+        if self.method not in methods:
+            allowed = ", ".join(methods)
+            raise ApiError(405, f"this route takes {allowed}.", code="method_not_allowed", headers={"Allow": allowed})
+        if api := routes.APIS.get(route):
+            self._generate(api)
+            return
+        answers: dict[str, Callable[[], None]] = {
+            "/": lambda: self._send(200, b""),
+            routes.COUNT: lambda: self._measure(routes.APIS[routes.MESSAGES]),
+            routes.RESPONSE: lambda: self._stored(named),
+            routes.MODELS: lambda: self._models(None),
+            routes.MODEL: lambda: self._models(named),
             "/health": self._health,
             "/metrics": self._metrics,
         }
-        routes[known]()
+        answers[route]()
 
     def _check_hosts(self) -> None:
         """Refuse web pages of other places; a client without ``Host`` (HTTP/1.0) is no browser."""
@@ -91,7 +92,7 @@ class Handler(Wire):
     def _preflight(self) -> None:
         """Tell a browser that an allowed page may send its request; the key comes with that request."""
         asked = self.headers.get("access-control-request-headers", "")
-        headers = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": asked}
+        headers = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Allow-Headers": asked}
         self._send(200, b"", "text/plain", headers)
 
     def _check_key(self) -> None:
@@ -118,9 +119,11 @@ class Handler(Wire):
 
     def _models(self, named: str | None) -> None:
         name = self.server.engine.settings.name
-        model = model_of(name, self.server.created, self.server.engine.context_tokens)
+        is_anthropic = "anthropic-version" in self.headers
+        model = model_of(name, self.server.created, self.server.engine.context_tokens, is_anthropic)
         if named is None:
-            self._send(200, {"object": "list", "data": [model]})
+            more = {"has_more": False, "first_id": name, "last_id": name} if is_anthropic else {}
+            self._send(200, {"object": "list", "data": [model], **more})
             return
         self._check_model(named)
         self._send(200, model)
@@ -132,58 +135,82 @@ class Handler(Wire):
 
     # Generation
 
-    def _generate(self, parse: Callable[..., ApiRequest]) -> None:
+    def _prepared(self, api: Api) -> ApiRequest:
+        """The request of a body, ready to be answered; a large one, or one that goes on from much, waits for its turn."""
         engine, body = self.server.engine, self._body()
-        with engine.encoder.turn(len(body), self._gone):
-            request = parse(read_object(body), engine.settings.sampling)
+        with ExitStack() as turns:
+            turns.enter_context(engine.encoder.turn(len(body), self._gone))
+            request = api.parse(read_object(body), engine.settings.sampling, self.server.stored)
             self._check_model(request.model)
+            if len(body) <= LARGE_BYTES:
+                turns.enter_context(engine.encoder.turn(request.history_bytes, self._gone))
             engine.prepare(request, self._gone)
-        del body
-        engine.enter(request)
-        reply = Reply(request, engine.settings.name)
+        if request.left_out:
+            self.server.left_out.tell(request.left_out)
+        return request
+
+    def _measure(self, api: Api) -> None:
+        request = self._prepared(api)
+        assert request.prepared is not None
+        self._send(200, {"input_tokens": len(request.prepared.prompt.ids)})
+
+    def _stored(self, named: str) -> None:
+        kept = self.server.stored.get(named)
+        if self.method == "GET":
+            self._send(200, kept.response)
+            return
+        self.server.stored.drop(named)
+        self._send(200, {"id": named, "object": "response", "deleted": True})
+
+    def _generate(self, api: Api) -> None:
+        request = self._prepared(api)
+        self.server.engine.enter(request)
+        reply = api.reply(request, self.server.engine.settings.name)
         try:
             if request.stream:
                 self._stream(reply)
             else:
                 self._whole(reply)
         finally:
-            engine.drop(request)
+            self.server.engine.drop(request)
 
-    def _whole(self, reply: Reply) -> None:
+    def _whole(self, reply: Answer) -> None:
         for event in self._events(reply):
             if isinstance(event, End):
-                self._send(200, reply.whole(event))
+                self._send(200, reply.whole(event), headers=_told(reply.request))
             elif event is not None:
-                for _ in reply.add(event):
-                    pass
+                reply.take(event)
 
-    def _stream(self, reply: Reply) -> None:
+    def _stream(self, reply: Answer) -> None:
         """Server-sent events; the status is sent with the first event, so that an earlier failure has its own status."""
         quiet_since, progress = time.monotonic(), "waiting"
         for event in self._events(reply):
             if isinstance(event, PrefillProgress):
                 progress = f"reading {event.done}/{event.total}"
+                reply.take(event)
             silent = event is None or isinstance(event, PrefillProgress)
             if silent and time.monotonic() - quiet_since < KEEP_ALIVE_S:
                 continue
-            if not self._started:
-                self._started = True
-                self._write(self._head(200, STREAM))
+            if self._reply is None:
+                self._reply = reply
+                self._write(self._head(200, {**STREAM, **_told(reply.request)}))
                 self._tell(reply.first())
             if event is None or isinstance(event, PrefillProgress):
-                self._piece(f": {progress}\n\n")
+                self._piece(reply.alive(progress))
             else:
                 self._tell(reply.last(event) if isinstance(event, End) else reply.add(event))
             quiet_since = time.monotonic()
-        self._piece("data: [DONE]\n\n")
+        self._piece(reply.last_line)
         self._end_stream("200")
 
-    def _tell(self, pieces: Iterable[dict[str, Any]]) -> None:
+    def _tell(self, pieces: Iterable[Piece]) -> None:
+        assert self._reply is not None
         for piece in pieces:
-            self._piece(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n")
+            self._piece(self._reply.line(piece))
 
     def _piece(self, text: str) -> None:
-        self._write(h11.Data(data=text.encode()))
+        if text:
+            self._write(h11.Data(data=text.encode()))
 
     def _end_stream(self, status: str) -> None:
         self._write(h11.EndOfMessage())
@@ -197,7 +224,7 @@ class Handler(Wire):
         self._write(head, h11.Data(data=b"" if self.method == "HEAD" else data), h11.EndOfMessage())
         self._count(str(status))
 
-    def _events(self, reply: Reply) -> Iterator[Event | None]:
+    def _events(self, reply: Answer) -> Iterator[Event | None]:
         """The events; the log explains an empty reply. None while there are no events.
 
         Raises GoneError if the client has left; ApiError if the answer failed, or the server closes.
@@ -221,18 +248,24 @@ class Handler(Wire):
 
     def _refuse(self, e: ApiError) -> None:
         """Send a failure: with its status, or as an event of a stream that has begun."""
-        if self._started:
+        if self._reply is not None:
             self._closing = True
-            self._tell([e.body()])
+            self._tell(self._reply.failed(e))
             self._end_stream("broken")
         else:
-            self._send(e.status, e.body(), headers=e.headers)
+            body = routes.failure_of(routes.found(self._path())[0])(e)
+            self._send(e.status, body, headers=e.headers)
 
     def _path(self) -> str:
         return unquote(self.path.partition("?")[0]).rstrip("/") or "/"
 
     def _count(self, status: str) -> None:
         """Count a request; unknown routes share one label, so that clients cannot make up labels."""
-        path = self._path()
-        route = path if path in METHODS else MODELS if path.startswith(MODELS) else "other"
-        self.server.metrics.count("http_requests_total", route=route, status=status)
+        route = routes.found(self._path())[0]
+        label = route.rstrip("/") if route in routes.METHODS and route != "/" else "other"
+        self.server.metrics.count("http_requests_total", route=label, status=status)
+
+
+def _told(request: ApiRequest) -> dict[str, str]:
+    """The header that names what was left out."""
+    return {HEADER: ", ".join(request.left_out)} if request.left_out else {}

@@ -18,10 +18,13 @@ from ring_mlx.serve.failures import ApiError, bad, cannot
 from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+PARTS = {"text": "text", "refusal": "refusal"}
 UNSUPPORTED = (
     *("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo"),
     "adapters",  # mlx_lm.server's
 )
+# Templates that can leave the thought out do; where one cannot, a budget of 0 closes the thought at once.
+NO_THOUGHT = {"enable_thinking": False}
 SENT_AS = {"temp": "temperature"}
 NUMBERS = [name for name in RANGES if name in Sampling.__dataclass_fields__ and name != "logit_bias"]
 MOST_STOPS, MOST_STOP_CHARS, MOST_TOP_LOGPROBS = 16, 1_000, 20
@@ -42,11 +45,17 @@ class ApiRequest(Request):
         model: The name that the client gave, or None.
         stream: Whether the answer comes in pieces.
         include_usage: Whether a stream ends with the usage.
+        left_out: What the client sent and the answer does not depend on, though it should; the client is told.
+        history_bytes: Of the conversation that the server had kept for the client.
+        truncates: The oldest turns may be dropped where the conversation exceeds the context.
     """
 
     model: str | None = None
     stream: bool = False
     include_usage: bool = False
+    left_out: tuple[str, ...] = ()
+    history_bytes: int = 0
+    truncates: bool = False
 
 
 def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
@@ -60,8 +69,7 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     top = fields.integer("top_logprobs", 0, MOST_TOP_LOGPROBS)
     if top and not logprobs:
         fields.refuse("top_logprobs", "needs logprobs to be true")
-    if (form := fields.object("response_format").get("type", "text")) != "text":
-        raise cannot(f"response_format {str(form)[:40]!r} is not supported; ask for JSON in words.", "response_format")
+    check_form(fields.object("response_format"), "response_format")
     request = _common(fields, _messages(fields), defaults)
     return replace(
         request,
@@ -69,7 +77,7 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
         max_tokens=request.max_tokens if most is None else most,
         top_logprobs=(top or 0) if logprobs else None,
         tools=_tools(fields),
-        template_options=_template_options(fields),
+        template_options=template_options_of(fields),
     )
 
 
@@ -90,7 +98,7 @@ def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     return replace(_common(fields, prompt, defaults), top_logprobs=fields.integer("logprobs", 0, MOST_TOP_LOGPROBS))
 
 
-def _check_count(what: str, count: int, most: int, param: str | None = None) -> None:
+def check_count(what: str, count: int, most: int, param: str | None = None) -> None:
     if count > most:
         raise bad(f"{count} {what} are more than {most}; send fewer.", param or what, "invalid_value")
 
@@ -107,16 +115,16 @@ def _common(fields: Fields, prompt: Any, defaults: Sampling) -> ApiRequest:
         prompt=prompt,
         is_text=True,
         model=fields.text("model"),
-        sampling=_sampling(fields, defaults),
+        sampling=sampling_of(fields, defaults),
         max_tokens=fields.within("max_tokens", RANGES["max_tokens"]),
-        stop=_stop(fields),
+        stop=stops_of(fields),
         stream=stream,
         include_usage=usage,
         thinking_budget=fields.within("thinking_budget", RANGES["thinking_budget"]),
     )
 
 
-def _sampling(fields: Fields, defaults: Sampling) -> Sampling:
+def sampling_of(fields: Fields, defaults: Sampling) -> Sampling:
     given = {name: fields.within(SENT_AS.get(name, name), RANGES[name]) for name in NUMBERS}
     given["logit_bias"] = _logit_bias(fields)
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
@@ -124,19 +132,20 @@ def _sampling(fields: Fields, defaults: Sampling) -> Sampling:
 
 def _logit_bias(fields: Fields) -> dict[int, float] | None:
     given = fields.object("logit_bias")
-    _check_count("logit_bias", len(given), MOST_BIASES)
+    check_count("logit_bias", len(given), MOST_BIASES)
     inner = Fields(given, "logit_bias.")
     if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
         fields.refuse("logit_bias", "must have token ids as keys")
     return {int(key): inner.within(key, RANGES["logit_bias"]) or 0.0 for key in given} or None
 
 
-def _stop(fields: Fields) -> tuple[str, ...]:
-    given = fields.get("stop")
+def stops_of(fields: Fields, name: str = "stop") -> tuple[str, ...]:
+    """The texts that end an answer."""
+    given = fields.get(name)
     stops = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > MOST_STOPS:
-        fields.refuse("stop", f"must be a text or at most {MOST_STOPS} of them, none empty")
-    _check_count("characters in a stop", max(map(len, stops), default=0), MOST_STOP_CHARS, "stop")
+        fields.refuse(name, f"must be a text or at most {MOST_STOPS} of them, none empty")
+    check_count("characters in a stop", max(map(len, stops), default=0), MOST_STOP_CHARS, name)
     return tuple(stops)
 
 
@@ -144,19 +153,19 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
     given = fields.array("messages")
     if not given:
         fields.refuse("messages", "must be an array with at least one message")
-    _check_count("messages", len(given), MOST_MESSAGES)
+    check_count("messages", len(given), MOST_MESSAGES)
     lists = [m.get("tool_calls") for m in given if isinstance(m, dict)]
-    _check_calls([call for calls in lists if isinstance(calls, list) for call in calls])
+    check_calls([call for calls in lists if isinstance(calls, list) for call in calls])
     return [_message(m, f"messages[{i}].") for i, m in enumerate(given)]
 
 
-def _check_calls(calls: list[Any]) -> None:
+def check_calls(calls: list[Any], param: str = "messages") -> None:
     """Before any is read: `read_json` bounds the arguments of one call, not those of all."""
-    _check_count("tool calls", len(calls), MOST_CALLS, "messages")
+    check_count("tool calls", len(calls), MOST_CALLS, param)
     functions = [c.get("function") for c in calls if isinstance(c, dict)]
     texts = [f["arguments"] for f in functions if isinstance(f, dict) and isinstance(f.get("arguments"), str)]
     values = sum(text.count(mark) for text in texts for mark in ",[{")
-    _check_count("values in arguments of tool calls", values, MOST_VALUES, "messages")
+    check_count("values in arguments of tool calls", values, MOST_VALUES, param)
 
 
 def _message(given: Any, place: str) -> dict[str, Any]:
@@ -166,7 +175,7 @@ def _message(given: Any, place: str) -> dict[str, Any]:
     role = fields.text("role")
     if role not in ROLES:
         fields.refuse("role", f"must be one of {', '.join(ROLES)}")
-    message: dict[str, Any] = {"role": ROLES[role], "content": _content(fields)}
+    message: dict[str, Any] = {"role": ROLES[role], "content": text_of(fields, "content", PARTS, "messages")}
     if role == "assistant":
         if thought := fields.text("reasoning_content"):
             message["reasoning_content"] = thought
@@ -180,20 +189,21 @@ def _message(given: Any, place: str) -> dict[str, Any]:
     return message
 
 
-def _content(fields: Fields) -> str:
-    content = fields.get("content")
+def text_of(fields: Fields, name: str, keys: Mapping[str, str], param: str) -> str:
+    """A text, or the texts of parts; ``keys`` has the types of parts that are read, and where their text is."""
+    content = fields.get(name)
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        fields.refuse("content", "must be text or an array of text parts")
+        fields.refuse(name, "must be text or an array of text parts")
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind not in ("text", "refusal"):
-            raise cannot(f"{fields.place}content has a part of type {kind[:40]!r}; only text is read.", "messages")
-        text = part.get(kind) if isinstance(kind, str) else None
+        if isinstance(kind, str) and kind not in keys:
+            raise cannot(f"{fields.place}{name} has a part of type {kind[:40]!r}; only text is read.", param)
+        text = part.get(keys[kind]) if isinstance(kind, str) else None
         if not isinstance(text, str):
-            fields.refuse("content", "must be text or an array of text parts")
+            fields.refuse(name, "must be text or an array of text parts")
         texts.append(text)
     return "".join(texts)
 
@@ -203,13 +213,13 @@ def _call(given: Any, place: str) -> dict[str, Any]:
     name, arguments = function.text("name"), function.get("arguments")
     if not name:
         function.refuse("name", "must be the name of a function")
-    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": _arguments(arguments)}}
+    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments_of(arguments)}}
     if isinstance(given.get("id"), str):
         call["id"] = given["id"]
     return call
 
 
-def _arguments(given: Any) -> dict[str, Any] | str:
+def arguments_of(given: Any) -> dict[str, Any] | str:
     """An object, or else the text, since a client cannot repair what a model wrote earlier."""
     if isinstance(given, dict):
         return given
@@ -223,21 +233,31 @@ def _arguments(given: Any) -> dict[str, Any] | str:
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
     tools = fields.array("tools")
-    _check_count("tools", len(tools), MOST_TOOLS)
+    check_count("tools", len(tools), MOST_TOOLS)
     for i, tool in enumerate(tools):
         kind = tool.get("type", "function") if isinstance(tool, dict) else None
         function = tool.get("function") if isinstance(tool, dict) else None
         if kind != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise bad(f"tools[{i}] is not a function with a name; describe it as one.", f"tools[{i}]", "invalid_value")
-    choice = fields.get("tool_choice")
+    return tools if wants_tools(fields.get("tool_choice")) else []
+
+
+def wants_tools(choice: object) -> bool:
+    """Whether the model is told of the tools. Raises ApiError 422 if it must call one."""
     if choice not in (None, "auto", "none"):
         raise cannot("tool_choice may be 'auto' or 'none'; the model cannot be made to call a tool.", "tool_choice")
-    return [] if choice == "none" else tools
+    return choice != "none"
 
 
-def _template_options(fields: Fields) -> dict[str, Any]:
+def check_form(form: Mapping[str, Any], param: str) -> None:
+    """The form that an answer must have, on all routes. Raises ApiError 422 if it is not text."""
+    if (kind := form.get("type") or "text") != "text":
+        raise cannot(f"{param} {str(kind)[:40]!r} is not supported; ask for JSON in words.", param)
+
+
+def template_options_of(fields: Fields) -> dict[str, Any]:
     options = fields.object("chat_template_kwargs")
-    _check_count("chat_template_kwargs", len(options), MOST_OPTIONS)
+    check_count("chat_template_kwargs", len(options), MOST_OPTIONS)
     for name, value in options.items():
         if name in TEMPLATE_OWN or not (value is None or isinstance(value, (bool, int, float, str))):
             fields.refuse("chat_template_kwargs", "may hold the template's own plain options, such as enable_thinking")

@@ -2,105 +2,77 @@
 
 from __future__ import annotations
 
-import json
 import time
-import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from ring_mlx.engine.events import AnswerText, End, Event, Revised, Statistics, ThinkingText, TokenLogprob, ToolCall
-from ring_mlx.generation.thinking import end_note
+from ring_mlx.serve.answer import Answer, Call, Piece, new_id
+from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import ApiRequest
-from ring_mlx.system.terminal_text import is_seen
 
 
-class Reply:
-    """One answer in the making."""
+class Reply(Answer):
+    """An answer as OpenAI's chat and completion routes give it."""
+
+    last_line = "data: [DONE]\n\n"
 
     def __init__(self, request: ApiRequest, model: str) -> None:
-        self.request, self._model = request, model
-        self._id = f"{'cmpl' if request.is_text else 'chatcmpl'}-{uuid.uuid4().hex}"
+        super().__init__(request, model)
+        self._id = new_id("cmpl-" if request.is_text else "chatcmpl-")
         self._created = int(time.time())
-        self._thought, self._answer = "", ""
-        self._calls: list[dict[str, Any]] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._told = self._called = 0
-        self._is_revised = False
-        self._statistics = Statistics()
+        self._told = 0
 
-    def add(self, event: Event) -> Iterator[dict[str, Any]]:
-        """Take an event; returns the pieces that a stream sends for it, except the last."""
+    def add(self, event: Event) -> Iterator[Piece]:
+        self.take(event)
         if isinstance(event, ThinkingText):
-            self._thought += event.text
             yield self._piece({"reasoning_content": event.text})
         elif isinstance(event, AnswerText):
-            self._answer += event.text
             yield self._piece({"content": event.text}, self._new_logprobs())
         elif isinstance(event, ToolCall):
-            call = _call(event)
-            yield self._piece({"tool_calls": [{"index": self._called, **call}]}, self._new_logprobs())
-            self._calls.append(call)
-            self._called += 1
-        elif isinstance(event, TokenLogprob):
-            self._logprobs.append(event)
-        elif isinstance(event, Statistics):
-            self._statistics = event
+            call = {"index": len(self.calls) - 1, **_call(self.calls[-1])}
+            yield self._piece({"tool_calls": [call]}, self._new_logprobs())
         elif isinstance(event, Revised):
-            self._thought, self._answer, self._is_revised = event.thought, "", True
-            self._calls, self._logprobs, self._told = [], [], 0
+            self._told = 0
 
-    def first(self) -> Iterator[dict[str, Any]]:
-        """The pieces with which a stream starts."""
+    def first(self) -> Iterator[Piece]:
         if not self.request.is_text:
             yield self._piece({"role": "assistant", "content": ""})
 
-    def last(self, event: End) -> Iterator[dict[str, Any]]:
-        """The pieces with which a stream ends."""
-        piece = self._piece({}, self._new_logprobs(), self._reason(event))
-        if self._is_revised:
+    def last(self, event: End) -> Iterator[Piece]:
+        piece = self._piece({}, self._new_logprobs(), self.reason(event))
+        if self.is_revised:
             piece["choices"][0]["message"] = self._message()
         yield piece
         if self.request.include_usage:
-            yield {**self._head(streamed=True), "choices": [], "usage": usage_of(self._statistics)}
+            yield {**self._head(streamed=True), "choices": [], "usage": usage_of(self.statistics)}
 
     def whole(self, event: End) -> dict[str, Any]:
-        """The answer in one piece."""
         self._told = 0
-        choice: dict[str, Any] = {"index": 0, "finish_reason": self._reason(event), "logprobs": self._new_logprobs()}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": self.reason(event), "logprobs": self._new_logprobs()}
         if self.request.is_text:
-            choice["text"] = self._answer
+            choice["text"] = self.text
         else:
             choice["message"] = self._message()
-        return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(self._statistics)}
+        return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(self.statistics)}
 
-    def why_empty(self, event: End) -> str:
-        """The line in the server's log for an answer without call and text; else nothing."""
-        if self._calls or is_seen(self._answer):
-            return ""
-        s = self._statistics
-        tokens = s.generated_tokens, s.thinking_tokens
-        return end_note(self._reason(event), *tokens, self._answer, "raise max_tokens")
-
-    def _reason(self, event: End) -> str:
-        """OpenAI's word for why the answer ended; an answer of only thought counts as cut off."""
-        if self._calls:
-            return "tool_calls"
-        is_all_thought = bool(event.message) and self._statistics.thinking_tokens > 0 and not self._answer.strip()
-        return "length" if is_all_thought else event.reason
+    def failed(self, error: ApiError) -> Iterator[Piece]:
+        yield error.body()
 
     def _message(self) -> dict[str, Any]:
-        content = None if self._calls and not self._answer.strip() else self._answer
+        content = None if self.calls and not self.text.strip() else self.text
         message: dict[str, Any] = {"role": "assistant", "content": content}
-        if thought := self._thought.strip("\r\n"):
+        if thought := self.thought.strip("\r\n"):
             message["reasoning_content"] = thought
-        if self._calls:
-            message["tool_calls"] = self._calls
+        if self.calls:
+            message["tool_calls"] = [_call(call) for call in self.calls]
         return message
 
     def _head(self, streamed: bool) -> dict[str, Any]:
         kind = "text_completion" if self.request.is_text else "chat.completion"
         kind += ".chunk" if streamed and not self.request.is_text else ""
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.model}
 
     def _piece(
         self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
@@ -117,9 +89,9 @@ class Reply:
         """Log-probabilities of the tokens since the last piece that had some."""
         if self.request.top_logprobs is None:
             return None
-        new, self._told = self._logprobs[self._told :], len(self._logprobs)
+        new, self._told = self.logprobs[self._told :], len(self.logprobs)
         if not self.request.is_text:
-            return {"content": [_chat_logprob(t) for t in new], "refusal": None}
+            return {"content": [chat_logprob(t) for t in new], "refusal": None}
         tops = [{_token_name(token): logprob for token, logprob in t.top} for t in new]
         return {
             "tokens": [_token_name(t.token) for t in new],
@@ -140,24 +112,23 @@ def usage_of(s: Statistics) -> dict[str, Any]:
     }
 
 
-def model_of(name: str, created: int, context_tokens: int | None) -> dict[str, Any]:
-    """OpenAI's form of a model."""
-    return {
+def model_of(name: str, created: int, context_tokens: int | None, is_anthropic: bool = False) -> dict[str, Any]:
+    """OpenAI's form of a model, for Anthropic's clients with what they look for besides."""
+    model = {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "ring-mlx",
         "context_length": context_tokens,
     }
+    if is_anthropic:
+        when = datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        model |= {"type": "model", "display_name": name, "created_at": when, "max_input_tokens": context_tokens}
+    return model
 
 
-def _call(event: ToolCall) -> dict[str, Any]:
-    arguments = json.dumps(dict(event.arguments), ensure_ascii=False)
-    return {
-        "id": f"call_{uuid.uuid4().hex[:24]}",
-        "type": "function",
-        "function": {"name": event.name, "arguments": arguments},
-    }
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
 
 
 def _token_name(token: bytes) -> str:
@@ -168,7 +139,7 @@ def _token_name(token: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
-def _chat_logprob(t: TokenLogprob) -> dict[str, Any]:
+def chat_logprob(t: TokenLogprob) -> dict[str, Any]:
     def one(token: bytes, logprob: float) -> dict[str, Any]:
         return {"token": token.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(token)}
 

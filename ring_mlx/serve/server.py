@@ -18,6 +18,8 @@ from ring_mlx.serve.engine import Engine, Settings
 from ring_mlx.serve.failures import busy
 from ring_mlx.serve.handler import Handler
 from ring_mlx.serve.hosts import Hosts
+from ring_mlx.serve.left_out import Log
+from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.slots import Slots
 from ring_mlx.system.terminal_text import note
 
@@ -70,6 +72,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.max_body_bytes, self.log_requests = max_body_bytes, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
         self.hosts = Hosts(host, allowed_hosts, allowed_origins)
+        self.stored, self.left_out = Stored(), Log()
         self.slots = Slots(max_connections, max(MOST_BODIES_BYTES, max_body_bytes))
         _allow_files(2 * max_connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -21,9 +21,12 @@ import h11
 
 from ring_mlx import __version__
 from ring_mlx.engine.metrics import Metrics
+from ring_mlx.serve.answer import Answer
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import ApiError, GoneError, bad
 from ring_mlx.serve.hosts import Hosts
+from ring_mlx.serve.left_out import Log
+from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.slots import Slots, Stage
 from ring_mlx.system.terminal_text import note
 
@@ -49,6 +52,8 @@ class Shared(Protocol):
     metrics: Metrics
     hosts: Hosts
     slots: Slots
+    stored: Stored
+    left_out: Log
     api_key: bytes | None
     max_body_bytes: int
     log_requests: bool
@@ -69,7 +74,8 @@ class Wire(socketserver.BaseRequestHandler):
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
         self.method, self.path, self.authorities = "", "/", list[str]()
         self.headers: dict[str, str] = {}
-        self._started = self._closing = False  # whether a stream has begun, and whether this request is the last
+        self._reply: Answer | None = None  # of a stream that has begun
+        self._closing = False  # whether this request is the last
 
     def handle(self) -> None:
         """Answer one request after the other, until either side closes."""

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: ``blocks`` and ``request`` read it, ``reply`` answers in it."""
