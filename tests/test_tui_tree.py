@@ -8,6 +8,7 @@ import pytest
 
 from tests.tui_pilot import chat
 from tui.conversation import Conversation
+from tui.screens.compact import WISH
 from tui.screens.tree import TreeScreen, rows
 from tui.store.records import ASSISTANT, USER
 
@@ -131,3 +132,31 @@ def test_deep_and_wide_chats():
         assert "45⋯│ │ │" in "".join(d.screen_text)
 
     chat(script, (40, 12), talk=talk)
+
+
+def test_a_chat_is_summed_up_for_a_new_one():
+    async def script(d):
+        await d.command("/compact")
+        assert d.engine.questions == []
+        await d.exchange("question", "answer")
+        old = d.chat.talk
+        await d.command("/compact")
+        assert d.engine.asked[-1] == ["question", "answer", WISH]
+        await d.type("next")
+        await d.post(d.text("All of it."), d.end())
+        assert d.chat.talk is not old
+        assert [t.content for t in old.path()] == ["question", "answer"]
+        assert "All of it." in [t.content for t in old.turns.values()]
+        (summary,) = d.chat.entry.attachments.found
+        assert summary.text == "All of it."
+        await d.command("more")
+        assert d.engine.asked[-1] == [f"more\n\n{summary.name}:\n```\nAll of it.\n```"]
+        await d.post(d.text("fine"), d.end())
+        await d.command("/compact")
+        await d.post(d.text("half"), d.end("stopped"))
+        assert d.said[-1] == "half"
+        assert d.chat.entry.attachments.found == []
+        await d.exchange("another", "answer")
+        assert d.said[-1] == "answer"
+
+    chat(script)

@@ -50,6 +50,7 @@ COMMANDS = (
     Command("next", "the next branch of a turn", "", "right_square_bracket", label="Next"),
     Command("previous", "the previous branch of a turn", "", "left_square_bracket", label="Prev"),
     Command("tree", "all branches as a tree; choose a turn to go there", "", "m"),
+    Command("compact", "sum this chat up; a new one goes on from the summary"),
     Command("undo", "take the last question, edit, answer or branch back", "", "u", plain=True),
     Command("copy", "copy a turn without its thought", "", "c", label="Copy"),
     Command("code", "copy a code block of an answer, the last or the n-th", "", "y", "[N]"),

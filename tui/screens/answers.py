@@ -10,6 +10,7 @@ from tui.gauges import loading_text, reading_forms
 from tui.interrupts import Interrupts
 from tui.messages import Ended, Failed, Loaded, Loading, Piece, Question, Reading
 from tui.screens.view import ChatView
+from tui.store import Turn
 from tui.widgets.entry import Entry
 
 GOES_ON = ("stop", "length")  # how an answer ends after which questions that wait are asked
@@ -30,6 +31,9 @@ class AnswerView(ChatView):
             await self.turns.extend(self.talk.path(), self.answer.id)
         self._asked_at = monotonic()
         self.engine.ask(question)
+
+    async def answered(self, answer: Turn, reason: str) -> None:
+        """Do what is to follow an answer that has ended."""
 
     @on(Loading)
     def model_loading(self, message: Loading) -> None:
@@ -87,7 +91,8 @@ class AnswerView(ChatView):
             await self._end("failed")
 
     async def _end(self, reason: str, message: Ended | None = None) -> None:
-        view = self.answer_view(self.answer) if self.answer is not None else None
+        answer = self.answer
+        view = self.answer_view(answer) if answer is not None else None
         if reason not in GOES_ON:
             self.entry.unqueue()
         if self.end_answer(reason, message.figures if message else None):
@@ -99,6 +104,8 @@ class AnswerView(ChatView):
             await self.refresh_turns()
         self.refresh_bindings()
         self.keeper.flush()
+        if answer is not None:
+            await self.answered(answer, reason)
         if self.answer is None:
             for waiting in self.entry.queued.take(*self.entry.queued.found[:1]):
                 await self.asked(Entry.Asked(waiting.text, list(waiting.attachments)))

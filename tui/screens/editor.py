@@ -7,12 +7,12 @@ from textual.app import SuspendNotSupported
 from tui.editor import EditorError, edited
 from tui.interrupts import Interrupts
 from tui.keys import COMMANDS
-from tui.screens.find import FindCommands
+from tui.screens.compact import CompactCommand
 
 LONGEST_PROMPT = 100_000  # characters; a longer text from the editor is attached, since each key would take long
 
 
-class EditorCommands(FindCommands):
+class EditorCommands(CompactCommand):
     """What the user writes there comes back into the prompt, or is attached if it is very long."""
 
     def do_editor(self, _: str) -> None:
