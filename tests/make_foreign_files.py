@@ -134,6 +134,7 @@ def main() -> None:
         "ct_fp8_blocks": modifier(scheme(8, "float", strategy="block", block_structure=[32, 64])),
         "ct_fp8_rows": modifier(scheme(8, "float", strategy="channel")),
         "ct_fp8_whole": modifier(scheme(8, "float", strategy="tensor")),
+        "ct_mxfp8": QuantizationModifier(targets="Linear", scheme="MXFP8A16", ignore=["lm_head"]),
         "ct_int4": modifier(scheme(4, **group)),
         "ct_int4_zeros": modifier(scheme(4, symmetric=False, **group)),
         "ct_int4_rows": modifier(scheme(4, strategy="channel", symmetric=False)),

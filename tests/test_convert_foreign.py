@@ -57,7 +57,7 @@ def dequantized(folder, quantization):
 
 
 def test_the_files_are_there():
-    assert len(FILES) == 20
+    assert len(FILES) == 21
     assert sum(f.stat().st_size for f in FILES) < 400_000
 
 

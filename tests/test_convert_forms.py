@@ -183,6 +183,12 @@ BYTES = mx.zeros((8, 8), dtype=mx.uint8)
         ),
         (None, {"trellis": BYTES, "suh": mx.ones((8,))}, "the weights are in EXL3"),
         (None, {"W_q": BYTES}, "the weights are in HQQ"),
+        (None, {"_weight_qdata": BYTES.view(mx.int8)}, "the weights are in torchao"),
+        (
+            None,
+            {"weight": mx.ones((192, 128), dtype=mx.int8), "weight_scale": mx.ones((192, 1))},
+            "int-quantized, W8A8",
+        ),
         (
             {"quant_method": "gptq", "checkpoint_format": "marlin"},
             as_gptq(*grid(192, 128, 64, 4)[:3], 4),

@@ -164,7 +164,7 @@ class FP8(Matrix):
         weight, self._scale = self.parts["weight"], self.parts[suffix]
         self.shape = weight.matrix
         if weight.dtype != "F8_E4M3" or self._scale.dtype not in (*FLOATS, *EXPONENTS):
-            named = " (int-quantized)" if weight.dtype == "I8" else ""
+            named = " (int-quantized, W8A8)" if weight.dtype == "I8" else ""
             raise WeightsError(
                 f"{weight.name} is {weight.dtype} with {suffix} in {self._scale.dtype}{named}, but only F8_E4M3 with a "
                 "float scale is supported; use the float, FP8 or int4 form of the checkpoint."

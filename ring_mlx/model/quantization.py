@@ -26,6 +26,7 @@ SIGNS = {
     "trellis": "EXL3",
     "W_q": "HQQ",
     "_data": "quanto",
+    "_weight_qdata": "torchao",
     "codebooks": "AQLM",
     "centroids": "VPTQ",
     "bitmask": "a sparse form of compressed-tensors",
