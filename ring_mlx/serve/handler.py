@@ -142,6 +142,8 @@ class Handler(Wire):
             turns.enter_context(engine.encoder.turn(len(body), self._gone))
             request = api.parse(read_object(body), engine.settings.sampling, self.server.stored)
             self._check_model(request.model)
+            if not request.is_text:
+                self.server.calls.restore(request.prompt)
             if len(body) <= LARGE_BYTES:
                 turns.enter_context(engine.encoder.turn(request.history_bytes, self._gone))
             engine.prepare(request, self._gone)
@@ -240,6 +242,8 @@ class Handler(Wire):
                 raise of_answer(event)
             if isinstance(event, End) and event.reason == "stopped":
                 raise busy("the server is closing.")
+            if isinstance(event, End):
+                self.server.calls.keep(reply.calls)
             yield event
             if isinstance(event, End):
                 if why := reply.why_empty(event):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.errors import OptionError
+from ring_mlx.serve.calls import Calls
 from ring_mlx.serve.engine import Engine, Settings
 from ring_mlx.serve.failures import busy
 from ring_mlx.serve.handler import Handler
@@ -72,7 +73,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.max_body_bytes, self.log_requests = max_body_bytes, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
         self.hosts = Hosts(host, allowed_hosts, allowed_origins)
-        self.stored, self.left_out = Stored(), Log()
+        self.stored, self.calls, self.left_out = Stored(), Calls(), Log()
         self.slots = Slots(max_connections, max(MOST_BODIES_BYTES, max_body_bytes))
         _allow_files(2 * max_connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

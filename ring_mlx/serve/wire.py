@@ -15,19 +15,14 @@ import time
 from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Protocol
 
 import h11
 
 from ring_mlx import __version__
-from ring_mlx.engine.metrics import Metrics
 from ring_mlx.serve.answer import Answer
-from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import ApiError, GoneError, bad
-from ring_mlx.serve.hosts import Hosts
-from ring_mlx.serve.left_out import Log
-from ring_mlx.serve.responses.stored import Stored
-from ring_mlx.serve.slots import Slots, Stage
+from ring_mlx.serve.shared import Shared
+from ring_mlx.serve.slots import Stage
 from ring_mlx.system.terminal_text import note
 
 # Seconds for all of a request's head, all of its body, between two requests, for one piece of an answer to be taken, and
@@ -43,21 +38,6 @@ ONCE = {
     *("authorization", "content-encoding", "content-length", "content-type", "expect", "host", "origin"),
     *("sec-fetch-site", "transfer-encoding", "x-api-key"),
 }
-
-
-class Shared(Protocol):
-    """What all connections of a server share; `ring_mlx.serve.server.Server` describes each."""
-
-    engine: Engine
-    metrics: Metrics
-    hosts: Hosts
-    slots: Slots
-    stored: Stored
-    left_out: Log
-    api_key: bytes | None
-    max_body_bytes: int
-    log_requests: bool
-    created: int
 
 
 class Wire(socketserver.BaseRequestHandler):

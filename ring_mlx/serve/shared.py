@@ -1,0 +1,29 @@
+"""What all connections of a server share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ring_mlx.engine.metrics import Metrics
+from ring_mlx.serve.calls import Calls
+from ring_mlx.serve.engine import Engine
+from ring_mlx.serve.hosts import Hosts
+from ring_mlx.serve.left_out import Log
+from ring_mlx.serve.responses.stored import Stored
+from ring_mlx.serve.slots import Slots
+
+
+class Shared(Protocol):
+    """`ring_mlx.serve.server.Server` describes each."""
+
+    engine: Engine
+    metrics: Metrics
+    hosts: Hosts
+    slots: Slots
+    stored: Stored
+    calls: Calls
+    left_out: Log
+    api_key: bytes | None
+    max_body_bytes: int
+    log_requests: bool
+    created: int
