@@ -86,11 +86,14 @@ class KeysInOrder(App[None]):
     def _show_edit(self) -> None:
         """Paint the widget in focus after the last key of a burst; the next frame may lay out a long answer first."""
         target, screen, is_last = self.focused, self.screen, not (self._typed or self.message_queue_size)
-        if target is None or not is_last or self._batch_count or target._layout_required:
+        if target is None or not is_last or target._layout_required:
             return
         if target in screen._compositor.visible_widgets:
             screen._compositor.update_widgets({target})
-            self._display(screen, screen._compositor.render_update(screen_stack=self._background_screens))
+            update = screen._compositor.render_update(screen_stack=self._background_screens)
+            batches, self._batch_count = self._batch_count, 0  # of other widgets, such as blocks being mounted
+            self._display(screen, update)
+            self._batch_count = batches
 
     async def settle(self) -> None:
         """Wait until what was typed has taken effect."""
