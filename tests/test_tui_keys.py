@@ -173,3 +173,16 @@ def test_a_letter_is_painted_before_the_next_frame(monkeypatch):
         assert d.screen_text[prompt.region.y + 1].strip(" │▊▎") == "abcd"
 
     chat(script)
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.02, 0.05, 0.1])
+def test_keys_that_are_still_to_come_do_not_disturb_the_end(wait_s):
+    async def script(d):
+        for key in ("ctrl+p", "pageup", "escape", "ctrl+s", "enter", "f3", "escape", "ctrl+o", "ctrl+t", "escape") * 3:
+            d.app.post_message(events.Key(key, None))
+        d.app.post_message(events.Paste("text"))
+        await asyncio.sleep(wait_s)
+        d.app.leave_chat(0)
+        await asyncio.sleep(0.5)
+
+    assert chat(script).all_saved

@@ -37,6 +37,8 @@ class KeysInOrder(App[None]):
     async def on_event(self, event: events.Event) -> None:
         if not isinstance(event, (events.Key, events.Paste)) or event.is_forwarded:
             await super().on_event(event)
+        elif self._exit:  # screens that are being removed take no keys
+            return
         elif not self._is_waiting and self.can_type.is_set() and edits_text(self.focused, event):
             self._is_settled = False
             await self._handle(event)
@@ -51,7 +53,7 @@ class KeysInOrder(App[None]):
         """Handle the keys that wait; those that only edit a text follow each other at once."""
         await self.can_type.wait()
         try:
-            while self._typed:
+            while self._typed and not self._exit:
                 edits = edits_text(self.focused, self._typed[0])
                 if not edits and not self._is_settled:
                     await self.settle()
