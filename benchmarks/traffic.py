@@ -15,6 +15,7 @@ MLX's own operations ask for, which do the rest of a forward pass, are not count
 from __future__ import annotations
 
 import argparse
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,7 @@ from tests.metal_sim import SimulatedKernel, metal_kernel
 from tests.metal_sim.runtime import RunInfo
 
 LINE_BYTES = 128
-EXPERTS = 16  # of a stack in the simulator; more are never chosen at once by a few tokens
+EXPERTS = 64  # of a stack in the simulator; more are never chosen at once by a few tokens
 MOST_THREADGROUPS = 2048  # of a launch that are run; of more, one in so many
 PROMPT_BEFORE = 9
 MEMORY = re.compile(r"_[wsb]$|^(new_)?state$|^updates$")  # arrays that are no activations
@@ -76,7 +77,8 @@ def launches(model: Model, tokens: int, backend: str = "metal") -> Counter[Launc
     if tokens <= MAX_TOKENS:
         cache = model.make_cache()
         recorded(lambda: model(mx.zeros((1, PROMPT_BEFORE), mx.int32), cache), backend)
-    return recorded(lambda: model(mx.zeros((1, tokens), mx.int32), cache, last_only=True), backend)
+    is_last_only = tokens == 1 or tokens > MAX_TOKENS  # of a few tokens, each one's logits are asked for
+    return recorded(lambda: model(mx.zeros((1, tokens), mx.int32), cache, last_only=is_last_only), backend)
 
 
 def true_model(shape: str, bits: int, layers: int | None = None) -> Model:
@@ -150,18 +152,18 @@ def measure(one: Launch, threadgroups: int = MOST_THREADGROUPS) -> Measured:
     every = -(-groups // threadgroups)
     count = metal_kernel(**kernel, mode="check", strict=False, count=True, every=every)
     values = dict(one.values)
+    full = dict(zip(kernel["input_names"], one.inputs, strict=True))
     inputs = [
-        _input(name, *kind, values.get(i))
-        for i, (name, kind) in enumerate(zip(kernel["input_names"], one.inputs, strict=True))
+        _chosen(*_choice(full)) if name == "chosen" else _input(name, *kind, values.get(i))
+        for i, (name, kind) in enumerate(full.items())
     ]
     count(inputs=inputs, **call)
     info = SimulatedKernel.last
     assert info is not None
-    full = dict(zip(kernel["input_names"], one.inputs, strict=True))
     full |= {
         n: (s, d) for n, s, d in zip(kernel["output_names"], call["output_shapes"], call["output_dtypes"], strict=True)
     }
-    chosen = _chosen(full["chosen"][0]) if "chosen" in full else mx.zeros((0,))
+    chosen = _chosen(*_choice(full)) if "chosen" in full else mx.zeros((0,))
     needed, asked = {}, {}
     for t in info.traffic:
         shape, dtype = full.get(t.name, ((), mx.uint8))
@@ -177,17 +179,22 @@ def measure(one: Launch, threadgroups: int = MOST_THREADGROUPS) -> Measured:
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: mx.Dtype, value: tuple[int, ...] | None) -> mx.array:
-    if name == "chosen":
-        return _chosen(shape)
     if value is not None:
         return mx.array(value, dtype)
     return mx.zeros((min(shape[0], EXPERTS), *shape[1:]) if len(shape) == 3 and MEMORY.search(name) else shape, dtype)
 
 
-def _chosen(shape: tuple[int, ...]) -> mx.array:
-    """Experts of each token, all different, as unlike another token's as there are experts for."""
-    rows = [[(t * shape[-1] + j) % EXPERTS for j in range(shape[-1])] for t in range(prod(shape[:-1]))]
-    return mx.array(rows, mx.int32).reshape(shape)
+def _choice(full: dict[str, tuple[tuple[int, ...], mx.Dtype]]) -> tuple[tuple[int, ...], int]:
+    """The shape of a launch's choice of experts, and how many there are."""
+    stacks = (shape[0] for name, (shape, _) in full.items() if len(shape) == 3 and MEMORY.search(name))
+    return full["chosen"][0], max(stacks, default=EXPERTS)
+
+
+def _chosen(shape: tuple[int, ...], experts: int) -> mx.array:
+    """Experts of each token, drawn as if tokens had nothing in common, and numbered as they come."""
+    draws, numbers = random.Random(0), dict[int, int]()
+    picks = [pick for _ in range(prod(shape[:-1])) for pick in draws.sample(range(experts), shape[-1])]
+    return mx.array([numbers.setdefault(pick, len(numbers)) for pick in picks], mx.int32).reshape(shape)
 
 
 def row(one: Launch, count: int, m: Measured) -> str:
@@ -222,6 +229,18 @@ def _sum(found: Sequence[tuple[Launch, int, Measured]]) -> str:
     return f"| all | {launched} | {cells} | | |"
 
 
+def step_bytes(model: Model, tokens: int, context: int = 4096, threadgroups: int = MOST_THREADGROUPS) -> float:
+    """Of weights, states, keys and values that a step of so many tokens asks for; each of the last and the head once.
+
+    That is the rest of a step: MLX's operations, or our kernel for attention, ask for each key once for all tokens.
+    """
+    found = ((count, measure(one, threadgroups)) for one, count in launches(model, tokens).items())
+    asked = sum(count * m.asked[name] for count, m in found for name in m.memory)
+    head = sum(a.nbytes for a in model.lm_head.values() if isinstance(a, mx.array))
+    softmax = [layer.attention for layer in model.layers if not layer.is_linear]
+    return asked + head + sum(2 * 2 * context * a.num_key_value_heads * a.head_dim for a in softmax)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -229,10 +248,15 @@ def main() -> None:
     parser.add_argument("--bits", type=counts, default=(4, 8), help="of the weights (4,8)")
     parser.add_argument("--tokens", type=counts, default=(1, 512), help="of a forward pass (1,512)")
     parser.add_argument("--backend", choices=("metal", "cuda"), default="metal", help="whose tables of sizes (metal)")
+    parser.add_argument("--steps", action="store_true", help="bytes of a step of 2 to 8 tokens over those of one, no more")
     parser.add_argument("--buffers", action="store_true", help="each buffer of each kernel as well")
     args = parser.parse_args()
     for bits in args.bits:
         model = true_model(args.shape, bits)
+        if args.steps:
+            one, *several = (step_bytes(model, tokens) for tokens in (1, 2, 3, 4, 8))
+            print(f"{args.shape}, {bits} bits: {one / 1e6:.0f} MB, times", *(f"{n / one:.2f}" for n in several))
+            continue
         for tokens in args.tokens:
             print(f"\n{args.shape}, {bits} bits, tables of {args.backend}, {tokens} tokens, MLX {mx.__version__}\n")
             print("\n".join(table(model, tokens, args.backend)))

@@ -15,6 +15,7 @@ from metal_kernels.quantized_moe.prefill import prefill_moe
 from tests.compare import assert_close, to_numpy
 from tests.kernel_backends import BARRIER, backends, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
+from tests.metal_sim import SimulatedKernel, metal_kernel
 from tests.moe_cases import AFFINE, EVERY_FORMAT, MICRO, PLAIN, Case, naive_moe, packed
 
 CHECKED = backends()
@@ -191,22 +192,31 @@ def test_shapes_that_disagree_are_named():
             experts.check(x, chosen, weights, None)
 
 
-EITHER = [(BARRIER, ""), ("uint(N - 1)", "uint(N)"), ("start < BLOCKS;", "start < BLOCKS - LANES;")]
 FAULTS = [
-    *((kernel, *fault) for kernel in (decode.GATE_UP, decode.DOWN) for fault in EITHER),
+    *((kernel, BARRIER, "") for kernel in (decode.GATE_UP, decode.DOWN)),
+    (decode.GATE_UP, "r * apart, last)", "r * apart, last + 1)"),
+    (decode.GATE_UP, "i < STEPS; i++", "i < STEPS - 1; i++"),
+    (decode.GATE_UP, "i < HELD; i++", "i < HELD - 1; i++"),
+    (decode.GATE_UP, "places[t] < 0", "places[t] <= 0"),
+    (decode.GATE_UP, "j < count", "j < count - 1"),
+    (decode.GATE_UP, "uint t = token; t < TOKENS", "uint t = token; t < TOKENS - 1"),
+    (decode.DOWN, "uint(N - 1)", "uint(N)"),
+    (decode.DOWN, "start < BLOCKS;", "start < BLOCKS - LANES;"),
+    (decode.DOWN, "t < pair / TOP_K && places[t] >= 0", "t < pair / TOP_K && places[t] > 0"),
+    (decode.DOWN, "TOKENS > 1 && places[t] < 0", "TOKENS > 1 && places[t] <= 0"),
     (decode.GATE_UP, "row < N", "row <= N"),
     (decode.GATE_UP, "lane % LANES < BLOCKS", "lane % LANES <= BLOCKS"),
     (decode.GATE_UP, "lane % LANES, BLOCKS - 1", "lane % LANES, BLOCKS"),
     (decode.GATE_UP, "/ 16; i += THREADS", "/ 16 - 1; i += THREADS"),
     (decode.GATE_UP, "slot == TOP_K", "slot == TOP_K - 1"),
     (decode.GATE_UP, "i < NW / 4", "i < NW / 4 - 1"),
-    (decode.GATE_UP, "i < STEP", "i < STEP - 1"),
+    (decode.GATE_UP, "i < STEP;", "i < STEP - 1;"),
     (decode.GATE_UP, "(ROWS * PER_ROW + EACH - 1) / EACH", "(ROWS * PER_ROW - 1) / EACH"),
     (decode.DOWN, "simdgroup_barrier(mem_flags::mem_threadgroup);\n      }", "}"),
-    (decode.DOWN, "first + owned < N", "first + owned <= N"),
-    (decode.DOWN, "owned < OWNED &&", "owned < OWNED - 1 &&"),
-    (decode.DOWN, "i < SIMDGROUPS", "i <= SIMDGROUPS"),
-    (decode.DOWN, "slot < SLOTS", "slot + 1 < SLOTS"),
+    (decode.DOWN, "row < N", "row <= N"),
+    (decode.DOWN, "i < EACH;", "i < EACH - 1;"),
+    (decode.DOWN, "j < SIMDGROUPS", "j <= SIMDGROUPS"),
+    (decode.DOWN, "pair < PAIRS", "pair + 1 < PAIRS"),
     (decode.DOWN, "i < STEP / 4", "i < STEP / 4 - 1"),
 ]
 
@@ -237,6 +247,38 @@ def test_a_fault_is_caught_where_it_matters(kernel, old, new, sizes):
         assert is_caught(lambda: [run(case)], [naive(case)])
 
 
+def test_x_of_the_next_token_waits_for_the_one_before():
+    case = Case(("affine", 4, 32), 4, experts=3, hidden=160, inner=96, shared=96, dtype=mx.float32)
+    with mutated(decode.GATE_UP, (BARRIER, ""), occurrence=1):
+        assert is_caught(lambda: [run(case)], [naive(case)])
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_an_expert_that_several_tokens_chose_is_read_once(backend):
+    """Counted in the simulator: of equal choices, each row of weights is asked for once."""
+    if backend.name != "simulator":
+        pytest.skip("only the simulator counts")
+    case = Case(("affine", 4, 32), 5, experts=7, hidden=128, inner=64, shared=64, residual=mx.float32)
+    case.chosen = mx.stack([mx.roll(case.chosen[0], t) for t in range(5)])
+    asked = {}
+
+    def counting(**made):
+        kernel = metal_kernel(**made, mode="check", strict=False, count=True)
+
+        def call(**launched):
+            out = kernel(**launched)
+            asked.update({t.name: (t.reads.nbytes, t.distinct_read) for t in SimulatedKernel.last.traffic})
+            return out
+
+        return call
+
+    with launch.use(launch.Backend("simulator", counting)):
+        assert_as_exact(run(case), naive(case), case.exact())
+    weights = {name: counts for name, counts in asked.items() if name.endswith("_w")}
+    assert set(weights) == {f"{shared}{m}_w" for m in ("gate", "up", "down") for shared in ("", "shared_")}
+    assert all(read == distinct > 0 for read, distinct in weights.values()), weights
+
+
 @pytest.mark.parametrize(
     ("group", "dtype", "simdgroups"), [(64, mx.bfloat16, 4), (32, mx.bfloat16, 2), (64, mx.float32, 0)]
 )
@@ -246,7 +288,7 @@ def test_threadgroup_memory_limits_the_simdgroups_or_the_widths(group, dtype, si
         for n, k in (((2, 64), 8192), ((2, 64), 8192), ((2, 8192), 64))
     ]
     experts = Experts(*w)
-    assert decode._simdgroups(experts, dtype, decode.decode_rows("metal", 1), 9) == (simdgroups, 9)
+    assert decode._simdgroups(experts, dtype, decode.decode_rows("metal", 1), 9, 1) == (simdgroups, 9)
     assert takes(check_decode, mx.zeros((1, 8192), dtype), experts) == (simdgroups > 0)
 
 

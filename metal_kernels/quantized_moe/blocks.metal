@@ -139,3 +139,11 @@ METAL_FUNC float lanes_sum(float v) {
   for (int by = LANES / 2; by > 0; by /= 2) v += simd_shuffle_xor(v, ushort(by));
   return v;
 }
+
+// The place of `wanted` among so many values, or -1; the same in all lanes.
+template <typename Pointer>
+METAL_FUNC int slot_of(Pointer values, int count, int wanted, int lane) {
+  int at = -1;
+  for (int j = lane; j < count; j += 32) at = values[j] == wanted ? j : at;
+  return simd_max(at);
+}

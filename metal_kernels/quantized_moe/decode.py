@@ -18,6 +18,7 @@ from metal_kernels.recorded import NoKernelError, run
 
 MAX_TOKENS = 8
 MAX_SIMDGROUPS = 12  # 384 threads, which every pipeline of an Apple GPU may have
+MOST_WORDS = 64  # of weights that a lane keeps for several tokens
 HERE = Path(__file__).parent
 MATRICES = ("gate", "up", "shared_gate", "shared_up")
 GATE_UP = Kernel(
@@ -41,7 +42,7 @@ def check_decode(x: mx.array, experts: Experts) -> tuple[()]:
     """
     tokens = math.prod(x.shape[:-1])
     is_known = experts.supported and x.dtype in FLOATS and 1 <= tokens <= MAX_TOKENS
-    if not is_known or min(_simdgroups(experts, x.dtype, decode_rows(choices.where(), tokens), 1)) == 0:
+    if not is_known or min(_simdgroups(experts, x.dtype, _rows(experts, tokens), 1, tokens)) == 0:
         raise NoKernelError(f"[moe] no kernel for x {x.shape} {x.dtype} and {experts.gate.mode} experts.")
     return ()
 
@@ -78,10 +79,11 @@ def _launch(
     x: mx.array, chosen: mx.array, weights: mx.array, experts: Experts, residual: mx.array | None, dtype: mx.Dtype
 ) -> mx.array:
     (*leading, top_k), tokens = chosen.shape, math.prod(chosen.shape[:-1])
-    rows, slots = decode_rows(choices.where(), tokens), experts.slots(top_k)
+    rows, slots = _rows(experts, tokens), experts.slots(top_k)
     first, second = (_cut(w) for w in (experts.gate, experts.down))
-    simdgroups, most = _simdgroups(experts, x.dtype, rows, slots)
-    common = (("TOP_K", top_k), ("SLOTS", slots))
+    pairs = tokens * top_k + slots - top_k
+    simdgroups, most = _simdgroups(experts, x.dtype, rows, pairs, tokens)
+    common = (("TOP_K", top_k), ("SLOTS", slots), ("TOKENS", tokens))
     threads = 32 * simdgroups
     (h,) = GATE_UP.launch(
         [x, chosen, *experts.gate_up_arrays],
@@ -95,7 +97,7 @@ def _launch(
         shapes=[(tokens, slots, first["N"])],
         dtypes=[mx.float32],
     )
-    threads = 32 * -(-slots // -(-slots // most))
+    threads = 32 * -(-pairs // -(-pairs // most))
     return DOWN.launch(
         [h, chosen, weights, *experts.down_arrays, h if residual is None else residual],
         template=[
@@ -103,7 +105,7 @@ def _launch(
             *(("ROWS", rows.down), ("SIMDGROUPS", threads // 32)),
             *(("HAS_RESIDUAL", residual is not None), ("O", dtype)),
         ],
-        grid=(-(-second["N"] // (rows.down * 32 // second["LANES"])) * threads, tokens, 1),
+        grid=(-(-second["N"] // (rows.down * 32 // second["LANES"])) * threads, 1, 1),
         threadgroup=(threads, 1, 1),
         shapes=[(*leading, second["N"])],
         dtypes=[dtype],
@@ -117,20 +119,27 @@ def _cut(w: Packed) -> dict[str, Any]:
     return form | {"STEP": step, "LANES": lanes, "W": w.weight.dtype, "S": w.arrays[1].dtype}
 
 
-def _simdgroups(experts: Experts, x: mx.Dtype, rows: Rows, slots: int) -> tuple[int, int]:
+def _rows(experts: Experts, tokens: int) -> Rows:
+    """Of several tokens the first kernel keeps all weights of its rows: no more than fit into registers."""
+    rows, cut = decode_rows(choices.where(), tokens), _cut(experts.gate)
+    words = 2 * -(-cut["K"] // (cut["STEP"] * cut["LANES"])) * cut["STEP"] * cut["BITS"] // 32
+    return rows if tokens == 1 else rows._replace(gate_up=max(1, min(rows.gate_up, MOST_WORDS // words)))
+
+
+def _simdgroups(experts: Experts, x: mx.Dtype, rows: Rows, pairs: int, tokens: int) -> tuple[int, int]:
     """Simdgroups of a threadgroup in either kernel whose threadgroup memory suffices; 0 where it does for none."""
     first, second = (_cut(w)["LANES"] for w in (experts.gate, experts.down))
     owned, owned_down = rows.gate_up * 32 // first, rows.down * 32 // second
-    tokens = experts.gate.shape[-1] * x.size
+    x_bytes = experts.gate.shape[-1] * x.size
 
     def gate_up(n: int) -> int:
-        return padded(tokens, *2 * experts.gate.factor_bytes(n * owned))
+        return padded(x_bytes, 4 * tokens * (tokens > 1), *2 * experts.gate.factor_bytes(n * owned))
 
     def down(n: int) -> int:
-        return padded(4 * n * owned_down, *(n * -(-b // 4) * 4 for b in experts.down.factor_bytes(owned_down)))
+        return padded(4 * n * tokens * owned_down, *(n * -(-b // 4) * 4 for b in experts.down.factor_bytes(owned_down)))
 
     first = next((n for n in range(rows.simdgroups, 0, -1) if gate_up(n) <= THREADGROUP_BYTES), 0)
-    second = next((n for n in range(min(slots, MAX_SIMDGROUPS), 0, -1) if down(n) <= THREADGROUP_BYTES), 0)
+    second = next((n for n in range(min(pairs, MAX_SIMDGROUPS), 0, -1) if down(n) <= THREADGROUP_BYTES), 0)
     return first, second
 
 
