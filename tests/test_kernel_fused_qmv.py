@@ -195,7 +195,7 @@ def test_runs_are_bit_equal_and_do_not_depend_on_the_other_tokens(backend):
 @pytest.mark.parametrize("n", barriers(fused.KERNEL))
 @pytest.mark.parametrize("form", [FOUR, PLAIN[0]], ids=str)
 def test_a_missing_barrier_is_caught(n, form):
-    for run, right in Case(form, (2, 1056), groups=1).each():
+    for run, right in Case(form, (5, 1056), groups=1).each():  # more than are multiplied together
         with mutated(fused.KERNEL, (BARRIER, ""), occurrence=n):
             assert is_caught(run, right)
 
@@ -212,11 +212,18 @@ FAULTS = [
     ("rows - 1)", "rows)", 0),
     ("member, BLOCKS - 1)", "member, BLOCKS)", 0),
     ("member, BLOCKS - 1)", "member, BLOCKS)", 1),
-    ("member < BLOCKS)", "member <= BLOCKS)", 0),
+    ("member < BLOCKS;", "member <= BLOCKS;", 0),
     ("n < ROWS", "n < ROWS - 1", 0),
     ("n < ROWS", "n < ROWS - 1", 2),
     ("n < ROWS", "n < ROWS - 1", 3),
     ("t < TOKENS", "t < TOKENS - 1", 0),
+    ("start < TOKENS", "start < TOKENS - 1", 0),
+    ("k < TOGETHER", "k < TOGETHER - 1", 0),
+    ("k < TOGETHER", "k < TOGETHER - 1", 1),
+    ("from < STEP;", "from < STEP - CHUNK;", 0),
+    ("i < CHUNK;", "i < CHUNK - 1;", 1),
+    ("n < ROWS * TOKENS; n++) {", "n < ROWS * TOKENS - 1; n++) {", 0),
+    ("t < TOKENS; t++) {\n      uint", "t < TOKENS - 1; t++) {\n      uint", 0),
     ("i < TOKENS * OWNED", "i < TOKENS * OWNED - 1", 0),
     ("row < rows", "row <= rows", 0),
     ("k < TEAM", "k < TEAM - 1", 0),
@@ -233,8 +240,8 @@ FAULTS = [
 
 @pytest.mark.parametrize(("old", "new", "occurrence"), FAULTS)
 def test_a_planted_fault_is_caught(old, new, occurrence):
-    # The second has scales that whole words do not hold.
-    cases = Case(FOUR, (2, 1056), (38, 32), groups=3), Case(FOUR)
+    # One token, several, and scales that whole words do not hold.
+    cases = Case(FOUR, (1, 1056), (38, 32), groups=3), Case(FOUR, (3, 1056), (38, 32), groups=3), Case(FOUR)
     with mutated(fused.KERNEL, (old, new), occurrence=occurrence):
         assert any(is_caught(run, right) for case in cases for run, right in case.each())
 

@@ -33,6 +33,11 @@ PROLOGUES = {"add_qmv": 0, "norm_qmv": 1, "gate_qmv": 2}
 ROWS = {2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 8: 2, 16: 2, 32: 1}
 
 
+# Tokens for which each weight is unpacked once: a lane has ROWS sums of each, and 8 values of x of each, in registers.
+MOST_TOGETHER = 4
+SHARED_BYTES = 16 * 1024  # of their inputs in threadgroup memory, half of what there is
+
+
 def fused_norm_qmv(
     x: array, weight: array, eps: float, matrices: Matrices, dtype: mx.Dtype | None = None
 ) -> tuple[array, ...]:
@@ -102,8 +107,9 @@ def _launch(
     team = -(-K // (32 * VALUES))
     teams = max(1, SIMDGROUPS // team)
     owned = teams * rows
-    sums = 4 * groups * max(1, teams * team // groups), 4 * tokens * owned * team
-    if padded(K * stored.size, *sums, *matrices.first.factor_bytes(owned)) > THREADGROUP_BYTES:
+    together = _together(tokens, K, stored.size)
+    sums = 4 * together * groups * max(1, teams * team // groups), 4 * tokens * owned * team
+    if padded(together * K * stored.size, *sums, *matrices.first.factor_bytes(owned)) > THREADGROUP_BYTES:
         raise refusal
     return KERNEL.launch(
         [x, gate, x if weight is None else weight, *matrices.arrays, gate if residual is None else residual],
@@ -114,6 +120,7 @@ def _launch(
             *(("T", common), ("O", stored), ("Y", y)),
             *(("STEP", 128 // width if width in (8, 16, 32) else 32), ("P", math.gcd(K // groups, 8))),
             *(("TEAM", team), ("TEAMS", teams), ("ROWS", rows), ("TOKENS", tokens)),
+            ("TOGETHER", together),
             *(("HAS_RESIDUAL", residual is not None), ("EPS", bits(eps))),
         ],
         grid=((-(-N // owned) + -(-M // owned)) * teams * team * 32, 1, 1),
@@ -121,3 +128,9 @@ def _launch(
         shapes=[(*leading, N), (*leading, M) if M else (1,)],
         dtypes=[y, y],
     )
+
+
+def _together(tokens: int, K: int, size: int) -> int:
+    """Tokens that are multiplied together, in as few turns as threadgroup memory and registers allow."""
+    turns = -(-tokens // max(1, min(MOST_TOGETHER, SHARED_BYTES // (K * size))))
+    return -(-tokens // turns)

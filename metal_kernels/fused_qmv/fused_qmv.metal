@@ -8,18 +8,19 @@
 //               residual, first [TOKENS, N]; second [TOKENS, M]
 // Grid          x: rows of first_w, then of second_w; a threadgroup owns OWNED = TEAMS ROWS of them.
 // Threadgroup   TEAMS teams of TEAM simdgroups. A team owns ROWS rows: a lane keeps its blocks of STEP weights of each
-//               in registers, and the same blocks of a. For every token the threadgroup makes `a` once, in threadgroup
-//               memory, from packs of P channels; SPLIT simdgroups share a group of the norm.
+//               in registers, and the same blocks of a. For TOGETHER tokens at a time the threadgroup makes `a` once, in
+//               threadgroup memory, from packs of P channels; SPLIT simdgroups share a group of the norm. Each weight is
+//               unpacked once for them.
 // Requires      K a multiple of 32; SIZE = K / GROUPS of P.
 // Rounds        a to O, by way of T in the norm as MLX does; sums in float; y once, to Y.
-//               Threadgroup memory: sizeof(O) K + 4 (GROUPS SPLIT + TOKENS OWNED TEAM) bytes, and the scales and biases of
-//               OWNED rows.
+//               Threadgroup memory: TOGETHER (sizeof(O) K + 4 GROUPS SPLIT) + 4 TOKENS OWNED TEAM bytes, and the scales and
+//               biases of OWNED rows.
 // ---- kernel ----
 constexpr int SIMDGROUPS = TEAMS * TEAM, THREADS = SIMDGROUPS * 32, OWNED = TEAMS * ROWS;
 constexpr int WORDS = STEP * BITS / 32, BLOCKS = K / STEP, LANES = TEAM * 32, STEPS = (BLOCKS + LANES - 1) / LANES;
 constexpr int SIZE = K / GROUPS, SPLIT = SIMDGROUPS > GROUPS ? SIMDGROUPS / GROUPS : 1, UNITS = GROUPS * SPLIT;
 constexpr int PER = (UNITS + SIMDGROUPS - 1) / SIMDGROUPS, STRIDE = SPLIT * 32 * P;
-constexpr int PACKS = (SIZE + STRIDE - 1) / STRIDE;
+constexpr int PACKS = (SIZE + STRIDE - 1) / STRIDE, HELD = PER * PACKS * P, CHUNK = STEP < 8 ? STEP : 8;
 constexpr int FIRST = (N + OWNED - 1) / OWNED;
 const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
 const int team = simd / TEAM, member = simd % TEAM * 32 + lane;
@@ -30,9 +31,9 @@ const auto w = is_second ? second_w : first_w;
 const auto s = is_second ? second_s : first_s;
 const auto b = is_second ? second_b : first_b;
 const float eps = as_type<float>(EPS);
-threadgroup uint4 packs[K * sizeof(O) / 16];  // an array of O would start at a multiple of its own size only
+threadgroup uint4 packs[TOGETHER * K * sizeof(O) / 16];  // an array of O would start at a multiple of its own size only
 threadgroup O* shared = (threadgroup O*)packs;
-threadgroup float sums[UNITS];
+threadgroup float sums[TOGETHER * UNITS];
 threadgroup float partial[TOKENS * OWNED * TEAM];
 
 uint words[ROWS * STEPS * WORDS];
@@ -59,80 +60,97 @@ if constexpr (MODE == 1) {
 // 0, as the grid has one y, which no compiler knows: it would else unpack the weights before the loop, into 32 registers
 // a row.
 const uint nothing = threadgroups_per_grid.y - 1;
-for (int t = 0; t < TOKENS; t++) {
-  if (TOKENS > 1) {
+for (int start = 0; start < TOKENS; start += TOGETHER) {
+  if (TOKENS > TOGETHER) {
 #pragma unroll
     for (int i = 0; i < ROWS * STEPS * WORDS; i++) words[i] ^= nothing;
   }
-  float values[PER * PACKS * P], factors[PER * PACKS * P], logits[PER * PACKS * P];
+  float values[TOGETHER * HELD], factors[HELD], logits[TOGETHER * HELD];
 #pragma unroll
-  for (int u = 0; u < PER; u++) {
-    const int unit = u * SIMDGROUPS + simd;
-    if (unit < UNITS) {
-      float sum = 0;
+  for (int k = 0; k < TOGETHER; k++) {
+    const int t = metal::min(start + k, TOKENS - 1);
 #pragma unroll
-      for (int i = 0; i < PACKS; i++) {
-        const int channel = i * STRIDE + (unit % SPLIT * 32 + lane) * P;
-        const int at = unit / SPLIT * SIZE + channel;
-        thread float* const v = values + (u * PACKS + i) * P;
-        if (channel < SIZE) {
-          load_pack<P>(x + t * K + at, v);
-          if (PROLOGUE > 0) load_pack<P>(weight + at, factors + (u * PACKS + i) * P);
-          if (PROLOGUE == 2) load_pack<P>(gate + t * K + at, logits + (u * PACKS + i) * P);
+    for (int u = 0; u < PER; u++) {
+      const int unit = u * SIMDGROUPS + simd;
+      if (unit < UNITS) {
+        float sum = 0;
 #pragma unroll
-          for (int e = 0; e < P; e++) sum += v[e] * v[e];
+        for (int i = 0; i < PACKS; i++) {
+          const int channel = i * STRIDE + (unit % SPLIT * 32 + lane) * P;
+          const int at = unit / SPLIT * SIZE + channel, n = (u * PACKS + i) * P;
+          thread float* const v = values + k * HELD + n;
+          if (channel < SIZE) {
+            load_pack<P>(x + t * K + at, v);
+            if (PROLOGUE > 0 && k == 0) load_pack<P>(weight + at, factors + n);
+            if (PROLOGUE == 2) load_pack<P>(gate + t * K + at, logits + k * HELD + n);
+#pragma unroll
+            for (int e = 0; e < P; e++) sum += v[e] * v[e];
+          }
         }
+        if (PROLOGUE > 0) sum = simd_sum(sum);
+        if (lane == 0) sums[k * UNITS + unit] = sum;
       }
-      if (PROLOGUE > 0) sum = simd_sum(sum);
-      if (lane == 0) sums[unit] = sum;
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
-  for (int u = 0; u < PER; u++) {
-    const int unit = u * SIMDGROUPS + simd;
-    if (unit < UNITS) {
-      float inverse = 0;
-      for (int i = 0; i < SPLIT; i++) inverse += sums[unit / SPLIT * SPLIT + i];
-      inverse = metal::precise::rsqrt(inverse / SIZE + eps);
+  for (int k = 0; k < TOGETHER; k++) {
 #pragma unroll
-      for (int i = 0; i < PACKS; i++) {
-        const int channel = i * STRIDE + (unit % SPLIT * 32 + lane) * P;
-        const int at = unit / SPLIT * SIZE + channel;
-        if (channel < SIZE) {
-          threadgroup Pack<O, P>& out = *(threadgroup Pack<O, P>*)(shared + at);
+    for (int u = 0; u < PER; u++) {
+      const int unit = u * SIMDGROUPS + simd;
+      if (unit < UNITS) {
+        float inverse = 0;
+        for (int i = 0; i < SPLIT; i++) inverse += sums[k * UNITS + unit / SPLIT * SPLIT + i];
+        inverse = metal::precise::rsqrt(inverse / SIZE + eps);
 #pragma unroll
-          for (int e = 0; e < P; e++) {
-            const int n = (u * PACKS + i) * P + e;
-            float value = values[n];
-            if (PROLOGUE == 1) value = float(T(float(T(value * inverse)) * factors[n]));
-            if (PROLOGUE == 2) {
-              value = factors[n] * (value * inverse) * (1.0f / (1.0f + metal::precise::exp(-logits[n])));
+        for (int i = 0; i < PACKS; i++) {
+          const int channel = i * STRIDE + (unit % SPLIT * 32 + lane) * P;
+          const int at = unit / SPLIT * SIZE + channel;
+          if (channel < SIZE) {
+            const int place = TOGETHER == 1 ? at : chunked<STEP, CHUNK, BLOCKS>(at);
+            threadgroup Pack<O, P>& out = *(threadgroup Pack<O, P>*)(shared + k * K + place);
+#pragma unroll
+            for (int e = 0; e < P; e++) {
+              const int n = (u * PACKS + i) * P + e;
+              float value = values[k * HELD + n];
+              if (PROLOGUE == 1) value = float(T(float(T(value * inverse)) * factors[n]));
+              if (PROLOGUE == 2) {
+                const float logit = logits[k * HELD + n];
+                value = factors[n] * (value * inverse) * (1.0f / (1.0f + metal::precise::exp(-logit)));
+              }
+              out.e[e] = O(value);
             }
-            out.e[e] = O(value);
           }
         }
       }
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  float dots[ROWS];
+  float dots[ROWS * TOGETHER];
 #pragma unroll
-  for (int n = 0; n < ROWS; n++) dots[n] = 0;
+  for (int n = 0; n < ROWS * TOGETHER; n++) dots[n] = 0;
 #pragma unroll
   for (int i = 0; i < STEPS; i++) {
     const int block = metal::min(i * LANES + member, BLOCKS - 1);
-    const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, O>(packs, block, i * LANES + member < BLOCKS);
+    const bool is_inside = i * LANES + member < BLOCKS;
+    if constexpr (TOGETHER == 1) {
+      const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, O>(packs, block, is_inside);
 #pragma unroll
-    for (int n = 0; n < ROWS; n++) {
-      dots[n] += row_dot<MODE, BITS, GROUP, K, STEP, W>(words + (n * STEPS + i) * WORDS, (const threadgroup S*)scales,
-                                                        (const threadgroup S*)biases, team * ROWS + n, block, xs);
+      for (int n = 0; n < ROWS; n++) {
+        dots[n] += row_dot<MODE, BITS, GROUP, K, STEP, W>(words + (n * STEPS + i) * WORDS, (const threadgroup S*)scales,
+                                                          (const threadgroup S*)biases, team * ROWS + n, block, xs);
+      }
+    } else if (is_inside) {
+      rows_dot<MODE, BITS, GROUP, K, STEP, CHUNK, ROWS, TOGETHER, W, O>(
+          words + i * WORDS, STEPS * WORDS, (const threadgroup S*)scales, (const threadgroup S*)biases, team * ROWS, block,
+          (const threadgroup uint*)packs, dots);
     }
   }
 #pragma unroll
-  for (int n = 0; n < ROWS; n++) {
+  for (int n = 0; n < ROWS * TOGETHER; n++) {
     const float dot = simd_sum(dots[n]);
-    if (lane == 0) partial[(t * OWNED + team * ROWS + n) * TEAM + simd % TEAM] = dot;
+    const int t = start + n % TOGETHER;
+    if (lane == 0 && t < TOKENS) partial[(t * OWNED + team * ROWS + n / TOGETHER) * TEAM + simd % TEAM] = dot;
   }
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);

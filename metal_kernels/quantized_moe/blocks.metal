@@ -99,6 +99,77 @@ METAL_FUNC float row_dot(thread const uint* words, const threadgroup S* scales, 
   return block_dot<MODE, BITS, STEP, W>(words, scale, bias, x);
 }
 
+// Where value v of a row lies for `rows_dot`: packs of CHUNK values of each block next to the block's neighbour's.
+template <int STEP, int CHUNK, int BLOCKS>
+METAL_FUNC int chunked(int v) {
+  return (v % STEP / CHUNK * BLOCKS + v / STEP) * CHUNK + v % CHUNK;
+}
+
+// Adds to dots [ROWS, TOKENS] the products of a block of ROWS rows with as many tokens of type X, `chunked` rows of K in
+// threadgroup memory. Each weight is unpacked once, less the middle of the codes where scale and bias come in once a block.
+template <int MODE, int BITS, int GROUP, int K, int STEP, int CHUNK, int ROWS, int TOKENS, typename W, typename X,
+          typename S>
+METAL_FUNC void rows_dot(thread const uint* words, int apart, const threadgroup S* scales, const threadgroup S* biases,
+                         uint first, int block, const threadgroup uint* x, thread float* dots) {
+  constexpr float CENTRE = 1 << (BITS < 16 ? BITS - 1 : 0);
+  constexpr int X_WORDS = CHUNK * sizeof(X) / 4;
+  float sums[ROWS * TOKENS], totals[TOKENS], scale[ROWS], bias[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    const uint group = (first + r) * (K / GROUP) + block * STEP / GROUP;
+    scale[r] = 1.0f;
+    bias[r] = 0.0f;
+    if constexpr (MODE != 0) scale[r] = load_scale<MODE, BITS>(scales, group);
+    if constexpr (MODE == 1) bias[r] = float(biases[group]);
+  }
+#pragma unroll
+  for (int n = 0; n < ROWS * TOKENS; n++) sums[n] = 0;
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) totals[t] = 0;
+#pragma unroll
+  for (int from = 0; from < STEP; from += CHUNK) {
+    float values[TOKENS * CHUNK];
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+      uint packed[X_WORDS];
+      load_shared<X_WORDS>(x + (t * K + (from / CHUNK * (K / STEP) + block) * CHUNK) * sizeof(X) / 4, packed);
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++) {
+        values[t * CHUNK + i] = code<0, sizeof(X) * 8, X>(packed, i);
+        totals[t] += values[t * CHUNK + i];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++) {
+        const int at = from + i, shift = at * BITS % 32;
+        float weight;
+        if constexpr (sums_codes<MODE, BITS>()) {
+          weight = float(words[r * apart + at * BITS / 32] & (((1u << BITS) - 1u) << shift));
+          weight = weight * (1.0f / float(1u << shift)) - CENTRE;
+        } else {
+          weight = code<MODE, BITS, W>(words + r * apart, at);
+          if (MODE == 1) weight = scale[r] * weight + bias[r];
+        }
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) sums[r * TOKENS + t] += weight * values[t * CHUNK + i];
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < ROWS * TOKENS; n++) {
+    const int r = n / TOKENS;
+    float sum = sums[n];
+    if (sums_codes<MODE, BITS>()) {
+      sum = scale[r] * sum + (bias[r] + CENTRE * scale[r]) * totals[n % TOKENS];
+    } else if (MODE == 2) {
+      sum = scale[r] * sum;
+    }
+    dots[n] += sum;
+  }
+}
+
 // Scales or biases of ROWS rows of PER_ROW from `first` on, into threadgroup memory, by THREADS threads: in words, if all
 // rows together have whole ones. What would lie behind the last of `rows` rows is the last of all.
 template <int ROWS, int PER_ROW, int THREADS, bool IN_WORDS, typename S>
