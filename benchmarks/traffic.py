@@ -248,7 +248,9 @@ def main() -> None:
     parser.add_argument("--bits", type=counts, default=(4, 8), help="of the weights (4,8)")
     parser.add_argument("--tokens", type=counts, default=(1, 512), help="of a forward pass (1,512)")
     parser.add_argument("--backend", choices=("metal", "cuda"), default="metal", help="whose tables of sizes (metal)")
-    parser.add_argument("--steps", action="store_true", help="bytes of a step of 2 to 8 tokens over those of one, no more")
+    parser.add_argument(
+        "--steps", action="store_true", help="bytes of a step of 2 to 8 tokens over those of one, no more"
+    )
     parser.add_argument("--buffers", action="store_true", help="each buffer of each kernel as well")
     args = parser.parse_args()
     for bits in args.bits:

@@ -41,6 +41,7 @@ LIMITS = {
     "qkv_lightning_attn": ONCE,
     "qk_norm_rope": ONCE,
     "few_queries": ONCE,
+    "many_keys": ONCE,
     "linear_gate": ONCE,
     "add_norm": BETWEEN,  # the norm rounds before its weight and after it
     "norm_router": BETWEEN,

@@ -18,7 +18,7 @@ from metal_kernels import choices, launch
 from metal_kernels.affine_fit.fused import fused_affine_fit
 from metal_kernels.affine_fit.naive import Effort, naive_affine_fit
 from metal_kernels.agreement import Judge, agree, same_bits
-from metal_kernels.few_queries.fused import MAX_QUERIES, fused_few_queries
+from metal_kernels.few_queries.fused import MAX_QUERIES, UNSPLIT_KEYS, fused_few_queries
 from metal_kernels.few_queries.naive import naive_few_queries
 from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
 from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
@@ -114,7 +114,8 @@ def few_queries(
     if launch.backend() is None or q.shape[2] > MAX_QUERIES:
         return None
     arguments = q, k, v, launch.positions(offset), scale, start
-    return _served("few_queries", fused_few_queries, naive_few_queries, arguments, _nothing)
+    operation = "few_queries" if k.shape[2] <= UNSPLIT_KEYS else "many_keys"
+    return _served(operation, fused_few_queries, naive_few_queries, arguments, _nothing)
 
 
 def linear_gate(x: array, gate: array, weight: array, groups: int, eps: float) -> array:

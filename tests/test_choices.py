@@ -189,6 +189,7 @@ SAME_HERE = {
     ("recurrent/1", "other width"),
     ("experts/9+", "half"),
     *(("lightning_attn/9+", v) for v in ("half", "double", "unsplit")),
+    *((f"many_keys/{n}", "mlx") for n in ("1", "2-4", "5-8")),
 }
 
 

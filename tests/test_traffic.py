@@ -8,7 +8,7 @@ from math import prod
 import mlx.core as mx
 import pytest
 
-from benchmarks.traffic import Launch, launches, measure, recorded, row, true_model
+from benchmarks.traffic import Launch, launches, measure, recorded, row, step_bytes, true_model
 from metal_kernels import Experts, add_norm, choices, launch, moe_kernel, route
 from metal_kernels.packed import Packed
 from tests.kernel_backends import PIPELINE_THREADS
@@ -71,6 +71,16 @@ def test_decode_kernels_ask_for_each_byte_once_and_use_whole_lines(mini):
         assert 1 <= m.ratio(m.memory) <= 1.1, row(one, 1, m)
         assert m.line_use >= 0.9, row(one, 1, m)
     assert seen == {"fused_qmv", "fused_recurrent", "norm_router", "decode_gate_up", "decode_down"}
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_a_step_of_several_tokens_asks_for_what_its_experts_take():
+    """As estimated from sizes, with experts drawn for each token alone: what several tokens share is read once."""
+    model = true_model("mini", 4)
+    one, *several = (step_bytes(model, tokens, threadgroups=160) for tokens in (1, 2, 3, 4, 8))
+    for asked, estimate in zip(several, (1.33, 1.65, 1.96, 3.10), strict=True):
+        assert asked / one == pytest.approx(estimate, rel=0.04)
 
 
 def test_a_recorded_pass_computes_nothing_and_leaves_no_backend(mini):

@@ -81,15 +81,16 @@ def _launch(
     (*leading, top_k), tokens = chosen.shape, math.prod(chosen.shape[:-1])
     rows, slots = _rows(experts, tokens), experts.slots(top_k)
     first, second = (_cut(w) for w in (experts.gate, experts.down))
-    pairs = tokens * top_k + slots - top_k
+    together = tokens if rows.is_down_together else 1
+    pairs = together * top_k + slots - top_k
     simdgroups, most = _simdgroups(experts, x.dtype, rows, pairs, tokens)
-    common = (("TOP_K", top_k), ("SLOTS", slots), ("TOKENS", tokens))
+    common = (("TOP_K", top_k), ("SLOTS", slots))
     threads = 32 * simdgroups
     (h,) = GATE_UP.launch(
         [x, chosen, *experts.gate_up_arrays],
         template=[
             *(*first.items(), *common),
-            *(("X", x.dtype), ("ROWS", rows.gate_up), ("SIMDGROUPS", simdgroups)),
+            *(("TOKENS", tokens), ("X", x.dtype), ("ROWS", rows.gate_up), ("SIMDGROUPS", simdgroups)),
             *(("DOWN_STEP", second["STEP"]), ("DOWN_LANES", second["LANES"])),
         ],
         grid=(-(-first["N"] // (simdgroups * rows.gate_up * 32 // first["LANES"])) * threads, slots, tokens),
@@ -102,10 +103,10 @@ def _launch(
         [h, chosen, weights, *experts.down_arrays, h if residual is None else residual],
         template=[
             *(*second.items(), *common),
-            *(("ROWS", rows.down), ("SIMDGROUPS", threads // 32)),
+            *(("TOKENS", together), ("ROWS", rows.down), ("SIMDGROUPS", threads // 32)),
             *(("HAS_RESIDUAL", residual is not None), ("O", dtype)),
         ],
-        grid=(-(-second["N"] // (rows.down * 32 // second["LANES"])) * threads, 1, 1),
+        grid=(-(-second["N"] // (rows.down * 32 // second["LANES"])) * threads, tokens // together, 1),
         threadgroup=(threads, 1, 1),
         shapes=[(*leading, second["N"])],
         dtypes=[dtype],

@@ -4,9 +4,10 @@
 // h [TOKENS, SLOTS, K] float32, rows as decode_gate_up leaves them;  chosen [TOKENS, TOP_K] int32;  weights alike, float32
 // down [E, N, K] packed;  shared_down [N, K] packed alike;  residual [TOKENS, N] any float;  y [TOKENS, N] of type O, rounded
 // once
-// Grid: x over rows. A threadgroup owns OWNED = ROWS * 32 / LANES rows of y of all tokens; its SIMDGROUPS simdgroups share
-// out the experts, of which each is read once for all tokens that chose it, and meet in threadgroup memory (4 bytes a row,
-// token and simdgroup). A simdgroup keeps there the scales and biases of OWNED rows of its expert as well.
+// Grid: x over rows, y over tokens, TOKENS at a time. A threadgroup owns OWNED = ROWS * 32 / LANES rows of y of its tokens;
+// its SIMDGROUPS simdgroups share out the experts, of which each is read once for all tokens that chose it, and meet in
+// threadgroup memory (4 bytes a row, token and simdgroup). A simdgroup keeps there the scales and biases of OWNED rows of its
+// expert as well.
 // ---- kernel ----
   constexpr int PARALLEL = 32 / LANES, OWNED = ROWS * PARALLEL, EACH = TOKENS * OWNED;
   constexpr int WORDS = STEP * BITS / 32, BLOCKS = K / STEP, PER_ROW = K / GROUP;
@@ -17,11 +18,12 @@
   threadgroup float partial[SIMDGROUPS * EACH];
   threadgroup uint scales[SIMDGROUPS * FACTORS], biases[SIMDGROUPS * BIASES];
   const int lane = thread_index_in_simdgroup, simdgroup = simdgroup_index_in_threadgroup;
-  const uint first = threadgroup_position_in_grid.x * OWNED;
+  const uint first = threadgroup_position_in_grid.x * OWNED, token = threadgroup_position_in_grid.y * TOKENS;
+  const auto experts = chosen + token * TOP_K;
   threadgroup uint* own_scales = scales + simdgroup * FACTORS;
   threadgroup uint* own_biases = biases + simdgroup * BIASES;
   // 0, which no compiler knows: it would else unpack the weights once for all tokens, into more registers.
-  const uint nothing = threadgroups_per_grid.y - 1;
+  const uint nothing = threadgroups_per_grid.z - 1;
 
   uint words[ROWS * WORDS];
   float sums[TOKENS * ROWS];
@@ -29,12 +31,12 @@
   for (int r = 0; r < TOKENS * ROWS; r++) sums[r] = 0.0f;
   for (int pair = simdgroup; pair < PAIRS; pair += SIMDGROUPS) {
     const bool is_shared = SLOTS > TOP_K && pair == TOKENS * TOP_K;
-    const int chosen_here = is_shared ? 0 : chosen[pair];
+    const int chosen_here = is_shared ? 0 : experts[pair];
     int places[TOKENS];  // slot of each token in which it has this expert, or -1
     bool is_done = false;
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
-      places[t] = TOKENS == 1 ? pair : is_shared ? TOP_K : slot_of(chosen + t * TOP_K, TOP_K, chosen_here, lane);
+      places[t] = TOKENS == 1 ? pair : is_shared ? TOP_K : slot_of(experts + t * TOP_K, TOP_K, chosen_here, lane);
       is_done = is_done || (!is_shared && t < pair / TOP_K && places[t] >= 0);
     }
     if (is_done) continue;
@@ -58,9 +60,9 @@
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {
         if (TOKENS > 1 && places[t] < 0) continue;
-        const float weight = is_shared ? 1.0f : weights[t * TOP_K + places[t]];
+        const float weight = is_shared ? 1.0f : weights[(token + t) * TOP_K + places[t]];
         uint x[STEP];
-        const device uint4* const from = (const device uint4*)(h + (t * SLOTS + places[t]) * K + start * STEP);
+        const device uint4* const from = (const device uint4*)(h + ((token + t) * SLOTS + places[t]) * K + start * STEP);
 #pragma unroll
         for (int i = 0; i < STEP / 4; i++) {
           const uint4 v = from[i * lanes + taken];
@@ -95,7 +97,7 @@
     if (row < N) {
       float sum = 0.0f;
       for (int j = 0; j < SIMDGROUPS; j++) sum += partial[j * EACH + i];
-      const uint at = i / OWNED * N + row;
+      const uint at = (token + i / OWNED) * N + row;
       if (HAS_RESIDUAL) sum += float(residual[at]);
       y[at] = O(sum);
     }

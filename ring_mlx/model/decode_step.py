@@ -103,6 +103,8 @@ class DecodeStep:
             if softmax is not None:
                 q, k, v = opened
                 o = self.layers[softmax].attention.attend(q, k, v, masks[False], caches[softmax], position)
+                if is_tentative:  # which is waited for: the device is to begin while the rest is built
+                    mx.async_eval(o)
         return x
 
     def _folded(self, caches: Sequence[Any], position: mx.array, mask: mx.array | None) -> FoldedLayers:
@@ -132,6 +134,7 @@ class FoldedLayers:
             counted = first_of(n, self.projected[0].shape[1])
             mask = counted if self.mask is None else self.mask & counted
             states = self.fold(self.projected, states, self.position, mask)
+            mx.async_eval(states)
         for c, state in zip(self.caches, states, strict=False):
             c[0] = state
 
