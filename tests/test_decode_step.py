@@ -204,6 +204,22 @@ def test_what_is_added_and_taken_away_is_seen(monkeypatch):
     assert_close(run(), plain, 1e-5)
 
 
+def test_a_head_that_is_filled_up_gives_the_same(monkeypatch):
+    model, rows = make_model(), []
+    whole = model.lm_head
+    monkeypatch.setattr(type(model), "lm_head", lambda self, x: rows.append(x.shape[:-1]) or whole(x), raising=False)
+    shapes = [(1, 1), (1, 3), (3, 1), (2, 3), (1, 8), (2, 4)]
+    plain = [model(tokens(t, B=b)) for b, t in shapes]
+    assert rows == shapes
+    rows.clear()
+    monkeypatch.setattr(model_module, "FILLED_ROWS", {"cpu": 8})
+    for (b, t), expected in zip(shapes, plain, strict=True):
+        found = model(tokens(t, B=b))
+        assert found.shape == expected.shape
+        assert_close(found, expected, 1e-5)
+    assert rows == [(1, 1), (8,), (8,), (8,), (1, 8), (2, 4)]
+
+
 def test_keys_and_values_grow_to_lengths_that_mlx_seldom_gives_to_cudnn():
     with launch.use(launch.Backend("cuda", mx.fast.metal_kernel)):
         cache = make_kv_cache()

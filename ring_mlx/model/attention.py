@@ -129,19 +129,14 @@ class SoftmaxAttention(_Attention):
         B, _, T, _ = q.shape
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-            found = None if launch.backend() is None else self._by_kernel(q, cache, offset)
-            if found is not None:
-                return found
+            is_batch = type(cache) is BatchKVCache and cache._right_padding is None
+            if is_batch or type(cache) is KVCache:  # whose arrays the kernel reads as they are
+                padding = cache.left_padding if is_batch else None
+                found = few_queries(q, cache.keys, cache.values, offset, self.scale, padding)
+                if found is not None:
+                    return found
         o = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
         return o.transpose(0, 2, 1, 3).reshape(B, T, -1)
-
-    def _by_kernel(self, q: mx.array, cache: Any, offset: int | mx.array) -> mx.array | None:
-        """The same of a few tokens over the arrays of a cache that has them; None where MLX's attention does it."""
-        if type(cache) is KVCache:
-            return few_queries(q, cache.keys, cache.values, offset, self.scale)
-        if type(cache) is BatchKVCache and cache._right_padding is None:
-            return few_queries(q, cache.keys, cache.values, offset, self.scale, cache.left_padding)
-        return None
 
     def close(self, x: mx.array, o: mx.array) -> Result:
         """Through the output projection; returns what `__call__` does."""

@@ -23,6 +23,9 @@ from ring_mlx.model.layer import DecoderLayer
 # Tokens of a call from which layers are computed one after the other, and how many may be under way.
 LONG_FROM_TOKENS = 512
 LAYERS_UNDER_WAY = 2
+# Rows to which the head's input is filled up. On an H200 MLX's packed product of mini's head takes 171 us a row up to seven,
+# and 103 us for eight, which go through its matrix units.
+FILLED_ROWS = {"cuda": 8}
 
 
 class LanguageModel(nn.Module):
@@ -147,9 +150,12 @@ class Model(nn.Module):
         x = self.model(tokens, cache, hidden_states, self.exact, last_only)
         if last_only:
             x = x[:, -1:]
-        if self.config.tie_word_embeddings:
-            return self.model.word_embeddings.as_linear(x)
-        return self.lm_head(x)
+        head = self.model.word_embeddings.as_linear if self.config.tie_word_embeddings else self.lm_head
+        rows = x.shape[0] * x.shape[1]
+        if not 1 < rows < FILLED_ROWS.get(choices.where(), 0):
+            return head(x)
+        filled = mx.pad(x.reshape(rows, -1), [(0, FILLED_ROWS[choices.where()] - rows), (0, 0)])
+        return head(filled)[:rows].reshape(*x.shape[:-1], -1)
 
     @property
     def layers(self) -> list[DecoderLayer]:
