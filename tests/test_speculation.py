@@ -335,6 +335,15 @@ def test_a_step_is_timed_by_what_it_costs_itself(ones, monkeypatch):
     assert {1, 4} <= pace._times.keys()
 
 
+def test_the_first_step_of_each_length_which_compiles_is_not_timed(monkeypatch):
+    pace, wanted = Pace(), iter([0, 0, 0, 3, 3, 2, 3])
+    monkeypatch.setattr(pace, "wanted", lambda length: next(wanted, 0))
+    gpu = Gpu(monkeypatch)
+    how = {"sampler": lambda logprobs: mx.argmax(logprobs, axis=-1), "max_tokens": 31}
+    assert len(list(speculate(mx.zeros((1, 4)), gpu, [], [0], Noise([0] * 99, 3), pace, **how))) == 31
+    assert {t: len(times) for t, times in pace._times.items() if t > 1} == {4: 2}
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 7))
 def test_a_draft_is_what_followed_the_longest_earlier_place(text, most):

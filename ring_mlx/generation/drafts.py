@@ -136,6 +136,7 @@ class Pace:
     _times: dict[int, deque[float]] = field(default_factory=dict)  # by tokens of the step
     _drafting: deque[float] = field(default_factory=lambda: deque(maxlen=TIMED))  # of a draft model's token
     _rested: int = 0
+    _ran: set[int] = field(default_factory=set)
 
     def wanted(self, length: int) -> int:
         """How many tokens to draft by an n-gram of this length, or by a model."""
@@ -178,6 +179,12 @@ class Pace:
         if self._rested and MODEL in self._compared:
             for counts in (self._hits, self._compared):
                 counts[MODEL] *= 0.5 ** (1 / REST_HALF_LIFE)
+
+    def has_run(self, tokens: int) -> bool:
+        """Whether a step of so many tokens ran before; the first one of several compiles what later ones run."""
+        is_known = tokens == 1 or tokens in self._ran
+        self._ran.add(tokens)
+        return is_known
 
     def drafting(self, tokens: int, seconds: float) -> None:
         """Take how long a model took to draft so many tokens."""

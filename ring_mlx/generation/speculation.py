@@ -94,7 +94,8 @@ class Speculation(Iterator[tuple[int, mx.array]]):
             self._picker.ask()
             wanted = min(self._wanted(), left - 2)
             yield from self._one() if wanted < 1 else self._several(wanted)
-            if self.is_timed and (self._read > 1 or read_before == 1):  # one is computed while the step after it runs
+            is_known = self._pace.has_run(self._read)
+            if self.is_timed and is_known and (self._read > 1 or read_before == 1):  # one is computed while the next runs
                 self._pace.took(self._read, time.perf_counter() - began - self._waited)
             self._since_cleared += left - self._left
             if self._since_cleared >= CLEAR_EVERY_TOKENS:
