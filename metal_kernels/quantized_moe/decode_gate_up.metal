@@ -45,11 +45,14 @@ METAL_FUNC void load_rows(const device uint* w, uint first, uint apart, uint las
   const auto us = is_shared ? shared_up_s : up_s + groups;
   const auto ub = is_shared ? shared_up_b : up_b + groups;
   if constexpr (TOKENS > 1) {
-    for (int t = 0; t < TOKENS; t++) {
-      const int at = is_shared ? TOP_K : slot_of(chosen + t * TOP_K, TOP_K, chosen_here, lane);
-      if (t < int(token) && at >= 0) return;  // its threadgroups do it
-      if (index == 0) places[t] = at;
+    bool is_done = false;
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {  // all are under way before one is waited for
+      const int at = slot_of(chosen + t * TOP_K, TOP_K, chosen_here, lane);
+      is_done = is_done || (t < int(token) && (is_shared || at >= 0));
+      if (index == 0) places[t] = is_shared ? TOP_K : at;
     }
+    if (is_done) return;  // the threadgroups of an earlier token do it
   }
 
   uint gate_words[ROWS * HELD * WORDS], up_words[ROWS * HELD * WORDS];
