@@ -18,6 +18,7 @@ from ring_mlx.bench.random_weights import random_model
 from ring_mlx.cli import build_parser, main
 from ring_mlx.doctor import tuning
 from ring_mlx.doctor.tuning import tune as tune_of_doctor
+from ring_mlx.model.model import LanguageModel
 from ring_mlx.tuning import autotune, buffers, table, workloads
 from ring_mlx.tuning.autotune import Tuning, settle, shape_class, stored, tune
 from ring_mlx.tuning.race import NO_TIME, Budget, Verdict
@@ -143,6 +144,27 @@ def test_the_work_runs_the_model_with_the_choices(model, rows):
         workloads.prompt(model, {})(1)
         workloads.reading(model, {"prefill_step": 64})(1)
     assert asked == {"chunk_tokens/9+", "prefill_step"}
+
+
+@pytest.mark.parametrize(("size", "count"), [("2-4", 4), ("5-8", 8)])
+def test_a_few_tokens_are_timed_as_rows_and_as_a_speculative_step(size, count, monkeypatch):
+    seen, call = [], LanguageModel.__call__
+    monkeypatch.setattr(
+        LanguageModel, "__call__", lambda self, x, *a, **k: seen.append(x.shape) or call(self, x, *a, **k)
+    )
+    with launch.use(launch.Backend("metal", zeros)), choices.use({}) as asked:
+        monkeypatch.setattr("ring_mlx.model.decode_step.COMPILED_ON", ())
+        workloads.work(make_model(**PACKABLE, num_hidden_layers=3), f"experts/{size}", {})(2)
+    assert seen.count((count, 1)) == 3
+    assert seen.count((1, count)) == 2
+    assert {f"few_queries/{size}", f"experts/{size}", f"norm_qmv/{size}"} <= asked
+
+
+def zeros(**_):
+    """A kernel that computes nothing."""
+    return lambda output_shapes, output_dtypes, **_: [
+        mx.zeros(*o) for o in zip(output_shapes, output_dtypes, strict=True)
+    ]
 
 
 SIBLING = {"model_type": "bailing_moe_v2", "layer_group_size": ..., "group_norm_size": ...}

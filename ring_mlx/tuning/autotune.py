@@ -45,8 +45,8 @@ KINDS = {
     choices.ONE: "decoding one row",
     choices.MANY: "reading a prompt",
     STEP: "reading in steps",
-    choices.FEW: "decoding 4 rows",
-    choices.EIGHT: "decoding 8 rows",
+    choices.FEW: "decoding 4 rows, and 4 tokens a step",
+    choices.EIGHT: "decoding 8 rows, and 8 tokens a step",
 }
 
 

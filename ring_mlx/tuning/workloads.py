@@ -8,6 +8,7 @@ prefill step goes through a linear layer and the softmax layer after it.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from metal_kernels.choices import Chosen
 from ring_mlx.generation.decoding import prefill, step_sizes
 from ring_mlx.model import memory
 from ring_mlx.model.model import LanguageModel, Model
+from ring_mlx.model.tentative import Tentative
 from ring_mlx.tuning.race import Run
 
 # Of a prompt that is read at once.
@@ -30,7 +32,18 @@ def work(model: Model, name: str, chosen: Chosen) -> Run:
     if name == "prefill_step":
         return reading(model, chosen)
     kind = name.partition("/")[2]
-    return prompt(model, chosen) if kind == choices.MANY else step(model, chosen, ROWS[kind])
+    if kind == choices.MANY:
+        return prompt(model, chosen)
+    by_rows = step(model, chosen, ROWS[kind])
+    if ROWS[kind] == 1:
+        return by_rows
+    by_tokens = several(model, chosen, ROWS[kind])
+
+    def both(times: int) -> None:
+        by_rows(times)
+        by_tokens(times)
+
+    return both
 
 
 def step(model: Model, chosen: Chosen, rows: int = 1, is_whole: bool = False) -> Run:
@@ -47,6 +60,26 @@ def step(model: Model, chosen: Chosen, rows: int = 1, is_whole: bool = False) ->
             for _ in range(times):
                 mx.async_eval(layers(tokens, cache, exact=model.exact), [c.state for c in cache])
         mx.eval([c.state for c in cache])
+        mx.synchronize()
+
+    return run
+
+
+def several(model: Model, chosen: Chosen, count: int) -> Run:
+    """A speculative step of so many tokens of one row, through the layers of `step`; the tokens are taken back."""
+    last = _end_of_two_groups(model)
+    layers, cache = _own(model, 0, last), list(model.make_cache())[:last]
+    forward = partial(layers, exact=model.exact)
+    first, tokens = _tokens(model, 1, 1), [n % model.config.vocab_size for n in range(count)]
+    with choices.use(chosen):
+        forward(first, cache)
+
+    def run(times: int) -> None:
+        with choices.use(chosen):
+            for _ in range(times):
+                tentative = Tentative(forward, cache, tokens)
+                mx.async_eval(tentative.logits)
+                tentative.keep(0)
         mx.synchronize()
 
     return run
