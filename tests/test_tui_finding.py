@@ -145,6 +145,8 @@ def test_files_are_completed_by_some_of_their_letters(tmp_path, monkeypatch):
         assert marks(d.chat.entry.completion.options[0].prompt) == "cvw"
         await d.press("tab")
         assert d.chat.entry.prompt.text == "@src/chat_view.py "
+        await d.press("backspace", "enter")  # nothing is missing
+        assert [a.name for a in d.chat.talk.path()[0].attachments] == ["chat_view.py"]
 
     chat(script)
 

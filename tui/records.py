@@ -69,7 +69,7 @@ def record_text(record: Record) -> str:
 def end_words(turn: Turn) -> str:
     """A note about how an answer ended; nothing if it is complete, was stopped or failed, and for a question."""
     r = turn.record
-    if r is None and turn.role == ASSISTANT and not turn.is_damaged:
+    if r is None and turn.role == ASSISTANT and turn.thinking and not turn.is_damaged:
         return f"{UNFINISHED}; {'/continue goes on' if turn.content.strip() else '/regenerate asks again'}."
     if r is None or r.finish_reason not in ("stop", *GO_ON):
         return ""

@@ -137,6 +137,6 @@ class Completion(Choices[str], can_focus=False):
 
     def offer(self, rows: Iterable[tuple[str, Content]], typed: str = "") -> None:
         """Show texts for what is ``typed``, each as its row shows it; none hides the list."""
-        self.typed = typed
-        self.fill(rows, keeps=self.has_moved)
+        self.typed, found = typed, list(rows)
+        self.fill(found, keeps=self.has_moved and self.chosen in [key for key, _ in found])
         self.display = bool(self.keys)

@@ -61,8 +61,7 @@ class Entry(Vertical):
 
     def give_back(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
         """Put a question that was not answered back, before the text that the user has begun since."""
-        begun = self.prompt.text
-        self.prompt.replace_text(f"{text}\n{begun}" if begun.strip() else text)
+        self.prompt.replace_text(f"{text}\n{begun}" if (begun := self.prompt.text).strip() else text)
         for attachment in attachments:
             self.attachments.add(attachment)
 
@@ -135,17 +134,18 @@ class Entry(Vertical):
             self.completion.offer([])
 
     def completed(self, chosen: str, sends: bool) -> None:
-        """Insert the chosen completion; ``sends`` a command that needs nothing more."""
+        """Insert the chosen completion; ``sends`` a command, or a text with a path, that needs nothing more."""
         if chosen.startswith("/") and commands.is_command(self.prompt.text):
             argument = commands.NAMED[chosen[1:]].argument
             self.prompt.replace_text(f"{chosen} " if argument else chosen)
             if sends and (not argument or argument.startswith("[")):
                 self.prompt.send()
             return
-        end = self.prompt.cursor_location
-        if (begun := files.begun(self._before_cursor)) is not None:
-            start = (end[0], end[1] - len(begun))
-            self.prompt.replace(chosen + ("" if chosen.endswith("/") else " "), start, end)
+        if (begun := files.begun(self._before_cursor)) == chosen and sends:  # it was typed to its end
+            self.prompt.send()
+        elif begun is not None:
+            row, end = self.prompt.cursor_location
+            self.prompt.replace(chosen + ("" if chosen.endswith("/") else " "), (row, end - len(begun)), (row, end))
 
     @on(OptionList.OptionSelected)
     def clicked(self, message: OptionList.OptionSelected) -> None:
