@@ -186,3 +186,15 @@ def test_keys_that_are_still_to_come_do_not_disturb_the_end(wait_s):
         await asyncio.sleep(0.5)
 
     assert chat(script).all_saved
+
+
+def test_a_click_on_what_has_just_been_removed_does_nothing():
+    async def script(d):
+        await d.exchange("q", "words to click")
+        block = d.app.screen.query("MarkdownParagraph").first()
+        (x, y), parent = block.region.offset, block._parent
+        block._parent = None  # as while an answer is written; the screen is painted later
+        await d.app.on_event(events.MouseDown(None, x, y, 0, 0, 1, False, False, False, x, y))
+        block._parent = parent
+
+    chat(script)

@@ -36,7 +36,8 @@ class KeysInOrder(App[None]):
 
     async def on_event(self, event: events.Event) -> None:
         if not isinstance(event, (events.Key, events.Paste)) or event.is_forwarded:
-            await super().on_event(event)
+            if not (isinstance(event, events.MouseDown) and self._is_gone(event)):
+                await super().on_event(event)
         elif self._exit:  # screens that are being removed take no keys
             return
         elif not self._is_waiting and self.can_type.is_set() and edits_text(self.focused, event):
@@ -48,6 +49,11 @@ class KeysInOrder(App[None]):
             if not self._is_waiting:
                 self._is_waiting = True
                 self.run_worker(self._take_typed(), group="typed")
+
+    def _is_gone(self, event: events.MouseDown) -> bool:
+        """Whether a click is on a widget that was removed since the screen was painted, on which Textual fails."""
+        widget, _ = self.screen.get_widget_and_offset_at(event.x, event.y)
+        return widget is not None and widget.parent is None
 
     async def _take_typed(self) -> None:
         """Handle the keys that wait; those that only edit a text follow each other at once."""
