@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -157,11 +158,19 @@ def test_a_question_stopped_while_it_waits_is_never_read():
 
 def test_what_stays_is_left_out_of_garbage_collection_while_there_is_a_model():
     gc.unfreeze()  # what others have left out
-    with Running(load=loader(endless, [])) as r:
-        r.until(Loaded)
+    left = []
+
+    def load(choice, post):
+        cycle = Source("", None)
+        cycle.itself = cycle
+        left.append(weakref.ref(cycle))
+        return loader(endless, [])(choice, post)
+
+    with Running(load=load) as r:
         r.ask("hi")
         r.until(Piece)
         assert gc.get_freeze_count()
+        assert left[0]() is None
         r.engine.stop()
     assert not gc.get_freeze_count()
 

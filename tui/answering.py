@@ -133,6 +133,7 @@ class Engine:
             self._source, self.choice = self._load(choice, self._post), choice
         except Exception as e:  # noqa: BLE001 what happens is shown, not raised; another choice may fare better
             self._post(Failed(in_one_line(e)))
+        gc.collect()  # what loading has left, which would stay too
         gc.freeze()  # walking through all that stays would hold back a key for 0.1 s, twice a second
         return self._source is not None
 
