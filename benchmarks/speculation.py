@@ -1,10 +1,10 @@
 """What several tokens a step cost and gain: ``python -m benchmarks.speculation --shape mini``, or ``--toy`` for real texts.
 
 With random weights, after a cache of random numbers: the time of a step of T tokens, all or half of which are kept, over that of
-a step of one, each waited for, and of the first two steps there, which compile; then tokens a second of `speculate` with a drafter
-that is told the text and spoils each token with a probability, over those of `decode`. The text is forced on both, since the
-likeliest tokens of random weights are too close to each other. With the toy: prompt lookup over tasks that repeat their prompts
-and tasks that do not.
+a step of one, each waited for, and over that of a token of `decode`, which is computed while the one before is handled; and that
+of the first two steps there, which compile. Then tokens a second of `speculate` with a drafter that is told the text and spoils
+each token with a probability, over those of `decode`. The text is forced on both, since the likeliest tokens of random weights are
+too close to each other. With the toy: prompt lookup over tasks that repeat their prompts and tasks that do not.
 """
 
 from __future__ import annotations
@@ -93,16 +93,28 @@ def costs(model: Model, contexts: Sequence[int], args: argparse.Namespace) -> It
         cases = [(t, kept) for t in (1, 2, 4, 8) for kept in dict.fromkeys((t, (t + 1) // 2))]
         cold = [step_times(model, start, *case, 2) for case in cases]
         ways = {str(case): partial(_median_of_steps, model, start, *case, args.steps) for case in cases}
-        found = alternate(ways, args.repeats)
-        one = statistics.median(found[str(cases[0])])
+        found = alternate({"decode": partial(_decode_ms, model, start, 2 * args.steps)} | ways, args.repeats)
+        one, token = statistics.median(found[str(cases[0])]), statistics.median(found["decode"])
         for case, first in zip(cases, cold, strict=True):
             times = found[str(case)]
             named = {"context": context, "tokens": case[0], "kept": case[1], "ms": times}
-            yield {**named, "over one": statistics.median(times) / one, "first ms": first[0], "second ms": first[1]}
+            ms = statistics.median(times)
+            yield {
+                **named,
+                "over one": ms / one,
+                "over decode": ms / token,
+                "first ms": first[0],
+                "second ms": first[1],
+            }
 
 
 def _median_of_steps(*arguments: Any) -> float:
     return statistics.median(step_times(*arguments))
+
+
+def _decode_ms(model: Model, start: HybridCache, steps: int) -> float:
+    logits = mx.zeros((1, model.config.vocab_size))
+    return 1e3 / tokens_a_second(decode(logits, model, start.copy(), mx.array([0]), max_tokens=steps))
 
 
 def tokens_a_second(steps: Iterator[tuple[int, mx.array]]) -> float:
