@@ -198,3 +198,17 @@ def test_a_click_on_what_has_just_been_removed_does_nothing():
         block._parent = parent
 
     chat(script)
+
+
+@pytest.mark.parametrize("key", ["ctrl+p", "ctrl+s"])
+def test_a_dialog_ends_once(key):
+    async def script(d):
+        await d.press(key)
+        dialog = d.app.screen
+        assert dialog is not d.chat
+        await d.press("escape")
+        dialog.dismiss(None)  # as a choice does that comes after the key
+        await d.settle()
+        assert d.app.screen is d.chat
+
+    chat(script)

@@ -23,6 +23,7 @@ from tui.keeper import Keeper
 from tui.messages import Answering
 from tui.paste import keep_apart
 from tui.screens.chat import ChatScreen
+from tui.screens.dialog import Palette
 from tui.themes import HIGH_CONTRAST
 
 TOAST_SHARE, TOAST_COLUMNS = 4, 60  # a fourth of the height, as the style sheet has it; Textual's width
@@ -139,6 +140,10 @@ class RingChat(Interrupts):
     def save_chat(self) -> None:
         self.chat.keep_draft()
         self.keeper.flush()
+
+    def action_command_palette(self) -> None:
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(id="--command-palette"))
 
     async def action_quit(self) -> None:
         self.chat.do_quit("")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from textual.await_complete import AwaitComplete
 from textual.binding import ActiveBinding
+from textual.command import CommandPalette
 from textual.layout import Layout
 from textual.screen import ModalScreen
 from textual.widgets import Footer
@@ -22,7 +24,18 @@ class Keys(Footer):
         return WRAPPING
 
 
-class Dialog(ModalScreen[Result]):
+class EndsOnce(ModalScreen[Result]):
+    """A screen that ends once: another end that comes late would take the screen below away, even the last one."""
+
+    def dismiss(self, result: Result | None = None) -> AwaitComplete:
+        return super().dismiss(result) if self.is_current else AwaitComplete.nothing()
+
+
+class Palette(CommandPalette, EndsOnce[None]):
+    """Textual's palette."""
+
+
+class Dialog(EndsOnce[Result]):
     """A screen above the chat, which says how large it is, for its style; its own keys come first in the footer."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-middle"), (100, "-wide")]  # noqa: RUF012 as Textual declares it
