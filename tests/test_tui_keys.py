@@ -212,3 +212,13 @@ def test_a_dialog_ends_once(key):
         assert d.app.screen is d.chat
 
     chat(script)
+
+
+@pytest.mark.parametrize("screen", ["settings", "chats", "model"])
+def test_a_screen_that_opens_while_the_chat_ends_does_not_disturb_it(screen):
+    async def script(d):
+        d.app.leave_chat(0)
+        await d.chat.action_command(screen)
+        await asyncio.sleep(0.1)
+
+    assert chat(script).all_saved

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from textual import on
 from textual.app import SystemCommand
+from textual.css.query import NoMatches
+from textual.dom import NoScreen
 from textual.driver import Driver
 from textual.notifications import Notification, Notify
 from textual.screen import Screen
@@ -140,6 +142,11 @@ class RingChat(Interrupts):
     def save_chat(self) -> None:
         self.chat.keep_draft()
         self.keeper.flush()
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Show no failure of a screen that was opening when the chat ended: everything is saved by then."""
+        if not (self._exit and isinstance(error, (NoMatches, NoScreen))):
+            super()._handle_exception(error)
 
     def action_command_palette(self) -> None:
         if not isinstance(self.screen, Palette):
