@@ -320,3 +320,20 @@ def test_a_draft_model_does_not_go_with_launch(capsys, monkeypatch):
     code, out = generate(capsys, "--speculate", "2", "--draft-model", "x")
     assert code == 2
     assert "--draft-model does not go with `ring-mlx launch`" in out.err
+
+
+def test_what_steps_lose_is_bounded():
+    """Where drafts look right and steps cheap, but less comes of them, what is lost counts."""
+    pace = paced((1, 1.0))
+    for _ in range(30):
+        pace.compared(3, True)
+    lost = 0.0
+    for _ in range(400):
+        if pace.wanted(3):
+            pace.count(8, 1)
+            pace.took(8, 1.5)
+            lost += 0.5
+        else:
+            pace.count(1, 1)
+            pace.took(1, 1.0)
+    assert 0 < lost < 0.02 * 400

@@ -23,6 +23,9 @@ HALF_LIFE = 16  # tokens after which what was accepted counts half
 # to it while it rests; what it knows counts half after so many tokens.
 TRUST, TRUST_TOKENS, REST_HALF_LIFE = 0.75, 4, 128
 TIMED = 5  # steps of each length whose median counts
+# What steps of several tokens may lose: so many plain steps, and this part of the time. What they gain is credit up to a bound;
+# one that took very long, such as the first of its length, is a debt up to a bound.
+LOSS_STEPS, LOSS_PART, MOST_CREDIT, MOST_DEBT = 2.0, 0.01, 8.0, 0.5
 FORGET_TOKENS = 256  # tokens without a draft after which times are taken again
 
 
@@ -137,13 +140,19 @@ class Pace:
     _drafting: deque[float] = field(default_factory=lambda: deque(maxlen=TIMED))  # of a draft model's token
     _rested: int = 0
     _ran: set[int] = field(default_factory=set)
+    _given: int = 0  # by the last step, until its time is known
+    _plain: float = 0.0  # seconds of a plain step of late, on average
+    _unpaid: float = 0.0  # seconds of drafting, and minus those of the tokens that it gave, since the last step
+    _credit: float = LOSS_STEPS  # in plain steps
 
     def wanted(self, length: int) -> int:
         """How many tokens to draft by an n-gram of this length, or by a model."""
         if self.always:
             return self.most
-        plain = self._time(1)
-        if plain is None:
+        plain, a = self._time(1), self._acceptance(length)
+        if (
+            plain is None or self._credit <= 0 or GAIN * (1 - a) > 1
+        ):  # 1 / (1 - a) tokens a step at most, for no less than a plain one's time
             return 0
         T, a_token = self.best(length)
         return T - 1 if a_token < plain / GAIN else 0
@@ -167,12 +176,13 @@ class Pace:
 
     def count(self, tokens: int, given: int) -> None:
         """Take a step of so many tokens, of which ``given`` were yielded."""
-        self.steps, self.tokens = self.steps + 1, self.tokens + given
+        self.steps, self.tokens, self._given = self.steps + 1, self.tokens + given, given
         self.drafted, self.accepted = self.drafted + tokens - 1, self.accepted + max(0, given - 1)
 
     def took(self, tokens: int, seconds: float) -> None:
         """Take how long a step of so many tokens took, without drafting."""
         self._times.setdefault(tokens, deque(maxlen=TIMED)).append(seconds)
+        self._settle(tokens, seconds)
         self._rested = 0 if tokens > 1 else self._rested + 1
         if self._rested >= FORGET_TOKENS:
             self._rested, self._times = 0, {1: self._times[1]}
@@ -189,6 +199,7 @@ class Pace:
     def drafting(self, tokens: int, seconds: float) -> None:
         """Take how long a model took to draft so many tokens."""
         self._drafting.append(seconds / tokens)
+        self._unpaid = seconds
 
     def line(self) -> str:
         """The counts in a line."""
@@ -202,6 +213,16 @@ class Pace:
     def _time(self, tokens: int) -> float | None:
         found = self._times.get(tokens)
         return statistics.median(found) if found else None
+
+    def _settle(self, tokens: int, seconds: float) -> None:
+        """Count what a step lost or gained against plain steps for the tokens that it gave."""
+        if tokens == 1:
+            self._plain += (seconds - self._plain) * (1 / HALF_LIFE if self._plain else 1)
+        elif self._plain and self._given:
+            self._credit += self._given - (seconds + self._unpaid) / self._plain
+        if self._plain:
+            self._credit = min(max(self._credit + LOSS_PART * seconds / self._plain, -MOST_DEBT), MOST_CREDIT)
+        self._given, self._unpaid = 0, 0.0
 
     def _acceptance(self, length: int) -> float:
         hits, compared = self._hits.get(length, 0.0), self._compared.get(length, 0.0)
