@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ring_mlx.distributed import AUTO, CHOICES
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
+from ring_mlx.generation.draft_sources import SPECULATIONS, check_speculation
 from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.generation.thinking import STARTS, Thinking
 from ring_mlx.model.config_values import DECAY_OFFSETS
@@ -98,6 +99,12 @@ def add_thinking_options(parser: argparse.ArgumentParser) -> None:
 def thinking_of(args: argparse.Namespace) -> Thinking:
     """The values of `add_thinking_options`."""
     return Thinking(args.thinking_start, args.answer_room)
+
+
+def add_speculate_option(parser: argparse.ArgumentParser) -> None:
+    """Several tokens a step; None where nothing is given, which is auto where that can be."""
+    about = "read up to N tokens, drafted from earlier text, in one step; auto: where that is faster (auto)"
+    group_of(parser, "answer").add_argument("--speculate", type=speculation, metavar="{off,auto,N}", help=about)
 
 
 STEP_HELP = "prompt tokens per step (2048 on a GPU, 128 on a CPU)"
@@ -201,6 +208,16 @@ def decay_offset(text: str) -> int | str:
         if text == str(value):
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(map(str, DECAY_OFFSETS))}")
+
+
+def speculation(text: str) -> int | str:
+    """An argparse type: off, auto or a number of drafted tokens."""
+    value = int(text[:9]) if text.isdecimal() else text
+    try:
+        check_speculation(value)
+    except OptionError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {SPECULATIONS}") from None
+    return value
 
 
 def in_range(low: float, high: float) -> Callable[[str], float]:

@@ -73,7 +73,7 @@ class Engine:
         Memory for experts, steps and the rules for thoughts stay as they are unless the choice gives them.
         """
         self.stop()
-        names = ("expert_cache_bytes", "thinking", "prefill_step_tokens")
+        names = ("expert_cache_bytes", "thinking", "prefill_step_tokens", "speculate")
         kept = {name: getattr(self.choice, name) for name in names if getattr(choice, name) is None}
         self._work.put(replace(choice, **kept))
 
@@ -200,6 +200,7 @@ class SessionSource:
             expert_cache_bytes=choice.expert_cache_bytes,
             store=paths.snapshots(),
             prefill_step_tokens=choice.prefill_step_tokens,
+            speculate=choice.speculate or "auto",
             thinking_start=thinking.start,
             answer_room=thinking.answer_room,
             on_loading=lambda event: post(Loading(name, event.done, event.total)),

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         thinking_of(args),
         args.prefill_step_size,
         args.decay_layer_offset,
+        args.speculate,
     )
     engine = Engine(choice)
     keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)

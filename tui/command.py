@@ -11,6 +11,7 @@ from ring_mlx import (
     Command,
     RingError,
     add_decay_option,
+    add_speculate_option,
     add_step_option,
     add_thinking_options,
     byte_count,
@@ -61,6 +62,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         flags = [f"--{name.replace('_', '-')}", *(["-m"] if name == "max_tokens" else [])]
         a.add_argument(*flags, type=value_range(name).read, help=value_range(name).about)
     add_thinking_options(parser)
+    add_speculate_option(parser)
     add_step_option(parser)
 
 

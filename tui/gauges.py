@@ -14,13 +14,15 @@ def gauges(f: Figures, context: int, memory_limit_bytes: int, room: int) -> str:
     """The figures in at most ``room`` columns: as many as fit, the most wanted first, in a fixed order.
 
     Speeds in tokens a second; the wait for the first token; context used of its maximum; tokens that needed no
-    reading; memory at its peak of what the machine should give, and what snapshots take of it. Each has shorter forms.
+    reading; tokens a step where there are several; memory at its peak of what the machine should give, and what snapshots take of
+    it. Most have shorter forms.
     """
     parts = [
         (1, _speeds(f)),
         (2, (f"first {seconds(f.time_to_first_token_s)}",)),
         (0, (f"context {f.context_tokens:,}/{context:,}", f"{short(f.context_tokens)}/{short(context)}")),
         (4, (f"{f.reused_tokens:,} reused", f"{short(f.reused_tokens)} reused") if f.reused_tokens else ()),
+        (5, (f"{f.tokens_a_step:.1f} tokens a step",) if f.accepted_tokens else ()),
         (3, _memory(f, memory_limit_bytes) if f.peak_memory_bytes else ()),
     ]
     order = sorted((i for i, (_, forms) in enumerate(parts) if forms), key=lambda i: parts[i][0])

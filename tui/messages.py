@@ -67,7 +67,7 @@ class ModelChoice:
     for this model only.
     ``expert_cache_bytes`` is the memory that routed experts are read into on demand; None keeps them all in memory.
     ``thinking`` says how answers start and what room a thought leaves, ``prefill_step_tokens`` how many of a prompt are
-    read at once. None of these three is what the engine has.
+    read at once, ``speculate`` how many tokens of an answer. None of these four is what the engine has.
     """
 
     path: str | None = None
@@ -77,6 +77,7 @@ class ModelChoice:
     thinking: Thinking | None = None
     prefill_step_tokens: int | None = None
     decay_layer_offset: int | str | None = None
+    speculate: int | str | None = None
 
 
 @dataclass

@@ -19,7 +19,13 @@ UNFINISHED = "the answer is not finished"  # its process was killed, or another 
 
 
 MEASURED = ("prompt_tokens", "reused_tokens", "time_to_first_token_s", "prompt_tps", "generation_tps")
-ADDED = ("generated_tokens", "thinking_tokens", "thinking_s")  # to those of the part that was continued
+ADDED = (
+    "generated_tokens",
+    "thinking_tokens",
+    "thinking_s",
+    "drafted_tokens",
+    "accepted_tokens",
+)  # to those of the part that was continued
 
 
 def record_of(model: Loaded, sampling: Sampling, f: Figures, reason: str, before: Record | None = None) -> Record:
@@ -89,6 +95,7 @@ def record_lines(r: Record) -> list[str]:
         ),
         ("first token", f"after {r.time_to_first_token_s:.2f} s"),
         ("generated", f"{counted(r.generated_tokens, 'token')} at {r.generation_tps:,.1f} tok/s"),
+        ("drafts", f"{r.accepted_tokens:,} of {counted(r.drafted_tokens, 'token')} accepted"),
         ("thought", f"{counted(r.thinking_tokens, 'token')} in {r.thinking_s:.1f} s"),
         ("memory", f"{r.peak_memory_gb:.2f} GB at its peak"),
         ("end", r.finish_reason or "unknown"),

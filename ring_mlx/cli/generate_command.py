@@ -25,6 +25,7 @@ from ring_mlx.engine.reading import PromptReader
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation.decoding import LogitsProcessor, Progress, Sampler, decode
 from ring_mlx.generation.draft_model import DraftModel, LookupOrModel
+from ring_mlx.generation.draft_sources import pace_of
 from ring_mlx.generation.drafts import Drafter, Pace, PromptLookup
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.speculation import speculate
@@ -79,12 +80,12 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
 
 def _pace(args: argparse.Namespace, reader: PromptReader, rank: Rank | None) -> Pace | None:
     """How many tokens to draft a step; None is plain decoding."""
-    if args.speculate is None:
-        return None
     for is_given, flag in ((reader.kv_quantization is not None, "--kv-bits"), (rank is not None, "`ring-mlx launch`")):
-        if is_given:
+        if is_given and args.speculate not in (None, "off"):
             raise OptionError(f"--speculate {args.speculate} does not go with {flag}; leave one of them out.")
-    return Pace() if args.speculate == "auto" else Pace(args.speculate, always=True)
+        if is_given:
+            return None
+    return pace_of(args.speculate or "auto")
 
 
 class _Source(NamedTuple):

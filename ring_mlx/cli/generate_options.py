@@ -7,14 +7,13 @@ import argparse
 from ring_mlx import options
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.defaults import MAX_TOKENS
-from ring_mlx.generation.drafts import MOST_TOKENS
 from ring_mlx.options import group_of
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse flags that need others; raises OptionError."""
     options.check_template_flags(args)
-    if args.draft_model is not None and args.speculate is None:
+    if args.draft_model is not None and args.speculate == "off":
         raise OptionError("--draft-model drafts for --speculate only; add --speculate auto, or leave it out.")
 
 
@@ -31,12 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     a.add_argument("--extra-eos-token", nargs="+", default=(), help="more tokens that end the answer")
     options.add_setting(a, "thinking_budget", None)
     options.add_thinking_options(parser)
-    a.add_argument(
-        "--speculate",
-        type=_speculation,
-        metavar="{off,auto,N}",
-        help="draft up to N tokens from earlier text and read them in one step; auto: only while that is faster (off)",
-    )
+    options.add_speculate_option(parser)
     options.add_draft_option(a)
     o = group_of(parser, "output")
     o.add_argument(
@@ -51,15 +45,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_sampling_options(parser)
     options.add_prefill_options(parser)
     options.add_store_options(parser)
-
-
-def _speculation(text: str) -> int | str | None:
-    """None for off, "auto", or drafted tokens a step."""
-    if text in ("off", "auto"):
-        return None if text == "off" else text
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MOST_TOKENS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not off, auto or a whole number from 1 to {MOST_TOKENS}")
-    return int(text)
 
 
 def _str2bool(text: str) -> bool:

@@ -121,6 +121,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         revision=args.revision,
         **options.loading_options(args),
         sampling=Sampling(temp=args.temp, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p),
+        speculate=args.speculate or "auto",
         max_tokens=args.max_tokens,
         max_batch=args.max_batch,
         max_reading=args.prompt_concurrency,

@@ -94,7 +94,7 @@ class SessionOptions:
     snapshot_every_tokens: int = 4096
     read_ahead: bool = True
     thinking: Thinking = field(default_factory=Thinking)
-    speculate: int | str = "off"
+    speculate: int | str = "auto"
     max_tokens: int = REST
     max_batch: int = field(default=1, init=False)
     max_reading: int | None = field(default=None, init=False)

@@ -29,6 +29,7 @@ class Request:
         top_logprobs: How many alternatives to tell for each token; None tells no log-probabilities.
         is_text: The answer is the text as it comes, tags included: thoughts and tool calls are not looked for.
         prepared: The rendered prompt, where the sender's thread has made it.
+        predicted: Tokens of a text that may be much of the answer, from which drafts come too.
         aside: Answered with a cache of its own while nothing else is wanted, and ended by any other request.
         stopped: Set to end the answer after the token or prompt step at hand.
         is_dropped: Nobody waits for the answer any more, not even for its `End`.
@@ -48,6 +49,7 @@ class Request:
     top_logprobs: int | None = None
     is_text: bool = False
     prepared: Prepared | None = None
+    predicted: Sequence[int] = ()
     aside: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)
     is_dropped: bool = False

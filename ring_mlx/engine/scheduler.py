@@ -22,6 +22,7 @@ from ring_mlx.engine.request import Request, as_ring_error
 from ring_mlx.engine.row import Row
 from ring_mlx.engine.snapshots import SnapshotTree
 from ring_mlx.errors import RingError
+from ring_mlx.generation.draft_sources import DraftSource, Predicted
 from ring_mlx.model import memory
 from ring_mlx.system.wired import Wired
 
@@ -79,6 +80,11 @@ class Scheduler:
         self.metrics.count("prompt_tokens_total", len(row.prompt.ids))
         self.metrics.count("cached_tokens_total", row.reused)
         self._reading.append(row)
+
+    def _drafts_of(self, request: Request) -> DraftSource | None:
+        """Where the drafts of an answer come from; what is asked beside a conversation is no part of it."""
+        drafts = None if request.aside else self.loaded.drafts
+        return Predicted(drafts, request.predicted) if drafts is not None and request.predicted else drafts
 
     def _reader_of(self, request: Request) -> PromptReader:
         """The reader that goes on from the state after the last request, or one of its own."""
@@ -207,7 +213,7 @@ class Scheduler:
             logits_processors=row.processors,
             next_forced=row.next_forced,
             max_tokens=row.limit,
-            drafts=None if row.request.aside else self.loaded.drafts,
+            drafts=self._drafts_of(row.request),
         )
         row.counts = self._batch.counts(number)
         self._rows[number] = row

@@ -61,7 +61,8 @@ class Session(AbstractContextManager["Session"]):
         on_loading: Told how far loading is, on the session's thread; the first reply tells it as well.
         options: Of `ring_mlx.engine.events.SessionOptions`: ``revision``, ``exact``, ``decay_layer_offset``,
             ``expert_cache_bytes``, ``adapter_path``, ``kv_quantization``, ``memory_budget_bytes``, ``store``,
-            ``store_budget_bytes``, ``store_kv_bits``, ``prefill_step_tokens``, ``snapshot_every_tokens``, ``read_ahead``.
+            ``store_budget_bytes``, ``store_kv_bits``, ``prefill_step_tokens``, ``snapshot_every_tokens``, ``read_ahead``,
+            ``speculate``.
     """
 
     def __init__(

@@ -27,6 +27,7 @@ from ring_mlx.generation.thought_end import THINK_END
 from ring_mlx.serve.failures import ApiError, GoneError, bad, busy
 from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.serve.turns import without_oldest
+from ring_mlx.system.terminal_text import whole_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,14 @@ class Encoder:
             raise self._too_long(len(given))
         return Prompt(text, encode_prompt(self._tokenizer, given), None), None
 
+    def ids(self, text: str, gone: Callable[[], bool]) -> list[int]:
+        """The ids of a text, which is not rendered. Raises as `prompt`."""
+        self._check(text, gone)
+        ids = [int(i) for i in self._tokenizer.encode(whole_text(text), add_special_tokens=False)] if text else []
+        if len(ids) > self._context:
+            raise self._too_long(len(ids))
+        return ids
+
     def _check(self, text: str, gone: Callable[[], bool]) -> None:
         size, count = len(text.encode()), 0
         if size > self._context * self._longest_bytes:
@@ -196,8 +205,15 @@ class Engine(ModelThread):
         except PromptError as e:
             code = "context_length_exceeded" if prompt is None or prompt.ids else "invalid_value"
             raise bad(str(e), field, code) from None
+        try:
+            request.predicted = encoder.ids(request.prediction, gone)
+        except PromptError as e:
+            raise bad(f"the prediction: {e}", "prediction", "invalid_value") from None
         request.sampling, rows = filled(request.sampling, loaded.model.sampling), loaded.model.config.vocab_size
-        if max([*prompt.ids, *(request.sampling.logit_bias or {})]) >= rows or (request.sampling.top_k or 0) >= rows:
+        if (
+            max([*prompt.ids, *request.predicted, *(request.sampling.logit_bias or {})]) >= rows
+            or (request.sampling.top_k or 0) >= rows
+        ):
             raise bad(f"a token id or top_k is not below the vocabulary of {rows}.", code="invalid_value")
         return request
 

@@ -20,7 +20,7 @@ from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 PARTS = {"text": "text", "refusal": "refusal"}
 UNSUPPORTED = (
-    *("functions", "function_call", "audio", "prediction", "web_search_options", "suffix", "best_of", "echo"),
+    *("functions", "function_call", "audio", "web_search_options", "suffix", "best_of", "echo"),
     "adapters",  # mlx_lm.server's
 )
 # Templates that can leave the thought out do; where one cannot, a budget of 0 closes the thought at once.
@@ -45,6 +45,7 @@ class ApiRequest(Request):
         model: The name that the client gave, or None.
         stream: Whether the answer comes in pieces.
         include_usage: Whether a stream ends with the usage.
+        prediction: A text that the client expects much of in the answer; it changes nothing but the time.
         left_out: What the client sent and the answer does not depend on, though it should; the client is told.
         history_bytes: Of the conversation that the server had kept for the client.
         truncates: The oldest turns may be dropped where the conversation exceeds the context.
@@ -53,6 +54,7 @@ class ApiRequest(Request):
     model: str | None = None
     stream: bool = False
     include_usage: bool = False
+    prediction: str = ""
     left_out: tuple[str, ...] = ()
     history_bytes: int = 0
     truncates: bool = False
@@ -78,13 +80,14 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
         top_logprobs=(top or 0) if logprobs else None,
         tools=_tools(fields),
         template_options=template_options_of(fields),
+        prediction=_prediction(fields),
     )
 
 
 def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     """A request to ``/v1/completions``; errors as `parse_chat`."""
     fields = Fields(body)
-    for name in ("tools", "chat_template_kwargs"):
+    for name in ("tools", "chat_template_kwargs", "prediction"):
         if fields.get(name):
             raise cannot(f"{name} needs the chat template; send it to /v1/chat/completions, or leave it out.", name)
     prompt = fields.get("prompt")
@@ -206,6 +209,18 @@ def text_of(fields: Fields, name: str, keys: Mapping[str, str], param: str) -> s
             fields.refuse(name, "must be text or an array of text parts")
         texts.append(text)
     return "".join(texts)
+
+
+def _prediction(fields: Fields) -> str:
+    given = fields.object("prediction")
+    if not given:
+        return ""
+    inner = Fields(given, "prediction.")
+    if given.get("type") != "content":
+        inner.refuse("type", "must be content")
+    if given.get("content") is None:
+        inner.refuse("content", "must be text or an array of text parts")
+    return text_of(inner, "content", {"text": "text"}, "prediction")
 
 
 def _call(given: Any, place: str) -> dict[str, Any]:

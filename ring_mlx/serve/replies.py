@@ -108,7 +108,11 @@ def usage_of(s: Statistics) -> dict[str, Any]:
         "completion_tokens": s.generated_tokens,
         "total_tokens": s.prompt_tokens + s.generated_tokens,
         "prompt_tokens_details": {"cached_tokens": s.reused_tokens},
-        "completion_tokens_details": {"reasoning_tokens": s.thinking_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": s.thinking_tokens,
+            "accepted_prediction_tokens": s.accepted_tokens,
+            "rejected_prediction_tokens": s.drafted_tokens - s.accepted_tokens,
+        },
     }
 
 

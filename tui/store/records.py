@@ -48,6 +48,8 @@ class Record:
     prompt_tps: float = 0.0
     generation_tps: float = 0.0
     peak_memory_gb: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     finish_reason: str = ""
     system_prompt: str = ""
     is_edited: bool = False
