@@ -55,16 +55,101 @@ COMPLETION = OBJECT | {
         **COMMON,
     },
 }
+STOPS = COMMON["stop"]
+SETTINGS = {name: schema for name, schema in COMMON.items() if name != "stop"}
+
+
+def parts(*kinds):
+    """Text, or parts of these kinds."""
+    part = OBJECT | {"required": ["type", "text"], "properties": {"type": {"enum": [*kinds]}, "text": TEXT}}
+    return {"oneOf": [TEXT, {"type": "array", "items": part}]}
+
+
+def kind(of, required=(), /, **properties):
+    """An object of a type."""
+    return OBJECT | {"required": ["type", *required], "properties": {"type": {"enum": [of]}, **properties}}
+
+
+NAME = {"type": "string", "minLength": 1}
+FUNCTION = kind("function", ["name"], name=NAME, description=TEXT | {"nullable": True}, parameters=OBJECT, strict=FLAG)
+ITEM = {
+    "oneOf": [
+        kind("message", ["role", "content"], role={"enum": ["system", "developer", "user", "assistant"]},
+             content=parts("input_text", "output_text")),
+        kind("function_call", ["name"], name=NAME, call_id=TEXT, arguments=TEXT),
+        kind("function_call_output", ["output"], call_id=TEXT, output=parts("input_text")),
+        kind("reasoning", content={"type": "array", "items": kind("reasoning_text", ["text"], text=TEXT)}),
+        kind("web_search_call"),
+    ]
+}  # fmt: skip
+RESPONSE = OBJECT | {
+    "required": ["input"],
+    "properties": {
+        "input": {"oneOf": [SOME, {"type": "array", "minItems": 1, "items": ITEM}]},
+        "instructions": TEXT | {"nullable": True},
+        "tools": {"type": "array", "items": {"oneOf": [FUNCTION, kind("web_search")]}},
+        "tool_choice": {"enum": ["auto", "none"]},
+        "reasoning": OBJECT | {"properties": {"effort": TEXT, "summary": TEXT}},
+        "include": {"type": "array", "items": TEXT},
+        "text": OBJECT | {"properties": {"format": kind("text")}},
+        "metadata": OBJECT | {"additionalProperties": TEXT},
+        "store": FLAG,
+        "top_logprobs": whole(0, 20),
+        "truncation": {"enum": ["auto", "disabled"]},
+        **SETTINGS,
+    },
+}
+BLOCK = {
+    "oneOf": [
+        kind("text", ["text"], text=TEXT),
+        kind("tool_result", tool_use_id=TEXT, content=parts("text"), is_error=FLAG),
+        kind("document", ["source"], source=kind("text", ["data"], data=TEXT)),
+    ]
+}
+SAID = {
+    "oneOf": [
+        kind("text", ["text"], text=TEXT),
+        kind("thinking", thinking=TEXT, signature=TEXT),
+        kind("tool_use", ["name"], id=TEXT, name=NAME, input=OBJECT),
+    ]
+}
+
+
+def turn(role, block):
+    """A message of a role."""
+    content = {"oneOf": [TEXT, {"type": "array", "items": block}]}
+    return OBJECT | {"required": ["role", "content"], "properties": {"role": {"enum": [role]}, "content": content}}
+
+
+COUNTED = {
+    "messages": {"type": "array", "minItems": 1, "items": {"oneOf": [turn("user", BLOCK), turn("assistant", SAID)]}},
+    "system": parts("text"),
+    "tools": {"type": "array", "items": OBJECT | {"required": ["name", "input_schema"], "properties": {"name": NAME, "input_schema": OBJECT, "description": TEXT}}},
+    "tool_choice": kind("auto"),
+    "thinking": {"oneOf": [kind("disabled"), kind("adaptive"), kind("enabled", budget_tokens=setting("thinking_budget"))]},
+}  # fmt: skip
+MESSAGES = OBJECT | {
+    "required": ["messages"],
+    "properties": {**COUNTED, "stop_sequences": STOPS, **SETTINGS},
+}
 ERROR = {
     "type": "object",
     "required": ["error"],
     "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"]}},
 }
+OTHER_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {"type": {"enum": ["error"]}, "error": {"type": "object", "required": ["message", "type"]}},
+}
+RESPONDED = {"type": "object", "required": ["id", "object", "created_at", "model", "output", "status", "usage"]}
+MESSAGE_SAID = {"type": "object", "required": ["id", "type", "role", "model", "content", "stop_reason", "usage"]}
+COUNT = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
 ANSWER = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}
 
 
-def _post(body):
-    answers = {"200": _json(ANSWER), **{s: _json(ERROR) for s in ("400", "404", "405", "411", "413", "415", "422")}}
+def _post(body, answer=ANSWER, error=ERROR):
+    answers = {"200": _json(answer), **{s: _json(error) for s in ("400", "404", "405", "411", "413", "415", "422")}}
     return {"post": {"requestBody": {"required": True, **_json(body, "")}, "responses": answers}}
 
 
@@ -76,5 +161,13 @@ def _json(schema, description="as it says"):
 DOCUMENT = {
     "openapi": "3.0.3",
     "info": {"title": "ring-mlx", "version": "1"},
-    "paths": {"/v1/chat/completions": _post(CHAT), "/v1/completions": _post(COMPLETION)},
+    "paths": {
+        "/v1/chat/completions": _post(CHAT),
+        "/v1/completions": _post(COMPLETION),
+        "/v1/responses": _post(RESPONSE, RESPONDED),
+        "/v1/messages": _post(MESSAGES, MESSAGE_SAID, OTHER_ERROR),
+        "/v1/messages/count_tokens": _post(
+            OBJECT | {"required": ["messages"], "properties": COUNTED}, COUNT, OTHER_ERROR
+        ),
+    },
 }

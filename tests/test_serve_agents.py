@@ -9,10 +9,12 @@ import openai
 import pytest
 
 from ring_mlx.serve.engine import Settings
+from ring_mlx.serve.failures import ApiError
+from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.server import Server
 from tests.parrot import make_parrot
 from tests.scripted import results, said, script
-from tests.serving import GREEDY, TOOLS, client_of, metric, user, wait_until
+from tests.serving import GREEDY, TOOLS, client_of, metric, send, user, wait_until
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 SCHEMA = {"type": "object", "properties": {}}
@@ -344,3 +346,45 @@ def test_errors_are_anthropics(claude, change, status, kind, words):
         claude.messages.create(**request)
     assert e.value.body["type"] == "error"
     assert e.value.body["error"]["type"] == kind
+
+
+def test_any_name_can_be_left_out(server):
+    """A header holds what is plain of a name, without blanks at its ends."""
+    names = ["a b", " ", "", "\r\nSet-Cookie: x", "\u00e9\ud800", "x" * 100]
+    for path, body in ((RESPONSES, {"input": "1?"}), (MESSAGES, {"messages": user("1?")})):
+        for name in names:
+            status, headers, _ = send(server, "POST", path, body | {"model": "toy", name: 1})
+            assert (status, headers["X-Ring-Left-Out"].isascii(), "Set-Cookie" in headers) == (200, True, False), name
+
+
+def test_a_model_that_fails_in_a_stream_is_told_in_the_routes_form(server):
+    failing = lambda request: (_ for _ in ()).throw(ValueError("made to fail"))
+    for path, body in ((RESPONSES, {"input": "1?"}), (MESSAGES, {"messages": user("1?")})):
+        with pytest.MonkeyPatch.context() as patch:
+            script(patch, failing)
+            status, _, answer = send(server, "POST", path, body | {"stream": True})
+        assert status == 500
+        assert ("type" in answer, answer["error"]["message"]) == (
+            path == MESSAGES,
+            "the model failed (ValueError); see the server's log.",
+        )
+
+
+def test_responses_are_kept_within_bounds():
+    response = {"id": "r0", "output": [{"id": "i0"}]}
+    for stored in (Stored(1000, most=2), Stored(1000, most_bytes=130)):
+        for n in range(5):
+            stored.put({"id": f"r{n}", "output": [{"id": f"i{n}"}]}, [])
+        assert len(stored) == 2
+        assert stored.item("i4", "input") == {"id": "i4"}
+        for name in ("r2", "r1"):
+            with pytest.raises(ApiError, match="any more"):
+                stored.get(name)
+        with pytest.raises(ApiError, match="any more"):
+            stored.item("i2", "input")
+        stored.drop("r3")
+        stored.drop("r4")
+        assert (len(stored), stored.nbytes) == (0, 0)
+    stored = Stored(longest=40)
+    stored.put(response, [])
+    assert len(stored) == 0, "longer than a body may be"

@@ -27,7 +27,7 @@ def address():
 
 @schema.parametrize()
 @settings(
-    max_examples=20 * TIMES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=12 * TIMES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 def test_what_is_documented_is_what_happens(case, address):
     case.call_and_validate(base_url=address, timeout=60)

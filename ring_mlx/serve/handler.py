@@ -140,12 +140,13 @@ class Handler(Wire):
         engine, body = self.server.engine, self._body()
         with ExitStack() as turns:
             turns.enter_context(engine.encoder.turn(len(body), self._gone))
-            request = api.parse(read_object(body), engine.settings.sampling, self.server.stored)
+            given = read_object(body)
+            if len(body) <= LARGE_BYTES:
+                turns.enter_context(engine.encoder.turn(self.server.stored.size_of(given), self._gone))
+            request = api.parse(given, engine.settings.sampling, self.server.stored)
             self._check_model(request.model)
             if not request.is_text:
                 self.server.calls.restore(request.prompt)
-            if len(body) <= LARGE_BYTES:
-                turns.enter_context(engine.encoder.turn(request.history_bytes, self._gone))
             engine.prepare(request, self._gone)
         if request.left_out:
             self.server.left_out.tell(request.left_out)

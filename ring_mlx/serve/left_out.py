@@ -24,7 +24,7 @@ class LeftOut:
     def add(self, name: str) -> None:
         """Note a name, as a header can hold it."""
         if len(self._names) < MOST_NAMES:
-            self._names[NOT_PLAIN.sub("?", name)[:MOST_CHARS]] = None
+            self._names[NOT_PLAIN.sub("?", name)[:MOST_CHARS].strip() or "?"] = None
 
     @property
     def names(self) -> tuple[str, ...]:

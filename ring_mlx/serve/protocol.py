@@ -47,7 +47,6 @@ class ApiRequest(Request):
         include_usage: Whether a stream ends with the usage.
         prediction: A text that the client expects much of in the answer; it changes nothing but the time.
         left_out: What the client sent and the answer does not depend on, though it should; the client is told.
-        history_bytes: Of the conversation that the server had kept for the client.
         truncates: The oldest turns may be dropped where the conversation exceeds the context.
     """
 
@@ -56,7 +55,6 @@ class ApiRequest(Request):
     include_usage: bool = False
     prediction: str = ""
     left_out: tuple[str, ...] = ()
-    history_bytes: int = 0
     truncates: bool = False
 
 

@@ -73,7 +73,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.max_body_bytes, self.log_requests = max_body_bytes, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
         self.hosts = Hosts(host, allowed_hosts, allowed_origins)
-        self.stored, self.calls, self.left_out = Stored(), Calls(), Log()
+        self.stored, self.calls, self.left_out = Stored(max_body_bytes), Calls(), Log()
         self.slots = Slots(max_connections, max(MOST_BODIES_BYTES, max_body_bytes))
         _allow_files(2 * max_connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -75,7 +75,7 @@ def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored)
     for name in UNSUPPORTED:
         if fields.get(name):
             raise cannot(f"{name} is not supported; leave it out.", name)
-    history, talk = _talk(fields, stored, left_out)
+    talk = _talk(fields, stored, left_out)
     tools, effort = Tools(fields, left_out), _reasoning(fields, left_out)
     options, budget = template_options_of(fields), fields.within("thinking_budget", RANGES["thinking_budget"])
     return ResponsesRequest(
@@ -88,7 +88,6 @@ def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored)
         thinking_budget=0 if effort == "none" else budget,
         template_options=NO_THOUGHT | options if effort == "none" else options,
         stream=fields.boolean("stream", False),
-        history_bytes=history,
         truncates=_truncates(fields),
         repeated=_repeated(fields, left_out),
         talk=talk,
@@ -99,19 +98,16 @@ def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored)
     )
 
 
-def _talk(fields: Fields, stored: Stored, left_out: LeftOut) -> tuple[int, list[Message]]:
-    """The bytes of the conversation that the request goes on from, and the whole conversation."""
-    before, size = [], 0
-    if previous := fields.text("previous_response_id"):
-        kept = stored.get(previous, "previous_response_id").messages
-        before, size = json.loads(kept), len(kept)
-    turns = Turns(before)
+def _talk(fields: Fields, stored: Stored, left_out: LeftOut) -> list[Message]:
+    """The conversation, from its start where that was kept."""
+    previous = fields.text("previous_response_id")
+    turns = Turns(json.loads(stored.get(previous, "previous_response_id").messages) if previous else ())
     if fields.get("input") is not None:
         Items(turns, stored, left_out).read(fields.get("input"))
     talk = turns.checked("input")
     if not talk and not fields.text("instructions"):
         fields.refuse("input", "must be text or an array with at least one item")
-    return size, talk
+    return talk
 
 
 def _reasoning(fields: Fields, left_out: LeftOut) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,10 @@ class Kept:
 
 
 class Stored:
-    """The latest responses in memory; those used longest ago go first."""
+    """The latest responses in memory, each of at most ``longest`` bytes; those used longest ago go first."""
 
-    def __init__(self, most: int = MOST_RESPONSES, most_bytes: int = MOST_RESPONSES_BYTES) -> None:
-        self._most, self._most_bytes, self._lock = most, most_bytes, threading.Lock()
+    def __init__(self, longest: int, most: int = MOST_RESPONSES, most_bytes: int = MOST_RESPONSES_BYTES) -> None:
+        self._longest, self._most, self._most_bytes, self._lock = longest, most, most_bytes, threading.Lock()
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._items: dict[str, bytes] = {}
         self.nbytes = 0
@@ -40,10 +41,10 @@ class Stored:
         return len(self._kept)
 
     def put(self, response: dict[str, Any], messages: list[Message]) -> None:
-        """Keep a response, unless it alone is too large."""
+        """Keep a response, unless it is too long."""
         items = {item["id"]: json.dumps(item).encode() for item in response["output"]}
         kept = Kept(json.dumps(response).encode(), items, json.dumps(messages).encode())
-        if kept.nbytes > self._most_bytes:
+        if kept.nbytes > min(self._longest, self._most_bytes):
             return
         with self._lock:
             self._kept[response["id"]] = kept
@@ -67,6 +68,12 @@ class Stored:
                 raise ApiError(404, text, param, code)
             self._kept.move_to_end(name)
             return self._kept[name]
+
+    def size_of(self, body: Mapping[str, Any]) -> int:
+        """The bytes that a request reads here."""
+        name = body.get("previous_response_id")
+        with self._lock:
+            return len(self._kept[name].messages) if isinstance(name, str) and name in self._kept else 0
 
     def drop(self, name: str) -> None:
         """Forget a response. Raises ApiError 404 if it is not there."""
