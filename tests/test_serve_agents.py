@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import anthropic
 import openai
 import pytest
 
+from ring_mlx.engine.events import AnswerText, End, Revised, Sampling, ThinkingText
 from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.failures import ApiError
+from ring_mlx.serve.messages.reply import MessagesReply
+from ring_mlx.serve.messages.request import parse_messages
+from ring_mlx.serve.responses.reply import ResponsesReply
+from ring_mlx.serve.responses.request import parse_responses
 from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.server import Server
 from tests.parrot import make_parrot
@@ -388,3 +394,46 @@ def test_responses_are_kept_within_bounds():
     stored = Stored(longest=40)
     stored.put(response, [])
     assert len(stored) == 0, "longer than a body may be"
+
+
+CORRECTED = [ThinkingText("a"), AnswerText("b"), Revised("a</think>b c"), AnswerText("d"), End("stop")]
+NO_THOUGHT = [ThinkingText("said"), Revised(""), AnswerText("said"), End("stop")]
+
+
+@pytest.mark.parametrize(("events", "expected"), [(CORRECTED, ("a</think>b c", "d")), (NO_THOUGHT, ("", "said"))])
+def test_what_is_corrected_in_a_stream_is_right_when_it_is_sent_back(events, expected):
+    """The thought and the text of the last message, which a client makes of the blocks and items that it was sent."""
+    reply = MessagesReply(parse_messages({"messages": user("x")}, Sampling()), "toy")
+    blocks = []
+    for event in events:
+        for piece in reply.last(event) if isinstance(event, End) else reply.add(event):
+            if piece["type"] == "content_block_start":
+                blocks.append(dict(piece["content_block"]))
+            elif piece["type"] == "content_block_delta":
+                (key, value), *_ = ((k, v) for k, v in piece["delta"].items() if k != "type")
+                blocks[-1][key] += value
+    talk = [*user("x"), {"role": "assistant", "content": blocks}, *user("y")]
+    turn = parse_messages({"messages": talk}, Sampling()).prompt[1]
+    assert (turn.get("reasoning_content", ""), turn["content"]) == expected
+    stored = Stored(10_000)
+    reply = ResponsesReply(parse_responses({"input": "x", "store": False}, Sampling(), stored), "toy")
+    told = [p for e in events for p in (reply.last(e) if isinstance(e, End) else reply.add(e))]
+    items = [p["item"] for p in told if p["type"] == "response.output_item.done"]
+    assert items == told[-1]["response"]["output"]
+    turn = parse_responses({"input": [*user("x"), *items, *user("y")]}, Sampling(), stored).prompt[1]
+    assert (turn.get("reasoning_content", ""), turn["content"]) == expected
+
+
+@pytest.mark.parametrize("path", ["/responses", "/v1/v1/messages?beta=true", "/messages"])
+def test_a_client_that_leaves_stops_the_work_on_any_name_of_a_route(server, path):
+    body = json.dumps({"input": "1?", "messages": user("1?"), "stream": True, "model": "toy"}).encode()
+    gone = metric(server, 'requests_finished_total{reason="cancelled"}')
+    with pytest.MonkeyPatch.context() as patch:
+        script(patch, lambda request: "again " * 3000)
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as s:
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            s.sendall(head.encode() + body)
+            assert b"200 OK" in s.recv(1 << 12)
+        wait_until(lambda: metric(server, 'requests_finished_total{reason="cancelled"}') > gone)
+    assert metric(server, "batch_size") == 0
+    assert send(server, "HEAD", "/")[0] == 200
