@@ -111,10 +111,10 @@ def few_queries(
     q: array, k: array, v: array, offset: int | array, scale: float, start: array | None = None
 ) -> array | None:
     """Same result as `naive_few_queries`, or None where MLX's attention is used."""
-    if launch.backend() is None or q.shape[2] > MAX_QUERIES:
+    operation, T = "few_queries" if k.shape[2] <= UNSPLIT_KEYS else "many_keys", q.shape[2]
+    if T > MAX_QUERIES or not choices.ours(operation, T):  # asked here first, since the rest costs Python time
         return None
     arguments = q, k, v, launch.positions(offset), scale, start
-    operation = "few_queries" if k.shape[2] <= UNSPLIT_KEYS else "many_keys"
     return _served(operation, fused_few_queries, naive_few_queries, arguments, _nothing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -124,6 +125,7 @@ class SoftmaxAttention(_Attention):
         mask: mx.array | str | None,
         cache: Any | None,
         offset: int | mx.array,
+        by_kernel: Callable[..., mx.array | None] = few_queries,
     ) -> mx.array:
         """The output of the heads, [B, T, heads D]; the cache takes k and v."""
         B, _, T, _ = q.shape
@@ -132,7 +134,7 @@ class SoftmaxAttention(_Attention):
             is_batch = type(cache) is BatchKVCache and cache._right_padding is None
             if is_batch or type(cache) is KVCache:  # whose arrays the kernel reads as they are
                 padding = cache.left_padding if is_batch else None
-                found = few_queries(q, cache.keys, cache.values, offset, self.scale, padding)
+                found = by_kernel(q, cache.keys, cache.values, offset, self.scale, padding)
                 if found is not None:
                     return found
         o = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)

@@ -19,7 +19,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels import choices, launch, proofs, resident
+from metal_kernels import choices, few_queries, launch, proofs, resident
+from metal_kernels.few_queries.fused import UNSPLIT_KEYS
 from ring_mlx.model.layer import DecoderLayer
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
@@ -44,6 +45,7 @@ class DecodeStep:
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
         self._fold: Callable[..., list[mx.array]] | None = None
+        self._few = _attention()
         self._weights = _Weights([])
         self._compiled_for: object = None
 
@@ -102,7 +104,7 @@ class DecodeStep:
                 folded.projected += projected
             if softmax is not None:
                 q, k, v = opened
-                o = self.layers[softmax].attention.attend(q, k, v, masks[False], caches[softmax], position)
+                o = self.layers[softmax].attention.attend(q, k, v, masks[False], caches[softmax], position, self._few)
                 if is_tentative:  # which is waited for: the device is to begin while the rest is built
                     mx.async_eval(o)
         return x
@@ -137,6 +139,18 @@ class FoldedLayers:
             mx.async_eval(states)
         for c, state in zip(self.caches, states, strict=False):
             c[0] = state
+
+
+def _attention() -> Callable[..., mx.array | None]:
+    """`few_queries`, compiled unless it is one token after few, where MLX's attention mostly serves and needs no piece."""
+    compiled = _compiled(few_queries)
+
+    def call(q: mx.array, k: mx.array, *others: Any) -> mx.array | None:
+        is_usual = q.shape[2] == 1 and k.shape[2] <= UNSPLIT_KEYS
+        found: mx.array | None = (few_queries if is_usual else compiled)(q, k, *others)
+        return found
+
+    return call
 
 
 def _fold(
