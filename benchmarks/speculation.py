@@ -161,6 +161,8 @@ def told(model: Model, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     start, vocabulary = filled(model, 512), model.config.vocab_size
     logits = model(mx.array([[1]]), start, last_only=True)[:, -1]
     text = mx.random.randint(0, vocabulary, (args.tokens,), key=mx.random.key(0)).tolist()
+    for tokens in range(2, MOST_TOKENS + 2):  # whose first steps compile, as told above
+        step_times(model, start, tokens, 1, 2)
     for right in (0.0, 0.3, 0.6, 0.9):
         make = partial(Told, text, right, vocabulary)
         yield {"right": right, **compared(model, logits, start, [0], args.tokens, args.repeats, make, text)}
