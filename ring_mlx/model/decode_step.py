@@ -45,7 +45,7 @@ class DecodeStep:
         self._can_compile = not any(getattr(layer.mlp, "is_streamed", False) for layer in layers)
         self._pieces: list[tuple[list[int], int | None, Callable[..., Any]]] = []
         self._fold: Callable[..., list[mx.array]] | None = None
-        self._few = _attention()
+        self._few: Callable[..., mx.array | None] = few_queries
         self._weights = _Weights([])
         self._compiled_for: object = None
 
@@ -67,6 +67,7 @@ class DecodeStep:
             softmax = None if layer is None else i
             self._pieces.append((linear, softmax, _piece(self.layers, last, linear, softmax)))
             last, linear = softmax, []
+        self._few = _attention()
         self._fold = _compiled(partial(_fold, [self.layers[i].attention for i in self._linear]))
 
     def accepts(self, x: mx.array, caches: Sequence[Any]) -> bool:
