@@ -148,7 +148,7 @@ class Batch:
 
     def check(self, number: int) -> None:
         """Raises ModelError if the logits of the row's last token are not finite; other rows may be good."""
-        self._given(number).check()
+        self._given(number).ids()
 
     def logprobs(self, number: int) -> mx.array:
         """The log-probabilities [vocab] of the row's last token, computed only when used."""

@@ -190,12 +190,8 @@ class Picked(NamedTuple):
 
     def ids(self) -> list[int]:
         """The ids; raises ModelError if the logits are not finite."""
-        self.check()
-        return list(np.asarray(self.y).tolist())
-
-    def check(self) -> None:
-        """Raises ModelError if the logits are not finite."""
         check_finite(np.asarray(self.largest).tolist())
+        return list(np.asarray(self.y).tolist())
 
     def replaced(self, forced: int | None) -> Picked:
         """The same, or with another id of a single row."""
@@ -220,7 +216,7 @@ class Picker:
         self.sampler = None if sampler is greedy_sampler else sampler
         self.processors = processors
         self._seen = mx.zeros((0,), dtype=mx.int32) if history is None else history
-        self._next_forced, self._is_asked = next_forced or (lambda: None), False
+        self._next_forced, self._is_asked = next_forced, False
         self.picked: Picked | None = None
         self.given: Picked | None = None
 
@@ -232,7 +228,7 @@ class Picker:
     def ask(self) -> Picked:
         """The next token, or the one that must come in its place; that is asked once for each."""
         assert self.picked is not None
-        if not self._is_asked:
+        if self._next_forced is not None and not self._is_asked:
             self.picked = self.picked.replaced(self._next_forced())
         self._is_asked = True
         return self.picked

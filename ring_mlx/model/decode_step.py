@@ -143,12 +143,15 @@ class FoldedLayers:
 
 
 def _attention() -> Callable[..., mx.array | None]:
-    """`few_queries`, compiled unless it is one token after few, where MLX's attention mostly serves and needs no piece."""
+    """`few_queries`, compiled; what is chosen is asked once for each number of tokens."""
     compiled = _compiled(few_queries)
+    ours: dict[tuple[int, str], bool] = {}
 
     def call(q: mx.array, k: mx.array, *others: Any) -> mx.array | None:
-        is_usual = q.shape[2] == 1 and k.shape[2] <= UNSPLIT_KEYS
-        found: mx.array | None = (few_queries if is_usual else compiled)(q, k, *others)
+        wanted = q.shape[2], "few_queries" if k.shape[2] <= UNSPLIT_KEYS else "many_keys"
+        if wanted not in ours:
+            ours[wanted] = choices.ours(wanted[1], wanted[0])
+        found: mx.array | None = compiled(q, k, *others) if ours[wanted] else None
         return found
 
     return call
