@@ -149,11 +149,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ConvertError(f"no {MANIFEST} in {folder}; it was not written by ring-mlx convert.") from None
     for part in ("shards", "files"):
         hashes = manifest.get(part)
-        if not isinstance(hashes, dict) or not all(is_inside(n) and isinstance(h, str) for n, h in hashes.items()):
+        if not isinstance(hashes, dict) or not all(_is_below(n) and isinstance(h, str) for n, h in hashes.items()):
             raise damaged(f"{part} is no list of files with their hashes")
     if not isinstance(manifest.get(GRID_STEPS, {}), dict):
         raise damaged(f"{GRID_STEPS} is no object")
     return manifest
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name is that of a file in the folder, or in one within it, as further chat templates are."""
+    return all(is_inside(part) for part in name.split("/"))
 
 
 def verify(folder: Path, progress: Progress | None = None) -> int:
