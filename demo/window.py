@@ -74,10 +74,16 @@ def windowed(model: Any, window: int | None) -> Iterator[None]:
     attend = SoftmaxAttention.attend
 
     def narrowly(
-        self: SoftmaxAttention, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cache: Any | None
+        self: SoftmaxAttention,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        mask: mx.array | str | None,
+        cache: Any | None,
+        *others: Any,
     ) -> mx.array:
         if not any(self is layer for layer in narrow):
-            return attend(self, q, k, v, mask, cache)
+            return attend(self, q, k, v, mask, cache, *others)
         if cache is not None or isinstance(mask, mx.array):
             raise ValueError("[demo.window] a window is for training, without cache and padding; leave both away")
         o = window_attention(q, k, v, self.scale, window)
