@@ -95,12 +95,13 @@ def record_lines(r: Record) -> list[str]:
         ),
         ("first token", f"after {r.time_to_first_token_s:.2f} s"),
         ("generated", f"{counted(r.generated_tokens, 'token')} at {r.generation_tps:,.1f} tok/s"),
-        ("drafts", f"{r.accepted_tokens:,} of {counted(r.drafted_tokens, 'token')} accepted"),
         ("thought", f"{counted(r.thinking_tokens, 'token')} in {r.thinking_s:.1f} s"),
         ("memory", f"{r.peak_memory_gb:.2f} GB at its peak"),
         ("end", r.finish_reason or "unknown"),
         ("edited", "yes, by hand" if r.is_edited else "no"),
     ]
+    if r.drafted_tokens:
+        rows.insert(5, ("drafts", f"{r.accepted_tokens:,} of {counted(r.drafted_tokens, 'token')} accepted"))
     if r.system_prompt:
         rows.insert(2, ("system", shortened(r.system_prompt)))
     return [f"{name:<12} {harmless(value, is_name=True)}" for name, value in rows]

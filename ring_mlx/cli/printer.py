@@ -99,9 +99,10 @@ class Printer:
             f"Generation: {e.generation_tokens} tokens, {e.generation_tps:.3f} tokens-per-sec\n"
             f"Peak memory: {e.peak_memory:.3f} GB\n"
         )
-        for counts in (self.experts, self.pace):
-            if counts is not None:
-                self._out(counts.line() + "\n")
+        if self.experts is not None:
+            self._out(self.experts.line() + "\n")
+        if self.pace is not None and self.pace.drafted:
+            self._out(self.pace.line() + "\n")
 
     def as_json(self, model: str) -> dict[str, Any]:
         e = self.last
