@@ -12,7 +12,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import KVCache
 
 import ring_mlx.model.model as model_module
-from metal_kernels import launch
+from metal_kernels import choices, launch
 from ring_mlx.bench.dispatches import count_launches, count_primitives
 from ring_mlx.bench.random_weights import random_model_of
 from ring_mlx.bench.shapes import MINI
@@ -209,10 +209,11 @@ def test_a_head_that_is_filled_up_gives_the_same(monkeypatch):
     whole = model.lm_head
     monkeypatch.setattr(type(model), "lm_head", lambda self, x: rows.append(x.shape[:-1]) or whole(x), raising=False)
     shapes = [(1, 1), (1, 3), (3, 1), (2, 3), (1, 8), (2, 4)]
+    monkeypatch.setattr(model_module, "FILLED_ROWS", {})
     plain = [model(tokens(t, B=b)) for b, t in shapes]
     assert rows == shapes
     rows.clear()
-    monkeypatch.setattr(model_module, "FILLED_ROWS", {"cpu": 8})
+    monkeypatch.setattr(model_module, "FILLED_ROWS", {choices.where(): 8})
     for (b, t), expected in zip(shapes, plain, strict=True):
         found = model(tokens(t, B=b))
         assert found.shape == expected.shape
