@@ -26,7 +26,7 @@ KINDS = [
     (4, 64, mx.bfloat16, mx.bfloat16, FAST),
     (3, 32, mx.float32, mx.float16, BEST),
     (8, 128, mx.float16, mx.bfloat16, FAST),
-    (5, 32, mx.bfloat16, mx.float32, Effort(2, 7, 0)),
+    (5, 32, mx.bfloat16, mx.float32, Effort(((0, 0), (3, 5)), 0)),
     (6, 64, mx.float32, mx.bfloat16, FAST),
     (2, 32, mx.bfloat16, mx.float16, FAST),
 ]
@@ -74,15 +74,16 @@ def test_the_cuda_text_gives_the_bits_of_numpy():
 @pytest.mark.parametrize(
     "change",
     [
-        ("n <= ENDS * ENDS + ROUNDS", "n < ENDS * ENDS + ROUNDS"),
-        ("n >= 1 && n <= ENDS", "n >= 1 && n < ENDS"),
+        ("n <= STARTS + ROUNDS", "n < STARTS + ROUNDS"),
+        ("n >= 1 && n <= STARTS", "n >= 1 && n < STARTS"),
+        ("starts[2 * n - 1]", "starts[2 * n]"),
         ("if (e < least) {", "if (e > least) {"),
         ("- zero) * units.up), -float", "+ zero) * units.up), -float"),
         ("bool is_low = metal::abs(first) >", "bool is_low = metal::abs(first) <"),
         ("float(low) + float(across", "float(low) - float(across"),
         ("at + BITS > 32", "at + BITS > 33"),
         ("words[word] |= q", "words[word] = q"),
-        ("0.0f, float(TOP)", "0.0f, float(TOP + 1)"),
+        ("line.inverse), 0, TOP", "line.inverse), 0, TOP + 1"),
         ("block < GROUP / 32", "block <= GROUP / 32"),
         ("to[block * BITS + i]", "to[block * BITS + i + 1]"),
         ("uint group = thread_position_in_grid.x", "uint group = thread_position_in_grid.x + 1"),
@@ -106,7 +107,7 @@ def test_a_fault_in_the_kernel_is_caught(change):
 @needs_simulator
 def test_a_kernel_that_differs_in_one_bit_never_serves():
     arguments = weights(32), 3, 32, mx.bfloat16, FAST
-    spoiled = (", 0.0f, float(TOP)", ", 0.0f, float(TOP) - (b > 999.0f ? 1.0f : 0.0f)")
+    spoiled = ("inverse), 0, TOP", "inverse), 0, TOP - (line.start > 999.0f ? 1 : 0)")
     where = proving(functools.partial(metal_kernel, mode="fast", strict=False))
     with launch.use(where), mutated(fused.KERNEL, spoiled), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -131,7 +132,7 @@ def test_weights_that_are_no_numbers_are_held_against_no_kernel():
 def test_the_bits_do_not_depend_on_blocks_and_processors(monkeypatch):
     arguments = weights(64), 4, 64, mx.bfloat16, FAST
     whole = naive_affine_fit(*arguments)
-    monkeypatch.setattr(naive, "BLOCK_WEIGHTS", 3 * 64)
+    monkeypatch.setattr(naive, "PART_WEIGHTS", 3 * 64)
     monkeypatch.setattr(naive.os, "cpu_count", lambda: 5)
     assert all(same(naive_affine_fit(*arguments), whole))
 

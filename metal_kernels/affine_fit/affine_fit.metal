@@ -1,17 +1,17 @@
 // Affine quantization: for each group of weights the scale s and bias b with the least squared error that a search finds.
 //
 //   X = (w - c) 2^k in integers;  q = clip(round((X - b) / s), 0, 2^BITS - 1);  E = sum (X - s q - b)^2
-//   (s, b) is first what mx.quantize takes, then ENDS^2 ranges whose ends are drawn in by TENTHS of a step, then ROUNDS times
-//   the best so far; after each, argmin E for the same q. The least E is kept, s and b rounded to T before it is counted.
+//   (s, b) is first what mx.quantize takes, then STARTS ranges whose ends are drawn in by so many tenths of a step, then ROUNDS
+//   times the best so far; after each, argmin E for the same q. The least E is kept, s and b rounded to T before it is counted.
 //
-// Layout        w [N, K] of type W; weight [N, K BITS / 32] uint32, scales and biases [N, K / GROUP] of T
+// Layout        w [N, K] of type W; starts [STARTS, 2] int32, low and high end; weight [N, K BITS / 32] uint32, scales and biases [N, K / GROUP] of T
 // Grid          x: one thread a group, which keeps it in registers.
 // Requires      K a multiple of GROUP, GROUP of 32.
 // Computes      the same bits as naive.py: sums are of integers, and a float product that is added to anything is exact or
 //               rounded before, so that it makes no difference whether a compiler fuses the two.
 
 constant constexpr int MOST = 32767, FRACTION = 512, MOST_SHIFT = 100;
-constant constexpr float FARTHEST = 131072.0f, LEAST_STEP = 1e-7f;
+constant constexpr float FARTHEST = 131072.0f, LEAST_SCALE = 0x1p-12f, LEAST_STEP = 1e-7f;
 
 // Units of X: (up, down) = (2^k, 2^-k), and the weight c that is 0 in them.
 struct Units {
@@ -29,9 +29,20 @@ METAL_FUNC float stored_bias(float b, Units units) {
 template <int TOP>
 METAL_FUNC bool fits(float s, float b) { return metal::abs(s) * float(TOP) <= FARTHEST && metal::abs(b) <= FARTHEST; }
 
+// How codes are computed from (s, b): q = int((X - start) inverse), cut off; all 0 where these cannot be used.
+struct Line {
+  float start, inverse;
+};
+
 template <int TOP>
-METAL_FUNC int code(short X, float b, float inverse) {
-  return int(metal::clamp(metal::rint((float(X) - b) * inverse), 0.0f, float(TOP)));
+METAL_FUNC Line line_of(float s, float b) {
+  const bool is_used = fits<TOP>(s, b) && metal::abs(s) >= LEAST_SCALE;
+  return {is_used ? b - s * 0.5f : 0.0f, is_used ? 1.0f / s : 0.0f};
+}
+
+template <int TOP>
+METAL_FUNC int code(short X, Line line) {
+  return metal::clamp(int((float(X) - line.start) * line.inverse), 0, TOP);
 }
 
 // E without sum X^2, in units of 2^-18, of codes with these sums.
@@ -78,20 +89,18 @@ float best_b = ((steps == 0.0f ? 0.0f : edge) - zero) * units.up;
 long least = 0x7fffffffffffffffL;
 
 const int across = metal::max(high - low, 1);
-for (int n = 0; n <= ENDS * ENDS + ROUNDS; n++) {
-  const bool is_range = n >= 1 && n <= ENDS * ENDS;
-  const int below = (n - 1) / ENDS * TENTHS, above = (n - 1) % ENDS * TENTHS;
+for (int n = 0; n <= STARTS + ROUNDS; n++) {
   float s = best_s, b = best_b;
-  if (is_range) {
+  if (n >= 1 && n <= STARTS) {
+    const int below = starts[2 * n - 2], above = starts[2 * n - 1];
     s = float(across * (WHOLE - below - above)) / float(WHOLE * TOP);
     b = float(low) + float(across * below) / float(WHOLE);
   }
-  const bool is_used = s != 0.0f && fits<TOP>(s, b);
-  const float inverse = is_used ? 1.0f / s : 0.0f, start = is_used ? b : 0.0f;
+  const Line line = line_of<TOP>(s, b);
   int q_sum = 0, qq = 0, qx = 0;
 #pragma unroll
   for (int i = 0; i < GROUP; i++) {
-    const int q = code<TOP>(X[i], start, inverse);
+    const int q = code<TOP>(X[i], line);
     q_sum += q;
     qq += q * q;
     qx += q * int(X[i]);
@@ -112,8 +121,7 @@ for (int n = 0; n <= ENDS * ENDS + ROUNDS; n++) {
   }
 }
 
-const bool is_used = best_s != 0.0f && fits<TOP>(best_s, best_b);
-const float inverse = is_used ? 1.0f / best_s : 0.0f, start = is_used ? best_b : 0.0f;
+const Line line = line_of<TOP>(best_s, best_b);
 device uint* to = weight + ulong(group) * (GROUP / 32 * BITS);
 #pragma unroll
 for (int block = 0; block < GROUP / 32; block++) {
@@ -122,7 +130,7 @@ for (int block = 0; block < GROUP / 32; block++) {
   for (int i = 0; i < BITS; i++) words[i] = 0;
 #pragma unroll
   for (int i = 0; i < 32; i++) {
-    const uint q = code<TOP>(X[32 * block + i], start, inverse);
+    const uint q = code<TOP>(X[32 * block + i], line);
     const int word = i * BITS / 32, at = i * BITS % 32;
     words[word] |= q << at;
     if (at + BITS > 32) words[word + 1] |= q >> (32 - at);

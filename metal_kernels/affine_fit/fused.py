@@ -7,12 +7,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from metal_kernels.affine_fit.naive import Effort
-from metal_kernels.constants import FLOATS
+from metal_kernels.constants import FLOATS, ints
 from metal_kernels.launch import Kernel
 from metal_kernels.packed import BITS
 from metal_kernels.recorded import NoKernelError
 
-KERNEL = Kernel(Path(__file__).with_name("affine_fit.metal"), ("w",), ("weight", "scales", "biases"))
+KERNEL = Kernel(Path(__file__).with_name("affine_fit.metal"), ("w", "starts"), ("weight", "scales", "biases"))
 GROUPS = (32, 64, 128)
 THREADS = 128
 
@@ -30,10 +30,10 @@ def fused_affine_fit(
         raise NoKernelError(f"[affine_fit] no kernel for {w.shape} {w.dtype}, {bits} bits in groups of {group_size}.")
     by_group = (rows, cols // group_size)
     weight, scales, biases = KERNEL.launch(
-        [w],
+        [w, ints(*(tenths for start in effort.starts for tenths in start))],
         template=[
             *(("W", w.dtype), ("T", dtype), ("BITS", bits), ("GROUP", group_size)),
-            *zip(("ENDS", "TENTHS", "ROUNDS"), effort, strict=True),
+            *(("STARTS", len(effort.starts)), ("ROUNDS", effort.rounds)),
         ],
         grid=(rows * by_group[1], 1, 1),
         threadgroup=(THREADS, 1, 1),

@@ -34,6 +34,11 @@ from ring_mlx.system.regular_files import read_json
 CHUNK_WEIGHTS = 2 << 20
 CACHE_LIMIT_BYTES = 64 << 20
 FETCHED = "source"
+BITS_OF_INFINITY = {
+    mx.float16: (mx.uint16, 0x7C00),
+    mx.bfloat16: (mx.uint16, 0x7F80),
+    mx.float32: (mx.uint32, 0x7F800000),
+}
 
 
 def convert(
@@ -170,7 +175,11 @@ def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) 
 
 
 def _is_finite(array: mx.array) -> bool:
-    return not mx.issubdtype(array.dtype, mx.floating) or bool(mx.isfinite(array).all().item())
+    """By the bits: on a CPU mx.isfinite takes ten times as long."""
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return True
+    integers, infinity = BITS_OF_INFINITY[array.dtype]
+    return bool((array.view(integers) & (infinity | infinity - 1)).max() < infinity)
 
 
 def _decay(

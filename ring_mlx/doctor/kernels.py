@@ -67,7 +67,9 @@ def operations() -> dict[str, Run]:
         "norm and products": lambda: ours.norm_qmv(x, weight, EPS, both),
         "gate and product": lambda: ours.gate_qmv(*gated, single, r),
         "product and residual": lambda: ours.add_qmv(x, single, r),
-        "scales of a conversion": lambda: ours.affine_fit(normal(8, 64), 4, 32, mx.bfloat16, Effort(3, 3, 1)),
+        "scales of a conversion": lambda: ours.affine_fit(
+            normal(8, 64), 4, 32, mx.bfloat16, Effort(((1, 6), (4, 4)), 1)
+        ),
         "experts, few tokens": lambda: _experts(moe, normal(2, WIDTH)),
         "experts, many tokens": lambda: _experts(moe, normal(20, WIDTH)),
     }
