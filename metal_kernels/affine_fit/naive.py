@@ -14,9 +14,9 @@ Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-# Weights of a part, whose arrays of 4 bytes a weight stay in a cache of 1 to 2 MB while it is gone through, and parts of a block,
+# Weights of a part, whose arrays of 4 bytes a weight stay in a cache of 2 MB while it is gone through, and parts of a block,
 # whose groups go through the rest together: a call of NumPy costs as much as a thousand numbers.
-PART_WEIGHTS, PARTS = 1 << 16, 4
+PART_WEIGHTS, PARTS = 1 << 17, 4
 # A group's weights become integers below this; scales and biases get so many more bits when an error is counted.
 MOST, FRACTION_BITS = 32767, 9
 # Groups of a range below 2^-85 are scaled up no further, so that scales stay normal numbers.
