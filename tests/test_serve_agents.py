@@ -38,7 +38,7 @@ FOUND = ("warm in Rome", "cold in Oslo", "rain in Bern")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """It says the steps to whoever gives it tools, and else a sum."""
+    """With tools it says the steps, without them a sum."""
     model = make_parrot(tmp_path_factory.mktemp("agents") / "model", ["x"], max_position_embeddings=8192)
     with pytest.MonkeyPatch.context() as patch:
         script(patch, lambda request: STEPS[(0, 1, 1, 2)[min(results(request), 3)]] if request.tools else SUM)
