@@ -39,9 +39,7 @@ def prefill_step_size(args: argparse.Namespace) -> int:
 
 def load_named(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, str]:
     """The model and tokenizer that the options name, and the model's name; a note says so when it is the toy."""
-    if args.model is None:
-        note(TOY_NOTE)
-    name = args.model or str(demo_model_path())
+    name = _name_of(args)
     folder = find_model(args, name)
     with bar_of(args, "loading the model") as bar:
         model, tokenizer = load(folder, progress=bar, **loading_options(args))
@@ -52,18 +50,27 @@ def load_with_draft(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, 
     """As `load_named`, and the model of --draft-model, if there is one."""
     if args.draft_model is None:
         return *load_named(args), None
-    if args.model is None:
-        note(TOY_NOTE)
-    name = args.model or str(demo_model_path())
-    folders = find_model(args, name), find_model(args, args.draft_model, None)
+    name = _name_of(args)
+    folders = find_model(args, name), _find(args, args.draft_model, None)
     model, tokenizer, draft = drafting.load_with_draft(*folders, partial(bar_of, args), **loading_options(args))
     return model, tokenizer, name, draft
 
 
-def find_model(args: argparse.Namespace, name: str, revision: str | None = "") -> Path:
-    """The folder of a model; one of the hub's is downloaded, by default in the --revision."""
+def find_model(args: argparse.Namespace, name: str) -> Path:
+    """The folder of a model; one of the hub's is downloaded, in the --revision."""
+    return _find(args, name, args.revision)
+
+
+def _find(args: argparse.Namespace, name: str, revision: str | None) -> Path:
     with bar_of(args, "downloading", "B") as bar:
-        return resolve_model(name, args.revision if revision == "" else revision, bar)
+        return resolve_model(name, revision, bar)
+
+
+def _name_of(args: argparse.Namespace) -> str:
+    """The model that is asked for; a note says so when it is the toy."""
+    if args.model is None:
+        note(TOY_NOTE)
+    return str(args.model or demo_model_path())
 
 
 def make_sampling(

@@ -88,9 +88,8 @@ class PromptLookup:
     def follow(self, tokens: Sequence[int], shared: int) -> None:
         """Go on after another sequence, which has the first ``shared`` tokens of this one; what was said here is kept."""
         if shared < len(self.sequence):
-            for token in tokens[
-                max(0, shared - LENGTHS[0]) : shared
-            ]:  # so that the next n-grams are those of the sequence
+            # So that the next n-grams are those of the sequence.
+            for token in tokens[max(0, shared - LENGTHS[0]) : shared]:
                 self._read(token)
             del self.sequence[shared:]
         for token in tokens[shared:]:
@@ -150,9 +149,9 @@ class Pace:
         if self.always:
             return self.most
         plain, a = self._time(1), self._acceptance(length)
-        if (
-            plain is None or self._credit <= 0 or GAIN * (1 - a) > 1
-        ):  # 1 / (1 - a) tokens a step at most, for no less than a plain one's time
+        # A step gives 1 / (1 - a) tokens at most, and takes no less time than a plain one.
+        is_hopeless = GAIN * (1 - a) > 1
+        if plain is None or self._credit <= 0 or is_hopeless:
             return 0
         T, a_token = self.best(length)
         return T - 1 if a_token < plain / GAIN else 0

@@ -95,9 +95,8 @@ class Speculation(Iterator[tuple[int, mx.array]]):
             wanted = min(self._wanted(), left - 2)
             yield from self._one() if wanted < 1 else self._several(wanted)
             is_known = self._pace.has_run(self._read)
-            if (
-                self.is_timed and is_known and (self._read > 1 or read_before == 1)
-            ):  # one is computed while the next runs
+            is_whole = self._read > 1 or read_before == 1  # a step of one token is computed while the next one runs
+            if self.is_timed and is_known and is_whole:
                 self._pace.took(self._read, time.perf_counter() - began - self._waited)
             self._since_cleared += left - self._left
             if self._since_cleared >= CLEAR_EVERY_TOKENS:

@@ -7,7 +7,7 @@ clients send many. Beside OpenAI's own there are all of `Sampling`, ``thinking_b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,10 +104,15 @@ def check_count(what: str, count: int, most: int, param: str | None = None) -> N
         raise bad(f"{count} {what} are more than {most}; send fewer.", param or what, "invalid_value")
 
 
-def _common(fields: Fields, prompt: Any, defaults: Sampling) -> ApiRequest:
-    for name in UNSUPPORTED:
+def check_supported(fields: Fields, names: Iterable[str]) -> None:
+    """Raises ApiError 422 if the client asks for something of these names."""
+    for name in names:
         if fields.get(name):
             raise cannot(f"{name} is not supported; leave it out.", name)
+
+
+def _common(fields: Fields, prompt: Any, defaults: Sampling) -> ApiRequest:
+    check_supported(fields, UNSUPPORTED)
     if fields.integer("n", 1, 128) not in (None, 1):
         raise cannot("n above 1 is not supported; send the request again instead.", "n")
     stream = fields.boolean("stream", False)
@@ -264,7 +269,7 @@ def wants_tools(choice: object) -> bool:
 
 def check_form(form: Mapping[str, Any], param: str) -> None:
     """The form that an answer must have, on all routes. Raises ApiError 422 if it is not text."""
-    if (kind := form.get("type") or "text") != "text":
+    if (kind := form.get("type")) not in (None, "text"):
         raise cannot(f"{param} {str(kind)[:40]!r} is not supported; ask for JSON in words.", param)
 
 

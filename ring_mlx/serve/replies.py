@@ -61,11 +61,9 @@ class Reply(Answer):
         yield error.body()
 
     def _message(self) -> dict[str, Any]:
-        content = None if self.calls and not self.text.strip() else self.text
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if thought := self.thought.strip("\r\n"):
-            message["reasoning_content"] = thought
+        message = self.message()
         if self.calls:
+            message["content"] = self.text if self.text.strip() else None
             message["tool_calls"] = [_call(call) for call in self.calls]
         return message
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from ring_mlx.engine.events import Sampling
 from ring_mlx.generation.sampling_ranges import RANGES
-from ring_mlx.serve.failures import cannot
 from ring_mlx.serve.fields import Fields
 from ring_mlx.serve.left_out import LeftOut
 from ring_mlx.serve.messages.blocks import Blocks, system_of, tools_of
@@ -17,6 +16,7 @@ from ring_mlx.serve.protocol import (
     SENT_AS,
     ApiRequest,
     check_form,
+    check_supported,
     sampling_of,
     stops_of,
     template_options_of,
@@ -38,9 +38,7 @@ CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "required"
 def parse_messages(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     """A request to ``/v1/messages``; errors as `ring_mlx.serve.protocol.parse_chat`."""
     fields, left_out = Fields(body), LeftOut(body, READ)
-    for name in UNSUPPORTED:
-        if fields.get(name):
-            raise cannot(f"{name} is not supported; leave it out.", name)
+    check_supported(fields, UNSUPPORTED)
     _check_output(fields, left_out)
     turns = Turns()
     Blocks(turns, left_out).read(fields)

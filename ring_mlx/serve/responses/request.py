@@ -9,7 +9,7 @@ from typing import Any
 
 from ring_mlx.engine.events import Sampling
 from ring_mlx.generation.sampling_ranges import RANGES
-from ring_mlx.serve.failures import bad, cannot
+from ring_mlx.serve.failures import bad
 from ring_mlx.serve.fields import Fields
 from ring_mlx.serve.left_out import LeftOut
 from ring_mlx.serve.protocol import (
@@ -19,6 +19,7 @@ from ring_mlx.serve.protocol import (
     SENT_AS,
     ApiRequest,
     check_form,
+    check_supported,
     sampling_of,
     template_options_of,
     wants_tools,
@@ -72,9 +73,7 @@ class ResponsesRequest(ApiRequest):
 def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored) -> ResponsesRequest:
     """A request to ``/v1/responses``; errors as `ring_mlx.serve.protocol.parse_chat`, and 404 for what is not stored."""
     fields, left_out = Fields(body), LeftOut(body, READ)
-    for name in UNSUPPORTED:
-        if fields.get(name):
-            raise cannot(f"{name} is not supported; leave it out.", name)
+    check_supported(fields, UNSUPPORTED)
     talk = _talk(fields, stored, left_out)
     tools, effort = Tools(fields, left_out), _reasoning(fields, left_out)
     options, budget = template_options_of(fields), fields.within("thinking_budget", RANGES["thinking_budget"])
@@ -106,7 +105,7 @@ def _talk(fields: Fields, stored: Stored, left_out: LeftOut) -> list[Message]:
         Items(turns, stored, left_out).read(fields.get("input"))
     talk = turns.checked("input")
     if not talk and not fields.text("instructions"):
-        fields.refuse("input", "must be text or an array with at least one item")
+        fields.refuse("input", "must be text or an array with at least one item that is read")
     return talk
 
 
