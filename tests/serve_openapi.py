@@ -70,28 +70,51 @@ def kind(of, required=(), /, **properties):
     return OBJECT | {"required": ["type", *required], "properties": {"type": {"enum": [of]}, **properties}}
 
 
+def perhaps(of, required=(), /, **properties):
+    """An object of a type that need not be said."""
+    return OBJECT | {"required": [*required], "properties": {"type": {"enum": [of]}, **properties}}
+
+
 NAME = {"type": "string", "minLength": 1}
 FUNCTION = kind("function", ["name"], name=NAME, description=TEXT | {"nullable": True}, parameters=OBJECT, strict=FLAG)
+HOSTED = kind("web_search_call")  # is left out, so that nothing is left to answer where there is no other item
 ITEM = {
     "oneOf": [
-        kind("message", ["role", "content"], role={"enum": ["system", "developer", "user", "assistant"]},
+        perhaps("message", ["role", "content"], role={"enum": ["user", "assistant"]},
              content=parts("input_text", "output_text")),
-        kind("function_call", ["name"], name=NAME, call_id=TEXT, arguments=TEXT),
+        perhaps("message", ["role", "content"], role={"enum": ["system", "developer"]}, content=SOME),
+        kind("function_call", ["name"], name=NAME, call_id=TEXT, arguments={}),
         kind("function_call_output", ["output"], call_id=TEXT, output=parts("input_text")),
-        kind("reasoning", content={"type": "array", "items": kind("reasoning_text", ["text"], text=TEXT)}),
-        kind("web_search_call"),
+        kind("reasoning", content=parts("reasoning_text")),
+        HOSTED,
     ]
 }  # fmt: skip
+INPUT = {"oneOf": [TEXT, {"type": "array", "minItems": 1, "items": ITEM, "not": {"items": HOSTED}}]}
 RESPONSE = OBJECT | {
-    "required": ["input"],
+    "anyOf": [
+        {"required": ["input"], "properties": {"input": INPUT}},
+        {"required": ["instructions"], "properties": {"instructions": SOME}},
+    ],
     "properties": {
-        "input": {"oneOf": [SOME, {"type": "array", "minItems": 1, "items": ITEM}]},
+        "input": INPUT,
         "instructions": TEXT | {"nullable": True},
-        "tools": {"type": "array", "items": {"oneOf": [FUNCTION, kind("web_search")]}},
+        "tools": {
+            "type": "array",
+            "items": {
+                "oneOf": [
+                    FUNCTION,
+                    OBJECT
+                    | {
+                        "required": ["type"],
+                        "properties": {"type": SOME | {"not": {"enum": ["function", "namespace"]}}},
+                    },
+                ]
+            },
+        },
         "tool_choice": {"enum": ["auto", "none"]},
         "reasoning": OBJECT | {"properties": {"effort": TEXT, "summary": TEXT}},
         "include": {"type": "array", "items": TEXT},
-        "text": OBJECT | {"properties": {"format": kind("text")}},
+        "text": OBJECT | {"properties": {"format": perhaps("text")}},
         "metadata": OBJECT | {"additionalProperties": TEXT},
         "store": FLAG,
         "top_logprobs": whole(0, 20),
@@ -103,13 +126,13 @@ BLOCK = {
     "oneOf": [
         kind("text", ["text"], text=TEXT),
         kind("tool_result", tool_use_id=TEXT, content=parts("text"), is_error=FLAG),
-        kind("document", ["source"], source=kind("text", ["data"], data=TEXT)),
+        kind("document", ["source"], source=kind("text", data=TEXT)),
     ]
 }
 SAID = {
     "oneOf": [
         kind("text", ["text"], text=TEXT),
-        kind("thinking", thinking=TEXT, signature=TEXT),
+        kind("thinking", thinking=TEXT, signature={}),
         kind("tool_use", ["name"], id=TEXT, name=NAME, input=OBJECT),
     ]
 }
@@ -125,8 +148,8 @@ COUNTED = {
     "messages": {"type": "array", "minItems": 1, "items": {"oneOf": [turn("user", BLOCK), turn("assistant", SAID)]}},
     "system": parts("text"),
     "tools": {"type": "array", "items": OBJECT | {"required": ["name", "input_schema"], "properties": {"name": NAME, "input_schema": OBJECT, "description": TEXT}}},
-    "tool_choice": kind("auto"),
-    "thinking": {"oneOf": [kind("disabled"), kind("adaptive"), kind("enabled", budget_tokens=setting("thinking_budget"))]},
+    "tool_choice": perhaps("auto"),
+    "thinking": {"oneOf": [kind("disabled"), perhaps("adaptive"), kind("enabled", budget_tokens=setting("thinking_budget"))]},
 }  # fmt: skip
 MESSAGES = OBJECT | {
     "required": ["messages"],
@@ -158,16 +181,31 @@ def _json(schema, description="as it says"):
     return {"description": description, **content} if description else content
 
 
+def lenient(schema):
+    """The same, where null stands for a field that may be missing, as on the routes of agents."""
+    if isinstance(schema, list):
+        return [lenient(s) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {name: value if name == "enum" else lenient(value) for name, value in schema.items()}
+    needed = schema.get("required", ())
+    for name, field in schema.get("properties", {}).items():
+        if name not in needed:
+            values = {"enum": [*field["enum"], None]} if "enum" in field else {}
+            schema["properties"][name] = field | values | {"nullable": True}
+    return schema
+
+
 DOCUMENT = {
     "openapi": "3.0.3",
     "info": {"title": "ring-mlx", "version": "1"},
     "paths": {
         "/v1/chat/completions": _post(CHAT),
         "/v1/completions": _post(COMPLETION),
-        "/v1/responses": _post(RESPONSE, RESPONDED),
-        "/v1/messages": _post(MESSAGES, MESSAGE_SAID, OTHER_ERROR),
+        "/v1/responses": _post(lenient(RESPONSE), RESPONDED),
+        "/v1/messages": _post(lenient(MESSAGES), MESSAGE_SAID, OTHER_ERROR),
         "/v1/messages/count_tokens": _post(
-            OBJECT | {"required": ["messages"], "properties": COUNTED}, COUNT, OTHER_ERROR
+            lenient(OBJECT | {"required": ["messages"], "properties": COUNTED}), COUNT, OTHER_ERROR
         ),
     },
 }
