@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ring_mlx.generation.sampling_ranges import RANGES
-from ring_mlx.serve.protocol import NUMBERS, SENT_AS
+from ring_mlx.serve.generation_fields import NUMBERS, SENT_AS
 
 VOCABULARY = 1024
 TEXT, FLAG, OBJECT = {"type": "string"}, {"type": "boolean", "nullable": True}, {"type": "object"}

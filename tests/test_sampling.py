@@ -21,7 +21,8 @@ from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.generation.stream import check_lengths, stream_generate
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.fields import read_object
-from ring_mlx.serve.protocol import NUMBERS, SENT_AS, parse_chat
+from ring_mlx.serve.generation_fields import NUMBERS, SENT_AS
+from ring_mlx.serve.protocol import parse_chat
 from tui import command
 from tui.commands import SETTINGS
 from tui.config import checked

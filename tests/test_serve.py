@@ -136,7 +136,7 @@ def test_stop_and_length(client, toy):
     request = {"messages": user(SUMS[0]), **GREEDY}
     choice = client.chat.completions.create(stop=["nowhere", whole[4:9]], **request).choices[0]
     assert (choice.message.content, choice.finish_reason) == (whole[: whole.index(whole[4:9])], "stop")
-    answer = client.chat.completions.create(**(request | {"max_completion_tokens": 5}))
+    answer = client.chat.completions.create(**(request | {"max_tokens": None, "max_completion_tokens": 5}))
     assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 5)
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     assert not hasattr(

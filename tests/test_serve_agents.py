@@ -31,6 +31,7 @@ STEPS = (
     said("", ("weather", '{"of": "Oslo"}'), ("weather", '{"of": "Bern"}'), thought="two more"),
     said("Rome is warm.", thought="enough"),
 )
+THINKS = {"thinking": {"type": "adaptive"}}
 LONG = GREEDY | {"max_tokens": 300}
 SUM = said("It is 62.", thought="27+35")
 FOUND = ("warm in Rome", "cold in Oslo", "rain in Bern")
@@ -118,7 +119,9 @@ class Messages:
         self.client, self.talk = anthropic.Anthropic(base_url=address, api_key="any"), user(question)
 
     def turn(self, found):
-        with self.client.messages.stream(messages=self.talk, tools=OWN, model="toy", max_tokens=300) as stream:
+        with self.client.messages.stream(
+            messages=self.talk, tools=OWN, model="toy", max_tokens=300, **THINKS
+        ) as stream:
             answer = stream.get_final_message()
         self.talk.append({"role": "assistant", "content": [b.model_dump(exclude_none=True) for b in answer.content]})
         ids = [block.id for block in answer.content if block.type == "tool_use"]
@@ -176,7 +179,7 @@ def test_a_response_is_items_and_can_be_gone_on_from(client, server):
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match="any more"):
         client.responses.retrieve(first.id)
-    with pytest.raises(openai.NotFoundError, match="send the whole conversation") as e:
+    with pytest.raises(openai.BadRequestError, match="send the whole conversation") as e:
         client.responses.create(model="toy", input="And?", previous_response_id=first.id)
     assert (e.value.code, e.value.param) == ("previous_response_not_found", "previous_response_id")
 
@@ -258,7 +261,7 @@ def test_the_oldest_turns_may_be_dropped(client, server):
 
 
 def test_a_message_is_blocks(claude, server):
-    answer = claude.messages.create(model="toy", max_tokens=80, messages=user("27 + 35?"), system="Sum.")
+    answer = claude.messages.create(model="toy", max_tokens=80, messages=user("27 + 35?"), system="Sum.", **THINKS)
     assert [(b.type, getattr(b, b.type)) for b in answer.content] == [("thinking", "27+35\n"), ("text", "It is 62.")]
     assert (answer.stop_reason, answer.stop_sequence, answer.role, answer.model) == (
         "end_turn",
@@ -266,7 +269,7 @@ def test_a_message_is_blocks(claude, server):
         "assistant",
         "toy",
     )
-    asked = {"model": "toy", "messages": user("27 + 35?")}
+    asked = {"model": "toy", "messages": user("27 + 35?"), **THINKS}
     count = claude.messages.count_tokens(**asked, system=[{"type": "text", "text": "Sum."}]).input_tokens
     assert count == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
     assert claude.messages.count_tokens(**asked, tools=OWN).input_tokens > count
@@ -275,7 +278,7 @@ def test_a_message_is_blocks(claude, server):
 
 
 def test_the_events_of_a_message(claude):
-    request = {"model": "toy", "max_tokens": 300, "messages": user("Weather?"), "tools": OWN}
+    request = {"model": "toy", "max_tokens": 300, "messages": user("Weather?"), "tools": OWN, **THINKS}
     events = list(claude.messages.create(stream=True, **request))
     kinds = [(e.type, e.delta.type) if e.type == "content_block_delta" else e.type for e in events]
     start, stop, delta = "content_block_start", "content_block_stop", "content_block_delta"
@@ -305,7 +308,7 @@ def test_the_events_of_a_message(claude):
 
 
 def test_why_a_message_ends(claude):
-    asked = {"model": "toy", "messages": user("1 + 1?")}
+    asked = {"model": "toy", "messages": user("1 + 1?"), **THINKS}
     answer = claude.messages.create(max_tokens=80, stop_sequences=["no", "is 6"], **asked)
     assert (answer.content[1].text, answer.stop_reason, answer.stop_sequence) == ("It ", "stop_sequence", "is 6")
     *_, delta, _ = claude.messages.create(max_tokens=80, stop_sequences=["is 6"], stream=True, **asked)
@@ -318,10 +321,11 @@ def test_thinking_can_be_off_and_bounded(claude):
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         script(patch, lambda request: asked.append(request) or SUM)
+        claude.messages.create(model="toy", max_tokens=80, messages=user("1?"))
         for thinking in ({"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}):
             claude.messages.create(model="toy", max_tokens=80, messages=user("1?"), thinking=thinking)
-    assert [request.thinking_budget for request in asked] == [0, 1024, None]
-    assert [request.prepared.prompt.text.endswith("</think>\n\n") for request in asked] == [True, False, False]
+    assert [request.thinking_budget for request in asked] == [0, 0, 1024, None]
+    assert [request.prepared.prompt.text.endswith("</think>\n\n") for request in asked] == [True, True, False, False]
 
 
 def test_a_last_turn_of_the_assistant_is_gone_on_with(claude):

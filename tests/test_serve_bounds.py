@@ -13,7 +13,7 @@ import pytest
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import PromptError
 from ring_mlx.serve import engine as engines
-from ring_mlx.serve import fields, protocol
+from ring_mlx.serve import fields, generation_fields, protocol
 from ring_mlx.serve.engine import LARGE_BYTES, PIECE_CHARS, Encoder
 from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_json, read_object
@@ -83,10 +83,10 @@ def test_real_requests_are_read():
 TOO_MANY = [
     {"messages": user("x") * (protocol.MOST_MESSAGES + 1)},
     {"tools": TOOLS * (protocol.MOST_TOOLS + 1)},
-    {"stop": "x" * (protocol.MOST_STOP_CHARS + 1)},
-    {"stop": ["a", "x" * (protocol.MOST_STOP_CHARS + 1)]},
-    {"logit_bias": {str(i): 1 for i in range(protocol.MOST_BIASES + 1)}},
-    {"chat_template_kwargs": {f"o{i}": 1 for i in range(protocol.MOST_OPTIONS + 1)}},
+    {"stop": "x" * (generation_fields.MOST_STOP_CHARS + 1)},
+    {"stop": ["a", "x" * (generation_fields.MOST_STOP_CHARS + 1)]},
+    {"logit_bias": {str(i): 1 for i in range(generation_fields.MOST_BIASES + 1)}},
+    {"chat_template_kwargs": {f"o{i}": 1 for i in range(generation_fields.MOST_OPTIONS + 1)}},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" + "1," * MANY + "1]"}}]}]},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}] * 2049}] * 2},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": [' + "1," * (MANY // 4) + "1]}"}}]}] * 5},

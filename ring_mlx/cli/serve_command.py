@@ -25,7 +25,7 @@ from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.model_thread import Load
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.engine import Settings
-from ring_mlx.serve.protocol import TEMPLATE_OWN
+from ring_mlx.serve.generation_fields import TEMPLATE_OWN
 from ring_mlx.serve.server import Server
 from ring_mlx.system.terminal_text import for_output, note
 
@@ -109,6 +109,7 @@ def make_server(args: argparse.Namespace, key: str | None, load: Load | None = N
         max_body_bytes=args.max_body,
         allowed_hosts=args.allowed_hosts,
         allowed_origins=args.allowed_origins,
+        strict=args.strict,
         log_requests=args.log_requests or args.log_level in ("DEBUG", "INFO"),
         load=load,
     )

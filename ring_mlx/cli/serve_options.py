@@ -20,6 +20,7 @@ HELP = {
     "body": "longest body of a request (8 MiB)",
     "hosts": "more host names by which clients may address the server, separated by commas; * admits all (this machine's own)",
     "origins": "web pages of other sites that may ask, separated by commas, such as https://ui.example.com; * admits all (none)",
+    "strict": "refuse requests with fields that are not honoured, instead of naming these in a header",
     "log": "what goes to standard error: INFO a line for each request, WARNING warnings, ERROR only errors (WARNING)",
     "template": "text of a chat template in place of the checkpoint's",
     "template_args": "JSON object of template options, unless the request gives them",
@@ -41,6 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     a.add_argument("--api-key", help=HELP["api_key"])
     a.add_argument("--allowed-hosts", type=_names, default=(), metavar="NAMES", help=HELP["hosts"])
     a.add_argument("--allowed-origins", type=_names, default=(), metavar="ORIGINS", help=HELP["origins"])
+    a.add_argument("--strict", action="store_true", help=HELP["strict"])
     a.add_argument("--log-requests", action="store_true", help="print a line for each request")
     a.add_argument("--log-level", choices=LOG_LEVELS, default="WARNING", help=HELP["log"])
     a = group_of(parser, ANSWER)

@@ -26,6 +26,10 @@ class Request:
         sampling, thinking_budget, tools, template_options, continue_last: As for `Session.send`.
         max_tokens: As there; None is what the options say.
         stop: Texts that end the answer and are not part of it.
+        stop_ids: Tokens that do so, besides the model's own.
+        min_tokens: Before so many tokens neither these nor the model's own can come.
+        ignore_eos: The model's own never come.
+        one_call: The first tool call ends the answer.
         top_logprobs: How many alternatives to tell for each token; None tells no log-probabilities.
         is_text: The answer is the text as it comes, tags included: thoughts and tool calls are not looked for.
         prepared: The rendered prompt, where the sender's thread has made it.
@@ -46,6 +50,10 @@ class Request:
     template_options: Mapping[str, Any] | None = None
     continue_last: bool = False
     stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    one_call: bool = False
     top_logprobs: int | None = None
     is_text: bool = False
     prepared: Prepared | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.checkpoint.vocabulary import TextOffsets, token_bytes
 from ring_mlx.engine.branches import Prepared, branch_points
@@ -26,9 +28,10 @@ from ring_mlx.engine.events import (
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
+from ring_mlx.generation.decoding import LogitsProcessor
 from ring_mlx.generation.drafts import Counts
 from ring_mlx.generation.message import MessageBuilder, StopText
-from ring_mlx.generation.sampling import start_sampling
+from ring_mlx.generation.sampling import start_sampling, without
 from ring_mlx.generation.stream import GenerationEvent, events_of, thought_closer
 from ring_mlx.generation.thinking import Thinking, splitter_after
 
@@ -48,12 +51,13 @@ class Row:
         self.sampler, self.processors, self._seed = start_sampling(
             request.sampling, config.vocab_size, tokenizer, loaded.model.sampling
         )
+        self.processors += _ends_held_back(request, tokenizer, config.vocab_size, len(self.prompt.ids))
         self._is_chat = not (request.is_text or isinstance(request.prompt, str))
         self._splitter = splitter_after(self.prompt.text, thinking.start, self._is_chat and tokenizer.has_thinking)
         room = Thinking(answer_room=0) if request.is_text else thinking
         self.next_forced = thought_closer(tokenizer, self._splitter, request.thinking_budget, room, self.limit)
         before = request.prompt[-1] if self._is_chat and request.continue_last else None
-        self._builder = MessageBuilder(before, bool(request.tools))
+        self._builder = MessageBuilder(before, bool(request.tools), request.one_call)
         self._stops = StopText(request.stop)
         self._thought_logprobs: list[TokenLogprob] = []
         self._offsets = TextOffsets()
@@ -120,14 +124,14 @@ class Row:
         else:
             for event in self._builder.add(e):
                 self._tell(event)
-        if e.finish_reason is None and not self._stops.hit:
+        if e.finish_reason is None and not (self._stops.hit or self._builder.is_full):
             return None
         self._tell_answer(self._stops.flush())
         if not self.request.is_dropped:
             self.request.events.put(self.statistics(e))
         if self._stops.hit:
             return End("stop", stop_text=self._stops.found)
-        return End(cast(Reason, e.finish_reason), self._builder.message())
+        return End(cast(Reason, e.finish_reason or "stop"), self._builder.message())
 
     def statistics(self, e: GenerationEvent) -> Statistics:
         """What the answer cost up to its last token."""
@@ -160,6 +164,7 @@ class Row:
             before=self.prompt.ids,
             started=self._started,
             stopped=self.request.stopped.is_set,
+            stop_ids=self.request.stop_ids,
         )
 
     def _tell(self, event: Event) -> None:
@@ -196,3 +201,14 @@ class Row:
             self._thought_logprobs.append(told)
         else:
             self.request.events.put(told)
+
+
+def _ends_held_back(
+    request: Request, tokenizer: TokenizerWrapper, vocabulary: int, prompt_tokens: int
+) -> Iterator[LogitsProcessor]:
+    """Processors with which the end comes as late as the request says."""
+    before, own = prompt_tokens + request.min_tokens, tokenizer.eos_token_ids
+    if request.ignore_eos:
+        yield without(own, vocabulary, sys.maxsize)
+    if ids := request.stop_ids | (set() if request.ignore_eos else own) if request.min_tokens else ():
+        yield without(ids, vocabulary, before)

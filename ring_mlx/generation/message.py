@@ -21,10 +21,13 @@ class MessageBuilder:
     Args:
         before: The message that the model continues, or None.
         has_tools: Whether the model was given tools; without any, what looks like a call is text.
+        one_call: The first call ends the message.
     """
 
-    def __init__(self, before: Mapping[str, Any] | None = None, has_tools: bool = False) -> None:
-        self.thinking_tokens = 0
+    def __init__(
+        self, before: Mapping[str, Any] | None = None, has_tools: bool = False, one_call: bool = False
+    ) -> None:
+        self.thinking_tokens, self._one_call = 0, one_call
         self._calls = ToolCallSplitter() if has_tools else None
         self._found: list[ToolCall] = []
         self._held: list[str | ToolCall] = []
@@ -79,7 +82,14 @@ class MessageBuilder:
         self._thought = "".join([*self._before, thought]).lstrip("\r\n")
         return Revised(self._thought)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more belongs to the message."""
+        return self._one_call and bool(self._found)
+
     def _say(self, piece: str | ToolCall) -> Iterator[Event]:
+        if self.is_full:
+            return
         if isinstance(piece, ToolCall):
             self._found.append(piece)
             yield piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
 
 # Below it a difference of a millionth in two logits decides, which float32 does not tell.
 LEAST_TEMP = 1e-6
+VERY_UNLIKELY = -1e9
 GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -47,6 +49,20 @@ def start_sampling(
         *(s.frequency_penalty, s.frequency_context_size),
     )
     return sampler if sampler is greedy_sampler else SeededSampler(sampler, seed), processors, seed
+
+
+def without(ids: Iterable[int], vocabulary: int, before: int) -> LogitsProcessor:
+    """A processor with which these tokens do not come while fewer than ``before`` tokens, the prompt's included, are there.
+
+    They only become very unlikely, so that one comes where nothing else may.
+    """
+    wanted = mx.zeros((vocabulary,), dtype=mx.bool_)
+    wanted[mx.array(sorted(ids))] = True
+
+    def process(seen: mx.array, logits: mx.array) -> mx.array:
+        return mx.where(wanted, VERY_UNLIKELY, logits) if seen.size < before else logits
+
+    return process
 
 
 class SeededSampler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +146,7 @@ def events_of(
     before: Sequence[int] = (),
     started: float | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    stop_ids: Container[int] = (),
 ) -> Iterator[GenerationEvent]:
     """Tokens to events, up to a stop token or the ``limit``-th token.
 
@@ -158,6 +159,7 @@ def events_of(
         before: The prompt, or its end, which the text goes on with.
         started: When reading the prompt began (``time.perf_counter``), by default now.
         stopped: Asked after each token; where it is true, the event is the last and its reason "stopped".
+        stop_ids: More stop tokens.
     """
     detokenizer = tokenizer.detokenizer
     if isinstance(detokenizer, TextDetokenizer):
@@ -167,7 +169,7 @@ def events_of(
         now = time.perf_counter()
         if n == 1:
             first = now
-        stops = token in tokenizer.eos_token_ids
+        stops = token in tokenizer.eos_token_ids or token in stop_ids
         reason = "stop" if stops else "length" if n == limit else "stopped" if stopped() else None
         if not stops:
             detokenizer.add_token(token)

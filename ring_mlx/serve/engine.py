@@ -211,7 +211,7 @@ class Engine(ModelThread):
             raise bad(f"the prediction: {e}", "prediction", "invalid_value") from None
         request.sampling, rows = filled(request.sampling, loaded.model.sampling), loaded.model.config.vocab_size
         if (
-            max([*prompt.ids, *request.predicted, *(request.sampling.logit_bias or {})]) >= rows
+            max([*prompt.ids, *request.predicted, *request.stop_ids, *(request.sampling.logit_bias or {})]) >= rows
             or (request.sampling.top_k or 0) >= rows
         ):
             raise bad(f"a token id or top_k is not below the vocabulary of {rows}.", code="invalid_value")

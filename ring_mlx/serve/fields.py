@@ -68,10 +68,24 @@ class Fields:
             self.refuse(name, why)
         return default if value is None else value
 
+    def either(self, name: str, other: str) -> str:
+        """Which of two names of one field is given; refuses two values that differ."""
+        first, second = self.values.get(name), self.values.get(other)
+        if second is None or first == second:
+            return name
+        if first is not None:
+            self.refuse(other, f"contradicts {name}; send one of them")
+        return other
+
     def refuse(self, name: str, why: str) -> NoReturn:
         seen = json.dumps(self.values.get(name))
         seen = seen if len(seen) <= 40 else f"{seen[:40]}..."
         raise bad(f"{self.place}{name} is {seen}; it {why}.", f"{self.place}{name}", "invalid_value")
+
+
+def check_count(what: str, count: int, most: int, param: str | None = None) -> None:
+    if count > most:
+        raise bad(f"{count} {what} are more than {most}; send fewer.", param or what, "invalid_value")
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ring_mlx.errors import RingError
 from ring_mlx.serve import routes
 from ring_mlx.serve.answer import Answer, Piece
 from ring_mlx.serve.engine import LARGE_BYTES
-from ring_mlx.serve.failures import ApiError, GoneError, busy, of_answer
+from ring_mlx.serve.failures import ApiError, GoneError, bad, busy, of_answer
 from ring_mlx.serve.fields import read_object
 from ring_mlx.serve.left_out import HEADER
 from ring_mlx.serve.protocol import ApiRequest
@@ -145,6 +145,10 @@ class Handler(Wire):
                 turns.enter_context(engine.encoder.turn(self.server.stored.size_of(given), self._gone))
             request = api.parse(given, engine.settings.sampling, self.server.stored)
             self._check_model(request.model)
+            if request.left_out and self.server.strict:
+                names = ", ".join(request.left_out)
+                text = f"not honoured here: {names}; leave this out, or start without --strict."
+                raise bad(text, request.left_out[0], "unsupported_parameter")
             if not request.is_text:
                 self.server.calls.restore(request.prompt)
             engine.prepare(request, self._gone)

@@ -17,9 +17,13 @@ class LeftOut:
 
     def __init__(self, given: Mapping[str, object] | None = None, known: Container[str] = ()) -> None:
         self._names: dict[str, None] = {}
-        for name, value in (given or {}).items():
+        self.note(given or {}, known)
+
+    def note(self, given: Mapping[str, object], known: Container[str], place: str = "") -> None:
+        """Note what is given and not known."""
+        for name, value in given.items():
             if value is not None and name not in known:
-                self.add(name)
+                self.add(place + name)
 
     def add(self, name: str) -> None:
         """Note a name, as a header can hold it."""

@@ -1,7 +1,7 @@
 """What clients of OpenAI's chat and completion routes may ask, checked and made into a request.
 
-Fields that change the answer and are not supported are refused; unknown fields are ignored, because
-clients send many. Beside OpenAI's own there are all of `Sampling`, ``thinking_budget`` and ``chat_template_kwargs``.
+Fields without which the answer would be of another kind are refused; what else is not honoured, unknown fields too, is
+named to the client. Beside OpenAI's own there are all of `Sampling` and `ring_mlx.serve.generation_fields`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from ring_mlx.engine.events import Sampling
 from ring_mlx.engine.request import Request
 from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.failures import ApiError, bad, cannot
-from ring_mlx.serve.fields import MOST_VALUES, Fields, read_json
+from ring_mlx.serve.fields import MOST_VALUES, Fields, check_count, read_json
+from ring_mlx.serve.generation_fields import (
+    ENDS,
+    SAMPLING,
+    THOUGHT,
+    ends_of,
+    left_out_of,
+    sampling_of,
+    stops_of,
+    thought_of,
+)
+from ring_mlx.serve.left_out import LeftOut
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 PARTS = {"text": "text", "refusal": "refusal"}
@@ -23,18 +34,26 @@ UNSUPPORTED = (
     *("functions", "function_call", "audio", "web_search_options", "suffix", "best_of", "echo"),
     "adapters",  # mlx_lm.server's
 )
-# Templates that can leave the thought out do; where one cannot, a budget of 0 closes the thought at once.
-NO_THOUGHT = {"enable_thinking": False}
-SENT_AS = {"temp": "temperature"}
-NUMBERS = [name for name in RANGES if name in Sampling.__dataclass_fields__ and name != "logit_bias"]
-MOST_STOPS, MOST_STOP_CHARS, MOST_TOP_LOGPROBS = 16, 1_000, 20
-# An agent's long day is 2,000 messages and as many calls, a large set of tools 100; what is far above only costs time.
-MOST_MESSAGES, MOST_CALLS, MOST_TOOLS, MOST_BIASES, MOST_OPTIONS = 4_096, 4_096, 1_000, 10_000, 100
-TEMPLATE_OWN = {
-    *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length"),
-    *("messages", "padding", "processor_kwargs", "return_assistant_tokens_mask", "return_dict", "return_tensors"),
-    *("tokenize", "tokenizer_kwargs", "tools", "truncation"),
+# Of these an answer does not depend, or not with these values.
+HARMLESS = ("cache_prompt", "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")
+NEUTRAL = {
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": ("medium",),
 }
+READ = {*HARMLESS, *SAMPLING, *ENDS, *UNSUPPORTED, "max_tokens", "model", "n", "stop", "stream", "stream_options"}
+CHAT_READ = {
+    *READ,
+    *THOUGHT,
+    *("add_generation_prompt", "continue_final_message", "logprobs", "max_completion_tokens", "messages"),
+    *("parallel_tool_calls", "prediction", "response_format", "tool_choice", "tools", "top_logprobs"),
+}
+COMPLETION_READ = {*READ, "chat_template_kwargs", "logprobs", "prediction", "prompt", "thinking_budget", "tools"}
+MESSAGE_READ = {"content", "name", "reasoning", "reasoning_content", "role", "tool_call_id", "tool_calls"}
+MOST_TOP_LOGPROBS = 20
+# An agent's long day is 2,000 messages and as many calls, a large set of tools 100; what is far above only costs time.
+MOST_MESSAGES, MOST_CALLS, MOST_TOOLS = 4_096, 4_096, 1_000
 
 
 @dataclass(eq=False)
@@ -63,28 +82,31 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
 
     Raises ApiError 400 for a wrong value, 422 for what cannot be done here.
     """
-    fields = Fields(body)
-    most = fields.within("max_completion_tokens", RANGES["max_tokens"])
+    fields, left_out = Fields(body), left_out_of(body, CHAT_READ, NEUTRAL)
     logprobs = fields.boolean("logprobs", False)
     top = fields.integer("top_logprobs", 0, MOST_TOP_LOGPROBS)
     if top and not logprobs:
         fields.refuse("top_logprobs", "needs logprobs to be true")
     check_form(fields.object("response_format"), "response_format")
-    request = _common(fields, _messages(fields), defaults)
+    messages = _messages(fields, left_out)
+    most = fields.either("max_completion_tokens", "max_tokens")
+    request = _common(fields, messages, defaults, most, left_out)
     return replace(
         request,
         is_text=False,
-        max_tokens=request.max_tokens if most is None else most,
+        continue_last=_continues(fields, messages, left_out),
         top_logprobs=(top or 0) if logprobs else None,
-        tools=_tools(fields),
-        template_options=template_options_of(fields),
+        tools=_tools(fields, left_out),
+        one_call=not fields.boolean("parallel_tool_calls", True),
         prediction=_prediction(fields),
+        **thought_of(fields, left_out),
+        left_out=left_out.names,
     )
 
 
 def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     """A request to ``/v1/completions``; errors as `parse_chat`."""
-    fields = Fields(body)
+    fields, left_out = Fields(body), left_out_of(body, COMPLETION_READ, NEUTRAL)
     for name in ("tools", "chat_template_kwargs", "prediction"):
         if fields.get(name):
             raise cannot(f"{name} needs the chat template; send it to /v1/chat/completions, or leave it out.", name)
@@ -96,12 +118,12 @@ def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     ids = isinstance(prompt, list) and all(type(i) is int and i >= 0 for i in prompt)
     if not prompt or not (isinstance(prompt, str) or ids):
         fields.refuse("prompt", "must be text or token ids, and not empty")
-    return replace(_common(fields, prompt, defaults), top_logprobs=fields.integer("logprobs", 0, MOST_TOP_LOGPROBS))
-
-
-def check_count(what: str, count: int, most: int, param: str | None = None) -> None:
-    if count > most:
-        raise bad(f"{count} {what} are more than {most}; send fewer.", param or what, "invalid_value")
+    return replace(
+        _common(fields, prompt, defaults, "max_tokens", left_out),
+        top_logprobs=fields.integer("logprobs", 0, MOST_TOP_LOGPROBS),
+        thinking_budget=fields.within("thinking_budget", RANGES["thinking_budget"]),
+        left_out=left_out.names,
+    )
 
 
 def check_supported(fields: Fields, names: Iterable[str]) -> None:
@@ -111,58 +133,52 @@ def check_supported(fields: Fields, names: Iterable[str]) -> None:
             raise cannot(f"{name} is not supported; leave it out.", name)
 
 
-def _common(fields: Fields, prompt: Any, defaults: Sampling) -> ApiRequest:
+def _common(fields: Fields, prompt: Any, defaults: Sampling, most_sent_as: str, left_out: LeftOut) -> ApiRequest:
     check_supported(fields, UNSUPPORTED)
     if fields.integer("n", 1, 128) not in (None, 1):
         raise cannot("n above 1 is not supported; send the request again instead.", "n")
-    stream = fields.boolean("stream", False)
-    usage = Fields(fields.object("stream_options"), "stream_options.").boolean("include_usage", False)
+    options = fields.object("stream_options")
+    left_out.note(options, ("include_usage", "include_obfuscation"), "stream_options.")
+    most = fields.within(most_sent_as, RANGES["max_tokens"])
     return ApiRequest(
         prompt=prompt,
         is_text=True,
         model=fields.text("model"),
         sampling=sampling_of(fields, defaults),
-        max_tokens=fields.within("max_tokens", RANGES["max_tokens"]),
+        max_tokens=most,
         stop=stops_of(fields),
-        stream=stream,
-        include_usage=usage,
-        thinking_budget=fields.within("thinking_budget", RANGES["thinking_budget"]),
+        stream=fields.boolean("stream", False),
+        include_usage=Fields(options, "stream_options.").boolean("include_usage", False),
+        **ends_of(fields, most),
     )
 
 
-def sampling_of(fields: Fields, defaults: Sampling) -> Sampling:
-    given = {name: fields.within(SENT_AS.get(name, name), RANGES[name]) for name in NUMBERS}
-    given["logit_bias"] = _logit_bias(fields)
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+def _continues(fields: Fields, messages: list[dict[str, Any]], left_out: LeftOut) -> bool:
+    """Whether the last message is the start of the answer: an assistant's without calls, unless the client says otherwise."""
+    last = messages[-1]
+    can = last["role"] == "assistant" and not last.get("tool_calls")
+    begins = fields.get("add_generation_prompt") is not None and fields.boolean("add_generation_prompt", True)
+    if not fields.boolean("continue_final_message", not begins):
+        return False
+    if not fields.get("continue_final_message"):
+        if fields.get("add_generation_prompt") is False and not can:
+            left_out.add("add_generation_prompt")
+        return can and bool(last["content"] or last.get("reasoning_content"))
+    if not can:
+        fields.refuse("continue_final_message", "needs a last message of the assistant's, without tool calls")
+    if begins:
+        fields.refuse("continue_final_message", "contradicts add_generation_prompt; send one of them")
+    return True
 
 
-def _logit_bias(fields: Fields) -> dict[int, float] | None:
-    given = fields.object("logit_bias")
-    check_count("logit_bias", len(given), MOST_BIASES)
-    inner = Fields(given, "logit_bias.")
-    if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
-        fields.refuse("logit_bias", "must have token ids as keys")
-    return {int(key): inner.within(key, RANGES["logit_bias"]) or 0.0 for key in given} or None
-
-
-def stops_of(fields: Fields, name: str = "stop") -> tuple[str, ...]:
-    """The texts that end an answer."""
-    given = fields.get(name)
-    stops = [given] if isinstance(given, str) else [] if given is None else given
-    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops) or len(stops) > MOST_STOPS:
-        fields.refuse(name, f"must be a text or at most {MOST_STOPS} of them, none empty")
-    check_count("characters in a stop", max(map(len, stops), default=0), MOST_STOP_CHARS, name)
-    return tuple(stops)
-
-
-def _messages(fields: Fields) -> list[dict[str, Any]]:
+def _messages(fields: Fields, left_out: LeftOut) -> list[dict[str, Any]]:
     given = fields.array("messages")
     if not given:
         fields.refuse("messages", "must be an array with at least one message")
     check_count("messages", len(given), MOST_MESSAGES)
     lists = [m.get("tool_calls") for m in given if isinstance(m, dict)]
     check_calls([call for calls in lists if isinstance(calls, list) for call in calls])
-    return [_message(m, f"messages[{i}].") for i, m in enumerate(given)]
+    return [_message(m, f"messages[{i}].", left_out) for i, m in enumerate(given)]
 
 
 def check_calls(calls: list[Any], param: str = "messages") -> None:
@@ -174,7 +190,7 @@ def check_calls(calls: list[Any], param: str = "messages") -> None:
     check_count("values in arguments of tool calls", values, MOST_VALUES, param)
 
 
-def _message(given: Any, place: str) -> dict[str, Any]:
+def _message(given: Any, place: str, left_out: LeftOut) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise bad(f"{place[:-1]} is not an object; give role and content.", place[:-1], "invalid_value")
     fields = Fields(given, place)
@@ -182,8 +198,9 @@ def _message(given: Any, place: str) -> dict[str, Any]:
     if role not in ROLES:
         fields.refuse("role", f"must be one of {', '.join(ROLES)}")
     message: dict[str, Any] = {"role": ROLES[role], "content": text_of(fields, "content", PARTS, "messages")}
+    left_out.note({name: value for name, value in given.items() if value}, MESSAGE_READ, "messages.")
     if role == "assistant":
-        if thought := fields.text("reasoning_content"):
+        if thought := fields.text(fields.either("reasoning_content", "reasoning")):
             message["reasoning_content"] = thought
         if calls := fields.array("tool_calls"):
             message["tool_calls"] = [_call(c, f"{place}tool_calls[{i}].") for i, c in enumerate(calls)]
@@ -249,7 +266,7 @@ def arguments_of(given: Any) -> dict[str, Any] | str:
     return found if isinstance(found, dict) else text
 
 
-def _tools(fields: Fields) -> list[dict[str, Any]]:
+def _tools(fields: Fields, left_out: LeftOut) -> list[dict[str, Any]]:
     tools = fields.array("tools")
     check_count("tools", len(tools), MOST_TOOLS)
     for i, tool in enumerate(tools):
@@ -257,6 +274,8 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
         function = tool.get("function") if isinstance(tool, dict) else None
         if kind != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise bad(f"tools[{i}] is not a function with a name; describe it as one.", f"tools[{i}]", "invalid_value")
+        if function.get("strict"):
+            left_out.add("strict")
     return tools if wants_tools(fields.get("tool_choice")) else []
 
 
@@ -271,12 +290,3 @@ def check_form(form: Mapping[str, Any], param: str) -> None:
     """The form that an answer must have, on all routes. Raises ApiError 422 if it is not text."""
     if (kind := form.get("type")) not in (None, "text"):
         raise cannot(f"{param} {str(kind)[:40]!r} is not supported; ask for JSON in words.", param)
-
-
-def template_options_of(fields: Fields) -> dict[str, Any]:
-    options = fields.object("chat_template_kwargs")
-    check_count("chat_template_kwargs", len(options), MOST_OPTIONS)
-    for name, value in options.items():
-        if name in TEMPLATE_OWN or not (value is None or isinstance(value, (bool, int, float, str))):
-            fields.refuse("chat_template_kwargs", "may hold the template's own plain options, such as enable_thinking")
-    return options

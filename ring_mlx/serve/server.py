@@ -44,6 +44,7 @@ class Server(socketserver.ThreadingTCPServer):
         max_connections: Beyond them, those that wait for their client are closed, or the new one is refused.
         allowed_hosts: Names that clients may ask for, beside this machine's own; see `Hosts`.
         allowed_origins: Web pages of other places that may ask and read.
+        strict: Refuse requests with fields that are not honoured, instead of naming these in a header.
         log_requests: Print a line for each.
         load: As for `Engine`.
 
@@ -66,11 +67,12 @@ class Server(socketserver.ThreadingTCPServer):
         max_connections: int = 256,
         allowed_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
+        strict: bool = False,
         log_requests: bool = False,
         load: Load | None = None,
     ) -> None:
         self.api_key = _key(api_key) if api_key is not None else None
-        self.max_body_bytes, self.log_requests = max_body_bytes, log_requests
+        self.max_body_bytes, self.strict, self.log_requests = max_body_bytes, strict, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
         self.hosts = Hosts(host, allowed_hosts, allowed_origins)
         self.stored, self.calls, self.left_out = Stored(max_body_bytes), Calls(), Log()

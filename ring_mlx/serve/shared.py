@@ -25,5 +25,6 @@ class Shared(Protocol):
     left_out: Log
     api_key: bytes | None
     max_body_bytes: int
+    strict: bool
     log_requests: bool
     created: int

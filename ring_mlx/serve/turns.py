@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ring_mlx.serve.protocol import MOST_MESSAGES, check_count
+from ring_mlx.serve.fields import check_count
+from ring_mlx.serve.protocol import MOST_MESSAGES
 
 Message = dict[str, Any]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ring_mlx.serve.failures import bad, cannot
-from ring_mlx.serve.fields import Fields
+from ring_mlx.serve.fields import Fields, check_count
 from ring_mlx.serve.left_out import LeftOut
-from ring_mlx.serve.protocol import MOST_CALLS, MOST_MESSAGES, MOST_TOOLS, check_count
+from ring_mlx.serve.protocol import MOST_CALLS, MOST_MESSAGES, MOST_TOOLS
 from ring_mlx.serve.turns import Turns
 
 # Of a thought in place of all that the turn said before it: a stream cannot take back what it has sent.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ring_mlx.serve.failures import bad, cannot
-from ring_mlx.serve.fields import Fields
+from ring_mlx.serve.fields import Fields, check_count
 from ring_mlx.serve.left_out import LeftOut
 from ring_mlx.serve.protocol import (
     MOST_CALLS,
@@ -14,7 +14,6 @@ from ring_mlx.serve.protocol import (
     ROLES,
     arguments_of,
     check_calls,
-    check_count,
     text_of,
 )
 from ring_mlx.serve.responses.stored import Stored

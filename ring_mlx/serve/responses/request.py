@@ -11,17 +11,24 @@ from ring_mlx.engine.events import Sampling
 from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.failures import bad
 from ring_mlx.serve.fields import Fields
+from ring_mlx.serve.generation_fields import (
+    ENDS,
+    SAMPLING,
+    THOUGHT,
+    ends_of,
+    left_out_of,
+    sampling_of,
+    stops_of,
+    thought_of,
+)
 from ring_mlx.serve.left_out import LeftOut
 from ring_mlx.serve.protocol import (
+    HARMLESS,
     MOST_TOP_LOGPROBS,
-    NO_THOUGHT,
-    NUMBERS,
-    SENT_AS,
+    NEUTRAL,
     ApiRequest,
     check_form,
     check_supported,
-    sampling_of,
-    template_options_of,
     wants_tools,
 )
 from ring_mlx.serve.responses.items import Items, Tools
@@ -33,19 +40,13 @@ UNSUPPORTED = ("background", "conversation", "prompt")
 # They change nothing of an answer, and are in the response again where clients look for them.
 REPEATED = ("max_tool_calls", "metadata", "prompt_cache_key", "safety_identifier", "user")
 READ = {
-    *("include", "input", "instructions", "max_output_tokens", "model", "previous_response_id", "reasoning", "store"),
-    *(
-        "stream",
-        "stream_options",
-        "parallel_tool_calls",
-        "text",
-        "thinking_budget",
-        "chat_template_kwargs",
-        "tool_choice",
-        "tools",
-    ),
-    *("top_logprobs", "truncation", "logit_bias", "service_tier", "prompt_cache_retention", "client_metadata"),
-    *(SENT_AS.get(name, name) for name in NUMBERS),
+    *("client_metadata", "include", "input", "instructions", "max_output_tokens", "model", "parallel_tool_calls"),
+    *("previous_response_id", "stop", "store", "stream", "stream_options", "text", "tool_choice", "tools"),
+    *("top_logprobs", "truncation"),
+    *SAMPLING,
+    *ENDS,
+    *THOUGHT,
+    *HARMLESS,
     *REPEATED,
     *UNSUPPORTED,
 }
@@ -72,20 +73,22 @@ class ResponsesRequest(ApiRequest):
 
 def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored) -> ResponsesRequest:
     """A request to ``/v1/responses``; errors as `ring_mlx.serve.protocol.parse_chat`, and 404 for what is not stored."""
-    fields, left_out = Fields(body), LeftOut(body, READ)
+    fields, left_out = Fields(body), left_out_of(body, READ, NEUTRAL)
     check_supported(fields, UNSUPPORTED)
     talk = _talk(fields, stored, left_out)
-    tools, effort = Tools(fields, left_out), _reasoning(fields, left_out)
-    options, budget = template_options_of(fields), fields.within("thinking_budget", RANGES["thinking_budget"])
+    tools, most = Tools(fields, left_out), fields.within("max_output_tokens", RANGES["max_tokens"])
+    Fields(fields.object("reasoning"), "reasoning.").text("summary")
     return ResponsesRequest(
         prompt=with_system(fields.text("instructions") or "", talk),
         model=fields.text("model"),
         sampling=sampling_of(fields, defaults),
-        max_tokens=fields.within("max_output_tokens", RANGES["max_tokens"]),
+        max_tokens=most,
+        stop=stops_of(fields),
+        **ends_of(fields, most),
         top_logprobs=_logprobs(fields, left_out),
         tools=tools.functions if wants_tools(_choice(fields)) else [],
-        thinking_budget=0 if effort == "none" else budget,
-        template_options=NO_THOUGHT | options if effort == "none" else options,
+        one_call=not fields.boolean("parallel_tool_calls", True),
+        **thought_of(fields, left_out, reads=("summary", "generate_summary")),
         stream=fields.boolean("stream", False),
         truncates=_truncates(fields),
         repeated=_repeated(fields, left_out),
@@ -107,16 +110,6 @@ def _talk(fields: Fields, stored: Stored, left_out: LeftOut) -> list[Message]:
     if not talk and not fields.text("instructions"):
         fields.refuse("input", "must be text or an array with at least one item that is read")
     return talk
-
-
-def _reasoning(fields: Fields, left_out: LeftOut) -> str | None:
-    """The effort: none is no thought; a model of one kind of thought has no others."""
-    reasoning = Fields(fields.object("reasoning"), "reasoning.")
-    effort = reasoning.text("effort")
-    reasoning.text("summary")
-    if effort not in (None, "none"):
-        left_out.add("reasoning.effort")
-    return effort
 
 
 def _logprobs(fields: Fields, left_out: LeftOut) -> int | None:
@@ -151,19 +144,15 @@ def _repeated(fields: Fields, left_out: LeftOut) -> dict[str, Any]:
     check_form(form, "text.format")
     if text.text("verbosity") not in (None, "medium"):
         left_out.add("text.verbosity")
-    if not fields.boolean("parallel_tool_calls", True):
-        left_out.add("parallel_tool_calls")
-    if fields.text("service_tier") not in (None, "auto", "default"):
-        left_out.add("service_tier")
-    for name in ("metadata", "stream_options"):
-        fields.object(name)
+    fields.text("service_tier")
+    left_out.note(fields.object("stream_options"), ("include_usage", "include_obfuscation"), "stream_options.")
     if any(not isinstance(value, str) for value in fields.object("metadata").values()):
         raise bad("metadata has a value that is not a string; send strings.", "metadata", "invalid_value")
     return {
         **{name: fields.get(name) for name in REPEATED if fields.get(name) is not None},
         "instructions": fields.text("instructions"),
         "max_output_tokens": fields.get("max_output_tokens"),
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": fields.boolean("parallel_tool_calls", True),
         "previous_response_id": fields.text("previous_response_id"),
         "reasoning": {"effort": None, "summary": None} | fields.object("reasoning"),
         "store": fields.boolean("store", True),

@@ -60,12 +60,15 @@ class Stored:
             del self._items[item]
 
     def get(self, name: str, param: str | None = None) -> Kept:
-        """A response by its id. Raises ApiError 404 if it is not there (any more)."""
+        """A response by its id.
+
+        Raises ApiError if it is not there (any more): 404, or 400 if it is the ``param`` of another request, as OpenAI does.
+        """
         with self._lock:
             if name not in self._kept:
-                code = "previous_response_not_found" if param else "response_not_found"
+                status, code = (400, "previous_response_not_found") if param else (404, "response_not_found")
                 text = f"no response {name[:100]!r} here (any more); send the whole conversation as input."
-                raise ApiError(404, text, param, code)
+                raise ApiError(status, text, param, code)
             self._kept.move_to_end(name)
             return self._kept[name]
 
