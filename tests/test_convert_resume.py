@@ -74,7 +74,7 @@ def test_finished_shards_are_not_written_again(tmp_path, monkeypatch):
     kept = {p.name: p.stat().st_ino for p in partial_folder(target).glob("*.safetensors")}
     assert len(kept) == 2
     seen = []
-    convert(GOLDEN, target, resume=True, **OPTIONS, progress=lambda done, total, name: seen.append((done, total)))
+    convert(GOLDEN, target, resume=True, **OPTIONS, progress=lambda done, total, *_: seen.append((done, total)))
     assert {n: (target / n).stat().st_ino for n in kept} == kept
     assert seen[-1][0] == seen[-1][1]
     assert seen[0][0] > 0.9 * sum((target / n).stat().st_size for n in kept) * 0.9

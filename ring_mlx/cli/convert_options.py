@@ -17,7 +17,7 @@ HELP = {
     "fit": "round to nearest, or search the scales of least squared error, fast or long (fast)",
     "layout": "streamed: each expert's matrices side by side, so that they can be read on demand (stacked)",
     "check": "find the decay from a minute's text; auto does so if config.json has none and the source can be loaded (auto)",
-    "dry": "print size, memory and bits per weight of each part; fetch no shard and write nothing",
+    "dry": "print size, time, memory and bits per weight of each part; fetch no shard and write nothing",
     "stream": "fetch the shards of a repository one by one and delete each after use",
     "report": "compare the result with the source on a packaged text, or on FILE",
 }

@@ -14,6 +14,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from ring_mlx.system.progress import duration
 from ring_mlx.system.terminal_text import harmless, shown_bars
 
 BAR_AFTER_S, TICK_S = 0.5, 0.2
@@ -138,9 +139,9 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         """Counts, words and times in one line."""
         counts = _counts(self._done, self._total, self._unit) if self._total else ""
         told = ", ".join(part for part in (counts, self._said) if part)
-        times = f"{_duration(now - self._started)} so far"
+        times = f"{duration(now - self._started)} so far"
         if self._ends is not None and now < self._ends:
-            times += f", about {_duration(self._ends - now)} left"
+            times += f", about {duration(self._ends - now)} left"
         return harmless(f"{self._what}: {told}; {times}" if told else f"{self._what}: {times}", is_name=True)
 
     def _close(self) -> None:
@@ -160,11 +161,3 @@ def _counts(done: float, total: float, unit: str) -> str:
         return f"{done:,.0f} of {total:,.0f} {unit}" if unit else ""
     scale, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
     return f"{done / scale:.1f} of {total / scale:.1f} {name}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -8,6 +8,7 @@ Modules, each using those above it:
     fit            float rows to MLX's packed form
     remote         the hub                                  sources        a checkpoint as matrices
     plan           what is written where                    options        what decides the result
+    encoding       rows as they are stored                  timing         how long it will take
     shard_files    shards written piece by piece            writer         partial folder, manifest, resume, verify
     folder_files   config, index, card                      conversion     the conversion itself
     streams        a model one layer at a time              report         divergence of a result from its source

@@ -14,15 +14,15 @@ import mlx.core as mx
 
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.checkpoint.weights import dtype_name
-from ring_mlx.convert import folder_files, remote, writer
-from ring_mlx.convert.fit import quantize
+from ring_mlx.convert import folder_files, remote, timing, writer
+from ring_mlx.convert.encoding import CHUNK_WEIGHTS, encode
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, by_part, make_plan, uses
-from ring_mlx.convert.remarks import grid_note, grid_steps, mostly_float, remarks, said_before
+from ring_mlx.convert.remarks import grid_note, mostly_float, remarks, said_before
 from ring_mlx.convert.shard_files import ExpertShardFile, ShardFile
 from ring_mlx.convert.sources import Source, as_matrix, identity, open_source, samples, times
-from ring_mlx.errors import ConvertError, WeightsError
+from ring_mlx.errors import ConvertError
 from ring_mlx.model.config import with_decay_offset
 from ring_mlx.model.config_values import shown
 from ring_mlx.model.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes
@@ -30,15 +30,8 @@ from ring_mlx.model.quantization import settings
 from ring_mlx.system.progress import Progress
 from ring_mlx.system.regular_files import read_json
 
-# Weights that are in float32 at one time; the fit of scales holds about twelve times that.
-CHUNK_WEIGHTS = 2 << 20
 CACHE_LIMIT_BYTES = 64 << 20
 FETCHED = "source"
-BITS_OF_INFINITY = {
-    mx.float16: (mx.uint16, 0x7C00),
-    mx.bfloat16: (mx.uint16, 0x7F80),
-    mx.float32: (mx.uint32, 0x7F800000),
-}
 
 
 def convert(
@@ -70,7 +63,7 @@ def convert(
         shard_bytes: The most that a shard holds; an interruption loses at most one.
         choose_decay: Called with the source before anything is written, if no offset is given, to choose one.
         say: Called with each line on what will not be as in the source, or as asked for; what is worst, again at the end.
-        progress: Called with (bytes written, all bytes, tensor).
+        progress: Called with (bytes written, all bytes, tensor, seconds left).
         **options: As in `Options`; a dtype may be MLX's.
 
     Returns:
@@ -98,15 +91,16 @@ def convert(
     }
     if target.exists():
         return _finished(target, job)
+    sample = timing.measure(opened, plan) if say or progress else None
     say = say or (lambda line: None)
-    for line in said_before(opened, plan, chosen):
+    for line in [*([timing.told(sample, plan, chosen.fit)] if sample else []), *said_before(opened, plan, chosen)]:
         say(line)
     with writer.disk_errors(target):
         _check_space(target, plan)
         partial = writer.PartialFolder(target, job | {writer.TIMES: times(opened)}, resume)
         try:
             decay = _decay(opened, chosen.decay_layer_offset, choose_decay)
-            _write_shards(opened, plan, partial, chosen.fit, progress)
+            _write_shards(opened, plan, partial, chosen.fit, sample, progress)
             notes = [grid_note({writer.GRID_STEPS: partial.grid_steps}), *remarks(opened, plan, chosen)]
             card = folder_files.card(opened, plan, chosen.as_dict(), decay, list(filter(None, notes)))
             names = folder_files.write_files(partial.folder, opened, plan, card, decay)
@@ -145,41 +139,6 @@ def describe(folder: Path) -> str:
     note = grid_note(writer.read_manifest(folder)) if (folder / writer.MANIFEST).is_file() else ""
     parts = [f"{size / 1e9:.3f} GB", kind, f"{others} modules otherwise" if others else "", note]
     return f"{folder}: {', '.join(filter(None, parts))}"
-
-
-def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) -> tuple[dict[str, mx.array], float]:
-    """Some rows of a parameter as stored, by suffix, and their `grid_steps`.
-
-    Raises a WeightsError if they are not finite, or too large.
-    """
-    steps = 0.0
-    if output.copied:
-        packed = output.matrix.read_packed(files, start, stop)
-        out = {k: v.astype(output.dtype) if mx.issubdtype(v.dtype, mx.floating) else v for k, v in packed.items()}
-        read, steps = list(packed.values()), grid_steps(output, packed, out)
-    else:
-        rows = output.matrix.read(files, start, stop)
-        read = [rows]
-        if output.setting is None:
-            out = {"weight": rows.astype(output.dtype)}
-        else:
-            out = quantize(rows, output.setting, output.dtype, fit)
-    if not all(map(_is_finite, read)):
-        raise WeightsError(f"{output.name} holds values that are not finite; download the checkpoint again.")
-    if not all(map(_is_finite, out.values())):
-        raise WeightsError(
-            f"{output.name} holds values that are too large for {dtype_name(output.dtype)}; use --dtype bfloat16."
-        )
-    mx.eval(out)
-    return out, steps
-
-
-def _is_finite(array: mx.array) -> bool:
-    """By the bits: on a CPU mx.isfinite takes ten times as long."""
-    if not mx.issubdtype(array.dtype, mx.floating):
-        return True
-    integers, infinity = BITS_OF_INFINITY[array.dtype]
-    return bool((array.view(integers) & (infinity | infinity - 1)).max() < infinity)
 
 
 def _decay(
@@ -222,12 +181,17 @@ def _check_space(target: Path, plan: Plan) -> None:
 
 
 def _write_shards(
-    source: Source, plan: Plan, partial: writer.PartialFolder, fit: str, progress: Progress | None
+    source: Source,
+    plan: Plan,
+    partial: writer.PartialFolder,
+    fit: str,
+    sample: timing.Sample | None,
+    progress: Progress | None,
 ) -> None:
     left = {shard: outputs for shard, outputs in plan.shards.items() if not partial.has(shard)}
-    fetch = remote.fetcher(source.repo, partial.folder / FETCHED)
-    files = TensorFiles(fetch, uses(o.matrix for outputs in left.values() for o in outputs))
-    done = plan.nbytes - sum(o.nbytes for outputs in left.values() for o in outputs)
+    todo = [o for outputs in left.values() for o in outputs]
+    files = TensorFiles(remote.fetcher(source.repo, partial.folder / FETCHED), uses(o.matrix for o in todo))
+    done, time_left = plan.nbytes - sum(o.nbytes for o in todo), timing.time_left(todo, sample, fit)
     cache_limit = mx.set_cache_limit(CACHE_LIMIT_BYTES)
     try:
         for shard, outputs in left.items():
@@ -238,16 +202,18 @@ def _write_shards(
                 for output in outputs:
                     for written, steps in _write_output(output, file, files, fit):
                         done += written
+                        time_left.did(timing.kind_of(output), output.count * written / output.nbytes)
                         if steps:
                             partial.grid_steps[shard] = max(steps, partial.grid_steps.get(shard, 0.0))
                         if progress:
-                            progress(done, plan.nbytes, output.name)
+                            progress(done, plan.nbytes, output.name, time_left.left_s())
                     files.release(output.matrix.files)
                 file.close()
             except BaseException:
                 file.abandon()
                 raise
             partial.finish_shard(shard, unfinished)
+            time_left.did(timing.FINISHING, sum(o.nbytes for o in outputs))
     finally:
         files.close()
         mx.set_cache_limit(cache_limit)
@@ -295,4 +261,7 @@ def size_table(source: Source, plan: Plan, options: Options | None = None) -> st
             f"(this machine can give {budget_bytes() / GB:.1f} GB)"
         ),
     ]
-    return "\n".join([*lines, *remarks(source, plan, options or Options())])
+    options = options or Options()
+    if sample := timing.measure(source, plan):
+        lines.append(timing.told(sample, plan, options.fit))
+    return "\n".join([*lines, *remarks(source, plan, options)])

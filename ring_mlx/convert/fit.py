@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -30,3 +31,12 @@ def quantize(w: mx.array, setting: Setting, dtype: mx.Dtype, fit: str = "fast") 
     else:
         packed = affine_fit(w, setting.bits, setting.group_size, dtype, effort)
     return dict(zip(("weight", "scales", "biases"), packed, strict=False))
+
+
+def dequantize(packed: Mapping[str, mx.array], setting: Setting) -> mx.array:
+    """Rows [n, cols] in float32 of what `quantize` gave."""
+    scales, biases = packed["scales"], packed.get("biases")
+    if biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    form = setting.group_size, setting.bits, setting.mode
+    return mx.dequantize(packed["weight"], scales, biases, *form, dtype=mx.float32)

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from ring_mlx.checkpoint import weights
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.convert import remote
-from ring_mlx.convert.conversion import CHUNK_WEIGHTS
+from ring_mlx.convert.encoding import CHUNK_WEIGHTS
 from ring_mlx.convert.plan import uses
 from ring_mlx.convert.sources import Source, as_matrix, matrices, parameter_shapes
 from ring_mlx.model.model import Model

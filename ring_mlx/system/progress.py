@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -21,10 +22,15 @@ LEAST_SHARE = 0.02
 
 
 class TimeLeft:
-    """The time left of work of several kinds, each at its own speed so far; amounts are in any unit."""
+    """The time left of work of several kinds, each at its own speed so far; amounts are in any unit.
 
-    def __init__(self, **amounts: float) -> None:
-        self._all, self._todo = amounts, dict(amounts)
+    Args:
+        expected: Seconds a unit of each kind, until enough of it is done to be measured.
+        **amounts: Of each kind.
+    """
+
+    def __init__(self, expected: Mapping[str, float] | None = None, /, **amounts: float) -> None:
+        self._expected, self._all, self._todo = expected or {}, amounts, dict(amounts)
         self._done, self._took = (dict.fromkeys(amounts, 0.0) for _ in range(2))
         self._since = time.perf_counter()
 
@@ -40,7 +46,18 @@ class TimeLeft:
         """Seconds left; infinite while too little is done of some kind."""
         left = 0.0
         for kind, todo in self._todo.items():
-            if todo > 0 and self._done[kind] < LEAST_SHARE * self._all[kind]:
+            is_known = todo <= 0 or self._done[kind] >= LEAST_SHARE * self._all[kind]
+            if not is_known and kind not in self._expected:
                 return math.inf
-            left += max(0.0, todo) * self._took[kind] / (self._done[kind] or 1.0)
+            speed = self._took[kind] / (self._done[kind] or 1.0) if is_known else self._expected[kind]
+            left += max(0.0, todo) * speed
         return left
+
+
+def duration(seconds: float) -> str:
+    """In words."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
