@@ -39,9 +39,14 @@ def group_of(parser: argparse.ArgumentParser, title: str) -> Any:
     return next(found, None) or parser.add_argument_group(title)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+MODEL = "folder of a checkpoint, or owner/name on the hub (default: the packaged toy)"
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser, action: str | type[argparse.Action] = "store", about: str = MODEL
+) -> None:
     g = group_of(parser, "model")
-    g.add_argument("--model", help="folder of a checkpoint, or owner/name on the hub (default: the packaged toy)")
+    g.add_argument("--model", action=action, help=about)
     g.add_argument("--revision", help="branch, tag or commit of a hub repository")
     g.add_argument(
         "--exact", action="store_true", help="residual stream, norms and head in float32 too: slower, more memory"
@@ -200,6 +205,14 @@ def byte_count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 8GB or 512MiB")
     power = 1 + "KMGT".index(found[2].upper()) if found[2] else 0
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def seconds(text: str) -> float:
+    """An argparse type: seconds, or a number with s, m or h; -1 is for ever."""
+    found = re.fullmatch(r"(-1|\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.IGNORECASE)
+    if found is None or (found[1] == "-1" and found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 5m, 1h, 0 or -1")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2].lower()]
 
 
 def decay_offset(text: str) -> int | str:

@@ -12,11 +12,11 @@ import pytest
 
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import PromptError
-from ring_mlx.serve import engine as engines
-from ring_mlx.serve import fields, generation_fields, protocol
-from ring_mlx.serve.engine import LARGE_BYTES, PIECE_CHARS, Encoder
+from ring_mlx.serve import fields, generation_fields, large, protocol
+from ring_mlx.serve.engine import PIECE_CHARS, Encoder
 from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_json, read_object
+from ring_mlx.serve.large import LARGE_BYTES, LargeTurns
 from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
 from ring_mlx.serve.server import MOST_BODY_BYTES
 from tests.serving import CHAT, GOOD, TOOLS, send, user
@@ -189,19 +189,19 @@ def test_ids_beyond_the_context_are_counted_only():
 
 
 def test_large_requests_take_turns_and_small_ones_need_none():
-    encoder, order, left = Encoder(Counted(), 10), [], threading.Event()
+    turns, order, left = LargeTurns(), [], threading.Event()
 
     def wait():
         try:
-            with encoder.turn(LARGE_BYTES + 1, left.is_set):
+            with turns.turn(LARGE_BYTES + 1, left.is_set):
                 order.append("second")
         except GoneError:
             order.append("gone")
 
-    with encoder.turn(LARGE_BYTES + 1, stay):
+    with turns.turn(LARGE_BYTES + 1, stay):
         threads = [threading.Thread(target=wait)]
         threads[0].start()
-        with encoder.turn(LARGE_BYTES, stay):
+        with turns.turn(LARGE_BYTES, stay):
             order.append("small")
         left.set()
         threads[0].join(10)
@@ -217,17 +217,17 @@ def test_large_requests_take_turns_and_small_ones_need_none():
 def test_after_a_large_request_others_get_the_processor(monkeypatch):
     now = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
-    monkeypatch.setattr(engines, "time", clock)
-    encoder, at = Encoder(Counted(), 10), []
+    monkeypatch.setattr(large, "time", clock)
+    turns, at = LargeTurns(), []
     for took in (0.05, 20.0, 0.05):
-        with encoder.turn(LARGE_BYTES + 1, stay):
+        with turns.turn(LARGE_BYTES + 1, stay):
             at.append(now[0])
             now[0] += took
-        with encoder.turn(LARGE_BYTES, stay):
+        with turns.turn(LARGE_BYTES, stay):
             at.append(now[0])
     waits = [at[i + 1] - at[i] for i in (1, 3)]
     assert waits == pytest.approx([0.15, 0.3])
-    with pytest.raises(GoneError), encoder.turn(LARGE_BYTES + 1, lambda: True):
+    with pytest.raises(GoneError), turns.turn(LARGE_BYTES + 1, lambda: True):
         pytest.fail("it did not leave")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def load_with_draft(
     with progress("loading the draft model") as bar:
         draft = load_model(draft_folder, progress=bar)
     with progress("loading the model") as bar:
-        model = load_model(folder, progress=bar, beside_bytes=memory.held_bytes(draft), **options)
+        claim = partial(memory.claim, beside_bytes=memory.held_bytes(draft))
+        model = load_model(folder, progress=bar, claim=claim, **options)
     return model, tokenizer, draft
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.errors import WeightsError
 from ring_mlx.generation.defaults import read_defaults
 from ring_mlx.model import memory
-from ring_mlx.model.config import read_config
+from ring_mlx.model.config import RingConfig, read_config
 from ring_mlx.model.model import Model
 from ring_mlx.model.quantization import loadable_settings
 from ring_mlx.system.progress import Progress
+from ring_mlx.system.turn import DEVICE
 from ring_mlx.tuning.autotune import settle
 from ring_mlx.tuning.kernel_check import check_kernels
+
+Claim = Callable[[RingConfig, int, str], object]
 
 
 def demo_model_path() -> Path:
@@ -43,7 +47,7 @@ def load_model(
     adapter_path: str | os.PathLike[str] | None = None,
     decay_layer_offset: int | str | None = None,
     progress: Progress | None = None,
-    beside_bytes: int = 0,
+    claim: Claim = memory.claim,
 ) -> Model:
     """Load the model of a checkpoint folder, without a tokenizer.
 
@@ -58,7 +62,7 @@ def load_model(
         adapter_path: Folder of an adapter of mlx_lm.lora to put over the model.
         decay_layer_offset: 0, -1 or "clamped" in place of config.json's, for linear models; None leaves it.
         progress: Called with (parts in memory, all), unless it is lazy.
-        beside_bytes: Memory that a draft model takes.
+        claim: Called with config, bytes of the weights and name before any weight is read; refuses by a NoFitError.
 
     Returns:
         The model, in evaluation mode. On a GPU the first load of a kind of model takes up to ten seconds more, in which
@@ -80,7 +84,7 @@ def load_model(
         adapter.check(model, expert_cache_bytes is not None)
         needed += adapter.nbytes
         adapter.put_into(arrays)
-    memory.claim(model.config, needed, folder.name, beside_bytes)
+    claim(model.config, needed, folder.name)
     memory.bound_memory()
     weights.give(model, arrays)
     if expert_cache_bytes is not None:
@@ -141,8 +145,9 @@ def _get_ready(model: Model, folder: Path, progress: Progress | None) -> None:
         _read(model, progress)
     except RuntimeError as e:
         raise WeightsError(f"the weights in {folder} cannot be read ({e}); check the disk and the memory.") from None
-    check_kernels(model)
-    settle(model, progress)
+    with DEVICE:
+        check_kernels(model)
+        settle(model, progress)
     if progress:
         progress(len(model.layers) + 1, len(model.layers) + 1)
 
@@ -150,7 +155,8 @@ def _get_ready(model: Model, folder: Path, progress: Progress | None) -> None:
 def _read(model: Model, progress: Progress | None) -> None:
     """Evaluate layer by layer, so that only one layer's unstacked experts are held beside the model."""
     for done, layer in enumerate(model.layers, 1):
-        mx.eval(layer.parameters())
+        with DEVICE:
+            mx.eval(layer.parameters())
         if progress:
             progress(done, len(model.layers) + 1)
     mx.eval(model.parameters())

@@ -1,4 +1,4 @@
-"""``ring-mlx serve``: OpenAI's chat and completion routes for editors and agents; several requests at once."""
+"""``ring-mlx serve``: OpenAI's chat and completion routes for editors and agents; several requests and models at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import signal
 import threading
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ring_mlx import options
 from ring_mlx.checkpoint.loading import demo_model_path
 from ring_mlx.cli import from_options
 from ring_mlx.cli.progress import bar_of
+from ring_mlx.cli.served_models import aliases_of, keep_s_of, served_models
 from ring_mlx.distributed.failure import before_end
 from ring_mlx.distributed.follower import Follower
 from ring_mlx.distributed.group import Channel
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         if rank is None:
             return _serve(args, key)
         rank.check(args)
+        if len(args.models) > 1 or args.keep is not None:
+            raise OptionError("`ring-mlx launch` serves one model, which stays; give one --model and no --keep.")
         channel = rank.channel()
         if rank.is_first:
             return _serve(args, key, rank, channel)
@@ -62,14 +64,16 @@ def _serve(args: argparse.Namespace, key: str | None, rank: Rank | None = None, 
     try:
         server.start()
         host = f"[{args.host}]" if ":" in args.host else args.host
-        print(for_output(f"http://{host}:{server.server_port}/v1 loads {server.engine.settings.name}"), flush=True)
+        models = server.models
+        what = f"loads {models.first.name}" if models.is_single else f"has {', '.join(models.names)}"
+        print(for_output(f"http://{host}:{server.server_port}/v1 {what}"), flush=True)
         with bar_of(args, "loading the model"):
-            while not stop.is_set() and not server.engine.wait_until_loaded(0.2):
+            while not stop.is_set() and models.is_single and not server.engine.wait_until_loaded(0.2):
                 pass
         if not stop.is_set():
             print("ready; Ctrl-C ends it", flush=True)
         while not stop.wait(0.5):
-            if server.engine.failure is not None:
+            if models.is_single and server.engine.failure is not None:
                 raise server.engine.failure
     finally:
         at_rest = server.close()
@@ -101,8 +105,9 @@ def _load_part(rank: Rank, channel: Channel, options: SessionOptions, _: object)
 
 
 def make_server(args: argparse.Namespace, key: str | None, load: Load | None = None) -> Server:
+    served = served_models(args, make_settings(args))
     return Server(
-        make_settings(args),
+        served,
         args.host,
         args.port,
         api_key=key,
@@ -111,6 +116,8 @@ def make_server(args: argparse.Namespace, key: str | None, load: Load | None = N
         allowed_origins=args.allowed_origins,
         strict=args.strict,
         log_requests=args.log_requests or args.log_level in ("DEBUG", "INFO"),
+        aliases=aliases_of(args, served),
+        keep_s=keep_s_of(args, served),
         load=load,
     )
 
@@ -118,7 +125,7 @@ def make_server(args: argparse.Namespace, key: str | None, load: Load | None = N
 def make_settings(args: argparse.Namespace) -> Settings:
     return Settings(
         model=args.model or str(demo_model_path()),
-        name=args.model_name or _name(args.model),
+        name="",
         revision=args.revision,
         **options.loading_options(args),
         sampling=Sampling(temp=args.temp, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p),
@@ -144,10 +151,3 @@ def _template_options(given: dict[str, Any]) -> dict[str, Any]:
         if name in TEMPLATE_OWN:
             raise OptionError(f"--chat-template-args has {name!r}, which the server itself says; leave it out.")
     return given
-
-
-def _name(model: str | None) -> str:
-    if model is None:
-        return "ring-nano"
-    folder = Path(os.path.expanduser(model))
-    return folder.resolve().name if folder.is_dir() else model

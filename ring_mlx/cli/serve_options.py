@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ring_mlx import options
 from ring_mlx.generation.defaults import MAX_TOKENS
@@ -11,7 +12,10 @@ from ring_mlx.options import group_of
 ANSWER = "answer, unless the request says otherwise"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 HELP = {
-    "model_name": "what clients call the model (the repository, or the folder's name)",
+    "model": "folder of a checkpoint, owner/name on the hub, or a folder of checkpoints; may be given several times (the packaged toy)",
+    "model_name": "what clients call the model; of several, given once for each (the repository, or the folder's name)",
+    "alias": "a further name by which clients may ask for a model, such as gpt-5=ring-mini; * stands for any name; may be given several times",
+    "keep": "how long a model stays in memory after its last answer: seconds, or 90s, 5m, 1h; -1 is for ever (for ever; of several models 5m)",
     "api_key": "clients must send it as Bearer or X-Api-Key; give it in RING_MLX_API_KEY to hide it from lists of processes",
     "batch": "requests that are read or answered at once (8)",
     "queue": "requests that may wait beyond those; more get 503 (64)",
@@ -31,10 +35,14 @@ HELP = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    options.add_model_options(parser)
+    options.add_model_options(parser, _Models, HELP["model"])
     options.add_expert_options(parser)
     options.add_distributed_option(parser)
-    group_of(parser, "model").add_argument("--model-name", help=HELP["model_name"])
+    m = group_of(parser, "model")
+    m.add_argument("--model-name", action="append", metavar="NAME", help=HELP["model_name"])
+    m.add_argument("--alias", action="append", default=[], metavar="ALIAS=MODEL", help=HELP["alias"])
+    m.add_argument("--keep", type=options.seconds, metavar="DURATION", help=HELP["keep"])
+    parser.set_defaults(models=())
     options.add_quiet_option(parser)
     a = parser.add_argument_group("address")
     a.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -68,6 +76,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     s.add_argument("--prompt-cache-size", type=options.positive_int, metavar="N", help=HELP["count"])
     s.add_argument("--no-read-ahead", action="store_true", help=HELP["ahead"])
+
+
+class _Models(argparse.Action):
+    """Collects all models; ``model`` is the first, as other commands have it."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, value: Any, __: object = None) -> None:
+        namespace.models = [*namespace.models, value]
+        namespace.model = namespace.models[0]
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ring_mlx.checkpoint.loading import load
+from ring_mlx.checkpoint.loading import Claim, load
 from ring_mlx.engine.branches import Prepared, Prompt, Renderer
 from ring_mlx.engine.events import ModelInfo, SessionOptions
 from ring_mlx.engine.reading import PromptReader
@@ -47,9 +47,11 @@ class LoadedModel:
             use_template(tokenizer, options.chat_template, options.template_options)
 
     @classmethod
-    def load(cls, options: SessionOptions, progress: Callable[..., object] | None = None) -> LoadedModel:
+    def load(
+        cls, options: SessionOptions, progress: Callable[..., object] | None = None, claim: Claim = memory.claim
+    ) -> LoadedModel:
         """Load the model that the options name. Raises RingError as `ring_mlx.load`."""
-        return cls(*load(options.model, **options.loading, progress=progress), options)
+        return cls(*load(options.model, **options.loading, progress=progress, claim=claim), options)
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -137,7 +139,7 @@ class LoadedModel:
                         f"more than {counted:,} tokens exceed the context of {context}; shorten the prompt."
                     )
         tokens = len(self.prepare(request).prompt.ids)
-        memory.check_prompt(self.model.config, self._weight_bytes + (self.options.expert_cache_bytes or 0), tokens)
+        memory.check_prompt(self.model.config, self.weight_bytes + (self.options.expert_cache_bytes or 0), tokens)
         return tokens
 
     def _counts(self, texts: Iterable[str]) -> Iterator[int]:
@@ -151,7 +153,8 @@ class LoadedModel:
                 at = end
 
     @cached_property
-    def _weight_bytes(self) -> int:
+    def weight_bytes(self) -> int:
+        """Of all parameters."""
         return sum(a.nbytes for _, a in tree_flatten(self.model.parameters()))
 
     def measured(self, request: Request, prompt: Prompt, renderer: Renderer | None) -> Prepared:

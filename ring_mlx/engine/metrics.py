@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from copy import copy
 
 from ring_mlx.engine.events import Counters
 
@@ -14,6 +15,7 @@ HELP = {
     "requests_finished_total": "Generations by how they ended",
     "prompt_tokens_total": "Tokens of all prompts that were answered or begun",
     "cached_tokens_total": "Of these, known from snapshots",
+    "model_loads_total": "Models loaded, by name",
     "read_tokens_total": "Prompt tokens run through the model, those read ahead included",
     "ahead_tokens_total": "Of these, read while nobody waited",
     "generated_tokens_total": "Tokens generated",
@@ -22,6 +24,7 @@ HELP = {
     "queue_length": "Requests that wait for a place",
     "reading": "Requests whose prompt is being read",
     "batch_size": "Requests that generate",
+    "models_loaded": "Models in memory",
     "snapshots": "Snapshots in memory",
     "snapshot_bytes": "Bytes that they take",
     "batch_bytes": "Bytes of the caches of requests that generate",
@@ -41,6 +44,12 @@ class Metrics:
         self._buckets: dict[str, list[int]] = {}
         self._sums: Counter[str] = Counter()
         self.gauges: Mapping[str, float] = {}
+
+    def of_one_model(self) -> Metrics:
+        """The same counters and histograms with gauges of their own: of several models, each thread has its own."""
+        own = copy(self)
+        own.gauges = {}
+        return own
 
     def count(self, name: str, by: int = 1, **labels: str) -> None:
         text = ",".join(f'{k}="{_escape(v)}"' for k, v in labels.items())

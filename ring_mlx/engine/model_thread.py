@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 import traceback
@@ -16,6 +17,7 @@ from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.request import Request, as_ring_error
 from ring_mlx.errors import RingError, SessionError
 from ring_mlx.system.terminal_text import note
+from ring_mlx.system.turn import DEVICE
 
 if TYPE_CHECKING:
     from ring_mlx.engine.loaded import LoadedModel
@@ -65,8 +67,7 @@ class ModelThread:
         self.info: ModelInfo | None = None
         self._is_loaded, self._at_rest = threading.Event(), threading.Event()
         self.failure: RingError | None = None
-        self._thread = threading.Thread(target=self._run, name="ring-mlx model", daemon=True)
-        self._thread.start()
+        start(self._run)
 
     @property
     def state(self) -> str:
@@ -74,6 +75,11 @@ class ModelThread:
         if self._closed:
             return "closed"
         return "failed" if self.failure or self._at_rest.is_set() else "ok" if self._is_loaded.is_set() else "loading"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
         """Whether the model is loaded. Raises RingError if loading failed."""
@@ -131,7 +137,7 @@ class ModelThread:
         return self._at_rest.wait(timeout_s)
 
     def _run(self) -> None:
-        """The thread's life. It comes to rest and never ends: see `rest`."""
+        """All that is done on the thread; see `start`."""
         scheduler = self._load()
         try:
             while scheduler is not None and not self._closed:
@@ -152,7 +158,7 @@ class ModelThread:
                 scheduler.save()
             free, scheduler, self.loaded = scheduler.free_memory, None, None
             free()
-        rest(self._at_rest)
+        self._at_rest.set()
 
     def _load(self) -> Scheduler | None:
         # Not at the top: they bring MLX, for which a front end's first screen does not wait.
@@ -194,10 +200,11 @@ class ModelThread:
         if arrived is not None and scheduler.has_room(arrived):
             with self._changed:
                 self._waiting.remove(arrived)
-            scheduler.admit(arrived)
+            with DEVICE:
+                scheduler.admit(arrived)
         elif not scheduler.busy:
             with contextlib.suppress(Warning):  # where warnings are errors, that ends no thread either
-                scheduler.use_idle_time(self._is_wanted)
+                scheduler.use_idle_time(lambda: DEVICE.is_held or self._is_wanted())
             with self._changed:
                 aside = self._waiting.popleft() if self._waiting and not self._is_wanted() else None
                 if aside is None and not self._is_wanted():
@@ -206,7 +213,8 @@ class ModelThread:
                 scheduler.admit(aside)
             return
         if scheduler.busy:
-            scheduler.step(self._is_wanted)
+            with DEVICE:
+                scheduler.step(self._is_wanted)
 
     def _is_wanted(self) -> bool:
         with self._changed:  # which its own thread may hold already
@@ -231,11 +239,24 @@ class ModelThread:
                 self._waiting.popleft().end(self._refusal)
 
 
-def rest(at_rest: threading.Event) -> None:
-    """Note that a thread which ran MLX is done, then wait for ever, as a daemon.
+_resting: deque[queue.SimpleQueue[Callable[[], object]]] = deque()
+
+
+def start(work: Callable[[], object]) -> None:
+    """Run what uses MLX on a daemon thread, which then rests until it gets other work, and never ends.
 
     What MLX keeps for a thread is freed when the thread ends, which needs the interpreter: a process that exits meanwhile
     aborts.
     """
-    at_rest.set()
-    threading.Event().wait()
+    try:
+        _resting.pop().put(work)
+    except IndexError:
+        jobs = queue.SimpleQueue[Callable[[], object]]()
+        jobs.put(work)
+        threading.Thread(target=_live, args=(jobs,), name="ring-mlx model", daemon=True).start()
+
+
+def _live(jobs: queue.SimpleQueue[Callable[[], object]]) -> None:
+    while True:
+        jobs.get()()
+        _resting.append(jobs)

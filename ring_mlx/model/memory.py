@@ -34,6 +34,11 @@ def budget_bytes() -> int:
     return int(int(total) * 0.9)
 
 
+def active_bytes() -> int:
+    """Memory that MLX's arrays take now."""
+    return int(mx.get_active_memory())
+
+
 def weight_bytes(model: Model, arrays: Mapping[str, mx.array]) -> int:
     """Bytes that the parameters will take once evaluated."""
     return sum(arrays[name].nbytes for name, _ in tree_flatten(model.parameters()) if name in arrays)

@@ -6,10 +6,7 @@ Prompts that do not fit the model's context are refused before they cost time.
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,9 +50,6 @@ class Settings(SessionOptions):
     positive: ClassVar[tuple[str, ...]] = (*SessionOptions.positive, "max_queue")
 
 
-LARGE_BYTES, POLL_S = 1 << 16, 0.05
-# After a large request the next one waits for so many times as long as it took, but not longer than so many seconds.
-REST, REST_S = 3.0, 0.3
 # Text of so many bytes a token of the context is encoded at once; longer text is counted before, piece by piece.
 PLAUSIBLE_BYTES, PIECE_CHARS = 4, 1 << 14
 
@@ -68,33 +62,6 @@ class Encoder:
     ) -> None:
         self._tokenizer, self._context, self._options = tokenizer, context_tokens, template_options
         self._longest_bytes = max(len(token.encode()) for token in tokenizer.get_vocab())
-        self._large, self._rests_until = threading.Lock(), 0.0
-
-    @contextmanager
-    def turn(self, size: int, gone: Callable[[], bool]) -> Iterator[None]:
-        """Wait for this large request's turn: they are prepared one at a time, with pauses, to leave the processor to others.
-
-        Raises GoneError if the client leaves while it waits.
-        """
-        if size <= LARGE_BYTES:
-            yield
-            return
-        while not self._large.acquire(timeout=POLL_S):
-            if gone():
-                raise GoneError
-        try:
-            while (left := self._rests_until - time.monotonic()) > 0:
-                if gone():
-                    raise GoneError
-                time.sleep(min(left, POLL_S))
-            started = time.monotonic()
-            try:
-                yield
-            finally:
-                ended = time.monotonic()
-                self._rests_until = ended + min(REST * (ended - started), REST_S)
-        finally:
-            self._large.release()
 
     def prompt(self, request: ApiRequest, gone: Callable[[], bool]) -> tuple[Prompt, Renderer | None]:
         """The prompt of a request, which may be far too long, and of a chat its renderer.
@@ -165,6 +132,14 @@ class Engine(ModelThread):
     def context_tokens(self) -> int | None:
         """The model's context, once it is loaded."""
         return self.info.context_tokens if self.info is not None else None
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that is free again once the model is let go."""
+        loaded, gauges = self.loaded, self.metrics.gauges
+        if loaded is None:
+            return 0
+        return loaded.weight_bytes + int(gauges.get("snapshot_bytes", 0) + gauges.get("batch_bytes", 0))
 
     @property
     def encoder(self) -> Encoder:

@@ -8,7 +8,7 @@ import queue
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,9 +18,10 @@ from ring_mlx.engine.events import End, Event, PrefillProgress
 from ring_mlx.errors import RingError
 from ring_mlx.serve import routes
 from ring_mlx.serve.answer import Answer, Piece
-from ring_mlx.serve.engine import LARGE_BYTES
+from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import ApiError, GoneError, bad, busy, of_answer
-from ring_mlx.serve.fields import read_object
+from ring_mlx.serve.fields import Fields, read_object
+from ring_mlx.serve.large import LARGE_BYTES
 from ring_mlx.serve.left_out import HEADER
 from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.serve.replies import model_of
@@ -110,41 +111,49 @@ class Handler(Wire):
             )
 
     def _health(self) -> None:
-        state = self.server.engine.state
-        self._send(200 if state == "ok" else 503, {"status": state, "model": self.server.engine.settings.name})
+        models = self.server.models
+        self._send(200 if models.state == "ok" else 503, {"status": models.state, "model": models.first.name})
 
     def _metrics(self) -> None:
-        text = self.server.metrics.text(self.server.engine.gauges())
+        text = self.server.metrics.text(self.server.models.gauges())
         self._send(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
     def _models(self, named: str | None) -> None:
-        name = self.server.engine.settings.name
-        is_anthropic = "anthropic-version" in self.headers
-        model = model_of(name, self.server.created, self.server.engine.context_tokens, is_anthropic)
-        if named is None:
-            more = {"has_more": False, "first_id": name, "last_id": name} if is_anthropic else {}
-            self._send(200, {"object": "list", "data": [model], **more})
+        models, is_anthropic = self.server.models, "anthropic-version" in self.headers
+        names = models.names if named is None else [named]
+        found = [(name, models.find(name)) for name in names]
+        data = [model_of(name, self.server.created, one.context_tokens, is_anthropic) for name, one in found]
+        if named is not None:
+            self._send(200, data[0])
             return
-        self._check_model(named)
-        self._send(200, model)
-
-    def _check_model(self, name: str | None) -> None:
-        known = self.server.engine.settings.name
-        if name not in (None, "", known):
-            raise ApiError(404, f"no model {str(name)[:100]!r} here; this is {known!r}.", "model", "model_not_found")
+        more = {"has_more": False, "first_id": names[0], "last_id": names[-1]} if is_anthropic else {}
+        self._send(200, {"object": "list", "data": data, **more})
 
     # Generation
 
-    def _prepared(self, api: Api) -> ApiRequest:
-        """The request of a body, ready to be answered; a large one, or one that goes on from much, waits for its turn."""
-        engine, body = self.server.engine, self._body()
-        with ExitStack() as turns:
-            turns.enter_context(engine.encoder.turn(len(body), self._gone))
+    @contextmanager
+    def _prepared(self, api: Api) -> Iterator[tuple[ApiRequest, Engine, str]]:
+        """The request of a body, ready to be answered, its engine, which stays loaded, and the model's name for the answer.
+
+        A large request, or one that goes on from much, waits for its turn.
+        """
+        models, turns = self.server.models, self.server.large
+        models.check()
+        body = self._body()
+        with ExitStack() as use, ExitStack() as turn:
+            turn.enter_context(turns.turn(len(body), self._gone))
             given = read_object(body)
+            name = Fields(given).text("model")
+            one = models.find(name)
+            if not models.is_ready(one):
+                turn.close()  # others may be prepared while this one waits for its model
+                engine = use.enter_context(models.use(one, self._gone))
+                turn.enter_context(turns.turn(len(body), self._gone))
+            else:
+                engine = use.enter_context(models.use(one, self._gone))
             if len(body) <= LARGE_BYTES:
-                turns.enter_context(engine.encoder.turn(self.server.stored.size_of(given), self._gone))
+                turn.enter_context(turns.turn(self.server.stored.size_of(given), self._gone))
             request = api.parse(given, engine.settings.sampling, self.server.stored)
-            self._check_model(request.model)
             if request.left_out and self.server.strict:
                 names = ", ".join(request.left_out)
                 text = f"not honoured here: {names}; leave this out, or start without --strict."
@@ -152,14 +161,15 @@ class Handler(Wire):
             if not request.is_text:
                 self.server.calls.restore(request.prompt)
             engine.prepare(request, self._gone)
-        if request.left_out:
-            self.server.left_out.tell(request.left_out)
-        return request
+            turn.close()
+            if request.left_out:
+                self.server.left_out.tell(request.left_out)
+            yield request, engine, models.shown(name, one)
 
     def _measure(self, api: Api) -> None:
-        request = self._prepared(api)
-        assert request.prepared is not None
-        self._send(200, {"input_tokens": len(request.prepared.prompt.ids)})
+        with self._prepared(api) as (request, _, _):
+            assert request.prepared is not None
+            self._send(200, {"input_tokens": len(request.prepared.prompt.ids)})
 
     def _stored(self, named: str) -> None:
         kept = self.server.stored.get(named)
@@ -170,16 +180,16 @@ class Handler(Wire):
         self._send(200, {"id": named, "object": "response", "deleted": True})
 
     def _generate(self, api: Api) -> None:
-        request = self._prepared(api)
-        self.server.engine.enter(request)
-        reply = api.reply(request, self.server.engine.settings.name)
-        try:
-            if request.stream:
-                self._stream(reply)
-            else:
-                self._whole(reply)
-        finally:
-            self.server.engine.drop(request)
+        with self._prepared(api) as (request, engine, name):
+            engine.enter(request)
+            reply = api.reply(request, name)
+            try:
+                if request.stream:
+                    self._stream(reply)
+                else:
+                    self._whole(reply)
+            finally:
+                engine.drop(request)
 
     def _whole(self, reply: Answer) -> None:
         for event in self._events(reply):

@@ -9,7 +9,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.engine.metrics import Metrics
@@ -19,7 +19,9 @@ from ring_mlx.serve.engine import Engine, Settings
 from ring_mlx.serve.failures import busy
 from ring_mlx.serve.handler import Handler
 from ring_mlx.serve.hosts import Hosts
+from ring_mlx.serve.large import LargeTurns
 from ring_mlx.serve.left_out import Log
+from ring_mlx.serve.models import Models, Served
 from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.slots import Slots
 from ring_mlx.system.terminal_text import note
@@ -34,10 +36,10 @@ SWITCH_S = 0.0005
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Serves one model; a thread a connection, and one for the model.
+    """Serves models; a thread a connection, and one a model in memory.
 
     Args:
-        settings: Of the model's side.
+        served: The models' side; see `Models` for this, ``aliases``, ``keep_s`` and ``load``.
         host, port: Where to listen; port 0 takes a free one, which ``server_port`` names.
         api_key: What clients must send, or None.
         max_body_bytes: Longer bodies are refused.
@@ -46,7 +48,6 @@ class Server(socketserver.ThreadingTCPServer):
         allowed_origins: Web pages of other places that may ask and read.
         strict: Refuse requests with fields that are not honoured, instead of naming these in a header.
         log_requests: Print a line for each.
-        load: As for `Engine`.
 
     Raises:
         OptionError: If the address cannot be used, or the key or a name can never occur in a request.
@@ -58,7 +59,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def __init__(
         self,
-        settings: Settings,
+        served: Settings | Sequence[Served],
         host: str = "127.0.0.1",
         port: int = 8080,
         *,
@@ -69,13 +70,15 @@ class Server(socketserver.ThreadingTCPServer):
         allowed_origins: Iterable[str] = (),
         strict: bool = False,
         log_requests: bool = False,
+        aliases: Mapping[str, str] | None = None,
+        keep_s: float | None = None,
         load: Load | None = None,
     ) -> None:
         self.api_key = _key(api_key) if api_key is not None else None
         self.max_body_bytes, self.strict, self.log_requests = max_body_bytes, strict, log_requests
         self.metrics, self.created = Metrics(), int(time.time())
         self.hosts = Hosts(host, allowed_hosts, allowed_origins)
-        self.stored, self.calls, self.left_out = Stored(max_body_bytes), Calls(), Log()
+        self.stored, self.calls, self.left_out, self.large = Stored(max_body_bytes), Calls(), Log(), LargeTurns()
         self.slots = Slots(max_connections, max(MOST_BODIES_BYTES, max_body_bytes))
         _allow_files(2 * max_connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -83,7 +86,18 @@ class Server(socketserver.ThreadingTCPServer):
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as e:
             raise OptionError(f"{host}:{port} cannot be listened on ({e}); give another --host or --port.") from None
-        self.engine = Engine(settings, self.metrics, load)
+        served = [Served(served)] if isinstance(served, Settings) else served
+        self.models = Models(served, self.metrics, aliases, keep_s, load)
+
+    @property
+    def engine(self) -> Engine:
+        """The first model's, while it is in memory or on its way there: always, where there is one model."""
+        assert self.models.first.engine is not None
+        return self.models.first.engine
+
+    def service_actions(self) -> None:
+        """Called several times a second."""
+        self.models.let_go_idle()
 
     def server_bind(self) -> None:
         """Bind, and note the port that the system chose."""
@@ -126,7 +140,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def close(self, timeout_s: float = 30.0) -> bool:
         """Stop answering, end running requests, save; returns whether the model's thread is at rest."""
-        at_rest = self.engine.close(timeout_s)
+        at_rest = self.models.close(timeout_s)
         self.shutdown()
         self.server_close()
         return at_rest

@@ -6,9 +6,10 @@ from typing import Protocol
 
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.serve.calls import Calls
-from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.hosts import Hosts
+from ring_mlx.serve.large import LargeTurns
 from ring_mlx.serve.left_out import Log
+from ring_mlx.serve.models import Models
 from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.slots import Slots
 
@@ -16,13 +17,14 @@ from ring_mlx.serve.slots import Slots
 class Shared(Protocol):
     """`ring_mlx.serve.server.Server` describes each."""
 
-    engine: Engine
+    models: Models
     metrics: Metrics
     hosts: Hosts
     slots: Slots
     stored: Stored
     calls: Calls
     left_out: Log
+    large: LargeTurns
     api_key: bytes | None
     max_body_bytes: int
     strict: bool
