@@ -53,6 +53,14 @@ class OptionError(RingError, origin="option"):
     """An option, or a combination of options, that cannot work."""
 
 
+class GrammarError(OptionError, origin="grammar"):
+    """A form that answers cannot be held to; ``param`` is what it was given as."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class ConvertError(RingError, origin="convert"):
     """A conversion could not be written, resumed or verified."""
 

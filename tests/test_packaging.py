@@ -152,6 +152,7 @@ LATE = {
     "ring_mlx/doctor/disk.py": "as doctor_command.py",
     "ring_mlx/doctor/machine.py": "as doctor_command.py",
     "ring_mlx/evaluation/heat_map.py": "matplotlib may be missing",
+    "ring_mlx/generation/grammars.py": "few answers have a form, and the import takes a while",
     "ring_mlx/system/macos.py": "there is no fcntl on Windows, and ctypes may lack its library",
     "ring_mlx/mlx_lm_plugin/__init__.py": "a script names register before it has mlx-lm",
     "ring_mlx/engine/model_thread.py": "a first screen does not wait for MLX",

@@ -18,6 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ring_mlx.engine.snapshots.tree import common_prefix
 from ring_mlx.errors import TokenizerError
+from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.template_worker import common_text
 from ring_mlx.generation.templates import render_text
 
@@ -41,11 +42,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request's prompt, for messages what renders their alternatives, and how many tokens may be generated."""
+    """A request's prompt, for messages what renders their alternatives, how many tokens may be generated, and what holds the
+    answer to its form.
+    """
 
     prompt: Prompt
     renderer: Renderer | None
     limit: int
+    constraint: Constraint | None = None
 
 
 class Renderer:

@@ -19,10 +19,14 @@ from ring_mlx.engine.snapshots import SnapshotTree, Store
 from ring_mlx.engine.snapshots.store import open_store
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation.batch import Batch
+from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.draft_sources import DraftSource, PromptDrafts, pace_of
+from ring_mlx.generation.grammars import Grammars
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.stream import check_lengths, encode_prompt
 from ring_mlx.generation.templates import use_template
+from ring_mlx.generation.thinking import ThoughtSplitter, splitter_after
+from ring_mlx.generation.thought_end import THINK_END
 from ring_mlx.model import memory
 from ring_mlx.model.model import Model
 from ring_mlx.system.terminal_text import whole_text
@@ -160,12 +164,36 @@ class LoadedModel:
     def measured(self, request: Request, prompt: Prompt, renderer: Renderer | None) -> Prepared:
         """A prompt that fits the context, with the tokens that are left for the answer.
 
-        Raises PromptError if it does not fit, or is empty; OptionError if the request's numbers are out of range.
+        Raises PromptError if it does not fit, or is empty; OptionError if the request's numbers are out of range, or the answer
+        cannot be held to the request's form (GrammarError).
         """
         most = self.options.max_tokens if request.max_tokens is None else request.max_tokens
         step = self.options.prefill_step_tokens
         check_lengths(self.model, len(prompt.ids), 0, most, step, request.thinking_budget)
-        return Prepared(prompt, renderer, within(most, self.model.config.context_tokens - len(prompt.ids) + 1))
+        limit = within(most, self.model.config.context_tokens - len(prompt.ids) + 1)
+        return Prepared(prompt, renderer, limit, self._constraint(request, prompt))
+
+    def splitter(self, request: Request, prompt: Prompt) -> ThoughtSplitter:
+        """What tells thought from answer; with a form, the first end of a thought ends it."""
+        is_chat = not (request.is_text or isinstance(request.prompt, str))
+        found = splitter_after(prompt.text, self.options.thinking.start, is_chat and self.tokenizer.has_thinking)
+        if request.form is not None:
+            found.end_at_first()
+        return found
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The grammars of forms."""
+        return Grammars(self.tokenizer, self.model.config.vocab_size)
+
+    def _constraint(self, request: Request, prompt: Prompt) -> Constraint | None:
+        if request.form is None:
+            return None
+        is_thinking = not request.is_text and self.splitter(request, prompt).inside
+        before = ""
+        if request.continue_last and not is_thinking:
+            before = str(request.prompt[-1].get("content") or "").rpartition(THINK_END)[2].lstrip()
+        return Constraint(self.grammars, self.grammars.compiled(request.form, is_thinking), is_thinking, before)
 
 
 def renderer_of(request: Request, tokenizer: TokenizerWrapper, options: Mapping[str, Any] | None = None) -> Renderer:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ring_mlx.engine.events import End, Event, Sampling
 from ring_mlx.errors import RingError, SessionError
+from ring_mlx.generation.forms import Form
 from ring_mlx.system.install import explained
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Request:
         ignore_eos: The model's own never come.
         one_call: The first tool call ends the answer.
         top_logprobs: How many alternatives to tell for each token; None tells no log-probabilities.
+        form: What the answer must be after its thought, or None.
         is_text: The answer is the text as it comes, tags included: thoughts and tool calls are not looked for.
         prepared: The rendered prompt, where the sender's thread has made it.
         predicted: Tokens of a text that may be much of the answer, from which drafts come too.
@@ -55,6 +57,7 @@ class Request:
     ignore_eos: bool = False
     one_call: bool = False
     top_logprobs: int | None = None
+    form: Form | None = None
     is_text: bool = False
     prepared: Prepared | None = None
     predicted: Sequence[int] = ()

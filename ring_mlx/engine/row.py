@@ -33,7 +33,7 @@ from ring_mlx.generation.drafts import Counts
 from ring_mlx.generation.message import MessageBuilder, StopText
 from ring_mlx.generation.sampling import start_sampling, without
 from ring_mlx.generation.stream import GenerationEvent, events_of, thought_closer
-from ring_mlx.generation.thinking import Thinking, splitter_after
+from ring_mlx.generation.thinking import Thinking
 
 
 class Row:
@@ -52,11 +52,11 @@ class Row:
             request.sampling, config.vocab_size, tokenizer, loaded.model.sampling
         )
         self.processors += _ends_held_back(request, tokenizer, config.vocab_size, len(self.prompt.ids))
-        self._is_chat = not (request.is_text or isinstance(request.prompt, str))
-        self._splitter = splitter_after(self.prompt.text, thinking.start, self._is_chat and tokenizer.has_thinking)
+        self._splitter, self.constraint = loaded.splitter(request, prepared.prompt), prepared.constraint
         room = Thinking(answer_room=0) if request.is_text else thinking
         self.next_forced = thought_closer(tokenizer, self._splitter, request.thinking_budget, room, self.limit)
-        before = request.prompt[-1] if self._is_chat and request.continue_last else None
+        is_chat = not (request.is_text or isinstance(request.prompt, str))
+        before = request.prompt[-1] if is_chat and request.continue_last else None
         self._builder = MessageBuilder(before, bool(request.tools), request.one_call)
         self._stops = StopText(request.stop)
         self._thought_logprobs: list[TokenLogprob] = []
@@ -114,7 +114,12 @@ class Row:
     # The answer
 
     def take(self, token: int, logprobs: mx.array) -> End | None:
-        """Tell what a token adds; returns the end, which is still to be told, where it was the last."""
+        """Tell what a token adds; returns the end, which is still to be told, where it was the last.
+
+        Raises GrammarError if the answer cannot go on in its form.
+        """
+        if self.constraint is not None:
+            self.constraint.check()
         self._token = token, logprobs
         self.tokens.append(token)
         e = next(self._events)

@@ -212,6 +212,7 @@ class Scheduler:
             sampler=row.sampler,
             logits_processors=row.processors,
             next_forced=row.next_forced,
+            constraint=row.constraint,
             max_tokens=row.limit,
             drafts=self._drafts_of(row.request),
         )

@@ -15,6 +15,7 @@ from metal_kernels import launch
 from ring_mlx.checkpoint.vocabulary import whole_ids
 from ring_mlx.errors import OptionError, PromptError
 from ring_mlx.generation.batch_row import Row
+from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.decoding import (
     LogitsProcessor,
     Picked,
@@ -81,6 +82,7 @@ class Batch:
         sampler: Sampler | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
         next_forced: Callable[[], int | None] | None = None,
+        constraint: Constraint | None = None,
         max_tokens: int | None = None,
         drafts: DraftSource | None = None,
     ) -> int:
@@ -91,7 +93,7 @@ class Batch:
             cache: Of one sequence, which becomes the batch's own; None is an empty one.
             logits: Of the first token [1, vocab] float32, where the whole prompt has been read.
             history: All ids before the first token, for the processors; by default the prompt.
-            sampler, logits_processors, next_forced: As for `ring_mlx.generation.decoding.decode`.
+            sampler, logits_processors, next_forced, constraint: As for `ring_mlx.generation.decoding.decode`.
             max_tokens: The last of so many tokens is not fed to the model while the row is alone.
             drafts: Used while the row is alone; the cache must not be quantized.
 
@@ -116,7 +118,7 @@ class Batch:
         self._count += 1
         text = list(ids if history is None else history)
         seen = mx.array(text if logits_processors else [], dtype=mx.int32)
-        picker = Picker(sampler, logits_processors, seen, next_forced)
+        picker = Picker(sampler, logits_processors, seen, next_forced, constraint)
         row = Row(self._count, cache, list(ids), picker, max_tokens, logits, drafts, text if drafts else [])
         if ids:
             self._joining.append(row)

@@ -13,6 +13,7 @@ from mlx_lm.sample_utils import greedy_sampler
 
 from metal_kernels import choices, launch
 from ring_mlx.errors import ModelError, PromptError
+from ring_mlx.generation.constraint import Constraint
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.system.wired import Wired
 
@@ -149,6 +150,7 @@ def decode_rows(
     logits_processors: Sequence[LogitsProcessor] = (),
     kv_quantization: KVQuantization | None = None,
     next_forced: Callable[[], int | None] | None = None,
+    constraint: Constraint | None = None,
     keep: Callable[[list[int]], Sequence[int]] | None = None,
 ) -> Iterator[tuple[list[int], mx.array]]:
     """The token loop: yield a token of each row at a time, computing the next while this one is handled.
@@ -156,12 +158,13 @@ def decode_rows(
     Args:
         logits: Of the first tokens, [B, vocab] float32.
         history: The ids read so far [T], which the processors of a single row need.
+        constraint: The form of a single row's answer, or None.
         keep: Called with each step's ids; returns the rows that go on, none to stop. The next step waits for it.
 
     Yields:
         The ids of the rows, and their log-probabilities [B, vocab] float32.
     """
-    picker = Picker(sampler, logits_processors, history, next_forced)
+    picker = Picker(sampler, logits_processors, history, next_forced, constraint)
     with launch.doubting():
         picker.picked = picker.pick(logits)
         for n in range(max_tokens):
@@ -204,6 +207,8 @@ class Picker:
     Args:
         sampler, next_forced: As of `generate_step`.
         processors: Applied to the logits of a single row, whose ids so far are ``history`` and those of `add`.
+        constraint: What a single row is held to. It must know a token before the next one is picked, which costs no time
+            while the device computes the logits.
     """
 
     def __init__(
@@ -212,11 +217,13 @@ class Picker:
         processors: Sequence[LogitsProcessor],
         history: mx.array | None,
         next_forced: Callable[[], int | None] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.sampler = None if sampler is greedy_sampler else sampler
         self.processors = processors
         self._seen = mx.zeros((0,), dtype=mx.int32) if history is None else history
         self._next_forced, self._is_asked = next_forced, False
+        self.constraint, self._added, self._ahead = constraint, list[mx.array](), 0
         self.picked: Picked | None = None
         self.given: Picked | None = None
 
@@ -224,6 +231,8 @@ class Picker:
         """Take ids [n] that follow."""
         if self.processors:
             self._seen = mx.concatenate([self._seen, y.astype(self._seen.dtype)])
+        if self.constraint is not None:
+            self._added.append(y)
 
     def ask(self) -> Picked:
         """The next token, or the one that must come in its place; that is asked once for each."""
@@ -245,14 +254,25 @@ class Picker:
         largest, exact = largest_logit(logits), logits.astype(mx.float32)
         for process in self.processors:
             logits = exact = process(seen, exact)
+        if self.constraint is not None:
+            mx.async_eval(exact)
+            self._tell(self.constraint, tokens)
+            logits = exact = self.constraint.masked(exact)
         logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
         y = self.sampler(logprobs) if self.sampler else mx.argmax(logits, axis=-1)
         mx.async_eval(y, largest)
         return Picked(y, largest, logprobs)
 
+    def _tell(self, constraint: Constraint, tokens: mx.array | None) -> None:
+        """Let the constraint take what came; some of what is added now may have been told when it followed."""
+        added = [i for y in self._added for i in np.asarray(y).tolist()]
+        following = [] if tokens is None else np.asarray(tokens).tolist()
+        constraint.take([*added, *following][self._ahead :])
+        self._added, self._ahead = [], len(following)
+
     def pick_each(self, logits: mx.array, tokens: Sequence[int]) -> Iterator[Picked]:
         """From logits [T, vocab] after each of the tokens [T], which follow those that were added; drawn as they are wanted."""
-        if not self.processors and self.sampler is None:
+        if not self.processors and self.sampler is None and self.constraint is None:
             found = self.pick(logits)
             each = [Picked(*(a[n : n + 1] for a in found)) for n in range(len(tokens))]
             mx.async_eval([(p.y, p.largest) for p in each])  # at once, since each would wait for its own

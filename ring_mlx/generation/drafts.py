@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 MOST_TOKENS = 7
 LENGTHS = (6, 4, 3, 2)  # of n-grams, the longest first
 MODEL = -1  # in the place of a length: a draft model's
+FORCED = -2  # what a grammar forces, which is never wrong
 SHIFT = 20  # bits of a token id within an n-gram's key
 MASKS = {n: (1 << SHIFT * n) - 1 for n in LENGTHS}
 # What a step of T tokens costs, over one of one token, before it was timed: 1 + SLOPE (T - 1). Bytes of mini's experts say so.
 SLOPE = 0.3
 DRAFT_COST = 0.25  # of a draft model's token, over one of the model, before it was timed
+CERTAIN = 0.99  # the most acceptance
 GAIN = 1.05  # what a step of several tokens must promise
 HALF_LIFE = 16  # tokens after which what was accepted counts half
 # A draft model is compared only where it drafts. So it starts with this acceptance, which counts as so many tokens, and goes back
@@ -113,6 +116,47 @@ class PromptLookup:
                     found.append(found[len(found) - (len(self._tokens) - start)])
                 return Draft(found, n)
         return Draft([], 0)
+
+
+class Forcing(Protocol):
+    """What an answer is held to, as `ring_mlx.generation.constraint.Constraint`."""
+
+    def forced(self) -> list[int]:
+        """Tokens that must come after those that it took."""
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of some tokens may come after those that it took."""
+
+
+class ForcedOr:
+    """Drafts what a constraint forces, or else what another drafter says and the constraint allows.
+
+    The constraint has taken all tokens but the last that was added here.
+    """
+
+    def __init__(self, other: Drafter, constraint: Forcing) -> None:
+        self._other, self._constraint = other, constraint
+        self._guess_other: Callable[[], Draft] = getattr(other, "guess", None) or partial(other.draft, 1)
+        self._forced: list[int] = []
+        self._last = 0
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
+        self._other.add(token)
+        self._last = token
+
+    def guess(self) -> Draft:
+        """The next token, if it is forced as well as one after it, or as the other drafter has it."""
+        self._forced = self._constraint.forced()
+        return Draft(self._forced[:1], FORCED) if len(self._forced) > 1 else self._guess_other()
+
+    def draft(self, most: int) -> Draft:
+        """At most so many tokens that may come next."""
+        if len(self._forced) > 1:
+            return Draft(self._forced[1 : most + 1], FORCED)
+        found = self._other.draft(most)
+        fitting = self._constraint.allowed([self._last, *found.tokens]) if found.tokens else 1
+        return Draft(found.tokens[: max(0, fitting - 1)], found.length)
 
 
 @dataclass
@@ -224,7 +268,9 @@ class Pace:
         self._given, self._unpaid = 0, 0.0
 
     def _acceptance(self, length: int) -> float:
+        if length == FORCED:
+            return CERTAIN
         hits, compared = self._hits.get(length, 0.0), self._compared.get(length, 0.0)
         if length == MODEL:
             return (hits + TRUST * TRUST_TOKENS) / (compared + TRUST_TOKENS)
-        return min(hits / (compared + 1), 0.99)
+        return min(hits / (compared + 1), CERTAIN)

@@ -16,8 +16,9 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels import launch
+from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.decoding import CLEAR_EVERY_TOKENS, Forward, LogitsProcessor, Picked, Picker, Sampler, forward
-from ring_mlx.generation.drafts import Counts, Draft, Drafter, Pace
+from ring_mlx.generation.drafts import Counts, Draft, Drafter, ForcedOr, Pace
 from ring_mlx.model.tentative import Tentative
 
 
@@ -33,6 +34,7 @@ def speculate(
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] = (),
     next_forced: Callable[[], int | None] | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[tuple[int, mx.array]]:
     """Yield the tokens of one row as `decode` does, several a step where ``pace`` says so.
 
@@ -46,7 +48,7 @@ def speculate(
         drafter: Says which tokens may come next; it was given the history.
         pace: Says how many tokens to draft, and counts them; it may be kept from answer to answer.
     """
-    picker = Picker(sampler, logits_processors, mx.array(list(history), dtype=mx.int32), next_forced)
+    picker = Picker(sampler, logits_processors, mx.array(list(history), dtype=mx.int32), next_forced, constraint)
     with launch.doubting():
         picker.picked = picker.pick(logits)
         yield from Speculation(model, cache, drafter, pace, picker, max_tokens)
@@ -74,6 +76,8 @@ class Speculation(Iterator[tuple[int, mx.array]]):
         counts: Counts | None = None,
     ) -> None:
         self._model, self._cache, self._drafter, self._pace, self._picker = model, cache, drafter, pace, picker
+        if picker.constraint is not None:
+            self._drafter = drafter = ForcedOr(drafter, picker.constraint)
         self._guess_one: Callable[[], Draft] = getattr(drafter, "guess", None) or partial(drafter.draft, 1)
         self._left, self._counts = max_tokens, counts or Counts()
         self._is_compared, self.is_timed = False, True

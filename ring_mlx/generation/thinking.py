@@ -124,7 +124,7 @@ class ThoughtSplitter:
     def __init__(self, start: Start = "unlikely", said: str = "") -> None:
         self.start: Start = start
         self.revised: tuple[str, str] | None = None
-        self._end = ThoughtEnd()
+        self._end, self._is_plain = ThoughtEnd(), False
         self._lead, self._has_begun, self._ended = "", False, False
         self._given: list[str] = []
         self._held, self._base, self._pieces, self._thinking_tokens = "", 0, 0, 0
@@ -201,6 +201,11 @@ class ThoughtSplitter:
         self.revised = self.revised or revised
         return fed[0] + held[0], fed[1] + held[1]
 
+    def end_at_first(self) -> None:
+        """Every ``</think>`` ends the thought from now on, in code or not."""
+        self._is_plain = self._end.is_plain = True
+        self._end.leave_code()
+
     def close_next(self) -> None:
         """The next ``</think>`` ends the thought, in code or not."""
         self._end.leave_code()
@@ -210,6 +215,7 @@ class ThoughtSplitter:
         text, self._lead, self._has_begun = self._lead, "", True
         if start.startswith(THINK_START):
             self.start, self._end = "open", ThoughtEnd()
+            self._end.is_plain = self._is_plain
             self._base = self._origin = 0
             text = text.replace(THINK_START, "", 1)
         elif self.start == "closed":

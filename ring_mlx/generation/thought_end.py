@@ -42,6 +42,7 @@ class ThoughtEnd:
         self.waiting: Place | None = None  # the first tag in code that is still open
         self.passed: Place | None = None  # the first tag in code that has ended
         self.suspect: Place | None = None
+        self.is_plain = False  # the first tag is the end, in code or not
         self._rest, self._at = "", 0
         self._region, self._fence, self._inline = "", "", 0
         self._is_line_start, self._is_quoted, self._is_opened = True, False, False
@@ -108,7 +109,9 @@ class ThoughtEnd:
             self._fence = ""
 
     def _take(self, mark: str, place: Place) -> None:
-        if mark == "\n":
+        if self.is_plain:
+            self.found = place if mark == THINK_END else None
+        elif mark == "\n":
             self._end_line()
         elif mark[0] in "`~":
             self._take_run(mark)
