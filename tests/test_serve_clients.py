@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from ring_mlx.engine.events import AnswerText, Sampling, ThinkingText
+from ring_mlx.engine.fairness import ClientTurns
 from ring_mlx.engine.pressure import Watch
+from ring_mlx.engine.request import Request
 from ring_mlx.engine.row import Row
 from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.engine.snapshots import SnapshotTree
@@ -68,8 +70,9 @@ def test_a_cancelled_job_gets_at_most_one_token_more(serve, toy):
 def test_reading_takes_half_of_the_time_beside_answers(monkeypatch):
     """By a clock of its own, on which a step of a prompt takes as long as four tokens."""
     work, done, clock = Scheduler.__new__(Scheduler), [], [0.0]
-    work._reading, work._rows, work._owed_s = deque(["prompt"]), {1: "row"}, 0.0
-    work._wired, work.pressure = Wired(), Watch(SnapshotTree(0))
+    prompt = SimpleNamespace(request=Request("x"))
+    work._reading, work._rows, work._owed_s = deque([prompt]), {1: "row"}, 0.0
+    work._turns, work._wired, work.pressure = ClientTurns(), Wired(), Watch(SnapshotTree(0))
     monkeypatch.setattr("ring_mlx.engine.scheduler.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def took(kind, seconds):

@@ -26,6 +26,7 @@ from ring_mlx.engine.model_thread import Load
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.generation_fields import TEMPLATE_OWN
+from ring_mlx.serve.request_log import RequestLog
 from ring_mlx.serve.server import Server
 from ring_mlx.system.terminal_text import for_output, note
 
@@ -59,8 +60,15 @@ def _serve(args: argparse.Namespace, key: str | None, rank: Rank | None = None, 
     server = make_server(args, key, load)
     if rank is not None:
         before_end(server.engine.abandon)
-    stop = threading.Event()
-    handlers = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    stop, drain = threading.Event(), threading.Event()
+
+    def terminate(*_: object) -> None:
+        if drain.is_set() or not args.drain or rank is not None:  # other ranks end at once
+            stop.set()
+        drain.set()
+
+    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: stop.set())}
+    handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, terminate)
     try:
         server.start()
         host = f"[{args.host}]" if ":" in args.host else args.host
@@ -68,11 +76,15 @@ def _serve(args: argparse.Namespace, key: str | None, rank: Rank | None = None, 
         what = f"loads {models.first.name}" if models.is_single else f"has {', '.join(models.names)}"
         print(for_output(f"http://{host}:{server.server_port}/v1 {what}"), flush=True)
         with bar_of(args, "loading the model"):
-            while not stop.is_set() and models.is_single and not server.engine.wait_until_loaded(0.2):
+            while (
+                not (stop.is_set() or drain.is_set()) and models.is_single and not server.engine.wait_until_loaded(0.2)
+            ):
                 pass
-        if not stop.is_set():
+        if not (stop.is_set() or drain.is_set()):
             print("ready; Ctrl-C ends it", flush=True)
-        while not stop.wait(0.5):
+        while not stop.wait(0.1 if drain.is_set() else 0.5):
+            if drain.is_set() and models.drained(args.drain):
+                break
             if models.is_single and server.engine.failure is not None:
                 raise server.engine.failure
     finally:
@@ -115,6 +127,7 @@ def make_server(args: argparse.Namespace, key: str | None, load: Load | None = N
         allowed_hosts=args.allowed_hosts,
         allowed_origins=args.allowed_origins,
         strict=args.strict,
+        request_log=RequestLog(args.log) if args.log else None,
         log_requests=args.log_requests or args.log_level in ("DEBUG", "INFO"),
         aliases=aliases_of(args, served),
         keep_s=keep_s_of(args, served),

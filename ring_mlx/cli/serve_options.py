@@ -26,6 +26,8 @@ HELP = {
     "origins": "web pages of other sites that may ask, separated by commas, such as https://ui.example.com; * admits all (none)",
     "strict": "refuse requests with fields that are not honoured, instead of naming these in a header",
     "log": "what goes to standard error: INFO a line for each request, WARNING warnings, ERROR only errors (WARNING)",
+    "request_log": "file for a line of JSON for each request, its tokens and times, never its text; - is standard output (none)",
+    "drain": "how long SIGTERM lets running answers go on, while new requests get 503; a second one ends them (10s)",
     "template": "text of a chat template in place of the checkpoint's",
     "template_args": "JSON object of template options, unless the request gives them",
     "memory": "most memory (a quarter of what is left, at most 4 GiB)",
@@ -53,6 +55,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     a.add_argument("--strict", action="store_true", help=HELP["strict"])
     a.add_argument("--log-requests", action="store_true", help="print a line for each request")
     a.add_argument("--log-level", choices=LOG_LEVELS, default="WARNING", help=HELP["log"])
+    a.add_argument("--log", metavar="FILE", help=HELP["request_log"])
+    a.add_argument("--drain", type=options.seconds, default=10.0, metavar="DURATION", help=HELP["drain"])
     a = group_of(parser, ANSWER)
     options.add_setting(a, "max_tokens", MAX_TOKENS)
     for name in ("temp", "top_p", "top_k", "min_p"):

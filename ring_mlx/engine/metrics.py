@@ -29,6 +29,7 @@ HELP = {
     "snapshot_bytes": "Bytes that they take",
     "batch_bytes": "Bytes of the caches of requests that generate",
     "time_to_first_token_seconds": "From a request's arrival to its first token, waiting included",
+    "queue_seconds": "From a request's arrival to the begin of work on it",
     "request_seconds": "From a request's arrival to its last token",
 }
 TOKENS = [name for name in HELP if name.endswith("tokens_total")]

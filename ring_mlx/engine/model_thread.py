@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ring_mlx.engine.events import End, Loading, ModelInfo, SessionOptions
+from ring_mlx.engine.fairness import ClientTurns
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.request import Request, as_ring_error
 from ring_mlx.errors import RingError, SessionError
@@ -60,6 +61,7 @@ class ModelThread:
         self._load_model, self._on_loading = load, on_loading
         self._waiting: deque[Request] = deque()
         self._sent: list[Request] = []
+        self._turns = ClientTurns()
         self._loading: list[Loading] = []
         self._changed = threading.Condition()
         self._closed = self._is_over = False
@@ -195,11 +197,12 @@ class ModelThread:
                 self.metrics.count("requests_finished_total", reason="cancelled")
                 request.end(End("stopped"))
                 self._waiting.remove(request)
-            arrived = next((r for r in self._waiting if not r.aside), None)
+            arrived = self._next(scheduler)
         scheduler.drop()
         if arrived is not None and scheduler.has_room(arrived):
             with self._changed:
                 self._waiting.remove(arrived)
+                self._turns.take(arrived.client, (r.client for r in self._waiting))
             with DEVICE:
                 scheduler.admit(arrived)
         elif not scheduler.busy:
@@ -215,6 +218,14 @@ class ModelThread:
         if scheduler.busy:
             with DEVICE:
                 scheduler.step(self._is_wanted)
+
+    def _next(self, scheduler: Scheduler) -> Request | None:
+        """Whose turn it is to get a place: the client with the fewest, then the one that got its last one first."""
+        waiting = [r for r in self._waiting if not r.aside]
+        if len(waiting) < 2:
+            return waiting[0] if waiting else None
+        places = scheduler.places()
+        return min(waiting, key=lambda r: (places[r.client], self._turns.last(r.client)))
 
     def _is_wanted(self) -> bool:
         with self._changed:  # which its own thread may hold already

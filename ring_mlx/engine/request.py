@@ -41,7 +41,9 @@ class Request:
         is_dropped: Nobody waits for the answer any more, not even for its `End`.
         events: The answer; an `End` or a RingError is the last.
         is_over: Whether that has been put.
+        client: Who asks; of several that wait, clients have their turns.
         arrived: When the request came (``time.perf_counter``).
+        admitted, first_token: When work on it began, and when its first token came; None before.
     """
 
     prompt: Any
@@ -66,7 +68,10 @@ class Request:
     is_dropped: bool = False
     events: queue.SimpleQueue[Event | RingError] = field(default_factory=queue.SimpleQueue)
     is_over: bool = False
+    client: str = ""
     arrived: float = field(default_factory=time.perf_counter)
+    admitted: float | None = None
+    first_token: float | None = None
 
     def end(self, last: End | RingError) -> None:
         """Put the last event, if somebody waits for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ring_mlx.engine.branches import Prompt, next_turn
 from ring_mlx.engine.events import End
+from ring_mlx.engine.fairness import ClientTurns
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.pressure import Watch
@@ -45,6 +46,7 @@ class Scheduler:
         self.pressure, self._wired = Watch(self._tree), Wired()
         self._reading: deque[Row] = deque()
         self._rows: dict[int, Row] = {}
+        self._turns = ClientTurns()
         self._ahead: Callable[[], Prompt | None] | None = None
         self._steps, self._owed_s, self._shown = 0, 0.0, 0.0
         self.show()
@@ -69,6 +71,8 @@ class Scheduler:
         """Admit a request; it gets any failure."""
         self._batch.not_timed()
         row, started = None, time.perf_counter()
+        request.admitted = started
+        self.metrics.observe("queue_seconds", started - request.arrived)
         self._ahead = self._ahead if request.aside else None
         try:
             request.prepared = request.prepared or self.loaded.prepare(request)
@@ -101,7 +105,7 @@ class Scheduler:
         self._wired.hold()
         began = started = time.perf_counter()
         if self._reading and (not self._rows or self._owed_s <= 0):
-            self._read(self._reading.popleft())
+            self._read(self._next_to_read())
             self._owed_s = time.perf_counter() - started
             started = time.perf_counter()
         if self._rows:
@@ -112,6 +116,17 @@ class Scheduler:
             self._wired.release()
         if not self.busy or began > self._shown + SHOW_EVERY_S:
             self.show()
+
+    def places(self) -> Counter[str]:
+        """How many requests of each client are read or answered."""
+        return Counter(row.request.client for row in (*self._reading, *self._rows.values()))
+
+    def _next_to_read(self) -> Row:
+        """Take the prompt whose turn it is: clients have turns, and of each its prompts."""
+        row = min(self._reading, key=lambda row: self._turns.last(row.request.client))
+        self._reading.remove(row)
+        self._turns.take(row.request.client, (other.request.client for other in self._reading))
+        return row
 
     def drop(self) -> None:
         """Drop requests whose client has left; snapshots of their prompts are kept."""
@@ -242,7 +257,8 @@ class Scheduler:
             self._batch.check(number)
             end = row.take(token, self._batch.logprobs(number))
             waited = time.perf_counter() - row.request.arrived
-            if len(row.tokens) == 1:
+            if row.request.first_token is None:
+                row.request.first_token = row.request.arrived + waited
                 self.metrics.observe("time_to_first_token_seconds", waited)
             if end is None:
                 return

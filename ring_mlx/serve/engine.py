@@ -6,6 +6,7 @@ Prompts that do not fit the model's context are refused before they cost time.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,7 +18,8 @@ from ring_mlx.engine.events import Sampling, SessionOptions
 from ring_mlx.engine.loaded import renderer_of
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.model_thread import Load, ModelThread
-from ring_mlx.errors import PromptError, RingError, TokenizerError
+from ring_mlx.engine.request import Request
+from ring_mlx.errors import PromptError, RingError, SessionError, TokenizerError
 from ring_mlx.generation.defaults import filled
 from ring_mlx.generation.stream import encode_prompt
 from ring_mlx.generation.thought_end import THINK_END
@@ -143,12 +145,10 @@ class Engine(ModelThread):
 
     @property
     def encoder(self) -> Encoder:
-        """Prepares requests. Raises ApiError 503 if the model is not there, or too many wait."""
+        """Prepares requests. Raises ApiError 503 if the model is not there."""
         loaded = self.loaded
         if self.state != "ok" or loaded is None:
             raise busy(f"the model is not ready ({self.state}); try again.", 5)
-        if sum(not r.is_dropped for r in self._waiting.copy()) >= self.settings.max_queue:
-            raise busy(f"{self.settings.max_queue} requests wait already; try again.")
         if self._encoder is None:
             context, options = loaded.model.config.context_tokens, self.settings.template_options
             self._encoder = Encoder(loaded.tokenizer, context, options)
@@ -193,10 +193,35 @@ class Engine(ModelThread):
         return request
 
     def enter(self, request: ApiRequest) -> None:
-        """`submit`, unless too many wait meanwhile. Raises ApiError 503 if too many wait."""
+        """`submit`, in place of the last request of another client that has more of them, if too many wait.
+
+        Raises ApiError 503 if too many wait, or the model is gone meanwhile.
+        """
         with self._changed:
-            _ = self.encoder
+            if (last := self.check(request.client)) is not None:
+                last.stopped.set()
+                self._waiting.remove(last)
+                last.end(SessionError(self._full))
             try:
                 self.submit(request)
             except RingError:
                 raise busy("the server is closing.") from None
+
+    def check(self, client: str) -> Request | None:
+        """Whether one more request of a client may wait; returns the one that it would put out of a full queue.
+
+        Raises ApiError 503 if none may, or the model is not there.
+        """
+        _ = self.encoder
+        waiting = [r for r in self._waiting.copy() if not r.is_dropped]
+        if len(waiting) < self.settings.max_queue:
+            return None
+        counts = Counter(r.client for r in waiting)
+        (most, count), *_ = counts.most_common(1)
+        if count < counts[client] + 2:
+            raise busy(self._full)
+        return next(r for r in reversed(waiting) if r.client == most)
+
+    @property
+    def _full(self) -> str:
+        return f"{self.settings.max_queue} requests wait already; try again."

@@ -31,6 +31,7 @@ from ring_mlx.system.terminal_text import note
 
 POLL_S, KEEP_ALIVE_S = 0.05, 5.0
 OPEN = ("/health", "/")
+UNLOGGED = (*OPEN, "/metrics")  # what programs ask all the time
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
@@ -138,22 +139,26 @@ class Handler(Wire):
         A large request, or one that goes on from much, waits for its turn.
         """
         models, turns = self.server.models, self.server.large
-        models.check()
+        client = self._client()
+        models.check(client)
         body = self._body()
+        self.cost.read = time.perf_counter()
         with ExitStack() as use, ExitStack() as turn:
-            turn.enter_context(turns.turn(len(body), self._gone))
+            turn.enter_context(turns.turn(len(body), self._gone, client))
             given = read_object(body)
             name = Fields(given).text("model")
             one = models.find(name)
+            self.cost.model = one.name
             if not models.is_ready(one):
                 turn.close()  # others may be prepared while this one waits for its model
                 engine = use.enter_context(models.use(one, self._gone))
-                turn.enter_context(turns.turn(len(body), self._gone))
+                turn.enter_context(turns.turn(len(body), self._gone, client))
             else:
                 engine = use.enter_context(models.use(one, self._gone))
             if len(body) <= LARGE_BYTES:
-                turn.enter_context(turns.turn(self.server.stored.size_of(given), self._gone))
+                turn.enter_context(turns.turn(self.server.stored.size_of(given), self._gone, client))
             request = api.parse(given, engine.settings.sampling, self.server.stored)
+            request.client, self.cost.request = client, request
             if request.left_out and self.server.strict:
                 names = ", ".join(request.left_out)
                 text = f"not honoured here: {names}; leave this out, or start without --strict."
@@ -182,7 +187,7 @@ class Handler(Wire):
     def _generate(self, api: Api) -> None:
         with self._prepared(api) as (request, engine, name):
             engine.enter(request)
-            reply = api.reply(request, name)
+            reply = self.cost.answer = api.reply(request, name)
             try:
                 if request.stream:
                     self._stream(reply)
@@ -258,6 +263,7 @@ class Handler(Wire):
             if isinstance(event, End) and event.reason == "stopped":
                 raise busy("the server is closing.")
             if isinstance(event, End):
+                self.cost.finish = reply.reason(event)
                 self.server.calls.keep(reply.calls)
             yield event
             if isinstance(event, End):
@@ -278,11 +284,19 @@ class Handler(Wire):
     def _path(self) -> str:
         return unquote(self.path.partition("?")[0]).rstrip("/") or "/"
 
+    def _client(self) -> str:
+        """Who asks: an address, and what stands for the key."""
+        key = f"{self.headers.get('authorization', '')} {self.headers.get('x-api-key', '')}"
+        return f"{self.client_address[0]} {hash(key)}"
+
     def _count(self, status: str) -> None:
-        """Count a request; unknown routes share one label, so that clients cannot make up labels."""
+        """Count and log a request; unknown routes share one label, so that clients cannot make up labels."""
         route = routes.found(self._path())[0]
         label = route.rstrip("/") if route in routes.METHODS and route != "/" else "other"
         self.server.metrics.count("http_requests_total", route=label, status=status)
+        if self.server.request_log is not None and route not in UNLOGGED:
+            line = self.cost.line(self.client_address[0], self.method, label, status)
+            self.server.request_log.write(line)
 
 
 def _told(request: ApiRequest) -> dict[str, str]:

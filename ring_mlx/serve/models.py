@@ -94,7 +94,7 @@ class Models:
         self._metrics, self._load = metrics, load
         self._changed = threading.Condition()
         self._loads: deque[Served] = deque()
-        self._closed = False
+        self._closed, self._drains_since = False, 0.0
         self.is_single = len(served) == 1 and keep_s is None
         if self.is_single:
             self.first.engine = Engine(self.first.settings, metrics, load)
@@ -119,16 +119,28 @@ class Models:
 
     @property
     def state(self) -> str:
-        """``closed``; of a single model its own state, else ``ok``."""
+        """``closed`` or ``draining``; else of a single model its own state, and ``ok`` of several."""
         engine = self.first.engine
+        if self._drains_since and not self._closed:
+            return "draining"
         return engine.state if self.is_single and engine is not None else "closed" if self._closed else "ok"
 
-    def check(self) -> None:
-        """Before a body is read. Raises ApiError 503 if the server is closing, or a single model is not ready for more."""
-        if self._closed:
-            raise busy("the server is closing.")
+    def check(self, client: str) -> None:
+        """Before a body is read. Raises ApiError 503 if the server is ending, or a single model is not ready for more."""
+        if self._closed or self._drains_since:
+            raise busy("the server is ending; try again when it is back.", 10)
         if self.is_single and self.first.engine is not None:
-            _ = self.first.engine.encoder
+            self.first.engine.check(client)
+
+    def drained(self, most_s: float) -> bool:
+        """Take no new requests; returns whether none is left, or so many seconds have passed since the first call."""
+        self._drains_since = self._drains_since or time.monotonic()
+        return self.is_idle or 0 <= most_s < time.monotonic() - self._drains_since
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered or waits for its model."""
+        return not any(one.users or one.waiting for one in self.all.values())
 
     def is_ready(self, one: Served) -> bool:
         """Whether a model can be used at once, or its engine says what is wrong."""
@@ -140,16 +152,14 @@ class Models:
 
         Raises ApiError if it cannot be loaded, or too many wait; GoneError if the client leaves while it waits.
         """
-        engine = one.engine if self.is_single else self._take(one, gone)
-        assert engine is not None
+        engine = self._take(one, gone)
         try:
             yield engine
         finally:
-            if not self.is_single:
-                with self._changed:
-                    one.users -= 1
-                    one.used = time.monotonic()
-                    self._changed.notify_all()
+            with self._changed:
+                one.users -= 1
+                one.used = time.monotonic()
+                self._changed.notify_all()
 
     def let_go_idle(self) -> None:
         """Let models go that nobody used for long; called now and then, and returns at once."""
@@ -191,7 +201,7 @@ class Models:
         with self._changed:
             if sum(other.waiting for other in self.all.values()) >= one.settings.max_queue:
                 raise busy(f"{one.settings.max_queue} requests wait for their models already; try again.")
-            if one.engine is not None and one.engine.failure is not None:
+            if not self.is_single and one.engine is not None and one.engine.failure is not None:
                 one.engine = None  # what failed before may work now
             one.waiting += 1
             try:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.model_thread import TELLING_S
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.calls import Calls
 from ring_mlx.serve.engine import Engine, Settings
@@ -22,6 +23,7 @@ from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.large import LargeTurns
 from ring_mlx.serve.left_out import Log
 from ring_mlx.serve.models import Models, Served
+from ring_mlx.serve.request_log import RequestLog
 from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.slots import Slots
 from ring_mlx.system.terminal_text import note
@@ -48,6 +50,7 @@ class Server(socketserver.ThreadingTCPServer):
         allowed_origins: Web pages of other places that may ask and read.
         strict: Refuse requests with fields that are not honoured, instead of naming these in a header.
         log_requests: Print a line for each.
+        request_log: Gets a line of JSON for each.
 
     Raises:
         OptionError: If the address cannot be used, or the key or a name can never occur in a request.
@@ -70,12 +73,14 @@ class Server(socketserver.ThreadingTCPServer):
         allowed_origins: Iterable[str] = (),
         strict: bool = False,
         log_requests: bool = False,
+        request_log: RequestLog | None = None,
         aliases: Mapping[str, str] | None = None,
         keep_s: float | None = None,
         load: Load | None = None,
     ) -> None:
         self.api_key = _key(api_key) if api_key is not None else None
         self.max_body_bytes, self.strict, self.log_requests = max_body_bytes, strict, log_requests
+        self.request_log = request_log
         self.metrics, self.created = Metrics(), int(time.time())
         self.hosts = Hosts(host, allowed_hosts, allowed_origins)
         self.stored, self.calls, self.left_out, self.large = Stored(max_body_bytes), Calls(), Log(), LargeTurns()
@@ -139,10 +144,14 @@ class Server(socketserver.ThreadingTCPServer):
             note(f"[serve] a connection failed ({type(error).__name__}: {error}).")
 
     def close(self, timeout_s: float = 30.0) -> bool:
-        """Stop answering, end running requests, save; returns whether the model's thread is at rest."""
-        at_rest = self.models.close(timeout_s)
+        """Stop answering, end running requests, save; returns whether the models' threads are at rest."""
+        at_rest, until = self.models.close(timeout_s), time.monotonic() + TELLING_S
+        while not self.models.is_idle and time.monotonic() < until:  # clients are told
+            time.sleep(0.01)
         self.shutdown()
         self.server_close()
+        if self.request_log is not None:
+            self.request_log.close()
         return at_rest
 
 

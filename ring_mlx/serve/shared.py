@@ -10,6 +10,7 @@ from ring_mlx.serve.hosts import Hosts
 from ring_mlx.serve.large import LargeTurns
 from ring_mlx.serve.left_out import Log
 from ring_mlx.serve.models import Models
+from ring_mlx.serve.request_log import RequestLog
 from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.slots import Slots
 
@@ -29,4 +30,5 @@ class Shared(Protocol):
     max_body_bytes: int
     strict: bool
     log_requests: bool
+    request_log: RequestLog | None
     created: int

@@ -21,6 +21,7 @@ import h11
 from ring_mlx import __version__
 from ring_mlx.serve.answer import Answer
 from ring_mlx.serve.failures import ApiError, GoneError, bad
+from ring_mlx.serve.request_log import Cost
 from ring_mlx.serve.shared import Shared
 from ring_mlx.serve.slots import Stage
 from ring_mlx.system.terminal_text import note
@@ -56,6 +57,7 @@ class Wire(socketserver.BaseRequestHandler):
         self.headers: dict[str, str] = {}
         self._reply: Answer | None = None  # of a stream that has begun
         self._closing = False  # whether this request is the last
+        self.cost = Cost()
 
     def handle(self) -> None:
         """Answer one request after the other, until either side closes."""
@@ -74,6 +76,7 @@ class Wire(socketserver.BaseRequestHandler):
         try:
             head = self._read_head()
             self.server.slots.work(self.request)
+            self.cost = Cost()
             if head:
                 self._parse(head)
             return bool(head)
