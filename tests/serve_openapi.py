@@ -52,6 +52,7 @@ COMPLETION = OBJECT | {
     "properties": {
         "prompt": {"oneOf": [SOME, IDS, ONE | {"items": SOME}, ONE | {"items": IDS}]},
         "logprobs": whole(0, 20),
+        "response_format": OBJECT | {"properties": {"type": {"enum": ["text", "json_object"]}}},
         **COMMON,
     },
 }
@@ -114,7 +115,7 @@ RESPONSE = OBJECT | {
         "tool_choice": {"enum": ["auto", "none"]},
         "reasoning": OBJECT | {"properties": {"effort": TEXT, "summary": TEXT}},
         "include": {"type": "array", "items": TEXT},
-        "text": OBJECT | {"properties": {"format": perhaps("text")}},
+        "text": OBJECT | {"properties": {"format": {"oneOf": [perhaps("text"), kind("json_object")]}}},
         "metadata": OBJECT | {"additionalProperties": TEXT},
         "store": FLAG,
         "top_logprobs": whole(0, 20),

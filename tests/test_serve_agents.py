@@ -346,8 +346,8 @@ ERRORS = {400: anthropic.BadRequestError, 404: anthropic.NotFoundError, 422: ant
          422, "invalid_request_error", "'image' with a source of type 'base64'"),
         ({"messages": user("many words " * 9000)}, 400, "invalid_request_error", "prompt is too long"),
         ({"model": "claude-x"}, 404, "not_found_error", "no model 'claude-x'"),
-        ({"tool_choice": {"type": "any"}}, 422, "invalid_request_error", "tool_choice"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, 422, "invalid_request_error", "output_config.format"),
+        ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error", "tool_choice"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, 400, "invalid_request_error", "format.schema"),
     ],
 )  # fmt: skip
 def test_errors_are_anthropics(claude, change, status, kind, words):

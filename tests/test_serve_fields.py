@@ -121,7 +121,6 @@ def test_more_tokens_at_least_than_at_most_are_refused():
         (CHAT, {"store": False, "verbosity": "medium", "modalities": ["text"], "user": "me", "metadata": {}}, ()),
         (CHAT, {"messages": [*user("a"), {"role": "assistant", "content": "b", "refusal": None, "annotations": []}]}, ()),
         (CHAT, {"messages": [{"role": "user", "content": "b", "cache_control": {"type": "x"}}]}, ("messages.cache_control",)),
-        (CHAT, {"tools": [{"function": {"name": "f", "strict": True}}]}, ("strict",)),
         (CHAT, {"stream_options": {"include_usage": True, "odd": 1}}, ("stream_options.odd",)),
         (CHAT, {"thinking": {"type": "enabled", "odd": 1}, "reasoning": {"exclude": True}}, ("thinking.odd", "reasoning.exclude")),
         (CHAT, {"add_generation_prompt": False}, ("add_generation_prompt",)),

@@ -39,8 +39,7 @@ WRONG = [
         {"chat_template_kwargs": {"chat_template": "x"}}, {"chat_template_kwargs": {"enable_thinking": [1]}},
     )),
     *((GOOD | change, 422) for change in (
-        {"n": 2}, {"response_format": {"type": "json_object"}}, {"tool_choice": "required"}, {"adapters": "a"},
-        {"tool_choice": {"type": "function"}}, {"functions": [{}]},
+        {"n": 2}, {"response_format": {"type": "xml"}}, {"adapters": "a"}, {"functions": [{}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     )),
     (GOOD | {"model": "other"}, 404),

@@ -19,11 +19,12 @@ from ring_mlx.engine.loaded import renderer_of
 from ring_mlx.engine.metrics import Metrics
 from ring_mlx.engine.model_thread import Load, ModelThread
 from ring_mlx.engine.request import Request
-from ring_mlx.errors import PromptError, RingError, SessionError, TokenizerError
+from ring_mlx.errors import GrammarError, PromptError, RingError, SessionError, TokenizerError
 from ring_mlx.generation.defaults import filled
 from ring_mlx.generation.stream import encode_prompt
 from ring_mlx.generation.thought_end import THINK_END
 from ring_mlx.serve.failures import ApiError, GoneError, bad, busy
+from ring_mlx.serve.left_out import LeftOut
 from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.serve.turns import without_oldest
 from ring_mlx.system.terminal_text import whole_text
@@ -175,6 +176,8 @@ class Engine(ModelThread):
         try:
             prompt, renderer = encoder.prompt(request, gone)
             request.prepared = loaded.measured(request, prompt, renderer)
+        except GrammarError as e:
+            raise bad(str(e), e.param, "invalid_value") from None
         except TokenizerError as e:
             raise bad(str(e), field, "template_error") from None
         except PromptError as e:
@@ -190,6 +193,9 @@ class Engine(ModelThread):
             or (request.sampling.top_k or 0) >= rows
         ):
             raise bad(f"a token id or top_k is not below the vocabulary of {rows}.", code="invalid_value")
+        if request.prepared.constraint is not None:
+            left_out = LeftOut(dict.fromkeys((*request.left_out, *request.prepared.constraint.left_out), True))
+            request.left_out = left_out.names
         return request
 
     def enter(self, request: ApiRequest) -> None:

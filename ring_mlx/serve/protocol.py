@@ -13,9 +13,11 @@ from typing import Any
 
 from ring_mlx.engine.events import Sampling
 from ring_mlx.engine.request import Request
+from ring_mlx.generation.forms import Form, TextForm
 from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.failures import ApiError, bad, cannot
 from ring_mlx.serve.fields import MOST_VALUES, Fields, check_count, read_json
+from ring_mlx.serve.forms import FORMS, choice_of, form_of, own_form_of, text_form_of
 from ring_mlx.serve.generation_fields import (
     ENDS,
     SAMPLING,
@@ -42,12 +44,19 @@ NEUTRAL = {
     "store": (False,),
     "verbosity": ("medium",),
 }
-READ = {*HARMLESS, *SAMPLING, *ENDS, *UNSUPPORTED, "max_tokens", "model", "n", "stop", "stream", "stream_options"}
+READ = {
+    *HARMLESS,
+    *SAMPLING,
+    *ENDS,
+    *FORMS,
+    *UNSUPPORTED,
+    *("max_tokens", "model", "n", "response_format", "stop", "stream", "stream_options"),
+}
 CHAT_READ = {
     *READ,
     *THOUGHT,
     *("add_generation_prompt", "continue_final_message", "logprobs", "max_completion_tokens", "messages"),
-    *("parallel_tool_calls", "prediction", "response_format", "tool_choice", "tools", "top_logprobs"),
+    *("parallel_tool_calls", "prediction", "tool_choice", "tools", "top_logprobs"),
 }
 COMPLETION_READ = {*READ, "chat_template_kwargs", "logprobs", "prediction", "prompt", "thinking_budget", "tools"}
 MESSAGE_READ = {"content", "name", "reasoning", "reasoning_content", "role", "tool_call_id", "tool_calls"}
@@ -87,17 +96,19 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     top = fields.integer("top_logprobs", 0, MOST_TOP_LOGPROBS)
     if top and not logprobs:
         fields.refuse("top_logprobs", "needs logprobs to be true")
-    check_form(fields.object("response_format"), "response_format")
     messages = _messages(fields, left_out)
     most = fields.either("max_completion_tokens", "max_tokens")
     request = _common(fields, messages, defaults, most, left_out)
+    choice, one_call = choice_of(fields), not fields.boolean("parallel_tool_calls", True)
+    tools = _tools(fields) if choice.is_wanted else []
     return replace(
         request,
         is_text=False,
+        form=form_of(_text_form(fields), tools, choice, one_call),
         continue_last=_continues(fields, messages, left_out),
         top_logprobs=(top or 0) if logprobs else None,
-        tools=_tools(fields, left_out),
-        one_call=not fields.boolean("parallel_tool_calls", True),
+        tools=tools,
+        one_call=one_call,
         prediction=_prediction(fields),
         **thought_of(fields, left_out),
         left_out=left_out.names,
@@ -118,8 +129,10 @@ def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     ids = isinstance(prompt, list) and all(type(i) is int and i >= 0 for i in prompt)
     if not prompt or not (isinstance(prompt, str) or ids):
         fields.refuse("prompt", "must be text or token ids, and not empty")
+    text = _text_form(fields)
     return replace(
         _common(fields, prompt, defaults, "max_tokens", left_out),
+        form=None if text is None else Form(text),
         top_logprobs=fields.integer("logprobs", 0, MOST_TOP_LOGPROBS),
         thinking_budget=fields.within("thinking_budget", RANGES["thinking_budget"]),
         left_out=left_out.names,
@@ -266,7 +279,7 @@ def arguments_of(given: Any) -> dict[str, Any] | str:
     return found if isinstance(found, dict) else text
 
 
-def _tools(fields: Fields, left_out: LeftOut) -> list[dict[str, Any]]:
+def _tools(fields: Fields) -> list[dict[str, Any]]:
     tools = fields.array("tools")
     check_count("tools", len(tools), MOST_TOOLS)
     for i, tool in enumerate(tools):
@@ -274,19 +287,8 @@ def _tools(fields: Fields, left_out: LeftOut) -> list[dict[str, Any]]:
         function = tool.get("function") if isinstance(tool, dict) else None
         if kind != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise bad(f"tools[{i}] is not a function with a name; describe it as one.", f"tools[{i}]", "invalid_value")
-        if function.get("strict"):
-            left_out.add("strict")
-    return tools if wants_tools(fields.get("tool_choice")) else []
+    return tools
 
 
-def wants_tools(choice: object) -> bool:
-    """Whether the model is told of the tools. Raises ApiError 422 if it must call one."""
-    if choice not in (None, "auto", "none"):
-        raise cannot("tool_choice may be 'auto' or 'none'; the model cannot be made to call a tool.", "tool_choice")
-    return choice != "none"
-
-
-def check_form(form: Mapping[str, Any], param: str) -> None:
-    """The form that an answer must have, on all routes. Raises ApiError 422 if it is not text."""
-    if (kind := form.get("type")) not in (None, "text"):
-        raise cannot(f"{param} {str(kind)[:40]!r} is not supported; ask for JSON in words.", param)
+def _text_form(fields: Fields) -> TextForm | None:
+    return own_form_of(fields, text_form_of(fields.object("response_format"), "response_format", "json_schema"))

@@ -47,7 +47,7 @@ def tools_of(fields: Fields, left_out: LeftOut) -> list[dict[str, Any]]:
             tool.refuse("input_schema", "must be the JSON schema of the tool's input")
         function["parameters"] = tool.object("input_schema")
         if tool.boolean("strict", False):
-            left_out.add("strict")
+            function["strict"] = True
         tools.append({"type": "function", "function": function})
     check_count("tools", len(tools), MOST_TOOLS)
     return tools

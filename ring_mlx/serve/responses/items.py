@@ -152,7 +152,7 @@ class Tools:
         if tool.get("parameters") is not None:
             function["parameters"] = tool.object("parameters")
         if tool.boolean("strict", False):
-            self._left_out.add("strict")
+            function["strict"] = True
         self.functions.append({"type": "function", "function": function})
 
 

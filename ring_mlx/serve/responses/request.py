@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ring_mlx.engine.events import Sampling
+from ring_mlx.generation.forms import TextForm
 from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.failures import bad
 from ring_mlx.serve.fields import Fields
+from ring_mlx.serve.forms import FORMS, choice_of, form_of, own_form_of, text_form_of
 from ring_mlx.serve.generation_fields import (
     ENDS,
     SAMPLING,
@@ -27,9 +29,7 @@ from ring_mlx.serve.protocol import (
     MOST_TOP_LOGPROBS,
     NEUTRAL,
     ApiRequest,
-    check_form,
     check_supported,
-    wants_tools,
 )
 from ring_mlx.serve.responses.items import Items, Tools
 from ring_mlx.serve.responses.stored import Stored
@@ -45,6 +45,7 @@ READ = {
     *("top_logprobs", "truncation"),
     *SAMPLING,
     *ENDS,
+    *FORMS,
     *THOUGHT,
     *HARMLESS,
     *REPEATED,
@@ -76,6 +77,7 @@ def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored)
     fields, left_out = Fields(body), left_out_of(body, READ, NEUTRAL)
     check_supported(fields, UNSUPPORTED)
     talk = _talk(fields, stored, left_out)
+    choice, one_call = choice_of(fields), not fields.boolean("parallel_tool_calls", True)
     tools, most = Tools(fields, left_out), fields.within("max_output_tokens", RANGES["max_tokens"])
     Fields(fields.object("reasoning"), "reasoning.").text("summary")
     return ResponsesRequest(
@@ -86,8 +88,9 @@ def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored)
         stop=stops_of(fields),
         **ends_of(fields, most),
         top_logprobs=_logprobs(fields, left_out),
-        tools=tools.functions if wants_tools(_choice(fields)) else [],
-        one_call=not fields.boolean("parallel_tool_calls", True),
+        tools=tools.functions if choice.is_wanted else [],
+        one_call=one_call,
+        form=form_of(own_form_of(fields, _text_form(fields)), tools.functions, choice, one_call),
         **thought_of(fields, left_out, reads=("summary", "generate_summary")),
         stream=fields.boolean("stream", False),
         truncates=_truncates(fields),
@@ -123,12 +126,8 @@ def _logprobs(fields: Fields, left_out: LeftOut) -> int | None:
     return count or 0 if count or LOGPROBS in include else None
 
 
-def _choice(fields: Fields) -> object:
-    """The choice of a tool; a choice among all of them is no force."""
-    choice = fields.get("tool_choice")
-    if isinstance(choice, dict) and choice.get("type") in ("auto", "none"):
-        return choice["type"]
-    return choice
+def _text_form(fields: Fields) -> TextForm | None:
+    return text_form_of(Fields(fields.object("text"), "text.").object("format"), "text.format")
 
 
 def _truncates(fields: Fields) -> bool:
@@ -141,7 +140,6 @@ def _repeated(fields: Fields, left_out: LeftOut) -> dict[str, Any]:
     """What the response repeats of the request."""
     text = Fields(fields.object("text"), "text.")
     form = text.object("format") or {"type": "text"}
-    check_form(form, "text.format")
     if text.text("verbosity") not in (None, "medium"):
         left_out.add("text.verbosity")
     fields.text("service_tier")
