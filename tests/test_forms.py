@@ -133,7 +133,7 @@ def test_every_answer_is_an_instance_and_instances_can_be_answers(session, gramm
         ({"enum": []}, "", "empty"),
         ({"type": "strin"}, "", "strin"),
         ({"enum": ["x" * 300_000]}, "", "more than"),
-        ({"properties": dict.fromkeys(map(str, range(16_000)), True), "type": "object"}, "", "too big"),
+        ({"properties": dict.fromkeys(map(str, range(16_000)), True), "type": "object"}, "", "16000 properties"),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused_with_its_path(grammars, schema, path, why):

@@ -178,7 +178,7 @@ class Grammars:
 def _schema(text: str, origin: str) -> tuple[dict[str, Any], list[str]]:
     """A schema, tidied, and the paths of what was left out of it."""
     schema = json.loads(text)
-    return schema, [f"{origin}{path}" for path in tidied(schema)]
+    return schema, tidied(schema, origin)
 
 
 class _Vocabulary:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ring_mlx.errors import GrammarError
+
 ONE = {
     *("additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then"),
     *("unevaluatedItems", "unevaluatedProperties"),
@@ -22,6 +24,7 @@ FORMATS = {
     *("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"),
 }
 MOST_TRIES = 300
+MOST_PROPERTIES = 2_500  # of one object; the work grows with their square
 
 
 def below(schema: Any) -> Iterator[tuple[str, Any]]:
@@ -38,19 +41,24 @@ def below(schema: Any) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}.{name}", each) for name, each in value.items())
 
 
-def tidied(schema: dict[str, Any]) -> list[str]:
+def tidied(schema: dict[str, Any], origin: str) -> list[str]:
     """Take away what means nothing, in place; returns the paths of what was more than nothing to whoever wrote it.
 
     Options of llguidance itself go, so that no client gives them, and keywords that the specification lets a reader pass over:
-    formats that are not known, and halves of pairs. Counts such as 2.0 become integers.
+    formats that are not known, and halves of pairs. Counts such as 2.0 become integers. Raises GrammarError if an object has too
+    many properties.
     """
     told: list[str] = []
     schema.pop("x-guidance", None)
-    left: list[tuple[str, Any]] = [("", schema)]
+    left: list[tuple[str, Any]] = [(origin, schema)]
     while left:
         path, s = left.pop()
         if not isinstance(s, dict):
             continue
+        properties = s.get("properties")
+        if isinstance(properties, dict) and len(properties) > MOST_PROPERTIES:
+            why = f"{path} has {len(properties)} properties, more than {MOST_PROPERTIES}; nest some of them."
+            raise GrammarError(why, origin)
         if isinstance(s.get("format"), str) and s["format"] not in FORMATS:
             told.append(f"{path}.format")
             del s["format"]
