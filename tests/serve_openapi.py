@@ -40,17 +40,20 @@ CHAT = OBJECT | {
     "properties": {
         "messages": {"type": "array", "minItems": 1, "items": MESSAGE},
         "logprobs": FLAG,
+        "n": whole(1, 3),
         "thinking_budget": setting("thinking_budget"),
         **COMMON,
     },
 }
 IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": 1023}}
 SOME = {"type": "string", "minLength": 1}
-ONE = {"type": "array", "minItems": 1, "maxItems": 1}
+FEW = {"type": "array", "minItems": 1, "maxItems": 3}
 COMPLETION = OBJECT | {
     "required": ["prompt"],
     "properties": {
-        "prompt": {"oneOf": [SOME, IDS, ONE | {"items": SOME}, ONE | {"items": IDS}]},
+        "prompt": {"oneOf": [SOME, IDS, FEW | {"items": SOME}, FEW | {"items": IDS}]},
+        "n": whole(1, 2),
+        "echo": FLAG,
         "logprobs": whole(0, 20),
         "response_format": OBJECT | {"properties": {"type": {"enum": ["text", "json_object"]}}},
         **COMMON,

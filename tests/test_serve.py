@@ -191,8 +191,8 @@ def test_models_and_errors_of_the_client(client):
     with pytest.raises(openai.BadRequestError, match="exceed the context") as e:
         client.chat.completions.create(messages=user("1 " * 9000), **GREEDY)
     assert e.value.code == "context_length_exceeded"
-    with pytest.raises(openai.UnprocessableEntityError, match="n above 1"):
-        client.chat.completions.create(messages=user("x"), n=2, **GREEDY)
+    with pytest.raises(openai.UnprocessableEntityError, match="functions is not supported"):
+        client.chat.completions.create(messages=user("x"), functions=[{"name": "f"}], **GREEDY)
 
 
 def test_api_key(serve):

@@ -13,11 +13,12 @@ import pytest
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import PromptError
 from ring_mlx.serve import fields, generation_fields, large, protocol
+from ring_mlx.serve.completions import parse_completion
 from ring_mlx.serve.engine import PIECE_CHARS, Encoder
 from ring_mlx.serve.failures import ApiError, GoneError
 from ring_mlx.serve.fields import read_json, read_object
 from ring_mlx.serve.large import LARGE_BYTES, LargeTurns
-from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
+from ring_mlx.serve.protocol import ApiRequest, parse_chat
 from ring_mlx.serve.server import MOST_BODY_BYTES
 from tests.serving import CHAT, GOOD, TOOLS, send, user
 

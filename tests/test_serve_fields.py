@@ -8,10 +8,11 @@ import pytest
 
 from ring_mlx import demo_model_path
 from ring_mlx.engine.events import Sampling
+from ring_mlx.serve.completions import parse_completion
 from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.messages.request import parse_messages
-from ring_mlx.serve.protocol import parse_chat, parse_completion
+from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.responses.request import parse_responses
 from ring_mlx.serve.responses.stored import Stored
 from ring_mlx.serve.server import Server

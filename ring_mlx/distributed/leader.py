@@ -47,6 +47,8 @@ READER, SNAPSHOT = "reader", "snapshot"
 class Leader(LoadedModel):
     """A rank's part of a model, whose readers and batch send their steps to the other ranks."""
 
+    can_tell_prompts = False
+
     def __init__(
         self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions, rank: Rank, channel: Channel
     ) -> None:
@@ -151,10 +153,15 @@ class _Reader(PromptReader):
         return super().start(ids)
 
     def read(
-        self, ids: Sequence[int], points: Mapping[int, str], stopped: Callable[[], bool], step_tokens: int | None = None
+        self,
+        ids: Sequence[int],
+        points: Mapping[int, str],
+        stopped: Callable[[], bool],
+        step_tokens: int | None = None,
+        look: Callable[[mx.array], None] | None = None,
     ) -> Iterator[int]:
         leader, number = self._leader, self._number
-        steps = super().read(ids, points, lambda: leader.same(stopped()), step_tokens)
+        steps = super().read(ids, points, lambda: leader.same(stopped()), step_tokens, look)
         what = {"ids": [int(i) for i in ids], "points": list(points.items()), "step_tokens": step_tokens}
         leader.tell("read", reader=number, **what)
         while True:

@@ -179,10 +179,13 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of the answer, its log-probability, its place in the text, and the likeliest alternatives."""
+    """One token of the answer, its log-probability, its place in the text, and the likeliest alternatives.
+
+    Of the prompt where that is asked for; its first token has no log-probability.
+    """
 
     token: bytes
-    logprob: float
+    logprob: float | None
     offset: int = 0
     top: tuple[tuple[bytes, float], ...] = ()
 

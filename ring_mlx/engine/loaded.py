@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -41,6 +41,8 @@ class LoadedModel:
     Raises TokenizerError if the options have a chat template that cannot be used; OptionError if keys and values cannot
     be quantized so.
     """
+
+    can_tell_prompts: ClassVar[bool] = True
 
     def __init__(self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options

@@ -61,7 +61,12 @@ class PromptReader:
         return len(self.live.tokens)
 
     def read(
-        self, ids: Sequence[int], points: Mapping[int, str], stopped: Callable[[], bool], step_tokens: int | None = None
+        self,
+        ids: Sequence[int],
+        points: Mapping[int, str],
+        stopped: Callable[[], bool],
+        step_tokens: int | None = None,
+        look: Callable[[mx.array], None] | None = None,
     ) -> Iterator[int]:
         """Read the rest of a prompt after `start`, taking snapshots; leaving early leaves a usable cache.
 
@@ -72,6 +77,7 @@ class PromptReader:
             points: Where snapshots are wanted, and why; one is taken at the end whatever it says.
             stopped: Called between steps.
             step_tokens: Instead of the usual.
+            look: Given the logits of all positions of each step [n, vocab] float32.
 
         Yields:
             Tokens of the prompt that are known, after each step.
@@ -79,8 +85,14 @@ class PromptReader:
         tokens, begin = np.asarray(ids, dtype=np.int32), len(self.live.tokens)
         ends = self._ends(begin, len(ids), points, step_tokens or self._step_tokens)
         sizes = np.diff([begin, *ends]).tolist()
-        steps = prefill(mx.array(tokens[begin:]), self._model, self.live.cache, sizes, self.kv_quantization)
+        every = look is not None
+        steps = prefill(
+            mx.array(tokens[begin:]), self._model, self.live.cache, sizes, self.kv_quantization, every_position=every
+        )
         for done, logits in steps:
+            if look is not None:
+                look(logits[0])
+                logits = logits[:, -1]
             self.read_tokens += begin + done - len(self.live.tokens)
             self.live.advance(tokens[: begin + done])
             at_end = begin + done == len(ids)

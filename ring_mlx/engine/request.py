@@ -32,6 +32,7 @@ class Request:
         ignore_eos: The model's own never come.
         one_call: The first tool call ends the answer.
         top_logprobs: How many alternatives to tell for each token; None tells no log-probabilities.
+        prompt_logprobs: Tell them of the prompt's tokens too. No snapshot has these, so all of it is read.
         form: What the answer must be after its thought, or None.
         is_text: The answer is the text as it comes, tags included: thoughts and tool calls are not looked for.
         prepared: The rendered prompt, where the sender's thread has made it.
@@ -59,6 +60,7 @@ class Request:
     ignore_eos: bool = False
     one_call: bool = False
     top_logprobs: int | None = None
+    prompt_logprobs: bool = False
     form: Form | None = None
     is_text: bool = False
     prepared: Prepared | None = None

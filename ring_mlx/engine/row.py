@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -28,12 +28,15 @@ from ring_mlx.engine.events import (
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
-from ring_mlx.generation.decoding import LogitsProcessor
+from ring_mlx.generation.decoding import LogitsProcessor, check_finite, largest_logit
 from ring_mlx.generation.drafts import Counts
 from ring_mlx.generation.message import MessageBuilder, StopText
 from ring_mlx.generation.sampling import start_sampling, without
 from ring_mlx.generation.stream import GenerationEvent, events_of, thought_closer
 from ring_mlx.generation.thinking import Thinking
+
+# Prompt tokens a step where their logits are kept: of 157,184 floats each.
+SCORED_TOKENS = 128
 
 
 class Row:
@@ -78,7 +81,11 @@ class Row:
     def start(self, reader: PromptReader) -> None:
         """Go to the deepest snapshot of the prompt."""
         self.reader = reader
-        self.reused = self.known = reader.start(self.ids)
+        if self.request.prompt_logprobs:
+            reader.forget()
+            self._tell_token(self.prompt.ids[0], None)
+        else:
+            self.reused = self.known = reader.start(self.ids)
         self._steps = self._read()
         self._tell_progress()
 
@@ -102,7 +109,8 @@ class Row:
             points = branch_points(self.renderer, self.request.prompt, self.prompt, self.known)
             points = {min(at, len(self.ids)): kind for at, kind in points.items()}
         began = time.perf_counter()
-        for known in self.reader.read(self.ids, points, self.request.stopped.is_set):
+        told = (SCORED_TOKENS, self._tell_prompt) if self.request.prompt_logprobs else ()
+        for known in self.reader.read(self.ids, points, self.request.stopped.is_set, *told):
             self.reader.tps = (known - self.reused) / max(time.perf_counter() - began, 1e-9)
             yield known
 
@@ -199,13 +207,33 @@ class Row:
             return
         values = np.asarray(e.logprobs)
         best = np.argsort(-values, kind="stable")[:count].tolist()
-        top = tuple((token_bytes(self._tokenizer, i), float(values[i])) for i in best)
-        token = token_bytes(self._tokenizer, e.token)
-        told = TokenLogprob(token, float(values[e.token]), self._offsets.next(token), top)
+        told = self._logprob(e.token, float(values[e.token]), [(i, float(values[i])) for i in best])
         if not self.request.is_text and (e.thinking or e.revised is not None):
             self._thought_logprobs.append(told)
         else:
             self.request.events.put(told)
+
+    def _logprob(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> TokenLogprob:
+        said = token_bytes(self._tokenizer, token)
+        alternatives = tuple((token_bytes(self._tokenizer, i), value) for i, value in top)
+        return TokenLogprob(said, logprob, self._offsets.next(said), alternatives)
+
+    def _tell_token(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]] = ()) -> None:
+        self.request.events.put(self._logprob(token, logprob, top))
+
+    def _tell_prompt(self, logits: mx.array) -> None:
+        """Of the prompt's tokens that come after those of a step, whose logits these are [n, vocab] float32."""
+        check_finite(np.asarray(largest_logit(logits)).tolist())
+        at, count = self.known + 1, self.request.top_logprobs or 0
+        tokens = self.prompt.ids[at : at + logits.shape[0]]
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        best = mx.argpartition(-logprobs, max(0, count - 1), axis=-1)[:, :count]
+        own = mx.take_along_axis(logprobs, mx.array(tokens)[:, None], axis=-1)[:, 0]
+        values = mx.take_along_axis(logprobs, best, axis=-1)
+        likeliest = zip(np.asarray(best), np.asarray(values), strict=True)
+        for token, logprob, (ids, each) in zip(tokens, np.asarray(own), likeliest, strict=True):
+            top = sorted(zip(ids.tolist(), each.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
+            self._tell_token(token, float(logprob), top)
 
 
 def _ends_held_back(

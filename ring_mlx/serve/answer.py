@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ring_mlx.engine.events import (
     AnswerText,
@@ -23,6 +23,9 @@ from ring_mlx.generation.thinking import end_note
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.system.terminal_text import is_seen
+
+if TYPE_CHECKING:
+    from ring_mlx.serve.engine import Engine
 
 Piece = dict[str, Any]
 
@@ -55,6 +58,23 @@ class Answer:
         self.is_revised = False
         self.held = ""
         self.statistics = Statistics()
+
+    def enter(self, engine: Engine) -> None:
+        """Let the model's thread begin. Raises ApiError 503 if too many wait."""
+        engine.enter(self.request)
+
+    def leave(self, engine: Engine) -> None:
+        """Let go of what is not wanted any more."""
+        engine.drop(self.request)
+
+    def next_event(self, timeout: float) -> Any:
+        """The next event or failure. Raises queue.Empty if none comes in so many seconds."""
+        return self.request.events.get(timeout=timeout)
+
+    @property
+    def every_call(self) -> list[Call]:
+        """The calls of the answer."""
+        return self.calls
 
     def take(self, event: Event) -> None:
         """Note what an event adds."""

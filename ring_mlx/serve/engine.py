@@ -23,7 +23,7 @@ from ring_mlx.errors import GrammarError, PromptError, RingError, SessionError, 
 from ring_mlx.generation.defaults import filled
 from ring_mlx.generation.stream import encode_prompt
 from ring_mlx.generation.thought_end import THINK_END
-from ring_mlx.serve.failures import ApiError, GoneError, bad, busy
+from ring_mlx.serve.failures import ApiError, GoneError, bad, busy, cannot
 from ring_mlx.serve.left_out import LeftOut
 from ring_mlx.serve.protocol import ApiRequest
 from ring_mlx.serve.turns import without_oldest
@@ -175,6 +175,12 @@ class Engine(ModelThread):
         assert loaded is not None
         try:
             prompt, renderer = encoder.prompt(request, gone)
+            if request.echo:
+                request.echoed = str(prompt.text or loaded.tokenizer.decode(prompt.ids))
+            if request.prompt_logprobs and not loaded.can_tell_prompts:
+                raise cannot(
+                    "logprobs of a prompt are not told by several machines; leave echo or logprobs out.", "echo"
+                )
             request.prepared = loaded.measured(request, prompt, renderer)
         except GrammarError as e:
             raise bad(str(e), e.param, "invalid_value") from None

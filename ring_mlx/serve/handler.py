@@ -18,6 +18,7 @@ from ring_mlx.engine.events import End, Event, PrefillProgress
 from ring_mlx.errors import RingError
 from ring_mlx.serve import routes
 from ring_mlx.serve.answer import Answer, Piece
+from ring_mlx.serve.choices import Choices, asked
 from ring_mlx.serve.engine import Engine
 from ring_mlx.serve.failures import ApiError, GoneError, bad, busy, of_answer
 from ring_mlx.serve.fields import Fields, read_object
@@ -133,8 +134,8 @@ class Handler(Wire):
     # Generation
 
     @contextmanager
-    def _prepared(self, api: Api) -> Iterator[tuple[ApiRequest, Engine, str]]:
-        """The request of a body, ready to be answered, its engine, which stays loaded, and the model's name for the answer.
+    def _prepared(self, api: Api) -> Iterator[tuple[list[ApiRequest], Engine, str]]:
+        """The requests of a body, ready to be answered, their engine, which stays loaded, and the model's name for the answer.
 
         A large request, or one that goes on from much, waits for its turn.
         """
@@ -159,22 +160,22 @@ class Handler(Wire):
                 turn.enter_context(turns.turn(self.server.stored.size_of(given), self._gone, client))
             request = api.parse(given, engine.settings.sampling, self.server.stored)
             request.client, self.cost.request = client, request
+            if not request.is_text:
+                self.server.calls.restore(request.prompt)
+            requests = asked(request, lambda one: engine.prepare(one, self._gone))
             if request.left_out and self.server.strict:
                 names = ", ".join(request.left_out)
                 text = f"not honoured here: {names}; leave this out, or start without --strict."
                 raise bad(text, request.left_out[0], "unsupported_parameter")
-            if not request.is_text:
-                self.server.calls.restore(request.prompt)
-            engine.prepare(request, self._gone)
             turn.close()
             if request.left_out:
                 self.server.left_out.tell(request.left_out)
-            yield request, engine, models.shown(name, one)
+            yield requests, engine, models.shown(name, one)
 
     def _measure(self, api: Api) -> None:
-        with self._prepared(api) as (request, _, _):
-            assert request.prepared is not None
-            self._send(200, {"input_tokens": len(request.prepared.prompt.ids)})
+        with self._prepared(api) as (requests, _, _):
+            assert requests[0].prepared is not None
+            self._send(200, {"input_tokens": len(requests[0].prepared.prompt.ids)})
 
     def _stored(self, named: str) -> None:
         kept = self.server.stored.get(named)
@@ -185,16 +186,21 @@ class Handler(Wire):
         self._send(200, {"id": named, "object": "response", "deleted": True})
 
     def _generate(self, api: Api) -> None:
-        with self._prepared(api) as (request, engine, name):
-            engine.enter(request)
-            reply = self.cost.answer = api.reply(request, name)
+        with self._prepared(api) as (requests, engine, name):
+            request = requests[0]
+            if len(requests) > 1:
+                reply: Answer = Choices(requests, name, engine.settings.max_batch)
+            else:
+                reply = api.reply(request, name)
+            self.cost.answer = reply
             try:
+                reply.enter(engine)
                 if request.stream:
                     self._stream(reply)
                 else:
                     self._whole(reply)
             finally:
-                engine.drop(request)
+                reply.leave(engine)
 
     def _whole(self, reply: Answer) -> None:
         for event in self._events(reply):
@@ -253,7 +259,7 @@ class Handler(Wire):
         """
         while True:
             try:
-                event = reply.request.events.get(timeout=POLL_S)
+                event = reply.next_event(POLL_S)
             except queue.Empty:
                 event = None
             if self._gone():
@@ -264,7 +270,7 @@ class Handler(Wire):
                 raise busy("the server is closing.")
             if isinstance(event, End):
                 self.cost.finish = reply.reason(event)
-                self.server.calls.keep(reply.calls)
+                self.server.calls.keep(reply.every_call)
             yield event
             if isinstance(event, End):
                 if why := reply.why_empty(event):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ring_mlx.engine.events import Sampling
 from ring_mlx.engine.request import Request
-from ring_mlx.generation.forms import Form, TextForm
+from ring_mlx.generation.forms import TextForm
 from ring_mlx.generation.sampling_ranges import RANGES
 from ring_mlx.serve.failures import ApiError, bad, cannot
 from ring_mlx.serve.fields import MOST_VALUES, Fields, check_count, read_json
@@ -33,7 +33,7 @@ from ring_mlx.serve.left_out import LeftOut
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 PARTS = {"text": "text", "refusal": "refusal"}
 UNSUPPORTED = (
-    *("functions", "function_call", "audio", "web_search_options", "suffix", "best_of", "echo"),
+    *("functions", "function_call", "audio", "web_search_options", "suffix"),
     "adapters",  # mlx_lm.server's
 )
 # Of these an answer does not depend, or not with these values.
@@ -58,9 +58,8 @@ CHAT_READ = {
     *("add_generation_prompt", "continue_final_message", "logprobs", "max_completion_tokens", "messages"),
     *("parallel_tool_calls", "prediction", "tool_choice", "tools", "top_logprobs"),
 }
-COMPLETION_READ = {*READ, "chat_template_kwargs", "logprobs", "prediction", "prompt", "thinking_budget", "tools"}
 MESSAGE_READ = {"content", "name", "reasoning", "reasoning_content", "role", "tool_call_id", "tool_calls"}
-MOST_TOP_LOGPROBS = 20
+MOST_TOP_LOGPROBS, MOST_CHOICES = 20, 128
 # An agent's long day is 2,000 messages and as many calls, a large set of tools 100; what is far above only costs time.
 MOST_MESSAGES, MOST_CALLS, MOST_TOOLS = 4_096, 4_096, 1_000
 
@@ -75,6 +74,14 @@ class ApiRequest(Request):
         include_usage: Whether a stream ends with the usage.
         prediction: A text that the client expects much of in the answer; it changes nothing but the time.
         left_out: What the client sent and the answer does not depend on, though it should; the client is told.
+        n: How many answers.
+        best_of: So many are made, of which the ``n`` likeliest are given; None is ``n``.
+        prompts: Further prompts, which are answered as the first one.
+        index: Which of the answers this one is.
+        echo: The prompt is the start of the answer.
+        echoed: Its text.
+        is_prompt_only: Nothing is generated.
+        tells_logprobs: Whether the client gets the log-probabilities that are told.
         truncates: The oldest turns may be dropped where the conversation exceeds the context.
     """
 
@@ -84,6 +91,14 @@ class ApiRequest(Request):
     prediction: str = ""
     left_out: tuple[str, ...] = ()
     truncates: bool = False
+    n: int = 1
+    best_of: int | None = None
+    prompts: tuple[Any, ...] = ()
+    index: int = 0
+    echo: bool = False
+    echoed: str = ""
+    is_prompt_only: bool = False
+    tells_logprobs: bool = True
 
 
 def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
@@ -98,43 +113,19 @@ def parse_chat(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
         fields.refuse("top_logprobs", "needs logprobs to be true")
     messages = _messages(fields, left_out)
     most = fields.either("max_completion_tokens", "max_tokens")
-    request = _common(fields, messages, defaults, most, left_out)
+    request = common(fields, messages, defaults, most, left_out)
     choice, one_call = choice_of(fields), not fields.boolean("parallel_tool_calls", True)
     tools = _tools(fields) if choice.is_wanted else []
     return replace(
         request,
         is_text=False,
-        form=form_of(_text_form(fields), tools, choice, one_call),
+        form=form_of(text_form(fields), tools, choice, one_call),
         continue_last=_continues(fields, messages, left_out),
         top_logprobs=(top or 0) if logprobs else None,
         tools=tools,
         one_call=one_call,
         prediction=_prediction(fields),
         **thought_of(fields, left_out),
-        left_out=left_out.names,
-    )
-
-
-def parse_completion(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
-    """A request to ``/v1/completions``; errors as `parse_chat`."""
-    fields, left_out = Fields(body), left_out_of(body, COMPLETION_READ, NEUTRAL)
-    for name in ("tools", "chat_template_kwargs", "prediction"):
-        if fields.get(name):
-            raise cannot(f"{name} needs the chat template; send it to /v1/chat/completions, or leave it out.", name)
-    prompt = fields.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
-        prompt = prompt[0]
-    elif isinstance(prompt, list) and prompt and all(isinstance(p, (str, list)) for p in prompt):
-        raise cannot(f"{len(prompt)} prompts in one request are not supported; send one each.", "prompt")
-    ids = isinstance(prompt, list) and all(type(i) is int and i >= 0 for i in prompt)
-    if not prompt or not (isinstance(prompt, str) or ids):
-        fields.refuse("prompt", "must be text or token ids, and not empty")
-    text = _text_form(fields)
-    return replace(
-        _common(fields, prompt, defaults, "max_tokens", left_out),
-        form=None if text is None else Form(text),
-        top_logprobs=fields.integer("logprobs", 0, MOST_TOP_LOGPROBS),
-        thinking_budget=fields.within("thinking_budget", RANGES["thinking_budget"]),
         left_out=left_out.names,
     )
 
@@ -146,10 +137,8 @@ def check_supported(fields: Fields, names: Iterable[str]) -> None:
             raise cannot(f"{name} is not supported; leave it out.", name)
 
 
-def _common(fields: Fields, prompt: Any, defaults: Sampling, most_sent_as: str, left_out: LeftOut) -> ApiRequest:
+def common(fields: Fields, prompt: Any, defaults: Sampling, most_sent_as: str, left_out: LeftOut) -> ApiRequest:
     check_supported(fields, UNSUPPORTED)
-    if fields.integer("n", 1, 128) not in (None, 1):
-        raise cannot("n above 1 is not supported; send the request again instead.", "n")
     options = fields.object("stream_options")
     left_out.note(options, ("include_usage", "include_obfuscation"), "stream_options.")
     most = fields.within(most_sent_as, RANGES["max_tokens"])
@@ -162,6 +151,7 @@ def _common(fields: Fields, prompt: Any, defaults: Sampling, most_sent_as: str, 
         stop=stops_of(fields),
         stream=fields.boolean("stream", False),
         include_usage=Fields(options, "stream_options.").boolean("include_usage", False),
+        n=fields.integer("n", 1, MOST_CHOICES) or 1,
         **ends_of(fields, most),
     )
 
@@ -290,5 +280,5 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
     return tools
 
 
-def _text_form(fields: Fields) -> TextForm | None:
+def text_form(fields: Fields) -> TextForm | None:
     return own_form_of(fields, text_form_of(fields.object("response_format"), "response_format", "json_schema"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,9 +25,37 @@ class Reply(Answer):
         self._id = new_id("cmpl-" if request.is_text else "chatcmpl-")
         self._created = int(time.time())
         self._told = 0
+        self._has_echoed = not request.echo
+
+    def belongs_to(self, other: Reply) -> None:
+        """Be another choice of the same answer."""
+        self._id, self._created = other._id, other._created
+
+    def take(self, event: Event) -> None:
+        if self.request.is_prompt_only and self._is_generated(event):
+            return
+        super().take(event)
+        if self.request.is_prompt_only and isinstance(event, Statistics):
+            self.statistics = replace(event, generated_tokens=0, thinking_tokens=0)
+
+    def _is_generated(self, event: Event) -> bool:
+        assert self.request.prepared is not None
+        is_beyond = len(self.logprobs) >= len(self.request.prepared.prompt.ids)
+        return isinstance(event, AnswerText) or (isinstance(event, TokenLogprob) and is_beyond)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the generated tokens, by which the best of several answers is found."""
+        count = self.statistics.generated_tokens
+        found = [t.logprob for t in self.logprobs[-count:] if t.logprob is not None] if count else []
+        return sum(found) / len(found) if found else -math.inf
 
     def add(self, event: Event) -> Iterator[Piece]:
         self.take(event)
+        if self.request.is_prompt_only:
+            return
+        if isinstance(event, AnswerText):
+            yield from self._echo()
         if isinstance(event, ThinkingText):
             yield self._piece({"reasoning_content": event.text})
         elif isinstance(event, AnswerText):
@@ -40,19 +70,33 @@ class Reply(Answer):
         if not self.request.is_text:
             yield self._piece({"role": "assistant", "content": ""})
 
+    def _echo(self) -> Iterator[Piece]:
+        """The prompt, before what follows it."""
+        if not self._has_echoed:
+            self._has_echoed = True
+            yield self._piece({"content": self.request.echoed}, self._new_logprobs())
+
     def last(self, event: End) -> Iterator[Piece]:
+        yield from self.ended(event)
+        if self.request.include_usage:
+            yield self.usage_piece(self.statistics)
+
+    def usage_piece(self, statistics: Statistics) -> Piece:
+        return {**self._head(streamed=True), "choices": [], "usage": usage_of(statistics)}
+
+    def ended(self, event: End) -> Iterator[Piece]:
+        """The last pieces, without the usage."""
+        yield from self._echo()
         piece = self._piece({}, self._new_logprobs(), self.reason(event))
         if self.is_revised:
             piece["choices"][0]["message"] = self._message()
         yield piece
-        if self.request.include_usage:
-            yield {**self._head(streamed=True), "choices": [], "usage": usage_of(self.statistics)}
 
     def whole(self, event: End) -> dict[str, Any]:
         self._told = 0
-        choice: dict[str, Any] = {"index": 0, "finish_reason": self.reason(event), "logprobs": self._new_logprobs()}
+        choice = self._choice(self.reason(event), self._new_logprobs())
         if self.request.is_text:
-            choice["text"] = self.text
+            choice["text"] = self.request.echoed + self.text
         else:
             choice["message"] = self._message()
         return {**self._head(streamed=False), "choices": [choice], "usage": usage_of(self.statistics)}
@@ -72,10 +116,19 @@ class Reply(Answer):
         kind += ".chunk" if streamed and not self.request.is_text else ""
         return {"id": self._id, "object": kind, "created": self._created, "model": self.model}
 
+    def _choice(self, reason: str | None, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        return {"index": self.request.index, "finish_reason": reason, "logprobs": logprobs}
+
+    def why_empty(self, event: End) -> str:
+        return "" if self.request.echo else super().why_empty(event)
+
+    def reason(self, event: End) -> str:
+        return "length" if self.request.is_prompt_only else super().reason(event)
+
     def _piece(
         self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": logprobs}
+        choice = self._choice(reason, logprobs)
         if not self.request.is_text:
             choice["delta"] = delta
         else:
@@ -85,12 +138,12 @@ class Reply(Answer):
 
     def _new_logprobs(self) -> dict[str, Any] | None:
         """Log-probabilities of the tokens since the last piece that had some."""
-        if self.request.top_logprobs is None:
+        if self.request.top_logprobs is None or not self.request.tells_logprobs:
             return None
         new, self._told = self.logprobs[self._told :], len(self.logprobs)
         if not self.request.is_text:
             return {"content": [chat_logprob(t) for t in new], "refusal": None}
-        tops = [{_token_name(token): logprob for token, logprob in t.top} for t in new]
+        tops = [None if t.logprob is None else {_token_name(token): logprob for token, logprob in t.top} for t in new]
         return {
             "tokens": [_token_name(t.token) for t in new],
             "token_logprobs": [t.logprob for t in new],
@@ -142,7 +195,7 @@ def _token_name(token: bytes) -> str:
 
 
 def chat_logprob(t: TokenLogprob) -> dict[str, Any]:
-    def one(token: bytes, logprob: float) -> dict[str, Any]:
+    def one(token: bytes, logprob: float | None) -> dict[str, Any]:
         return {"token": token.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(token)}
 
     return {**one(t.token, t.logprob), "top_logprobs": [one(*pair) for pair in t.top]}

@@ -8,10 +8,11 @@ from typing import Any
 
 from ring_mlx.engine.events import Sampling
 from ring_mlx.serve.answer import Answer
+from ring_mlx.serve.completions import parse_completion
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.messages.reply import MessagesReply, error_body
 from ring_mlx.serve.messages.request import parse_messages
-from ring_mlx.serve.protocol import ApiRequest, parse_chat, parse_completion
+from ring_mlx.serve.protocol import ApiRequest, parse_chat
 from ring_mlx.serve.replies import Reply
 from ring_mlx.serve.responses.reply import ResponsesReply
 from ring_mlx.serve.responses.request import parse_responses
