@@ -17,7 +17,7 @@ from ring_mlx.system.install import check_backend
 
 ENTRY_POINTS = "ring_mlx.commands"
 IN_ONE_FILE = ("mlx-lm", "cache", "doctor", "launch")  # options and work: the latter imports no MLX at its top
-WITHOUT_MLX = ("cache", "doctor", "launch")
+WITHOUT_MLX = ("agent", "cache", "doctor", "launch")
 
 
 def _group(title: str, **commands: tuple[str, str]) -> list[Command]:
@@ -40,6 +40,10 @@ OURS = [
         serve=(
             "Answer editors and agents on OpenAI's HTTP routes, several requests at once.",
             "ring-mlx serve --model inclusionAI/Ring-mini-linear-2.0 --port 8080",
+        ),
+        agent=(
+            "Configure or start a coding agent with the model of a running server: opencode, codex, claude and others.",
+            "ring-mlx agent opencode",
         ),
     ),
     *_group(
