@@ -19,7 +19,7 @@ from metal_kernels import launch
 from ring_mlx.cli import main
 from ring_mlx.errors import ModelError
 from ring_mlx.generation.decoding import Picked, Picker, decode, prefill
-from ring_mlx.generation.drafts import FORGET_TOKENS, MOST_TOKENS, Draft, Pace, PromptLookup
+from ring_mlx.generation.drafts import MOST_TOKENS, Draft, Pace, PromptLookup
 from ring_mlx.generation.sampling import SeededSampler
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.model.tentative import Tentative
@@ -282,7 +282,7 @@ def test_a_processor_that_fails_within_a_step_leaves_what_was_given(model, fails
 @pytest.mark.parametrize("rule", RULES)
 def test_each_token_is_compared_once_with_its_draft(model, rule, monkeypatch):
     pace, hits = Pace(always=True), []
-    monkeypatch.setattr(pace, "compared", lambda length, hit: hits.append(hit))
+    monkeypatch.setattr(pace, "compared", lambda length, hit, at=0: hits.append(hit))
     several(model, Told([t for t, _ in plain(model)[0]], RULES[rule]), pace=pace)
     assert hits == [not RULES[rule](at) for at in range(LENGTH)]
 
@@ -294,6 +294,21 @@ def test_memory_is_given_back_as_often_as_by_plain_decoding(model, monkeypatch):
     monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(None))
     list(speculate(logits, model, cache, PROMPT, Told(text, most=2), Pace(always=True), max_tokens=LENGTH))
     assert len(cleared) == LENGTH // 5
+
+
+class Timed(Pace):
+    """A pace that wants drafts as it is told, and keeps what it is told of times."""
+
+    def __init__(self, wanted=(), **how):
+        super().__init__(**how)
+        self._wanted, self.times = iter(wanted), []
+
+    def wanted(self, *lengths):
+        return super().wanted(*lengths) if self.always else next(self._wanted, 0)
+
+    def took(self, tokens, seconds):
+        self.times.append((tokens, seconds))
+        super().took(tokens, seconds)
 
 
 class Gpu:
@@ -325,24 +340,21 @@ class Gpu:
 @pytest.mark.parametrize("ones", [0, 1, 2, 5])
 def test_a_step_is_timed_by_what_it_costs_itself(ones, monkeypatch):
     """Single tokens are computed while others are handled, which hides their time in the step after them."""
-    wanted = iter(([0, 0, *([3] + [0] * ones) * 30])[:60])
-    pace = Pace()
-    monkeypatch.setattr(pace, "wanted", lambda length: next(wanted, 0))
+    pace = Timed(([0, 0, *([3] + [0] * ones) * 30])[:60])
     gpu = Gpu(monkeypatch)
     how = {"sampler": lambda logprobs: mx.argmax(logprobs, axis=-1), "max_tokens": 61}
     assert [t for t, _ in speculate(mx.zeros((1, 4)), gpu, [], [0], Noise([0] * 99, 3), pace, **how)] == [0] * 61
     assert pace.accepted > 9
-    assert all(s == 9 + t for t, seconds in pace._times.items() for s in seconds)
-    assert {1, 4} <= pace._times.keys()
+    assert all(seconds == 9 + t for t, seconds in pace.times)
+    assert {1, 4} <= {t for t, _ in pace.times}
 
 
 def test_the_first_step_of_each_length_which_compiles_is_not_timed(monkeypatch):
-    pace, wanted = Pace(), iter([0, 0, 0, 3, 3, 2, 3])
-    monkeypatch.setattr(pace, "wanted", lambda length: next(wanted, 0))
+    pace = Timed([0, 0, 0, 3, 3, 2, 3])
     gpu = Gpu(monkeypatch)
     how = {"sampler": lambda logprobs: mx.argmax(logprobs, axis=-1), "max_tokens": 31}
     assert len(list(speculate(mx.zeros((1, 4)), gpu, [], [0], Noise([0] * 99, 3), pace, **how))) == 31
-    assert {t: len(times) for t, times in pace._times.items() if t > 1} == {4: 2}
+    assert [t for t, _ in pace.times if t > 1] == [4, 4]
 
 
 @settings(max_examples=60, deadline=None)
@@ -358,32 +370,6 @@ def test_a_draft_is_what_followed_the_longest_earlier_place(text, most):
             assert found == (expected[len(text) :], n)
             return
     assert found == ([], 0)
-
-
-def paced(hits, *times):
-    """A pace that saw these hits by n-grams of length 3, and steps of (tokens, seconds)."""
-    pace = Pace()
-    for hit in hits:
-        pace.compared(3, hit)
-    for t, s in times:
-        pace.took(t, s)
-    return pace
-
-
-def test_the_pace_follows_what_pays():
-    assert paced([True] * 99).wanted(3) == 0  # nothing was timed
-    assert paced([True] * 99, (1, 1.0)).wanted(3) == MOST_TOKENS
-    assert paced([True] * 99, (1, 1.0)).wanted(2) == 0  # of which nothing is known
-    assert paced([False] * 99, (1, 1.0)).wanted(3) == 0
-    assert paced([True, False] * 50, (1, 1.0)).wanted(3) in (1, 2)
-    assert paced([True] * 99, (1, 1.0), *((t, t * 1.0) for t in range(2, 9))).wanted(3) == 0  # as dear as one by one
-    assert paced([True] * 99, (1, 1.0), *((t, 1.0 if t == 3 else 9.0) for t in range(2, 9))).wanted(3) == 2
-    assert paced([True] * 99, (1, 1.0), (2, 99.0), (2, 1.0), (2, 1.0), *((t, 9.0) for t in range(3, 9))).wanted(3) == 1
-    slow = paced([True] * 99, (1, 1.0), *((t, 99.0) for t in range(2, 9)))
-    for _ in range(FORGET_TOKENS):
-        assert slow.wanted(3) == 0
-        slow.took(1, 1.0)
-    assert slow.wanted(3) == MOST_TOKENS  # what was slow once is tried again
 
 
 REPEATING = "Repeat: one two three four five. one two three four five. one two three four"

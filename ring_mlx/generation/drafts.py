@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple, Protocol
+
+from ring_mlx.generation.estimates import SLOW, Acceptance, StepCosts
 
 MOST_TOKENS = 7
 LENGTHS = (6, 4, 3, 2)  # of n-grams, the longest first
@@ -16,20 +17,18 @@ MODEL = -1  # in the place of a length: a draft model's
 FORCED = -2  # what a grammar forces, which is never wrong
 SHIFT = 20  # bits of a token id within an n-gram's key
 MASKS = {n: (1 << SHIFT * n) - 1 for n in LENGTHS}
-# What a step of T tokens costs, over one of one token, before it was timed: 1 + SLOPE (T - 1). Bytes of mini's experts say so.
-SLOPE = 0.3
-DRAFT_COST = 0.25  # of a draft model's token, over one of the model, before it was timed
+# What a step of several tokens must promise, over plain steps: to begin, and to go on.
+GAIN, GAIN_ON = 1.06, 1.02
+# Before anything is known, what finds a draft is right with this probability, which counts as so many tokens. A draft model is
+# compared only where it drafts; so it is trusted at first, and again while it rests.
+DOUBT, DOUBT_TOKENS = 0.25, 1.0
+TRUST, TRUST_TOKENS, REST_HALF_LIFE = 0.75, 4.0, 64
 CERTAIN = 0.99  # the most acceptance
-GAIN = 1.05  # what a step of several tokens must promise
-HALF_LIFE = 16  # tokens after which what was accepted counts half
-# A draft model is compared only where it drafts. So it starts with this acceptance, which counts as so many tokens, and goes back
-# to it while it rests; what it knows counts half after so many tokens.
-TRUST, TRUST_TOKENS, REST_HALF_LIFE = 0.75, 4, 128
-TIMED = 5  # steps of each length whose median counts
-# What steps of several tokens may lose: so many plain steps, and this part of the time. What they gain is credit up to a bound;
-# one that took very long, such as the first of its length, is a debt up to a bound.
-LOSS_STEPS, LOSS_PART, MOST_CREDIT, MOST_DEBT = 2.0, 0.01, 8.0, 0.5
-FORGET_TOKENS = 256  # tokens without a draft after which times are taken again
+LATER_TOKENS = 4.0  # as so many tokens counts that a draft's later token is right as often as the one before
+# What drafts may lose, in plain steps: so many, and this part of the time. What they gain is credit up to a bound, and so is debt.
+LOSS_STEPS, LOSS_PART, MOST_CREDIT, MOST_DEBT = 1.0, 0.01, 8.0, 0.5
+FORGET_TOKENS = 256  # tokens without a draft after which high costs are guessed again
+PLAIN_EVERY = 256  # steps of several tokens in a row after which plain ones are timed again
 
 
 class Draft(NamedTuple):
@@ -163,75 +162,116 @@ class ForcedOr:
 class Pace:
     """How many tokens to draft: as many as promise the most tokens a second, or none.
 
-    With T - 1 drafted tokens, each accepted with probability a, a step gives ``(1 - a^T) / (1 - a)`` tokens on average and costs
-    the time of T tokens. Acceptance is known of plain steps as well, where a draft is only compared with what came.
+    With T - 1 drafted tokens, where the k-th is right with probability a_k if those before it are, a step gives
+
+        G(T) = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_(T-1)
+
+    tokens on average, at the cost c(T) of a step of T tokens; T is chosen for the largest G(T) / c(T). a_1 is known of plain steps
+    as well, where a draft is only compared with what came. No step may lose more than the credit that is left: drafts
+    together lose at most ``LOSS_STEPS`` plain steps and ``LOSS_PART`` of the time, whatever comes.
 
     Args:
         most: Drafted tokens at most.
         always: Draft ``most`` wherever something is found, whatever it costs.
+        costs: What steps cost, perhaps from an earlier process.
+        rows: Sequences that step together; see `of`.
     """
 
     most: int = MOST_TOKENS
     always: bool = False
+    costs: StepCosts = field(default_factory=StepCosts)
+    rows: int = 1
     drafted: int = 0
     accepted: int = 0
     steps: int = 0
     tokens: int = 0
-    _hits: dict[int, float] = field(default_factory=dict)  # by length of the n-gram, or MODEL
-    _compared: dict[int, float] = field(default_factory=dict)
-    _times: dict[int, deque[float]] = field(default_factory=dict)  # by tokens of the step
-    _drafting: deque[float] = field(default_factory=lambda: deque(maxlen=TIMED))  # of a draft model's token
+    _seen: dict[int, list[Acceptance]] = field(
+        default_factory=dict
+    )  # by length of the n-gram, or MODEL; by the draft's token
+    _is_on: bool = False
     _rested: int = 0
+    _since_plain: int = 0
     _ran: set[int] = field(default_factory=set)
-    _given: int = 0  # by the last step, until its time is known
-    _plain: float = 0.0  # seconds of a plain step of late, on average
-    _unpaid: float = 0.0  # seconds of drafting, and minus those of the tokens that it gave, since the last step
+    _given: float = 0.0  # by the last step to a row, until its time is known
+    _unpaid: float = 0.0  # seconds of drafting since the last step
+    _is_disturbed: bool = False  # a draft model has read a text within the present step
     _credit: float = LOSS_STEPS  # in plain steps
+    _wish: float = 0.0  # of credit for what a draft model is to read next
+    _others: dict[int, Pace] = field(default_factory=dict)  # by rows
 
-    def wanted(self, length: int) -> int:
-        """How many tokens to draft by an n-gram of this length, or by a model."""
+    def of(self, rows: int) -> Pace:
+        """The pace of so many sequences that step together: of acceptance it knows the same, but its costs are its own."""
+        if rows == self.rows:
+            return self
+        if rows not in self._others:
+            costs = StepCosts(rows=rows)
+            self._others[rows] = Pace(self.most, self.always, costs, rows, _seen=self._seen)
+        return self._others[rows]
+
+    def wanted(self, *lengths: int) -> int:
+        """How many tokens to draft, for each row by an n-gram of this length or by a model; 0 is a row that drafts nothing."""
         if self.always:
             return self.most
-        plain, a = self._time(1), self._acceptance(length)
-        # A step gives 1 / (1 - a) tokens at most, and takes no less time than a plain one.
-        is_hopeless = GAIN * (1 - a) > 1
-        if plain is None or self._credit <= 0 or is_hopeless:
+        if not self.costs.is_known:
             return 0
-        T, a_token = self.best(length)
-        return T - 1 if a_token < plain / GAIN else 0
+        T, a_token = self.best(*lengths, most_loss=self._credit)
+        self._is_on = T > 1 and a_token * (GAIN_ON if self._is_on else GAIN) < 1
+        return T - 1 if self._is_on else 0
 
-    def best(self, length: int) -> tuple[int, float]:
-        """The tokens of the step that promises most, and its seconds a token, so far as times are known."""
-        a, plain = self._acceptance(length), self._time(1) or 1.0
-        a_draft = 0.0
-        if length == MODEL:
-            a_draft = statistics.median(self._drafting) if self._drafting else plain * DRAFT_COST
-        costs = (
-            (T, (self._time(T) or plain * (1 + SLOPE * (T - 1))) + a_draft * (T - 1)) for T in range(2, self.most + 2)
-        )
-        return min(((T, cost * (1 - a) / (1 - a**T)) for T, cost in costs), key=itemgetter(1))
+    def best(self, *lengths: int, most_loss: float = float("inf")) -> tuple[int, float]:
+        """The tokens of a row of the step that promises most, and its cost a token of a row, in plain steps.
 
-    def compared(self, length: int, hit: bool) -> None:
-        """Take whether a drafted token, found by an n-gram of this length, was right."""
-        kept = 0.5 ** (1 / HALF_LIFE)
-        self._hits[length] = self._hits.get(length, 0.0) * kept + hit
-        self._compared[length] = self._compared.get(length, 0.0) * kept + 1
+        It loses at most ``most_loss``, where all drafts are wrong, and is at most twice as long as one that was timed; a step of one
+        token costs 1.
+        """
+        found, given, longest = (1, 1.0), 1.0, 2 * self.costs.longest
+        come = [accumulate(self._acceptances(length), mul) for length in lengths if length]
+        a_draft = self.costs.drafted * lengths.count(MODEL) if MODEL in lengths else 0.0
+        for T, each in enumerate(zip(*come, strict=True), start=2):
+            given += sum(each) / len(lengths)
+            cost = self.costs.step(T) + a_draft * (T - 1)
+            if longest >= T and cost - 1 <= most_loss and cost / given < found[1]:
+                found = T, cost / given
+        return found
 
-    def count(self, tokens: int, given: int) -> None:
-        """Take a step of so many tokens, of which ``given`` were yielded."""
-        self.steps, self.tokens, self._given = self.steps + 1, self.tokens + given, given
-        self.drafted, self.accepted = self.drafted + tokens - 1, self.accepted + max(0, given - 1)
+    def compared(self, length: int, hit: bool, at: int = 0) -> None:
+        """Take whether a draft's token, found by an n-gram of this length, was right where those before it were."""
+        seen = self._seen.setdefault(length, [])
+        seen.extend(Acceptance() for _ in range(at + 1 - len(seen)))
+        before = [a for _, a in zip(range(at), self._acceptances(length), strict=False)]
+        seen[at].add(hit, *((before[-1], LATER_TOKENS) if before else _prior(length)))
+        for later in seen[at + 1 :] if not at else ():
+            later.forget(0.5 ** (1 / REST_HALF_LIFE))
+
+    def count(self, tokens: int, *given: int) -> None:
+        """Take a step of so many tokens a row, of which ``given`` were yielded of each row."""
+        self.steps, self.tokens, self._given = self.steps + 1, self.tokens + sum(given), sum(given) / len(given)
+        self.drafted += (tokens - 1) * len(given)
+        self.accepted += sum(max(0, n - 1) for n in given)
 
     def took(self, tokens: int, seconds: float) -> None:
         """Take how long a step of so many tokens took, without drafting."""
-        self._times.setdefault(tokens, deque(maxlen=TIMED)).append(seconds)
-        self._settle(tokens, seconds)
-        self._rested = 0 if tokens > 1 else self._rested + 1
+        costs = self.costs
+        if tokens > 1:
+            self._rested, self._since_plain = 0, self._since_plain + 1
+            usual = costs.step(tokens)
+            if costs.plain and not self._is_disturbed:
+                costs.add_step(tokens, seconds)
+                cost = min(seconds / costs.plain, SLOW * usual) + self._unpaid / costs.plain
+                self._pay(cost - self._given if self._given else 0.0, cost)
+            if self._since_plain >= PLAIN_EVERY:
+                costs.renew()
+        elif not self._is_disturbed:
+            self._rested, self._since_plain = self._rested + 1, 0
+            costs.add_plain(seconds)
+            self._pay(0.0, 1.0)
         if self._rested >= FORGET_TOKENS:
-            self._rested, self._times = 0, {1: self._times[1]}
-        if self._rested and MODEL in self._compared:
-            for counts in (self._hits, self._compared):
-                counts[MODEL] *= 0.5 ** (1 / REST_HALF_LIFE)
+            self._rested = 0
+            costs.forget()
+        if self._rested:
+            for seen in self._seen.get(MODEL, ()):
+                seen.forget(0.5 ** (1 / REST_HALF_LIFE))
+        self._given, self._unpaid, self._is_disturbed = 0, 0.0, False
 
     def has_run(self, tokens: int) -> bool:
         """Whether a step of so many tokens ran before; the first one of several compiles what later ones run."""
@@ -241,8 +281,25 @@ class Pace:
 
     def drafting(self, tokens: int, seconds: float) -> None:
         """Take how long a model took to draft so many tokens."""
-        self._drafting.append(seconds / tokens)
+        self.costs.add_drafted(tokens, seconds)
         self._unpaid = seconds
+
+    def may_read(self, tokens: int) -> bool:
+        """Whether a draft model may read so many tokens of a text now: it promises to pay, and the credit covers it."""
+        if self.always:
+            return True
+        cost = tokens * self.costs.read
+        is_wanted = self.costs.is_known and self.best(MODEL)[1] * GAIN < 1
+        self._wish = cost if is_wanted else 0.0
+        return is_wanted and cost <= self._credit
+
+    def reading(self, tokens: int, seconds: float) -> None:
+        """Take how long a draft model took to read so many tokens of a text."""
+        self.costs.add_read(tokens, seconds)
+        self._is_disturbed, self._wish = True, 0.0
+        if self.costs.plain:
+            cost = seconds / self.costs.plain
+            self._pay(cost, cost)
 
     def line(self) -> str:
         """The counts in a line."""
@@ -253,24 +310,23 @@ class Pace:
         """The counts by name."""
         return {name: getattr(self, name) for name in ("drafted", "accepted", "steps", "tokens")}
 
-    def _time(self, tokens: int) -> float | None:
-        found = self._times.get(tokens)
-        return statistics.median(found) if found else None
+    def _pay(self, lost: float, time: float) -> None:
+        """Count what was lost, or minus what was gained, in a time; both in plain steps."""
+        most = MOST_CREDIT + self._wish
+        self._credit = min(max(self._credit - lost, -MOST_DEBT) + LOSS_PART * time, max(most, self._credit))
 
-    def _settle(self, tokens: int, seconds: float) -> None:
-        """Count what a step lost or gained against plain steps for the tokens that it gave."""
-        if tokens == 1:
-            self._plain += (seconds - self._plain) * (1 / HALF_LIFE if self._plain else 1)
-        elif self._plain and self._given:
-            self._credit += self._given - (seconds + self._unpaid) / self._plain
-        if self._plain:
-            self._credit = min(max(self._credit + LOSS_PART * seconds / self._plain, -MOST_DEBT), MOST_CREDIT)
-        self._given, self._unpaid = 0, 0.0
+    def _acceptances(self, length: int) -> Iterator[float]:
+        """The probability of each token of a draft, where those before it are right."""
+        a, weight = _prior(length)
+        seen = self._seen.get(length, ())
+        for n in range(self.most):
+            a = min(seen[n](a, weight), CERTAIN) if n < len(seen) else a
+            weight = LATER_TOKENS
+            yield a
 
-    def _acceptance(self, length: int) -> float:
-        if length == FORCED:
-            return CERTAIN
-        hits, compared = self._hits.get(length, 0.0), self._compared.get(length, 0.0)
-        if length == MODEL:
-            return (hits + TRUST * TRUST_TOKENS) / (compared + TRUST_TOKENS)
-        return min(hits / (compared + 1), CERTAIN)
+
+def _prior(length: int) -> tuple[float, float]:
+    """What is expected of a source of which nothing is known, and as how many tokens that counts."""
+    if length == FORCED:
+        return CERTAIN, TRUST_TOKENS
+    return (TRUST, TRUST_TOKENS) if length == MODEL else (DOUBT, DOUBT_TOKENS)

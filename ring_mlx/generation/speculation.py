@@ -144,7 +144,7 @@ class Speculation(Iterator[tuple[int, mx.array]]):
                 if at:
                     (chosen,) = self._picker.ask().ids()
                     if chosen != token:
-                        self._pace.compared(draft.length, False)
+                        self._pace.compared(draft.length, False, at - 1)
                         self._is_compared = True
                         break
                     self._came(token, draft, at - 1)
@@ -162,7 +162,7 @@ class Speculation(Iterator[tuple[int, mx.array]]):
     def _came(self, token: int, draft: Draft, at: int) -> None:
         """Take a token in whose place there was a draft's; the one that ended a step was compared there."""
         if draft.tokens and not self._is_compared:
-            self._pace.compared(draft.length, token == draft.tokens[at])
+            self._pace.compared(draft.length, token == draft.tokens[at], at)
         self._is_compared = False
         self._drafter.add(token)
 
