@@ -1,7 +1,8 @@
-"""Make the text that ``ring-mlx convert --report`` compares models on: ``python -m benchmarks.report_text FILE``.
+"""Make the texts that ``ring-mlx convert`` packages: ``python -m benchmarks.report_text [--calibrate] FILE``.
 
-Conversations are drawn from the demo's held-out split, so that the packaged toy is measured on what it was made for; the
-prose below was written for this purpose.
+What ``--report`` compares models on: conversations from the demo's held-out split, so that the packaged toy is measured on what it was
+made for, and the prose below, which was written for this purpose. What ``--calibrate`` quantizes for: conversations from the
+demo's training split, paragraphs of this project's documentation and pieces of its source. All has the project's license.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from demo import data
 
@@ -57,16 +59,36 @@ PROSE = (
 )
 
 
-def main() -> None:
-    """Write the file named on the command line."""
+ROOT = Path(__file__).parent.parent
+CALIBRATED_CONVERSATIONS, PARAGRAPHS, PIECES, PIECE = 160, 60, 24, 1200
+
+
+def conversations(split: str, count: int) -> list[dict[str, Any]]:
+    """Rows of a split of the demo's data, none of them long."""
     fitting = (
         c
-        for c in data.stream(SEED, "test")
+        for c in data.stream(SEED, split)
         if sum(len(m.content) + len(m.thinking or "") for m in c.messages) <= LONGEST
     )
-    rows = [{"kind": "conversations", "messages": data.as_dicts(c)} for c in islice(fitting, CONVERSATIONS)]
-    rows += [{"kind": "prose", "text": text} for text in PROSE]
-    Path(sys.argv[1]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [{"kind": "conversations", "messages": data.as_dicts(c)} for c in islice(fitting, count)]
+
+
+def documents() -> list[dict[str, Any]]:
+    """Paragraphs of the documentation, and beginnings of source files, spread evenly over all there are."""
+    parts = [p for f in sorted(ROOT.glob("docs/*.md")) for p in f.read_text().split("\n\n")]
+    prose = [p for p in parts if len(p) > 300 and not p.startswith(("|", " ", "#", "```"))]
+    source = [f.read_text()[:PIECE] for f in sorted(ROOT.glob("ring_mlx/**/*.py")) if f.stat().st_size > PIECE]
+    rows = [{"kind": "prose", "text": p} for p in prose[:: max(1, len(prose) // PARAGRAPHS)]]
+    return rows + [{"kind": "source", "text": s} for s in source[:: max(1, len(source) // PIECES)]]
+
+
+def main() -> None:
+    """Write the file named on the command line."""
+    if "--calibrate" in sys.argv:
+        rows = conversations("train", CALIBRATED_CONVERSATIONS) + documents()
+    else:
+        rows = conversations("test", CONVERSATIONS) + [{"kind": "prose", "text": text} for text in PROSE]
+    Path(sys.argv[-1]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from ring_mlx.cli.exit_codes import INTERRUPTED
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.convert import Options, convert, convert_plan, describe, remote, report, verify
+from ring_mlx.convert import Options, calibration, convert, convert_plan, describe, remote, report, verify
 from ring_mlx.convert.conversion import size_table
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.sources import Source
@@ -24,17 +24,23 @@ def run(args: argparse.Namespace) -> int:
     """Convert and say what was written; returns the exit code."""
     if args.upload_repo:
         remote.check_repo_name(args.upload_repo)
+    text = (
+        None
+        if args.calibrate is None
+        else report.read_text(Path(args.calibrate) if args.calibrate else None, calibration.TEXT, "--calibrate")
+    )
+    args.calibrate = text is not None
     rows = None if args.report is None else report.read_text(Path(args.report) if args.report else None)
     if args.dry_run:
         with bar_of(args, "reading headers"):
             options = Options(**_options(args))
             source, plan = convert_plan(args.source, options, revision=args.revision)
-        print(for_output(size_table(source, plan, options)))
+        print(for_output(size_table(source, plan, options, text)))
         return 0
     folder = Path(os.path.expanduser(args.mlx_path))
     if args.source is not None:
         try:
-            folder = _convert(args)
+            folder = _convert(args, text)
         except KeyboardInterrupt:
             note("interrupted; run again with --resume to go on.")
             return INTERRUPTED
@@ -60,7 +66,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {f.name: value for f in fields(Options) if (value := getattr(args, f.name)) is not None}
 
 
-def _convert(args: argparse.Namespace) -> Path:
+def _convert(args: argparse.Namespace, text: list[dict[str, Any]] | None) -> Path:
     said, choices, watch = list[str](), list[DecayChoice](), partial(bar_of, args)
     is_wanted = args.check_decay == "always"
 
@@ -77,6 +83,7 @@ def _convert(args: argparse.Namespace) -> Path:
             **_options(args),
             resume=args.resume,
             stream=args.stream,
+            text=text,
             choose_decay=None if args.check_decay == "never" else check,
             say=note,
             progress=bar,

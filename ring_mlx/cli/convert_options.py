@@ -15,6 +15,7 @@ HELP = {
     "predicate": "mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, or ring-q3, ring-q4, ring-q5, ring-q6",
     "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be repeated",
     "fit": "round to nearest, or search the scales of least squared error, fast or long (fast)",
+    "calibrate": "quantize each matrix for what a text puts into it, layer by layer: a packaged text, or FILE",
     "layout": "streamed: each expert's matrices side by side, so that they can be read on demand (stacked)",
     "check": "find the decay from a minute's text; auto does so if config.json has none and the source can be loaded (auto)",
     "dry": "print size, time, memory and bits per weight of each part; fetch no shard and write nothing",
@@ -45,6 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--q-override", dest="overrides", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"]
     )
     q.add_argument("--q-fit", dest="fit", choices=("rtn", "fast", "best"), help=HELP["fit"])
+    q.add_argument("--calibrate", nargs="?", const="", metavar="FILE", help=HELP["calibrate"])
     q.add_argument("-d", "--dequantize", action="store_true", help="store everything in float")
     q.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="dtype of weights in float")
     q.add_argument("--expert-layout", choices=("stacked", "streamed"), default="stacked", help=HELP["layout"])

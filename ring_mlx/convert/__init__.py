@@ -12,6 +12,8 @@ Modules, each using those above it:
     shard_files    shards written piece by piece            writer         partial folder, manifest, resume, verify
     folder_files   config, index, card                      conversion     the conversion itself
     streams        a model one layer at a time              report         divergence of a result from its source
+    second_order   matrices for known inputs                activations    a layer's matrices in turn
+    calibration    a model's layers in turn                 calibration_time  how long that will take
 """
 
 from ring_mlx.convert.conversion import convert, convert_plan, describe

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import mlx.core as mx
 
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.checkpoint.weights import dtype_name
-from ring_mlx.convert import folder_files, remote, timing, writer
+from ring_mlx.convert import calibration, folder_files, remote, timing, writer
+from ring_mlx.convert.calibration_time import SOLVED
 from ring_mlx.convert.encoding import CHUNK_WEIGHTS, encode
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.options import Options
-from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, by_part, make_plan, uses
+from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, by_part, make_plan, stage_of, uses
 from ring_mlx.convert.remarks import grid_note, mostly_float, remarks, said_before
+from ring_mlx.convert.report import read_text
 from ring_mlx.convert.shard_files import ExpertShardFile, ShardFile
 from ring_mlx.convert.sources import Source, as_matrix, identity, open_source, samples, times
 from ring_mlx.errors import ConvertError
@@ -43,6 +45,7 @@ def convert(
     stream: bool = False,
     shard_bytes: int = SHARD_BYTES,
     choose_decay: Callable[[Source], DecayChoice | None] | None = None,
+    text: Sequence[Mapping[str, Any]] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -62,6 +65,7 @@ def convert(
         stream: Fetch the shards of a repository one by one and drop each after use.
         shard_bytes: The most that a shard holds; an interruption loses at most one.
         choose_decay: Called with the source before anything is written, if no offset is given, to choose one.
+        text: To calibrate on, from `report.read_text`; by default the packaged one.
         say: Called with each line on what will not be as in the source, or as asked for; what is worst, again at the end.
         progress: Called with (bytes written, all bytes, tensor, seconds left).
         **options: As in `Options`; a dtype may be MLX's.
@@ -81,6 +85,8 @@ def convert(
     if target.exists() and not resume:
         raise ConvertError(f"{target} exists already; name a folder that does not, or remove it.")
     opened, plan = convert_plan(source, chosen, revision=revision, remote_only=stream, shard_bytes=shard_bytes)
+    if chosen.calibrate and text is None:
+        text = read_text(packaged=calibration.TEXT)
     job = {
         "source": identity(opened.tensors),
         "source_samples": samples(opened),
@@ -89,18 +95,26 @@ def convert(
         "options": chosen.as_dict(),
         "shard_bytes": shard_bytes,
     }
+    if chosen.calibrate and text is not None:
+        job["calibration_text"] = calibration.digest(text)
     if target.exists():
         return _finished(target, job)
-    sample = timing.measure(opened, plan) if say or progress else None
+    calibrated = (
+        calibration.Calibration(opened, plan, text, chosen.fit) if chosen.calibrate and text is not None else None
+    )
+    sample, times_told = None, []
+    if say or progress:
+        sample = None if calibrated else timing.measure(opened, plan)
+        times_told = [calibrated.told()] if calibrated else [timing.told(sample, plan, chosen.fit)] if sample else []
     say = say or (lambda line: None)
-    for line in [*([timing.told(sample, plan, chosen.fit)] if sample else []), *said_before(opened, plan, chosen)]:
+    for line in [*times_told, *said_before(opened, plan, chosen)]:
         say(line)
     with writer.disk_errors(target):
         _check_space(target, plan)
         partial = writer.PartialFolder(target, job | {writer.TIMES: times(opened)}, resume)
         try:
             decay = _decay(opened, chosen.decay_layer_offset, choose_decay)
-            _write_shards(opened, plan, partial, chosen.fit, sample, progress)
+            _write_shards(opened, plan, partial, chosen.fit, calibrated, sample, say, progress)
             notes = [grid_note({writer.GRID_STEPS: partial.grid_steps}), *remarks(opened, plan, chosen)]
             card = folder_files.card(opened, plan, chosen.as_dict(), decay, list(filter(None, notes)))
             names = folder_files.write_files(partial.folder, opened, plan, card, decay)
@@ -185,48 +199,104 @@ def _write_shards(
     plan: Plan,
     partial: writer.PartialFolder,
     fit: str,
+    calibrated: calibration.Calibration | None,
     sample: timing.Sample | None,
+    say: Callable[[str], None],
     progress: Progress | None,
 ) -> None:
     left = {shard: outputs for shard, outputs in plan.shards.items() if not partial.has(shard)}
     todo = [o for outputs in left.values() for o in outputs]
-    files = TensorFiles(remote.fetcher(source.repo, partial.folder / FETCHED), uses(o.matrix for o in todo))
-    done, time_left = plan.nbytes - sum(o.nbytes for o in todo), timing.time_left(todo, sample, fit)
+    read = uses(o.matrix for o in todo)
+    stages = _stages(plan, left) if calibrated else [(0, left)]
+    if calibrated:
+        again = {stage for stage, shards in stages if shards}
+        read += uses(o.matrix for o in plan.outputs if stage_of(o.name) in again)
+    files = TensorFiles(remote.fetcher(source.repo, partial.folder / FETCHED), read)
+    done = plan.nbytes - sum(o.nbytes for o in todo)
+    if calibrated:
+        calibrated.begin(files)
+        time_left = calibrated.time_left(stage for stage, shards in stages if shards)
+    else:
+        time_left = timing.time_left(todo, sample, fit)
     cache_limit = mx.set_cache_limit(CACHE_LIMIT_BYTES)
     try:
-        for shard, outputs in left.items():
-            unfinished = partial.folder / (shard + writer.UNFINISHED)
-            kind = ExpertShardFile if shard in plan.streamed else ShardFile
-            file = kind(unfinished, [t for o in outputs for t in o.stored])
-            try:
-                for output in outputs:
-                    for written, steps in _write_output(output, file, files, fit):
-                        done += written
+        for stage, shards in stages:
+            solved: dict[str, dict[str, mx.array]] = {}
+            if calibrated and shards:
+                solved = calibrated.solve(stage)
+                time_left.did(calibrated.kind_of(stage), SOLVED)
+            for shard, outputs in shards.items():
+                for output, written in _write_shard(shard, outputs, plan, partial, files, fit, solved):
+                    done += written
+                    if not calibrated:
                         time_left.did(timing.kind_of(output), output.count * written / output.nbytes)
-                        if steps:
-                            partial.grid_steps[shard] = max(steps, partial.grid_steps.get(shard, 0.0))
-                        if progress:
-                            progress(done, plan.nbytes, output.name, time_left.left_s())
-                    files.release(output.matrix.files)
-                file.close()
-            except BaseException:
-                file.abandon()
-                raise
-            partial.finish_shard(shard, unfinished)
-            time_left.did(timing.FINISHING, sum(o.nbytes for o in outputs))
+                    if progress:
+                        progress(done, plan.nbytes, output.name, time_left.left_s())
+                if not calibrated:
+                    time_left.did(timing.FINISHING, sum(o.nbytes for o in outputs))
+            if calibrated and any(later > stage and more for later, more in stages):
+                names = [n for n, outputs in plan.shards.items() if stage_of(outputs[0].name) == stage]
+                calibrated.advance(stage, [partial.folder / name for name in names])
+            if calibrated and shards:
+                time_left.did(calibrated.kind_of(stage), 1 - SOLVED)
+        if calibrated and calibrated.unreached:
+            say(
+                f"{calibrated.unreached} matrices of experts were fitted without inputs, as hardly any token reached them"
+            )
     finally:
         files.close()
         mx.set_cache_limit(cache_limit)
 
 
-def _write_output(output: Output, file: ShardFile, files: TensorFiles, fit: str) -> Iterator[tuple[int, float]]:
-    """Write a parameter by rows, yielding the bytes and `grid_steps` of each piece."""
+def _stages(plan: Plan, left: Mapping[str, list[Output]]) -> list[tuple[int, dict[str, list[Output]]]]:
+    """What is left of each stage of a calibrated conversion, in their order."""
+    found: dict[int, dict[str, list[Output]]] = {}
+    for shard, outputs in plan.shards.items():
+        found.setdefault(stage_of(outputs[0].name), {}).update({shard: outputs} if shard in left else {})
+    return sorted(found.items())
+
+
+def _write_shard(
+    shard: str,
+    outputs: Sequence[Output],
+    plan: Plan,
+    partial: writer.PartialFolder,
+    files: TensorFiles,
+    fit: str,
+    solved: Mapping[str, Mapping[str, mx.array]],
+) -> Iterator[tuple[Output, int]]:
+    """Write a shard, yielding the bytes of each piece of each parameter."""
+    unfinished = partial.folder / (shard + writer.UNFINISHED)
+    kind = ExpertShardFile if shard in plan.streamed else ShardFile
+    file = kind(unfinished, [t for o in outputs for t in o.stored])
+    try:
+        for output in outputs:
+            ready = solved.get(output.path) if output.setting is not None else None
+            for written, steps in _write_output(output, file, files, fit, ready):
+                if steps:
+                    partial.grid_steps[shard] = max(steps, partial.grid_steps.get(shard, 0.0))
+                yield output, written
+            files.release(output.matrix.files)
+        file.close()
+    except BaseException:
+        file.abandon()
+        raise
+    partial.finish_shard(shard, unfinished)
+
+
+def _write_output(
+    output: Output, file: ShardFile, files: TensorFiles, fit: str, ready: Mapping[str, mx.array] | None
+) -> Iterator[tuple[int, float]]:
+    """Write a parameter by rows, yielding the bytes and `grid_steps` of each piece; ``ready`` is its packed form."""
     rows, cols = as_matrix(output.shape)
     step = max(1, CHUNK_WEIGHTS // cols)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        written = 0
-        arrays, steps = encode(output, files, start, stop, fit)
+        written, steps = 0, 0.0
+        if ready is None:
+            arrays, steps = encode(output, files, start, stop, fit)
+        else:
+            arrays = {suffix: array[start:stop] for suffix, array in ready.items()}
         for suffix, array in arrays.items():
             name = output.name if output.setting is None else f"{output.path}.{suffix}"
             row_bytes = array.shape[-1] * array.dtype.size
@@ -239,8 +309,10 @@ def _write_output(output: Output, file: ShardFile, files: TensorFiles, fit: str)
 FIT_ARRAYS = 14
 
 
-def size_table(source: Source, plan: Plan, options: Options | None = None) -> str:
-    """The answer to ``--dry-run``; ``options`` are those of the plan."""
+def size_table(
+    source: Source, plan: Plan, options: Options | None = None, text: Sequence[Mapping[str, Any]] | None = None
+) -> str:
+    """The answer to ``--dry-run``; ``options`` are those of the plan, ``text`` as of `convert`."""
     rows = by_part(plan)
     width = max(len(part) for part, _, _ in rows)
     lines = [f"{'part':{width}} {'weights':>16} {'bits/weight':>12} {'bytes':>16}"]
@@ -262,6 +334,9 @@ def size_table(source: Source, plan: Plan, options: Options | None = None) -> st
         ),
     ]
     options = options or Options()
-    if sample := timing.measure(source, plan):
+    if options.calibrate:
+        text = read_text(packaged=calibration.TEXT) if text is None else text
+        lines.append(calibration.Calibration(source, plan, text, options.fit).told())
+    elif sample := timing.measure(source, plan):
         lines.append(timing.told(sample, plan, options.fit))
     return "\n".join([*lines, *remarks(source, plan, options)])

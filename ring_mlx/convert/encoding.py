@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import mlx.core as mx
 
 from ring_mlx.checkpoint.tensor_files import TensorFiles
@@ -37,14 +39,19 @@ def encode(output: Output, files: TensorFiles, start: int, stop: int, fit: str) 
             out = {"weight": rows.astype(output.dtype)}
         else:
             out = quantize(rows, output.setting, output.dtype, fit)
+    check_finite(output, read, out.values())
+    mx.eval(out)
+    return out, steps
+
+
+def check_finite(output: Output, read: Iterable[mx.array], stored: Iterable[mx.array] = ()) -> None:
+    """Raises a WeightsError if what was read for a parameter is not finite, or what is stored is not."""
     if not all(map(_is_finite, read)):
         raise WeightsError(f"{output.name} holds values that are not finite; download the checkpoint again.")
-    if not all(map(_is_finite, out.values())):
+    if not all(map(_is_finite, stored)):
         raise WeightsError(
             f"{output.name} holds values that are too large for {dtype_name(output.dtype)}; use --dtype bfloat16."
         )
-    mx.eval(out)
-    return out, steps
 
 
 def _is_finite(array: mx.array) -> bool:

@@ -25,6 +25,7 @@ class Options:
         recipe: One of ``recipes.RECIPES``, or None for the same bits everywhere.
         overrides: "pattern=bits" or "pattern=none"; the last that matches a module's path counts.
         fit: "fast" or "best" search the least squared error, "rtn" rounds to nearest as ``mx.quantize`` does.
+        calibrate: Whether each matrix is quantized for what a text puts into it, layer by layer.
         expert_layout: "streamed" puts the three matrices of an expert side by side, in one shard a layer, to be read
             on demand; see `ring_mlx.experts.layout`.
         decay_layer_offset: What config.json says of the decay's layers; None leaves what the source says.
@@ -39,12 +40,13 @@ class Options:
     recipe: str | None = None
     overrides: Sequence[str] = ()
     fit: str = "fast"
+    calibrate: bool = False
     expert_layout: str = "stacked"
     decay_layer_offset: int | str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For manifest and card. Newer options are left out at their defaults, so that older manifests are the same."""
-        plain = {"expert_layout": "stacked", "decay_layer_offset": None}
+        plain = {"expert_layout": "stacked", "decay_layer_offset": None, "calibrate": False}
         found = asdict(self) | {"overrides": list(self.overrides)}
         return {k: v for k, v in found.items() if k not in plain or v != plain[k]}
 
@@ -63,6 +65,7 @@ class Options:
             f"--q-mode {self.mode}": self.mode != "affine",
             "--q-bits": self.bits is not None,
             "--q-group-size": self.group_size is not None,
+            "--calibrate": self.calibrate,
         }
         useless = [flag for flag, is_given in given.items() if is_given]
         if not self.quantize and useless:
@@ -72,5 +75,11 @@ class Options:
         for flag, value, choices in (("--q-fit", self.fit, EFFORTS), ("--expert-layout", self.expert_layout, LAYOUTS)):
             if value not in choices:
                 raise OptionError(f"{flag} {value!r} is not one of {', '.join(choices)}; choose one.")
+        if self.calibrate and self.mode != "affine":
+            raise OptionError(f"--calibrate is for affine quantization, not {self.mode}; leave one out.")
+        if self.calibrate and self.expert_layout == "streamed":
+            raise OptionError(
+                "--calibrate writes stacked experts; leave --expert-layout streamed out, and convert the result with it."
+            )
         if self.quantize:
             make_setting(self.bits, self.group_size, self.mode)

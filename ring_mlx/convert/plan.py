@@ -27,6 +27,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 2 << 30
 FLOAT32 = ("expert_bias",)
 ROUTED = ".switch_mlp."
+LAST_STAGE = 1 << 30
 
 # Parts of the model in the order of the table; the first whose pattern matches a parameter's name counts.
 PARTS = (
@@ -125,13 +126,14 @@ def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) 
     # A recipe's default names no setting that it uses.
     quantization = _quantization(outputs, quantizable, None if options.recipe else options.setting)
     if options.expert_layout == "stacked":
-        return Plan(_cut(outputs, shard_bytes), dtype, quantization, left)
+        stages = _by_stage(outputs) if options.calibrate else [outputs]
+        return Plan(_cut(stages, shard_bytes), dtype, quantization, left)
     experts: dict[str, list[Output]] = {}
     for output in outputs:
         if ROUTED in output.name:
             layer = int(output.name.split(".")[2])
             experts.setdefault(f"model-experts-{layer:05d}.safetensors", []).append(output)
-    rest = _cut([o for o in outputs if ROUTED not in o.name], shard_bytes)
+    rest = _cut([[o for o in outputs if ROUTED not in o.name]], shard_bytes)
     return Plan(rest | experts, dtype, quantization, left, frozenset(experts))
 
 
@@ -171,12 +173,7 @@ def by_part(plan: Plan) -> list[tuple[str, int, int]]:
 def _in_order(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
     """Embedding, layers by number, final norm, head: the order in which checkpoints are mostly written."""
 
-    def key(item: tuple[str, tuple[int, ...]]) -> tuple[int, int, str]:
-        name = item[0]
-        layer = re.match(r"model\.layers\.(\d+)\.", name)
-        return (1, int(layer[1]), name) if layer else (0 if "word_embeddings" in name else 2, 0, name)
-
-    return sorted(shapes.items(), key=key)
+    return sorted(shapes.items(), key=lambda item: (stage_of(item[0]), item[0]))
 
 
 def _keeps(name: str, shape: tuple[int, ...], source: Source) -> bool:
@@ -204,15 +201,31 @@ def _quantization(outputs: Sequence[Output], quantizable: set[str], default: Set
     return default.as_config() | named
 
 
-def _cut(outputs: Sequence[Output], shard_bytes: int) -> dict[str, list[Output]]:
-    groups: list[list[Output]] = [[]]
-    size = 0
+def stage_of(name: str) -> int:
+    """When a parameter is used: 0 embeds, 1 is the first layer, and LAST_STAGE the final norm and the head."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(layer[1]) + 1 if layer else 0 if "word_embeddings" in name else LAST_STAGE
+
+
+def _by_stage(outputs: Sequence[Output]) -> list[list[Output]]:
+    found: dict[int, list[Output]] = {}
     for output in outputs:
-        if groups[-1] and size + output.nbytes > shard_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(output)
-        size += output.nbytes
+        found.setdefault(stage_of(output.name), []).append(output)
+    return [found[stage] for stage in sorted(found)]
+
+
+def _cut(stages: Sequence[Sequence[Output]], shard_bytes: int) -> dict[str, list[Output]]:
+    """Shards, of which none has parameters of two stages."""
+    groups: list[list[Output]] = []
+    for stage in stages:
+        groups.append([])
+        size = 0
+        for output in stage:
+            if groups[-1] and size + output.nbytes > shard_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(output)
+            size += output.nbytes
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}

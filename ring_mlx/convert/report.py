@@ -54,17 +54,17 @@ class Batch:
     kinds: list[str]
 
 
-def read_text(path: Path | None = None) -> list[dict[str, Any]]:
+def read_text(path: Path | None = None, packaged: Path = TEXT, flag: str = "--report") -> list[dict[str, Any]]:
     """Rows of the packaged text, of a JSON-lines file with ``messages`` or ``text`` and perhaps ``kind``, or of a plain
     one in paragraphs; raises OptionError if it cannot be read.
     """
-    chosen = path or TEXT
+    chosen = path or packaged
     try:
         content = text_of(chosen, MOST_TEXT_BYTES)
         if chosen.suffix == ".jsonl":
             return [_checked(json.loads(line)) for line in content.split("\n") if line]
     except (OSError, ValueError, TypeError, RecursionError) as e:
-        raise OptionError(f"--report {chosen} cannot be read ({e}); give a text or JSON-lines file.") from None
+        raise OptionError(f"{flag} {chosen} cannot be read ({e}); give a text or JSON-lines file.") from None
     return [{"kind": "text", "text": part} for part in content.split("\n\n") if part.strip()]
 
 
@@ -103,7 +103,7 @@ def compare(
     batches = make_batches(made.folder, rows)
     count = opened.config.num_hidden_layers
     with tempfile.TemporaryDirectory() as scratch:
-        streams: list[Stream] = [FloatStream(opened, dtype, Path(scratch)), LoadedStream(made, dtype)]
+        streams: list[Stream] = [FloatStream(opened, dtype, scratch=Path(scratch)), LoadedStream(made, dtype)]
         try:
             measured = _run(streams, batches, count, progress)
         finally:
@@ -146,7 +146,7 @@ def _saved(d: Divergence) -> dict[str, float]:
     return found | {"perplexity": d.reference_perplexity, "perplexity_ratio": d.perplexity_ratio}
 
 
-def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Batch]:
+def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]], flag: str = "--report") -> list[Batch]:
     """Tokens of every row, by the tokenizer and template of ``folder``, in batches of similar length.
 
     What is beyond BATCH_TOKENS in a row is left out, and a conversation whose last answer begins there. Raises
@@ -157,7 +157,7 @@ def make_batches(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Batch]
     ready = sorted((r for r in cut if r[1] < len(r[0])), key=lambda r: len(r[0]))
     if not ready:
         raise OptionError(
-            f"the text of --report has no two tokens together, or no answer within {BATCH_TOKENS} tokens; give another."
+            f"the text of {flag} has no two tokens together, or no answer within {BATCH_TOKENS} tokens; give another."
         )
     groups: list[list[tuple[list[int], int, str]]] = [[]]
     for row in ready:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ from ring_mlx.convert.plan import uses
 from ring_mlx.convert.sources import Source, as_matrix, matrices, parameter_shapes
 from ring_mlx.model.model import Model
 from ring_mlx.model.quantization import loadable_settings
+
+# Matrices of a layer that read the residual stream, but for the routed experts, and the norm before each.
+READERS = {
+    "attention.query_key_value": "input_layernorm",
+    "attention.g_proj": "input_layernorm",
+    "mlp.gate_proj": "post_attention_layernorm",
+    "mlp.up_proj": "post_attention_layernorm",
+    "mlp.shared_experts.gate_proj": "post_attention_layernorm",
+    "mlp.shared_experts.up_proj": "post_attention_layernorm",
+}
 
 
 class Stream:
@@ -34,28 +44,40 @@ class Stream:
     def close(self) -> None:
         """Close files."""
 
-    def embed(self, batches: Sequence[mx.array]) -> list[mx.array]:
-        """The residual stream [B, T, hidden] float32 of each batch of tokens [B, T]."""
+    def embed(self, batches: Sequence[mx.array], arrays: Mapping[str, mx.array] | None = None) -> list[mx.array]:
+        """The residual stream [B, T, hidden] float32 of each batch of tokens [B, T].
+
+        ``arrays`` are parameters by name, to be used instead of the stream's own, here and in `advance`.
+        """
         embedding = self._model.model.word_embeddings
-        embedding.load_weights(list(self.arrays("model.word_embeddings.").items()))
+        embedding.load_weights(self._parameters("model.word_embeddings.", arrays))
         states = [embedding(tokens).astype(mx.float32) for tokens in batches]
         mx.eval(states)
         if not self._model.config.tie_word_embeddings:
             self._model.model.word_embeddings = None
         return states
 
-    def advance(self, layer: int, states: list[mx.array]) -> None:
-        """Take every batch through a layer, in place."""
+    def layer(self, layer: int, arrays: Mapping[str, mx.array] | None = None) -> Any:
+        """A layer with its parameters."""
+        module: Any = self._model.layers[layer]
+        module.load_weights(self._parameters(f"model.layers.{layer}.", arrays))
+        return module.eval()
+
+    def advance(self, layer: int, states: list[mx.array], arrays: Mapping[str, mx.array] | None = None) -> None:
+        """Take every batch through a layer, in place; the layer is gone then."""
         layers: list[Any] = self._model.layers
-        module, layers[layer] = layers[layer], None
-        module.load_weights(list(self.arrays(f"model.layers.{layer}.").items()))
-        module.eval()
+        module, layers[layer] = self.layer(layer, arrays), None
         mask = None if module.is_linear else "causal"
         for i, x in enumerate(states):
             states[i] = module(x, mask, None, 0)
             mx.eval(states[i])
         del module
         mx.clear_cache()
+
+    def _parameters(self, prefix: str, arrays: Mapping[str, mx.array] | None) -> list[tuple[str, mx.array]]:
+        if arrays is None:
+            return list(self.arrays(prefix).items())
+        return [(name.removeprefix(prefix), a) for name, a in arrays.items() if name.startswith(prefix)]
 
     def logits(self, x: mx.array) -> mx.array:
         """Logits [..., vocab] float32 of the last residual stream [..., hidden]; the head stays loaded."""
@@ -88,12 +110,17 @@ class LoadedStream(Stream):
 
 
 class FloatStream(Stream):
-    """Any source, in float; shards that are on the hub are fetched into the folder ``scratch`` one by one."""
+    """Any source, in float; what it reads counts in ``files`` as a use of each matrix, by default of files of its own.
 
-    def __init__(self, source: Source, dtype: mx.Dtype, scratch: Path) -> None:
+    Then shards that are on the hub are fetched into the folder ``scratch`` one by one.
+    """
+
+    def __init__(
+        self, source: Source, dtype: mx.Dtype, files: TensorFiles | None = None, scratch: Path = Path()
+    ) -> None:
         super().__init__(source, dtype)
         self._matrices, self._shapes = matrices(source), parameter_shapes(source.config)
-        self._files = TensorFiles(remote.fetcher(source.repo, scratch), uses(self._matrices.values()))
+        self._files = files or TensorFiles(remote.fetcher(source.repo, scratch), uses(self._matrices.values()))
 
     def arrays(self, prefix: str) -> dict[str, mx.array]:
         """As `Stream.arrays`; each name may be asked for once."""
@@ -118,3 +145,31 @@ class FloatStream(Stream):
         whole = mx.concatenate(parts)
         mx.eval(whole)
         return whole
+
+    def embedding(self) -> nn.Module:
+        """With its parameters."""
+        embedding = self._model.model.word_embeddings
+        embedding.load_weights(self._parameters("model.word_embeddings.", None))
+        return embedding
+
+    def norm_and_head(self) -> tuple[nn.Module, nn.Module | None]:
+        """With their parameters; the head is None where it is the embedding."""
+        norm = self._model.model.norm
+        norm.load_weights(self._parameters("model.norm.", None))
+        if self._model.config.tie_word_embeddings:
+            return norm, None
+        self._model.lm_head.load_weights(self._parameters("lm_head.", None))
+        return norm, self._model.lm_head
+
+    def readers_of_embedding(self) -> mx.array:
+        """How much an error in each direction of the residual stream changes what the first layer's matrices get from it.
+
+        ``sum W^T W`` [hidden, hidden] float32 of those that read the stream, times the weights of the norms before them.
+        """
+        prefix, total = "model.layers.0.", mx.zeros((self._model.config.hidden_size,) * 2)
+        for reader, norm in READERS.items():
+            if (name := f"{prefix}{reader}.weight") in self._shapes:
+                w = self._read(name) * self._read(f"{prefix}{norm}.weight")
+                total = total + w.T.astype(mx.float32) @ w.astype(mx.float32)
+                mx.eval(total)
+        return total
