@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ring_mlx.cli import main
 from ring_mlx.engine.events import AnswerText, End, Sampling, Statistics, ThinkingText, ToolCall
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.row import Row
@@ -18,7 +19,7 @@ from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.forms import CallForm, Form, TextForm
 from ring_mlx.generation.grammars import Grammars
 from tests.fuzz.profile import fuzz
-from tests.serving import answer_of
+from tests.serving import SUMS, answer_of
 from tests.sessions import DirectSession, options
 
 CITY = {
@@ -131,6 +132,7 @@ def test_every_answer_is_an_instance_and_instances_can_be_answers(session, gramm
         ({"required": ["a"], "properties": {"a": False}, "type": "object"}, "", "unsatisfiable"),
         ({"$ref": "#"}, "", "nothing can meet it"),
         ({"enum": []}, "", "empty"),
+        ({"properties": {"a": {"not": {"const": -(1 << 70)}}}}, ".properties.a", "not"),
         ({"type": "strin"}, "", "strin"),
         ({"enum": ["x" * 300_000]}, "", "more than"),
         ({"properties": dict.fromkeys(map(str, range(16_000)), True), "type": "object"}, "", "16000 properties"),
@@ -305,7 +307,7 @@ def test_what_goes_wrong_in_one_answer_ends_only_that_one(engine, monkeypatch):
 
 
 def test_masks_are_those_of_bits(grammars):
-    constraint = Constraint(grammars, grammars.compiled(regex("[ab]c"), False), False)
+    constraint = Constraint(grammars, regex("[ab]c"), False)
     logits = mx.random.normal((1, grammars.rows))
     kept = mx.isfinite(constraint.masked(logits))[0].tolist()
     allowed = {t for t, is_kept in enumerate(kept) if is_kept}
@@ -313,3 +315,34 @@ def test_masks_are_those_of_bits(grammars):
     constraint.take([min(t for t in allowed if grammars.bytes_of(t) == b"a")])
     assert [grammars.bytes_of(t) for t in constraint.forced()] == [b"c"]
     assert constraint.allowed(constraint.forced() * 2) == 1
+
+
+def generated(capsys, *flags):
+    """Exit code, answer and errors of ``ring-mlx generate`` with the toy."""
+    code = main(["generate", "-p", SUMS[0], "--no-store", "--temp", "0", "--json", "--quiet", *flags])
+    out, errors = capsys.readouterr()
+    return code, json.loads(out)["answer"] if out else "", errors
+
+
+def test_forms_of_generate(capsys, tmp_path):
+    file = tmp_path / "city.json"
+    file.write_text(json.dumps(CITY))
+    for schema in (str(file), json.dumps(CITY)):
+        code, text, _ = generated(capsys, "--json-schema", schema, "--thinking-budget", "5")
+        assert code == 0
+        jsonschema_rs.validate(CITY, json.loads(text))
+    assert generated(capsys, "--regex", "[0-9]{2} pears")[1][2:] == " pears"
+    assert generated(capsys, "--grammar", 'root ::= "ja" | "nein"', "--speculate", "off")[1] in ("ja", "nein")
+    text = generated(capsys, "--regex", "ab+c", "--prefill-response", "</think>ab", "--max-tokens", "50")[1]
+    assert set(text) <= {"b", "c"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--json-schema", "gone.json"), ("--json-schema", "{]"), ("--json-schema", '{"not": {}}'), ("--regex", "("), ("--grammar", "gone")],
+)  # fmt: skip
+def test_a_form_that_cannot_be_is_one_line(capsys, flags):
+    code, text, errors = generated(capsys, *flags)
+    assert (code, text) == (2, "")
+    assert flags[0] in errors
+    assert "Traceback" not in errors

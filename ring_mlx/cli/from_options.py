@@ -19,11 +19,15 @@ from ring_mlx.cli.progress import bar_of
 from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.decoding import LogitsProcessor, Sampler, prefill_step_or_default
+from ring_mlx.generation.forms import Form, TextForm
+from ring_mlx.generation.grammars import MOST_CHARACTERS
 from ring_mlx.generation.sampling import start_sampling
 from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
 from ring_mlx.options import loading_options
+from ring_mlx.system.files import text_of
+from ring_mlx.system.regular_files import parse_object
 from ring_mlx.system.terminal_text import note, whole_text
 
 TOY_NOTE = (
@@ -54,6 +58,30 @@ def load_with_draft(args: argparse.Namespace) -> tuple[Model, TokenizerWrapper, 
     folders = find_model(args, name), _find(args, args.draft_model, None)
     model, tokenizer, draft = drafting.load_with_draft(*folders, partial(bar_of, args), **loading_options(args))
     return model, tokenizer, name, draft
+
+
+def form_of(args: argparse.Namespace) -> Form | None:
+    """The form of the answer. Raises OptionError if a file cannot be read, or a schema is no JSON object."""
+    if args.regex is not None:
+        return Form(TextForm("regex", args.regex, "--regex"))
+    if args.grammar is not None:
+        is_text = "::=" in args.grammar or "start:" in args.grammar
+        return Form(TextForm("grammar", args.grammar if is_text else _file_of(args.grammar, "--grammar"), "--grammar"))
+    if args.json_schema is None:
+        return None
+    is_text = args.json_schema.lstrip().startswith("{")
+    text = args.json_schema if is_text else _file_of(args.json_schema, "--json-schema")
+    parse_object(text.encode(errors="replace"), "--json-schema", OptionError)
+    return Form(TextForm("schema", text, "--json-schema"))
+
+
+def _file_of(name: str, flag: str) -> str:
+    try:
+        return text_of(Path(name), 4 * MOST_CHARACTERS)
+    except (OSError, ValueError) as e:
+        raise OptionError(
+            f"{flag} {name!r} cannot be read ({getattr(e, 'strerror', None) or e}); give a file."
+        ) from None
 
 
 def find_model(args: argparse.Namespace, name: str) -> Path:

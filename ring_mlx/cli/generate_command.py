@@ -23,10 +23,13 @@ from ring_mlx.distributed.rank import Rank, joined
 from ring_mlx.engine.branches import Prompt, Renderer, branch_points
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.errors import OptionError, PromptError
+from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.decoding import LogitsProcessor, Progress, Sampler, decode
 from ring_mlx.generation.draft_model import DraftModel, LookupOrModel
 from ring_mlx.generation.draft_sources import pace_of
 from ring_mlx.generation.drafts import Drafter, Pace, PromptLookup
+from ring_mlx.generation.forms import Form
+from ring_mlx.generation.grammars import Grammars
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.generation.stream import GenerationEvent, check_lengths, events_of, thought_closer
@@ -50,6 +53,7 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
     text = from_options.read_prompt(args.prompt)
     if not text.strip():
         raise PromptError("the prompt is empty; give some text.")
+    form = from_options.form_of(args)
     loaded = from_options.load_with_draft(args) if rank is None else (*rank.load_named(args), None)
     model, tokenizer, name, draft = loaded
     for token in args.extra_eos_token:
@@ -64,7 +68,7 @@ def _generate(args: argparse.Namespace, rank: Rank | None) -> int:
     code = 0
     with bar_of(args, "prompt", "tokens", rank is None or rank.is_first) as bar, Wired():
         try:
-            for event in _events(args, model, tokenizer, source, reader, sampler, processors, pace, draft, bar):
+            for event in _events(args, model, tokenizer, source, reader, sampler, processors, pace, draft, form, bar):
                 printer.show(event)
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -135,6 +139,7 @@ def _events(
     processors: Sequence[LogitsProcessor],
     pace: Pace | None,
     draft: Model | None,
+    form: Form | None,
     bar: Progress,
 ) -> Iterator[GenerationEvent]:
     """Read what no snapshot holds of the prompt, then generate."""
@@ -151,7 +156,14 @@ def _events(
         splitter_after(tokenizer.decode(ids), thinking.start),
         within(args.max_tokens, context - len(ids) + 1),
     )
+    constraint = None
+    if form is not None:
+        splitter.end_at_first()
+        is_thinking = splitter.inside and not args.ignore_chat_template
+        grammars = Grammars(tokenizer, model.config.vocab_size)
+        constraint = Constraint(grammars, form, is_thinking, "" if is_thinking else args.prefill_response or "")
     how: dict[str, Any] = {
+        "constraint": constraint,
         "max_tokens": limit,
         "sampler": sampler,
         "logits_processors": processors,
@@ -167,9 +179,12 @@ def _events(
         kv = reader.kv_quantization
         steps = decode(reader.logits, model, cache, mx.array(ids, dtype=mx.int32), kv_quantization=kv, **how)
     read = len(ids) - known
-    yield from events_of(
+    for event in events_of(
         steps, tokenizer, splitter, limit, prompt_tokens=read, cached_tokens=known, before=ids, started=started
-    )
+    ):
+        if constraint is not None:
+            constraint.check()
+        yield event
 
 
 def _add_eos(tokenizer: TokenizerWrapper, token: str, rows: int) -> None:

@@ -195,7 +195,7 @@ class LoadedModel:
         before = ""
         if request.continue_last and not is_thinking:
             before = str(request.prompt[-1].get("content") or "").rpartition(THINK_END)[2].lstrip()
-        return Constraint(self.grammars, self.grammars.compiled(request.form, is_thinking), is_thinking, before)
+        return Constraint(self.grammars, request.form, is_thinking, before)
 
 
 def renderer_of(request: Request, tokenizer: TokenizerWrapper, options: Mapping[str, Any] | None = None) -> Renderer:

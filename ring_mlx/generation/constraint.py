@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 
 from ring_mlx.errors import GrammarError
-from ring_mlx.generation.grammars import Compiled, Grammars, said
+from ring_mlx.generation.forms import Form
+from ring_mlx.generation.grammars import Grammars, said
 from ring_mlx.generation.thought_end import THINK_END
 
 TAG = THINK_END.encode()
@@ -27,10 +28,11 @@ class Constraint:
         is_thinking: Whether the answer begins in a thought.
         before: The beginning of the answer, which the prompt has.
 
-    Raises GrammarError if that is no beginning of what the grammar allows.
+    Raises GrammarError if that is no beginning of what the form allows, or as `Grammars.compiled`.
     """
 
-    def __init__(self, grammars: Grammars, compiled: Compiled, is_thinking: bool, before: str = "") -> None:
+    def __init__(self, grammars: Grammars, form: Form, is_thinking: bool, before: str = "") -> None:
+        compiled = grammars.compiled(form, is_thinking)
         self._grammars, self._matcher, self.is_thinking = grammars, compiled.matcher.deep_copy(), is_thinking
         self.left_out = compiled.left_out
         self._tail, self._is_over, self._failure = b"", False, ""

@@ -149,7 +149,7 @@ class Grammars:
     def _problem_of(self, schema: dict[str, Any]) -> str:
         from llguidance import LLMatcher
 
-        return _problem(self._matcher(LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)))
+        return _problem(self._matcher(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=OPTIONS)))
 
     def _lark(self, form: TextForm) -> str:
         from llguidance import regex_to_lark

@@ -65,10 +65,10 @@ def tidied(schema: dict[str, Any], origin: str) -> list[str]:
         for name in COUNTS:
             if isinstance(s.get(name), float) and s[name].is_integer():
                 s[name] = int(s[name])
-        _drop_halves(s)
         for name, plain in UNEVALUATED.items():
             if name in s and plain not in s and not APPLICATORS & s.keys():
                 s[plain] = s.pop(name)
+        _drop_halves(s)
         left += [(f"{path}.{step}", each) for step, each in below(s)]
     return told
 
