@@ -48,6 +48,7 @@ LIMITS = {
     "norm_qmv": BETWEEN,
     "gate_qmv": BETWEEN,
     "add_qmv": ONCE,
+    "head": BETWEEN,
     "decode_moe": ONCE,
     "prefill_moe": BETWEEN,  # 16-bit operands
 }

@@ -71,6 +71,7 @@ TABLE: dict[str, Entry] = {
     "gate_qmv/1": _ours("gate, product and residual of a token; rows a team", HALF, DOUBLE),
     "add_qmv/1": _ours("product and residual of a token; rows a team", HALF, DOUBLE),
     "norm_router/1": _ours("norm and router's product of a token; rows a threadgroup", HALF, DOUBLE),
+    "head/1": _ours("last norm and head of a token; tiles a threadgroup", HALF, DOUBLE, default={"metal": MLX}),
     "recurrent/1": _ours("linear attention of a token; columns of the state a threadgroup", OTHER_WIDTH),
     "qk_norm_rope/1": _ours("norms and rotation of a token"),
     "route/1": _ours("choice of experts of a token"),
@@ -98,6 +99,7 @@ for _size, _words in ((FEW, "2 to 4 tokens"), (EIGHT, "5 to 8 tokens")):
     TABLE[f"gate_qmv/{_size}"] = _ours(f"gate, product and residual of {_words}", HALF, DOUBLE, default=_default)
     TABLE[f"add_qmv/{_size}"] = _ours(f"product and residual of {_words}", HALF, DOUBLE, default=_default)
     TABLE[f"norm_router/{_size}"] = _ours(f"norm and router's product of {_words}", HALF, DOUBLE)
+    TABLE[f"head/{_size}"] = _ours(f"last norm and head of {_words}; tiles a threadgroup", HALF, DOUBLE)
     TABLE[f"few_queries/{_size}"] = _ours(f"attention of {_words}", default={"metal": MLX})
     TABLE[f"many_keys/{_size}"] = _ours(f"attention of {_words} over more than 1,024", default={"metal": MLX})
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 
 HERE = Path(__file__).parent
-# Functions in Metal that kernels share: reading packed codes, and packs of floats.
+# Functions in Metal that kernels share: reading packed codes, packs of floats, products of blocks and of tiles.
 CODES = HERE / "quantized_moe" / "codes.metal"
 PACKS = (CODES, HERE / "norm_router" / "packs.metal")
 BLOCKS = HERE / "quantized_moe" / "blocks.metal"
+TALL = HERE / "quantized_moe" / "tall.metal"
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 

@@ -22,6 +22,8 @@ from metal_kernels.few_queries.fused import MAX_QUERIES, UNSPLIT_KEYS, fused_few
 from metal_kernels.few_queries.naive import naive_few_queries
 from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
 from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
+from metal_kernels.head.fused import fused_head
+from metal_kernels.head.naive import naive_head
 from metal_kernels.heads import Heads
 from metal_kernels.lightning_attn import simd_chunk
 from metal_kernels.lightning_attn.chunk import chunk_lightning_attn
@@ -184,6 +186,13 @@ def add_qmv(x: array, matrices: Matrices | None, residual: array | None = None) 
     if matrices is None:
         return None
     return _served("add_qmv", fused_add_qmv, naive_add_qmv, (x, matrices, residual), _nothing)
+
+
+def head(x: array, weight: array, eps: float, matrices: Matrices | None) -> array | None:
+    """Same result as `naive_head`, or None where MLX's norm and product are used."""
+    if matrices is None:
+        return None
+    return _served("head", fused_head, naive_head, (x, weight, eps, matrices), _nothing)
 
 
 def moe_kernel(experts: Experts, x: array) -> MoEKernel | None:

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from metal_kernels import Matrices, Packed
 from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
+from metal_kernels.head.naive import naive_head
 from metal_kernels.launch import Kernel
 from metal_kernels.lightning_attn.chunk import chunk_lightning_attn
 from metal_kernels.lightning_attn.naive import naive_qkv_lightning_attn
@@ -81,6 +82,10 @@ def _fused_qmv(a: Arrays, t: Template) -> list[mx.array | None]:
     return [y, None]
 
 
+def _head(a: Arrays, t: Template) -> list[mx.array]:
+    return [naive_head(a["x"], a["weight"], _float(t["EPS"]), Matrices(_packed(a, t, "w")))]
+
+
 def _norm_router(a: Arrays, t: Template) -> list[mx.array | None]:
     r, eps = a["r"] if t["HAS_RESIDUAL"] else None, _float(t["EPS"])
     if not t["E"]:
@@ -138,6 +143,7 @@ def _decode_down(a: Arrays, t: Template) -> list[mx.array]:
 
 FORMS: dict[str, Callable[[Arrays, Template], Sequence[mx.array | None]]] = {
     "fused_qmv": _fused_qmv,
+    "head": _head,
     "norm_router": _norm_router,
     "router": _router,
     "qk_norm_rope": _qk_norm_rope,

@@ -184,12 +184,13 @@ def recording(record):
     return launch.Backend("cuda", constructor)
 
 
-# What changes nothing for two layers of few experts with heads of 32 and prompts of 33 tokens.
+# What changes nothing for two layers in float32 of few experts with heads of 32 and prompts of 33 tokens.
 SAME_HERE = {
     ("recurrent/1", "other width"),
     ("experts/9+", "half"),
     *(("lightning_attn/9+", v) for v in ("half", "double", "unsplit")),
     *((f"many_keys/{n}", "mlx") for n in ("1", "2-4", "5-8")),
+    *((f"head/{n}", v) for n in ("1", "2-4", "5-8") for v in ("mlx", "half", "double")),
 }
 
 

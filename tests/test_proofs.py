@@ -111,6 +111,7 @@ def spoiling(name, fault, only=lambda template: True):
 
 FAULTS = {
     "fused_qmv": one_element,
+    "head": one_element,
     "norm_router": one_row,
     "router": raises,
     "qk_norm_rope": not_a_number,

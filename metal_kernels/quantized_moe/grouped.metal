@@ -1,5 +1,5 @@
 // One tile of a product with packed weights: the sums over K of BM gathered rows of x times BN rows of weights, on
-// simdgroup matrices with float sums. Needs codes.metal.
+// simdgroup matrices with float sums. Needs codes.metal and tall.metal.
 //
 // A threadgroup of WM x WN simdgroups keeps a slice of both operands, BK values deep, in threadgroup memory as T (float,
 // half or bfloat), rows padded by 16 bytes against bank conflicts. The next slice travels from device memory to registers
@@ -30,24 +30,6 @@ METAL_FUNC uint4 load_chunk(const device X* from) {
     for (int i = 0; i < CHUNK; i++) v[i] = code<0, sizeof(X) * 8, X>(words, i);
     return pack_chunk<T>(v);
   }
-}
-
-// Two sums, one below the other: d0 += a[0] b0 + a[1] b1, d1 += a[2] b0 + a[3] b1. That is one 16x8x16 instruction of a
-// tensor core, which the CUDA twin may offer under this name.
-template <typename T>
-METAL_FUNC void multiply_tall(thread simdgroup_matrix<float, 8, 8>* d0, thread simdgroup_matrix<float, 8, 8>* d1,
-                              thread const simdgroup_matrix<T, 8, 8>* a, simdgroup_matrix<T, 8, 8> b0,
-                              simdgroup_matrix<T, 8, 8> b1) {
-#ifdef MSL_MULTIPLY_16X8X16
-  if constexpr (sizeof(T) == 2) {
-    MSL_MULTIPLY_16X8X16(*d0, *d1, a[0], a[1], a[2], a[3], b0, b1);
-    return;
-  }
-#endif
-  simdgroup_multiply_accumulate(*d0, a[0], b0, *d0);
-  simdgroup_multiply_accumulate(*d1, a[2], b0, *d1);
-  simdgroup_multiply_accumulate(*d0, a[1], b1, *d0);
-  simdgroup_multiply_accumulate(*d1, a[3], b1, *d1);
 }
 
 // rows: for each of the thread's 16-byte chunks of the x slice (chunk c of a slice is row c / (BK / CHUNK)), its row of x.

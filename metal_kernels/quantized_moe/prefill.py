@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from metal_kernels.constants import CODES, FLOATS
+from metal_kernels.constants import CODES, FLOATS, TALL
 from metal_kernels.launch import Kernel, backend
 from metal_kernels.quantized_moe import tiles
 from metal_kernels.quantized_moe.experts import Experts, shared_product
@@ -14,7 +14,7 @@ from metal_kernels.quantized_moe.tiles import Tile
 from metal_kernels.recorded import NoKernelError, run
 
 HERE = Path(__file__).parent
-HEADERS = [CODES, HERE / "grouped.metal"]
+HEADERS = [CODES, TALL, HERE / "grouped.metal"]
 MATRICES = ("gate", "up", "shared_gate", "shared_up")
 PLAN = Kernel(HERE / "plan.metal", ["chosen", "order"], ["tiles"])
 GATE_UP = Kernel(

@@ -55,7 +55,7 @@ def cut(model: Model, group: mx.distributed.Group) -> None:
 class Stage(LanguageModel):
     """A cut model that exchanges the residual stream with its neighbours."""
 
-    def __call__(
+    def before_norm(
         self,
         tokens: mx.array,
         cache: Sequence[Any] | None = None,
@@ -63,7 +63,7 @@ class Stage(LanguageModel):
         exact: bool = False,
         last_only: bool = False,
     ) -> mx.array:
-        """Same contract as `LanguageModel`, but for hidden states, which no rank has all of."""
+        """Same contract as of `LanguageModel`, but for hidden states, which no rank has all of."""
         if hidden_states is not None:
             raise DistributedError(
                 "a pipeline cannot give all hidden states; load with mode 'tensor' or on one machine."
@@ -80,7 +80,7 @@ class Stage(LanguageModel):
             x = mx.distributed.send(x, rank + 1, group=group)
         x = mx.distributed.all_gather(x[:, -1:] if last_only else x, group=group)[-x.shape[0] :]
         mx.async_eval(x)
-        return self.norm(x)
+        return x
 
 
 def connect(model: LanguageModel, group: mx.distributed.Group) -> LanguageModel:

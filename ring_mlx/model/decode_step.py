@@ -68,7 +68,7 @@ class DecodeStep:
             self._pieces.append((linear, softmax, _piece(self.layers, last, linear, softmax)))
             last, linear = softmax, []
         self._few = _attention()
-        self._fold = _compiled(partial(_fold, [self.layers[i].attention for i in self._linear]))
+        self._fold = compiled(partial(_fold, [self.layers[i].attention for i in self._linear]))
 
     def accepts(self, x: mx.array, caches: Sequence[Any]) -> bool:
         """Whether `__call__` takes these: one token a row, or a few tentative ones, after others that the caches hold."""
@@ -144,14 +144,14 @@ class FoldedLayers:
 
 def _attention() -> Callable[..., mx.array | None]:
     """`few_queries`, compiled; what is chosen is asked once for each number of tokens."""
-    compiled = _compiled(few_queries)
+    attend = compiled(few_queries)
     ours: dict[tuple[int, str], bool] = {}
 
     def call(q: mx.array, k: mx.array, *others: Any) -> mx.array | None:
         wanted = q.shape[2], "few_queries" if k.shape[2] <= UNSPLIT_KEYS else "many_keys"
         if wanted not in ours:
             ours[wanted] = choices.ours(wanted[1], wanted[0])
-        found: mx.array | None = compiled(q, k, *others) if ours[wanted] else None
+        found: mx.array | None = attend(q, k, *others) if ours[wanted] else None
         return found
 
     return call
@@ -197,21 +197,21 @@ def _piece(
         opened = () if softmax is None else layers[softmax].open(x, offset)
         return x, opened, after, projected if is_tentative else []
 
-    return _compiled(run)
+    return compiled(run)
 
 
-def _compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
     """The same compiled, or as it is where a kernel in it is still to be proven."""
 
     def traced(*arguments: Any) -> Any:
         with proofs.tracing():
             return run(*arguments)
 
-    compiled = mx.compile(traced)
+    replay = mx.compile(traced)
 
     def call(*arguments: Any) -> Any:
         try:
-            return compiled(*arguments)
+            return replay(*arguments)
         except proofs.Unproven:  # tried now, with what there is to compute; then it can be compiled
             return run(*arguments)
 

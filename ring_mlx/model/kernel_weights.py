@@ -11,6 +11,9 @@ import mlx.nn as nn
 
 from metal_kernels import Experts, Matrices, Packed, launch
 
+# Which multiply and do no more; an embedding is also a head.
+MATRICES = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
+
 
 def packed(module: nn.Module) -> Packed:
     """A linear layer's weights, quantized or not."""
@@ -37,9 +40,7 @@ class KernelMatrices(_Kept):
 
     def __call__(self, *modules: nn.Module) -> Matrices | None:
         """None where no kernels run, or a layer does more than multiply."""
-        if launch.backend() is None or any(
-            type(m) not in (nn.Linear, nn.QuantizedLinear) or "bias" in m for m in modules
-        ):
+        if launch.backend() is None or any(type(m) not in MATRICES or "bias" in m for m in modules):
             return None
         found: Matrices = self._of(modules, Matrices)
         return found

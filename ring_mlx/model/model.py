@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from operator import is_
 from typing import Any
 
 import mlx.core as mx
@@ -12,19 +13,20 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, BatchKVCache
 
-from metal_kernels import choices, launch
+from metal_kernels import Matrices, choices, head, launch
 from ring_mlx.generation.defaults import FAMILY
 from ring_mlx.model.cache import HybridCache, make_kv_cache
 from ring_mlx.model.cache_shapes import Shapes
 from ring_mlx.model.config import RingConfig
-from ring_mlx.model.decode_step import DecodeStep, is_worthwhile
+from ring_mlx.model.decode_step import MOST_TOKENS, DecodeStep, compiled, is_worthwhile
+from ring_mlx.model.kernel_weights import KernelMatrices
 from ring_mlx.model.layer import DecoderLayer
 
 # Tokens of a call from which layers are computed one after the other, and how many may be under way.
 LONG_FROM_TOKENS = 512
 LAYERS_UNDER_WAY = 2
-# Rows to which the head's input is filled up. On an H200 MLX's packed product of mini's head takes 171 us a row up to seven,
-# and 103 us for eight, which go through its matrix units.
+# Rows to which the head's input is filled up where MLX multiplies it. On an H200 MLX's packed product of mini's head takes
+# 171 us a row up to seven, and 103 us for eight, which go through its matrix units.
 FILLED_ROWS = {"cuda": 8}
 
 
@@ -50,9 +52,20 @@ class LanguageModel(nn.Module):
 
         Returns the normed residual stream [B, T, hidden], or [B, 1, hidden] with ``last_only``.
         """
+        return self.norm(self.before_norm(tokens, cache, hidden_states, exact, last_only))
+
+    def before_norm(
+        self,
+        tokens: mx.array,
+        cache: Sequence[Any] | None = None,
+        hidden_states: list[mx.array] | None = None,
+        exact: bool = False,
+        last_only: bool = False,
+    ) -> mx.array:
+        """The same before the last norm."""
         # MLX gives rows of some packed embeddings in bfloat16, whatever the other weights are.
         x = self.word_embeddings(tokens).astype(mx.float32 if exact else self.norm.weight.dtype)
-        return self.norm(self._through(x, cache, hidden_states, last_only))
+        return self._through(x, cache, hidden_states, last_only)
 
     def _through(
         self, x: mx.array, cache: Sequence[Any] | None, hidden_states: list[mx.array] | None, last_only: bool
@@ -108,6 +121,44 @@ class LanguageModel(nn.Module):
         return self._step
 
 
+class Head:
+    """The last norm and the head of a few tokens as one kernel, compiled for the present weights and choices."""
+
+    def __init__(self) -> None:
+        self._matrices = KernelMatrices()
+        self._weights: tuple[Any, ...] = ()
+        self._chosen: tuple[Any, ...] = ()
+        self._runs: dict[int, Callable[[mx.array], mx.array | None] | None] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Head:
+        """Of a copied model; what is compiled cannot be copied."""
+        return Head()
+
+    def __call__(self, x: mx.array, norm: nn.RMSNorm, matrix: nn.Module) -> mx.array | None:
+        """Logits of the residual stream x [B, T, hidden], or None where MLX's norm and product are used."""
+        where, tokens = launch.backend(), x.shape[0] * x.shape[1]
+        matrices = None if where is None or tokens > MOST_TOKENS else self._matrices(matrix)
+        if where is None or matrices is None:
+            return None
+        weights = matrices, norm.weight
+        chosen = norm.eps, where, where.ledger and where.ledger.turned_off, choices.active()
+        if chosen != self._chosen or not all(map(is_, weights, self._weights)):
+            self._weights, self._chosen, self._runs = weights, chosen, {}
+        if tokens not in self._runs:
+            self._runs[tokens] = self._made(norm, matrices) if choices.ours("head", tokens) else None
+        run = self._runs[tokens]
+        return None if run is None else run(x)
+
+    def _made(self, norm: nn.RMSNorm, matrices: Matrices) -> Callable[[mx.array], mx.array | None]:
+        def run(x: mx.array) -> mx.array | None:
+            return head(x, norm.weight, norm.eps, matrices)
+
+        if not is_worthwhile():
+            return run
+        mx.eval(norm.weight, matrices.leaves)  # in memory, to be constants of what is compiled
+        return compiled(run)
+
+
 class Model(nn.Module):
     """A Ring-linear model, or a softmax sibling, as one callable.
 
@@ -126,6 +177,7 @@ class Model(nn.Module):
         self.model = LanguageModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._head = Head()
 
     def __call__(
         self,
@@ -147,15 +199,22 @@ class Model(nn.Module):
         Returns:
             Logits [B, T, vocab], or [B, 1, vocab] with ``last_only``; float32 if ``exact``.
         """
-        x = self.model(tokens, cache, hidden_states, self.exact, last_only)
-        if last_only:
-            x = x[:, -1:]
-        head = self.model.word_embeddings.as_linear if self.config.tie_word_embeddings else self.lm_head
+        x = self.model.before_norm(tokens, cache, hidden_states, self.exact, last_only)
+        return self.logits(x[:, -1:] if last_only else x)
+
+    def logits(self, x: mx.array) -> mx.array:
+        """The last norm and the head for the residual stream x [B, T, hidden]: [B, T, vocab]."""
+        norm, is_tied = self.model.norm, self.config.tie_word_embeddings
+        matrix = self.model.word_embeddings if is_tied else self.lm_head
+        found = None if self.training else self._head(x, norm, matrix)
+        if found is not None:
+            return found
+        x, multiply = norm(x), matrix.as_linear if is_tied else matrix
         rows = x.shape[0] * x.shape[1]
         if not 1 < rows < FILLED_ROWS.get(choices.where(), 0):
-            return head(x)
+            return multiply(x)
         filled = mx.pad(x.reshape(rows, -1), [(0, FILLED_ROWS[choices.where()] - rows), (0, 0)])
-        return head(filled)[:rows].reshape(*x.shape[:-1], -1)
+        return multiply(filled)[:rows].reshape(*x.shape[:-1], -1)
 
     @property
     def layers(self) -> list[DecoderLayer]:

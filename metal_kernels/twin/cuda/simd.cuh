@@ -47,6 +47,13 @@ MSL_REDUCTIONS(min, (b < a ? b : a))
 MSL_REDUCTIONS(max, (a < b ? b : a))
 #undef MSL_REDUCTIONS
 #undef MSL_REDUCTION
+// Of whole numbers in one instruction.
+MSL_FN uint simd_min(uint x) { return __reduce_min_sync(kAllLanes, x); }
+MSL_FN uint simd_max(uint x) { return __reduce_max_sync(kAllLanes, x); }
+MSL_FN uint simd_sum(uint x) { return __reduce_add_sync(kAllLanes, x); }
+MSL_FN int simd_min(int x) { return __reduce_min_sync(kAllLanes, x); }
+MSL_FN int simd_max(int x) { return __reduce_max_sync(kAllLanes, x); }
+MSL_FN int simd_sum(int x) { return __reduce_add_sync(kAllLanes, x); }
 template <class T> MSL_FN T simd_and(T x) { return (T)__reduce_and_sync(kAllLanes, (uint)x); }
 template <class T> MSL_FN T simd_or(T x) { return (T)__reduce_or_sync(kAllLanes, (uint)x); }
 template <class T> MSL_FN T simd_xor(T x) { return (T)__reduce_xor_sync(kAllLanes, (uint)x); }

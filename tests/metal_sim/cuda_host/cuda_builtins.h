@@ -67,14 +67,20 @@ MSL_HOST_SHUFFLE(__shfl_sync, MSL_SHUF_IDX)
 MSL_HOST_SHUFFLE(__shfl_xor_sync, MSL_SHUF_XOR)
 MSL_HOST_SHUFFLE(__shfl_up_sync, MSL_SHUF_UP)
 MSL_HOST_SHUFFLE(__shfl_down_sync, MSL_SHUF_DOWN)
-#define MSL_HOST_REDUCE(name, OP)                                   \
-  inline unsigned name(unsigned, unsigned x, MSL_SITE) {            \
-    msl_reduce(&x, MSL_T_U32, OP, 32, file, line);                  \
+#define MSL_HOST_REDUCE(name, T, TYPE, OP)                          \
+  inline T name(unsigned, T x, MSL_SITE) {                          \
+    msl_reduce(&x, TYPE, OP, 32, file, line);                       \
     return x;                                                       \
   }
-MSL_HOST_REDUCE(__reduce_and_sync, MSL_AND)
-MSL_HOST_REDUCE(__reduce_or_sync, MSL_OR)
-MSL_HOST_REDUCE(__reduce_xor_sync, MSL_XOR)
+MSL_HOST_REDUCE(__reduce_and_sync, unsigned, MSL_T_U32, MSL_AND)
+MSL_HOST_REDUCE(__reduce_or_sync, unsigned, MSL_T_U32, MSL_OR)
+MSL_HOST_REDUCE(__reduce_xor_sync, unsigned, MSL_T_U32, MSL_XOR)
+#define MSL_HOST_REDUCE_NUMBERS(name, OP)          \
+  MSL_HOST_REDUCE(name, unsigned, MSL_T_U32, OP)   \
+  MSL_HOST_REDUCE(name, int, MSL_T_I32, OP)
+MSL_HOST_REDUCE_NUMBERS(__reduce_min_sync, MSL_MIN)
+MSL_HOST_REDUCE_NUMBERS(__reduce_max_sync, MSL_MAX)
+MSL_HOST_REDUCE_NUMBERS(__reduce_add_sync, MSL_SUM)
 
 #define MSL_HOST_ATOMIC(name, expr)             \
   template <class T> T name(T* p, T x) {        \

@@ -1,0 +1,1 @@
+"""Norm and product of a few tokens with a matrix of very many rows."""

@@ -1,0 +1,214 @@
+// Norm and product of 1 to 8 tokens with a matrix of very many rows, on simdgroup matrices: the head.
+//
+//   y = a w^T,  a = weight * x / sqrt(mean(x^2) + eps)
+//
+// Layout        x [TOKENS, K]; weight [K]; w [N, K] packed; y [TOKENS, N]
+// Grid          x: rows of w; a threadgroup owns TILES tiles of 16, one after the other.
+// Threadgroup   SIMDGROUPS simdgroups share out K in units of UNIT values: each keeps its OWN units of all tokens as tiles of M
+//               for good, and streams the same units of all rows past them. Sums of a tile meet in threadgroup memory.
+// Requires      UNIT 32 or 64, a divisor of K and of GROUP; the UNIT / 4 values of a lane fill whole words.
+// Computes      a is rounded to T before and after the norm's weight, as MLX's norm does, and is exact in M. So are codes,
+//               and sums are of float: scale and bias come in once a unit, with the unit's sum of a. y rounds once, to Y.
+//               Threadgroup memory: the larger of 8 UNIT sizeof(M) and 1 KB a simdgroup, and 32 bytes a simdgroup.
+//
+// A lane holds two adjacent columns of one row of an 8 x 8 tile, so four lanes have a row: its `pair` says which columns. Of a
+// unit of its row a lane reads a quarter. Which value stands in which column is free where both operands agree: in place of
+// neighbours, a pair of columns has two codes that one mask takes out of a word. Lanes are in Apple's order, on which MLX's
+// own products rely, or in MSL_TENSOR_CORE_LAYOUT. Tiles start at even elements: MSL_EVEN_PAIRS.
+METAL_FUNC int lane_of(int row, int pair) {
+#ifdef MSL_TENSOR_CORE_LAYOUT
+  return row * 4 + pair;
+#else
+  return ((row & 4) | (pair & 2)) * 4 + (row & 3) * 2 + (pair & 1);
+#endif
+}
+METAL_FUNC int row_of(int lane) {
+#ifdef MSL_TENSOR_CORE_LAYOUT
+  return lane / 4;
+#else
+  return (lane / 4 & 4) + lane / 2 % 4;
+#endif
+}
+METAL_FUNC int pair_of(int lane) {
+#ifdef MSL_TENSOR_CORE_LAYOUT
+  return lane % 4;
+#else
+  return (lane / 4 & 2) + lane % 2;
+#endif
+}
+// The sum over the four lanes of a row, in all of them.
+METAL_FUNC float row_sum(float v, int row, int pair) {
+  v += simd_shuffle(v, ushort(lane_of(row, pair ^ 1)));
+  return v + simd_shuffle(v, ushort(lane_of(row, pair ^ 2)));
+}
+
+// 4-bit codes become 16-bit floats from 16 to 31 by setting bits: the code is the upper part of the mantissa.
+template <int MODE, int BITS, typename M>
+METAL_FUNC constexpr bool sets_bits() {
+  return MODE == 1 && BITS == 4 && sizeof(M) == 2;
+}
+// What the tiles have is the code less this.
+template <int MODE, int BITS, typename M>
+METAL_FUNC constexpr float code_offset() {
+  return MODE != 1 ? 0.0f : sets_bits<MODE, BITS, M>() ? -16.0f : float(1 << (BITS - 1));
+}
+// How far the two codes of a pair lie apart.
+template <int MODE, int BITS>
+METAL_FUNC constexpr int gap() {
+  return MODE == 1 && 32 % BITS == 0 ? 16 / BITS : 1;
+}
+// The first code of pair m.
+template <int MODE, int BITS>
+METAL_FUNC int first_of(int m) {
+  constexpr int GAP = gap<MODE, BITS>();
+  return m / GAP * 2 * GAP + m % GAP;
+}
+template <int MODE, int BITS, typename M, typename W>
+METAL_FUNC vec<M, 2> code_pair(thread const uint* words, int m) {
+  if constexpr (sets_bits<MODE, BITS, M>()) {
+    constexpr int TO = is_same_v<M, half> ? 6 : 3;
+    constexpr uint MASK = 0x000f000fu << TO, SIXTEEN = is_same_v<M, half> ? 0x4c004c00u : 0x41804180u;
+    const int by = m % 4 * 4 - TO;
+    const uint moved = by < 0 ? words[m / 4] << metal::max(-by, 0) : words[m / 4] >> metal::max(by, 0);
+    return as_type<vec<M, 2>>((moved & MASK) | SIXTEEN);
+  } else {
+    const int at = first_of<MODE, BITS>(m);
+    const float offset = code_offset<MODE, BITS, M>();
+    return vec<M, 2>(M(code<MODE, BITS, W>(words, at) - offset),
+                     M(code<MODE, BITS, W>(words, at + gap<MODE, BITS>()) - offset));
+  }
+}
+
+// A lane's part of the 16 rows from `first` on: words of row `row` and of the one 8 below it, and factors of the units that are
+// `pair` plus a multiple of 4. What would lie behind the last row or unit is the last one's.
+template <int MODE, int BITS, int GROUP, int N, int K, int UNIT, int OWN, typename W, typename S>
+METAL_FUNC void load_rows(const device W* w, const device S* s, const device S* b, uint first, int unit, int row, int pair,
+                          thread uint* words, thread S* scales, thread S* biases) {
+  constexpr int WORDS = UNIT / 4 * BITS / 32, UNITS = K / UNIT, FACTORS = (OWN + 3) / 4;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const uint r = metal::min(first + uint(i * 8 + row), uint(N - 1));
+#pragma unroll
+    for (int u = 0; u < OWN; u++) {
+      const int at = metal::min(unit + u, UNITS - 1);
+      load_words<WORDS>((const device uint*)w + r * (K / 32 * BITS) + at * (UNIT / 32 * BITS) + pair * WORDS,
+                        words + (i * OWN + u) * WORDS);
+    }
+#pragma unroll
+    for (int f = 0; f < FACTORS; f++) {
+      const uint at = r * (K / GROUP) + metal::min(unit + metal::min(f * 4 + pair, OWN - 1), UNITS - 1) * UNIT / GROUP;
+      if constexpr (MODE != 0) scales[i * FACTORS + f] = s[at];
+      if constexpr (MODE == 1) biases[i * FACTORS + f] = b[at];
+    }
+  }
+}
+
+// ---- kernel ----
+constexpr int UNITS = K / UNIT, OWN = (UNITS + SIMDGROUPS - 1) / SIMDGROUPS, FACTORS = (OWN + 3) / 4;
+constexpr int EACH = UNIT / 4, PAIRS = EACH / 2, GAP = gap<MODE, BITS>(), WORDS = EACH * BITS / 32;
+constexpr int STAGED = 8 * UNIT * sizeof(M), SUMS = 2 * 128 * sizeof(float), BYTES = STAGED > SUMS ? STAGED : SUMS;
+const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
+const int row = row_of(lane), pair = pair_of(lane), unit = simd * OWN;
+const uint first = threadgroup_position_in_grid.x * TILES * 16;
+threadgroup uint4 memory[SIMDGROUPS * BYTES / 16];
+threadgroup float squares[SIMDGROUPS * 8];
+
+uint words[2 * OWN * WORDS];
+S scales[2 * FACTORS], biases[2 * FACTORS];
+load_rows<MODE, BITS, GROUP, N, K, UNIT, OWN>(w_w, w_s, w_b, first, unit, row, pair, words, scales, biases);
+
+// Behind the first weights, which are under way meanwhile: the norm. Lanes of row t have token t, and the same quarter of a unit.
+float square = 0;
+#pragma unroll
+for (int u = 0; u < OWN; u++) {
+  if (row < TOKENS && unit + u < UNITS) {
+    float v[EACH];
+    load_pack<EACH>(x + row * K + (unit + u) * UNIT + pair * EACH, v);
+#pragma unroll
+    for (int e = 0; e < EACH; e++) square += v[e] * v[e];
+  }
+}
+square = row_sum(square, row, pair);
+if (pair == 0) squares[simd * 8 + row] = square;
+threadgroup_barrier(mem_flags::mem_threadgroup);
+float inverse = 0;
+for (int i = 0; i < SIMDGROUPS; i++) inverse += squares[i * 8 + row];
+inverse = metal::precise::rsqrt(inverse / K + as_type<float>(EPS));
+simdgroup_matrix<M, 8, 8> tokens[OWN * PAIRS];
+float totals[OWN * 2];  // sums of a unit of the tokens that a lane has of a sum
+threadgroup M* const staged = (threadgroup M*)memory + simd * 8 * UNIT;
+#pragma unroll
+for (int u = 0; u < OWN; u++) {
+  float v[EACH], total = 0;
+#pragma unroll
+  for (int e = 0; e < EACH; e++) v[e] = 0;
+  if (row < TOKENS && unit + u < UNITS) {
+    float factors[EACH];
+    load_pack<EACH>(x + row * K + (unit + u) * UNIT + pair * EACH, v);
+    load_pack<EACH>(weight + (unit + u) * UNIT + pair * EACH, factors);
+#pragma unroll
+    for (int e = 0; e < EACH; e++) v[e] = float(T(float(T(v[e] * inverse)) * factors[e]));
+  }
+#pragma unroll
+  for (int m = 0; m < PAIRS; m++) {
+    const int at = first_of<MODE, BITS>(m);
+    total += v[at] + v[at + GAP];
+    *(threadgroup vec<M, 2>*)(staged + m * 64 + row * 8 + 2 * pair) = vec<M, 2>(M(v[at]), M(v[at + GAP]));
+  }
+  total = row_sum(total, row, pair);
+  totals[2 * u] = simd_shuffle(total, ushort(lane_of(2 * pair, 0)));
+  totals[2 * u + 1] = simd_shuffle(total, ushort(lane_of(2 * pair + 1, 0)));
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
+  for (int m = 0; m < PAIRS; m++) simdgroup_load(tokens[u * PAIRS + m], staged + m * 64, 8, ulong2(0, 0), true);
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+
+threadgroup float* const sums = (threadgroup float*)memory;
+for (int tile = 0; tile < TILES && first + tile * 16 < N; tile++) {
+  float2 results[2] = {float2(0.0f), float2(0.0f)};
+#pragma unroll
+  for (int u = 0; u < OWN; u++) {
+    simdgroup_matrix<float, 8, 8> products[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) products[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+#pragma unroll
+    for (int m = 0; m < PAIRS; m += 2) {
+      simdgroup_matrix<M, 8, 8> codes[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const vec<M, 2> pair_of_codes = code_pair<MODE, BITS, M, W>(words + (i / 2 * OWN + u) * WORDS, m + i % 2);
+        codes[i].thread_elements()[0] = pair_of_codes.x;
+        codes[i].thread_elements()[1] = pair_of_codes.y;
+      }
+      multiply_tall(products, products + 1, codes, tokens[u * PAIRS + m], tokens[u * PAIRS + m + 1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float scale = 1.0f, bias = 0.0f;
+      const ushort from = lane_of(row, u % 4);
+      if constexpr (MODE != 0) scale = simd_shuffle(load_scale<MODE, BITS>(scales, i * FACTORS + u / 4), from);
+      if constexpr (MODE == 1) {
+        bias = simd_shuffle(float(biases[i * FACTORS + u / 4]), from) + code_offset<MODE, BITS, M>() * scale;
+      }
+      results[i].x += scale * products[i].thread_elements()[0] + bias * totals[2 * u];
+      results[i].y += scale * products[i].thread_elements()[1] + bias * totals[2 * u + 1];
+    }
+  }
+  if (tile + 1 < TILES) {
+    load_rows<MODE, BITS, GROUP, N, K, UNIT, OWN>(w_w, w_s, w_b, first + (tile + 1) * 16, unit, row, pair, words, scales,
+                                                  biases);
+  }
+  threadgroup float* const into = sums + tile % 2 * SIMDGROUPS * 128;  // the other half may still be read
+#pragma unroll
+  for (int i = 0; i < 2; i++) *(threadgroup float2*)(into + simd * 128 + (i * 8 + row) * 8 + 2 * pair) = results[i];
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int i = thread_index_in_threadgroup; i < 16 * TOKENS; i += SIMDGROUPS * 32) {
+    const uint n = first + tile * 16 + i % 16;
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < SIMDGROUPS; k++) sum += into[k * 128 + i % 16 * 8 + i / 16];
+    if (n < N) y[ulong(i / 16) * N + n] = Y(sum);
+  }
+}
