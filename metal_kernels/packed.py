@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Self
 
 import mlx.core as mx
@@ -20,6 +21,9 @@ BLOCK = 32
 MIN_SIZE = 8
 # What a threadgroup may have on every Apple GPU (Metal's feature set tables).
 THREADGROUP_BYTES = 32 * 1024
+
+# Where an array may start in a `bundle`: whole lines of memory.
+WORDS = 64
 
 _kinds: dict[object, int] = {}
 
@@ -174,6 +178,32 @@ class Matrices(Weights):
     def arrays(self) -> list[mx.array]:
         """Of the first and the second; the first's again where there is no second."""
         return [*self.first.arrays, *(self.second or self.first).arrays]
+
+
+def starts(arrays: Sequence[mx.array]) -> list[int]:
+    """Where each array starts in their `bundle`, in words."""
+    sizes = [-(-a.size * a.dtype.size // (4 * WORDS)) * WORDS for a in arrays]
+    return [0, *accumulate(sizes)][: len(sizes)]
+
+
+def bundle(arrays: Sequence[mx.array]) -> tuple[mx.array, list[mx.array]] | None:
+    """Copies of arrays in one buffer [words] uint32, and the same arrays as parts of it; None where one has no whole words.
+
+    A kernel that binds the buffer binds one array in place of many.
+    """
+    if any(a.nbytes % 4 for a in arrays):
+        return None
+    parts, at = [], 0
+    for a, start in zip(arrays, starts(arrays), strict=True):
+        words = a.reshape(-1).view(mx.uint32)
+        parts += [mx.zeros((start - at,), mx.uint32), words]
+        at = start + words.size
+    buffer = mx.concatenate(parts)
+    mx.eval(buffer)
+    each = zip(arrays, starts(arrays), strict=True)
+    within = [buffer[start : start + a.nbytes // 4].view(a.dtype).reshape(a.shape) for a, start in each]
+    mx.eval(within)
+    return buffer, within
 
 
 def padded(*sizes: int) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from unittest import mock
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from metal_kernels import launch
-from metal_kernels.packed import Packed
+from metal_kernels.launch import Kernel
+from metal_kernels.packed import Packed, bundle
 from metal_kernels.quantized_moe import decode
 from metal_kernels.quantized_moe.decode import check_decode, decode_moe
 from metal_kernels.quantized_moe.experts import Experts, plain_moe
@@ -160,6 +164,43 @@ def test_runs_are_bit_equal(backend):
     with launch.use(backend):
         first, second = run(case), run(case)
     assert mx.array_equal(first, second)
+
+
+def bundled(experts):
+    """The same experts as parts of one buffer."""
+    buffer, parts = bundle(experts.leaves)
+    left = iter(parts)
+    return replace(experts.map(lambda _: next(left)), buffer=buffer)
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("form", [("affine", 4, 32), ("mxfp8", 8, 32), PLAIN[0]], ids=str)
+@pytest.mark.parametrize("shared", [None, 64, 32])  # none, one that rides, one that does not
+def test_arrays_of_one_buffer(backend, form, shared):
+    case = Case(form, 3, shared=shared, residual=mx.float32)
+    apart = Experts(*case.routed, case.shared)
+    seen = []
+    call = Kernel.__call__
+
+    def record(kernel, inputs, **how):
+        seen.append(len(set(map(id, inputs))))
+        return call(kernel, inputs, **how)
+
+    with launch.use(backend), mock.patch.object(Kernel, "__call__", record):
+        one = decode_moe(case.x, case.chosen, case.weights, bundled(apart), case.residual)
+        assert seen == [3, 5]  # x, chosen, buffer; h, chosen, weights, buffer, residual
+        other = decode_moe(case.x, case.chosen, case.weights, apart, case.residual)
+    assert mx.array_equal(one, other)
+
+
+def test_what_a_bundle_is():
+    arrays = [mx.arange(100, dtype=mx.uint32).reshape(4, 25), mx.arange(6).astype(mx.bfloat16), mx.ones((8,), mx.uint8)]
+    buffer, parts = bundle(arrays)
+    assert buffer.shape == (2 * 64 + 64 + 2,)
+    for a, b in zip(arrays, parts, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert mx.array_equal(a, b)
+    assert bundle([*arrays, mx.ones((3,), mx.uint8)]) is None
 
 
 def test_what_the_kernels_take():

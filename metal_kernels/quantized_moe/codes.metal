@@ -30,6 +30,12 @@ METAL_FUNC void load_words(const device uint* from, thread uint* words) {
   }
 }
 
+// An array of T that starts AT words behind another one's start: one of several that lie in a buffer.
+template <typename T, int AT, typename From>
+METAL_FUNC const device T* part(const device From* from) {
+  return (const device T*)((const device uint*)from + AT);
+}
+
 template <typename T>
 METAL_FUNC uint pack_pair(float a, float b) {
   return as_type<uint>(vec<T, 2>(T(a), T(b)));

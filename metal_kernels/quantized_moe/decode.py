@@ -20,16 +20,17 @@ MAX_TOKENS = 8
 MAX_SIMDGROUPS = 12  # 384 threads, which every pipeline of an Apple GPU may have
 MOST_WORDS = 64  # of weights that a lane keeps for several tokens
 HERE = Path(__file__).parent
-MATRICES = ("gate", "up", "shared_gate", "shared_up")
+FIRST = [f"{m}_{part}" for m in ("gate", "up", "shared_gate", "shared_up") for part in "wsb"]
+SECOND = [f"{m}_{part}" for m in ("down", "shared_down") for part in "wsb"]
 GATE_UP = Kernel(
     HERE / "decode_gate_up.metal",
-    ["x", "chosen", *(f"{m}_{part}" for m in MATRICES for part in "wsb")],
+    ["x", "chosen", *FIRST],
     ["h"],
     [CODES, BLOCKS],
 )
 DOWN = Kernel(
     HERE / "decode_down.metal",
-    ["h", "chosen", "weights", *(f"{m}_{part}" for m in ("down", "shared_down") for part in "wsb"), "residual"],
+    ["h", "chosen", "weights", *SECOND, "residual"],
     ["y"],
     [CODES, BLOCKS],
 )
@@ -86,12 +87,14 @@ def _launch(
     simdgroups, most = _simdgroups(experts, x.dtype, rows, pairs, tokens)
     common = (("TOP_K", top_k), ("SLOTS", slots))
     threads = 32 * simdgroups
+    arrays, places = experts.bound(0, 1)
     (h,) = GATE_UP.launch(
-        [x, chosen, *experts.gate_up_arrays],
+        [x, chosen, *arrays],
         template=[
             *(*first.items(), *common),
             *(("TOKENS", tokens), ("X", x.dtype), ("ROWS", rows.gate_up), ("SIMDGROUPS", simdgroups)),
             *(("DOWN_STEP", second["STEP"]), ("DOWN_LANES", second["LANES"])),
+            *zip(map(str.upper, FIRST), places, strict=True),
         ],
         grid=(-(-first["N"] // (simdgroups * rows.gate_up * 32 // first["LANES"])) * threads, slots, tokens),
         threadgroup=(threads, 1, 1),
@@ -99,12 +102,14 @@ def _launch(
         dtypes=[mx.float32],
     )
     threads = 32 * -(-pairs // -(-pairs // most))
+    arrays, places = experts.bound(2)
     return DOWN.launch(
-        [h, chosen, weights, *experts.down_arrays, h if residual is None else residual],
+        [h, chosen, weights, *arrays, h if residual is None else residual],
         template=[
             *(*second.items(), *common),
             *(("TOKENS", together), ("ROWS", rows.down), ("SIMDGROUPS", threads // 32)),
             *(("HAS_RESIDUAL", residual is not None), ("O", dtype)),
+            *zip(map(str.upper, SECOND), places, strict=True),
         ],
         grid=(-(-second["N"] // (rows.down * 32 // second["LANES"])) * threads, tokens // together, 1),
         threadgroup=(threads, 1, 1),

@@ -2,7 +2,7 @@
 // Closes what decode_gate_up opened: no [TOKENS, SLOTS, N] product ever reaches memory.
 //
 // h [TOKENS, SLOTS, K] float32, rows as decode_gate_up leaves them;  chosen [TOKENS, TOP_K] int32;  weights alike, float32
-// down [E, N, K] packed;  shared_down [N, K] packed alike;  residual [TOKENS, N] any float;  y [TOKENS, N] of type O, rounded
+// down [E, N, K] packed;  shared_down [N, K] packed alike, arrays placed as in decode_gate_up;  residual [TOKENS, N] any float;  y [TOKENS, N] of type O, rounded
 // once
 // Grid: x over rows, y over tokens, TOKENS at a time. A threadgroup owns OWNED = ROWS * 32 / LANES rows of y of its tokens;
 // its SIMDGROUPS simdgroups share out the experts, of which each is read once for all tokens that chose it, and meet in
@@ -41,9 +41,9 @@
     }
     if (is_done) continue;
     const ulong expert = chosen_here, groups = expert * (N * PER_ROW);
-    const auto dw = (const device uint*)(is_shared ? shared_down_w : down_w + expert * MATRIX);
-    const auto ds = is_shared ? shared_down_s : down_s + groups;
-    const auto db = is_shared ? shared_down_b : down_b + groups;
+    const auto dw = (const device uint*)(is_shared ? part<W, SHARED_DOWN_W>(shared_down_w) : part<W, DOWN_W>(down_w) + expert * MATRIX);
+    const auto ds = is_shared ? part<S, SHARED_DOWN_S>(shared_down_s) : part<S, DOWN_S>(down_s) + groups;
+    const auto db = is_shared ? part<S, SHARED_DOWN_B>(shared_down_b) : part<S, DOWN_B>(down_b) + groups;
     for (int start = 0; start < BLOCKS; start += LANES) {
       const int lanes = metal::min(LANES, BLOCKS - start), taken = metal::min(lane % LANES, lanes - 1);
 #pragma unroll

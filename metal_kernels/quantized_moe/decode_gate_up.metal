@@ -1,7 +1,8 @@
 // h[t, j] = silu(gate_e x_t) * (up_e x_t), e the j-th chosen expert of token t; slot TOP_K is the shared expert.
 // For 1 to 8 tokens: what counts is that every byte of weights is read once, in 16-byte packs next to each other.
 //
-// x [TOKENS, K] X;  chosen [TOKENS, TOP_K] int32;  gate, up [E, N, K] packed;  shared_gate, shared_up [N, K] packed alike
+// x [TOKENS, K] X;  chosen [TOKENS, TOP_K] int32;  gate, up [E, N, K] packed;  shared_gate, shared_up [N, K] packed alike;
+// each of their arrays so many words behind the start of what it is bound with (GATE_W and so on), as all may be one buffer
 // h [TOKENS, SLOTS, N] float32, each row in the order in which decode_down's lanes read it: DOWN_STEP values, DOWN_LANES
 // lanes
 // Grid: x over rows, y over slots, z over tokens. A simdgroup owns OWNED = ROWS * 32 / LANES rows of both matrices: LANES
@@ -38,12 +39,12 @@ METAL_FUNC void load_rows(const device uint* w, uint first, uint apart, uint las
   const bool is_shared = SLOTS > TOP_K && slot == TOP_K;
   const int chosen_here = is_shared ? 0 : chosen[token * TOP_K + slot];
   const ulong expert = chosen_here, groups = expert * (N * PER_ROW);
-  const auto gw = (const device uint*)(is_shared ? shared_gate_w : gate_w + expert * MATRIX);
-  const auto gs = is_shared ? shared_gate_s : gate_s + groups;
-  const auto gb = is_shared ? shared_gate_b : gate_b + groups;
-  const auto uw = (const device uint*)(is_shared ? shared_up_w : up_w + expert * MATRIX);
-  const auto us = is_shared ? shared_up_s : up_s + groups;
-  const auto ub = is_shared ? shared_up_b : up_b + groups;
+  const auto gw = (const device uint*)(is_shared ? part<W, SHARED_GATE_W>(shared_gate_w) : part<W, GATE_W>(gate_w) + expert * MATRIX);
+  const auto gs = is_shared ? part<S, SHARED_GATE_S>(shared_gate_s) : part<S, GATE_S>(gate_s) + groups;
+  const auto gb = is_shared ? part<S, SHARED_GATE_B>(shared_gate_b) : part<S, GATE_B>(gate_b) + groups;
+  const auto uw = (const device uint*)(is_shared ? part<W, SHARED_UP_W>(shared_up_w) : part<W, UP_W>(up_w) + expert * MATRIX);
+  const auto us = is_shared ? part<S, SHARED_UP_S>(shared_up_s) : part<S, UP_S>(up_s) + groups;
+  const auto ub = is_shared ? part<S, SHARED_UP_B>(shared_up_b) : part<S, UP_B>(up_b) + groups;
   if constexpr (TOKENS > 1) {
     bool is_done = false;
 #pragma unroll

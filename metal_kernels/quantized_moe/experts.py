@@ -7,7 +7,7 @@ from functools import cached_property
 
 import mlx.core as mx
 
-from metal_kernels.packed import MIN_SIZE, Packed, Weights
+from metal_kernels.packed import MIN_SIZE, Packed, Weights, starts
 
 Shared = tuple[Packed, Packed, Packed]  # gate, up and down
 
@@ -24,12 +24,14 @@ class Experts(Weights):
         up: Stack [E, I, D].
         down: Stack [E, D, I].
         shared: Gate, up and down of the shared expert, [S, D], [S, D] and [D, S]; None is none.
+        buffer: A `bundle` of all these arrays, in order, of which they are parts; None if they are not.
     """
 
     gate: Packed
     up: Packed
     down: Packed
     shared: Shared | None = None
+    buffer: mx.array | None = None
 
     def __post_init__(self) -> None:
         shapes = [w.shape for w in self.routed]
@@ -61,17 +63,21 @@ class Experts(Weights):
     @cached_property
     def stacks(self) -> Experts:
         """Without the shared expert."""
-        return Experts(*self.routed)
+        return Experts(*self.routed, None, self.buffer)
 
-    @property
-    def gate_up_arrays(self) -> list[mx.array]:
-        """Of the stacks and the shared expert; the stacks' again where it does not ride."""
-        gate, up, _ = self.shared if self.rides and self.shared else self.routed
-        return [x for w in (self.gate, self.up, gate, up) for x in w.arrays]
+    def arrays(self, *numbers: int) -> list[mx.array]:
+        """Of gate, up and down by number: of the stacks, then of the shared expert; the stacks' again where it does not ride."""
+        alone = self.shared if self.rides and self.shared else self.routed
+        return [x for of in (self.routed, alone) for n in numbers for x in of[n].arrays]
 
-    @property
-    def down_arrays(self) -> list[mx.array]:
-        return [*self.down.arrays, *(self.shared if self.rides and self.shared else self.routed)[2].arrays]
+    def bound(self, *numbers: int) -> tuple[list[mx.array], list[int]]:
+        """What stands for these arrays: they themselves or the buffer; and where in that each starts, in words."""
+        arrays = self.arrays(*numbers)
+        if self.buffer is None:
+            return arrays, [0] * len(arrays)
+        *parts, buffer = self.leaves
+        found = dict(zip(map(id, parts), starts(parts), strict=True))
+        return [buffer] * len(arrays), [found[id(x)] for x in arrays]
 
     def check(self, x: mx.array, chosen: mx.array, weights: mx.array, residual: mx.array | None) -> None:
         """Raises ValueError unless tokens, choice and residual fit each other and these weights."""

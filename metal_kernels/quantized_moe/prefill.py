@@ -112,7 +112,7 @@ def _launch(
     )
     threads = 32 * tile.simd_rows * tile.simd_columns
     (h,) = GATE_UP.launch(
-        [x, order, cut, *experts.gate_up_arrays],
+        [x, order, cut, *experts.arrays(0, 1)],
         template=[*experts.gate.template, *common],
         grid=(inner // (tiles.COLUMNS // 2) * threads, bound, 1),
         threadgroup=(threads, 1, 1),
@@ -120,7 +120,7 @@ def _launch(
         dtypes=[operand],
     )
     (parts,) = DOWN.launch(
-        [h, order, weights, cut, *experts.down_arrays],
+        [h, order, weights, cut, *experts.arrays(2)],
         template=[*experts.down.template, *common, ("SLOTS", slots)],
         grid=(-(-hidden // tiles.COLUMNS) * threads, bound, 1),
         threadgroup=(threads, 1, 1),

@@ -21,6 +21,7 @@ from ring_mlx.distributed.loading import share
 from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.model import Model
+from ring_mlx.model.moe import bundle_experts
 
 
 def random_model(
@@ -109,6 +110,10 @@ def fill(model: Model, arrays: dict[str, mx.array]) -> Model:
     give(model, arrays)
     for array in arrays.values():
         mx.eval(array)
+        mx.clear_cache()
+    arrays.clear()
+    for layer in model.layers:
+        bundle_experts(layer.mlp)
         mx.clear_cache()
     return model
 

@@ -22,6 +22,7 @@ from ring_mlx.generation.defaults import read_defaults
 from ring_mlx.model import memory
 from ring_mlx.model.config import RingConfig, read_config
 from ring_mlx.model.model import Model
+from ring_mlx.model.moe import bundle_experts
 from ring_mlx.model.quantization import loadable_settings
 from ring_mlx.system.progress import Progress
 from ring_mlx.system.turn import DEVICE
@@ -157,6 +158,7 @@ def _read(model: Model, progress: Progress | None) -> None:
     for done, layer in enumerate(model.layers, 1):
         with DEVICE:
             mx.eval(layer.parameters())
+            bundle_experts(layer.mlp)
         if progress:
             progress(done, len(model.layers) + 1)
     mx.eval(model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from metal_kernels import Experts, Matrices, Packed, launch
+from metal_kernels.packed import bundle
 
 # Which multiply and do no more; an embedding is also a head.
 MATRICES = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
@@ -49,9 +51,24 @@ class KernelMatrices(_Kept):
 class KernelExperts(_Kept):
     """Of gate, up and down of a layer's routed experts, then of its shared expert if there is one."""
 
+    def bundle(self, *modules: nn.Module) -> None:
+        """Put all arrays into one buffer, of which the modules' become parts; one copy of them exists besides meanwhile."""
+        names = [(m, name) for m in modules for name in ("weight", "scales", "biases") if name in m]
+        found = None if self(*modules) is None else bundle([m[name] for m, name in names])
+        if found is None:
+            return
+        buffer, parts = found
+        for (module, name), part in zip(names, parts, strict=True):
+            module[name] = part
+        self._arrays, self._made = parts, replace(_experts(*map(packed, modules)), buffer=buffer)
+
     def __call__(self, *modules: nn.Module) -> Experts | None:
         """None where a layer has no weight of its own, such as one with an adapter, or has a bias."""
         if any("weight" not in m or "bias" in m for m in modules):
             return None
-        found: Experts = self._of(modules, lambda gate, up, down, *shared: Experts(gate, up, down, shared or None))
+        found: Experts = self._of(modules, _experts)
         return found
+
+
+def _experts(gate: Packed, up: Packed, down: Packed, *shared: Packed) -> Experts:
+    return Experts(gate, up, down, (shared[0], shared[1], shared[2]) if shared else None)
