@@ -6,11 +6,14 @@ import warnings
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from metal_kernels import launch
 from metal_kernels.fused_qmv import fused as fused_qmv
 from ring_mlx import load_model
+from ring_mlx.model.moe import bundle_experts
 from ring_mlx.tuning.kernel_check import check_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import backends, proving
@@ -92,6 +95,34 @@ def test_a_linear_layer_decodes_in_seven_dispatches(backend, monkeypatch):
         mx.eval(layer(mx.random.normal((1, 1, 64)), None, None, 0))
     expected = ["fused_qmv", "fused_recurrent", "fused_qmv", "norm_router", "router", "decode_gate_up", "decode_down"]
     assert launched == [f"ring_{name}" for name in expected]
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+def test_experts_in_one_buffer_give_the_same_and_take_no_more_memory(backend):
+    model = make_model(**PACKABLE)
+    nn.quantize(model, 32, 4, class_predicate=lambda p, m: hasattr(m, "to_quantized") and "gate.gate_proj" not in p)
+    mx.eval(model.parameters())
+    expected = {name: mx.array(np.array(a)) for name, a in tree_flatten(model.parameters()) if a.dtype == mx.uint32}
+
+    def logits():
+        cache = model.make_cache()
+        return mx.concatenate([model(tokens(9), cache), model(tokens(1), cache)], axis=1)
+
+    with launch.use(backend):
+        before = logits()
+        mx.eval(before)
+        held = mx.get_active_memory()
+        for layer in model.layers:
+            bundle_experts(layer.mlp)
+        assert mx.get_active_memory() - held < 4096 * len(model.layers)
+        assert mx.array_equal(logits(), before)
+        mlp = model.layers[-1].mlp
+        assert mlp.weights().buffer is not None
+        mlp.switch_mlp.up_proj.scales = mlp.switch_mlp.up_proj.scales * 2
+        assert mlp.weights().buffer is None
+        assert not mx.array_equal(logits(), before)
+    now = dict(tree_flatten(model.parameters()))
+    assert all(mx.array_equal(a, now[name]) for name, a in expected.items())
 
 
 def test_a_changed_weight_reaches_the_kernels():

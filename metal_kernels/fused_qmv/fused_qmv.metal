@@ -107,7 +107,7 @@ for (int start = 0; start < TOKENS; start += TOGETHER) {
           const int channel = i * STRIDE + (unit % SPLIT * 32 + lane) * P;
           const int at = unit / SPLIT * SIZE + channel;
           if (channel < SIZE) {
-            const int place = TOGETHER == 1 ? at : chunked<STEP, CHUNK, BLOCKS>(at);
+            const int place = chunked<STEP, CHUNK, BLOCKS>(at);
             threadgroup Pack<O, P>& out = *(threadgroup Pack<O, P>*)(shared + k * K + place);
 #pragma unroll
             for (int e = 0; e < P; e++) {
@@ -134,7 +134,7 @@ for (int start = 0; start < TOKENS; start += TOGETHER) {
     const int block = metal::min(i * LANES + member, BLOCKS - 1);
     const bool is_inside = i * LANES + member < BLOCKS;
     if constexpr (TOGETHER == 1) {
-      const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, O>(packs, block, is_inside);
+      const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, CHUNK, BLOCKS, O>(packs, block, is_inside);
 #pragma unroll
       for (int n = 0; n < ROWS; n++) {
         dots[n] += row_dot<MODE, BITS, GROUP, K, STEP, W>(words + (n * STEPS + i) * WORDS, (const threadgroup S*)scales,

@@ -9,13 +9,15 @@ import mlx.core as mx
 from mlx.core import array
 
 from metal_kernels import choices
-from metal_kernels.constants import FLOATS, PACKS, TALL, bits
+from metal_kernels.constants import BLOCKS, FLOATS, PACKS, TALL, bits
 from metal_kernels.launch import Kernel
 from metal_kernels.packed import THREADGROUP_BYTES, Matrices, padded
 from metal_kernels.quantized_moe.tiles import operand
 from metal_kernels.recorded import NoKernelError
 
-KERNEL = Kernel(Path(__file__).with_name("head.metal"), ("x", "weight", "w_w", "w_s", "w_b"), ("y",), (*PACKS, TALL))
+KERNEL = Kernel(
+    Path(__file__).with_name("head.metal"), ("x", "weight", "w_w", "w_s", "w_b"), ("y",), (*PACKS, BLOCKS, TALL)
+)
 MAX_TOKENS = 8
 MAX_WIDTH = 8192
 TILE = 16  # rows
@@ -25,6 +27,7 @@ UNITS = 4  # that a simdgroup keeps, where there are simdgroups enough; no more 
 MAX_UNITS = 8
 # Tiles a threadgroup: each prepares the tokens again, which costs as much as some tiles.
 TILES = 16
+AHEAD = 2  # whose weights are under way
 
 
 def fused_head(x: array, weight: array, eps: float, matrices: Matrices) -> array:
@@ -54,10 +57,11 @@ def fused_head(x: array, weight: array, eps: float, matrices: Matrices) -> array
     own = max(min(UNITS, K // unit), -(-K // unit // most))
     simdgroups = -(-K // unit // own)
     memory = simdgroups * max(8 * unit * held.size, 1024)
+    factors = [0 if n == 4 else 2 * (n + 16 * 4) for n in matrix.factor_bytes(TILE)]
     if (
         form["BITS"] * unit // 4 % 32
         or own > MAX_UNITS
-        or padded(memory, 32 * simdgroups) > THREADGROUP_BYTES
+        or padded(memory, 32 * simdgroups, *factors) > THREADGROUP_BYTES
         or (where == "cuda" and held == mx.float32)
     ):
         raise refusal
@@ -67,7 +71,14 @@ def fused_head(x: array, weight: array, eps: float, matrices: Matrices) -> array
         template=[
             *form.items(),
             *(("T", common), ("M", held), ("W", matrix.weight.dtype), ("S", matrix.arrays[1].dtype), ("Y", common)),
-            *(("UNIT", unit), ("SIMDGROUPS", simdgroups), ("TILES", tiles), ("TOKENS", tokens), ("EPS", bits(eps))),
+            *(
+                ("UNIT", unit),
+                ("SIMDGROUPS", simdgroups),
+                ("TILES", tiles),
+                ("AHEAD", AHEAD),
+                ("TOKENS", tokens),
+                ("EPS", bits(eps)),
+            ),
         ],
         grid=(-(-N // (TILE * tiles)) * simdgroups * 32, 1, 1),
         threadgroup=(simdgroups * 32, 1, 1),

@@ -9,7 +9,8 @@
 // Requires      UNIT 32 or 64, a divisor of K and of GROUP; the UNIT / 4 values of a lane fill whole words.
 // Computes      a is rounded to T before and after the norm's weight, as MLX's norm does, and is exact in M. So are codes,
 //               and sums are of float: scale and bias come in once a unit, with the unit's sum of a. y rounds once, to Y.
-//               Threadgroup memory: the larger of 8 UNIT sizeof(M) and 1 KB a simdgroup, and 32 bytes a simdgroup.
+//               Threadgroup memory: the larger of 8 UNIT sizeof(M) and 1 KB a simdgroup, 32 bytes a simdgroup, and the scales
+//               and biases of 32 rows. Weights of AHEAD tiles are under way.
 //
 // A lane holds two adjacent columns of one row of an 8 x 8 tile, so four lanes have a row: its `pair` says which columns. Of a
 // unit of its row a lane reads a quarter. Which value stands in which column is free where both operands agree: in place of
@@ -79,12 +80,11 @@ METAL_FUNC vec<M, 2> code_pair(thread const uint* words, int m) {
   }
 }
 
-// A lane's part of the 16 rows from `first` on: words of row `row` and of the one 8 below it, and factors of the units that are
-// `pair` plus a multiple of 4. What would lie behind the last row or unit is the last one's.
-template <int MODE, int BITS, int GROUP, int N, int K, int UNIT, int OWN, typename W, typename S>
-METAL_FUNC void load_rows(const device W* w, const device S* s, const device S* b, uint first, int unit, int row, int pair,
-                          thread uint* words, thread S* scales, thread S* biases) {
-  constexpr int WORDS = UNIT / 4 * BITS / 32, UNITS = K / UNIT, FACTORS = (OWN + 3) / 4;
+// A lane's words of the 16 rows from `first` on: of row `row` and of the one 8 below it. What would lie behind the last row or
+// unit is the last one's.
+template <int BITS, int N, int K, int UNIT, int OWN, typename W>
+METAL_FUNC void load_rows(const device W* w, uint first, int unit, int row, int pair, thread uint* words) {
+  constexpr int WORDS = UNIT / 4 * BITS / 32, UNITS = K / UNIT;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     const uint r = metal::min(first + uint(i * 8 + row), uint(N - 1));
@@ -94,28 +94,56 @@ METAL_FUNC void load_rows(const device W* w, const device S* s, const device S* 
       load_words<WORDS>((const device uint*)w + r * (K / 32 * BITS) + at * (UNIT / 32 * BITS) + pair * WORDS,
                         words + (i * OWN + u) * WORDS);
     }
+  }
+}
+
+// A thread's words of the scales or biases of the 16 rows from `first` on.
+template <int PER_ROW, int THREADS, bool IN_WORDS, typename S>
+METAL_FUNC void load_factors(const device S* from, uint first, uint rows, int index, thread uint* words) {
+  constexpr int COUNT = 16 * PER_ROW * sizeof(S) / 4;
 #pragma unroll
-    for (int f = 0; f < FACTORS; f++) {
-      const uint at = r * (K / GROUP) + metal::min(unit + metal::min(f * 4 + pair, OWN - 1), UNITS - 1) * UNIT / GROUP;
-      if constexpr (MODE != 0) scales[i * FACTORS + f] = s[at];
-      if constexpr (MODE == 1) biases[i * FACTORS + f] = b[at];
-    }
+  for (int i = 0; i < (COUNT + THREADS - 1) / THREADS; i++) {
+    words[i] = factor_word<16, PER_ROW, IN_WORDS>(from, first, rows, metal::min(i * THREADS + index, COUNT - 1));
+  }
+}
+// Bytes from a row of them in threadgroup memory to the next: one word more than it has, so that rows lie in other banks.
+template <int PER_ROW, typename S>
+METAL_FUNC constexpr int factor_pitch() {
+  return PER_ROW * sizeof(S) % 4 == 0 ? PER_ROW * int(sizeof(S)) + 4 : PER_ROW * int(sizeof(S));
+}
+template <int PER_ROW, int THREADS, typename S>
+METAL_FUNC void store_factors(thread const uint* words, int index, threadgroup uint* to) {
+  constexpr int COUNT = 16 * PER_ROW * sizeof(S) / 4, A_ROW = PER_ROW * sizeof(S) / 4;
+  constexpr bool IS_PADDED = PER_ROW * sizeof(S) % 4 == 0;
+#pragma unroll
+  for (int i = 0; i < (COUNT + THREADS - 1) / THREADS; i++) {
+    const int at = i * THREADS + index;
+    if (at < COUNT) to[IS_PADDED ? at + at / metal::max(A_ROW, 1) : at] = words[i];
   }
 }
 
 // ---- kernel ----
-constexpr int UNITS = K / UNIT, OWN = (UNITS + SIMDGROUPS - 1) / SIMDGROUPS, FACTORS = (OWN + 3) / 4;
+constexpr int UNITS = K / UNIT, OWN = (UNITS + SIMDGROUPS - 1) / SIMDGROUPS, THREADS = SIMDGROUPS * 32;
 constexpr int EACH = UNIT / 4, PAIRS = EACH / 2, GAP = gap<MODE, BITS>(), WORDS = EACH * BITS / 32;
 constexpr int STAGED = 8 * UNIT * sizeof(M), SUMS = 2 * 128 * sizeof(float), BYTES = STAGED > SUMS ? STAGED : SUMS;
-const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
+constexpr int PER_ROW = K / GROUP, PITCH = factor_pitch<PER_ROW, S>(), FACTORS = 16 * PITCH / 4;
+constexpr int A_THREAD = (16 * PER_ROW * sizeof(S) / 4 + THREADS - 1) / THREADS;
+constexpr bool IN_WORDS = N * PER_ROW * sizeof(S) % 4 == 0;
+const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup, index = thread_index_in_threadgroup;
 const int row = row_of(lane), pair = pair_of(lane), unit = simd * OWN;
 const uint first = threadgroup_position_in_grid.x * TILES * 16;
 threadgroup uint4 memory[SIMDGROUPS * BYTES / 16];
 threadgroup float squares[SIMDGROUPS * 8];
 
-uint words[2 * OWN * WORDS];
-S scales[2 * FACTORS], biases[2 * FACTORS];
-load_rows<MODE, BITS, GROUP, N, K, UNIT, OWN>(w_w, w_s, w_b, first, unit, row, pair, words, scales, biases);
+threadgroup uint scales[MODE == 0 ? 1 : 2 * FACTORS], biases[MODE == 1 ? 2 * FACTORS : 1];  // of a tile and the next one
+
+uint words[AHEAD * 2 * OWN * WORDS], scale_words[AHEAD * A_THREAD], bias_words[AHEAD * A_THREAD];
+#pragma unroll
+for (int a = 0; a < AHEAD; a++) {
+  load_rows<BITS, N, K, UNIT, OWN>(w_w, first + a * 16, unit, row, pair, words + a * 2 * OWN * WORDS);
+  if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(w_s, first + a * 16, N, index, scale_words + a * A_THREAD);
+  if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(w_b, first + a * 16, N, index, bias_words + a * A_THREAD);
+}
 
 // Behind the first weights, which are under way meanwhile: the norm. Lanes of row t have token t, and the same quarter of a unit.
 float square = 0;
@@ -163,52 +191,72 @@ for (int u = 0; u < OWN; u++) {
   for (int m = 0; m < PAIRS; m++) simdgroup_load(tokens[u * PAIRS + m], staged + m * 64, 8, ulong2(0, 0), true);
   simdgroup_barrier(mem_flags::mem_threadgroup);
 }
+if constexpr (MODE != 0) store_factors<PER_ROW, THREADS, S>(scale_words, index, scales);
+if constexpr (MODE == 1) store_factors<PER_ROW, THREADS, S>(bias_words, index, biases);
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
 threadgroup float* const sums = (threadgroup float*)memory;
-for (int tile = 0; tile < TILES && first + tile * 16 < N; tile++) {
-  float2 results[2] = {float2(0.0f), float2(0.0f)};
+for (int start = 0; start < TILES; start += AHEAD) {
 #pragma unroll
-  for (int u = 0; u < OWN; u++) {
-    simdgroup_matrix<float, 8, 8> products[2];
+  for (int a = 0; a < AHEAD; a++) {
+    const int tile = start + a;
+    const uint first_row = first + tile * 16;
+    if (first_row >= N) break;
+    thread uint* const held = words + a * 2 * OWN * WORDS;
+    const threadgroup S* const own_scales = (const threadgroup S*)(scales + (MODE == 0 ? 0 : tile % 2 * FACTORS));
+    const threadgroup S* const own_biases = (const threadgroup S*)(biases + (MODE == 1 ? tile % 2 * FACTORS : 0));
+    float2 results[2] = {float2(0.0f), float2(0.0f)};
 #pragma unroll
-    for (int i = 0; i < 2; i++) products[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+    for (int u = 0; u < OWN; u++) {
+      simdgroup_matrix<float, 8, 8> products[2];
 #pragma unroll
-    for (int m = 0; m < PAIRS; m += 2) {
-      simdgroup_matrix<M, 8, 8> codes[4];
+      for (int i = 0; i < 2; i++) products[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const vec<M, 2> pair_of_codes = code_pair<MODE, BITS, M, W>(words + (i / 2 * OWN + u) * WORDS, m + i % 2);
-        codes[i].thread_elements()[0] = pair_of_codes.x;
-        codes[i].thread_elements()[1] = pair_of_codes.y;
+      for (int m = 0; m < PAIRS; m += 2) {
+        simdgroup_matrix<M, 8, 8> codes[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const vec<M, 2> two = code_pair<MODE, BITS, M, W>(held + (i / 2 * OWN + u) * WORDS, m + i % 2);
+          codes[i].thread_elements()[0] = two.x;
+          codes[i].thread_elements()[1] = two.y;
+        }
+        multiply_tall(products, products + 1, codes, tokens[u * PAIRS + m], tokens[u * PAIRS + m + 1]);
       }
-      multiply_tall(products, products + 1, codes, tokens[u * PAIRS + m], tokens[u * PAIRS + m + 1]);
-    }
+      const int group = metal::min(unit + u, UNITS - 1) * UNIT / GROUP;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      float scale = 1.0f, bias = 0.0f;
-      const ushort from = lane_of(row, u % 4);
-      if constexpr (MODE != 0) scale = simd_shuffle(load_scale<MODE, BITS>(scales, i * FACTORS + u / 4), from);
-      if constexpr (MODE == 1) {
-        bias = simd_shuffle(float(biases[i * FACTORS + u / 4]), from) + code_offset<MODE, BITS, M>() * scale;
+      for (int i = 0; i < 2; i++) {
+        const int at = (i * 8 + row) * PITCH / int(sizeof(S)) + group;
+        float scale = 1.0f, bias = 0.0f;
+        if constexpr (MODE != 0) scale = load_scale<MODE, BITS>(own_scales, at);
+        if constexpr (MODE == 1) bias = float(own_biases[at]) + code_offset<MODE, BITS, M>() * scale;
+        results[i].x += scale * products[i].thread_elements()[0] + bias * totals[2 * u];
+        results[i].y += scale * products[i].thread_elements()[1] + bias * totals[2 * u + 1];
       }
-      results[i].x += scale * products[i].thread_elements()[0] + bias * totals[2 * u];
-      results[i].y += scale * products[i].thread_elements()[1] + bias * totals[2 * u + 1];
     }
-  }
-  if (tile + 1 < TILES) {
-    load_rows<MODE, BITS, GROUP, N, K, UNIT, OWN>(w_w, w_s, w_b, first + (tile + 1) * 16, unit, row, pair, words, scales,
-                                                  biases);
-  }
-  threadgroup float* const into = sums + tile % 2 * SIMDGROUPS * 128;  // the other half may still be read
+    // What comes next: weights of a later tile are asked for, factors of the next one, asked for long ago, are shared.
+    const uint later = first_row + AHEAD * 16;
+    const int next = (a + 1) % AHEAD * A_THREAD, into = (tile + 1) % 2 * FACTORS;
+    if (tile + AHEAD < TILES) load_rows<BITS, N, K, UNIT, OWN>(w_w, later, unit, row, pair, held);
+    if (AHEAD == 1 && tile + 1 < TILES) {
+      if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(w_s, later, N, index, scale_words);
+      if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(w_b, later, N, index, bias_words);
+    }
+    if constexpr (MODE != 0) store_factors<PER_ROW, THREADS, S>(scale_words + next, index, scales + into);
+    if constexpr (MODE == 1) store_factors<PER_ROW, THREADS, S>(bias_words + next, index, biases + into);
+    if (AHEAD > 1 && tile + AHEAD < TILES) {
+      if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(w_s, later, N, index, scale_words + a * A_THREAD);
+      if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(w_b, later, N, index, bias_words + a * A_THREAD);
+    }
+    threadgroup float* const sum_of = sums + tile % 2 * SIMDGROUPS * 128;  // the other half may still be read
 #pragma unroll
-  for (int i = 0; i < 2; i++) *(threadgroup float2*)(into + simd * 128 + (i * 8 + row) * 8 + 2 * pair) = results[i];
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (int i = thread_index_in_threadgroup; i < 16 * TOKENS; i += SIMDGROUPS * 32) {
-    const uint n = first + tile * 16 + i % 16;
-    float sum = 0;
+    for (int i = 0; i < 2; i++) *(threadgroup float2*)(sum_of + simd * 128 + (i * 8 + row) * 8 + 2 * pair) = results[i];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (int i = index; i < 16 * TOKENS; i += THREADS) {
+      const uint n = first_row + i % 16;
+      float sum = 0;
 #pragma unroll
-    for (int k = 0; k < SIMDGROUPS; k++) sum += into[k * 128 + i % 16 * 8 + i / 16];
-    if (n < N) y[ulong(i / 16) * N + n] = Y(sum);
+      for (int k = 0; k < SIMDGROUPS; k++) sum += sum_of[k * 128 + i % 16 * 8 + i / 16];
+      if (n < N) y[ulong(i / 16) * N + n] = Y(sum);
+    }
   }
 }

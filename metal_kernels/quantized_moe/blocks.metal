@@ -59,12 +59,22 @@ METAL_FUNC void load_shared(const threadgroup uint* from, thread uint* words) {
   }
 }
 
-// Block `block` of a row of type X in threadgroup memory.
-template <int MODE, int BITS, int STEP, typename X>
+// Where value v of a row in threadgroup memory lies: packs of CHUNK values of each block next to the block's neighbour's, which
+// the neighbouring lane reads at the same time, from other banks.
+template <int STEP, int CHUNK, int BLOCKS>
+METAL_FUNC int chunked(int v) {
+  return (v % STEP / CHUNK * BLOCKS + v / STEP) * CHUNK + v % CHUNK;
+}
+
+// Block `block` of a `chunked` row of type X in threadgroup memory.
+template <int MODE, int BITS, int STEP, int CHUNK, int BLOCKS, typename X>
 METAL_FUNC XBlock<STEP> shared_x(const threadgroup uint4* row, int block, bool is_inside) {
-  constexpr int WORDS = STEP * sizeof(X) / 4;
-  uint words[WORDS];
-  load_shared<WORDS>((const threadgroup uint*)row + block * WORDS, words);
+  constexpr int WORDS = CHUNK * sizeof(X) / 4;
+  uint words[STEP * sizeof(X) / 4];
+#pragma unroll
+  for (int i = 0; i < STEP / CHUNK; i++) {
+    load_shared<WORDS>((const threadgroup uint*)row + (i * BLOCKS + block) * WORDS, words + i * WORDS);
+  }
   return make_block<MODE, BITS, STEP, X>(words, is_inside);
 }
 
@@ -97,12 +107,6 @@ METAL_FUNC float row_dot(thread const uint* words, const threadgroup S* scales, 
   if constexpr (MODE != 0) scale = load_scale<MODE, BITS>(scales, group);
   if constexpr (MODE == 1) bias = float(biases[group]);
   return block_dot<MODE, BITS, STEP, W>(words, scale, bias, x);
-}
-
-// Where value v of a row lies for `rows_dot`: packs of CHUNK values of each block next to the block's neighbour's.
-template <int STEP, int CHUNK, int BLOCKS>
-METAL_FUNC int chunked(int v) {
-  return (v % STEP / CHUNK * BLOCKS + v / STEP) * CHUNK + v % CHUNK;
 }
 
 // Adds to dots [ROWS, TOKENS] the products of a block of ROWS rows with as many tokens of type X, `chunked` rows of K in
@@ -170,21 +174,28 @@ METAL_FUNC void rows_dot(thread const uint* words, int apart, const threadgroup 
   }
 }
 
-// Scales or biases of ROWS rows of PER_ROW from `first` on, into threadgroup memory, by THREADS threads: in words, if all
-// rows together have whole ones. What would lie behind the last of `rows` rows is the last of all.
+// Word i of the scales or biases of ROWS rows of PER_ROW from `first` on: read as one, if all rows together have whole ones.
+// What would lie behind the last of `rows` rows is the last of all.
+template <int ROWS, int PER_ROW, bool IN_WORDS, typename S>
+METAL_FUNC uint factor_word(const device S* from, uint first, uint rows, int i) {
+  constexpr int EACH = 4 / sizeof(S);
+  const uint start = first * PER_ROW, end = rows * PER_ROW;
+  if constexpr (EACH == 1 || (IN_WORDS && ROWS * PER_ROW % EACH == 0)) {
+    return ((const device uint*)from)[metal::min(start / EACH + i, end / EACH - 1)];
+  } else {
+    vec<S, EACH> word;
+#pragma unroll
+    for (int e = 0; e < EACH; e++) word[e] = from[metal::min(start + i * EACH + e, end - 1)];
+    return as_type<uint>(word);
+  }
+}
+
+// All of them, into threadgroup memory, by THREADS threads.
 template <int ROWS, int PER_ROW, int THREADS, bool IN_WORDS, typename S>
 METAL_FUNC void share_factors(const device S* from, uint first, uint rows, int index, threadgroup uint* to) {
   constexpr int EACH = 4 / sizeof(S);
-  const uint start = first * PER_ROW, end = rows * PER_ROW;
   for (int i = index; i < (ROWS * PER_ROW + EACH - 1) / EACH; i += THREADS) {
-    if constexpr (EACH == 1 || (IN_WORDS && ROWS * PER_ROW % EACH == 0)) {
-      to[i] = ((const device uint*)from)[metal::min(start / EACH + i, end / EACH - 1)];
-    } else {
-      vec<S, EACH> word;
-#pragma unroll
-      for (int e = 0; e < EACH; e++) word[e] = from[metal::min(start + i * EACH + e, end - 1)];
-      to[i] = as_type<uint>(word);
-    }
+    to[i] = factor_word<ROWS, PER_ROW, IN_WORDS>(from, first, rows, i);
   }
 }
 

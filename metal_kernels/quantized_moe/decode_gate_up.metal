@@ -24,6 +24,7 @@ METAL_FUNC void load_rows(const device uint* w, uint first, uint apart, uint las
   constexpr int PARALLEL = 32 / LANES, OWNED = ROWS * PARALLEL, TOGETHER = SIMDGROUPS * OWNED, THREADS = 32 * SIMDGROUPS;
   constexpr int WORDS = STEP * BITS / 32, BLOCKS = K / STEP, PER_ROW = K / GROUP, ROW_WORDS = K / 32 * BITS;
   constexpr int MATRIX = MODE == 0 ? N * K : N * (K / 32 * BITS), STEPS = (BLOCKS + LANES - 1) / LANES;
+  constexpr int CHUNK = STEP < 8 ? STEP : 8, EACH = 16 / sizeof(X);
   constexpr int HELD = TOKENS == 1 ? 1 : STEPS;  // steps whose weights are in registers
   constexpr int FACTORS = factor_words<MODE, TOGETHER, PER_ROW, S>();
   constexpr bool IN_WORDS = N * PER_ROW * sizeof(S) % 4 == 0;
@@ -82,7 +83,7 @@ METAL_FUNC void load_rows(const device uint* w, uint first, uint apart, uint las
       at = places[t];
     }
     const device uint4* const from = (const device uint4*)(x + t * K);
-    for (int i = index; i < K * int(sizeof(X)) / 16; i += THREADS) packs[i] = from[i];
+    for (int i = index; i < K * int(sizeof(X)) / 16; i += THREADS) packs[chunked<STEP, CHUNK, BLOCKS>(i * EACH) / EACH] = from[i];
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float gate[ROWS], up[ROWS];
 #pragma unroll
@@ -101,7 +102,7 @@ METAL_FUNC void load_rows(const device uint* w, uint first, uint apart, uint las
         load_rows<ROWS, WORDS, ROW_WORDS>(gw, first + own, PARALLEL, N - 1, block, gate_words);
         load_rows<ROWS, WORDS, ROW_WORDS>(uw, first + own, PARALLEL, N - 1, block, up_words);
       }
-      const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, X>(packs, block, i * LANES + lane % LANES < BLOCKS);
+      const XBlock<STEP> xs = shared_x<MODE, BITS, STEP, CHUNK, BLOCKS, X>(packs, block, i * LANES + lane % LANES < BLOCKS);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
         const int words = (TOKENS == 1 ? r : i * ROWS + r) * WORDS;
