@@ -16,6 +16,7 @@ from metal_kernels.dispatch import (
     qk_norm_rope,
     qkv_lightning_attn,
     route,
+    routed_moe,
 )
 from metal_kernels.heads import Heads
 from metal_kernels.launch import resident
@@ -47,4 +48,5 @@ __all__ = [
     "qkv_lightning_attn",
     "resident",
     "route",
+    "routed_moe",
 ]

@@ -23,7 +23,7 @@ Value = str | int
 Chosen = Mapping[str, Value]
 # MLX's own operation; our kernel with the sizes that its module has; the same with half or twice of them.
 MLX, KERNEL, HALF, DOUBLE = "mlx", "kernel", "half", "double"
-OTHER_WIDTH, UNSPLIT, BY_HEAD = "other width", "unsplit", "by head"
+OTHER_WIDTH, UNSPLIT, BY_HEAD, WITHIN = "other width", "unsplit", "by head", "within"
 SCALES = {HALF: 0.5, DOUBLE: 2.0}
 # Where nothing runs kernels: MLX's CPU backend, and a GPU without them.
 CPU, PLAIN = "cpu", "plain"
@@ -74,7 +74,9 @@ TABLE: dict[str, Entry] = {
     "head/1": _ours("last norm and head of a token; tiles a threadgroup", HALF, DOUBLE, default={"metal": MLX}),
     "recurrent/1": _ours("linear attention of a token; columns of the state a threadgroup", OTHER_WIDTH),
     "qk_norm_rope/1": _ours("norms and rotation of a token"),
-    "route/1": _ours("choice of experts of a token"),
+    "route/1": _ours(
+        "choice of experts of a token; apart or within their first kernel", WITHIN, default={"cuda": WITHIN}
+    ),
     "few_queries/1": _ours("attention of a token", default={"metal": MLX, "cuda": MLX}),
     "many_keys/1": _ours("attention of a token over more than 1,024", default={"metal": MLX}),
     "experts/9+": _ours("experts of a prompt; tokens a tile", HALF, DOUBLE, default={"metal": MLX}),

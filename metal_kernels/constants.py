@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 CODES = HERE / "quantized_moe" / "codes.metal"
 PACKS = (CODES, HERE / "norm_router" / "packs.metal")
 BLOCKS = HERE / "quantized_moe" / "blocks.metal"
+CHOOSE = HERE / "router" / "choose.metal"
 TALL = HERE / "quantized_moe" / "tall.metal"
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 

@@ -17,7 +17,7 @@ from mlx.core import array
 from metal_kernels import choices, launch
 from metal_kernels.affine_fit.fused import fused_affine_fit
 from metal_kernels.affine_fit.naive import Effort, naive_affine_fit
-from metal_kernels.agreement import Judge, agree, same_bits
+from metal_kernels.agreement import Judge, Judged, agree, same_bits
 from metal_kernels.few_queries.fused import MAX_QUERIES, UNSPLIT_KEYS, fused_few_queries
 from metal_kernels.few_queries.naive import naive_few_queries
 from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
@@ -37,7 +37,8 @@ from metal_kernels.packed import Matrices, Packed
 from metal_kernels.qk_norm_rope.fused import fused_qk_norm_rope
 from metal_kernels.qk_norm_rope.naive import naive_qk_norm_rope
 from metal_kernels.quantized_moe.decode import check_decode, decode_moe
-from metal_kernels.quantized_moe.experts import Experts, plain_moe
+from metal_kernels.quantized_moe.decode import routed_moe as fused_routed_moe
+from metal_kernels.quantized_moe.experts import Experts, naive_routed_moe, plain_moe
 from metal_kernels.quantized_moe.prefill import check_prefill, prefill_moe
 from metal_kernels.recorded import find
 from metal_kernels.router.choice import agree_on_experts
@@ -46,7 +47,7 @@ from metal_kernels.router.naive import naive_route
 
 LONGEST_CHUNK = 64
 # By which name an operation is chosen, where it is another one.
-CHOICES = {"qkv_lightning_attn": "recurrent", "decode_moe": "experts"}
+CHOICES = {"qkv_lightning_attn": "recurrent", "decode_moe": "experts", "routed_moe": "experts"}
 MoEKernel = Callable[[array, array, array, Experts, "array | None"], "array | None"]
 
 
@@ -193,6 +194,25 @@ def head(x: array, weight: array, eps: float, matrices: Matrices | None) -> arra
     if matrices is None:
         return None
     return _served("head", fused_head, naive_head, (x, weight, eps, matrices), _nothing)
+
+
+def routed_moe(*arguments: Any) -> tuple[array, array, array] | None:
+    """Same result as `naive_routed_moe` for one token, or None where its choice is made apart."""
+    if choices.variant("route", 1) != choices.WITHIN:
+        return None
+    return _served("routed_moe", fused_routed_moe, naive_routed_moe, arguments, _nothing, _agree_routed)
+
+
+def _agree_routed(
+    operation: str, arguments: tuple[Any, ...], found: tuple[array, ...], expected: tuple[array, ...]
+) -> Judged:
+    """The choice as `route`'s, and the rest against the plain form for what was chosen, since near ties may fall either way."""
+    x, *routing, experts, residual = arguments
+    error, problem = agree_on_experts(operation, tuple(routing), (found[1], found[2]), (expected[1], expected[2]))
+    if problem != "":
+        return error, problem
+    chosen = x, found[1], found[2], experts, residual
+    return agree("decode_moe", chosen, found[0], plain_moe(*chosen))
 
 
 def moe_kernel(experts: Experts, x: array) -> MoEKernel | None:

@@ -69,8 +69,9 @@ BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 
 
 def barriers(kernel: Kernel) -> range:
-    """Numbers of the barriers in a kernel's body, for `mutated`."""
-    return range(kernel.source()[1].count(BARRIER))
+    """Numbers of the barriers in a kernel's body, or else in its functions, for `mutated`."""
+    functions, body = kernel.source()
+    return range(body.count(BARRIER) or functions.count(BARRIER))
 
 
 @contextmanager

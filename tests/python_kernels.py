@@ -124,12 +124,14 @@ def _simd_chunk(a: Arrays, t: Template) -> Sequence[mx.array]:
 
 
 def _decode_gate_up(a: Arrays, t: Template) -> list[mx.array]:
-    x, chosen = a["x"].reshape(-1, 1, 1, t["K"]).astype(mx.float32), a["chosen"].reshape(-1, t["TOP_K"])
+    picked = _router(a, t) if "logits" in a else []
+    x = a["x"].reshape(-1, 1, 1, t["K"]).astype(mx.float32)
+    chosen = (picked[0] if picked else a["chosen"]).reshape(-1, t["TOP_K"])
     gate, up = (_gathered(x, _packed(a, t, name), chosen) for name in ("gate", "up"))
     if t["SLOTS"] > t["TOP_K"]:
         shared = (x @ _packed(a, t, f"shared_{name}").dequantize().T for name in ("gate", "up"))
         gate, up = (mx.concatenate(pair, axis=1) for pair in zip((gate, up), shared, strict=True))
-    return [gate * mx.sigmoid(gate) * up]
+    return [gate * mx.sigmoid(gate) * up, *picked]
 
 
 def _decode_down(a: Arrays, t: Template) -> list[mx.array]:

@@ -140,7 +140,7 @@ def test_a_missing_barrier_is_caught(n):
         ("g < GROUPS; g++", "g < GROUPS - 1; g++"),
         ("n < TOP_K", "n < TOP_K - 1"),
         ("i + int(lane) < SIZE", "i + int(lane) <= SIZE"),
-        ("if (int(lane) < TOP_K) {", "if (int(lane) <= TOP_K) {"),
+        ("int(lane) < TOP_K) {", "int(lane) <= TOP_K) {"),
         ("g < own)", "g > own)"),
         ("lane == winner ? second : first", "first"),
     ],

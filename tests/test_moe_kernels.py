@@ -14,10 +14,11 @@ from metal_kernels.launch import Kernel
 from metal_kernels.packed import Packed, bundle
 from metal_kernels.quantized_moe import decode
 from metal_kernels.quantized_moe.decode import check_decode, decode_moe
-from metal_kernels.quantized_moe.experts import Experts, plain_moe
+from metal_kernels.quantized_moe.decode import routed_moe as fused_routed_moe
+from metal_kernels.quantized_moe.experts import Experts, naive_routed_moe, plain_moe
 from metal_kernels.quantized_moe.prefill import prefill_moe
 from tests.compare import assert_close, to_numpy
-from tests.kernel_backends import BARRIER, backends, is_caught, mutated, takes
+from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
 from tests.kernel_reference import DTYPES, assert_as_exact
 from tests.metal_sim import SimulatedKernel, metal_kernel
 from tests.moe_cases import AFFINE, EVERY_FORMAT, MICRO, PLAIN, Case, naive_moe, packed
@@ -338,3 +339,80 @@ def test_the_cases_are_not_trivial():
     parts = [to_numpy(naive(case)), to_numpy(naive_moe(case.x, case.chosen, case.weights, *case.routed))]
     assert 0.05 < np.std(parts[1]) < 5
     assert np.std(parts[0] - parts[1]) > 0.05
+
+
+def routed(form, *, groups=4, bias=True, **sizes):
+    """Arguments of `routed_moe` for one token."""
+    case = Case(form, 1, experts=12, **sizes)
+    keys = mx.random.split(mx.random.key(7), 2)
+    logits = mx.random.normal((1, 12), key=keys[0])
+    options = (case.chosen.shape[-1], groups, max(1, groups // 2), 2.5, True)
+    return (
+        case.x,
+        logits,
+        mx.random.normal((12,), key=keys[1]) if bias else None,
+        *options,
+        Experts(*case.routed, case.shared),
+        case.residual,
+    )
+
+
+@pytest.mark.parametrize("backend", CHECKED)
+@pytest.mark.parametrize("form", [("affine", 4, 32), ("mxfp8", 8, 32), PLAIN[0]], ids=str)
+@pytest.mark.parametrize(("groups", "bias", "shared"), [(4, True, 64), (1, False, None), (12, True, 64)])
+def test_experts_that_are_chosen_within(backend, form, groups, bias, shared):
+    args = routed(form, groups=groups, bias=bias, shared=shared, residual=mx.float32)
+    right, chosen, weights = naive_routed_moe(*args)
+    with launch.use(backend):
+        y, found, its = fused_routed_moe(*args)
+        apart = decode_moe(args[0], chosen, its, *args[-2:])
+    assert mx.array_equal(found, chosen)
+    assert found.dtype == mx.int32
+    assert_close(its, weights, 1e-6)
+    assert mx.array_equal(y, apart)
+    assert_close(y, right, 2e-2)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_chosen_within_at_the_shapes_of_mini(backend):
+    case = Case(("affine", 4, 64), 1, experts=4, top_k=4, hidden=2048, inner=512, shared=512)
+    logits = mx.random.normal((1, 4), key=mx.random.key(1))
+    args = case.x, mx.concatenate([logits, mx.full((1, 252), -9.0)], axis=-1), None, 4, 8, 4, 2.5, True
+    with launch.use(backend):
+        y, chosen, weights = fused_routed_moe(*args, Experts(*case.routed, case.shared), None)
+        expected = decode_moe(case.x, chosen, weights, Experts(*case.routed, case.shared), None)
+    assert mx.array_equal(chosen, naive_routed_moe(*args, Experts(*case.routed, case.shared), None)[1])
+    assert mx.array_equal(y, expected)
+
+
+# The second is for tokens after the first; those within the choice are the router's.
+@pytest.mark.parametrize("n", [n for n in barriers(decode.ROUTED_GATE_UP) if n != 1])
+def test_a_missing_barrier_of_the_choice_is_caught(n):
+    args = routed(("affine", 4, 32), shared=64)
+    with mutated(decode.ROUTED_GATE_UP, (BARRIER, ""), occurrence=n):
+        assert is_caught(lambda: fused_routed_moe(*args), naive_routed_moe(*args))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("picked[slot]", "picked[0]"),
+        ("lane < TOP_K)", "lane <= TOP_K)"),
+        ("slot == 0 && first == 0", "slot == 1 && first == 1"),
+        ("if (!is_shared) {", "if (false) {"),
+    ],
+)
+def test_a_fault_in_the_choice_is_caught(old, new):
+    args = routed(("affine", 4, 32), shared=64)
+    right = naive_routed_moe(*args)
+    with mutated(decode.ROUTED_GATE_UP, (old, new)):
+        assert is_caught(lambda: fused_routed_moe(*args), right)
+
+
+def test_what_is_chosen_apart():
+    args = routed(("affine", 4, 32))
+    x, logits, *rest = args
+    assert takes(fused_routed_moe, *args)
+    assert not takes(fused_routed_moe, mx.concatenate([x, x]), mx.concatenate([logits, logits]), *rest)
+    assert not takes(fused_routed_moe, x, logits.astype(mx.bfloat16), *rest)
+    assert not takes(fused_routed_moe, *routed(("affine", 4, 32), shared=32))

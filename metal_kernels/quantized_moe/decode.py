@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from metal_kernels import choices
-from metal_kernels.constants import BLOCKS, CODES, FLOATS
+from metal_kernels.constants import BLOCKS, CHOOSE, CODES, FLOATS, bits
 from metal_kernels.launch import Kernel
 from metal_kernels.packed import THREADGROUP_BYTES, Packed, padded
 from metal_kernels.quantized_moe.experts import Experts, shared_product
 from metal_kernels.quantized_moe.tiles import Rows, decode_rows
 from metal_kernels.recorded import NoKernelError, run
+from metal_kernels.router.fused import MAX_TOP_K, check_route
 
 MAX_TOKENS = 8
 MAX_SIMDGROUPS = 12  # 384 threads, which every pipeline of an Apple GPU may have
@@ -27,6 +29,12 @@ GATE_UP = Kernel(
     ["x", "chosen", *FIRST],
     ["h"],
     [CODES, BLOCKS],
+)
+ROUTED_GATE_UP = Kernel(
+    HERE / "decode_gate_up.metal",
+    ["x", "logits", "bias", *FIRST],
+    ["h", "chosen", "weights"],
+    [CODES, BLOCKS, CHOOSE],
 )
 DOWN = Kernel(
     HERE / "decode_down.metal",
@@ -76,37 +84,90 @@ def decode_moe(
     return found
 
 
+def routed_moe(
+    x: mx.array,
+    logits: mx.array,
+    bias: mx.array | None,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    factor: float,
+    normalize: bool,
+    experts: Experts,
+    residual: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Same contract as `naive_routed_moe` for one token, in two dispatches: the first makes the choice in every threadgroup.
+
+    Raises:
+        NoKernelError: Unless `check_decode` takes the token, the shared expert rides, and `fused_route` takes the logits.
+    """
+    check_decode(x, experts)
+    check_route(logits, bias, top_k, n_group)
+    if x.size != x.shape[-1] or logits.shape[:-1] != x.shape[:-1] or not (experts.shared is None or experts.rides):
+        raise NoKernelError(f"[moe] no kernel that chooses experts for x {x.shape} and logits {logits.shape}.")
+    routing = (
+        *(("E", logits.shape[-1]), ("GROUPS", n_group), ("TOPK_GROUP", topk_group), ("HAS_BIAS", bias is not None)),
+        *(("NORMALIZE", normalize and top_k > 1), ("SCALING", bits(factor))),
+    )
+    opening = ROUTED_GATE_UP, [x, logits, logits if bias is None else bias], top_k, routing
+    h, chosen, weights = _gate_up(*opening, experts)
+    dtype = mx.float32 if residual is None else residual.dtype
+    return _down(h, chosen, weights, experts, residual, x.dtype, dtype), chosen, weights
+
+
 def _launch(
     x: mx.array, chosen: mx.array, weights: mx.array, experts: Experts, residual: mx.array | None, dtype: mx.Dtype
 ) -> mx.array:
-    (*leading, top_k), tokens = chosen.shape, math.prod(chosen.shape[:-1])
-    rows, slots = _rows(experts, tokens), experts.slots(top_k)
-    first, second = (_cut(w) for w in (experts.gate, experts.down))
-    together = tokens if rows.is_down_together else 1
-    pairs = together * top_k + slots - top_k
-    simdgroups, most = _simdgroups(experts, x.dtype, rows, pairs, tokens)
-    common = (("TOP_K", top_k), ("SLOTS", slots))
+    (h,) = _gate_up(GATE_UP, [x, chosen], chosen.shape[-1], (), experts)
+    return _down(h, chosen, weights, experts, residual, x.dtype, dtype)
+
+
+def _gate_up(
+    kernel: Kernel, inputs: list[mx.array], top_k: int, routing: Sequence[tuple[str, Any]], experts: Experts
+) -> list[mx.array]:
+    """h, and the choice and its weights where the kernel makes it."""
+    x, first, second = inputs[0], _cut(experts.gate), _cut(experts.down)
+    (*leading, _), tokens, slots = x.shape, math.prod(x.shape[:-1]), experts.slots(top_k)
+    rows = _rows(experts, tokens)
+    simdgroups, _ = _simdgroups(experts, x.dtype, rows, 1, tokens, 4 * (dict(routing).get("E", 0) + 2 * MAX_TOP_K))
     threads = 32 * simdgroups
     arrays, places = experts.bound(0, 1)
-    (h,) = GATE_UP.launch(
-        [x, chosen, *arrays],
+    picked = [(*leading, top_k)] * (2 if routing else 0)
+    return kernel.launch(
+        [*inputs, *arrays],
         template=[
-            *(*first.items(), *common),
+            *(*first.items(), ("TOP_K", top_k), ("SLOTS", slots)),
             *(("TOKENS", tokens), ("X", x.dtype), ("ROWS", rows.gate_up), ("SIMDGROUPS", simdgroups)),
             *(("DOWN_STEP", second["STEP"]), ("DOWN_LANES", second["LANES"])),
-            *zip(map(str.upper, FIRST), places, strict=True),
+            *(*zip(map(str.upper, FIRST), places, strict=True), *routing),
         ],
         grid=(-(-first["N"] // (simdgroups * rows.gate_up * 32 // first["LANES"])) * threads, slots, tokens),
         threadgroup=(threads, 1, 1),
-        shapes=[(tokens, slots, first["N"])],
-        dtypes=[mx.float32],
+        shapes=[(tokens, slots, first["N"]), *picked],
+        dtypes=[mx.float32, mx.int32, mx.float32][: 1 + len(picked)],
     )
+
+
+def _down(
+    h: mx.array,
+    chosen: mx.array,
+    weights: mx.array,
+    experts: Experts,
+    residual: mx.array | None,
+    x: mx.Dtype,
+    dtype: mx.Dtype,
+) -> mx.array:
+    (*leading, top_k), (tokens, slots, _), second = chosen.shape, h.shape, _cut(experts.down)
+    rows = _rows(experts, tokens)
+    together = tokens if rows.is_down_together else 1
+    pairs = together * top_k + slots - top_k
+    _, most = _simdgroups(experts, x, rows, pairs, tokens)
     threads = 32 * -(-pairs // -(-pairs // most))
     arrays, places = experts.bound(2)
     return DOWN.launch(
         [h, chosen, weights, *arrays, h if residual is None else residual],
         template=[
-            *(*second.items(), *common),
+            *(*second.items(), ("TOP_K", top_k), ("SLOTS", slots)),
             *(("TOKENS", together), ("ROWS", rows.down), ("SIMDGROUPS", threads // 32)),
             *(("HAS_RESIDUAL", residual is not None), ("O", dtype)),
             *zip(map(str.upper, SECOND), places, strict=True),
@@ -132,14 +193,16 @@ def _rows(experts: Experts, tokens: int) -> Rows:
     return rows if tokens == 1 else rows._replace(gate_up=max(1, min(rows.gate_up, MOST_WORDS // words)))
 
 
-def _simdgroups(experts: Experts, x: mx.Dtype, rows: Rows, pairs: int, tokens: int) -> tuple[int, int]:
+def _simdgroups(
+    experts: Experts, x: mx.Dtype, rows: Rows, pairs: int, tokens: int, besides: int = 0
+) -> tuple[int, int]:
     """Simdgroups of a threadgroup in either kernel whose threadgroup memory suffices; 0 where it does for none."""
     first, second = (_cut(w)["LANES"] for w in (experts.gate, experts.down))
     owned, owned_down = rows.gate_up * 32 // first, rows.down * 32 // second
     x_bytes = experts.gate.shape[-1] * x.size
 
     def gate_up(n: int) -> int:
-        return padded(x_bytes, 4 * tokens * (tokens > 1), *2 * experts.gate.factor_bytes(n * owned))
+        return padded(x_bytes, 4 * tokens * (tokens > 1), besides, *2 * experts.gate.factor_bytes(n * owned))
 
     def down(n: int) -> int:
         return padded(4 * n * tokens * owned_down, *(n * -(-b // 4) * 4 for b in experts.down.factor_bytes(owned_down)))

@@ -10,6 +10,10 @@
 // the scales and biases of their rows. Of tokens that chose the same expert, the first one's threadgroups serve all, one
 // after the other: of several tokens a lane keeps its weights in registers, of one only those of a step. K is a multiple of STEP.
 // Threadgroup memory: sizeof(X) K bytes, the scales and biases of 2 SIMDGROUPS OWNED rows, and 4 bytes a token.
+//
+// With choose.metal before it (CHOOSES_EXPERTS) one token's experts are chosen here: logits [E] and bias [E] stand in the place of
+// chosen, and each threadgroup but the shared expert's makes the choice for itself, while x comes. chosen and weights [TOP_K] are
+// written once, for decode_down. That costs a dispatch less, and 4 (E + GROUPS + TOP_K) bytes more.
 
 // Block `block` of each of a lane's rows, which lie `apart`; behind the last row stands the last.
 template <int ROWS, int WORDS, int ROW_WORDS>
@@ -38,7 +42,30 @@ METAL_FUNC void load_rows(const device uint* w, uint first, uint apart, uint las
   const uint first = threadgroup_position_in_grid.x * TOGETHER;
   const int own = simdgroup * OWNED + lane / LANES;  // this lane's first row, from the threadgroup's
   const bool is_shared = SLOTS > TOP_K && slot == TOP_K;
+#ifdef CHOOSES_EXPERTS
+  for (int i = index; i < K * int(sizeof(X)) / 16; i += THREADS) {
+    packs[chunked<STEP, CHUNK, BLOCKS>(i * EACH) / EACH] = ((const device uint4*)x)[i];
+  }
+  threadgroup float biased[E], best[GROUPS];
+  threadgroup int picked[TOP_K];
+  if (!is_shared) {
+    uint expert_of_lane = 0;
+    float weight_of_lane = 0;
+    choose<E, TOP_K, GROUPS, TOPK_GROUP, SIMDGROUPS, HAS_BIAS, NORMALIZE>(
+        logits, bias, as_type<float>(SCALING), index, simdgroup, lane, biased, best, expert_of_lane, weight_of_lane);
+    if (simdgroup == 0 && lane < TOP_K) {
+      picked[lane] = int(expert_of_lane);
+      if (slot == 0 && first == 0) {  // for decode_down
+        chosen[lane] = int(expert_of_lane);
+        weights[lane] = weight_of_lane;
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  const int chosen_here = is_shared ? 0 : picked[slot];
+#else
   const int chosen_here = is_shared ? 0 : chosen[token * TOP_K + slot];
+#endif
   const ulong expert = chosen_here, groups = expert * (N * PER_ROW);
   const auto gw = (const device uint*)(is_shared ? part<W, SHARED_GATE_W>(shared_gate_w) : part<W, GATE_W>(gate_w) + expert * MATRIX);
   const auto gs = is_shared ? part<S, SHARED_GATE_S>(shared_gate_s) : part<S, GATE_S>(gate_s) + groups;
@@ -82,8 +109,12 @@ METAL_FUNC void load_rows(const device uint* w, uint first, uint apart, uint las
       if (places[t] < 0) continue;
       at = places[t];
     }
+#ifndef CHOOSES_EXPERTS
     const device uint4* const from = (const device uint4*)(x + t * K);
-    for (int i = index; i < K * int(sizeof(X)) / 16; i += THREADS) packs[chunked<STEP, CHUNK, BLOCKS>(i * EACH) / EACH] = from[i];
+    for (int i = index; i < K * int(sizeof(X)) / 16; i += THREADS) {
+      packs[chunked<STEP, CHUNK, BLOCKS>(i * EACH) / EACH] = from[i];
+    }
+#endif
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float gate[ROWS], up[ROWS];
 #pragma unroll

@@ -8,6 +8,7 @@ from functools import cached_property
 import mlx.core as mx
 
 from metal_kernels.packed import MIN_SIZE, Packed, Weights, starts
+from metal_kernels.router.naive import naive_route
 
 Shared = tuple[Packed, Packed, Packed]  # gate, up and down
 
@@ -128,6 +129,23 @@ def plain_moe(
         gate, up, down = (w.dequantize().T for w in experts.shared)
         y = y + _swiglu(wide @ gate, wide @ up) @ down
     return y if residual is None else (y + residual.astype(mx.float32)).astype(residual.dtype)
+
+
+def naive_routed_moe(
+    x: mx.array,
+    logits: mx.array,
+    bias: mx.array | None,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    factor: float,
+    normalize: bool,
+    experts: Experts,
+    residual: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """`naive_route`, then `plain_moe`: y, and the choice and its weights."""
+    chosen, weights = naive_route(logits, bias, top_k, n_group, topk_group, factor, normalize)
+    return plain_moe(x, chosen, weights, experts, residual), chosen, weights
 
 
 def _gathered(x: mx.array, w: Packed, chosen: mx.array) -> mx.array:

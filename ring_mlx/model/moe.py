@@ -9,7 +9,7 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 
 from metal_kernels import Experts as ExpertWeights
-from metal_kernels import add_norm, add_qmv, launch, moe_kernel, norm_qmv, norm_router, route
+from metal_kernels import add_norm, add_qmv, launch, moe_kernel, norm_qmv, norm_router, route, routed_moe
 from ring_mlx.model.config import RingConfig
 from ring_mlx.model.kernel_weights import KernelExperts, KernelMatrices
 
@@ -63,6 +63,11 @@ class Router(nn.Module):
     def choose(self, logits: array) -> tuple[array, array]:
         """The same for logits [..., num_experts] float32."""
         return route(logits, self.get("expert_bias"), *self._options)
+
+    def choose_within(self, x: array, logits: array, experts: ExpertWeights, residual: array | None) -> array | None:
+        """The output of one token's experts, which their own kernel chooses; None where the choice is made apart."""
+        found = routed_moe(x, logits, self.get("expert_bias"), *self._options, experts, residual)
+        return None if found is None else found[0]
 
     def score(self, x: array, r: array | None, norm: nn.RMSNorm, dtype: mx.Dtype) -> tuple[array, array, array]:
         """``x + r``, its norm, in ``dtype`` at least, and logits [..., num_experts] float32; r may be None."""
@@ -133,9 +138,13 @@ class MoE(nn.Module):
         Returns:
             [..., hidden] in the dtype of ``residual``, rounded once; float32 without one.
         """
+        experts = None if launch.backend() is None else self.weights()
+        if experts is not None and logits is not None and x.size == x.shape[-1]:
+            found = self.gate.choose_within(x if dtype is None else x.astype(dtype), logits, experts, residual)
+            if found is not None:
+                return found
         chosen, weights = self.gate(x) if logits is None else self.gate.choose(logits)
         x = x if dtype is None else x.astype(dtype)
-        experts = None if launch.backend() is None else self.weights()
         kernel = None if experts is None else moe_kernel(experts, x)
         y = None if experts is None or kernel is None else kernel(x, chosen, weights, experts, residual)
         return self._by_products(x, chosen, weights, residual) if y is None else y
