@@ -201,7 +201,7 @@ for (int start = 0; start < TILES; start += AHEAD) {
   for (int a = 0; a < AHEAD; a++) {
     const int tile = start + a;
     const uint first_row = first + tile * 16;
-    if (first_row >= N) break;
+    if (tile >= TILES || first_row >= N) break;
     thread uint* const held = words + a * 2 * OWN * WORDS;
     const threadgroup S* const own_scales = (const threadgroup S*)(scales + (MODE == 0 ? 0 : tile % 2 * FACTORS));
     const threadgroup S* const own_biases = (const threadgroup S*)(biases + (MODE == 1 ? tile % 2 * FACTORS : 0));
