@@ -49,6 +49,7 @@ LIMITS = {
     "gate_qmv": BETWEEN,
     "add_qmv": ONCE,
     "head": BETWEEN,
+    "embed": ONCE,
     "decode_moe": ONCE,
     "prefill_moe": BETWEEN,  # 16-bit operands
 }

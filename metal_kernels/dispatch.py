@@ -18,6 +18,8 @@ from metal_kernels import choices, launch
 from metal_kernels.affine_fit.fused import fused_affine_fit
 from metal_kernels.affine_fit.naive import Effort, naive_affine_fit
 from metal_kernels.agreement import Judge, Judged, agree, same_bits
+from metal_kernels.ends.fused import fused_embed, fused_peak
+from metal_kernels.ends.naive import naive_embed, naive_peak
 from metal_kernels.few_queries.fused import MAX_QUERIES, UNSPLIT_KEYS, fused_few_queries
 from metal_kernels.few_queries.naive import naive_few_queries
 from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
@@ -187,6 +189,16 @@ def add_qmv(x: array, matrices: Matrices | None, residual: array | None = None) 
     if matrices is None:
         return None
     return _served("add_qmv", fused_add_qmv, naive_add_qmv, (x, matrices, residual), _nothing)
+
+
+def embed(tokens: array, matrix: Packed, dtype: mx.Dtype) -> array | None:
+    """Same result as `naive_embed` for a packed matrix, or None where MLX's operations are used."""
+    return _served("embed", fused_embed, naive_embed, (tokens, matrix, dtype), _nothing)
+
+
+def peak(x: array) -> tuple[array, array]:
+    """Same contract as `naive_peak`."""
+    return _served("peak", fused_peak, naive_peak, (x,), judge=same_bits)
 
 
 def head(x: array, weight: array, eps: float, matrices: Matrices | None) -> array | None:

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from metal_kernels import Matrices, Packed
+from metal_kernels.ends.naive import naive_embed, naive_peak
 from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
 from metal_kernels.head.naive import naive_head
 from metal_kernels.launch import Kernel
@@ -86,6 +87,10 @@ def _head(a: Arrays, t: Template) -> list[mx.array]:
     return [naive_head(a["x"], a["weight"], _float(t["EPS"]), Matrices(_packed(a, t, "w")))]
 
 
+def _embed(a: Arrays, t: Template) -> list[mx.array]:
+    return [naive_embed(a["tokens"], _packed(a, t, "w"), t["O"])]
+
+
 def _norm_router(a: Arrays, t: Template) -> list[mx.array | None]:
     r, eps = a["r"] if t["HAS_RESIDUAL"] else None, _float(t["EPS"])
     if not t["E"]:
@@ -146,6 +151,8 @@ def _decode_down(a: Arrays, t: Template) -> list[mx.array]:
 FORMS: dict[str, Callable[[Arrays, Template], Sequence[mx.array | None]]] = {
     "fused_qmv": _fused_qmv,
     "head": _head,
+    "embed": _embed,
+    "peak": lambda a, t: naive_peak(a["x"]),
     "norm_router": _norm_router,
     "router": _router,
     "qk_norm_rope": _qk_norm_rope,

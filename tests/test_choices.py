@@ -125,7 +125,7 @@ SETS = {
     "half": ("half", "half first", "other width"),
     "double": ("double", "double first"),
     "second": ("half second", "double", "other width"),
-    "last": ("double second", "unsplit", "half"),
+    "last": ("double second", "unsplit", "within", "half"),
 }
 
 

@@ -71,7 +71,7 @@ class Stage(LanguageModel):
         group, dtype = self._group, mx.float32 if exact else self.norm.weight.dtype
         rank, is_last = group.rank(), group.rank() == group.size() - 1
         if rank == 0:
-            x = self.word_embeddings(tokens).astype(dtype)
+            x = self.embedded(tokens, exact)
         else:
             x = mx.distributed.recv((*tokens.shape, self.norm.weight.shape[0]), dtype, rank - 1, group=group)
             mx.eval(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,9 +12,10 @@ import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.sample_utils import greedy_sampler
 
-from metal_kernels import choices, launch
+from metal_kernels import choices, launch, peak
 from ring_mlx.errors import ModelError, PromptError
 from ring_mlx.generation.constraint import Constraint
+from ring_mlx.model.decode_step import compiled, is_worthwhile
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.system.wired import Wired
 
@@ -251,7 +253,10 @@ class Picker:
     def pick(self, logits: mx.array, tokens: mx.array | None = None) -> Picked:
         """From logits [B, vocab]; ``tokens`` follow those that were added."""
         seen = self._seen if tokens is None else mx.concatenate([self._seen, tokens.astype(self._seen.dtype)])
-        largest, exact = largest_logit(logits), logits.astype(mx.float32)
+        exact = logits.astype(mx.float32)
+        y, largest = (
+            likeliest(logits) if self.sampler is None and not self.processors else (None, largest_logit(logits))
+        )
         for process in self.processors:
             logits = exact = process(seen, exact)
         if self.constraint is not None:
@@ -259,7 +264,8 @@ class Picker:
             self._tell(self.constraint, tokens)
             logits = exact = self.constraint.masked(exact)
         logprobs = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
-        y = self.sampler(logprobs) if self.sampler else mx.argmax(logits, axis=-1)
+        if y is None:
+            y = self.sampler(logprobs) if self.sampler else mx.argmax(logits, axis=-1)
         mx.async_eval(y, largest)
         return Picked(y, largest, logprobs)
 
@@ -281,6 +287,17 @@ class Picker:
         after = mx.array(list(tokens), dtype=mx.int32)
         for n in range(len(tokens)):
             yield self.pick(logits[n : n + 1], after[: n + 1])
+
+
+def likeliest(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """The likeliest id of each row [B, vocab], uint32, and `largest_logit`, in one dispatch where kernels run."""
+    where = launch.backend()
+    return peak(logits) if where is None else _peak(where, where.ledger and where.ledger.turned_off)(logits)
+
+
+@lru_cache(maxsize=8)
+def _peak(where: launch.Backend, turned_off: int | None) -> Callable[[mx.array], tuple[mx.array, mx.array]]:
+    return compiled(peak) if is_worthwhile() else peak
 
 
 def largest_logit(logits: mx.array) -> mx.array:

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import ArraysCache, BatchKVCache
 
-from metal_kernels import Matrices, choices, head, launch
+from metal_kernels import Matrices, choices, embed, head, launch
 from ring_mlx.generation.defaults import FAMILY
 from ring_mlx.model.cache import HybridCache, make_kv_cache
 from ring_mlx.model.cache_shapes import Shapes
@@ -30,6 +30,63 @@ LAYERS_UNDER_WAY = 2
 FILLED_ROWS = {"cuda": 8}
 
 
+class FewTokens:
+    """A kernel before or after the layers, for a few tokens; compiled for the present weights and choices.
+
+    Args:
+        operation: Takes tokens or the residual stream, the matrix, and what `__call__` is given besides.
+        choice: By which `choices` may prefer MLX.
+    """
+
+    def __init__(self, operation: Callable[..., mx.array | None], choice: str) -> None:
+        self._operation, self._choice = operation, choice
+        self._matrices = KernelMatrices()
+        self._held: tuple[Any, ...] = ()
+        self._chosen: tuple[Any, ...] = ()
+        self._runs: dict[int, Callable[[mx.array], mx.array | None] | None] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FewTokens:
+        """Of a copied model; what is compiled cannot be copied."""
+        return FewTokens(self._operation, self._choice)
+
+    def __call__(self, x: mx.array, matrix: nn.Module, weight: mx.array, constant: object) -> mx.array | None:
+        """The operation for x [B, T, ...], or None where MLX's are used."""
+        where, tokens = launch.backend(), x.shape[0] * x.shape[1]
+        matrices = None if where is None or tokens > MOST_TOKENS else self._matrices(matrix)
+        if where is None or matrices is None:
+            return None
+        held, chosen = (matrices, weight), (where, where.ledger and where.ledger.turned_off, choices.active(), constant)
+        if chosen != self._chosen or not all(map(is_, held, self._held)):
+            self._held, self._chosen, self._runs = held, chosen, {}
+        if tokens not in self._runs:
+            self._runs[tokens] = self._made(x, matrices, weight, constant)
+        run = self._runs[tokens]
+        return None if run is None else run(x)
+
+    def _made(
+        self, x: mx.array, matrices: Matrices, weight: mx.array, constant: object
+    ) -> Callable[[mx.array], mx.array | None] | None:
+        """None where a kernel is not preferred, or does not take such arguments."""
+
+        def run(x: mx.array) -> mx.array | None:
+            return self._operation(x, matrices, weight, constant)
+
+        if not choices.ours(self._choice, x.shape[0] * x.shape[1]) or run(x) is None:
+            return None
+        if not is_worthwhile():
+            return run
+        mx.eval(weight, matrices.leaves)  # in memory, to be constants of what is compiled
+        return compiled(run)
+
+
+def _embed(tokens: mx.array, matrices: Matrices, weight: mx.array, exact: object) -> mx.array | None:
+    return embed(tokens, matrices.first, mx.float32 if exact else weight.dtype)
+
+
+def _head(x: mx.array, matrices: Matrices, weight: mx.array, eps: Any) -> mx.array | None:
+    return head(x, weight, eps, matrices)
+
+
 class LanguageModel(nn.Module):
     """Embedding, layers and final norm; attribute names are those of the checkpoints."""
 
@@ -39,6 +96,7 @@ class LanguageModel(nn.Module):
         self.layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._step: DecodeStep | None = None
+        self._embed = FewTokens(_embed, "embed")
 
     def __call__(
         self,
@@ -63,9 +121,16 @@ class LanguageModel(nn.Module):
         last_only: bool = False,
     ) -> mx.array:
         """The same before the last norm."""
+        return self._through(self.embedded(tokens, exact), cache, hidden_states, last_only)
+
+    def embedded(self, tokens: mx.array, exact: bool) -> mx.array:
+        """The residual stream [B, T, hidden] before the first layer."""
+        weight = self.norm.weight
+        found = None if self.training else self._embed(tokens, self.word_embeddings, weight, exact)
+        if found is not None:
+            return found
         # MLX gives rows of some packed embeddings in bfloat16, whatever the other weights are.
-        x = self.word_embeddings(tokens).astype(mx.float32 if exact else self.norm.weight.dtype)
-        return self._through(x, cache, hidden_states, last_only)
+        return self.word_embeddings(tokens).astype(mx.float32 if exact else weight.dtype)
 
     def _through(
         self, x: mx.array, cache: Sequence[Any] | None, hidden_states: list[mx.array] | None, last_only: bool
@@ -121,44 +186,6 @@ class LanguageModel(nn.Module):
         return self._step
 
 
-class Head:
-    """The last norm and the head of a few tokens as one kernel, compiled for the present weights and choices."""
-
-    def __init__(self) -> None:
-        self._matrices = KernelMatrices()
-        self._weights: tuple[Any, ...] = ()
-        self._chosen: tuple[Any, ...] = ()
-        self._runs: dict[int, Callable[[mx.array], mx.array | None] | None] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Head:
-        """Of a copied model; what is compiled cannot be copied."""
-        return Head()
-
-    def __call__(self, x: mx.array, norm: nn.RMSNorm, matrix: nn.Module) -> mx.array | None:
-        """Logits of the residual stream x [B, T, hidden], or None where MLX's norm and product are used."""
-        where, tokens = launch.backend(), x.shape[0] * x.shape[1]
-        matrices = None if where is None or tokens > MOST_TOKENS else self._matrices(matrix)
-        if where is None or matrices is None:
-            return None
-        weights = matrices, norm.weight
-        chosen = norm.eps, where, where.ledger and where.ledger.turned_off, choices.active()
-        if chosen != self._chosen or not all(map(is_, weights, self._weights)):
-            self._weights, self._chosen, self._runs = weights, chosen, {}
-        if tokens not in self._runs:
-            self._runs[tokens] = self._made(norm, matrices) if choices.ours("head", tokens) else None
-        run = self._runs[tokens]
-        return None if run is None else run(x)
-
-    def _made(self, norm: nn.RMSNorm, matrices: Matrices) -> Callable[[mx.array], mx.array | None]:
-        def run(x: mx.array) -> mx.array | None:
-            return head(x, norm.weight, norm.eps, matrices)
-
-        if not is_worthwhile():
-            return run
-        mx.eval(norm.weight, matrices.leaves)  # in memory, to be constants of what is compiled
-        return compiled(run)
-
-
 class Model(nn.Module):
     """A Ring-linear model, or a softmax sibling, as one callable.
 
@@ -177,7 +204,7 @@ class Model(nn.Module):
         self.model = LanguageModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._head = Head()
+        self._head = FewTokens(_head, "head")
 
     def __call__(
         self,
@@ -206,7 +233,7 @@ class Model(nn.Module):
         """The last norm and the head for the residual stream x [B, T, hidden]: [B, T, vocab]."""
         norm, is_tied = self.model.norm, self.config.tie_word_embeddings
         matrix = self.model.word_embeddings if is_tied else self.lm_head
-        found = None if self.training else self._head(x, norm, matrix)
+        found = None if self.training else self._head(x, matrix, norm.weight, norm.eps)
         if found is not None:
             return found
         x, multiply = norm(x), matrix.as_linear if is_tied else matrix
