@@ -148,16 +148,16 @@ def test_the_work_runs_the_model_with_the_choices(model, rows):
 
 @pytest.mark.parametrize(("size", "count"), [("2-4", 4), ("5-8", 8)])
 def test_a_few_tokens_are_timed_as_rows_and_as_a_speculative_step(size, count, monkeypatch):
-    seen, call = [], LanguageModel.__call__
+    seen, call = [], LanguageModel.before_norm
     monkeypatch.setattr(
-        LanguageModel, "__call__", lambda self, x, *a, **k: seen.append(x.shape) or call(self, x, *a, **k)
+        LanguageModel, "before_norm", lambda self, x, *a, **k: seen.append(x.shape) or call(self, x, *a, **k)
     )
     with launch.use(launch.Backend("metal", zeros)), choices.use({}) as asked:
         monkeypatch.setattr("ring_mlx.model.decode_step.COMPILED_ON", ())
         workloads.work(make_model(**PACKABLE, num_hidden_layers=3), f"experts/{size}", {})(2)
     assert seen.count((count, 1)) == 3
     assert seen.count((1, count)) == 2
-    assert {f"few_queries/{size}", f"experts/{size}", f"norm_qmv/{size}"} <= asked
+    assert {f"few_queries/{size}", f"experts/{size}", f"norm_qmv/{size}", f"head/{size}"} <= asked
 
 
 def zeros(**_):

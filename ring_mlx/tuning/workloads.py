@@ -1,14 +1,12 @@
 """The work that is timed: a decode step, and parts of a prompt, of the model itself.
 
-A step goes through some layers with their own weights, more than a cache holds, compiled as always. The head is left out,
-since nothing is chosen there. Several steps are handed over before the first is waited for, as in an answer. A prompt of one
+A step goes through some layers with their own weights, more than a cache holds, and the head, compiled as always. Several steps are handed over before the first is waited for, as in an answer. A prompt of one
 prefill step goes through a linear layer and the softmax layer after it.
 """
 
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +15,7 @@ from metal_kernels import choices
 from metal_kernels.choices import Chosen
 from ring_mlx.generation.decoding import prefill, step_sizes
 from ring_mlx.model import memory
-from ring_mlx.model.model import LanguageModel, Model
+from ring_mlx.model.model import Model
 from ring_mlx.model.tentative import Tentative
 from ring_mlx.tuning.race import Run
 
@@ -49,16 +47,16 @@ def work(model: Model, name: str, chosen: Chosen) -> Run:
 def step(model: Model, chosen: Chosen, rows: int = 1, is_whole: bool = False) -> Run:
     """A decode step of so many rows, compiled for these choices, through two groups of layers or all."""
     last = len(model.layers) if is_whole else _end_of_two_groups(model)
-    layers = _own(model, 0, last)
+    part = _own(model, 0, last)
     cache = list(model.make_cache() if rows == 1 else model.make_cache([0] * rows))[:last]
     tokens = _tokens(model, rows, 1)
     with choices.use(chosen):
-        layers(tokens, cache, exact=model.exact)  # a step is one after others
+        part(tokens, cache)  # a step is one after others
 
     def run(times: int) -> None:
         with choices.use(chosen):
             for _ in range(times):
-                mx.async_eval(layers(tokens, cache, exact=model.exact), [c.state for c in cache])
+                mx.async_eval(part(tokens, cache), [c.state for c in cache])
         mx.eval([c.state for c in cache])
         mx.synchronize()
 
@@ -68,16 +66,15 @@ def step(model: Model, chosen: Chosen, rows: int = 1, is_whole: bool = False) ->
 def several(model: Model, chosen: Chosen, count: int) -> Run:
     """A speculative step of so many tokens of one row, through the layers of `step`; the tokens are taken back."""
     last = _end_of_two_groups(model)
-    layers, cache = _own(model, 0, last), list(model.make_cache())[:last]
-    forward = partial(layers, exact=model.exact)
+    part, cache = _own(model, 0, last), list(model.make_cache())[:last]
     first, tokens = _tokens(model, 1, 1), [n % model.config.vocab_size for n in range(count)]
     with choices.use(chosen):
-        forward(first, cache)
+        part(first, cache)
 
     def run(times: int) -> None:
         with choices.use(chosen):
             for _ in range(times):
-                tentative = Tentative(forward, cache, tokens)
+                tentative = Tentative(part, cache, tokens)
                 mx.async_eval(tentative.logits)
                 tentative.keep(0)
         mx.synchronize()
@@ -112,11 +109,12 @@ def fitting_steps(model: Model) -> list[int]:
     return [s for s in steps if s <= default or (s <= model.config.context_tokens and 2 * s * each <= room)]
 
 
-def _own(model: Model, first: int, last: int) -> LanguageModel:
+def _own(model: Model, first: int, last: int) -> Model:
     """Some layers of the model as one that compiles its own steps."""
-    layers = copy.copy(model.model)
+    part, layers = copy.copy(model), copy.copy(model.model)
     layers.layers, layers._step = model.layers[first:last], None
-    return layers
+    part.model, layers._embed, part._head = layers, copy.deepcopy(layers._embed), copy.deepcopy(part._head)
+    return part
 
 
 def _end_of_two_groups(model: Model) -> int:
@@ -129,7 +127,7 @@ def _reading(model: Model, chosen: Chosen, sizes: list[int]) -> Run:
     """Tokens in steps of these sizes through the last two layers up to a softmax one."""
     last = max(i for i, layer in enumerate(model.layers) if not layer.is_linear) + 1
     first = max(0, last - 2)
-    layers, tokens = _own(model, first, last), _tokens(model, 1, sum(sizes))
+    layers, tokens = _own(model, first, last).model, _tokens(model, 1, sum(sizes))
 
     def forward(tokens: mx.array, cache: list[Any], last_only: bool) -> mx.array:
         return layers(tokens, cache, exact=model.exact)
