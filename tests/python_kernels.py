@@ -63,6 +63,14 @@ def _float(bits: int) -> float:
 
 def _packed(named: Arrays, t: Template, name: str) -> Packed:
     w, s, b = (named[f"{name}_{part}"] for part in "wsb")
+    if w.ndim == 1:  # a buffer; what lies behind the last expert is never chosen
+        rows, groups = t["K"] * t["BITS"] // 32, t["K"] // t["GROUP"] * t["S"].size // 4
+        places = [t[f"{name}_{part}".upper()] for part in "wsb"]
+        cut = zip(places, (rows, groups, groups), (t["W"], t["S"], t["S"]), strict=True)
+        stacks = [
+            w[at : at + (w.size - at) // (t["N"] * n) * t["N"] * n].reshape(-1, t["N"], n).view(d) for at, n, d in cut
+        ]
+        w, s, b = (x[0] if name.startswith("shared") else x for x in stacks)
     if t["MODE"] == 0:
         return Packed(w)
     if t["MODE"] == 1:

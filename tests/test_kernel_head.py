@@ -73,6 +73,8 @@ def test_every_format(backend, form):
 @pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_mix_of_dtypes(backend, x, dtype):
+    if backend.name == "cuda" and (x != dtype or x == mx.float32):
+        pytest.skip("what is normed in float32 is MLX's on CUDA")
     check(backend, Case(FOUR, (2, 160), x=x, dtype=dtype))
 
 
