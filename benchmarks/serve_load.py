@@ -51,15 +51,16 @@ def bodies(count: int) -> list[dict[str, Any]]:
     return made
 
 
-def ask(port: int, body: dict[str, Any], leave_after: int | None = None) -> tuple[int, str, float, int]:
+def ask(
+    port: int, body: dict[str, Any], leave_after: int | None = None, key: str = "none"
+) -> tuple[int, str, float, int]:
     """Status, text (thought and answer), seconds to the first piece, and completion tokens."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     started = time.perf_counter()
     try:
         more = {"stream": True, "stream_options": {"include_usage": True}}
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body | more), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json", "X-Api-Key": key}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body | more), headers)
         answer = connection.getresponse()
         if answer.status != 200:
             answer.read()

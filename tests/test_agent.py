@@ -13,7 +13,7 @@ import pytest
 
 from ring_mlx.cli import main
 from ring_mlx.cli.agent_command import printed
-from ring_mlx.cli.agents import RECIPES, Served
+from ring_mlx.cli.agents import RECIPES, Endpoint
 
 FAKE = """#!{python}
 import json, os, sys
@@ -27,7 +27,7 @@ sys.exit(7)
 def tools(tmp_path, monkeypatch):
     """Programs with the names of the tools that print how they were started."""
     for make in RECIPES.values():
-        path = tmp_path / "bin" / make(Served("u", "m", "k", 1, 1)).program
+        path = tmp_path / "bin" / make(Endpoint("u", "m", "k", 1, 1)).program
         path.parent.mkdir(exist_ok=True)
         path.write_text(FAKE.format(python=sys.executable))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -73,7 +73,7 @@ def test_what_is_printed_does_what_run_does(tool, serve, tools, capfd):
 def test_an_odd_name_stays_one_word(tools, capfd):
     for make in RECIPES.values():
         name = "it's \\ $HOME `x`/{a}"
-        served = Served("http://h", name, "none", 9, 9)
+        served = Endpoint("http://h", name, "none", 9, 9)
         script = "\n".join(printed(make(served), served))
         said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
         assert said.returncode == 7, script

@@ -21,6 +21,7 @@ from ring_mlx.errors import OptionError, SessionError
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.protocol import parse_chat
 from ring_mlx.serve.request_log import RequestLog
+from ring_mlx.system.turn import FairLock
 from tests.serving import CHAT, GOOD, answer_of, endless, metric, send, start_stream, user, wait_until
 
 
@@ -75,6 +76,26 @@ def test_a_full_queue_has_room_for_another_client(serve, toy):
     stream.close()
     for rest in (*burst[:2], *other):
         assert not isinstance(answer_of(rest)[-1], SessionError)
+
+
+def test_models_compute_in_the_order_in_which_they_ask():
+    lock, order = FairLock(), []
+
+    def take(name):
+        with lock:
+            order.append(name)
+
+    threads = [threading.Thread(target=take, args=(n,)) for n in range(5)]
+    with lock:
+        for n, t in enumerate(threads):
+            t.start()
+            wait_until(lambda n=n: len(lock._waiting) == n + 1)
+    with lock:  # those that waited come first, although it asks at once
+        order.append("again")
+    for t in threads:
+        t.join()
+    assert order == [0, 1, 2, 3, 4, "again"]
+    assert not lock.is_held
 
 
 def logged(path):

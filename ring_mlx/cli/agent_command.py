@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ring_mlx.cli.agents import KEY, RECIPES, Recipe, Served
+from ring_mlx.cli.agents import KEY, RECIPES, Endpoint, Recipe
 from ring_mlx.errors import OptionError
 from ring_mlx.system.terminal_text import for_output, note
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def ask(url: str, model: str | None, key: str | None) -> Served:
+def ask(url: str, model: str | None, key: str | None) -> Endpoint:
     """What a server says of a model. Raises OptionError if there is no server, or not this model."""
     url = url.rstrip("/").removesuffix("/v1")
     listed = _models(url, key)
@@ -59,10 +59,10 @@ def ask(url: str, model: str | None, key: str | None) -> Served:
         raise OptionError(
             f"{url} does not know the context of {found['id']} before it is loaded; send it a request first, then try again."
         )
-    return Served(url, str(found["id"]), key or "none", context, min(context // ANSWER_PART, MOST_ANSWER))
+    return Endpoint(url, str(found["id"]), key or "none", context, min(context // ANSWER_PART, MOST_ANSWER))
 
 
-def printed(recipe: Recipe, served: Served) -> Iterator[str]:
+def printed(recipe: Recipe, served: Endpoint) -> Iterator[str]:
     """The lines of a shell script that does what --run does."""
     yield f"# {recipe.program} with {served.model} at {served.url}: a context of {served.context_tokens:,} tokens"
     yield f"# (if there is no {recipe.program}: {recipe.install})"

@@ -10,7 +10,7 @@ KEY = "RING_MLX_API_KEY"
 
 
 @dataclass(frozen=True)
-class Served:
+class Endpoint:
     """What a server says of a model.
 
     Args:
@@ -50,7 +50,7 @@ class Recipe:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def _opencode(s: Served) -> Recipe:
+def _opencode(s: Endpoint) -> Recipe:
     model = {
         "name": s.model,
         "reasoning": True,
@@ -65,7 +65,7 @@ def _opencode(s: Served) -> Recipe:
     return Recipe("opencode", "npm install -g opencode-ai", (), {KEY: s.key, "OPENCODE_CONFIG_CONTENT": text})
 
 
-def _codex(s: Served) -> Recipe:
+def _codex(s: Endpoint) -> Recipe:
     provider = {"name": "ring-mlx", "base_url": s.v1, "wire_api": "responses", "env_key": KEY}
     settings = {
         "model": json.dumps(s.model),
@@ -77,7 +77,7 @@ def _codex(s: Served) -> Recipe:
     return Recipe("codex", "npm install -g @openai/codex", tuple(arguments), {KEY: s.key})
 
 
-def _claude(s: Served) -> Recipe:
+def _claude(s: Endpoint) -> Recipe:
     sizes = ("HAIKU", "SONNET", "OPUS")
     variables = {
         "ANTHROPIC_BASE_URL": s.url,
@@ -92,7 +92,7 @@ def _claude(s: Served) -> Recipe:
     return Recipe("claude", "npm install -g @anthropic-ai/claude-code", (), variables)
 
 
-def _qwen(s: Served) -> Recipe:
+def _qwen(s: Endpoint) -> Recipe:
     settings = {"model": {"generationConfig": {"contextWindowSize": s.context_tokens}}}
     variables = {
         "OPENAI_BASE_URL": s.v1,
@@ -106,7 +106,7 @@ def _qwen(s: Served) -> Recipe:
     return Recipe("qwen", "npm install -g @qwen-code/qwen-code", arguments, variables, files)
 
 
-def _aider(s: Served) -> Recipe:
+def _aider(s: Endpoint) -> Recipe:
     name = f"openai/{s.model}"
     limits = {"max_input_tokens": s.context_tokens, "max_output_tokens": s.most_tokens, "max_tokens": s.most_tokens}
     costs = {"input_cost_per_token": 0, "output_cost_per_token": 0}
@@ -117,7 +117,7 @@ def _aider(s: Served) -> Recipe:
     return Recipe("aider", "pipx install aider-chat", arguments, variables, files)
 
 
-def _continue(s: Served) -> Recipe:
+def _continue(s: Endpoint) -> Recipe:
     model = {
         "name": s.model,
         "provider": "openai",
@@ -135,7 +135,7 @@ def _continue(s: Served) -> Recipe:
     return Recipe("cn", "npm install -g @continuedev/cli", ("--config", "{config.yaml}"), {}, files)
 
 
-RECIPES: dict[str, Callable[[Served], Recipe]] = {
+RECIPES: dict[str, Callable[[Endpoint], Recipe]] = {
     "opencode": _opencode,
     "codex": _codex,
     "claude": _claude,

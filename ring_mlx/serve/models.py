@@ -91,7 +91,7 @@ class Models:
     ) -> None:
         self.all = {one.name: one for one in served}
         self.first, self.aliases, self._keep_s = served[0], dict(aliases or {}), keep_s
-        self._metrics, self._load = metrics, load
+        self._metrics = metrics
         self._changed = threading.Condition()
         self._loads: deque[Served] = deque()
         self._closed, self._drains_since = False, 0.0
