@@ -238,15 +238,13 @@ def test_a_machine_that_is_too_small_is_told_before_anything_is_written(source, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_text_is_bounded(source, monkeypatch):
+def test_the_text_is_bounded(source):
     rows = [{"text": f"{i} and " * (i % 7 + 2)} for i in range(200)]
     batches = report.make_batches(source, rows)
-    monkeypatch.setattr(calibration, "MOST_TOKENS", 900)
-    kept = calibration._bounded(batches)
+    kept = calibration.bounded(batches, 900)
     assert 800 < sum(end for b in kept for _, end in b.spans) <= 900 < sum(end for b in batches for _, end in b.spans)
     assert {b.spans[-1][1] for b in kept} == {b.spans[-1][1] for b in batches}, "rows of every length"
-    monkeypatch.setattr(calibration, "MOST_TOKENS", 3)
-    assert [b.spans for b in calibration._bounded(batches)] == [[(0, 3)]]
+    assert [b.spans for b in calibration.bounded(batches, 3)] == [[(0, 3)]]
 
 
 @pytest.mark.parametrize(

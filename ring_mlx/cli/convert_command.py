@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     args.calibrate = text is not None
     rows = None if args.report is None else report.read_text(Path(args.report) if args.report else None)
     if args.dry_run:
-        with bar_of(args, "reading headers"):
+        with bar_of(args, "reading") as bar:
             options = Options(**_options(args))
-            source, plan = convert_plan(args.source, options, revision=args.revision)
+            source, plan = convert_plan(args.source, options, revision=args.revision, text=text, progress=bar)
         print(for_output(size_table(source, plan, options, text)))
         return 0
     folder = Path(os.path.expanduser(args.mlx_path))

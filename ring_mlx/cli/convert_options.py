@@ -12,7 +12,9 @@ HELP = {
     "mlx_path": "folder to make (mlx_model)",
     "bits": "bits per weight (4, or the mode's own)",
     "group": "weights per scale (64, or the mode's own)",
-    "predicate": "mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, or ring-q3, ring-q4, ring-q5, ring-q6",
+    "predicate": "mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6, ring-q3, ring-q4, ring-q5, ring-q6, or a recipe.json",
+    "size": "size of the result, such as 8.0GB: bits are chosen by module, where a text shows that they matter",
+    "each": "the same, as bits a weight of the whole model, such as 4.25",
     "override": "'pattern=bits' or 'pattern=none' for modules whose path contains it; may be repeated",
     "fit": "round to nearest, or search the scales of least squared error, fast or long (fast)",
     "calibrate": "quantize each matrix for what a text puts into it, layer by layer: a packaged text, or FILE",
@@ -42,6 +44,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="quantized format (affine)",
     )
     q.add_argument("--quant-predicate", dest="recipe", metavar="RECIPE", help=HELP["predicate"])
+    target = q.add_mutually_exclusive_group()
+    target.add_argument(
+        "--target-size", dest="target_bytes", metavar="SIZE", type=options.byte_count, help=HELP["size"]
+    )
+    target.add_argument("--target-bits", type=options.in_range(1, 32), metavar="BITS", help=HELP["each"])
     q.add_argument(
         "--q-override", dest="overrides", action="append", default=[], metavar="PATTERN=BITS", help=HELP["override"]
     )

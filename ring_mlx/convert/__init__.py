@@ -14,6 +14,8 @@ Modules, each using those above it:
     streams        a model one layer at a time              report         divergence of a result from its source
     second_order   matrices for known inputs                activations    a layer's matrices in turn
     calibration    a model's layers in turn                 calibration_time  how long that will take
+    sensitivity    what each module's quantization changes  allocation     bits by module for a size
+    target         a recipe for a size
 """
 
 from ring_mlx.convert.conversion import convert, convert_plan, describe

@@ -68,7 +68,7 @@ class Calibration:
 
     def __init__(self, source: Source, plan: Plan, rows: Sequence[Mapping[str, Any]], fit: str) -> None:
         dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
-        batches = _bounded(make_batches(source.folder, rows, "--calibrate"))
+        batches = bounded(make_batches(source.folder, rows, "--calibrate"), MOST_TOKENS)
         self._tokens = [b.tokens for b in batches]
         self._lengths = [[end for _, end in b.spans] for b in batches]
         self.tokens = sum(map(sum, self._lengths))
@@ -153,20 +153,18 @@ class Calibration:
             self._stream.advance(stage - 1, self._states, arrays)
 
 
-def _bounded(batches: Sequence[Batch]) -> list[Batch]:
-    """Rows of every length, evenly, with MOST_TOKENS in all; at least one row, cut there."""
+def bounded(batches: Sequence[Batch], most: int) -> list[Batch]:
+    """Rows of every length, evenly, with so many tokens in all; at least one row, cut there."""
     total, taken, passed, kept = sum(end for b in batches for _, end in b.spans), 0, 0, list[Batch]()
     for batch in batches:
         rows = []
         for row, (_, end) in enumerate(batch.spans):
             passed += end
-            if (taken + end) * total <= passed * min(MOST_TOKENS, total):
+            if (taken + end) * total <= passed * min(most, total):
                 rows.append(row)
                 taken += end
         if rows:
             kept.append(
                 Batch(batch.tokens[mx.array(rows)], [batch.spans[r] for r in rows], [batch.kinds[r] for r in rows])
             )
-    return kept or [
-        Batch(batches[0].tokens[:1, :MOST_TOKENS], [(0, min(batches[0].spans[0][1], MOST_TOKENS))], ["text"])
-    ]
+    return kept or [Batch(batches[0].tokens[:1, :most], [(0, min(batches[0].spans[0][1], most))], ["text"])]

@@ -24,11 +24,13 @@ from ring_mlx.convert.remarks import grid_note, mostly_float, remarks, said_befo
 from ring_mlx.convert.report import read_text
 from ring_mlx.convert.shard_files import ExpertShardFile, ShardFile
 from ring_mlx.convert.sources import Source, as_matrix, identity, open_source, samples, times
+from ring_mlx.convert.target import RECIPE, find_recipe
 from ring_mlx.errors import ConvertError
 from ring_mlx.model.config import with_decay_offset
 from ring_mlx.model.config_values import shown
 from ring_mlx.model.memory import GB, PLAIN_CONTEXT, WORKSPACE_BYTES, budget_bytes, cache_bytes
 from ring_mlx.model.quantization import settings
+from ring_mlx.system.files import write_text
 from ring_mlx.system.progress import Progress
 from ring_mlx.system.regular_files import read_json
 
@@ -84,9 +86,19 @@ def convert(
     _check_name(target)
     if target.exists() and not resume:
         raise ConvertError(f"{target} exists already; name a folder that does not, or remove it.")
-    opened, plan = convert_plan(source, chosen, revision=revision, remote_only=stream, shard_bytes=shard_bytes)
-    if chosen.calibrate and text is None:
+    if text is None and (chosen.calibrate or chosen.has_target):
         text = read_text(packaged=calibration.TEXT)
+    known = (target if target.exists() else writer.partial_folder(target)) / RECIPE if resume else None
+    opened, plan = convert_plan(
+        source,
+        chosen,
+        revision=revision,
+        remote_only=stream,
+        shard_bytes=shard_bytes,
+        text=text,
+        known=known,
+        progress=progress,
+    )
     job = {
         "source": identity(opened.tensors),
         "source_samples": samples(opened),
@@ -97,6 +109,8 @@ def convert(
     }
     if chosen.calibrate and text is not None:
         job["calibration_text"] = calibration.digest(text)
+    if plan.recipe is not None:
+        job["recipe"] = hashlib.sha256(json.dumps(plan.recipe, sort_keys=True).encode()).hexdigest()
     if target.exists():
         return _finished(target, job)
     calibrated = (
@@ -113,12 +127,14 @@ def convert(
         _check_space(target, plan)
         partial = writer.PartialFolder(target, job | {writer.TIMES: times(opened)}, resume)
         try:
+            if plan.recipe is not None:
+                write_text(partial.folder / RECIPE, json.dumps(plan.recipe, indent=1) + "\n")
             decay = _decay(opened, chosen.decay_layer_offset, choose_decay)
             _write_shards(opened, plan, partial, chosen.fit, calibrated, sample, say, progress)
             notes = [grid_note({writer.GRID_STEPS: partial.grid_steps}), *remarks(opened, plan, chosen)]
             card = folder_files.card(opened, plan, chosen.as_dict(), decay, list(filter(None, notes)))
             names = folder_files.write_files(partial.folder, opened, plan, card, decay)
-            partial.finish(names)
+            partial.finish(names | ({RECIPE} if plan.recipe is not None else set()))
         finally:
             partial.close()
     if worst := mostly_float(plan):
@@ -133,15 +149,21 @@ def convert_plan(
     revision: str | None = None,
     remote_only: bool = True,
     shard_bytes: int = SHARD_BYTES,
+    text: Sequence[Mapping[str, Any]] | None = None,
+    known: Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Source, Plan]:
-    """What `convert` would write, from headers alone; same arguments and errors.
+    """What `convert` would write; same arguments and errors. From headers alone, unless bits are to be chosen for a size.
 
-    With ``remote_only`` the shards of a repository stay where they are.
+    With ``remote_only`` the shards of a repository stay where they are. ``known`` is a recipe that was found for these options.
     """
     options.check()
     opened = open_source(source, revision, remote_only)
     with_decay_offset(opened.raw, options.decay_layer_offset)
-    return opened, make_plan(opened, options, shard_bytes)
+    if text is None and options.has_target:
+        text = read_text(packaged=calibration.TEXT)
+    recipe = find_recipe(opened, options, known, text or [], progress)
+    return opened, make_plan(opened, options, shard_bytes, recipe)
 
 
 def describe(folder: Path) -> str:

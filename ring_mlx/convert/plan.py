@@ -82,13 +82,17 @@ class Output:
 
 @dataclass(frozen=True)
 class Plan:
-    """All outputs by shard, the settings for config.json, and which modules stay float; ``streamed`` shards hold experts."""
+    """All outputs by shard, the settings for config.json, and which modules stay float; ``streamed`` shards hold experts.
+
+    ``recipe`` is what is to be written as recipe.json.
+    """
 
     shards: dict[str, list[Output]]
     dtype: mx.Dtype
     quantization: dict[str, Any] | None
     left_float: list[str] = field(default_factory=list)
     streamed: frozenset[str] = frozenset()
+    recipe: Mapping[str, Any] | None = None
 
     @property
     def outputs(self) -> list[Output]:
@@ -100,13 +104,17 @@ class Plan:
         return sum(o.nbytes for o in self.outputs)
 
 
-def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) -> Plan:
+def make_plan(
+    source: Source, options: Options, shard_bytes: int = SHARD_BYTES, recipe: Mapping[str, Any] | None = None
+) -> Plan:
     """Decide how every parameter is stored; a shard holds at most ``shard_bytes``, unless one parameter is larger.
+
+    ``recipe`` has ``bits`` by module, which go before those of the options.
 
     Raises an OptionError if options do not suit the source, or its packed form can neither be kept nor be changed.
     """
     quantizable, outputs, left = quantizable_paths(source.config), [], []
-    rule = _rule(source, options, quantizable)
+    rule = _rule(source, options, quantizable, recipe)
     dtype = getattr(mx, options.dtype) if options.dtype else source_dtype(source)
     found = matrices(source)
     for name, shape in _in_order(parameter_shapes(source.config)):
@@ -124,24 +132,25 @@ def make_plan(source: Source, options: Options, shard_bytes: int = SHARD_BYTES) 
         chosen = mx.float32 if name.endswith(FLOAT32) else own if own is not None and is_free else dtype
         outputs.append(Output(name, shape, matrix, setting, chosen, copied))
     # A recipe's default names no setting that it uses.
-    quantization = _quantization(outputs, quantizable, None if options.recipe else options.setting)
+    quantization = _quantization(outputs, quantizable, None if options.recipe or recipe else options.setting)
     if options.expert_layout == "stacked":
         stages = _by_stage(outputs) if options.calibrate else [outputs]
-        return Plan(_cut(stages, shard_bytes), dtype, quantization, left)
+        return Plan(_cut(stages, shard_bytes), dtype, quantization, left, recipe=recipe)
     experts: dict[str, list[Output]] = {}
     for output in outputs:
         if ROUTED in output.name:
             layer = int(output.name.split(".")[2])
             experts.setdefault(f"model-experts-{layer:05d}.safetensors", []).append(output)
     rest = _cut([[o for o in outputs if ROUTED not in o.name]], shard_bytes)
-    return Plan(rest | experts, dtype, quantization, left, frozenset(experts))
+    return Plan(rest | experts, dtype, quantization, left, frozenset(experts), recipe)
 
 
-def _rule(source: Source, options: Options, quantizable: set[str]) -> Rule | None:
+def _rule(source: Source, options: Options, quantizable: set[str], recipe: Mapping[str, Any] | None) -> Rule | None:
     """Which setting a module gets; None keeps what the source has."""
     if options.setting is None:
         return None
-    rule = make_rule(options.setting, options.recipe, options.overrides, source.config.num_hidden_layers)
+    bits = recipe and recipe["bits"]
+    rule = make_rule(options.setting, options.recipe, options.overrides, source.config.num_hidden_layers, bits)
     useless = unmatched(options.overrides, sorted(quantizable))
     if useless:
         raise OptionError(f"--q-override {useless[0]!r} matches no module; see the names in config.json's form.")

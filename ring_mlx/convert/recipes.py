@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ring_mlx.errors import OptionError
 from ring_mlx.model.quantization import MODES
+from ring_mlx.system.regular_files import MAX_JSON_BYTES, parse_object, read_bounded
 
 AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 READ_BITS = (1, *AFFINE_BITS)  # MLX has one bit too, which no model of this family survives
@@ -57,14 +59,36 @@ def make_setting(bits: int | None, group_size: int | None, mode: str) -> Setting
     return setting
 
 
-def make_rule(default: Setting, recipe: str | None, overrides: Sequence[str], num_layers: int) -> Rule:
-    """Which setting a module gets: of the last override that matches, else the recipe's, else the default.
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe that `convert` wrote, whose ``bits`` are by module; an OptionError if it is none."""
+
+    def refused(seen: str) -> OptionError:
+        return OptionError(f"--quant-predicate {path} is no recipe ({seen}); give recipe.json of a conversion.")
+
+    try:
+        recipe = parse_object(read_bounded(path, MAX_JSON_BYTES, refused), path.name, refused)
+    except OSError as e:
+        raise refused(e.strerror or type(e).__name__) from None
+    bits = recipe.get("bits")
+    if not isinstance(bits, dict) or not all(type(b) is int and b in AFFINE_BITS for b in bits.values()):
+        raise refused("it names no bits by module that MLX has")
+    return recipe
+
+
+def make_rule(
+    default: Setting,
+    recipe: str | None,
+    overrides: Sequence[str],
+    num_layers: int,
+    bits: Mapping[str, int] | None = None,
+) -> Rule:
+    """Which setting a module gets: of the last override that matches, else its ``bits``, the recipe's, or the default.
 
     The router is never quantized, except to 8 bits by an override that names it. Raises an OptionError if the recipe or
     an override is unknown or malformed.
     """
     parsed = [_parse_override(text, default) for text in overrides]
-    base = _recipe(recipe, default, num_layers)
+    base = _recipe(recipe, default, num_layers) if bits is None else _by_module(bits, default)
 
     def rule(path: str) -> Setting | None:
         for pattern, setting in reversed(parsed):
@@ -89,11 +113,22 @@ def uses_more_bits(layer: int, num_layers: int) -> bool:
     return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
 
 
+def _by_module(bits: Mapping[str, int], default: Setting) -> Rule:
+    def rule(path: str) -> Setting:
+        if path not in bits:
+            raise OptionError(f"the recipe names no bits for {path}; give that of a conversion of the same model.")
+        return Setting(default.group_size, bits[path])
+
+    return rule
+
+
 def _recipe(recipe: str | None, default: Setting, num_layers: int) -> Rule:
     if recipe is None:
         return lambda path: default
     if recipe not in RECIPES:
-        raise OptionError(f"--quant-predicate {recipe!r} is not one of {', '.join(RECIPES)}; choose one.")
+        raise OptionError(
+            f"--quant-predicate {recipe!r} is not one of {', '.join(RECIPES)}, nor a recipe.json; choose one."
+        )
     if default.mode != "affine":
         raise OptionError(f"--quant-predicate {recipe} is for affine quantization, not {default.mode}; leave one out.")
     if recipe in RING:

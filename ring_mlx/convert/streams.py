@@ -66,7 +66,8 @@ class Stream:
     def advance(self, layer: int, states: list[mx.array], arrays: Mapping[str, mx.array] | None = None) -> None:
         """Take every batch through a layer, in place; the layer is gone then."""
         layers: list[Any] = self._model.layers
-        module, layers[layer] = self.layer(layer, arrays), None
+        module = self.layer(layer, arrays)
+        layers[layer] = None
         mask = None if module.is_linear else "causal"
         for i, x in enumerate(states):
             states[i] = module(x, mask, None, 0)
@@ -160,6 +161,18 @@ class FloatStream(Stream):
             return norm, None
         self._model.lm_head.load_weights(self._parameters("lm_head.", None))
         return norm, self._model.lm_head
+
+    @property
+    def head(self) -> nn.Module:
+        """The module that `logits` ends with, where it is not the embedding."""
+        head: nn.Module = self._model.lm_head
+        return head
+
+    def drop(self, layer: int) -> None:
+        """Forget a layer's parameters."""
+        layers: list[Any] = self._model.layers
+        layers[layer] = None
+        mx.clear_cache()
 
     def readers_of_embedding(self) -> mx.array:
         """How much an error in each direction of the residual stream changes what the first layer's matrices get from it.
