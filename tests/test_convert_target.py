@@ -6,8 +6,10 @@ import itertools
 import json
 
 import mlx.core as mx
+import mlx_lm.models.bailing_moe_linear as stock
 import numpy as np
 import pytest
+from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from ring_mlx import load_model
 from ring_mlx.cli import main
@@ -15,8 +17,11 @@ from ring_mlx.convert import Options, convert, convert_plan, report, sensitivity
 from ring_mlx.convert.allocation import Choice, allocate
 from ring_mlx.errors import ConvertError, OptionError
 from ring_mlx.evaluation.divergence import divergence
+from ring_mlx.model.decay import decay_rate
+from tests.compare import assert_close
 from tests.kill_and_resume import folder_hashes
 from tests.test_convert_calibrated import TEXT, Stopped, source
+from tests.tiny import tokens
 
 __all__ = ["source"]
 OPTIONS = {"quantize": True, "group_size": 32, "text": TEXT, "fit": "rtn"}
@@ -110,6 +115,16 @@ def test_stopped_and_continued_it_keeps_what_it_measured(source, tmp_path, monke
         convert(source, tmp_path / "out", resume=True, **options)
     kept.write_text(text)
     assert folder_hashes(convert(source, tmp_path / "out", resume=True, **options)) == whole
+
+
+def test_stock_mlx_lm_computes_the_same_from_it(source, tmp_path, monkeypatch):
+    def right_slopes(self):
+        return -decay_rate(self.num_attention_heads, self.layer_idx, self.num_hidden_layers)
+
+    monkeypatch.setattr(stock.LinearAttention, "_get_slopes", right_slopes)
+    out = convert(source, tmp_path / "out", **OPTIONS | {"target_bits": 5.5, "calibrate": True})
+    theirs, _ = mlx_lm_load_model(out)
+    assert_close(load_model(out)(tokens(40)), theirs(tokens(40)), 1e-4)
 
 
 @pytest.mark.parametrize(

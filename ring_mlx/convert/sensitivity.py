@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ring_mlx.convert.calibration import bounded
 from ring_mlx.convert.fit import dequantize, quantize
 from ring_mlx.convert.plan import Output, Plan
 from ring_mlx.convert.recipes import AFFINE_BITS, Setting
-from ring_mlx.convert.report import make_batches
+from ring_mlx.convert.report import Batch, make_batches
 from ring_mlx.convert.sources import Source
 from ring_mlx.convert.streams import FloatStream
 from ring_mlx.evaluation.divergence import divergence
@@ -59,7 +59,6 @@ def measure(
     """
     dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
     batches = bounded(make_batches(source.folder, rows, "--calibrate"), MOST_TOKENS)
-    tokens = [b.tokens[row : row + 1, :end] for b in batches for row, (_, end) in enumerate(b.spans)]
     todo, count = groups(plan), source.config.num_hidden_layers
     errors: dict[str, dict[int, float]] = {}
 
@@ -78,11 +77,11 @@ def measure(
         stream = FloatStream(source, dtype, scratch=Path(scratch))
         try:
             embedding = stream.embedding()
-            states = {"": [embedding(t).astype(mx.float32) for t in tokens]}
+            states = {"": [embedding(b.tokens).astype(mx.float32) for b in batches]}
             if (path := "model.word_embeddings") in todo:
                 kept = embedding.weight
                 rounded(embedding, path, path)
-                states[path] = [embedding(t).astype(mx.float32) for t in tokens]
+                states[path] = [embedding(b.tokens).astype(mx.float32) for b in batches]
                 embedding.weight = kept
             mx.eval(states)
             for layer in range(count):
@@ -103,7 +102,7 @@ def measure(
                 stream.drop(layer)
                 if progress:
                     progress(plan.nbytes * (layer + 1) / (count + 1), plan.nbytes, f"sensitivities of layer {layer}")
-            found = _divergences(stream, states, tokens, rounded if "lm_head" in todo else None)
+            found = _divergences(stream, states, batches, rounded if "lm_head" in todo else None)
         finally:
             stream.close()
     if progress:
@@ -115,22 +114,25 @@ def measure(
 
 
 def _divergences(
-    stream: FloatStream, states: Mapping[str, Sequence[mx.array]], tokens: Sequence[mx.array], rounded: Any
+    stream: FloatStream, states: Mapping[str, Sequence[mx.array]], batches: Sequence[Batch], rounded: Any
 ) -> dict[str, float]:
     """Mean divergence of each stream's predictions from those of the first, and of the first's with the head rounded."""
-    exact = [stream.logits(x[0]) for x in states[""]]
-    found = {}
-    for name, own in states.items():
-        found[name] = _mean(exact, [stream.logits(x[0]) for x in own], tokens)
+
+    def logits(own: Sequence[mx.array]) -> Iterator[tuple[mx.array, mx.array]]:
+        for batch, x in zip(batches, own, strict=True):
+            for row, (_, end) in enumerate(batch.spans):
+                yield stream.logits(x[row, : end - 1]), batch.tokens[row, 1:end]
+
+    def mean(own: Sequence[mx.array]) -> float:
+        rows = [divergence(a, b, t)[0] for a, (b, t) in zip(exact, logits(own), strict=True)]
+        return max(float(sum(r.sum() for r in rows)) / max(1, sum(map(len, rows))), 1e-12)
+
+    exact = [a for a, _ in logits(states[""])]
+    found = {name: mean(own) for name, own in states.items()}
     if rounded is not None:
         rounded(stream.head, "lm_head", "lm_head")
-        found["lm_head"] = _mean(exact, [stream.logits(x[0]) for x in states[""]], tokens)
+        found["lm_head"] = mean(states[""])
     return found
-
-
-def _mean(left: Sequence[mx.array], right: Sequence[mx.array], tokens: Sequence[mx.array]) -> float:
-    rows = [divergence(a[:-1], b[:-1], t[0, 1:])[0] for a, b, t in zip(left, right, tokens, strict=True)]
-    return max(float(sum(r.sum() for r in rows)) / sum(len(r) for r in rows), 1e-12)
 
 
 def _through(module: nn.Module, states: Sequence[mx.array]) -> list[mx.array]:
