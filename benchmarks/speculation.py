@@ -78,9 +78,9 @@ def step_times(model: Model, start: HybridCache, tokens: int, kept: int, steps: 
         if tokens == 1:
             mx.eval(mx.argmax(model(mx.array([[n + 1]]), cache, last_only=True)[:, -1], axis=-1))
         else:
-            tentative = Tentative(model, cache, range(n + 1, n + 1 + tokens))
+            tentative = Tentative(model, cache, [range(n + 1, n + 1 + tokens)])
             mx.eval(mx.argmax(tentative.logits, axis=-1))
-            tentative.keep(kept)
+            tentative.keep([kept])
             mx.eval(cache.state)
         times.append(1e3 * (time.perf_counter() - began))
     return times

@@ -103,9 +103,9 @@ def test_tentative_tokens_go_through_the_pieces_and_are_taken_back(pieces, monke
     def run():
         cache = model.make_cache()
         model(ids[:, :5], cache)
-        tentative = Tentative(model, cache, ids[0, 5:].tolist())
-        tentative.keep(n)
-        return tentative.logits, model(ids[:, 4:5], cache), cache
+        tentative = Tentative(model, cache, ids[:, 5:].tolist())
+        tentative.keep([n])
+        return tentative.logits[0], model(ids[:, 4:5], cache), cache
 
     (logits, after, cache), (plain, expected, other) = with_and_without(monkeypatch, run)
     assert seen == [4, 1]
@@ -129,7 +129,7 @@ def test_a_tentative_step_that_fails_between_pieces_leaves_the_cache_as_it_was(p
     with monkeypatch.context() as m:
         m.setattr(type(model.layers[3].attention), "attend", attend)
         with pytest.raises(MemoryError):
-            Tentative(model, mine, [1, 2, 3])
+            Tentative(model, mine, [[1, 2, 3]])
     assert mine.offset == other.offset
     assert_close(model(ids[:, 5:6], mine), model(ids[:, 5:6], other), 1e-6)
 

@@ -210,9 +210,9 @@ def test_through_kernels(backend, T):
 def test_any_number_of_tokens_is_kept(model, n):
     ids = tokens(5, seed=3)
     (_, mine), (_, other) = read(model), read(model)
-    tentative = Tentative(model, mine, ids[0].tolist())
-    assert tentative.logits.shape == (5, 70)
-    tentative.keep(n)
+    tentative = Tentative(model, mine, ids.tolist())
+    assert tentative.logits.shape == (1, 5, 70)
+    tentative.keep([n])
     if n:
         model(ids[:, :n], other)
     assert mine.offset == other.offset == len(PROMPT) + n
@@ -233,7 +233,7 @@ def test_a_step_that_fails_leaves_the_cache_as_it_was(model, monkeypatch):
     monkeypatch.setattr(type(last), "_feed_forward", feed_forward)
     monkeypatch.setattr("ring_mlx.model.model.is_worthwhile", lambda: False)  # a compiled piece does not run it
     with pytest.raises(MemoryError):
-        Tentative(model, mine, [1, 2, 3])
+        Tentative(model, mine, [[1, 2, 3]])
     monkeypatch.undo()
     assert mine.offset == other.offset
     assert_close(model(tokens(3, seed=8), mine), model(tokens(3, seed=8), other), 1e-6)

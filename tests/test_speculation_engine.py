@@ -38,6 +38,9 @@ class Told:
         self.seen = list(tokens)
         return self
 
+    def take_back(self, drafter):
+        assert drafter is self
+
     def add(self, token):
         self.seen.append(token)
 
@@ -160,12 +163,12 @@ def test_what_is_asked_aside_drafts_nothing_and_is_no_source(chat):
     session = DirectSession(*chat, options(speculate=4))
     messages = [{"role": "user", "content": QUESTIONS[2]}]
     answer(session, messages)
-    lookup = session.loaded.drafts._lookup
+    (lookup,) = session.loaded.drafts._ended
     before = len(lookup)
     assert before > 0
     answer(session, [{"role": "user", "content": "A title?"}], aside=True)
     assert len(lookup) == before
-    assert session.loaded.drafts._lookup is lookup
+    assert list(session.loaded.drafts._ended) == [lookup]
 
 
 def test_a_conversation_is_looked_through_once(chat, monkeypatch):
@@ -189,8 +192,13 @@ def test_a_source_goes_on_where_a_sequence_does():
         lookup = drafts.drafter(first)
         for token in (*thought, *said):
             lookup.add(token)
-        assert (drafts.drafter(prompt) is lookup) == (len(lookup) > len([*first, *thought, *said]))
-        return drafts.drafter(prompt).draft(2).tokens
+        beside = drafts.drafter([*first, *thought])
+        assert beside is not lookup  # which is in use
+        for ended in (beside, lookup):
+            drafts.take_back(ended)
+        found = drafts.drafter(prompt)
+        assert (found is lookup) == (len(lookup) > len([*first, *thought, *said]))
+        return found.draft(2).tokens
 
     for is_shared in (False, True):
         assert after(*first, *thought, *said, *more, is_shared=is_shared) == [22, 23]
@@ -198,15 +206,17 @@ def test_a_source_goes_on_where_a_sequence_does():
     assert after(*first[:6], 9, *more, is_shared=False) == [22, 23]
     assert after(*first[:6], 9, *more, is_shared=True) == []  # somebody else's
     drafts = PromptDrafts(Pace())
-    drafts.drafter(range(100, 100 + KEPT_TOKENS))
-    drafts.drafter([1, 2, 3])
-    assert len(drafts.drafter([1, 2, 3, 4])) > KEPT_TOKENS
+    drafts.take_back(drafts.drafter(range(100, 100 + KEPT_TOKENS)))
+    drafts.take_back(drafts.drafter([1, 2, 3]))
+    drafts.take_back(found := drafts.drafter([1, 2, 3, 4]))
+    assert len(found) > KEPT_TOKENS
     assert len(drafts.drafter([9])) == 1  # nothing grows without end
 
 
 def test_only_what_is_said_again_is_looked_through_after_an_edit():
     drafts = PromptDrafts(Pace())
     lookup = drafts.drafter([*range(50), 7, 8])
+    drafts.take_back(lookup)
     assert drafts.drafter([*range(50), 1, 2]) is lookup
     assert lookup.sequence == [*range(50), 1, 2]
     assert lookup.draft(3) == Draft([3, 4, 5], 2)

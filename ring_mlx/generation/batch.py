@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
-from mlx_lm.models.cache import QuantizedKVCache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from metal_kernels import launch
 from ring_mlx.checkpoint.vocabulary import whole_ids
@@ -24,11 +25,13 @@ from ring_mlx.generation.decoding import (
     prefill,
     prefill_step_or_default,
 )
-from ring_mlx.generation.draft_sources import DraftSource
+from ring_mlx.generation.draft_sources import MOST_ROWS, DraftSource
 from ring_mlx.generation.drafts import Counts
+from ring_mlx.generation.speculation import Speculation
 from ring_mlx.model.cache import HybridCache
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
+from ring_mlx.model.ragged_cache import RaggedKVCache
 
 
 class Batch:
@@ -37,8 +40,8 @@ class Batch:
     A joining prompt is read alone, one prefill step a call of `step`, so that the others go on meanwhile. A lone row
     keeps its own cache, so that it runs as `decode` runs it. With a second one caches are merged: keys and values are
     padded on the left to the longest row and masked there; linear states have no length and need no padding. The last
-    row that stays gets a cache of its own again. Each row's tokens are those that it would have alone. A lone row with
-    drafts may read several tokens at once; between its tokens its cache is ahead.
+    row that stays gets a cache of its own again. Each row's tokens are those that it would have alone. Up to `MOST_ROWS` rows,
+    of which one has drafts, may read several tokens at once; between their tokens caches are ahead.
 
     Args:
         prefill_step_size: Prompt tokens that one `step` may read, by default `prefill_step_or_default`.
@@ -61,6 +64,7 @@ class Batch:
         self._joining: deque[Row] = deque()
         self._rows: list[Row] = []
         self._merged: HybridCache | None = None
+        self._speculation: Speculation | None = None
         self._count = 0
 
     def __len__(self) -> int:
@@ -95,7 +99,7 @@ class Batch:
             history: All ids before the first token, for the processors; by default the prompt.
             sampler, logits_processors, next_forced, constraint: As for `ring_mlx.generation.decoding.decode`.
             max_tokens: The last of so many tokens is not fed to the model while the row is alone.
-            drafts: Used while the row is alone; the cache must not be quantized.
+            drafts: Used while there are few rows; the cache must not be quantized.
 
         Returns:
             The sequence's number.
@@ -119,7 +123,9 @@ class Batch:
         text = list(ids if history is None else history)
         seen = mx.array(text if logits_processors else [], dtype=mx.int32)
         picker = Picker(sampler, logits_processors, seen, next_forced, constraint)
-        row = Row(self._count, cache, list(ids), picker, max_tokens, logits, drafts, text if drafts else [])
+        row = Row(picker, number=self._count, cache=cache, unread=list(ids), logits=logits, drafts=drafts)
+        row.left = sys.maxsize if max_tokens is None else max_tokens
+        row.text = text if drafts else []
         if ids:
             self._joining.append(row)
         else:
@@ -130,22 +136,21 @@ class Batch:
     def step(self) -> dict[int, int]:
         """Read a step of the next joining prompt, then give every joined row its next token.
 
-        Returns the token of each row, by number; rows whose prompt is not yet read have none.
+        Returns the token of each row, by number. Rows whose prompt is not yet read have none, nor has a row that waits for
+        another, in which more drafted tokens come true.
         """
         if self._joining:
             self._read(self._joining[0])
         if not self._rows:
             return {}
-        row = self._rows[0]
-        if row.drafts is not None and self._merged is None:
-            return {row.number: row.speculate(self._model)}
+        if len(self._rows) <= MOST_ROWS and any(row.drafts is not None for row in self._rows):
+            return self._speculate()
         chosen = self._choose_all()
         self._forward(chosen)
         mx.async_eval([row.logits for row in self._rows if row.logits is not None])
         tokens = np.asarray(chosen).tolist()
         for row, token in zip(self._rows, tokens, strict=True):
-            if row.drafts is not None:
-                row.text.append(token)
+            row.came(token)
         return {row.number: token for row, token in zip(self._rows, tokens, strict=True)}
 
     def check(self, number: int) -> None:
@@ -162,9 +167,8 @@ class Batch:
 
     def not_timed(self) -> None:
         """Let the present step not count as one of its length: other work ran meanwhile."""
-        for row in self._rows:
-            if row.speculation is not None:
-                row.speculation.is_timed = False
+        if self._speculation is not None:
+            self._speculation.is_timed = False
 
     def remove(self, number: int) -> HybridCache:
         """Let a sequence leave.
@@ -173,10 +177,11 @@ class Batch:
         ``max_tokens``. Raises OptionError if there is no such sequence.
         """
         row = self._row(number)
-        row.settle()
+        row.leave()
         if row in self._joining:
             self._joining.remove(row)
         else:
+            self._settle()
             at = self._rows.index(row)
             del self._rows[at]
             mx.eval([r.logits for r in (row, *self._rows) if r.logits is not None])
@@ -217,8 +222,8 @@ class Batch:
             self._join(row)
 
     def _join(self, row: Row) -> None:
+        self._settle()
         if self._rows and self._merged is None:
-            self._rows[0].settle()
             self._merged, self._rows[0].cache = _merged(self._rows[0].cache), None
         if self._merged is not None:
             for mine, new in zip(self._merged, _merged(row.cache), strict=True):
@@ -228,9 +233,7 @@ class Batch:
 
     def _forward(self, chosen: mx.array) -> None:
         """Feed each row's token [rows], but not the last token of a single row."""
-        cache = self._rows[0].cache if self._merged is None else self._merged
-        for row in self._rows:
-            row.left = None if row.left is None else row.left - 1
+        cache = self._cache
         if self._merged is None and self._rows[0].left == 0:
             self._rows[0].logits = None
             return
@@ -240,6 +243,25 @@ class Batch:
             maybe_quantize_kv_cache(cache, kv.start, kv.group_size, kv.bits)
         for n, row in enumerate(self._rows):
             row.logits = logits if len(self._rows) == 1 else logits[n : n + 1]
+
+    def _speculate(self) -> dict[int, int]:
+        """The next token of each row that has one by now, of which several may be read at once."""
+        if self._speculation is None:
+            for row in self._rows:
+                row.begin_drafting()
+            pace = next(row.drafts.pace for row in self._rows if row.drafts is not None)
+            self._speculation = Speculation(self._model, self._cache, self._rows, pace.of(len(self._rows)))
+        return {self._rows[n].number: token for n, token in next(self._speculation).items()}
+
+    def _settle(self) -> None:
+        """Let caches have what was given, neither more nor less."""
+        if self._speculation is not None:
+            self._speculation.close()
+            self._speculation = None
+
+    @property
+    def _cache(self) -> HybridCache | None:
+        return self._rows[0].cache if self._merged is None else self._merged
 
     def _choose_all(self) -> mx.array:
         """The next token of each row, [rows]."""
@@ -252,4 +274,4 @@ class Batch:
 
 
 def _merged(cache: Any) -> HybridCache:
-    return HybridCache(type(c).merge([c]) for c in cache)
+    return HybridCache((RaggedKVCache if isinstance(c, KVCache) else type(c)).merge([c]) for c in cache)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from ring_mlx.generation.decoding import Picker
 from ring_mlx.generation.draft_sources import DraftSource
-from ring_mlx.generation.drafts import Counts
-from ring_mlx.generation.speculation import Speculation
+from ring_mlx.generation.drafts import Drafter
+from ring_mlx.generation.speculation import Drafted, held
 from ring_mlx.model.cache import HybridCache
-from ring_mlx.model.model import Model
 
 
-@dataclass(eq=False)
-class Row:
+@dataclass(eq=False, kw_only=True)
+class Row(Drafted):
     """One sequence. ``cache`` is None once it is merged with those of others."""
 
     number: int
     cache: HybridCache | None
     unread: list[int]
-    picker: Picker
-    left: int | None
     logits: mx.array | None
-    drafts: DraftSource | None
-    text: list[int]  # so far, where there are drafts
-    counts: Counts = field(default_factory=Counts)
-    speculation: Speculation | None = None
+    drafts: DraftSource | None = None
+    text: list[int] = field(default_factory=list)  # so far, for a drafter that is still to be made
+    own: Drafter | None = None  # that of ``drafts``
 
     def pick(self) -> None:
         """Pick the next token, unless it is."""
@@ -39,26 +33,28 @@ class Row:
     def choose(self) -> mx.array:
         """Take the next token [1]."""
         self.pick()
-        self.picker.ask()
-        y = self.picker.give().y
+        y = self.picker.ask().y
+        self.give(None)
         self.picker.add(y)
         return y
 
-    def settle(self) -> None:
-        """Let the cache have what was given, neither more nor less."""
-        if self.speculation is not None:
-            self.speculation.close()
-            self.speculation = None
+    def begin_drafting(self) -> None:
+        """Let the next tokens be drafted, from a token that is picked."""
+        self.pick()
+        self.logits = None
+        if self.own is None and self.drafts is not None:
+            self.own, self.text = self.drafts.drafter(self.text), []
+            self.drafter = held(self.own, self.picker)
 
-    def speculate(self, model: Model) -> int:
-        """The next token of a lone row, of which several may be read at once."""
-        if self.speculation is None:
-            assert self.drafts is not None
-            self.pick()
-            self.logits = None
-            drafter, most = self.drafts.drafter(self.text), sys.maxsize if self.left is None else self.left
-            self.speculation = Speculation(model, self.cache, drafter, self.drafts.pace, self.picker, most, self.counts)
-        token, _ = next(self.speculation)
-        self.text.append(token)
-        self.left = None if self.left is None else self.left - 1
-        return token
+    def came(self, token: int) -> None:
+        """Take a token that was not drafted."""
+        if self.drafter is not None:
+            self.drafter.add(token)
+        elif self.drafts is not None:
+            self.text.append(token)
+
+    def leave(self) -> None:
+        """Give the drafter back."""
+        if self.own is not None and self.drafts is not None:
+            self.drafts.take_back(self.own)
+            self.own = self.drafter = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from ring_mlx.errors import OptionError
 from ring_mlx.generation.drafts import MOST_TOKENS, Drafter, Pace, PromptLookup
 
 SPECULATIONS = f"off, auto or a whole number from 1 to {MOST_TOKENS}"
+MOST_ROWS = 4  # sequences at once that may speculate together
 KEPT_TOKENS = 4096  # of earlier sequences, beside as many as the present one has
 
 
@@ -18,7 +20,10 @@ class DraftSource(Protocol):
     pace: Pace
 
     def drafter(self, tokens: Sequence[int]) -> Drafter:
-        """What drafts after these tokens, which are one sequence so far."""
+        """What drafts after these tokens, which are one sequence so far; of this sequence only, until it is taken back."""
+
+    def take_back(self, drafter: Drafter) -> None:
+        """Take a drafter whose sequence has ended, for one that goes on from it."""
 
 
 class PromptDrafts:
@@ -26,25 +31,33 @@ class PromptDrafts:
 
     Args:
         pace: Kept from answer to answer.
-        is_shared: Sequences belong to several people: one drafts from the last only if it has the whole of its beginning.
+        is_shared: Sequences belong to several people: one drafts from another only if it has the whole of its beginning.
     """
 
     def __init__(self, pace: Pace, is_shared: bool = False) -> None:
         self.pace, self._is_shared = pace, is_shared
-        self._lookup, self._began = PromptLookup(), 0
+        self._ended: deque[PromptLookup] = deque(maxlen=MOST_ROWS if is_shared else 1)
 
     def drafter(self, tokens: Sequence[int]) -> PromptLookup:
         """A lookup in these tokens, and in what was said before."""
-        lookup = self._lookup
-        pairs = enumerate(zip(lookup.sequence, tokens, strict=False))
-        shared = next((n for n, (a, b) in pairs if a != b), min(len(lookup.sequence), len(tokens)))
-        is_too_long = len(lookup) + len(tokens) - shared > 2 * len(tokens) + KEPT_TOKENS
-        if is_too_long or (self._is_shared and shared < self._began):
-            self._lookup = PromptLookup(tokens)
+        found, shared = None, -1
+        for lookup in self._ended:
+            same = _shared(lookup.sequence, tokens)
+            is_too_long = len(lookup) + len(tokens) - same > 2 * len(tokens) + KEPT_TOKENS
+            if same >= shared and not is_too_long and (same >= lookup.began or not self._is_shared):
+                found, shared = lookup, same
+        if found is None:
+            found = PromptLookup(tokens)
         else:
-            lookup.follow(tokens, shared)
-        self._began = len(tokens)
-        return self._lookup
+            self._ended.remove(found)
+            found.follow(tokens, shared)
+        found.began = len(tokens)
+        return found
+
+    def take_back(self, drafter: Drafter) -> None:
+        """Take a lookup whose sequence has ended; in a few of them the next one looks."""
+        if isinstance(drafter, PromptLookup):
+            self._ended.append(drafter)
 
 
 class Predicted:
@@ -56,6 +69,15 @@ class Predicted:
     def drafter(self, tokens: Sequence[int]) -> PromptLookup:
         """A lookup in both, which nothing else draws from."""
         return PromptLookup(tokens, self._expected)
+
+    def take_back(self, drafter: Drafter) -> None:
+        """Nothing draws from it."""
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of their first tokens two sequences share."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def check_speculation(value: object) -> None:

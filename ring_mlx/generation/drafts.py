@@ -66,13 +66,16 @@ class PromptLookup:
     Args:
         tokens: The sequence so far.
         other: A text in which is looked too, though it is no part of the sequence.
+
+    Attributes:
+        sequence: The tokens so far; ``began`` of them came before the first that was drafted, for who keeps lookups.
     """
 
     def __init__(self, tokens: Sequence[int] = (), other: Iterable[int] = ()) -> None:
         self._tokens: list[int] = []
         self._ends: dict[int, dict[int, int]] = {n: {} for n in LENGTHS}  # an n-gram's last place, but for its newest
         self._newest: dict[int, int] = {}
-        self._last = 0
+        self._last, self.began = 0, 0
         self.sequence: list[int] = []
         for token in (*other, *tokens):
             self._read(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -131,7 +132,7 @@ class SoftmaxAttention(_Attention):
         B, _, T, _ = q.shape
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-            is_batch = type(cache) is BatchKVCache and cache._right_padding is None
+            is_batch = isinstance(cache, BatchKVCache) and cache._right_padding is None
             if is_batch or type(cache) is KVCache:  # whose arrays the kernel reads as they are
                 padding = cache.left_padding if is_batch else None
                 found = by_kernel(q, cache.keys, cache.values, offset, self.scale, padding)
@@ -220,13 +221,24 @@ class Folded(NamedTuple):
     mask: mx.array | None
     offset: int | mx.array
 
-    def keep(self, n: int) -> None:
-        """Fold only the first n tokens."""
-        state = self.before
-        if n:
-            mask = None if self.mask is None else self.mask[:, :n]
-            _, state = self.attention.fold(self.qkv[:, :n], self.before, mask, self.offset)
+    def keep(self, counts: tuple[int, ...]) -> None:
+        """Fold only the first so many tokens of each row; in a row with fewer than another the rest counts as padding."""
+        state, most = self.before, max(counts)
+        if most:
+            mask = None if self.mask is None else self.mask[:, :most]
+            if min(counts) < most:
+                counted = first_of(counts, most)
+                mask = counted if mask is None else mask & counted
+            _, state = self.attention.fold(self.qkv[:, :most], self.before, mask, self.offset)
         self.cache[0] = state
+
+
+@lru_cache(maxsize=256)
+def first_of(counts: tuple[int, ...], width: int) -> mx.array:
+    """True for the first so many of each row's few tokens, [B, width], in memory that the GPU itself wrote (see `resident`)."""
+    mask = mx.contiguous((mx.arange(32) < mx.array(counts)[:, None])[:, :width])
+    mx.eval(mask)
+    return mask
 
 
 def _constant(x: mx.array) -> mx.array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from operator import eq, getitem, is_
 from typing import Any
 
@@ -21,6 +21,7 @@ import mlx.nn as nn
 
 from metal_kernels import choices, few_queries, launch, proofs, resident
 from metal_kernels.few_queries.fused import UNSPLIT_KEYS
+from ring_mlx.model.attention import first_of
 from ring_mlx.model.layer import DecoderLayer
 
 # The simulator computes at once and cannot be traced; on the CPU compiling takes a C++ compiler and seconds a shape.
@@ -130,11 +131,11 @@ class FoldedLayers:
     before: list[mx.array] = field(default_factory=list)
     projected: list[mx.array] = field(default_factory=list)
 
-    def keep(self, n: int) -> None:
-        """Fold only the first n tokens; those after them count as padding, so that all n have one compiled function."""
+    def keep(self, counts: tuple[int, ...]) -> None:
+        """Fold only the first so many tokens of each row; the rest counts as padding, so that one compiled function does."""
         states = self.before
-        if n:
-            counted = first_of(n, self.projected[0].shape[1])
+        if any(counts):
+            counted = first_of(counts, self.projected[0].shape[1])
             mask = counted if self.mask is None else self.mask & counted
             states = self.fold(self.projected, states, self.position, mask)
             mx.async_eval(states)
@@ -163,14 +164,6 @@ def _fold(
     """The states of all linear layers after tokens that are projected already."""
     each = zip(attentions, projected, states, strict=True)
     return [attention.fold(qkv, state, mask, offset)[1] for attention, qkv, state in each]
-
-
-@lru_cache(maxsize=64)
-def first_of(n: int, count: int) -> mx.array:
-    """True for the first n of a few tokens, [1, count], in memory that the GPU itself wrote (see `resident`)."""
-    mask = (mx.arange(32) < n)[None, :count]
-    mx.eval(mask)
-    return mask
 
 
 def _piece(

@@ -287,8 +287,8 @@ def _masks(layers: list[DecoderLayer], caches: list[Any], x: mx.array) -> tuple[
     causal = create_attention_mask(x, softmax)
     if softmax is None:
         return {False: causal, True: None}, 0
-    if isinstance(causal, mx.array):
-        # A query in the padding may look at itself, so that no row of the softmax is empty.
+    if isinstance(causal, mx.array) and not getattr(softmax, "is_ragged", False):
+        # A query in the padding may look at itself, so that no row of the softmax is empty. Ragged rows have no such query.
         T, L = causal.shape[-2:]
         causal = causal | mx.eye(T, L, k=L - T, dtype=mx.bool_)
     return {False: causal, True: None if linear is None else linear.make_mask(x.shape[1])}, softmax.offset

@@ -18,36 +18,46 @@ from ring_mlx.model.attention import Folded
 
 
 class Tentative:
-    """Tokens of one sequence that its cache has read and may lose again."""
+    """Tokens that a cache has read and may lose again, of each row another number.
 
-    def __init__(self, model: Callable[..., mx.array], cache: Sequence[Any], tokens: Sequence[int]) -> None:
-        """Read the tokens; ``logits`` [T, vocab] are those after each of them.
+    Args:
+        model: As `Model.__call__`.
+        cache: Of one sequence or of rows whose keys and values are a `RaggedKVCache`; not quantized.
+        tokens: Rows of equal length T.
 
-        If the model raises, the cache is as it was before.
-        """
-        self._count = len(tokens)
+    Attributes:
+        logits: After each token [B, T, vocab].
+    """
+
+    def __init__(self, model: Callable[..., mx.array], cache: Sequence[Any], tokens: Sequence[Sequence[int]]) -> None:
+        """Read the tokens. If the model raises, the cache is as it was before."""
+        self._rows, self._count = len(tokens), len(tokens[0])
         self._folded: list[Folded] = []
-        self._lengths = [(c, c.offset) for c in cache if not isinstance(c, ArraysCache)]
+        self._lengths = [(c, c.size()) for c in cache if not isinstance(c, ArraysCache)]
         linear = [c for c in cache if isinstance(c, ArraysCache)]
         for c in linear:
             c.tentative = self._folded
         try:
-            self.logits = model(mx.array([list(tokens)], dtype=mx.int32), cache)[0]
+            self.logits = model(mx.array([list(row) for row in tokens], dtype=mx.int32), cache)
         except BaseException:
-            self.keep(0)
+            self.keep([0] * self._rows)
             raise
         finally:
             for c in linear:
                 del c.tentative
 
-    def keep(self, n: int) -> None:
-        """Take back all but the first n tokens, also of a part of the layers."""
-        if n == self._count:
+    def keep(self, counts: Sequence[int]) -> None:
+        """Take back all but the first so many tokens of each row, also of a part of the layers."""
+        if min(counts) == self._count:
             return
         for folded in self._folded:
-            folded.keep(n)
+            folded.keep(tuple(counts))
         for c, before in self._lengths:
-            c.trim(c.offset - before - n)
+            read = c.size() - before
+            if self._rows == 1:
+                c.trim(read - counts[0])
+            elif read:
+                c.take_back([read - n for n in counts])
 
 
 class Place:

@@ -74,9 +74,9 @@ def several(model: Model, chosen: Chosen, count: int) -> Run:
     def run(times: int) -> None:
         with choices.use(chosen):
             for _ in range(times):
-                tentative = Tentative(part, cache, tokens)
+                tentative = Tentative(part, cache, [tokens])
                 mx.async_eval(tentative.logits)
-                tentative.keep(0)
+                tentative.keep([0])
         mx.synchronize()
 
     return run
