@@ -255,9 +255,8 @@ def test_rows_speculate_together_and_end_when_they_do(model, alone, rules, monke
     batch, said = together(model, alone, rules)
     counts = {n: batch.counts(number) for number, (n, _) in said.items()}
     widths.clear()
-    calls = 0
     while said:
-        calls += len(step(batch, said, alone)) == len(said)
+        step(batch, said, alone)
         for number in [number for number, (_, found) in said.items() if len(found) == MOST]:
             end(batch, model, said, number)
     assert (len(rules), 8) in widths
@@ -265,7 +264,7 @@ def test_rows_speculate_together_and_end_when_they_do(model, alone, rules, monke
         assert counts[n].drafted > 0
         assert (counts[n].accepted == 0) == (rule == "wrong")
     if "wrong" not in rules.values():
-        assert calls < MOST
+        assert len(widths) - len(rules) < MOST  # but for those of the checks
 
 
 @pytest.mark.parametrize("take", range(1, 14))
