@@ -114,6 +114,7 @@ def test_each_request_is_a_line_without_its_text(serve, tmp_path):
     send(server, "GET", "/v1/models")
     send(server, "GET", "/secret%0a?x=1", **key)
     send(server, "GET", "/health")
+    wait_until(lambda: path.read_text().count("\n") == 5)  # a line follows its answer
     first, second, wrong, refused, unknown = logged(path)
     assert first | {"time": 0, "queue_s": 0, "first_token_s": 0, "duration_s": 0} == {
         "time": 0,
