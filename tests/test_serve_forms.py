@@ -107,6 +107,18 @@ def test_other_forms(server):
     assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
 
+def test_an_object_with_a_schema(server):
+    """As llama.cpp, Together and older clients have it."""
+    form = {"type": "json_object", "schema": {"type": "object"} | PARAMETERS}
+    status, _, answer = send(
+        server,
+        "POST",
+        "/v1/chat/completions",
+        {"messages": ASK, "max_tokens": 80, "thinking_budget": 4, "response_format": form},
+    )
+    assert (status, set(json.loads(answer["choices"][0]["message"]["content"]))) == (200, {"unit", "days"})
+
+
 def ids_of(server, text):
     return server.engine.loaded.tokenizer.encode(text, add_special_tokens=False)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEPT = 32  # grammars: agents send the same tools with each request
 MOST_CHARACTERS = 1 << 18
+MOST_SAID = 300  # characters of an error, which may repeat the whole grammar
 # All options, so that no later version lets a schema choose one.
 OPTIONS: JsonCompileOptions = {
     "item_separator": ", ",
@@ -211,7 +212,7 @@ def _problem(matcher: LLMatcher) -> str:
 def said(matcher: LLMatcher) -> str:
     """What a matcher says of its error, in a line."""
     text = " ".join(matcher.get_error().partition("<non-verbose/>")[0].partition(". Enable ")[0].split())
-    return "nothing can meet it" if text.startswith("NoExtension") else text
+    return "nothing can meet it" if text.startswith("NoExtension") else text[:MOST_SAID]
 
 
 def _whole(form: Form, blank: str) -> str:

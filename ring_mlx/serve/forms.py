@@ -69,9 +69,9 @@ def text_form_of(form: Mapping[str, Any], origin: str, schema_in: str = "") -> T
     kind = form.get("type")
     if kind in (None, "text"):
         return None
-    if kind == "json_object":
+    if kind == "json_object" and form.get("schema") is None:  # with one it is llama.cpp's json_schema
         return TextForm("schema", ANY_OBJECT, origin)
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise cannot(f"{origin} {str(kind)[:40]!r} is not supported; ask for text, json_object or json_schema.", origin)
     outer = Fields(form, f"{origin}.")
     inner = Fields(outer.object(schema_in), f"{origin}.{schema_in}.") if schema_in and schema_in in form else outer
