@@ -250,13 +250,16 @@ class Picker:
         self.given, self.picked, self._is_asked = self.picked, following, False
         return self.given
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the likeliest token is picked, whatever was said."""
+        return self.sampler is None and not self.processors and self.constraint is None
+
     def pick(self, logits: mx.array, tokens: mx.array | None = None) -> Picked:
         """From logits [B, vocab]; ``tokens`` follow those that were added."""
         seen = self._seen if tokens is None else mx.concatenate([self._seen, tokens.astype(self._seen.dtype)])
         exact = logits.astype(mx.float32)
-        y, largest = (
-            likeliest(logits) if self.sampler is None and not self.processors else (None, largest_logit(logits))
-        )
+        y, largest = likeliest(logits) if self._is_plain else (None, largest_logit(logits))
         for process in self.processors:
             logits = exact = process(seen, exact)
         if self.constraint is not None:
@@ -278,7 +281,7 @@ class Picker:
 
     def pick_each(self, logits: mx.array, tokens: Sequence[int]) -> Iterator[Picked]:
         """From logits [T, vocab] after each of the tokens [T], which follow those that were added; drawn as they are wanted."""
-        if not self.processors and self.sampler is None and self.constraint is None:
+        if self._is_plain:
             found = self.pick(logits)
             each = [Picked(*(a[n : n + 1] for a in found)) for n in range(len(tokens))]
             mx.async_eval([(p.y, p.largest) for p in each])  # at once, since each would wait for its own
