@@ -24,6 +24,7 @@ HELP = {
     "queue_length": "Requests that wait for a place",
     "reading": "Requests whose prompt is being read",
     "batch_size": "Requests that generate",
+    "paused": "Requests whose answer waits for memory",
     "models_loaded": "Models in memory",
     "snapshots": "Snapshots in memory",
     "snapshot_bytes": "Bytes that they take",

@@ -28,7 +28,7 @@ from ring_mlx.engine.events import (
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
-from ring_mlx.generation.decoding import LogitsProcessor, check_finite, largest_logit
+from ring_mlx.generation.decoding import LogitsProcessor, Picker, check_finite, largest_logit
 from ring_mlx.generation.drafts import Counts
 from ring_mlx.generation.message import MessageBuilder, StopText
 from ring_mlx.generation.sampling import start_sampling, without
@@ -68,6 +68,7 @@ class Row:
         self._token: tuple[int, mx.array] | None = None
         self.reused = self.known = 0
         self.counts = Counts()
+        self.picker: Picker | None = None  # of a row that waits within its answer
         self._steps: Iterator[int] = iter(())
         self._events: Iterator[GenerationEvent] = self._make_events()
 
@@ -88,6 +89,18 @@ class Row:
             self.reused = self.known = reader.start(self.ids)
         self._steps = self._read()
         self._tell_progress()
+
+    def go_on(self, reader: PromptReader) -> None:
+        """Read again what the row had before it had to wait, as far as no snapshot has it."""
+        self.reader, self.ids = reader, [*self.prompt.ids, *self.tokens][:-1]
+        self.known = reader.start(self.ids)
+        self._steps = reader.read(self.ids, {}, self.request.stopped.is_set)
+
+    def count(self, counts: Counts) -> None:
+        """Count drafts there from now on, besides those so far."""
+        counts.drafted += self.counts.drafted
+        counts.accepted += self.counts.accepted
+        self.counts = counts
 
     def read_step(self) -> int:
         """Read a step of the prompt; returns how many tokens it had."""

@@ -12,6 +12,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
+from ring_mlx.engine import room
 from ring_mlx.engine.branches import Prompt, next_turn
 from ring_mlx.engine.events import End
 from ring_mlx.engine.fairness import ClientTurns
@@ -24,7 +25,6 @@ from ring_mlx.engine.row import Row
 from ring_mlx.engine.snapshots import SnapshotTree
 from ring_mlx.errors import RingError
 from ring_mlx.generation.draft_sources import DraftSource, Predicted
-from ring_mlx.model import memory
 from ring_mlx.system.wired import Wired
 
 AHEAD_STEP_TOKENS, ASIDE_STEP_TOKENS, CLEAR_EVERY_STEPS = 256, 64, 256
@@ -46,6 +46,7 @@ class Scheduler:
         self.pressure, self._wired = Watch(self._tree), Wired()
         self._reading: deque[Row] = deque()
         self._rows: dict[int, Row] = {}
+        self._paused: deque[Row] = deque()
         self._turns = ClientTurns()
         self._ahead: Callable[[], Prompt | None] | None = None
         self._steps, self._owed_s, self._shown = 0, 0.0, 0.0
@@ -53,19 +54,52 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        return bool(self._reading or self._rows)
+        return bool(self._reading or self._rows or self._paused)
 
     def has_room(self, request: Request) -> bool:
-        """Whether a request can be admitted: a place is free, and all caches at their longest fit into memory."""
+        """Whether a request can be admitted: a place is free, and all caches at their likely lengths fit into memory.
+
+        Answers that had to wait for memory go on first.
+        """
         rows, o = [*self._reading, *self._rows.values()], self._options
-        if len(rows) >= o.max_batch or len(self._reading) >= (o.max_reading or o.max_batch):
+        if self._paused or len(rows) >= o.max_batch or len(self._reading) >= (o.max_reading or o.max_batch):
             return False
         if not rows or request.prepared is None:
             return True
-        most = len(request.prepared.prompt.ids) + request.prepared.limit
-        longest = max([most, *(len(row.prompt.ids) + row.limit for row in rows)])
-        needed = (len(rows) + 1) * memory.cache_bytes(self.loaded.model.config, longest)
-        return mx.get_active_memory() - self._batch.nbytes + needed <= memory.budget_bytes()
+        return self._fits(room.likely(len(request.prepared.prompt.ids), request.prepared.limit))
+
+    def _fits(self, length: int) -> bool:
+        """Whether one more sequence fits, besides those in work at their likely lengths."""
+        rows = [*self._reading, *self._rows.values()]
+        lengths = [length, *(room.likely(len(row.prompt.ids), row.limit, len(row.tokens)) for row in rows)]
+        return room.fit(self.loaded.model.config, self._batch.nbytes, self._reading, lengths)
+
+    def _make_room(self) -> None:
+        """Let the answers that came last wait until those left can grow; what they have is read again when they go on."""
+        while len(self._rows) > 1:
+            lengths = [room.soon(row) for row in (*self._reading, *self._rows.values())]
+            if room.fit(self.loaded.model.config, self._batch.nbytes, self._reading, lengths):
+                return
+            number, row = max(self._rows.items(), key=lambda pair: pair[1].request.arrived)
+            row.picker = self._batch.picker(number)
+            del self._rows[number]
+            self._batch.remove(number)
+            self._paused.appendleft(row)
+
+    def _go_on(self) -> None:
+        """Let the next answer that waits for memory go on, where there is room."""
+        row = self._paused[0]
+        if (self._rows or self._reading) and not self._fits(
+            room.likely(len(row.prompt.ids), row.limit, len(row.tokens))
+        ):
+            return
+        self._paused.popleft()
+        try:
+            row.go_on(self._reader_of(row.request))
+        except Exception as e:  # noqa: BLE001 one request's failure is not another's
+            self._fail(row.request, e, row)
+            return
+        self._reading.append(row)
 
     def admit(self, request: Request) -> None:
         """Admit a request; it gets any failure."""
@@ -103,6 +137,8 @@ class Scheduler:
         released when nothing is left to do and ``is_wanted`` says that no request waits.
         """
         self._wired.hold()
+        if self._paused and (self._steps % room.LOOK_EVERY_STEPS == 0 or not (self._rows or self._reading)):
+            self._go_on()
         began = started = time.perf_counter()
         if self._reading and (not self._rows or self._owed_s <= 0):
             self._read(self._next_to_read())
@@ -119,7 +155,11 @@ class Scheduler:
 
     def places(self) -> Counter[str]:
         """How many requests of each client are read or answered."""
-        return Counter(row.request.client for row in (*self._reading, *self._rows.values()))
+        return Counter(row.request.client for row in self._all)
+
+    @property
+    def _all(self) -> tuple[Row, ...]:
+        return *self._reading, *self._rows.values(), *self._paused
 
     def _next_to_read(self) -> Row:
         """Take the prompt whose turn it is: clients have turns, and of each its prompts."""
@@ -137,12 +177,16 @@ class Scheduler:
         for number, row in [(n, r) for n, r in self._rows.items() if r.request.is_dropped]:
             self._leave(number)
             self._end(row.request, End("stopped"), "cancelled")
+        for row in [r for r in self._paused if r.request.is_dropped]:
+            self._paused.remove(row)
+            self._end(row.request, End("stopped"), "cancelled")
 
     def fail_all(self, error: RingError) -> None:
         """Tell every request that it will not be answered."""
-        for row in (*self._reading, *self._rows.values()):
+        for row in self._all:
             self._end(row.request, error, "failed")
         self._reading.clear()
+        self._paused.clear()
         self._rows.clear()
 
     def use_idle_time(self, wanted: Callable[[], bool]) -> None:
@@ -188,6 +232,7 @@ class Scheduler:
         self.metrics.gauges = {
             "reading": len(self._reading),
             "batch_size": len(self._rows),
+            "paused": len(self._paused),
             "batch_bytes": self._batch.nbytes,
             "snapshots": len(self._tree),
             "snapshot_bytes": self._tree.nbytes,
@@ -219,19 +264,21 @@ class Scheduler:
 
     def _join(self, row: Row) -> None:
         """Let a prompt that has been read join the batch."""
+        text = [*row.prompt.ids, *row.tokens]
         number = self._batch.add(
-            row.prompt.ids[len(row.ids) :],
+            text[len(row.ids) :],
             cache=row.reader.live.cache,
             logits=None if self._options.is_shared else row.reader.logits,
-            history=row.prompt.ids,
+            history=text,
             sampler=row.sampler,
             logits_processors=row.processors,
             next_forced=row.next_forced,
             constraint=row.constraint,
-            max_tokens=row.limit,
+            picker=row.picker,
+            max_tokens=row.limit - len(row.tokens),
             drafts=self._drafts_of(row.request),
         )
-        row.counts = self._batch.counts(number)
+        row.count(self._batch.counts(number))
         self._rows[number] = row
         if self._options.is_shared:
             row.leave_reader()
@@ -247,6 +294,8 @@ class Scheduler:
         for number, token in tokens.items():
             self._take(number, token)
         self._steps += 1
+        if self._steps % room.LOOK_EVERY_STEPS == 0:
+            self._make_room()
         if self._steps % CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
 

@@ -87,6 +87,7 @@ class Batch:
         logits_processors: Sequence[LogitsProcessor] = (),
         next_forced: Callable[[], int | None] | None = None,
         constraint: Constraint | None = None,
+        picker: Picker | None = None,
         max_tokens: int | None = None,
         drafts: DraftSource | None = None,
     ) -> int:
@@ -98,6 +99,7 @@ class Batch:
             logits: Of the first token [1, vocab] float32, where the whole prompt has been read.
             history: All ids before the first token, for the processors; by default the prompt.
             sampler, logits_processors, next_forced, constraint: As for `ring_mlx.generation.decoding.decode`.
+            picker: Of a row that was removed and goes on, in place of these four.
             max_tokens: The last of so many tokens is not fed to the model while the row is alone.
             drafts: Used while there are few rows; the cache must not be quantized.
 
@@ -122,7 +124,7 @@ class Batch:
         self._count += 1
         text = list(ids if history is None else history)
         seen = mx.array(text if logits_processors else [], dtype=mx.int32)
-        picker = Picker(sampler, logits_processors, seen, next_forced, constraint)
+        picker = picker or Picker(sampler, logits_processors, seen, next_forced, constraint)
         row = Row(picker, number=self._count, cache=cache, unread=list(ids), logits=logits, drafts=drafts)
         row.left = sys.maxsize if max_tokens is None else max_tokens
         row.text = text if drafts else []
@@ -160,6 +162,10 @@ class Batch:
     def logprobs(self, number: int) -> mx.array:
         """The log-probabilities [vocab] of the row's last token, computed only when used."""
         return self._given(number).logprobs[0]
+
+    def picker(self, number: int) -> Picker:
+        """What chooses a row's tokens; with it a row that is removed can go on later, as `add` says."""
+        return self._row(number).picker
 
     def counts(self, number: int) -> Counts:
         """What was drafted for a row."""
