@@ -132,10 +132,20 @@ def add_prefill_options(parser: argparse.ArgumentParser) -> None:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The samplers and logits processors of mlx-lm, under its names."""
     g = group_of(parser, "sampling")
+    add_sampling_settings(g)
+    g.add_argument("--logit-bias", type=json_object, help='JSON object of token ids and biases, such as {"17": -5}')
+
+
+def add_sampling_settings(group: Any) -> None:
+    """Those of `add_sampling_options` that are a number."""
     for f in fields(Sampling):
         if f.name != "logit_bias":
-            add_setting(g, f.name, f.default)
-    g.add_argument("--logit-bias", type=json_object, help='JSON object of token ids and biases, such as {"17": -5}')
+            add_setting(group, f.name, f.default, *(("--temperature",) if f.name == "temp" else ()))
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """The values of `add_sampling_settings`."""
+    return Sampling(**{f.name: getattr(args, f.name) for f in fields(Sampling) if f.name != "logit_bias"})
 
 
 def add_setting(group: Any, name: str, default: Any, *flags: str, about: str = "") -> None:

@@ -14,7 +14,7 @@ from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.errors import OptionError
 from ring_mlx.serve.protocol import parse_chat
-from tests.serving import user
+from tests.serving import send, user
 from tests.test_snapshots import snapshot
 
 
@@ -34,6 +34,11 @@ def parsed(*argv):
         (["--chat-template-args", '{"a": 1}'], "template_options", {"a": 1}),
         (["--adapter-path", "a"], "adapter_path", "a"),
         (["--top-k", "5", "--min-p", "0.1"], "sampling", Sampling(top_k=5, min_p=0.1)),
+        (
+            ["--temperature", "0.2", "--repetition-penalty", "1.1", "--seed", "3"],
+            "sampling",
+            Sampling(temp=0.2, repetition_penalty=1.1, seed=3),
+        ),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
@@ -54,6 +59,21 @@ def test_a_value_that_is_none(argv, capsys):
 def test_what_the_server_says_itself_is_no_template_option():
     with pytest.raises(OptionError, match="has 'messages', which the server itself says"):
         serve_command.make_settings(parsed("--chat-template-args", '{"messages": []}'))
+
+
+def test_a_system_prompt_for_conversations_without_one(tmp_path, serve):
+    file = tmp_path / "system.txt"
+    file.write_text("Be brief.\n", encoding="utf-8")
+    assert serve_command.make_settings(parsed("--system-prompt", str(file))).system_prompt == "Be brief."
+    with pytest.raises(OptionError, match=r"no\.txt cannot be read"):
+        serve_command.make_settings(parsed("--system-prompt", str(tmp_path / "no.txt")))
+    server = serve(system_prompt="Be brief.")
+    for before, expected in ([], "Be brief."), ([{"role": "system", "content": "Be long."}], "Be long."):
+        request = parse_chat({"messages": [*before, *user("x")]}, Sampling())
+        server.models.first.engine.prepare(request)
+        assert request.prompt == [{"role": "system", "content": expected}, *user("x")]
+    responses = {"input": "x", "instructions": "Be odd."}
+    assert send(server, "POST", "/v1/responses", responses)[0] == 200
 
 
 def test_log_levels(monkeypatch, capsys):

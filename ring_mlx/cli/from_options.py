@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from ring_mlx.checkpoint import drafting
 from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import demo_model_path, load
 from ring_mlx.cli.progress import bar_of
-from ring_mlx.engine.events import Sampling
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.decoding import LogitsProcessor, Sampler, prefill_step_or_default
 from ring_mlx.generation.forms import Form, TextForm
@@ -25,7 +24,7 @@ from ring_mlx.generation.sampling import start_sampling
 from ring_mlx.generation.sampling_ranges import RANGES, OutOfRangeError
 from ring_mlx.model.kv_quantization import KVQuantization
 from ring_mlx.model.model import Model
-from ring_mlx.options import loading_options
+from ring_mlx.options import loading_options, sampling_of
 from ring_mlx.system.files import text_of
 from ring_mlx.system.regular_files import parse_object
 from ring_mlx.system.terminal_text import note, whole_text
@@ -106,8 +105,7 @@ def make_sampling(
 ) -> tuple[Sampler, list[LogitsProcessor]]:
     """mlx-lm's sampler and processors from the options; seeds MLX with the seed given, or with one drawn."""
     vocabulary = model.config.vocab_size
-    names = (f.name for f in fields(Sampling) if f.name != "logit_bias")
-    chosen = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
+    chosen = replace(sampling_of(args), logit_bias=logit_bias(args.logit_bias or {}, vocabulary))
     sampler, processors, _ = start_sampling(chosen, vocabulary, tokenizer, model.sampling)
     return sampler, processors
 

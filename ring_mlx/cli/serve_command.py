@@ -8,6 +8,7 @@ import signal
 import threading
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ring_mlx import options
@@ -20,7 +21,7 @@ from ring_mlx.distributed.follower import Follower
 from ring_mlx.distributed.group import Channel
 from ring_mlx.distributed.leader import Leader
 from ring_mlx.distributed.rank import Rank, joined
-from ring_mlx.engine.events import Sampling, SessionOptions
+from ring_mlx.engine.events import SessionOptions
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.model_thread import Load
 from ring_mlx.errors import OptionError
@@ -28,8 +29,10 @@ from ring_mlx.serve.engine import Settings
 from ring_mlx.serve.generation_fields import TEMPLATE_OWN
 from ring_mlx.serve.request_log import RequestLog
 from ring_mlx.serve.server import Server
+from ring_mlx.system.files import text_of
 from ring_mlx.system.terminal_text import for_output, note
 
+MOST_SYSTEM_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -141,7 +144,8 @@ def make_settings(args: argparse.Namespace) -> Settings:
         name="",
         revision=args.revision,
         **options.loading_options(args),
-        sampling=Sampling(temp=args.temp, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p),
+        sampling=options.sampling_of(args),
+        system_prompt=_system_prompt(args.system_prompt),
         speculate=args.speculate or "auto",
         max_tokens=args.max_tokens,
         max_batch=args.max_batch,
@@ -157,6 +161,13 @@ def make_settings(args: argparse.Namespace) -> Settings:
         chat_template=args.chat_template or None,
         template_options=_template_options(args.chat_template_args or {}),
     )
+
+
+def _system_prompt(path: Path | None) -> str:
+    try:
+        return "" if path is None else text_of(path, MOST_SYSTEM_BYTES).rstrip("\n")
+    except (OSError, ValueError) as e:
+        raise OptionError(f"--system-prompt {path} cannot be read ({e}); give a UTF-8 text file.") from None
 
 
 def _template_options(given: dict[str, Any]) -> dict[str, Any]:

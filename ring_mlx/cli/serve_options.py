@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ring_mlx import options
@@ -28,6 +29,7 @@ HELP = {
     "log": "what goes to standard error: INFO a line for each request, WARNING warnings, ERROR only errors (WARNING)",
     "request_log": "file for a line of JSON for each request, its tokens and times, never its text; - is standard output (none)",
     "drain": "how long SIGTERM lets running answers go on, while new requests get 503; a second one ends them (10s)",
+    "system": "text of the system prompt of conversations that have none",
     "template": "text of a chat template in place of the checkpoint's",
     "template_args": "JSON object of template options, unless the request gives them",
     "memory": "most memory (a quarter of what is left, at most 4 GiB)",
@@ -59,8 +61,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     a.add_argument("--drain", type=options.seconds, default=10.0, metavar="DURATION", help=HELP["drain"])
     a = group_of(parser, ANSWER)
     options.add_setting(a, "max_tokens", MAX_TOKENS)
-    for name in ("temp", "top_p", "top_k", "min_p"):
-        options.add_setting(a, name, None)
+    options.add_sampling_settings(a)
+    a.add_argument("--system-prompt", type=Path, metavar="FILE", help=HELP["system"])
     a.add_argument("--chat-template", metavar="TEXT", help=HELP["template"])
     a.add_argument("--chat-template-args", type=options.json_object, help=HELP["template_args"])
     options.add_thinking_options(parser)

@@ -26,7 +26,7 @@ from ring_mlx.generation.thought_end import THINK_END
 from ring_mlx.serve.failures import ApiError, GoneError, bad, busy, cannot
 from ring_mlx.serve.left_out import LeftOut
 from ring_mlx.serve.protocol import ApiRequest
-from ring_mlx.serve.turns import without_oldest
+from ring_mlx.serve.turns import with_system, without_oldest
 from ring_mlx.system.terminal_text import whole_text
 
 
@@ -37,6 +37,7 @@ class Settings(SessionOptions):
     Args:
         name: What clients call the model.
         sampling: Used where a request gives no value; its own missing values are the checkpoint's.
+        system_prompt: Of conversations that have none.
         max_batch, max_reading: See `SessionOptions`.
         max_queue: Requests that wait beyond those; more are refused.
         prefill_step_tokens: Prompt tokens a step, between two tokens of the others.
@@ -44,6 +45,7 @@ class Settings(SessionOptions):
 
     name: str = field(kw_only=False)
     sampling: Sampling = field(default_factory=Sampling)
+    system_prompt: str = ""
     max_batch: int = 8
     max_reading: int | None = None
     max_queue: int = 64
@@ -160,6 +162,9 @@ class Engine(ModelThread):
 
         Raises ApiError if the model is not there, or the request does not fit it; GoneError if the client leaves meanwhile.
         """
+        system = self.settings.system_prompt
+        if system and not request.is_text and request.prompt[0]["role"] != "system":
+            request.prompt = with_system(system, request.prompt)
         while True:
             try:
                 return self._prepare(request, gone)
