@@ -30,7 +30,27 @@ MESSAGE = OBJECT | {
         "tool_call_id": TEXT | {"nullable": True},
     },
 }
+TALK = OBJECT | {
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["system", "user", "assistant", "tool"]},
+        "content": TEXT,
+        "thinking": TEXT | {"nullable": True},
+        "tool_name": TEXT | {"nullable": True},
+    },
+}
+ENDS = {
+    "stop_token_ids": {
+        "type": "array",
+        "maxItems": 3,
+        "nullable": True,
+        "items": {"type": "integer", "minimum": 0, "maximum": VOCABULARY - 1},
+    },
+    "min_tokens": whole(0, 2),
+    "ignore_eos": FLAG,
+}
 COMMON = {
+    **ENDS,
     **{SENT_AS.get(name, name): setting(name) for name in NUMBERS},
     "stop": {"nullable": True, "oneOf": [{"type": "string", "minLength": 1}, {"type": "array", "maxItems": 16, "items": {"type": "string", "minLength": 1}}]},
     "stream": {"enum": [False, None], "nullable": True},
@@ -42,6 +62,8 @@ CHAT = OBJECT | {
         "logprobs": FLAG,
         "n": whole(1, 3),
         "thinking_budget": setting("thinking_budget"),
+        "parallel_tool_calls": FLAG,
+        "enable_thinking": FLAG,
         **COMMON,
     },
 }
@@ -200,6 +222,26 @@ def lenient(schema):
     return schema
 
 
+LINES = OBJECT | {
+    "required": ["messages", "stream"],
+    "properties": {
+        "messages": {"type": "array", "minItems": 1, "items": TALK},
+        "stream": {"enum": [False]},
+        "think": FLAG,
+        "options": OBJECT
+        | {
+            "properties": {
+                **{name: COMMON[name] for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop")},
+                "repeat_penalty": setting("repetition_penalty"),
+                "repeat_last_n": whole(-1, 100),
+            }
+        },
+    },
+}
+LINES_SAID = {"type": "object", "required": ["model", "created_at", "message", "done", "done_reason", "eval_count"]}
+PLAIN_ERROR = {"type": "object", "required": ["error"], "properties": {"error": TEXT}}
+
+
 DOCUMENT = {
     "openapi": "3.0.3",
     "info": {"title": "ring-mlx", "version": "1"},
@@ -207,6 +249,7 @@ DOCUMENT = {
         "/v1/chat/completions": _post(CHAT),
         "/v1/completions": _post(COMPLETION),
         "/v1/responses": _post(lenient(RESPONSE), RESPONDED),
+        "/api/chat": _post(LINES, LINES_SAID, PLAIN_ERROR),
         "/v1/messages": _post(lenient(MESSAGES), MESSAGE_SAID, OTHER_ERROR),
         "/v1/messages/count_tokens": _post(
             lenient(OBJECT | {"required": ["messages"], "properties": COUNTED}), COUNT, OTHER_ERROR

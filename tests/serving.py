@@ -59,7 +59,13 @@ def send(server, method, path, body=b"", **headers):
         connection.request(method, path, body or None, {"Content-Type": "application/json"} | headers)
         answer = connection.getresponse()
         text = answer.read()
-        return answer.status, dict(answer.headers), json.loads(text) if text[:1] == b"{" else text.decode()
+        return (
+            answer.status,
+            dict(answer.headers),
+            json.loads(text)
+            if text[:1] == b"{" and answer.headers["Content-Type"] == "application/json"
+            else text.decode(),
+        )
     finally:
         connection.close()
 

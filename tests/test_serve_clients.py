@@ -71,7 +71,7 @@ def test_reading_takes_half_of_the_time_beside_answers(monkeypatch):
     """By a clock of its own, on which a step of a prompt takes as long as four tokens."""
     work, done, clock = Scheduler.__new__(Scheduler), [], [0.0]
     prompt = SimpleNamespace(request=Request("x"))
-    work._reading, work._rows, work._owed_s = deque([prompt]), {1: "row"}, 0.0
+    work._reading, work._rows, work._owed_s, work._paused = deque([prompt]), {1: "row"}, 0.0, ()
     work._turns, work._wired, work.pressure = ClientTurns(), Wired(), Watch(SnapshotTree(0))
     monkeypatch.setattr("ring_mlx.engine.scheduler.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
@@ -130,7 +130,7 @@ def test_a_full_queue_refuses(serve, toy):
 
 def test_what_does_not_fit_into_memory_beside_the_others_waits(serve, toy, monkeypatch):
     server = serve()
-    monkeypatch.setattr("ring_mlx.engine.scheduler.memory.budget_bytes", lambda: 1)
+    monkeypatch.setattr("ring_mlx.model.memory.budget_bytes", lambda: 1)
     sockets = [start_stream(server, endless(toy)) for _ in range(2)]
     wait_until(lambda: metric(server, "batch_size") == 1 and metric(server, "queue_length") == 1)
     sockets[0].close()

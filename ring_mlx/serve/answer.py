@@ -47,6 +47,7 @@ class Call:
 class Answer:
     """Collects the events of a request; its subclasses say what a client gets for each."""
 
+    content_type: ClassVar[str] = "text/event-stream; charset=utf-8"
     call_prefix: ClassVar[str] = "call_"
     last_line: ClassVar[str] = ""
 

@@ -16,7 +16,7 @@ import h11
 
 from ring_mlx.engine.events import End, Event, PrefillProgress
 from ring_mlx.errors import RingError
-from ring_mlx.serve import routes
+from ring_mlx.serve import ollama, routes
 from ring_mlx.serve.answer import Answer, Piece
 from ring_mlx.serve.choices import Choices, asked
 from ring_mlx.serve.engine import Engine
@@ -33,7 +33,6 @@ from ring_mlx.system.terminal_text import note
 POLL_S, KEEP_ALIVE_S = 0.05, 5.0
 OPEN = ("/health", "/")
 UNLOGGED = (*OPEN, "/metrics")  # what programs ask all the time
-STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
 class Handler(Wire):
@@ -75,6 +74,8 @@ class Handler(Wire):
             routes.RESPONSE: lambda: self._stored(named),
             routes.MODELS: lambda: self._models(None),
             routes.MODEL: lambda: self._models(named),
+            routes.TAGS: self._tags,
+            routes.SHOW: self._show,
             "/health": self._health,
             "/metrics": self._metrics,
         }
@@ -130,6 +131,15 @@ class Handler(Wire):
             return
         more = {"has_more": False, "first_id": names[0], "last_id": names[-1]} if is_anthropic else {}
         self._send(200, {"object": "list", "data": data, **more})
+
+    def _tags(self) -> None:
+        models = self.server.models
+        tags = [ollama.tag_of(name, models.find(name), self.server.created) for name in models.names]
+        self._send(200, {"models": tags})
+
+    def _show(self) -> None:
+        fields = Fields(read_object(self._body()))
+        self._send(200, ollama.shown(self.server.models.find(fields.text(fields.either("model", "name")))))
 
     # Generation
 
@@ -221,7 +231,8 @@ class Handler(Wire):
                 continue
             if self._reply is None:
                 self._reply = reply
-                self._write(self._head(200, {**STREAM, **_told(reply.request)}))
+                head = {"Content-Type": reply.content_type, "Cache-Control": "no-cache", **_told(reply.request)}
+                self._write(self._head(200, head))
                 self._tell(reply.first())
             if event is None or isinstance(event, PrefillProgress):
                 self._piece(reply.alive(progress))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ring_mlx.engine.events import Sampling
+from ring_mlx.serve import ollama
 from ring_mlx.serve.answer import Answer
 from ring_mlx.serve.completions import parse_completion
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.messages.reply import MessagesReply, error_body
 from ring_mlx.serve.messages.request import parse_messages
+from ring_mlx.serve.ollama import OllamaReply, parse_ollama
 from ring_mlx.serve.protocol import ApiRequest, parse_chat
 from ring_mlx.serve.replies import Reply
 from ring_mlx.serve.responses.reply import ResponsesReply
@@ -22,12 +24,13 @@ VERSION = "/v1"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, RESPONSE = "/v1/responses", "/v1/responses/"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+OLLAMA, TAGS, SHOW = "/api/chat", "/api/tags", "/api/show"
 MODELS, MODEL = "/v1/models", "/v1/models/"
 # A route that ends in a slash is followed by a name.
 METHODS = {
-    **dict.fromkeys((CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT), ("POST",)),
+    **dict.fromkeys((CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT, OLLAMA, SHOW), ("POST",)),
     RESPONSE: ("GET", "DELETE"),
-    **dict.fromkeys((MODELS, MODEL, "/health", "/metrics"), ("GET",)),
+    **dict.fromkeys((MODELS, MODEL, TAGS, "/health", "/metrics"), ("GET",)),
     "/": ("HEAD",),
 }
 
@@ -44,6 +47,7 @@ APIS = {
     CHAT: Api(lambda body, defaults, _: parse_chat(body, defaults), Reply),
     COMPLETIONS: Api(lambda body, defaults, _: parse_completion(body, defaults), Reply),
     RESPONSES: Api(parse_responses, ResponsesReply),
+    OLLAMA: Api(lambda body, defaults, _: parse_ollama(body, defaults), OllamaReply),
     MESSAGES: Api(lambda body, defaults, _: parse_messages(body, defaults), MessagesReply),
 }
 
@@ -64,4 +68,6 @@ def found(path: str) -> tuple[str, str]:
 
 def failure_of(route: str) -> Callable[[ApiError], dict[str, Any]]:
     """The form of a route's errors."""
+    if route in (OLLAMA, TAGS, SHOW):
+        return ollama.error_body
     return error_body if route in (MESSAGES, COUNT) else ApiError.body

@@ -1,0 +1,147 @@
+"""Ollama's ``/api/chat``, ``/api/tags`` and ``/api/show``, for clients that know only these."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from ring_mlx.engine.events import AnswerText, End, Event, Sampling, ThinkingText, ToolCall
+from ring_mlx.serve.answer import Answer, Piece
+from ring_mlx.serve.failures import ApiError, cannot
+from ring_mlx.serve.fields import Fields, check_count
+from ring_mlx.serve.models import Served
+from ring_mlx.serve.protocol import MOST_MESSAGES, ApiRequest, parse_chat
+
+FAMILY = "ring-linear"
+NANOSECONDS = 1_000_000_000
+# As they are in OpenAI's requests, or without an effect on the answer; all else is left out there.
+SAME = ("model", "tools", "logprobs", "top_logprobs")
+WITHOUT_EFFECT = ("keep_alive", "messages", "options", "stream", "think", "format")
+
+
+def parse_ollama(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
+    """A request to ``/api/chat``, by way of OpenAI's; errors as `ring_mlx.serve.protocol.parse_chat`."""
+    fields = Fields(body)
+    options = fields.object("options")
+    if (most := Fields(options, "options.").integer("num_predict", -2, 1 << 53)) is not None:
+        options["max_tokens"] = -1 if most < 0 else most
+        del options["num_predict"]
+    chat = {name: value for name, value in body.items() if name not in WITHOUT_EFFECT}
+    check_count("messages", len(fields.array("messages")), MOST_MESSAGES)
+    chat["messages"] = [_message(m, f"messages[{n}]") for n, m in enumerate(fields.array("messages"))]
+    if (form := fields.get("format")) not in (None, ""):
+        whole = {"type": "json_schema", "json_schema": {"name": "format", "schema": form}}
+        chat["response_format"] = (
+            whole if isinstance(form, dict) else {"type": "json_object" if form == "json" else form}
+        )
+    think = fields.get("think")
+    chat |= {"reasoning_effort" if isinstance(think, str) else "enable_thinking": think}
+    return parse_chat({**options, **chat, "stream": fields.boolean("stream", True)}, defaults)
+
+
+def _message(given: Any, place: str) -> Any:
+    if not isinstance(given, dict):
+        return given
+    if given.get("images"):
+        raise cannot(f"{place}.images is not empty; only text is read.", f"{place}.images")
+    said = {name: value for name, value in given.items() if name not in ("images", "thinking", "tool_name")}
+    more = {"reasoning_content": given.get("thinking"), "name": given.get("tool_name") or given.get("name")}
+    return said | {name: value for name, value in more.items() if value is not None}
+
+
+class OllamaReply(Answer):
+    """An answer in Ollama's form; a stream is lines of JSON."""
+
+    content_type = "application/x-ndjson"
+
+    def line(self, piece: Piece) -> str:
+        return json.dumps(piece, ensure_ascii=False) + "\n"
+
+    def alive(self, progress: str) -> str:
+        return self.line(self._piece({"content": ""}))
+
+    def first(self) -> Iterator[Piece]:
+        yield from ()
+
+    def add(self, event: Event) -> Iterator[Piece]:
+        self.take(event)
+        if isinstance(event, ThinkingText):
+            yield self._piece({"content": "", "thinking": event.text})
+        elif isinstance(event, AnswerText):
+            yield self._piece({"content": event.text})
+        elif isinstance(event, ToolCall):
+            call = self.calls[-1]
+            yield self._piece({"content": "", "tool_calls": [_call(call.name, call.arguments)]})
+
+    def last(self, event: End) -> Iterator[Piece]:
+        yield self._piece({"content": ""}) | self._end(event)
+
+    def whole(self, event: End) -> dict[str, Any]:
+        message: dict[str, Any] = {"content": self.text}
+        if self.thought:
+            message["thinking"] = self.thought
+        if self.calls:
+            message["tool_calls"] = [_call(call.name, call.arguments) for call in self.calls]
+        return self._piece(message) | self._end(event)
+
+    def failed(self, error: ApiError) -> Iterator[Piece]:
+        yield error_body(error)
+
+    def _piece(self, message: dict[str, Any]) -> Piece:
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        return {"model": self.model, "created_at": now, "message": {"role": "assistant", **message}, "done": False}
+
+    def _end(self, event: End) -> dict[str, Any]:
+        s = self.statistics
+        read = s.time_to_first_token_s
+        generated = s.generated_tokens / s.generation_tps if s.generation_tps else 0.0
+        return {
+            "done": True,
+            "done_reason": "length" if self.reason(event) == "length" else "stop",
+            "total_duration": int((read + generated) * NANOSECONDS),
+            "load_duration": 0,
+            "prompt_eval_count": s.prompt_tokens,
+            "prompt_eval_duration": int(read * NANOSECONDS),
+            "eval_count": s.generated_tokens,
+            "eval_duration": int(generated * NANOSECONDS),
+        }
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"function": {"name": name, "arguments": arguments}}
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """An error in Ollama's form."""
+    return {"error": error.message}
+
+
+def tag_of(name: str, one: Served, created: int) -> dict[str, Any]:
+    """A model as ``/api/tags`` lists it; of one that is not loaded size and digest are not known."""
+    loaded = None if one.engine is None else one.engine.loaded
+    at = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    known = (0, "") if loaded is None else (loaded.weight_bytes, loaded.info.fingerprint)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": at,
+        "size": known[0],
+        "digest": known[1],
+        "details": _details(one),
+    }
+
+
+def shown(one: Served) -> dict[str, Any]:
+    """A model as ``/api/show`` describes it."""
+    info = {"general.architecture": FAMILY, f"{FAMILY}.context_length": one.context_tokens}
+    texts = dict.fromkeys(("license", "modelfile", "parameters", "template"), "")
+    return {**texts, "details": _details(one), "model_info": info, "capabilities": ["completion", "tools", "thinking"]}
+
+
+def _details(one: Served) -> dict[str, Any]:
+    loaded = None if one.engine is None else one.engine.loaded
+    level = "" if loaded is None else loaded.info.quantization
+    return {"parent_model": "", "format": "mlx", "family": FAMILY, "families": [FAMILY], "parameter_size": "",
+            "quantization_level": level}  # fmt: skip
