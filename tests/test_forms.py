@@ -106,7 +106,7 @@ def arrays(inner):
 PAIRS = st.recursive(LEAVES, lambda inner: objects(inner) | arrays(inner), max_leaves=5)
 
 
-@fuzz(25)
+@fuzz(15)
 @given(pair=PAIRS, seed=st.integers(0, 1000))
 def test_every_answer_is_an_instance_and_instances_can_be_answers(session, grammars, pair, seed):
     schema, instance = pair
