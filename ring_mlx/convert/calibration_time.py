@@ -15,7 +15,9 @@ from ring_mlx.convert.recipes import Setting
 from ring_mlx.convert.second_order import prepare, solve
 from ring_mlx.model.config import RingConfig
 
-SAMPLED_WEIGHTS, SAMPLED_TOKENS = 1 << 20, 1024
+SAMPLED_WEIGHTS, SAMPLED_TOKENS = 1 << 19, 1024
+# Wider matrices are sampled with so many columns; a Hessian's time grows with their square, its factor's with the cube.
+MOST_COLUMNS = 1024
 # The later of two matrices with a common input, whose Hessian is prepared once.
 SHARING = ("g_proj.weight", "up_proj.weight")
 # How often the text goes through a layer: to see what each matrix gets, and to see what the next layer gets.
@@ -62,6 +64,8 @@ def _sample(rows: int, cols: int, output: Output) -> tuple[float, float, float]:
     """Seconds of a token in a Hessian, of preparing one, and of solving for a weight."""
     assert output.setting is not None
     setting, together = output.setting, min(math.prod(output.shape[:-2]), matrices_together(rows, cols))
+    wider = max(1.0, cols / MOST_COLUMNS)
+    cols = min(cols, MOST_COLUMNS)
     x = mx.random.normal((SAMPLED_TOKENS, cols), key=mx.random.key(0))
     h, hessian_s = _timed(lambda: hessian([x]))
     stack = mx.broadcast_to(h, (together, cols, cols))
@@ -69,7 +73,7 @@ def _sample(rows: int, cols: int, output: Output) -> tuple[float, float, float]:
     rows = min(rows, max(1, SAMPLED_WEIGHTS // (cols * together)))
     w = mx.random.normal((together, rows, cols), key=mx.random.key(1))
     _, solve_s = _timed(lambda: solve(w, inputs, setting, mx.bfloat16))
-    return hessian_s / SAMPLED_TOKENS, prepare_s / together, solve_s / w.size
+    return hessian_s / SAMPLED_TOKENS * wider**2, prepare_s / together * wider**3, solve_s / w.size * wider
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
