@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # the same as _NAMES, for type checkers
     from ring_mlx.options import (
         Command,
         add_decay_option,
+        add_draft_option,
         add_speculate_option,
         add_step_option,
         add_thinking_options,
@@ -77,7 +78,7 @@ _NAMES = {
     "ring_mlx.model.config": "RingConfig",
     "ring_mlx.model.kv_quantization": "KVQuantization",
     "ring_mlx.model.model": "Model",
-    "ring_mlx.options": "Command add_decay_option add_speculate_option add_step_option add_thinking_options byte_count thinking_of",
+    "ring_mlx.options": "Command add_decay_option add_draft_option add_speculate_option add_step_option add_thinking_options byte_count thinking_of",
     "ring_mlx.system.files": "text_of write_text",
     "ring_mlx.system.terminal_text": "for_output harmless harmless_json whole_text",
 }

@@ -53,9 +53,9 @@ class Counted:
 
 def assert_has_read(drafts, model):
     """The draft model's cache holds the text but for its last tokens, as if they had been read one after the other."""
-    cache = drafts._cache
+    cache = drafts._held.cache
     assert not drafts._ahead
-    other = read(model, drafts._tokens[: drafts._read])[1]
+    other = read(model, drafts._tokens[: drafts._held.read])[1]
     assert cache.offset == other.offset
     for a, b in zip(cache, other, strict=True):
         if not isinstance(a, KVCache):
@@ -89,7 +89,7 @@ def test_what_does_not_come_is_taken_back(model, small, take):
     assert found == DraftModel(small, drafts._tokens).draft(3).tokens
     for token in found[:2]:
         drafts.add(token)
-    assert drafts._read == len(drafts._tokens)
+    assert drafts._held.read == len(drafts._tokens)
     assert_has_read(drafts, small)
 
 
@@ -196,7 +196,7 @@ def generate(capsys, *flags):
 
 def test_generate_with_a_draft_model_says_the_same(capsys, chat_folder):
     _, off = generate(capsys)
-    _, random = generate(capsys, "--speculate", "auto", "--draft-model", chat_folder)
+    _, random = generate(capsys, "--speculate", "2", "--draft-model", chat_folder)
     _, itself = generate(capsys, "--speculate", "3", "--draft-model", demo_model_path())
     off, random, itself = (json.loads(found.out) for found in (off, random, itself))
     assert random["text"] == itself["text"] == off["text"]

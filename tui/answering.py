@@ -201,6 +201,7 @@ class SessionSource:
             store=paths.snapshots(),
             prefill_step_tokens=choice.prefill_step_tokens,
             speculate=choice.speculate or "auto",
+            draft_model=choice.draft_model,
             thinking_start=thinking.start,
             answer_room=thinking.answer_room,
             on_loading=lambda event: post(Loading(name, event.done, event.total)),

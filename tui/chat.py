@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         args.prefill_step_size,
         args.decay_layer_offset,
         args.speculate,
+        args.draft_model,
     )
     engine = Engine(choice)
     keeper = Keeper(paths.data_file("chats.db"), notes.append, make_room=_free_disk)
@@ -93,7 +94,7 @@ def resume(
         changed["model"] = raw_model(engine.choice)
     elif own is not None and not is_same_model(own, engine.choice):
         engine.fallback = engine.choice
-        engine.choice = replace(engine.choice, **{name: getattr(own, name) for name in MODEL_PARTS})
+        engine.choice = replace(engine.choice, draft_model=None, **{name: getattr(own, name) for name in MODEL_PARTS})
     if talk.chat.settings and changed:
         keeper.keep_settings(talk, changed)
 

@@ -11,6 +11,7 @@ from ring_mlx import (
     Command,
     RingError,
     add_decay_option,
+    add_draft_option,
     add_speculate_option,
     add_step_option,
     add_thinking_options,
@@ -63,6 +64,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         a.add_argument(*flags, type=value_range(name).read, help=value_range(name).about)
     add_thinking_options(parser)
     add_speculate_option(parser)
+    add_draft_option(a)
     add_step_option(parser)
 
 

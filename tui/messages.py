@@ -68,6 +68,7 @@ class ModelChoice:
     ``expert_cache_bytes`` is the memory that routed experts are read into on demand; None keeps them all in memory.
     ``thinking`` says how answers start and what room a thought leaves, ``prefill_step_tokens`` how many of a prompt are
     read at once, ``speculate`` how many tokens of an answer. None of these four is what the engine has.
+    ``draft_model`` is a smaller one that drafts, for this model only.
     """
 
     path: str | None = None
@@ -78,6 +79,7 @@ class ModelChoice:
     prefill_step_tokens: int | None = None
     decay_layer_offset: int | str | None = None
     speculate: int | str | None = None
+    draft_model: str | None = None
 
 
 @dataclass

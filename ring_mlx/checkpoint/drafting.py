@@ -25,7 +25,8 @@ OTHER = "give a draft model of the same family, or leave it out"
 def load_with_draft(
     folder: Path,
     draft_folder: Path,
-    progress: Callable[[str], AbstractContextManager[Progress]],
+    progress: Callable[[str], AbstractContextManager[Progress | None]],
+    claim: Callable[..., object] = memory.claim,
     **options: Any,
 ) -> tuple[Model, TokenizerWrapper, Model]:
     """A model, its tokenizer, and the model that drafts for it.
@@ -35,6 +36,7 @@ def load_with_draft(
 
     Args:
         progress: Makes a bar of a label for each model.
+        claim: As of `load_model`, for both models.
         **options: Of `load_model`, for the model that is drafted for.
 
     Raises:
@@ -46,10 +48,10 @@ def load_with_draft(
     if rows != draft_rows:
         raise TokenizerError(f"{draft_folder.name} has rows for {draft_rows} tokens, and the model {rows}; {OTHER}.")
     with progress("loading the draft model") as bar:
-        draft = load_model(draft_folder, progress=bar)
+        draft = load_model(draft_folder, progress=bar, claim=claim)
     with progress("loading the model") as bar:
-        claim = partial(memory.claim, beside_bytes=memory.held_bytes(draft))
-        model = load_model(folder, progress=bar, claim=claim, **options)
+        beside = memory.held_bytes(draft)
+        model = load_model(folder, progress=bar, claim=partial(claim, beside_bytes=beside), **options)
     return model, tokenizer, draft
 
 

@@ -15,6 +15,8 @@ def check(args: argparse.Namespace) -> None:
     options.check_template_flags(args)
     if args.draft_model is not None and args.speculate == "off":
         raise OptionError("--draft-model drafts for --speculate only; add --speculate auto, or leave it out.")
+    if args.draft_model is not None and args.kv_bits is not None:
+        raise OptionError("--draft-model does not go with --kv-bits; leave one of them out.")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

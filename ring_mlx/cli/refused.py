@@ -10,7 +10,7 @@ from ring_mlx.options import group_of
 
 THEIR_NAMES = {"serve": "server", "cache-prompt": "cache_prompt"}
 _ROTATES = "a rotating cache forgets the prompt, and a linear state cannot forget with it; {}"
-_DRAFTS = "drafts of a second model are not supported yet; {}"
+_DRAFTED = "--speculate says how many tokens are drafted; give --speculate N"
 _BATCH = "a batch has no quantized keys and values; save memory with --max-batch or --cache-memory"
 _CODE = "code in a checkpoint is never run and never needed; leave it out"
 _TEMPLATE = "there is no default template; the checkpoint's own is used if it has one"
@@ -18,7 +18,7 @@ _TEMPLATE = "there is no default template; the checkpoint's own is used if it ha
 REFUSED: dict[str, dict[tuple[str, ...], str]] = {
     "generate": {
         ("--max-kv-size",): _ROTATES.format("leave it out, or save memory with --kv-bits"),
-        ("--num-draft-tokens",): "--speculate says how many tokens are drafted; give --speculate N",
+        ("--num-draft-tokens",): _DRAFTED,
         ("--image",): "the model reads text only; leave it out",
         ("--quantize-activations", "-qa"): "activations are never quantized; leave it out",
         ("--use-default-chat-template",): _TEMPLATE,
@@ -30,8 +30,7 @@ REFUSED: dict[str, dict[tuple[str, ...], str]] = {
         ("--trust-remote-code",): _CODE,
     },
     "serve": {
-        ("--draft-model",): _DRAFTS.format("leave it out"),
-        ("--num-draft-tokens",): _DRAFTS.format("leave it out"),
+        ("--num-draft-tokens",): _DRAFTED,
         ("--kv-bits",): _BATCH,
         ("--kv-group-size",): _BATCH,
         ("--quantized-kv-start",): _BATCH,

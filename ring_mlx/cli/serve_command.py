@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         if rank is None:
             return _serve(args, key)
         rank.check(args)
+        if args.draft_model is not None:
+            raise OptionError("--draft-model does not go with `ring-mlx launch`; leave one of them out.")
         if len(args.models) > 1 or args.keep is not None:
             raise OptionError("`ring-mlx launch` serves one model, which stays; give one --model and no --keep.")
         channel = rank.channel()
@@ -147,6 +149,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         sampling=options.sampling_of(args),
         system_prompt=_system_prompt(args.system_prompt),
         speculate=args.speculate or "auto",
+        draft_model=args.draft_model,
         max_tokens=args.max_tokens,
         max_batch=args.max_batch,
         max_reading=args.prompt_concurrency,

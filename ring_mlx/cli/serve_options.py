@@ -67,6 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     a.add_argument("--chat-template-args", type=options.json_object, help=HELP["template_args"])
     options.add_thinking_options(parser)
     options.add_speculate_option(parser)
+    options.add_draft_option(a)
     g = parser.add_argument_group("how much at once")
     g.add_argument(
         *("--max-batch", "--decode-concurrency"), type=options.positive_int, default=8, metavar="N", help=HELP["batch"]

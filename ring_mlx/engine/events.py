@@ -70,6 +70,7 @@ class SessionOptions:
         read_ahead: While no request waits, read the start of the next prompt: the answer without its thought.
         thinking: How answers start, and the tokens kept for them.
         speculate: Read several tokens at once: "auto" where that is faster, drafts of so many tokens, or "off".
+        draft_model: Folder or ``owner/name`` of a smaller model with the same tokens, which drafts too.
         max_tokens: Of an answer, where a request says nothing else.
         max_batch: Requests that are read or generate at once; a session has one conversation at a time.
         max_reading: Of those, the most whose prompts are read, in turns; None is all.
@@ -95,6 +96,7 @@ class SessionOptions:
     read_ahead: bool = True
     thinking: Thinking = field(default_factory=Thinking)
     speculate: int | str = "auto"
+    draft_model: str | os.PathLike[str] | None = None
     max_tokens: int = REST
     max_batch: int = field(default=1, init=False)
     max_reading: int | None = field(default=None, init=False)
@@ -109,6 +111,12 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         check_speculation(self.speculate)
+        for is_given, what in (
+            (self.speculate == "off", "speculate off"),
+            (self.kv_quantization, "quantized keys and values"),
+        ):
+            if is_given and self.draft_model is not None:
+                raise OptionError(f"a draft model does not go with {what}; leave one of them out.")
         if self.store_kv_bits not in (None, 4, 8):
             raise OptionError(f"store_kv_bits {self.store_kv_bits} is not 4 or 8; give one of them or None.")
         for name in self.positive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,9 +11,12 @@ from typing import Any, ClassVar
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ring_mlx.checkpoint.drafting import load_with_draft
+from ring_mlx.checkpoint.hub import resolve_model
 from ring_mlx.checkpoint.loading import Claim, load
 from ring_mlx.engine.branches import Prepared, Prompt, Renderer
 from ring_mlx.engine.events import ModelInfo, SessionOptions
+from ring_mlx.engine.model_drafts import ModelDrafts
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request
 from ring_mlx.engine.snapshots import SnapshotTree, Store
@@ -28,6 +32,7 @@ from ring_mlx.generation.templates import use_template
 from ring_mlx.generation.thinking import ThoughtSplitter, splitter_after
 from ring_mlx.generation.thought_end import THINK_END
 from ring_mlx.model import memory
+from ring_mlx.model.config import RingConfig
 from ring_mlx.model.model import Model
 from ring_mlx.system.terminal_text import whole_text
 
@@ -44,8 +49,10 @@ class LoadedModel:
 
     can_tell_prompts: ClassVar[bool] = True
 
-    def __init__(self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions) -> None:
-        self.model, self.tokenizer, self.options = model, tokenizer, options
+    def __init__(
+        self, model: Model, tokenizer: TokenizerWrapper, options: SessionOptions, draft: Model | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.options, self.draft = model, tokenizer, options, draft
         if options.kv_quantization is not None:
             options.kv_quantization.check(model.config.head_dim)
             self.check_plain("quantized keys and values")
@@ -57,7 +64,13 @@ class LoadedModel:
         cls, options: SessionOptions, progress: Callable[..., object] | None = None, claim: Claim = memory.claim
     ) -> LoadedModel:
         """Load the model that the options name. Raises RingError as `ring_mlx.load`."""
-        return cls(*load(options.model, **options.loading, progress=progress, claim=claim), options)
+        if options.draft_model is None:
+            return cls(*load(options.model, **options.loading, progress=progress, claim=claim), options)
+        folders = resolve_model(options.model, options.revision), resolve_model(options.draft_model)
+        how = {name: value for name, value in options.loading.items() if name != "revision"}
+        bar = nullcontext(progress)
+        model, tokenizer, draft = load_with_draft(*folders, lambda label: bar, claim=claim, **how)
+        return cls(model, tokenizer, options, draft)
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -79,7 +92,21 @@ class LoadedModel:
         return memory.snapshot_budget_bytes() if given is None else given
 
     def tree(self) -> SnapshotTree:
-        return SnapshotTree(self.budget_bytes(), self.options.max_snapshots)
+        """Snapshots in memory, within the part of the budget that a draft model's do not take."""
+        return SnapshotTree(self.budget_bytes() - self._draft_budget_bytes, self.options.max_snapshots)
+
+    @cached_property
+    def _draft_budget_bytes(self) -> int:
+        """Most bytes of the draft model's snapshots: the part that its caches have of both models'."""
+        if self.draft is None:
+            return 0
+        caches = [memory.cache_bytes(m.config, memory.PLAIN_CONTEXT) for m in (self.draft, self.model)]
+        return self.budget_bytes() * caches[0] // sum(caches)
+
+    @property
+    def draft_config(self) -> RingConfig | None:
+        """That of the draft model, of which each sequence has a cache too."""
+        return None if self.draft is None else self.draft.config
 
     def store(self) -> Store | None:
         """Snapshots on disk; those whose keys and values have another form are kept apart."""
@@ -105,7 +132,12 @@ class LoadedModel:
     def drafts(self) -> DraftSource | None:
         """Where drafts come from; None is plain decoding, also for quantized keys and values, which take no token back."""
         pace = None if self.options.kv_quantization is not None else pace_of(self.options.speculate)
-        return None if pace is None else PromptDrafts(pace, self.options.is_shared)
+        if pace is None:
+            return None
+        lookup = PromptDrafts(pace, self.options.is_shared)
+        if self.draft is None:
+            return lookup
+        return ModelDrafts(lookup, self.draft, self.options.prefill_step_tokens, self._draft_budget_bytes)
 
     def check_plain(self, what: str) -> None:
         """Raises OptionError if a number of drafts is wanted, which does not go with ``what``."""
@@ -145,7 +177,10 @@ class LoadedModel:
                         f"more than {counted:,} tokens exceed the context of {context}; shorten the prompt."
                     )
         tokens = len(self.prepare(request).prompt.ids)
-        memory.check_prompt(self.model.config, self.weight_bytes + (self.options.expert_cache_bytes or 0), tokens)
+        held = self.weight_bytes + (self.options.expert_cache_bytes or 0)
+        if self.draft is not None:
+            held += memory.cache_bytes(self.draft.config, tokens)
+        memory.check_prompt(self.model.config, held, tokens)
         return tokens
 
     def _counts(self, texts: Iterable[str]) -> Iterator[int]:
@@ -161,7 +196,8 @@ class LoadedModel:
     @cached_property
     def weight_bytes(self) -> int:
         """Of all parameters."""
-        return sum(a.nbytes for _, a in tree_flatten(self.model.parameters()))
+        models = [self.model] if self.draft is None else [self.model, self.draft]
+        return sum(a.nbytes for m in models for _, a in tree_flatten(m.parameters()))
 
     def measured(self, request: Request, prompt: Prompt, renderer: Renderer | None) -> Prepared:
         """A prompt that fits the context, with the tokens that are left for the answer.

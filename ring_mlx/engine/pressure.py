@@ -18,11 +18,11 @@ class Watch:
     """Asks macOS between steps, on the thread that owns the snapshots.
 
     At a warning half of the snapshots' bytes go, least useful snapshots first. When memory is critical, all go that no
-    running prompt uses. The budget stays that small until all is normal again. Snapshots on disk stay.
+    running prompt uses. Those of a draft model (``spare``) all go at a warning. The budget stays that small until all is normal again. Snapshots on disk stay.
     """
 
-    def __init__(self, tree: SnapshotTree) -> None:
-        self._tree, self._next = tree, 0.0
+    def __init__(self, tree: SnapshotTree, spare: SnapshotTree | None = None) -> None:
+        self._tree, self._spare, self._next = tree, spare, 0.0
         self._most_bytes: int | None = None
         self._dropped, self._told = 0, False
 
@@ -42,7 +42,11 @@ class Watch:
             if self._most_bytes is not None:
                 self._most_bytes = None
                 self._tree.squeeze(None)
+                if self._spare is not None:
+                    self._spare.squeeze(None)
             return
+        if self._spare is not None:
+            self._spare.squeeze(0)
         if level >= macos.CRITICAL:
             self._most_bytes = 0
         elif self._most_bytes is None:

@@ -29,11 +29,18 @@ def soon(row: Row) -> int:
     return len(row.prompt.ids) + min(row.limit, len(row.tokens) + GROW_TOKENS)
 
 
-def fit(config: RingConfig, held_bytes: int, reading: Iterable[Row], lengths: Sequence[int]) -> bool:
+def fit(
+    config: RingConfig,
+    held_bytes: int,
+    reading: Iterable[Row],
+    lengths: Sequence[int],
+    draft: RingConfig | None = None,
+) -> bool:
     """Whether sequences of these lengths fit, each of which takes as much as the longest.
 
     ``held_bytes`` are those of the batch's caches; with those of prompts that are being read they are a part of it.
     """
     held = held_bytes + sum(row.reader.live.cache.nbytes for row in reading)
-    needed = len(lengths) * memory.cache_bytes(config, max(lengths))
+    models = [config] if draft is None else [config, draft]
+    needed = len(lengths) * sum(memory.cache_bytes(c, max(lengths)) for c in models)
     return mx.get_active_memory() - held + needed <= memory.budget_bytes()

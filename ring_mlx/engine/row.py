@@ -67,6 +67,7 @@ class Row:
         self.tokens: list[int] = []
         self._token: tuple[int, mx.array] | None = None
         self.reused = self.known = 0
+        self.points: dict[int, str] = {}  # of the prompt, where others may go on
         self.counts = Counts()
         self.picker: Picker | None = None  # of a row that waits within its answer
         self._steps: Iterator[int] = iter(())
@@ -121,6 +122,7 @@ class Row:
         if self.renderer is not None and not self.request.aside:
             points = branch_points(self.renderer, self.request.prompt, self.prompt, self.known)
             points = {min(at, len(self.ids)): kind for at, kind in points.items()}
+            self.points = points
         began = time.perf_counter()
         told = (SCORED_TOKENS, self._tell_prompt) if self.request.prompt_logprobs else ()
         for known in self.reader.read(self.ids, points, self.request.stopped.is_set, *told):

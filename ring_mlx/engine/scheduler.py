@@ -18,6 +18,7 @@ from ring_mlx.engine.events import End
 from ring_mlx.engine.fairness import ClientTurns
 from ring_mlx.engine.loaded import LoadedModel
 from ring_mlx.engine.metrics import Metrics
+from ring_mlx.engine.model_drafts import ModelDrafts
 from ring_mlx.engine.pressure import Watch
 from ring_mlx.engine.reading import PromptReader
 from ring_mlx.engine.request import Request, as_ring_error
@@ -43,7 +44,8 @@ class Scheduler:
         if self._store is not None:
             self._tree.save_first = self._store.save_dropped
         self.reader = loaded.reader(self._tree, self._store)
-        self.pressure, self._wired = Watch(self._tree), Wired()
+        self._draft_tree = loaded.drafts.tree if isinstance(loaded.drafts, ModelDrafts) else None
+        self.pressure, self._wired = Watch(self._tree, self._draft_tree), Wired()
         self._reading: deque[Row] = deque()
         self._rows: dict[int, Row] = {}
         self._paused: deque[Row] = deque()
@@ -72,13 +74,13 @@ class Scheduler:
         """Whether one more sequence fits, besides those in work at their likely lengths."""
         rows = [*self._reading, *self._rows.values()]
         lengths = [length, *(room.likely(len(row.prompt.ids), row.limit, len(row.tokens)) for row in rows)]
-        return room.fit(self.loaded.model.config, self._batch.nbytes, self._reading, lengths)
+        return room.fit(self.loaded.model.config, self._batch.nbytes, self._reading, lengths, self.loaded.draft_config)
 
     def _make_room(self) -> None:
         """Let the answers that came last wait until those left can grow; what they have is read again when they go on."""
         while len(self._rows) > 1:
             lengths = [room.soon(row) for row in (*self._reading, *self._rows.values())]
-            if room.fit(self.loaded.model.config, self._batch.nbytes, self._reading, lengths):
+            if room.fit(self.loaded.model.config, self._batch.nbytes, self._reading, lengths, self.loaded.draft_config):
                 return
             number, row = max(self._rows.items(), key=lambda pair: pair[1].request.arrived)
             row.picker = self._batch.picker(number)
@@ -119,9 +121,12 @@ class Scheduler:
         self.metrics.count("cached_tokens_total", row.reused)
         self._reading.append(row)
 
-    def _drafts_of(self, request: Request) -> DraftSource | None:
+    def _drafts_of(self, row: Row) -> DraftSource | None:
         """Where the drafts of an answer come from; what is asked beside a conversation is no part of it."""
+        request = row.request
         drafts = None if request.aside else self.loaded.drafts
+        if isinstance(drafts, ModelDrafts):
+            drafts = drafts.at(row.points)
         return Predicted(drafts, request.predicted) if drafts is not None and request.predicted else drafts
 
     def _reader_of(self, request: Request) -> PromptReader:
@@ -235,7 +240,7 @@ class Scheduler:
             "paused": len(self._paused),
             "batch_bytes": self._batch.nbytes,
             "snapshots": len(self._tree),
-            "snapshot_bytes": self._tree.nbytes,
+            "snapshot_bytes": self._tree.nbytes + (self._draft_tree.nbytes if self._draft_tree else 0),
         }
 
     @staticmethod
@@ -276,7 +281,7 @@ class Scheduler:
             constraint=row.constraint,
             picker=row.picker,
             max_tokens=row.limit - len(row.tokens),
-            drafts=self._drafts_of(row.request),
+            drafts=self._drafts_of(row),
         )
         row.count(self._batch.counts(number))
         self._rows[number] = row

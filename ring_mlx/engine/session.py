@@ -62,7 +62,7 @@ class Session(AbstractContextManager["Session"]):
         options: Of `ring_mlx.engine.events.SessionOptions`: ``revision``, ``exact``, ``decay_layer_offset``,
             ``expert_cache_bytes``, ``adapter_path``, ``kv_quantization``, ``memory_budget_bytes``, ``store``,
             ``store_budget_bytes``, ``store_kv_bits``, ``prefill_step_tokens``, ``snapshot_every_tokens``, ``read_ahead``,
-            ``speculate``.
+            ``speculate``, ``draft_model``.
     """
 
     def __init__(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import mlx.core as mx
 
@@ -14,6 +15,25 @@ from ring_mlx.model.model import Model
 from ring_mlx.model.tentative import Place
 
 LONG = 4  # n-grams of which a fixed number of tokens is drafted rather than by the model
+
+
+class DraftCache:
+    """A draft model's cache, and the number of tokens of the text that it has read; here of one text only."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.cache, self.read = model.make_cache(), 0
+
+    def forget(self) -> None:
+        """Begin with nothing read."""
+        self.cache, self.read = self._model.make_cache(), 0
+
+    def next_place(self, end: int) -> int:
+        """Where reading up to ``end`` must pause, so that the cache can be kept there."""
+        return end
+
+    def keep(self, tokens: Sequence[int]) -> None:
+        """Keep what the cache is now, after these tokens, if another text may go on from here."""
 
 
 class DraftModel:
@@ -26,12 +46,20 @@ class DraftModel:
         model: With the tokenizer of the model that it drafts for, and as many rows in its embedding.
         tokens: The text so far; `add` brings what follows.
         step_tokens: Tokens of the text that are read at once, by default `prefill_step_or_default`.
+        cache: Has read a part of the text, not all of it; by default nothing.
     """
 
-    def __init__(self, model: Model, tokens: Iterable[int] = (), step_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokens: Iterable[int] = (),
+        step_tokens: int | None = None,
+        cache: DraftCache | None = None,
+    ) -> None:
         self._model, self._step_tokens = model, prefill_step_or_default(step_tokens)
-        self._tokens, self._read = list(tokens), 0
-        self._forget()
+        self._tokens, self._held = list(tokens), cache or DraftCache(model)
+        self._ahead: deque[tuple[int, Place]] = deque()  # drafts that were read, and where the cache was before each
+        self._next = mx.zeros((1,), dtype=mx.int32)
 
     def add(self, token: int) -> None:
         """Take the next token of the text."""
@@ -40,7 +68,7 @@ class DraftModel:
             return
         drafted, before = self._ahead.popleft()
         if drafted == token:
-            self._read += 1
+            self._held.read += 1
         else:
             before.go_back()
             self._ahead.clear()
@@ -50,43 +78,67 @@ class DraftModel:
         """Whether the text fills the model's context, so that it drafts no more."""
         return len(self._tokens) + MOST_TOKENS > self._model.config.context_tokens
 
+    @property
+    def unread(self) -> int:
+        """Tokens of the text that are read before the next draft, beside the few that a draft reads itself."""
+        count = len(self._tokens) - self._held.read
+        return count if count > MOST_TOKENS + 1 else 0
+
     def draft(self, most: int) -> Draft:
         """At most so many tokens that may come next; none where it `is_full`."""
         if self.is_full:
             return Draft([], MODEL)
-        try:
-            self._read_to(0)
+        with self._forgetting():
+            self._read_to(len(self._tokens))
             return Draft(self._likeliest(most), MODEL)
-        except BaseException:  # which may have come in the middle of the layers
-            self._forget()
-            raise
+
+    def next_piece(self) -> int:
+        """Tokens that `catch_up` reads, one step at most."""
+        return min(self.unread, self._step_tokens)
 
     def catch_up(self) -> None:
-        """Read the text but for its last tokens, which the next draft reads."""
+        """Read a step of the text if more than its last tokens are unread."""
+        with self._forgetting():
+            self._read_to(self._held.read + self.next_piece())
+
+    def end(self) -> None:
+        """The text ends here: keep what was read of it."""
+        with self._forgetting():
+            if self._ahead:
+                self._ahead[0][1].go_back()
+                self._ahead.clear()
+            self._held.keep(self._tokens[: self._held.read])
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Begin anew after a failure, which may have come in the middle of the layers."""
         try:
-            self._read_to(MOST_TOKENS + 1)
+            yield
         except BaseException:
-            self._forget()
+            self._held.forget()
+            self._ahead.clear()
             raise
 
-    def _read_to(self, behind: int) -> None:
-        """Read the text if more than so many of its last tokens are unread."""
-        unread = mx.array(self._tokens[self._read :], dtype=mx.int32)
-        if unread.size <= behind:
-            return
-        if unread.size <= MOST_TOKENS + 1:
-            self._next = self._step(unread)
-        else:
-            sizes = step_sizes(unread.size, self._step_tokens)
-            *_, (_, logits) = prefill(unread, self._model, self._cache, sizes)
-            self._next = mx.argmax(logits, axis=-1)
-        self._read = len(self._tokens)
+    def _read_to(self, end: int) -> None:
+        """Read the text up to a place, pausing where the cache is to be kept."""
+        held = self._held
+        while held.read < end:
+            place = held.next_place(end)
+            unread = mx.array(self._tokens[held.read : place], dtype=mx.int32)
+            if unread.size <= MOST_TOKENS + 1:
+                self._next = self._step(unread)
+            else:
+                *_, (_, logits) = prefill(unread, self._model, held.cache, step_sizes(unread.size, self._step_tokens))
+                self._next = mx.argmax(logits, axis=-1)
+            held.read = place
+            if place < end:
+                held.keep(self._tokens[:place])
 
     def _likeliest(self, most: int) -> list[int]:
         """The tokens that were read ahead of the text, and more of them, up to the last, which is not read."""
         following, places = [self._next], []
         while len(self._ahead) + len(following) < most:
-            places.append(Place(self._cache))
+            places.append(Place(self._held.cache))
             following.append(self._step(following[-1]))
         self._next = following[-1]
         tokens: list[int] = mx.concatenate(following).tolist()  # type: ignore[assignment]
@@ -95,13 +147,7 @@ class DraftModel:
 
     def _step(self, tokens: mx.array) -> mx.array:
         """Read tokens [T]; returns the likeliest one after them [1]."""
-        return mx.argmax(forward(tokens[None], self._model, self._cache)[:, 0], axis=-1)
-
-    def _forget(self) -> None:
-        """Start with an empty cache."""
-        self._cache, self._read = self._model.make_cache(), 0
-        self._ahead: deque[tuple[int, Place]] = deque()  # drafts that were read, and where the cache was before each
-        self._next = mx.zeros((1,), dtype=mx.int32)
+        return mx.argmax(forward(tokens[None], self._model, self._held.cache)[:, 0], axis=-1)
 
 
 class LookupOrModel:
@@ -111,7 +157,7 @@ class LookupOrModel:
     """
 
     def __init__(self, lookup: Drafter, model: DraftModel, pace: Pace) -> None:
-        self._lookup, self._model, self._pace = lookup, model, pace
+        self.lookup, self._model, self._pace = lookup, model, pace
         self._unused = Draft([], 0)  # what a lookup says in the place of which the model drafts
 
     def add(self, token: int) -> None:
@@ -119,28 +165,44 @@ class LookupOrModel:
         if self._unused.tokens:
             self._pace.compared(self._unused.length, self._unused.tokens[0] == token)
             self._unused = Draft([], 0)
-        self._lookup.add(token)
+        self.lookup.add(token)
         self._model.add(token)
 
     def guess(self) -> Draft:
         """The next token by lookup, or none where the model would draft."""
-        found = self._lookup.draft(1)
-        if self._model.is_full or self._is_better(found):
+        found = self.lookup.draft(1)
+        if self._model.is_full or self._is_better(found) or not self._is_ready():
             return found
         self._unused = found
         return Draft([], MODEL)
 
     def draft(self, most: int) -> Draft:
         """At most so many tokens that may come next."""
-        found = self._lookup.draft(most)
-        if self._model.is_full or self._is_better(found):
+        found = self.lookup.draft(most)
+        if self._model.is_full or self._is_better(found) or not self._is_ready():
             return found
-        self._model.catch_up()
         began = time.perf_counter()
         found = self._model.draft(most)
         if found.tokens:
             self._pace.drafting(len(found.tokens), time.perf_counter() - began)
         return found
+
+    def end(self) -> None:
+        """The text ends here."""
+        self._model.end()
+
+    def _is_ready(self) -> bool:
+        """Whether the model has read the text, of which it reads a step at a time where that may be."""
+        while count := self._model.next_piece():
+            if not self._pace.may_read(count):
+                return False
+            mx.synchronize()  # what runs now is no part of its time
+            began = time.perf_counter()
+            self._model.catch_up()
+            self._pace.reading(count, time.perf_counter() - began)
+            if not self._pace.always:
+                return not self._model.next_piece()
+        return True
 
     def _is_better(self, found: Draft) -> bool:
         """Whether a lookup promises more than the model."""
