@@ -13,12 +13,15 @@ from ring_mlx.engine.events import Statistics
 from ring_mlx.generation.draft_sources import Predicted, PromptDrafts
 from ring_mlx.generation.drafts import Draft, Pace
 from ring_mlx.serve.replies import usage_of
-from tests.serving import CHAT, send, user
+from tests.serving import CHAT, metric, send, user
 from tui.gauges import gauges
 from tui.messages import Figures, Loaded, ModelChoice, Sampling
 from tui.records import record_lines, record_of
 
 EDIT = "Send this back with one change: one two three four five six seven eight nine ten eleven twelve"
+
+
+REPEATING = "Repeat: one two three four five. one two three four five. one two three four"
 
 
 @pytest.mark.parametrize(("given", "value"), [([], None), (["off"], "off"), (["auto"], "auto"), (["7"], 7)])
@@ -52,6 +55,22 @@ def test_a_record_and_the_status_line_say_what_was_drafted():
 def test_the_usage_has_openais_names():
     details = usage_of(Statistics(generated_tokens=9, drafted_tokens=7, accepted_tokens=4))["completion_tokens_details"]
     assert (details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]) == (4, 3)
+
+
+def test_every_route_counts_drafts(serve):
+    server, found = serve(speculate=4), {}
+    for path, messages in ((CHAT, "messages"), ("/v1/responses", "input"), ("/v1/messages", "messages")):
+        most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+        status, _, reply = send(
+            server, "POST", path, {messages: user(REPEATING), "temperature": 0, most: 60, "model": "toy"}
+        )
+        assert status == 200
+        usage = reply["usage"]
+        details = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or usage
+        found[path] = details["accepted_prediction_tokens"]
+        assert details["rejected_prediction_tokens"] >= 0
+    assert found[CHAT] > 0 < found["/v1/responses"]
+    assert metric(server, "accepted_tokens_total") == sum(found.values())
 
 
 def test_a_text_that_is_expected_is_no_part_of_the_sequence():

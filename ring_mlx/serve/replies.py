@@ -161,9 +161,16 @@ def usage_of(s: Statistics) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": s.reused_tokens},
         "completion_tokens_details": {
             "reasoning_tokens": s.thinking_tokens,
-            "accepted_prediction_tokens": s.accepted_tokens,
-            "rejected_prediction_tokens": s.drafted_tokens - s.accepted_tokens,
+            **drafts_of(s),
         },
+    }
+
+
+def drafts_of(s: Statistics) -> dict[str, int]:
+    """Tokens that were drafted, in OpenAI's words; other APIs have none, and their clients take further fields."""
+    return {
+        "accepted_prediction_tokens": s.accepted_tokens,
+        "rejected_prediction_tokens": s.drafted_tokens - s.accepted_tokens,
     }
 
 

@@ -10,6 +10,7 @@ from ring_mlx.serve.answer import Answer, Piece, new_id
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.messages.blocks import REPLACES, SIGNATURE
 from ring_mlx.serve.protocol import ApiRequest
+from ring_mlx.serve.replies import drafts_of
 
 REASONS = {"tool_calls": "tool_use", "length": "max_tokens", "stop": "end_turn"}
 TYPES = {
@@ -134,6 +135,7 @@ class MessagesReply(Answer):
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": s.reused_tokens,
             "output_tokens": s.generated_tokens,
+            **drafts_of(s),
         }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ring_mlx.engine.events import AnswerText, End, Event, Revised, Statistics, ThinkingText, ToolCall
 from ring_mlx.serve.answer import Answer, Call, Piece, new_id
 from ring_mlx.serve.failures import ApiError
-from ring_mlx.serve.replies import chat_logprob
+from ring_mlx.serve.replies import chat_logprob, drafts_of
 from ring_mlx.serve.responses.request import ResponsesRequest
 
 PREFIX = {"reasoning": "rs_", "message": "msg_", "function_call": "fc_"}
@@ -229,6 +229,9 @@ def usage_of(s: Statistics) -> dict[str, Any]:
         "input_tokens": s.prompt_tokens,
         "input_tokens_details": {"cached_tokens": s.reused_tokens},
         "output_tokens": s.generated_tokens,
-        "output_tokens_details": {"reasoning_tokens": s.thinking_tokens},
+        "output_tokens_details": {
+            "reasoning_tokens": s.thinking_tokens,
+            **drafts_of(s),
+        },
         "total_tokens": s.prompt_tokens + s.generated_tokens,
     }
