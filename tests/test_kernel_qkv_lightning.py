@@ -10,6 +10,7 @@ from metal_kernels.lightning_attn import fused_recurrent
 from metal_kernels.lightning_attn.fused_recurrent import fused_qkv_lightning_attn
 from metal_kernels.lightning_attn.naive import naive_qkv_lightning_attn
 from metal_kernels.recorded import find
+from ring_mlx.model.attention import first_of
 from tests import kernel_reference as reference
 from tests.compare import assert_close
 from tests.kernel_backends import BARRIER, backends, barriers, is_caught, mutated, takes
@@ -126,6 +127,25 @@ def test_tokens_one_by_one_equal_all_at_once(backend):
             parts.append(o)
     assert_close(mx.concatenate(parts, axis=1), whole, 1e-6)
     assert_close(S, state, 1e-6)
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+@pytest.mark.parametrize(("T", "D"), [(2, 32), (3, 64), (4, 96), (5, 128), (6, 256), (7, 32), (8, 64)])
+def test_every_number_of_a_step_s_tokens_may_be_kept_of_each_row(backend, T, D):
+    """States and outputs are those of the naive recurrence of each row over the tokens that it keeps."""
+    offsets = [0, 7, 1000]
+    for n in range(T + 1):
+        kept = (n, T - n, n // 2)
+        args = arguments(B=3, T=T, H=2, D=D, dtype=mx.float32, offset=mx.array(offsets), mask=first_of(kept, T))
+        with launch.use(backend):
+            o, state = fused_qkv_lightning_attn(*args)
+        qkv, *weights, _, decay_rate, scale, eps, before, _ = args
+        for b, count in enumerate(kept):
+            row = qkv[b : b + 1, :count], *weights, offsets[b], decay_rate, scale, eps, before[b : b + 1], None
+            expected = naive_qkv_lightning_attn(*row) if count else (o[b : b + 1, :0], before[b : b + 1])
+            assert_close(state[b : b + 1], expected[1], 1e-6)
+            if count:
+                assert_close(o[b : b + 1, :count], expected[0], 1e-6)
 
 
 @pytest.mark.parametrize("backend", backends("fast"))

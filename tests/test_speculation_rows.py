@@ -111,15 +111,19 @@ def join(batch, model, alone, n, rule="every third", most=MOST_TOKENS):
     return batch.add(**start, history=PROMPTS[n], drafts=source, max_tokens=MOST, **how(n))
 
 
-def check_cache(model, cache, ids, tolerance=1e-5):
-    """A cache that has read these tokens, neither more nor less."""
+def check_cache(model, cache, ids, tolerance=1e-6):
+    """A cache that has read these tokens, neither more nor less.
+
+    States differ by the rounding of float32, as those of a prompt differ with the steps in which it is read: by 5e-7 of their
+    size here. Keys of later layers add up the differences of all before them.
+    """
     right = model.make_cache()
     model(mx.array([ids]), right)
     assert cache.offset == len(ids)
     for mine, other in zip(cache, right, strict=True):
         if isinstance(mine, KVCache):
             for a, b in ((mine.keys, other.keys), (mine.values, other.values)):
-                assert_close(a[..., : mine.offset, :], b[..., : mine.offset, :], tolerance)
+                assert_close(a[..., : mine.offset, :], b[..., : mine.offset, :], 2 * tolerance)
         else:
             assert_close(mine[0], other[0], tolerance)
 
