@@ -14,6 +14,8 @@ from metal_kernels import launch
 from metal_kernels.fused_qmv import fused as fused_qmv
 from ring_mlx import load_model
 from ring_mlx.model.moe import bundle_experts
+from ring_mlx.model.tentative import Tentative
+from ring_mlx.tuning import kernel_check
 from ring_mlx.tuning.kernel_check import check_kernels
 from tests.compare import assert_close
 from tests.kernel_backends import backends, proving
@@ -190,6 +192,25 @@ def test_right_kernels_prove_themselves_when_a_model_is_loaded(backend):
     verdicts = {entry["kernel"]: entry["passed"] for entry in where.ledger.entries()}
     assert all(verdicts.values())
     assert {"ring_fused_qmv", "ring_fused_recurrent", "ring_simd_chunk", "ring_decode_down"} <= set(verdicts)
+
+
+@pytest.mark.parametrize("backend", backends("fast"))
+def test_steps_of_several_tokens_are_tried_when_a_model_is_loaded(backend, monkeypatch):
+    model, where = make_model(**PACKABLE), proving(backend.constructor, backend.name)
+    monkeypatch.setattr(kernel_check, "STEPS_S", 1e9)
+    with launch.use(where):
+        check_kernels(model, speculates=True)
+        known = len(where.ledger.entries())
+        cache = model.make_cache()
+        model(tokens(9), cache, last_only=True)
+        for count in range(2, 9):
+            Tentative(model, cache, tokens(count).tolist()).keep([1])
+    assert len(where.ledger.entries()) == known
+    late = proving(backend.constructor, backend.name)
+    monkeypatch.setattr(kernel_check, "STEPS_S", 0.0)
+    with launch.use(late):
+        check_kernels(model, speculates=True)
+    assert 0 < len(late.ledger.entries()) < known
 
 
 @pytest.mark.parametrize("backend", backends("fast"))

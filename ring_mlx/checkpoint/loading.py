@@ -147,7 +147,7 @@ def _get_ready(model: Model, folder: Path, progress: Progress | None) -> None:
     except RuntimeError as e:
         raise WeightsError(f"the weights in {folder} cannot be read ({e}); check the disk and the memory.") from None
     with DEVICE:
-        check_kernels(model)
+        check_kernels(model, speculates=True)
         settle(model, progress)
     if progress:
         progress(len(model.layers) + 1, len(model.layers) + 1)
