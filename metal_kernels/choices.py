@@ -101,7 +101,8 @@ for _size, _words in ((FEW, "2 to 4 tokens"), (EIGHT, "5 to 8 tokens")):
     TABLE[f"gate_qmv/{_size}"] = _ours(f"gate, product and residual of {_words}", HALF, DOUBLE, default=_default)
     TABLE[f"add_qmv/{_size}"] = _ours(f"product and residual of {_words}", HALF, DOUBLE, default=_default)
     TABLE[f"norm_router/{_size}"] = _ours(f"norm and router's product of {_words}", HALF, DOUBLE)
-    TABLE[f"head/{_size}"] = _ours(f"last norm and head of {_words}; tiles a threadgroup", HALF, DOUBLE)
+    _about = f"last norm and head of {_words}; tiles a threadgroup"
+    TABLE[f"head/{_size}"] = _ours(_about, HALF, DOUBLE, default={"metal": MLX})
     TABLE[f"few_queries/{_size}"] = _ours(f"attention of {_words}", default={"metal": MLX})
     TABLE[f"many_keys/{_size}"] = _ours(f"attention of {_words} over more than 1,024", default={"metal": MLX})
 
