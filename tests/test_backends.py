@@ -49,7 +49,7 @@ def test_a_switch_and_a_gpu_without_backend_mean_plain_forms(gpu, monkeypatch):
     assert launch.backend() is None
 
 
-@pytest.mark.parametrize("values", [[7], [1, 2, 3]])
+@pytest.mark.parametrize("values", [[7], [5, 6], [1, 2, 3]])
 def test_numbers_are_made_resident_on_cuda_and_stay_what_they_are(values):
     x = mx.array(values, mx.int32)
     with launch.use(launch.Backend("metal", print)):

@@ -92,7 +92,9 @@ class DecodeStep:
         if not self._pieces or compiled_for != self._compiled_for or self._weights.have_changed():
             self._compile()
             self._compiled_for = compiled_for
-        position = resident(mx.array([offset], mx.int32)) if isinstance(offset, int) else offset
+        position = mx.array([offset], mx.int32) if isinstance(offset, int) else offset
+        if position.size <= 2:  # of more rows the device itself counts them, in memory of its own
+            position = resident(position)
         o: mx.array | None = None
         is_tentative = bool(self._linear) and hasattr(caches[self._linear[0]], "tentative")
         folded = self._folded(caches, position, masks[True]) if is_tentative else None
