@@ -84,6 +84,7 @@ def qkv_lightning_attn(
     offset: int | array,
     state: array | None = None,
     mask: array | None = None,
+    each: bool = False,
 ) -> tuple[array, array]:
     """Same contract as `naive_qkv_lightning_attn`; ``heads`` has norms and rotation, and as many of k and v as of q."""
 
@@ -92,13 +93,13 @@ def qkv_lightning_attn(
         o, after = lightning_attn(q, k, v, decay_rate, scale, state, mask)
         return o.reshape(*o.shape[:2], -1), after
 
-    if launch.backend() is None:
+    if launch.backend() is None and not each:
         return separately()
     h, where = heads, launch.positions(offset)
     rotation = qkv, h.q_weight, h.k_weight, h.inv_freq, h.rope_scale, where
-    arguments = *rotation, decay_rate, scale, h.eps, state, mask
+    arguments = *rotation, decay_rate, scale, h.eps, state, mask, each
     kernel, plain = fused_qkv_lightning_attn, naive_qkv_lightning_attn
-    return _served("qkv_lightning_attn", kernel, plain, arguments, separately)
+    return _served("qkv_lightning_attn", kernel, plain, arguments, plain if each else separately)
 
 
 def qk_norm_rope(qkv: array, heads: Heads, offset: int | array) -> tuple[array, array, array]:

@@ -50,11 +50,18 @@ def qk_norm_rope(*arguments: Any) -> tuple[Array, Array, Array]:
 
 def qkv_lightning_attn(*arguments: Any) -> tuple[Array, Array]:
     """The contract of `naive_qkv_lightning_attn` in float64."""
-    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask = Recurrence(*arguments)
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask, each = Recurrence(
+        *arguments
+    )
     B, T, _ = qkv.shape
     H = decay_rate.shape[0]
     heads = qk_norm_rope(qkv, q_weight, k_weight, inv_freq, rope_scale, offset, eps, H, H)
-    o, S = lightning_attn(*(x.transpose(0, 2, 1, 3) for x in heads), decay_rate, scale, state, mask)
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in heads)
+    o, S = lightning_attn(q, k, v, decay_rate, scale, state, mask)
+    if each:
+        masks = [None if mask is None else mask[:, : t + 1] for t in range(T)]
+        read = ((x[:, : t + 1] for x in (q, k, v)) for t in range(T))
+        S = np.stack([lightning_attn(*r, decay_rate, scale, state, m)[1] for r, m in zip(read, masks, strict=True)])
     return o.reshape(B, T, -1), S
 
 

@@ -127,7 +127,9 @@ def _fused_recurrent(a: Arrays, t: Template) -> Sequence[mx.array]:
     state, mask = a["state"] if t["HAS_STATE"] else None, a["mask"] if t["HAS_MASK"] else None
     rotation = a["inv_freq"], _float(t["ROPE_SCALE"]), a["offset"]
     numbers = _float(t["SCALE"]), _float(t["EPS"])
-    return naive_qkv_lightning_attn(a["qkv"], *_norms(a, t), *rotation, a["decay_rate"], *numbers, state, mask)
+    return naive_qkv_lightning_attn(
+        a["qkv"], *_norms(a, t), *rotation, a["decay_rate"], *numbers, state, mask, t["EACH"]
+    )
 
 
 def _simd_chunk(a: Arrays, t: Template) -> Sequence[mx.array]:

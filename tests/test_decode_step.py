@@ -7,6 +7,7 @@ from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_map
 from mlx_lm.models.cache import KVCache
@@ -115,6 +116,19 @@ def test_tentative_tokens_go_through_the_pieces_and_are_taken_back(pieces, monke
         if not hasattr(a, "keys"):
             assert_close(a[0], b[0], 1e-6)
     assert cache.offset == other.offset == 6 + n
+
+
+def test_a_copy_does_not_keep_the_states_after_each_token(pieces):
+    model, ids = make_model(num_hidden_layers=4, layer_group_size=2), tokens(9)
+    cache = model.make_cache()
+    model(ids[:, :5], cache)
+    Tentative(model, cache, ids[:, 5:].tolist()).keep([2])
+    copied = cache.copy()
+    mx.eval(cache.state)
+    for a, b in zip(cache, copied, strict=True):
+        if not hasattr(a, "keys"):
+            assert mx.array_equal(a[0], b[0])
+            assert np.asarray(a[0]).ctypes.data != np.asarray(b[0]).ctypes.data
 
 
 def test_a_tentative_step_that_fails_between_pieces_leaves_the_cache_as_it_was(pieces, monkeypatch):

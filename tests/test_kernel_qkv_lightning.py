@@ -129,6 +129,18 @@ def test_tokens_one_by_one_equal_all_at_once(backend):
     assert_close(S, state, 1e-6)
 
 
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("mask", [None, mx.array([[True, True, False, True, True], [False, True, True, True, False]])])
+def test_the_state_after_each_token(backend, mask):
+    args = *arguments(T=5, D=32, R=16, dtype=mx.float32, mask=mask), True
+    check(backend, args)
+    with launch.use(backend):
+        (o, each), (whole, last) = fused_qkv_lightning_attn(*args), fused_qkv_lightning_attn(*args[:-1])
+    assert each.shape == (5, 2, 3, 32, 32)
+    assert mx.array_equal(each[-1], last)
+    assert mx.array_equal(o, whole)
+
+
 @pytest.mark.parametrize("backend", backends("fast"))
 @pytest.mark.parametrize(("T", "D"), [(2, 32), (3, 64), (4, 96), (5, 128), (6, 256), (7, 32), (8, 64)])
 def test_every_number_of_a_step_s_tokens_may_be_kept_of_each_row(backend, T, D):
@@ -183,10 +195,12 @@ def test_a_missing_barrier_is_caught(n):
         ("is_rotated = d < R;", "is_rotated = d <= R;"),
         ("far < 32", "far < 16"),
         ("i < SIMDGROUPS; i++) sum", "i < SIMDGROUPS - 1; i++) sum"),
+        ("t * states", "(t + 1) * states"),
+        ("* (D * D);", "* D;"),
     ],
 )
 def test_a_bound_off_by_one_is_caught(change):
-    args = arguments(B=1, D=64, R=32, dtype=mx.float32)
+    args = *arguments(B=1, D=64, R=32, dtype=mx.float32), True
     with mutated(fused_recurrent.KERNEL, change):
         assert is_caught(lambda: fused_qkv_lightning_attn(*args), naive_qkv_lightning_attn(*args))
 

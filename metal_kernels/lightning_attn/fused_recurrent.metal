@@ -3,7 +3,8 @@
 //   q_t, k_t = rotation by position of x / sqrt(mean(x^2) + eps) * weight
 //   S_t = exp(-s) S_{t-1} + k_t v_t^T  (S_{t-1} where masked),  o_t = scale q_t S_t
 //
-// Layout        qkv [B, N, 3 H D], rows [Q | K | V]; state [B, H, D, D], rows of K; o [B, N, H D]
+// Layout        qkv [B, N, 3 H D], rows [Q | K | V]; state [B, H, D, D], rows of K; o [B, N, H D]; new_state as state, or
+//               with EACH [N, B, H, D, D], that after each token
 // Grid          x: one threadgroup for each row b, head h and slice of COLUMNS columns of V: B H D / COLUMNS of them.
 // Threadgroup   SIMDGROUPS simdgroups. Each thread owns 4 adjacent columns of every ROWS-th row of the slice, in
 //               registers from the one read to the one write. Each simdgroup normalises and rotates whole heads of
@@ -62,6 +63,7 @@ const int b = threadgroup_position_in_grid.x / (SLICES * H);
 const int row = simd * (32 / LANES) + lane / LANES;
 const int column = slice * COLUMNS + lane % LANES * 4;
 const ulong first = (ulong(b * H + h) * D + row) * D + column;
+const ulong states = ulong(threadgroups_per_grid.x / SLICES) * (D * D);
 const float scale = as_type<float>(SCALE), eps = as_type<float>(EPS), rope_scale = as_type<float>(ROPE_SCALE);
 
 threadgroup float heads[2 * N * D];
@@ -98,6 +100,11 @@ for (int t = 0; t < N; t++) {
 #pragma unroll
     for (int i = 0; i < STEPS; i++) S[i] = S[i] * decay + v[t] * key[i * ROWS];
   }
+  if (EACH || t == N - 1) {
+    device float* const to = new_state + (EACH ? t * states : 0) + first;
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) *(device float4*)(to + i * (ROWS * D)) = S[i];
+  }
   float4 sum = float4(0.0f);
 #pragma unroll
   for (int i = 0; i < STEPS; i++) sum += S[i] * query[i * ROWS];
@@ -108,8 +115,6 @@ for (int t = 0; t < N; t++) {
     if (lane < LANES) partial[(t * SIMDGROUPS + simd) * COLUMNS + lane * 4 + e] = one;
   }
 }
-#pragma unroll
-for (int i = 0; i < STEPS; i++) *(device float4*)(new_state + first + i * (ROWS * D)) = S[i];
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
 for (int n = thread_index_in_threadgroup; n < N * COLUMNS; n += SIMDGROUPS * 32) {

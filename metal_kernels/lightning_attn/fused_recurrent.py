@@ -33,7 +33,9 @@ def fused_qkv_lightning_attn(*arguments: Any) -> tuple[mx.array, mx.array]:
     Raises NoKernelError unless there are 1 to 8 tokens, heads of a multiple of 32 up to 256, and both norm weights of
     one dtype or neither; ValueError if the state or the mask has another shape or dtype.
     """
-    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask = Recurrence(*arguments)
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask, each = Recurrence(
+        *arguments
+    )
     (B, T, width), dtype = qkv.shape, qkv.dtype
     H, R, offset = decay_rate.shape[0], 2 * inv_freq.shape[0], positions(offset)
     D = width // (3 * H)
@@ -59,11 +61,12 @@ def fused_qkv_lightning_attn(*arguments: Any) -> tuple[mx.array, mx.array]:
             *(("T", dtype), ("W", weight.dtype), ("N", T), ("H", H), ("D", D), ("R", R)),
             *(("COLUMNS", columns), ("SIMDGROUPS", SIMDGROUPS), ("NORM", q_weight is not None)),
             *(("HAS_STATE", state is not None), ("HAS_MASK", mask is not None), ("PER_ROW", offset.shape[0] > 1)),
+            ("EACH", each),
             *(("SCALE", bits(scale)), ("EPS", bits(eps)), ("ROPE_SCALE", bits(rope_scale))),
         ],
         grid=(B * H * (D // columns) * SIMDGROUPS * 32, 1, 1),
         threadgroup=(SIMDGROUPS * 32, 1, 1),
-        shapes=[(B, T, H * D), (B, H, D, D)],
+        shapes=[(B, T, H * D), (T, B, H, D, D) if each else (B, H, D, D)],
         dtypes=[dtype, mx.float32],
     )
     return o, new_state

@@ -57,6 +57,7 @@ class Recurrence(NamedTuple):
         qkv: [B, T, 3 * H * D], rows [Q | K | V], any float dtype.
         q_weight, k_weight, inv_freq, rope_scale, offset, eps: As of `Projection`.
         decay_rate, scale, state, mask: As of `naive_lightning_attn`, with K = V = D.
+        each: Whether the state after each token is wanted, so that the last tokens can be taken back.
     """
 
     qkv: array
@@ -70,6 +71,7 @@ class Recurrence(NamedTuple):
     eps: float
     state: array | None = None
     mask: array | None = None
+    each: bool = False
 
 
 def naive_qkv_lightning_attn(*arguments: Any) -> tuple[array, array]:
@@ -83,11 +85,20 @@ def naive_qkv_lightning_attn(*arguments: Any) -> tuple[array, array]:
         arguments: The fields of `Recurrence`.
 
     Returns:
-        o [B, T, H * D] in the dtype of ``qkv``, and S after the last token, [B, H, D, D] float32.
+        o [B, T, H * D] in the dtype of ``qkv``, and S after the last token, [B, H, D, D] float32; with ``each`` S after each, [T, B, H, D, D].
     """
-    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask = Recurrence(*arguments)
+    qkv, q_weight, k_weight, inv_freq, rope_scale, offset, decay_rate, scale, eps, state, mask, each = Recurrence(
+        *arguments
+    )
     H = decay_rate.shape[0]
     heads = naive_qk_norm_rope(qkv.astype(mx.float32), q_weight, k_weight, inv_freq, rope_scale, offset, eps, H, H)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in heads)
-    o, S = naive_lightning_attn(q, k, v, decay_rate, scale, state, mask)
-    return o.flatten(2).astype(qkv.dtype), S
+    tokens = [slice(t, t + 1) for t in range(q.shape[1])] if each else [slice(None)]
+    out, states, S = [], [], state
+    for t in tokens:
+        counted = None if mask is None else mask[:, t]
+        o, S = naive_lightning_attn(q[:, t], k[:, t], v[:, t], decay_rate, scale, S, counted)
+        out.append(o)
+        states.append(S)
+    o = mx.concatenate(out, axis=1).flatten(2).astype(qkv.dtype)
+    return o, mx.stack(states) if each else states[0]

@@ -191,18 +191,29 @@ class LinearAttention(_Attention):
         return self.close_gated(x, o, gate)
 
     def recur(
-        self, x: mx.array, norm: nn.RMSNorm, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
+        self,
+        x: mx.array,
+        norm: nn.RMSNorm,
+        state: mx.array | None,
+        mask: mx.array | None,
+        offset: int | mx.array,
+        each: bool = False,
     ) -> tuple[Result, mx.array, mx.array]:
-        """The same, from a given state; also returns the next state, and the projection that went into it."""
+        """The same, from a given state; also returns the next state as `fold` does, and the projection that went into it."""
         qkv, gate = self.project(x, norm, self.query_key_value, self.g_proj)
-        o, state = self.fold(qkv, state, mask, offset)
+        o, state = self.fold(qkv, state, mask, offset, each)
         return self.close_gated(x, o, gate), state, qkv
 
     def fold(
-        self, qkv: mx.array, state: mx.array | None, mask: mx.array | None, offset: int | mx.array
+        self,
+        qkv: mx.array,
+        state: mx.array | None,
+        mask: mx.array | None,
+        offset: int | mx.array,
+        each: bool = False,
     ) -> tuple[mx.array, mx.array]:
-        """The output of the heads for projected tokens qkv [B, T, 3 H D], and the state after them."""
-        return qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask)
+        """The output of the heads for projected tokens qkv [B, T, 3 H D], and the state after them or after each [T, ...]."""
+        return qkv_lightning_attn(qkv, self.heads(), self._decay_rate, self.scale, offset, state, mask, each)
 
     def close_gated(self, x: mx.array, o: mx.array, gate: mx.array) -> Result:
         """Through norm, gate and output projection; returns what `__call__` does."""

@@ -170,6 +170,9 @@ def _copy_layer(c: Any) -> Any:
     for name, value in vars(c).items():
         if isinstance(value, (mx.array, list, tuple)):
             setattr(twin, name, tree_map(lambda x: copy.copy(x) if isinstance(x, mx.array) else x, value))
+    if getattr(c, "is_part", False):  # of the states after each token of a step, all of which would stay in memory
+        twin.cache, twin.is_part = [x * 1 for x in c.cache], False
+        mx.eval(twin.cache)
     return twin
 
 

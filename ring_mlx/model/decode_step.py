@@ -100,12 +100,12 @@ class DecodeStep:
         folded = self._folded(caches, position, masks[True]) if is_tentative else None
         for linear, softmax, piece in self._pieces:
             states = [caches[i][0] for i in linear]
-            x, opened, after, projected = piece(x, o, states, position, masks[True], is_tentative)
+            x, opened, after, written = piece(x, o, states, position, masks[True], is_tentative)
             for i, state in zip(linear, after, strict=True):
                 caches[i][0] = state
             if folded is not None:
                 folded.before += states
-                folded.projected += projected
+                folded.written += written
             if softmax is not None:
                 q, k, v = opened
                 o = self.layers[softmax].attention.attend(q, k, v, masks[False], caches[softmax], position, self._few)
@@ -117,6 +117,8 @@ class DecodeStep:
         """What can take back the tokens of the step, for the `Tentative` that reads them."""
         assert self._fold is not None
         linear = [caches[i] for i in self._linear]
+        for c in linear:
+            c.is_part = True
         folded = FoldedLayers(self._fold, linear, position, mask)
         linear[0].tentative.append(folded)
         return folded
@@ -124,22 +126,28 @@ class DecodeStep:
 
 @dataclass
 class FoldedLayers:
-    """Tokens that a step has folded into the states of all linear layers, or of the first of them."""
+    """Tokens that a step has folded into the states of all linear layers, or of the first of them.
+
+    Of one sequence the states after each token were written, and one of them is kept: no launch, nothing read again, and n - 1
+    more states written. Of rows, of which each may keep another number, the projections stay and are folded again.
+    """
 
     fold: Callable[..., list[mx.array]]
     caches: Sequence[Any]
     position: mx.array
     mask: mx.array | None
     before: list[mx.array] = field(default_factory=list)
-    projected: list[mx.array] = field(default_factory=list)
+    written: list[mx.array] = field(default_factory=list)
 
     def keep(self, counts: tuple[int, ...]) -> None:
-        """Fold only the first so many tokens of each row; the rest counts as padding, so that one compiled function does."""
+        """Keep the first so many tokens of each row; folded, the rest counts as padding, so that one compiled function does."""
         states = self.before
-        if any(counts):
-            counted = first_of(counts, self.projected[0].shape[1])
+        if any(counts) and states[0].shape[0] == 1:
+            states = [each[counts[0] - 1] for each in self.written]
+        elif any(counts):
+            counted = first_of(counts, self.written[0].shape[1])
             mask = counted if self.mask is None else self.mask & counted
-            states = self.fold(self.projected, states, self.position, mask)
+            states = self.fold(self.written, states, self.position, mask)
             mx.async_eval(states)
         for c, state in zip(self.caches, states, strict=False):
             c[0] = state
@@ -184,13 +192,14 @@ def _piece(
         if last is not None:
             assert o is not None
             x = layers[last].close(x, o)
-        after, projected = [], []
+        after, written = [], []
+        each = is_tentative and x.shape[0] == 1
         for i, state in zip(linear, states, strict=True):
-            x, state, qkv = layers[i].recur(x, state, offset, mask)
-            after.append(state)
-            projected.append(qkv)
+            x, state, qkv = layers[i].recur(x, state, offset, mask, each)
+            after.append(state[-1] if each else state)
+            written.append(state if each else qkv)
         opened = () if softmax is None else layers[softmax].open(x, offset)
-        return x, opened, after, projected if is_tentative else []
+        return x, opened, after, written if is_tentative else []
 
     return compiled(run)
 

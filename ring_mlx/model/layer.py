@@ -34,10 +34,11 @@ class DecoderLayer(nn.Module):
         return self._feed_forward(x, r)
 
     def recur(
-        self, x: mx.array, state: mx.array, offset: mx.array, mask: mx.array | None
+        self, x: mx.array, state: mx.array, offset: mx.array, mask: mx.array | None, each: bool = False
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """A linear layer from one state to the next, both [B, H, K, V]; also the projection of x that went into it."""
-        (x, r), state, qkv = self.attention.recur(x, self.input_layernorm, state, mask, offset)
+        """A linear layer from one state to the next, both [B, H, K, V], or with ``each`` to those after each token,
+        [T, B, H, K, V]; also the projection of x that went into it."""
+        (x, r), state, qkv = self.attention.recur(x, self.input_layernorm, state, mask, offset, each)
         return self._feed_forward(x, r), state, qkv
 
     def open(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array]:

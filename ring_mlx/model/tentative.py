@@ -1,7 +1,8 @@
 """Reads several tokens, and keeps as many of the first as turn out right.
 
-Keys and values are cut off. The state S of a linear layer does not know its past, so the n tokens that stay are folded again
-into the state from before; their projections q, k and v are still there, so nothing is read twice::
+Keys and values are cut off. The state S of a linear layer does not know its past. In a compiled step of one sequence the state
+after each token was written, and that after the n tokens that stay is taken. Elsewhere they are folded again into the state
+from before; their projections q, k and v are still there, so nothing is read twice::
 
     S <- exp(-s n) S + sum_i exp(-s (n - i)) k_i v_i^T,  i = 1 .. n
 """
