@@ -211,7 +211,7 @@ def head(x: array, weight: array, eps: float, matrices: Matrices | None) -> arra
 
 def routed_moe(*arguments: Any) -> tuple[array, array, array] | None:
     """Same result as `naive_routed_moe` for one token, or None where its choice is made apart."""
-    if choices.variant("route", 1) != choices.WITHIN:
+    if choices.chosen("route/1") != choices.WITHIN:
         return None
     return _served("routed_moe", fused_routed_moe, naive_routed_moe, arguments, _nothing, _agree_routed)
 
