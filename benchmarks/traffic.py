@@ -234,7 +234,7 @@ def step_bytes(model: Model, tokens: int, context: int = 4096, threadgroups: int
 
     That is the rest of a step: MLX's operations, or our kernel for attention, ask for each key once for all tokens.
     """
-    others = ((one, count) for one, count in launches(model, tokens).items() if one.name != "ring_head")
+    others = ((one, count) for one, count in launches(model, tokens).items() if one.name != "ring_tall_qmv")
     found = ((count, measure(one, threadgroups)) for one, count in others)
     asked = sum(count * m.asked[name] for count, m in found for name in m.memory)
     head = sum(a.nbytes for a in model.lm_head.values() if isinstance(a, mx.array))

@@ -22,10 +22,8 @@ from metal_kernels.ends.fused import fused_embed, fused_peak
 from metal_kernels.ends.naive import naive_embed, naive_peak
 from metal_kernels.few_queries.fused import MAX_QUERIES, UNSPLIT_KEYS, fused_few_queries
 from metal_kernels.few_queries.naive import naive_few_queries
-from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_norm_qmv
-from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
-from metal_kernels.head.fused import fused_head
-from metal_kernels.head.naive import naive_head
+from metal_kernels.fused_qmv.fused import fused_add_qmv, fused_gate_qmv, fused_head, fused_norm_qmv
+from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_head, naive_norm_qmv
 from metal_kernels.heads import Heads
 from metal_kernels.lightning_attn import simd_chunk
 from metal_kernels.lightning_attn.chunk import chunk_lightning_attn

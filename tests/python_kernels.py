@@ -11,7 +11,6 @@ import mlx.core as mx
 from metal_kernels import Matrices, Packed
 from metal_kernels.ends.naive import naive_embed, naive_peak
 from metal_kernels.fused_qmv.naive import naive_add_qmv, naive_gate_qmv, naive_norm_qmv
-from metal_kernels.head.naive import naive_head
 from metal_kernels.launch import Kernel
 from metal_kernels.lightning_attn.chunk import chunk_lightning_attn
 from metal_kernels.lightning_attn.naive import naive_qkv_lightning_attn
@@ -82,17 +81,13 @@ def _fused_qmv(a: Arrays, t: Template) -> list[mx.array | None]:
     first, residual = _packed(a, t, "first"), a["residual"] if t["HAS_RESIDUAL"] else None
     eps = _float(t["EPS"])
     if t["PROLOGUE"] == 1:
-        both = Matrices(first, _packed(a, t, "second") if t["M"] else None)
+        both = Matrices(first, _packed(a, t, "second") if t["SECOND"] else None)
         return [*naive_norm_qmv(a["x"], a["weight"], eps, both, t["O"]), None][:2]
     if t["PROLOGUE"] == 2:
         y = naive_gate_qmv(a["x"], a["gate"], a["weight"], t["GROUPS"], eps, Matrices(first), residual)
     else:
         y = naive_add_qmv(a["x"], Matrices(first), residual)
     return [y, None]
-
-
-def _head(a: Arrays, t: Template) -> list[mx.array]:
-    return [naive_head(a["x"], a["weight"], _float(t["EPS"]), Matrices(_packed(a, t, "w")))]
 
 
 def _embed(a: Arrays, t: Template) -> list[mx.array]:
@@ -160,7 +155,7 @@ def _decode_down(a: Arrays, t: Template) -> list[mx.array]:
 
 FORMS: dict[str, Callable[[Arrays, Template], Sequence[mx.array | None]]] = {
     "fused_qmv": _fused_qmv,
-    "head": _head,
+    "tall_qmv": _fused_qmv,
     "embed": _embed,
     "peak": lambda a, t: naive_peak(a["x"]),
     "norm_router": _norm_router,

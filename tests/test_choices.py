@@ -46,15 +46,15 @@ def test_mlx_is_among_the_values_of_each_kernel():
 
 def test_what_is_tried_comes_before_what_is_applied_and_that_before_the_table():
     name = "norm_qmv/5-8"
-    assert choices.chosen(name, "cuda") == choices.MLX
+    assert choices.chosen(name, "cuda") == choices.TALL
     assert choices.chosen(name, "metal") == choices.KERNEL
     choices.apply({name: choices.HALF}, "cuda")
     assert choices.chosen(name, "cuda") == choices.HALF
     assert choices.chosen(name, "metal") == choices.KERNEL
     with choices.use({}):
-        assert choices.chosen(name, "cuda") == choices.MLX
+        assert choices.chosen(name, "cuda") == choices.TALL
     choices.apply({}, "cuda")
-    assert choices.chosen(name, "cuda") == choices.MLX
+    assert choices.chosen(name, "cuda") == choices.TALL
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ SETS = {
     "mlx": ("mlx",),
     "half": ("half", "half first", "other width"),
     "double": ("double", "double first"),
-    "second": ("half second", "double", "other width"),
+    "second": ("half second", "tall", "double", "other width"),
     "last": ("double second", "unsplit", "within", "half"),
 }
 
@@ -189,6 +189,7 @@ SAME_HERE = {
     ("recurrent/1", "other width"),
     ("experts/9+", "half"),
     *(("lightning_attn/9+", v) for v in ("half", "double", "unsplit")),
+    *((f"{name}_qmv/{n}", "kernel") for name in ("norm", "gate", "add") for n in ("2-4", "5-8")),
     *((f"many_keys/{n}", "mlx") for n in ("1", "2-4", "5-8")),
     *((f"head/{n}", v) for n in ("1", "2-4", "5-8") for v in ("mlx", "half", "double")),
 }

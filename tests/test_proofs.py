@@ -111,7 +111,7 @@ def spoiling(name, fault, only=lambda template: True):
 
 FAULTS = {
     "fused_qmv": one_element,
-    "head": one_element,
+    "tall_qmv": one_element,
     "norm_router": one_row,
     "router": raises,
     "qk_norm_rope": not_a_number,
@@ -161,7 +161,7 @@ VARIANTS = {
     "five tokens": ("fused_qmv", lambda t: t["TOKENS"] == 5),
     "a batch of three": ("fused_recurrent", lambda t: t["PER_ROW"]),
     "a state to go on from": ("simd_chunk", lambda t: t["HAS_STATE"]),
-    "two matrices": ("fused_qmv", lambda t: t["M"] > 0),
+    "two matrices": ("fused_qmv", lambda t: t["SECOND"] > 0),
     "a mask": ("simd_chunk", lambda t: t["HAS_MASK"]),
     "no router": ("norm_router", lambda t: t["E"] == 0),
 }

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import mlx.core as mx
 from mlx.core import array
 
 from metal_kernels import choices
 from metal_kernels.constants import BLOCKS, FLOATS, PACKS, bits
+from metal_kernels.fused_qmv import tall
 from metal_kernels.launch import Kernel
 from metal_kernels.packed import THREADGROUP_BYTES, Matrices, padded
 from metal_kernels.recorded import NoKernelError
 
-HERE = Path(__file__).parent
-KERNEL = Kernel(
-    HERE / "fused_qmv.metal",
-    ("x", "gate", "weight", *(f"{m}_{part}" for m in ("first", "second") for part in "wsb"), "residual"),
-    ("first", "second"),
-    (*PACKS, BLOCKS),
-)
+KERNEL = Kernel(tall.HERE / "fused_qmv.metal", tall.INPUTS, ("first", "second"), (*PACKS, BLOCKS))
 MAX_TOKENS = 8
 MAX_WIDTH = 8192
 SIMDGROUPS = 8  # of a threadgroup
 VALUES = 32  # of each row that a lane owns, at most
-PROLOGUES = {"add_qmv": 0, "norm_qmv": 1, "gate_qmv": 2}
+PROLOGUES = {"add_qmv": 0, "norm_qmv": 1, "head": 1, "gate_qmv": 2}
 
 # Rows a team: what a lane keeps of them in registers is 16 words of weights at 4 bits, 16 at 8, 32 where they are plain.
 # A threadgroup of mini (4 teams of 2 simdgroups) then reads 18 KB of 4-bit weights, 17 KB of 8-bit ones, beside the 8 or
@@ -67,6 +61,14 @@ def fused_add_qmv(x: array, matrices: Matrices, residual: array | None = None) -
     return _launch("add_qmv", x, x, None, matrices, residual)[0]
 
 
+def fused_head(x: array, weight: array, eps: float, matrices: Matrices) -> array:
+    """Same contract as `naive_head`, in one dispatch.
+
+    Raises NoKernelError as `fused_norm_qmv`, for two matrices, and for what `tall.cut` does not take.
+    """
+    return _launch("head", x, x, weight, matrices, None, eps=eps)[0]
+
+
 def _launch(
     name: str,
     x: array,
@@ -101,33 +103,44 @@ def _launch(
     common = x.dtype if weight is None or weight.dtype == x.dtype else mx.float32
     stored = dtype or common
     y = stored if residual is None else residual.dtype
-    packing = dict(matrices.first.template) | {"N": N, "M": M}
-    width = packing["BITS"]
+    how = None
+    if name == "head" or choices.variant(name, tokens) == choices.TALL:
+        how = tall.cut(name, matrices, tokens, groups, stored)
+    if how is None and name != "head":
+        how = _cut(name, matrices, tokens, groups, stored)
+    if how is None:
+        raise refusal
+    return how.kernel.launch(
+        [x, gate, x if weight is None else weight, *matrices.arrays, gate if residual is None else residual],
+        template=[
+            *(dict(matrices.first.template) | {"N": N, "SECOND": M}).items(),
+            *(("PROLOGUE", PROLOGUES[name]), ("GROUPS", groups), ("TOKENS", tokens)),
+            *(("W", matrices.first.weight.dtype), ("S", matrices.arrays[1].dtype)),
+            *(("T", common), ("O", stored), ("Y", y)),
+            *(("HAS_RESIDUAL", residual is not None), ("EPS", bits(eps))),
+            *how.template,
+        ],
+        grid=(how.threadgroups * how.threads, 1, 1),
+        threadgroup=(how.threads, 1, 1),
+        shapes=[(*leading, N), (*leading, M) if M else (1,)],
+        dtypes=[y, y],
+    )
+
+
+def _cut(name: str, matrices: Matrices, tokens: int, groups: int, dtype: mx.Dtype) -> tall.Cut | None:
+    """How this module's kernel cuts the product; None where it would need too much memory."""
+    width, K = matrices.first.stored_bits, matrices.first.shape[-1]
     rows = choices.scaled(ROWS[width], name, tokens)
     team = -(-K // (32 * VALUES))
     teams = max(1, SIMDGROUPS // team)
     owned = teams * rows
-    together = _together(tokens, K, stored.size)
+    together = _together(tokens, K, dtype.size)
     sums = 4 * together * groups * max(1, teams * team // groups), 4 * tokens * owned * team
-    if padded(together * K * stored.size, *sums, *matrices.first.factor_bytes(owned)) > THREADGROUP_BYTES:
-        raise refusal
-    return KERNEL.launch(
-        [x, gate, x if weight is None else weight, *matrices.arrays, gate if residual is None else residual],
-        template=[
-            *packing.items(),
-            *(("PROLOGUE", PROLOGUES[name]), ("GROUPS", groups)),
-            *(("W", matrices.first.weight.dtype), ("S", matrices.arrays[1].dtype)),
-            *(("T", common), ("O", stored), ("Y", y)),
-            *(("STEP", 128 // width if width in (8, 16, 32) else 32), ("P", math.gcd(K // groups, 8))),
-            *(("TEAM", team), ("TEAMS", teams), ("ROWS", rows), ("TOKENS", tokens)),
-            ("TOGETHER", together),
-            *(("HAS_RESIDUAL", residual is not None), ("EPS", bits(eps))),
-        ],
-        grid=((-(-N // owned) + -(-M // owned)) * teams * team * 32, 1, 1),
-        threadgroup=(teams * team * 32, 1, 1),
-        shapes=[(*leading, N), (*leading, M) if M else (1,)],
-        dtypes=[y, y],
-    )
+    if padded(together * K * dtype.size, *sums, *matrices.first.factor_bytes(owned)) > THREADGROUP_BYTES:
+        return None
+    sizes = ("STEP", 128 // width if width in (8, 16, 32) else 32), ("P", math.gcd(K // groups, 8)), ("TEAM", team)
+    template = [*sizes, ("TEAMS", teams), ("ROWS", rows), ("TOGETHER", together)]
+    return tall.Cut(KERNEL, template, sum(-(-w.shape[-2] // owned) for w in matrices.all), teams * team * 32)
 
 
 def _together(tokens: int, K: int, size: int) -> int:

@@ -4,8 +4,8 @@
 //   PROLOGUE 0: a = x;  1: a = weight * x / sqrt(mean(x^2) + eps);  2: a = linear_gate(x, gate) over GROUPS groups
 //   first = residual + a first_w^T,  second = a second_w^T
 //
-// Layout        x, gate [TOKENS, K]; weight [K]; first_w [N, K], second_w [M, K] packed alike;
-//               residual, first [TOKENS, N]; second [TOKENS, M]
+// Layout        x, gate [TOKENS, K]; weight [K]; first_w [N, K], second_w [SECOND, K] packed alike;
+//               residual, first [TOKENS, N]; second [TOKENS, SECOND]
 // Grid          x: rows of first_w, then of second_w; a threadgroup owns OWNED = TEAMS ROWS of them.
 // Threadgroup   TEAMS teams of TEAM simdgroups. A team owns ROWS rows: a lane keeps its blocks of STEP weights of each
 //               in registers, and the same blocks of a. For TOGETHER tokens at a time the threadgroup makes `a` once, in
@@ -25,8 +25,8 @@ constexpr int FIRST = (N + OWNED - 1) / OWNED;
 const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
 const int team = simd / TEAM, member = simd % TEAM * 32 + lane;
 const int index = threadgroup_position_in_grid.x;
-const bool is_second = M > 0 && index >= FIRST;
-const int rows = is_second ? M : N, first_row = (is_second ? index - FIRST : index) * OWNED;
+const bool is_second = SECOND > 0 && index >= FIRST;
+const int rows = is_second ? SECOND : N, first_row = (is_second ? index - FIRST : index) * OWNED;
 const auto w = is_second ? second_w : first_w;
 const auto s = is_second ? second_s : first_s;
 const auto b = is_second ? second_b : first_b;
@@ -47,7 +47,7 @@ for (int n = 0; n < ROWS; n++) {
   }
 }
 constexpr int PER_ROW = K / GROUP;
-constexpr bool IN_WORDS = N * PER_ROW * sizeof(S) % 4 == 0 && M * PER_ROW * sizeof(S) % 4 == 0;
+constexpr bool IN_WORDS = N * PER_ROW * sizeof(S) % 4 == 0 && SECOND * PER_ROW * sizeof(S) % 4 == 0;
 threadgroup uint scales[factor_words<MODE, OWNED, PER_ROW, S>()];
 threadgroup uint biases[MODE == 1 ? factor_words<MODE, OWNED, PER_ROW, S>() : 1];
 if constexpr (MODE != 0) {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import mlx.core as mx
 from mlx.core import array
 
 from metal_kernels.linear_gate.naive import naive_linear_gate
 from metal_kernels.packed import Matrices, Packed
+
+ROWS = 8192  # that are unpacked at once
 
 
 def naive_norm_qmv(
@@ -69,5 +73,15 @@ def naive_add_qmv(x: array, matrices: Matrices, residual: array | None = None) -
     return y.astype(x.dtype) if residual is None else (residual.astype(mx.float32) + y).astype(residual.dtype)
 
 
+def naive_head(x: array, weight: array, eps: float, matrices: Matrices) -> array:
+    """The last norm and the head: `naive_norm_qmv` of one matrix [N, K], whose rows are very many."""
+    return naive_norm_qmv(x, weight, eps, matrices)[0]
+
+
 def _product(x: array, w: Packed) -> array:
-    return x.astype(mx.float32) @ w.dequantize().T
+    return mx.concatenate([x.astype(mx.float32) @ part.dequantize().T for part in _parts(w)], axis=-1)
+
+
+def _parts(w: Packed) -> list[Packed]:
+    """Some rows each: a whole head, unpacked, would be gigabytes."""
+    return [w.map(itemgetter(slice(start, start + ROWS))) for start in range(0, w.shape[0], ROWS)]

@@ -1,15 +1,17 @@
-// Norm and product of 1 to 8 tokens with a matrix of very many rows, on simdgroup matrices: the head.
+// Products of 1 to 8 tokens with one or two packed matrices, with what stands before and after, on simdgroup matrices.
 //
-//   y = a w^T,  a = weight * x / sqrt(mean(x^2) + eps)
+//   PROLOGUE 0: a = x;  1: a = weight * x / sqrt(mean(x^2) + eps);  2: a = linear_gate(x, gate) over GROUPS groups
+//   first = residual + a first_w^T,  second = a second_w^T
 //
-// Layout        x [TOKENS, K]; weight [K]; w [N, K] packed; y [TOKENS, N]
-// Grid          x: rows of w; a threadgroup owns TILES tiles of 16, one after the other.
+// Layout        x, gate [TOKENS, K]; weight [K]; first_w [N, K], second_w [SECOND, K] packed alike;
+//               residual, first [TOKENS, N]; second [TOKENS, SECOND]
+// Grid          x: rows of first_w, then of second_w; a threadgroup owns TILES tiles of 16, one after the other.
 // Threadgroup   SIMDGROUPS simdgroups share out K in units of UNIT values: each keeps its OWN units of all tokens as tiles of M
 //               for good, and streams the same units of all rows past them. Sums of a tile meet in threadgroup memory.
-// Requires      UNIT 32 or 64, a divisor of K and of GROUP; the UNIT / 4 values of a lane fill whole words.
-// Computes      a is rounded to T before and after the norm's weight, as MLX's norm does, and is exact in M. So are codes,
-//               and sums are of float: scale and bias come in once a unit, with the unit's sum of a. y rounds once, to Y.
-//               Threadgroup memory: the larger of 8 UNIT sizeof(M) and 1 KB a simdgroup, 32 bytes a simdgroup, and the scales
+// Requires      UNIT 32 or 64, a divisor of K / GROUPS and of GROUP; the UNIT / 4 values of a lane fill whole words.
+// Computes      a is rounded to O, in the norm by way of T as MLX does, and is exact in M. So are codes, and sums are of
+//               float: scale and bias come in once a unit, with the unit's sum of a. y rounds once, to Y.
+//               Threadgroup memory: the larger of 8 UNIT sizeof(M) and 1 KB a simdgroup, 32 bytes a simdgroup or, of groups, a unit, and the scales
 //               and biases of 32 rows. Weights of AHEAD tiles are under way.
 //
 // A lane holds two adjacent columns of one row of an 8 x 8 tile, so four lanes have a row: its `pair` says which columns. Of a
@@ -82,12 +84,12 @@ METAL_FUNC vec<M, 2> code_pair(thread const uint* words, int m) {
 
 // A lane's words of the 16 rows from `first` on: of row `row` and of the one 8 below it. What would lie behind the last row or
 // unit is the last one's.
-template <int BITS, int N, int K, int UNIT, int OWN, typename W>
-METAL_FUNC void load_rows(const device W* w, uint first, int unit, int row, int pair, thread uint* words) {
+template <int BITS, int K, int UNIT, int OWN, typename W>
+METAL_FUNC void load_rows(const device W* w, uint first, uint rows, int unit, int row, int pair, thread uint* words) {
   constexpr int WORDS = UNIT / 4 * BITS / 32, UNITS = K / UNIT;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    const uint r = metal::min(first + uint(i * 8 + row), uint(N - 1));
+    const uint r = metal::min(first + uint(i * 8 + row), rows - 1);
 #pragma unroll
     for (int u = 0; u < OWN; u++) {
       const int at = metal::min(unit + u, UNITS - 1);
@@ -128,40 +130,50 @@ constexpr int EACH = UNIT / 4, PAIRS = EACH / 2, GAP = gap<MODE, BITS>(), WORDS 
 constexpr int STAGED = 8 * UNIT * sizeof(M), SUMS = 2 * 128 * sizeof(float), BYTES = STAGED > SUMS ? STAGED : SUMS;
 constexpr int PER_ROW = K / GROUP, PITCH = factor_pitch<PER_ROW, S>(), FACTORS = 16 * PITCH / 4;
 constexpr int A_THREAD = (16 * PER_ROW * sizeof(S) / 4 + THREADS - 1) / THREADS;
-constexpr bool IN_WORDS = N * PER_ROW * sizeof(S) % 4 == 0;
+constexpr bool IN_WORDS = N * PER_ROW * sizeof(S) % 4 == 0 && SECOND * PER_ROW * sizeof(S) % 4 == 0;
+constexpr int SQUARES = GROUPS > 1 ? UNITS : SIMDGROUPS, PARTS = SQUARES / GROUPS, FIRST = (N + TILES * 16 - 1) / (TILES * 16);
 const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup, index = thread_index_in_threadgroup;
 const int row = row_of(lane), pair = pair_of(lane), unit = simd * OWN;
-const uint first = threadgroup_position_in_grid.x * TILES * 16;
+const uint place = threadgroup_position_in_grid.x;
+const bool is_second = SECOND > 0 && place >= FIRST;
+const uint rows = is_second ? SECOND : N, begin = (is_second ? place - FIRST : place) * TILES * 16;
+const auto w = is_second ? second_w : first_w;
+const auto s = is_second ? second_s : first_s;
+const auto b = is_second ? second_b : first_b;
 threadgroup uint4 memory[SIMDGROUPS * BYTES / 16];
-threadgroup float squares[SIMDGROUPS * 8];
+threadgroup float squares[SQUARES * 8];
 
 threadgroup uint scales[MODE == 0 ? 1 : 2 * FACTORS], biases[MODE == 1 ? 2 * FACTORS : 1];  // of a tile and the next one
 
 uint words[AHEAD * 2 * OWN * WORDS], scale_words[AHEAD * A_THREAD], bias_words[AHEAD * A_THREAD];
 #pragma unroll
 for (int a = 0; a < AHEAD; a++) {
-  load_rows<BITS, N, K, UNIT, OWN>(w_w, first + a * 16, unit, row, pair, words + a * 2 * OWN * WORDS);
-  if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(w_s, first + a * 16, N, index, scale_words + a * A_THREAD);
-  if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(w_b, first + a * 16, N, index, bias_words + a * A_THREAD);
+  load_rows<BITS, K, UNIT, OWN>(w, begin + a * 16, rows, unit, row, pair, words + a * 2 * OWN * WORDS);
+  if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(s, begin + a * 16, rows, index, scale_words + a * A_THREAD);
+  if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(b, begin + a * 16, rows, index, bias_words + a * A_THREAD);
 }
 
 // Behind the first weights, which are under way meanwhile: the norm. Lanes of row t have token t, and the same quarter of a unit.
-float square = 0;
+if constexpr (PROLOGUE > 0) {
+  float square = 0;
 #pragma unroll
-for (int u = 0; u < OWN; u++) {
-  if (row < TOKENS && unit + u < UNITS) {
-    float v[EACH];
-    load_pack<EACH>(x + row * K + (unit + u) * UNIT + pair * EACH, v);
+  for (int u = 0; u < OWN; u++) {
+    if (row < TOKENS && unit + u < UNITS) {
+      float v[EACH];
+      load_pack<EACH>(x + row * K + (unit + u) * UNIT + pair * EACH, v);
 #pragma unroll
-    for (int e = 0; e < EACH; e++) square += v[e] * v[e];
+      for (int e = 0; e < EACH; e++) square += v[e] * v[e];
+    }
+    if (GROUPS > 1 || u == OWN - 1) {
+      square = row_sum(square, row, pair);
+      const int part = GROUPS > 1 ? unit + u : simd;
+      if (pair == 0 && part < SQUARES) squares[part * 8 + row] = square;
+      square = 0;
+    }
   }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
 }
-square = row_sum(square, row, pair);
-if (pair == 0) squares[simd * 8 + row] = square;
-threadgroup_barrier(mem_flags::mem_threadgroup);
-float inverse = 0;
-for (int i = 0; i < SIMDGROUPS; i++) inverse += squares[i * 8 + row];
-inverse = metal::precise::rsqrt(inverse / K + as_type<float>(EPS));
+float inverse = 1;
 simdgroup_matrix<M, 8, 8> tokens[OWN * PAIRS];
 float totals[OWN * 2];  // sums of a unit of the tokens that a lane has of a sum
 threadgroup M* const staged = (threadgroup M*)memory + simd * 8 * UNIT;
@@ -171,11 +183,26 @@ for (int u = 0; u < OWN; u++) {
 #pragma unroll
   for (int e = 0; e < EACH; e++) v[e] = 0;
   if (row < TOKENS && unit + u < UNITS) {
-    float factors[EACH];
-    load_pack<EACH>(x + row * K + (unit + u) * UNIT + pair * EACH, v);
-    load_pack<EACH>(weight + (unit + u) * UNIT + pair * EACH, factors);
+    const int at = (unit + u) * UNIT + pair * EACH;
+    load_pack<EACH>(x + row * K + at, v);
+    if constexpr (PROLOGUE > 0) {
+      float factors[EACH], logits[EACH];
+      load_pack<EACH>(weight + at, factors);
+      if (PROLOGUE == 2) load_pack<EACH>(gate + row * K + at, logits);
+      if (u == 0 || GROUPS > 1) {
+        const int part = GROUPS > 1 ? (unit + u) / PARTS * PARTS : 0;
+        float sum = 0;
+        for (int i = 0; i < PARTS; i++) sum += squares[(part + i) * 8 + row];
+        inverse = metal::precise::rsqrt(sum / (K / GROUPS) + as_type<float>(EPS));
+      }
 #pragma unroll
-    for (int e = 0; e < EACH; e++) v[e] = float(T(float(T(v[e] * inverse)) * factors[e]));
+      for (int e = 0; e < EACH; e++) {
+        if (PROLOGUE == 1) v[e] = float(T(float(T(v[e] * inverse)) * factors[e]));
+        if (PROLOGUE == 2) v[e] = factors[e] * (v[e] * inverse) * (1.0f / (1.0f + metal::precise::exp(-logits[e])));
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < EACH; e++) v[e] = float(O(v[e]));
   }
 #pragma unroll
   for (int m = 0; m < PAIRS; m++) {
@@ -200,8 +227,8 @@ for (int start = 0; start < TILES; start += AHEAD) {
 #pragma unroll
   for (int a = 0; a < AHEAD; a++) {
     const int tile = start + a;
-    const uint first_row = first + tile * 16;
-    if (tile >= TILES || first_row >= N) break;
+    const uint first_row = begin + tile * 16;
+    if (tile >= TILES || first_row >= rows) break;
     thread uint* const held = words + a * 2 * OWN * WORDS;
     const threadgroup S* const own_scales = (const threadgroup S*)(scales + (MODE == 0 ? 0 : tile % 2 * FACTORS));
     const threadgroup S* const own_biases = (const threadgroup S*)(biases + (MODE == 1 ? tile % 2 * FACTORS : 0));
@@ -236,16 +263,16 @@ for (int start = 0; start < TILES; start += AHEAD) {
     // What comes next: weights of a later tile are asked for, factors of the next one, asked for long ago, are shared.
     const uint later = first_row + AHEAD * 16;
     const int next = (a + 1) % AHEAD * A_THREAD, into = (tile + 1) % 2 * FACTORS;
-    if (tile + AHEAD < TILES) load_rows<BITS, N, K, UNIT, OWN>(w_w, later, unit, row, pair, held);
+    if (tile + AHEAD < TILES) load_rows<BITS, K, UNIT, OWN>(w, later, rows, unit, row, pair, held);
     if (AHEAD == 1 && tile + 1 < TILES) {
-      if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(w_s, later, N, index, scale_words);
-      if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(w_b, later, N, index, bias_words);
+      if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(s, later, rows, index, scale_words);
+      if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(b, later, rows, index, bias_words);
     }
     if constexpr (MODE != 0) store_factors<PER_ROW, THREADS, S>(scale_words + next, index, scales + into);
     if constexpr (MODE == 1) store_factors<PER_ROW, THREADS, S>(bias_words + next, index, biases + into);
     if (AHEAD > 1 && tile + AHEAD < TILES) {
-      if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(w_s, later, N, index, scale_words + a * A_THREAD);
-      if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(w_b, later, N, index, bias_words + a * A_THREAD);
+      if constexpr (MODE != 0) load_factors<PER_ROW, THREADS, IN_WORDS>(s, later, rows, index, scale_words + a * A_THREAD);
+      if constexpr (MODE == 1) load_factors<PER_ROW, THREADS, IN_WORDS>(b, later, rows, index, bias_words + a * A_THREAD);
     }
     threadgroup float* const sum_of = sums + tile % 2 * SIMDGROUPS * 128;  // the other half may still be read
 #pragma unroll
@@ -256,7 +283,15 @@ for (int start = 0; start < TILES; start += AHEAD) {
       float sum = 0;
 #pragma unroll
       for (int k = 0; k < SIMDGROUPS; k++) sum += sum_of[k * 128 + i % 16 * 8 + i / 16];
-      if (n < N) y[ulong(i / 16) * N + n] = Y(sum);
+      if (n < rows) {
+        const ulong at = ulong(i / 16) * rows + n;
+        if (HAS_RESIDUAL) sum += float(residual[at]);
+        if (is_second) {
+          second[at] = Y(sum);
+        } else {
+          first[at] = Y(sum);
+        }
+      }
     }
   }
 }

@@ -1,1 +1,0 @@
-"""Norm and product of a few tokens with a matrix of very many rows."""
