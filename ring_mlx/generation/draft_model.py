@@ -111,7 +111,7 @@ class DraftModel:
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
-        """Begin anew after a failure, which may have come in the middle of the layers."""
+        """Start over after a failure, which may have come in the middle of the layers."""
         try:
             yield
         except BaseException:

@@ -42,7 +42,7 @@ def below(schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def tidied(schema: dict[str, Any], origin: str) -> list[str]:
-    """Take away what means nothing, in place; returns the paths of what was more than nothing to whoever wrote it.
+    """Take away what means nothing, in place; returns the paths of keywords that meant something to their author.
 
     Options of llguidance itself go, so that no client gives them, and keywords that the specification lets a reader pass over:
     formats that are not known, and halves of pairs. Counts such as 2.0 become integers. Raises GrammarError if an object has too

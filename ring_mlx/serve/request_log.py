@@ -68,7 +68,7 @@ class Cost:
 class RequestLog:
     """Appends lines to a file, or to standard output.
 
-    A file that was moved or removed is made anew, as programs that rotate logs expect. A line that cannot be written is
+    A file that was moved or removed is created again, as programs that rotate logs expect. A line that cannot be written is
     lost, and told once: requests go on.
 
     Args:
