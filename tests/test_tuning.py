@@ -505,4 +505,4 @@ def test_random_weights_use_what_was_chosen_for_their_shapes(kept, capsys):
 
 def test_every_command_that_loads_a_model_has_no_tune():
     having = {path[0] for path, command in leaves(build_parser()) if "--no-tune" in command._option_string_actions}
-    assert having == {"bench", "cache-prompt", "chat", "convert", "eval", "generate", "serve"}
+    assert having == {"agent", "bench", "cache-prompt", "chat", "convert", "eval", "generate", "serve"}
