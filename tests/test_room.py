@@ -62,7 +62,7 @@ def test_answers_that_wait_for_memory_are_those_of_each_alone(scheduler, monkeyp
     monkeypatch.setattr(room, "LOOK_EVERY_STEPS", 3)
     monkeypatch.setattr(room, "GROW_TOKENS", 4)
     monkeypatch.setattr(room, "LIKELY_TOKENS", 8)
-    monkeypatch.setattr(room, "fit", lambda config, held, reading, lengths: len(lengths) * max(lengths) <= 120)
+    monkeypatch.setattr(room, "fit", lambda config, held, reading, lengths, draft: len(lengths) * max(lengths) <= 120)
     together, paused = finish(scheduler, [request_of(scheduler, text, **change) for text in SUMS[:3]])
     assert together == alone
     assert paused >= 1
@@ -75,7 +75,7 @@ def test_an_answer_that_waits_can_be_left_and_ended(scheduler, monkeypatch):
         scheduler.admit(request)
     while len(scheduler._rows) < 3:
         scheduler.step()
-    monkeypatch.setattr(room, "fit", lambda config, held, reading, lengths: False)
+    monkeypatch.setattr(room, "fit", lambda config, held, reading, lengths, draft: False)
     scheduler.step()
     assert [row.request for row in scheduler._paused] == [second, third]
     assert not scheduler.has_room(request_of(scheduler, "x"))

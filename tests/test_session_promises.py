@@ -118,7 +118,7 @@ def test_after_an_error_the_live_cache_is_not_believed(chat, monkeypatch):
     _, message, _ = talk.ask(messages)
     reader, seen = talk.session.reader, []
 
-    def half(prompt, model, cache, sizes, kv):
+    def half(prompt, model, cache, *_, **__):
         model(prompt[None, :3], cache=cache)
         raise MemoryError("no room")
         yield
