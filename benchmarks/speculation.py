@@ -22,7 +22,8 @@ import mlx.core as mx
 from benchmarks.common import alternate, arguments, random, report
 from ring_mlx import demo_model_path, load, render_chat
 from ring_mlx.generation.decoding import decode, prefill, step_sizes
-from ring_mlx.generation.drafts import MOST_TOKENS, Draft, Drafter, Pace, PromptLookup
+from ring_mlx.generation.drafts import MOST_TOKENS, Draft, Drafter, PromptLookup
+from ring_mlx.generation.pace import Pace
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.model.cache import HybridCache
 from ring_mlx.model.model import Model

@@ -18,7 +18,8 @@ from benchmarks.speculation_tasks import TASKS, Answer, answers
 from ring_mlx import demo_model_path, load
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.draft_sources import DraftSource, PromptDrafts
-from ring_mlx.generation.drafts import Counts, Draft, Drafter, Pace
+from ring_mlx.generation.drafts import Counts, Draft, Drafter
+from ring_mlx.generation.pace import Pace
 from ring_mlx.model.model import Model
 
 ALL, NOTHING = "all of them", "nothing right"

@@ -24,7 +24,8 @@ from benchmarks.common import arguments, report
 from ring_mlx import demo_model_path, load, render_chat
 from ring_mlx.generation.decoding import decode, prefill, step_sizes
 from ring_mlx.generation.draft_model import DraftModel, LookupOrModel
-from ring_mlx.generation.drafts import Drafter, Pace, PromptLookup
+from ring_mlx.generation.drafts import Drafter, PromptLookup
+from ring_mlx.generation.pace import Pace
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.model.cache import HybridCache
 from ring_mlx.model.model import Model

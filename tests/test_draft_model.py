@@ -16,7 +16,8 @@ from ring_mlx.checkpoint import weights
 from ring_mlx.checkpoint.loading import demo_model_path, load_model
 from ring_mlx.cli import main
 from ring_mlx.generation.draft_model import LONG, DraftModel, LookupOrModel
-from ring_mlx.generation.drafts import MODEL, Draft, Pace, PromptLookup
+from ring_mlx.generation.drafts import MODEL, Draft, PromptLookup
+from ring_mlx.generation.pace import Pace
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.model import memory
 from tests.compare import assert_close

@@ -20,7 +20,7 @@ from ring_mlx.engine.scheduler import Scheduler
 from ring_mlx.errors import NoFitError, OptionError, RingError
 from ring_mlx.generation.draft_model import DraftModel
 from ring_mlx.generation.draft_sources import PromptDrafts
-from ring_mlx.generation.drafts import Pace
+from ring_mlx.generation.pace import Pace
 from ring_mlx.model import memory
 from ring_mlx.system import macos
 from tests.serving import CHAT, metric, send, user

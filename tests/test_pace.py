@@ -8,8 +8,9 @@ import statistics
 
 import pytest
 
-from ring_mlx.generation.drafts import FORGET_TOKENS, LOSS_PART, LOSS_STEPS, MODEL, MOST_TOKENS, PLAIN_EVERY, Pace
+from ring_mlx.generation.drafts import MODEL, MOST_TOKENS
 from ring_mlx.generation.estimates import DRAFTED, READ, StepCosts
+from ring_mlx.generation.pace import FORGET_TOKENS, LOSS_PART, LOSS_STEPS, PLAIN_EVERY, Pace
 
 LENGTH = 4  # of the n-gram that finds all drafts
 H200 = {1: 1.0, 2: 1.32, 3: 1.37, 4: 1.42, 5: 1.555, 6: 1.69, 7: 1.825, 8: 1.96}  # as measured over plain decoding

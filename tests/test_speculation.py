@@ -19,7 +19,8 @@ from metal_kernels import launch
 from ring_mlx.cli import main
 from ring_mlx.errors import ModelError
 from ring_mlx.generation.decoding import Picked, Picker, decode, prefill
-from ring_mlx.generation.drafts import MOST_TOKENS, Draft, Pace, PromptLookup
+from ring_mlx.generation.drafts import MOST_TOKENS, Draft, PromptLookup
+from ring_mlx.generation.pace import Pace
 from ring_mlx.generation.sampling import SeededSampler
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.model.tentative import Tentative

@@ -11,7 +11,8 @@ from ring_mlx.cli import build_parser
 from ring_mlx.cli.serve_command import make_settings
 from ring_mlx.engine.events import Statistics
 from ring_mlx.generation.draft_sources import Predicted, PromptDrafts
-from ring_mlx.generation.drafts import Draft, Pace
+from ring_mlx.generation.drafts import Draft
+from ring_mlx.generation.pace import Pace
 from ring_mlx.serve.replies import usage_of
 from tests.serving import CHAT, metric, send, user
 from tui.gauges import gauges

@@ -13,7 +13,8 @@ from ring_mlx.engine.events import AnswerText, End, PrefillProgress, Sampling, S
 from ring_mlx.engine.request import Request
 from ring_mlx.errors import OptionError
 from ring_mlx.generation.draft_sources import KEPT_TOKENS, PromptDrafts
-from ring_mlx.generation.drafts import Draft, Pace, PromptLookup
+from ring_mlx.generation.drafts import Draft, PromptLookup
+from ring_mlx.generation.pace import Pace
 from ring_mlx.model.kv_quantization import KVQuantization
 from tests.compare import assert_close
 from tests.fuzz.profile import fuzz

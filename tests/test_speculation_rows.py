@@ -17,7 +17,8 @@ from metal_kernels import launch
 from ring_mlx.errors import ModelError
 from ring_mlx.generation.batch import Batch
 from ring_mlx.generation.decoding import Picker, decode, prefill
-from ring_mlx.generation.drafts import MOST_TOKENS, Draft, Pace
+from ring_mlx.generation.drafts import MOST_TOKENS, Draft
+from ring_mlx.generation.pace import Pace
 from ring_mlx.generation.sampling import SeededSampler
 from ring_mlx.generation.speculation import Drafted, Speculation
 from ring_mlx.generation.thinking import ThoughtBudget

@@ -27,9 +27,10 @@ from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.decoding import LogitsProcessor, Progress, Sampler, decode
 from ring_mlx.generation.draft_model import DraftModel, LookupOrModel
 from ring_mlx.generation.draft_sources import pace_of
-from ring_mlx.generation.drafts import Drafter, Pace, PromptLookup
+from ring_mlx.generation.drafts import Drafter, PromptLookup
 from ring_mlx.generation.forms import Form
 from ring_mlx.generation.grammars import Grammars
+from ring_mlx.generation.pace import Pace
 from ring_mlx.generation.sampling_ranges import within
 from ring_mlx.generation.speculation import speculate
 from ring_mlx.generation.stream import GenerationEvent, check_lengths, events_of, thought_closer

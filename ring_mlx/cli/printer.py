@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ring_mlx.experts import ExpertStatistics
-from ring_mlx.generation.drafts import Pace
+from ring_mlx.generation.pace import Pace
 from ring_mlx.generation.stream import GenerationEvent
 from ring_mlx.generation.thinking import Opening, end_note
 from ring_mlx.system.terminal_text import for_output

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 from ring_mlx.generation.decoding import forward, prefill, prefill_step_or_default, step_sizes
-from ring_mlx.generation.drafts import MODEL, MOST_TOKENS, Draft, Drafter, Pace
+from ring_mlx.generation.drafts import MODEL, MOST_TOKENS, Draft, Drafter
+from ring_mlx.generation.pace import Pace
 from ring_mlx.model.model import Model
 from ring_mlx.model.tentative import Place
 

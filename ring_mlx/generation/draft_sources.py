@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ring_mlx.errors import OptionError
-from ring_mlx.generation.drafts import MOST_TOKENS, Drafter, Pace, PromptLookup
+from ring_mlx.generation.drafts import MOST_TOKENS, Drafter, PromptLookup
+from ring_mlx.generation.pace import Pace
 
 SPECULATIONS = f"off, auto or a whole number from 1 to {MOST_TOKENS}"
 MOST_ROWS = 4  # sequences at once that may speculate together

@@ -20,7 +20,8 @@ import numpy as np
 from metal_kernels import launch
 from ring_mlx.generation.constraint import Constraint
 from ring_mlx.generation.decoding import CLEAR_EVERY_TOKENS, Forward, LogitsProcessor, Picked, Picker, Sampler, forward
-from ring_mlx.generation.drafts import Counts, Draft, Drafter, ForcedOr, Pace
+from ring_mlx.generation.drafts import Counts, Draft, Drafter, ForcedOr
+from ring_mlx.generation.pace import Pace
 from ring_mlx.model.ragged_cache import flush
 from ring_mlx.model.tentative import Tentative
 
