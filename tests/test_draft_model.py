@@ -24,7 +24,7 @@ from tests.compare import assert_close
 from tests.test_speculation import LENGTH, PROMPT, Gpu, Timed, assert_same, plain, read, several
 from tests.tiny import make_model
 
-WIDER = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 6}
+WIDER = {"hidden_size": 64, "intermediate_size": 112}  # no deeper, since the rounding of float32 grows with each layer
 
 
 @pytest.fixture(scope="module")
