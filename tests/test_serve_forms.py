@@ -157,6 +157,15 @@ def test_what_is_let_through_is_named(server):
         assert (status, headers["X-Ring-Left-Out"]) == (200, name)
 
 
+def test_tokens_that_may_not_come_are_no_alternatives(server):
+    """JSON has no infinity, so most clients cannot read an answer with one."""
+    body = {"messages": ASK, "max_tokens": 20, "thinking_budget": 4, "regex": "ab", "logprobs": True, "top_logprobs": 5}
+    found = send(server, "POST", "/v1/chat/completions", body)[2]["choices"][0]["logprobs"]["content"]
+    assert "".join(t["token"] for t in found).strip() == "ab"
+    assert all(top["logprob"] > float("-inf") for t in found for top in t["top_logprobs"])
+    assert all(t["token"] in [top["token"] for top in t["top_logprobs"]] for t in found)
+
+
 def test_an_unfinished_document_says_length(server):
     answer = client_of(server).chat.completions.create(
         messages=ASK, response_format={"type": "json_object"}, **GREEDY | {"max_tokens": 1}

@@ -187,7 +187,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of the answer, its log-probability, its place in the text, and the likeliest alternatives.
+    """One token of the answer, its log-probability, its place in the text, and the likeliest alternatives that were allowed.
 
     Of the prompt where that is asked for; its first token has no log-probability.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -230,7 +231,7 @@ class Row:
 
     def _logprob(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> TokenLogprob:
         said = token_bytes(self._tokenizer, token)
-        alternatives = tuple((token_bytes(self._tokenizer, i), value) for i, value in top)
+        alternatives = tuple((token_bytes(self._tokenizer, i), value) for i, value in top if value > -math.inf)
         return TokenLogprob(said, logprob, self._offsets.next(said), alternatives)
 
     def _tell_token(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]] = ()) -> None:
