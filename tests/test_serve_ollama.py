@@ -42,6 +42,8 @@ def test_a_request_is_that_of_the_chat_route():
     assert parsed().stream
     assert parsed(options={"num_predict": -2}).max_tokens == -1
     assert parsed(think="high", options={"num_ctx": 8}).left_out == ("num_ctx", "reasoning_effort")
+    assert parsed(n=2).left_out == parsed(options={"n": 2}).left_out == ("n",)
+    assert (parsed(n=2).n, parsed(n=1).left_out) == (1, ())
     assert parsed(format="json").form == parse_chat({"messages": user("x"), "response_format": {"type": "json_object"}}, Sampling()).form  # fmt: skip
     assert parsed(format={"type": "object"}).form is not None
     call = {"function": {"name": "f", "arguments": {"a": 1}}}
@@ -66,7 +68,8 @@ def test_a_request_is_that_of_the_chat_route():
         ({"options": {"temperature": "hot"}}, 400),
         ({"think": 1}, 400),
         ({"stream": "no"}, 400),
-        ({"format": 3}, 422),
+        ({"format": 3}, 400),
+        ({"format": "text"}, 400),
     ],
 )
 def test_what_is_wrong(change, status):
@@ -92,6 +95,18 @@ def test_lines_are_the_whole_in_pieces(server):
         assert answer["prompt_eval_count"] == expected["usage"]["prompt_tokens"]
         assert answer["total_duration"] >= answer["eval_duration"] > 0
     assert not any(p["done"] for p in pieces)
+
+
+def test_log_probabilities_are_those_of_the_chat_route(server):
+    asked = {"messages": user(SUMS[0]), "logprobs": True, "top_logprobs": 2}
+    expected = send(server, "POST", CHAT, asked | {"temperature": 0, "max_tokens": 80})[2]["choices"][0]["logprobs"]
+    whole = send(server, "POST", ROUTE, GREEDY | asked | {"stream": False})[2]
+    pieces = map(json.loads, send(server, "POST", ROUTE, GREEDY | asked)[2].splitlines())
+    streamed = [t for p in pieces for t in p.get("logprobs", ())]
+    for found in (whole["logprobs"], streamed):
+        assert [t["token"] for t in found] == [t["token"] for t in expected["content"]]
+        assert [t["logprob"] for t in found] == pytest.approx([t["logprob"] for t in expected["content"]], abs=1e-4)
+        assert all(len(t["top_logprobs"]) == 2 for t in found)
 
 
 def test_models_and_errors(server):

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ring_mlx.engine.events import AnswerText, End, Event, Sampling, ThinkingText, ToolCall
+from ring_mlx.engine.events import AnswerText, End, Event, Revised, Sampling, ThinkingText, ToolCall
 from ring_mlx.serve.answer import Answer, Piece
 from ring_mlx.serve.failures import ApiError, cannot
 from ring_mlx.serve.fields import Fields, check_count
 from ring_mlx.serve.models import Served
 from ring_mlx.serve.protocol import MOST_MESSAGES, ApiRequest, parse_chat
+from ring_mlx.serve.replies import chat_logprob
 
 FAMILY = "ring-linear"
 NANOSECONDS = 1_000_000_000
-# As they are in OpenAI's requests, or without an effect on the answer; all else is left out there.
-SAME = ("model", "tools", "logprobs", "top_logprobs")
-WITHOUT_EFFECT = ("keep_alive", "messages", "options", "stream", "think", "format")
+OWN = (
+    "keep_alive",
+    "messages",
+    "options",
+    "stream",
+    "think",
+    "format",
+)  # not as in OpenAI's requests, or without effect
 
 
 def parse_ollama(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
@@ -28,17 +35,22 @@ def parse_ollama(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
     if (most := Fields(options, "options.").integer("num_predict", -2, 1 << 53)) is not None:
         options["max_tokens"] = -1 if most < 0 else most
         del options["num_predict"]
-    chat = {name: value for name, value in body.items() if name not in WITHOUT_EFFECT}
+    chat = {name: value for name, value in body.items() if name not in OWN}
     check_count("messages", len(fields.array("messages")), MOST_MESSAGES)
     chat["messages"] = [_message(m, f"messages[{n}]") for n, m in enumerate(fields.array("messages"))]
     if (form := fields.get("format")) not in (None, ""):
+        if form != "json" and not isinstance(form, dict):
+            fields.refuse("format", "must be json or a JSON Schema")
         whole = {"type": "json_schema", "json_schema": {"name": "format", "schema": form}}
-        chat["response_format"] = (
-            whole if isinstance(form, dict) else {"type": "json_object" if form == "json" else form}
-        )
+        chat["response_format"] = {"type": "json_object"} if form == "json" else whole
     think = fields.get("think")
+    if not isinstance(think, (bool, str, type(None))):
+        fields.refuse("think", "must be true, false or an effort")
     chat |= {"reasoning_effort" if isinstance(think, str) else "enable_thinking": think}
-    return parse_chat({**options, **chat, "stream": fields.boolean("stream", True)}, defaults)
+    asked = {**options, **chat, "stream": fields.boolean("stream", True)}
+    several = () if asked.pop("n", 1) in (None, 1) else ("n",)  # the route has one answer
+    request = parse_chat(asked, defaults)
+    return replace(request, left_out=(*several, *request.left_out))
 
 
 def _message(given: Any, place: str) -> Any:
@@ -55,6 +67,7 @@ class OllamaReply(Answer):
     """An answer in Ollama's form; a stream is lines of JSON."""
 
     content_type = "application/x-ndjson"
+    _told = 0
 
     def line(self, piece: Piece) -> str:
         return json.dumps(piece, ensure_ascii=False) + "\n"
@@ -74,6 +87,8 @@ class OllamaReply(Answer):
         elif isinstance(event, ToolCall):
             call = self.calls[-1]
             yield self._piece({"content": "", "tool_calls": [_call(call.name, call.arguments)]})
+        elif isinstance(event, Revised):
+            self._told = 0
 
     def last(self, event: End) -> Iterator[Piece]:
         yield self._piece({"content": ""}) | self._end(event)
@@ -91,7 +106,15 @@ class OllamaReply(Answer):
 
     def _piece(self, message: dict[str, Any]) -> Piece:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        return {"model": self.model, "created_at": now, "message": {"role": "assistant", **message}, "done": False}
+        new, self._told = self.logprobs[self._told :], len(self.logprobs)
+        more = {"logprobs": [chat_logprob(t) for t in new]} if new else {}
+        return {
+            "model": self.model,
+            "created_at": now,
+            "message": {"role": "assistant", **message},
+            **more,
+            "done": False,
+        }
 
     def _end(self, event: End) -> dict[str, Any]:
         s = self.statistics
