@@ -197,6 +197,27 @@ def test_a_begun_answer_is_continued_in_words(server):
     assert choice["message"] == {"role": "assistant", "content": " 62."}
 
 
+def test_a_begun_response_is_continued_where_the_client_says_so(server):
+    thought = content(server, messages=user(SUMS[0]))[0]["message"]["reasoning_content"]
+    begun = [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": thought}]},
+             {"role": "assistant", "content": "The sum is"}]  # fmt: skip
+    body = {
+        "input": [*user(SUMS[0]), *begun],
+        "temperature": 0,
+        "max_output_tokens": 60,
+        "continue_final_message": True,
+    }
+    status, headers, answer = send(server, "POST", RESPONSES, body)
+    assert (status, "X-Ring-Left-Out" in headers) == (200, False)
+    assert [item["content"][0]["text"] for item in answer["output"]] == [" 62."]
+    kept = json.loads(server.stored.get(answer["id"]).messages)
+    assert kept[1:] == [{"role": "assistant", "content": "The sum is 62.", "reasoning_content": thought}]
+    assert not parsed(RESPONSES, input=body["input"]).continue_last
+    for wrong in ({"input": "1?"}, {"input": [], "instructions": "x"}):
+        with pytest.raises(ApiError, match="needs a last message of the assistant's"):
+            parsed(RESPONSES, **wrong, continue_final_message=True)
+
+
 def test_a_thought_that_is_not_wanted_does_not_come(server):
     for change in ({"reasoning_effort": "none"}, {"enable_thinking": False}, {"thinking": {"type": "disabled"}}):
         choice, _ = content(server, messages=user(SUMS[0]), **change)

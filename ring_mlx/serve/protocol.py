@@ -159,7 +159,7 @@ def common(fields: Fields, prompt: Any, defaults: Sampling, most_sent_as: str, l
 def _continues(fields: Fields, messages: list[dict[str, Any]], left_out: LeftOut) -> bool:
     """Whether the last message is the start of the answer: an assistant's without calls, unless the client says otherwise."""
     last = messages[-1]
-    can = last["role"] == "assistant" and not last.get("tool_calls")
+    can = is_begun(last)
     begins = fields.get("add_generation_prompt") is not None and fields.boolean("add_generation_prompt", True)
     if not fields.boolean("continue_final_message", not begins):
         return False
@@ -167,11 +167,22 @@ def _continues(fields: Fields, messages: list[dict[str, Any]], left_out: LeftOut
         if fields.get("add_generation_prompt") is False and not can:
             left_out.add("add_generation_prompt")
         return can and bool(last["content"] or last.get("reasoning_content"))
-    if not can:
-        fields.refuse("continue_final_message", "needs a last message of the assistant's, without tool calls")
     if begins:
         fields.refuse("continue_final_message", "contradicts add_generation_prompt; send one of them")
-    return True
+    return must_continue(fields, last)
+
+
+def is_begun(message: Mapping[str, Any]) -> bool:
+    """Whether a message can be the start of an answer."""
+    return message["role"] == "assistant" and not message.get("tool_calls")
+
+
+def must_continue(fields: Fields, last: Mapping[str, Any]) -> bool:
+    """Whether the client says that its last message is to be gone on with. Raises ApiError if it cannot be."""
+    wanted = fields.boolean("continue_final_message", False)
+    if wanted and not is_begun(last):
+        fields.refuse("continue_final_message", "needs a last message of the assistant's, without tool calls")
+    return wanted
 
 
 def _messages(fields: Fields, left_out: LeftOut) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from ring_mlx.serve.answer import Answer, Call, Piece, new_id
 from ring_mlx.serve.failures import ApiError
 from ring_mlx.serve.replies import chat_logprob, drafts_of
 from ring_mlx.serve.responses.request import ResponsesRequest
+from ring_mlx.serve.turns import Message
 
 PREFIX = {"reasoning": "rs_", "message": "msg_", "function_call": "fc_"}
 PART = {"reasoning": "reasoning_text", "message": "output_text"}
@@ -189,8 +190,16 @@ class ResponsesReply(Answer):
         else:
             response["completed_at"] = int(time.time())
         if self.request.stored is not None:
-            self.request.stored.put(response, [*self.request.talk, self.message()])
+            self.request.stored.put(response, self._talk())
         return response
+
+    def _talk(self) -> list[Message]:
+        """The conversation up to the end of the answer."""
+        talk, answer = self.request.talk, self.message()
+        if not self.request.continue_last:
+            return [*talk, answer]
+        texts = {name: talk[-1].get(name, "") + answer.get(name, "") for name in ("content", "reasoning_content")}
+        return [*talk[:-1], answer | {name: text for name, text in texts.items() if text}]
 
     def _response(self, status: str, items: list[dict[str, Any]]) -> dict[str, Any]:
         sampling = self.request.sampling

@@ -30,6 +30,7 @@ from ring_mlx.serve.protocol import (
     NEUTRAL,
     ApiRequest,
     check_supported,
+    must_continue,
 )
 from ring_mlx.serve.responses.items import Items, Tools
 from ring_mlx.serve.responses.stored import Stored
@@ -42,7 +43,7 @@ REPEATED = ("max_tool_calls", "metadata", "prompt_cache_key", "safety_identifier
 READ = {
     *("client_metadata", "include", "input", "instructions", "max_output_tokens", "model", "parallel_tool_calls"),
     *("previous_response_id", "stop", "store", "stream", "stream_options", "text", "tool_choice", "tools"),
-    *("top_logprobs", "truncation"),
+    *("continue_final_message", "top_logprobs", "truncation"),
     *SAMPLING,
     *ENDS,
     *FORMS,
@@ -90,6 +91,7 @@ def parse_responses(body: Mapping[str, Any], defaults: Sampling, stored: Stored)
         top_logprobs=_logprobs(fields, left_out),
         tools=tools.functions if choice.is_wanted else [],
         one_call=one_call,
+        continue_last=must_continue(fields, talk[-1] if talk else {"role": "system"}),
         form=form_of(own_form_of(fields, _text_form(fields)), tools.functions, choice, one_call),
         **thought_of(fields, left_out, reads=("summary", "generate_summary")),
         stream=fields.boolean("stream", False),
