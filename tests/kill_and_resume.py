@@ -1,4 +1,6 @@
-"""Converts SOURCE again and again, killed at random moments and resumed: ``python -m tests.kill_and_resume ...``.
+"""Converts SOURCE again and again, killed at random moments and resumed.
+
+``python -m tests.kill_and_resume SOURCE SCRATCH KILLS SEED [OPTIONS]``; the last is JSON, options of `convert` beside these.
 
 Each attempt is a process forked from this one, which has imported everything but computed nothing; half of them are
 killed when a random time has passed, the others before a random write, rename or sync. Prints one JSON object: the
@@ -63,15 +65,15 @@ def killed_before(step: int, work: Callable[[], object]) -> None:
 def main() -> None:
     """The command line: source, an empty folder, how many kills, a seed."""
     source, scratch, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    rng = random.Random(seed)
-    status, whole_s = run(lambda: convert(source, scratch / "whole", **OPTIONS))
+    rng, options = random.Random(seed), OPTIONS | json.loads(sys.argv[5] if len(sys.argv) > 5 else "{}")
+    status, whole_s = run(lambda: convert(source, scratch / "whole", **options))
     assert status == 0
     hashes, died = [], 0
     for i in range(kills):
         target = scratch / str(i)
 
         def work(target: Path = target) -> object:
-            return convert(source, target, resume=True, **OPTIONS)
+            return convert(source, target, resume=True, **options)
 
         if i % 2:
             code, _ = run(work, rng.uniform(0.02, whole_s))

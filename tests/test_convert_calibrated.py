@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
 import shutil
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -13,12 +15,13 @@ import pytest
 
 from ring_mlx import demo_model_path, load_model
 from ring_mlx.cli import main
-from ring_mlx.convert import activations, calibration, convert, report, second_order, writer
+from ring_mlx.convert import activations, calibration, convert, report, second_order, shard_files, writer
 from ring_mlx.convert.fit import dequantize, quantize
 from ring_mlx.convert.recipes import Setting
 from ring_mlx.errors import ConvertError, TokenizerError, WeightsError
 from tests.compare import relative_rms
 from tests.kill_and_resume import folder_hashes
+from tests.test_convert_resume import killed_and_resumed
 from tests.tiny import GOLDENS, config, save_hf
 
 TEXT = [{"text": "What is 27 + 35? The sum is 62."}, {"text": "Spell the word again: a, g, a, i, n."}]
@@ -185,6 +188,28 @@ def test_stopped_after_each_shard_it_goes_on_to_the_same_bytes(source, calibrate
             with pytest.raises(ConvertError, match="started with another options"):
                 convert(source, target, resume=True, **OPTIONS | {"calibrate": False})
         assert folder_hashes(convert(source, target, resume=True, **OPTIONS)) == whole
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Metal does not survive a fork")
+def test_killed_while_bits_are_chosen_and_matrices_calibrated_it_goes_on_to_the_same_bytes(source, tmp_path):
+    killed_and_resumed(source, tmp_path, 4, **OPTIONS | {"bits": None, "target_bits": 5.5})
+
+
+def test_a_full_disk_is_one_line_and_can_be_resumed(source, calibrated, tmp_path, monkeypatch):
+    written, write = set(), shard_files.ShardFile.write
+
+    def full(self, *args):
+        written.add(self)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_files.ShardFile, "write", full)
+        with pytest.raises(ConvertError, match="the disk is full"):
+            convert(source, tmp_path / "out", **OPTIONS)
+    assert len(list(writer.partial_folder(tmp_path / "out").glob("*.safetensors"))) == 2
+    assert folder_hashes(convert(source, tmp_path / "out", resume=True, **OPTIONS)) == folder_hashes(calibrated)
 
 
 def test_shards_of_a_layer_that_are_lost_are_made_again(source, tmp_path):

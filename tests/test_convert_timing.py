@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -74,10 +75,13 @@ def test_the_first_line_and_the_dry_run_say_how_long_and_what_each_fit_would_cha
     fitted = sum(o.count for o in plan.outputs if o.setting is not None)
     others = sum(o.count for o in plan.outputs) - fitted
     for_fits = {fit: round(fitted * s + others * FLOAT_S) for fit, s in SPEEDS.items()}
-    text = size_table(opened, plan, options).splitlines()[-1]
+    text, quality = size_table(opened, plan, options).splitlines()[-2:]
     said = []
     convert(source, tmp_path / "out", say=said.append, **vars(options))
-    assert said[0] == text
+    assert said[:2] == [text, quality]
+    assert re.fullmatch(
+        r"quality: weights are off by 0\.[4-8]% .*, which is hardly to be told from the source", quality
+    )
     assert text.startswith(f"time: about {for_fits['fast']} s on this machine, which reads ")
     assert f"--q-fit rtn: about {for_fits['rtn']} s, error 1." in text
     assert f"--q-fit best: about {for_fits['best']} s, error " in text
