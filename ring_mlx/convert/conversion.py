@@ -17,6 +17,7 @@ from ring_mlx.checkpoint.weights import dtype_name
 from ring_mlx.convert import calibration, folder_files, remote, timing, writer
 from ring_mlx.convert.calibration_time import SOLVED
 from ring_mlx.convert.encoding import CHUNK_WEIGHTS, encode
+from ring_mlx.convert.fit import EFFORTS
 from ring_mlx.convert.folder_files import DecayChoice
 from ring_mlx.convert.options import Options
 from ring_mlx.convert.plan import SHARD_BYTES, Output, Plan, by_part, make_plan, stage_of, uses
@@ -113,15 +114,10 @@ def convert(
         job["recipe"] = hashlib.sha256(json.dumps(plan.recipe, sort_keys=True).encode()).hexdigest()
     if target.exists():
         return _finished(target, job)
-    calibrated = (
-        calibration.Calibration(opened, plan, text, chosen.fit) if chosen.calibrate and text is not None else None
-    )
-    sample, times_told = None, []
-    if say or progress:
-        sample = None if calibrated else timing.measure(opened, plan)
-        times_told = [calibrated.told()] if calibrated else [timing.told(sample, plan, chosen.fit)] if sample else []
+    calibrated = _calibration(opened, plan, chosen, text)
+    sample, expected = _expected(opened, plan, chosen, calibrated) if say or progress else (None, [])
     say = say or (lambda line: None)
-    for line in [*times_told, *said_before(opened, plan, chosen)]:
+    for line in [*expected, *said_before(opened, plan, chosen)]:
         say(line)
     with writer.disk_errors(target):
         _check_space(target, plan)
@@ -175,6 +171,29 @@ def describe(folder: Path) -> str:
     note = grid_note(writer.read_manifest(folder)) if (folder / writer.MANIFEST).is_file() else ""
     parts = [f"{size / 1e9:.3f} GB", kind, f"{others} modules otherwise" if others else "", note]
     return f"{folder}: {', '.join(filter(None, parts))}"
+
+
+def _calibration(
+    source: Source, plan: Plan, options: Options, text: Sequence[Mapping[str, Any]] | None
+) -> calibration.Calibration | None:
+    if not options.calibrate or text is None:
+        return None
+    return calibration.Calibration(source, plan, text, options.fit)
+
+
+def _expected(
+    source: Source, plan: Plan, options: Options, calibrated: calibration.Calibration | None
+) -> tuple[timing.Sample | None, list[str]]:
+    """A second's sample, and lines on how long a conversion takes and how good the result will be."""
+    sample = timing.measure(source, plan, [options.fit] if calibrated else tuple(EFFORTS))
+    lines = [calibrated.told()] if calibrated else [timing.told(sample, plan, options.fit)] if sample else []
+    if sample and options.fit in sample.errors:
+        lines.append(timing.quality(sample.errors[options.fit], calibrated is not None))
+    if plan.recipe and (kl := plan.recipe.get("expected_kl")) is not None:
+        lines.append(
+            f"divergence: about {kl:.2g} nats a token from the source, the sum of what each module alone gives"
+        )
+    return sample, lines
 
 
 def _decay(
@@ -356,9 +375,7 @@ def size_table(
         ),
     ]
     options = options or Options()
-    if options.calibrate:
-        text = read_text(packaged=calibration.TEXT) if text is None else text
-        lines.append(calibration.Calibration(source, plan, text, options.fit).told())
-    elif sample := timing.measure(source, plan):
-        lines.append(timing.told(sample, plan, options.fit))
+    if options.calibrate and text is None:
+        text = read_text(packaged=calibration.TEXT)
+    lines += _expected(source, plan, options, _calibration(source, plan, options, text))[1]
     return "\n".join([*lines, *remarks(source, plan, options)])

@@ -16,7 +16,7 @@ import mlx.core as mx
 from ring_mlx.checkpoint.tensor_files import TensorFiles
 from ring_mlx.convert.encoding import CHUNK_WEIGHTS, encode
 from ring_mlx.convert.fit import EFFORTS, dequantize
-from ring_mlx.convert.plan import Output, Plan
+from ring_mlx.convert.plan import ROUTED, Output, Plan
 from ring_mlx.convert.recipes import Setting
 from ring_mlx.convert.sources import Source, as_matrix
 from ring_mlx.model.memory import GB
@@ -26,6 +26,15 @@ from ring_mlx.system.progress import TimeLeft, duration
 LEAST_WEIGHTS = 16 << 20
 # A kind of less than this share of the weights is sampled with fewer of them.
 LARGE_SHARE, SMALL_WEIGHTS = 0.05, CHUNK_WEIGHTS // 16
+# Up to which relative error of the weights a model is what: 8, 6, 5, 4, 3 and 2 bits have about 0.6, 2, 4.5, 9, 20 and 45 %.
+QUALITY = (
+    (0.012, "hardly to be told from the source"),
+    (0.032, "very close to the source"),
+    (0.065, "close to the source"),
+    (0.14, "usual for 4 bits: hard tasks lose some points"),
+    (0.3, "usual for 3 bits: clearly worse, easy tasks still go well"),
+    (math.inf, "too much for most models"),
+)
 # Of TimeLeft: bytes that are hashed and brought to the disk once a shard is written.
 FINISHING = "finishing"
 
@@ -38,7 +47,8 @@ class Sample:
         read_rate: Bytes of the source a second, of what was not read before.
         seconds: A weight, by kind of matrix and by fit, with reading.
         finishing_s: A byte of the result.
-        errors: Sum of squares of what each fit changes in the largest kind that is fitted; empty if none is.
+        errors: What each fit changes in matrices of the largest kind that is fitted, root mean square over that of the weights; empty
+            if none is.
     """
 
     read_rate: float
@@ -83,7 +93,8 @@ def measure(source: Source, plan: Plan, fits: Sequence[str] = tuple(EFFORTS)) ->
         return None
     largest: dict[str, Output] = {}
     for o in plan.outputs:
-        largest[kind_of(o)] = max(o, largest.get(kind_of(o), o), key=lambda o: o.count)
+        # Experts before ends, which may be larger each, but are few.
+        largest[kind_of(o)] = max(largest.get(kind_of(o), o), o, key=lambda o: (ROUTED in o.name, o.count))
     share = {kind: count / total for kind, count in work(plan.outputs).items()}
     seconds: dict[str, dict[str, float]] = {}
     errors: dict[str, float] = {}
@@ -120,12 +131,19 @@ def measure(source: Source, plan: Plan, fits: Sequence[str] = tuple(EFFORTS)) ->
 def told(sample: Sample, plan: Plan, fit: str) -> str:
     """How long it will take, and what each other fit would change."""
     whole_s = sample.total_s(plan, fit)
-    lines = [f"time: about {duration(whole_s)} on this machine, which reads {sample.read_rate / GB:.1f} GB a second"]
+    lines = [f"time: about {duration(whole_s)} on this machine, which reads {sample.read_rate / GB:.2g} GB a second"]
     for other in sample.errors:
         if other != fit:
-            more = math.sqrt(sample.errors[other] / sample.errors[fit]) if sample.errors[fit] else 1.0
+            more = sample.errors[other] / sample.errors[fit] if sample.errors[fit] else 1.0
             lines.append(f"--q-fit {other}: about {duration(sample.total_s(plan, other))}, error {more:.2f} times")
     return "; ".join(lines)
+
+
+def quality(error: float, is_calibrated: bool = False) -> str:
+    """How good the result will be, in words, from the relative error of its weights."""
+    words = next(words for most, words in QUALITY if error <= most)
+    more = "; calibrating leaves about half of the divergence that this gives" if is_calibrated else ""
+    return f"quality: weights are off by {error:.1%} (root mean square of the sample), which is {words}{more}"
 
 
 def _read(o: Output, files: TensorFiles, start: int, stop: int) -> tuple[mx.array, float]:
@@ -136,4 +154,5 @@ def _read(o: Output, files: TensorFiles, start: int, stop: int) -> tuple[mx.arra
 
 
 def _error(packed: dict[str, mx.array], setting: Setting, w: mx.array) -> float:
-    return float(mx.square(dequantize(packed, setting) - w.astype(mx.float32)).sum())
+    exact = w.astype(mx.float32)
+    return float(mx.linalg.norm(dequantize(packed, setting) - exact) / mx.maximum(mx.linalg.norm(exact), 1e-30))
