@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.optimizers import Adam
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import convert as mlx_lm_convert
 from mlx_lm.models import bailing_moe_linear as stock
 from mlx_lm.quant import awq, dwq, gptq
@@ -40,17 +41,23 @@ def token_rows(folder: Path, text: list[dict[str, Any]]) -> mx.array:
 
 
 def saved(plain: Path, out: Path, make: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]) -> Path:
-    """What a tool of mlx_lm makes of the model, as it would be saved."""
+    """What a tool of mlx_lm makes of the model, as it would be saved. MLX's products of experts on a processor need float32."""
     model, tokenizer, config = mlx_lm_load(str(plain), return_config=True)
+    kept = {name for name, array in tree_flatten(model.parameters()) if array.dtype == mx.float32}
+    if is_cpu := mx.default_device() == mx.cpu:
+        model.set_dtype(mx.float32)
     model, config = make(model, config)
+    if is_cpu:
+        floats = [(n, a) for n, a in tree_flatten(model.parameters()) if a.dtype == mx.float32 and n not in kept]
+        model.update(tree_unflatten([(n, a.astype(mx.bfloat16)) for n, a in floats]))
     save(out, plain, model, tokenizer, config)
     return out
 
 
 def theirs(
-    plain: Path, rows: mx.array, bits: int, group: int
+    plain: Path, rows: mx.array, bits: int, group: int, dwq_rows: int
 ) -> dict[str, Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]]:
-    """mlx_lm's tools; each takes a model and its config."""
+    """mlx_lm's tools; each takes a model and its config. Of the rows dwq, which trains on them, takes so many, evenly."""
 
     def by_gptq(model: Any, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # Ends and routers, which it does not calibrate, get its fallback of the same bits.
@@ -63,9 +70,13 @@ def theirs(
 
     def by_dwq(model: Any, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         student, _ = mlx_lm_load(str(plain))
+        dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+        student.set_dtype(dtype)
         student, config = quantize_model(student, config, group, bits)
-        data, opt = [(row, 0) for row in rows.tolist()], Adam(learning_rate=LEARNING_RATE, bias_correction=True)
-        dwq.dwq_quantize(student, lambda x, *_, **__: model(x), opt, data, data[:8], 4, WIDTH, seed=0)
+        step = max(1, len(rows) // dwq_rows)
+        data = [(row, 0) for row in rows[::step][:dwq_rows].tolist()]
+        opt = Adam(learning_rate=LEARNING_RATE, bias_correction=True)
+        dwq.dwq_quantize(student, lambda x, *_, **__: model(x), opt, data, data[:8], 4, WIDTH, seed=0, dtype=dtype)
         return student, config
 
     return {"gptq": by_gptq, "awq": by_awq, "dwq": by_dwq}
@@ -114,7 +125,7 @@ def rows(args: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
         )
         yield first
         base, size = first["KL"], first["bytes"]
-        tools = theirs(plain, token_rows(plain, text), bits, args.group_size)
+        tools = theirs(plain, token_rows(plain, text), bits, args.group_size, args.dwq_rows)
         for name in filter(None, args.tools.split(",")):
             tool = tools[name]
             yield row(f"mlx_lm.{name}", lambda out=out, name=name, tool=tool: saved(plain, out / name, tool))
@@ -132,6 +143,7 @@ def main() -> None:
     parser = arguments(__doc__, model=True)
     parser.add_argument("--bits", type=counts, default=(4, 3), help="with commas (4,3)")
     parser.add_argument("--tools", default="gptq,awq,dwq", help="of mlx_lm, with commas (gptq,awq,dwq)")
+    parser.add_argument("--dwq-rows", type=int, default=32, help=f"of {WIDTH} tokens, in steps of four (32)")
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--rows", type=int, default=36)
     args = parser.parse_args()
