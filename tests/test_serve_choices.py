@@ -162,6 +162,20 @@ def test_a_client_that_leaves_frees_all_its_answers(server, toy):
     assert complete(server, prompt="a", max_tokens=1)["choices"]
 
 
+def test_a_server_that_closes_between_two_answers_says_so(serve):
+    made = serve(max_batch=1)
+    engine, submit = made.engine, made.engine.submit
+
+    def closing(request):
+        if request.index:
+            engine.close(0)
+        submit(request)
+
+    engine.submit = closing
+    status, _, answer = send(made, "POST", COMPLETIONS, {"prompt": "a", "n": 2, "max_tokens": 2})
+    assert (status, answer["error"]["message"]) == (503, "the server is closing.")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

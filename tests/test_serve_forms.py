@@ -129,6 +129,9 @@ def ids_of(server, text):
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": BAD}}}, "response_format.json_schema.schema", "schema.properties.a: Unimplemented keys"),
         ({"response_format": {"type": "json_schema"}}, "response_format.schema", "JSON Schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": False}}}, "response_format.json_schema.schema", "object"),
+        ({"json_schema": {"const": 1e999}}, "json_schema", "not finite"),
+        ({"json_schema": {"items": {"type": "integer", "minimum": 10**29, "maximum": 10**30}}}, "json_schema", "json_schema.items.minimum is beyond"),
+        ({"json_schema": {"exclusiveMaximum": -1e300}}, "json_schema", "json_schema.exclusiveMaximum is beyond"),
         ({"regex": "("}, "regex", "unclosed"),
         ({"grammar": "nonsense"}, "grammar", "neither GBNF nor Lark"),
         ({"regex": "a", "grammar": 'root ::= "a"'}, "regex", "two forms"),
@@ -142,7 +145,8 @@ def ids_of(server, text):
     ],
 )  # fmt: skip
 def test_what_cannot_be_met_is_refused(server, body, param, said):
-    status, _, answer = send(server, "POST", "/v1/chat/completions", {"messages": ASK, "max_tokens": 4} | body)
+    text = json.dumps({"messages": ASK, "max_tokens": 4} | body).replace("Infinity", "1e999")
+    status, _, answer = send(server, "POST", "/v1/chat/completions", text.encode())
     assert status == 400
     assert answer["error"]["param"] == param
     assert said in answer["error"]["message"]

@@ -177,8 +177,12 @@ class Grammars:
 
 
 def _schema(text: str, origin: str) -> tuple[dict[str, Any], list[str]]:
-    """A schema, tidied, and the paths of what was left out of it."""
+    """A schema, tidied, and the paths of what was left out of it. Raises GrammarError as `tidied`, or for 1e999 and the like."""
     schema = json.loads(text)
+    try:
+        json.dumps(schema, allow_nan=False)
+    except ValueError:
+        raise GrammarError(f"{origin} has a number that is not finite; correct it.", origin) from None
     return schema, tidied(schema, origin)
 
 

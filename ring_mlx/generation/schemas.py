@@ -14,6 +14,9 @@ ONE = {
 LISTS = {"allOf", "anyOf", "oneOf", "prefixItems"}
 NAMED = {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
 COUNTS = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
+# Bounds that large are rounded, or taken for the largest integer of 64 bits, which then would be allowed.
+FARTHEST = 1 << 53
+LOWER, UPPER = ("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")
 # What else says something of properties or items, so that "unevaluated" is more than "additional" there.
 APPLICATORS = {
     *("$dynamicRef", "$ref", "allOf", "anyOf", "contains", "dependentSchemas", "else", "if", "not", "oneOf", "then"),
@@ -46,7 +49,7 @@ def tidied(schema: dict[str, Any], origin: str) -> list[str]:
 
     Options of llguidance itself go, so that no client gives them, and keywords that the specification lets a reader pass over:
     formats that are not known, and halves of pairs. Counts such as 2.0 become integers. Raises GrammarError if an object has too
-    many properties.
+    many properties, or a number must be larger than is exact.
     """
     told: list[str] = []
     schema.pop("x-guidance", None)
@@ -59,6 +62,10 @@ def tidied(schema: dict[str, Any], origin: str) -> list[str]:
         if isinstance(properties, dict) and len(properties) > MOST_PROPERTIES:
             why = f"{path} has {len(properties)} properties, more than {MOST_PROPERTIES}; nest some of them."
             raise GrammarError(why, origin)
+        for name in (*LOWER, *UPPER):
+            bound = s.get(name)
+            if isinstance(bound, (int, float)) and (bound if name in LOWER else -bound) > FARTHEST:
+                raise GrammarError(f"{path}.{name} is beyond 2**53; answers cannot be held to it.", origin)
         if isinstance(s.get("format"), str) and s["format"] not in FORMATS:
             told.append(f"{path}.format")
             del s["format"]

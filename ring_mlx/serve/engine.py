@@ -210,7 +210,7 @@ class Engine(ModelThread):
         return request
 
     def enter(self, request: ApiRequest) -> None:
-        """`submit`, in place of the last request of another client that has more of them, if too many wait.
+        """`submit` in place of the last request of another client that has more of them, if too many wait.
 
         Raises ApiError 503 if too many wait, or the model is gone meanwhile.
         """
@@ -219,10 +219,14 @@ class Engine(ModelThread):
                 last.stopped.set()
                 self._waiting.remove(last)
                 last.end(SessionError(self._full))
-            try:
-                self.submit(request)
-            except RingError:
-                raise busy("the server is closing.") from None
+            self.submit(request)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request, whoever waits. Raises ApiError 503 if the model was let go meanwhile."""
+        try:
+            super().submit(request)
+        except RingError:
+            raise busy("the server is closing.") from None
 
     def check(self, client: str) -> Request | None:
         """Whether one more request of a client may wait; returns the one that it would put out of a full queue.
