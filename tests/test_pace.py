@@ -143,6 +143,31 @@ def test_drafts_that_look_right_until_they_are_read(seed):
     assert time <= n * (1 + 1.1 * LOSS_PART) + 3 * LOSS_STEPS
 
 
+def test_steps_that_are_not_usual_cost_credit_and_teach_nothing():
+    pace = Pace()
+    for _ in range(30):
+        pace.compared(LENGTH, True)
+    for _ in range(3):
+        pace.took(1, 1.0)
+    guessed = pace.costs.step(2)
+    assert pace.wanted(LENGTH) == 1
+    pace.count(2, 1)
+    pace.took(2, 50.0, is_usual=False)  # it compiled, and its draft was wrong
+    assert pace.wanted(LENGTH) == 0
+    assert (pace.costs.step(2), pace.costs.plain, pace.costs.longest) == (guessed, 1.0, 1)
+    for launch_s, steps in ((1.0, 150), (1.02, 300)):
+        waited = 0
+        while not pace.wanted(LENGTH):
+            pace.took(1, launch_s, is_usual=False)
+            waited += 1
+            if waited > steps:
+                break
+        assert (waited <= steps) == (launch_s == 1.0)
+        pace.count(2, 1)
+        pace.took(2, 50.0, is_usual=False)
+    assert pace.costs.plain == 1.0
+
+
 def test_a_lucky_past_does_not_pay_for_long():
     """What was gained is credit only up to a bound, so a conversation that changes loses little from there on."""
     pace = Pace()

@@ -206,13 +206,13 @@ def test_logits_that_are_not_finite_end_the_row_that_has_them(alone):
 
 def test_a_step_during_which_other_work_ran_is_not_timed(model, alone, monkeypatch):
     batch, timed = Batch(model), []
-    monkeypatch.setattr(Pace, "took", lambda pace, count, seconds: timed.append(count))
+    monkeypatch.setattr(Pace, "took", lambda pace, count, s, is_usual: timed.append((count, is_usual)))
     join(batch, model, alone, 5, "perfect", 3)
     for n in range(MOST - 1):
         batch.step()
         if n in (4, 9, 10, 11):  # the second token of the second step, the third step
             batch.not_timed()
-    assert timed == [4, 4]  # of five steps: the first of a length is not timed either
+    assert timed == [(4, False), (4, True), (4, True)]  # of five steps: the first of a length compiles
 
 
 def together(model, alone, rules, most=MOST_TOKENS):

@@ -115,22 +115,29 @@ class Pace:
         self.drafted += (tokens - 1) * len(given)
         self.accepted += sum(max(0, n - 1) for n in given)
 
-    def took(self, tokens: int, seconds: float) -> None:
-        """Take how long a step of so many tokens took, without drafting."""
+    def took(self, tokens: int, seconds: float, is_usual: bool = True) -> None:
+        """Take how long a step of so many tokens took, without drafting.
+
+        One that compiled something, or that is plain and came after one of several tokens, is not ``is_usual``: its loss
+        counts, but it says nothing of later ones.
+        """
         costs = self.costs
         if tokens > 1:
             self._rested, self._since_plain = 0, self._since_plain + 1
             usual = costs.step(tokens)
             if costs.plain and not self._is_disturbed:
-                costs.add_step(tokens, seconds)
+                if is_usual:
+                    costs.add_step(tokens, seconds)
                 cost = min(seconds / costs.plain, SLOW * usual) + self._unpaid / costs.plain
                 self._pay(cost - self._given if self._given else 0.0, cost)
             if self._since_plain >= PLAIN_EVERY:
                 costs.renew()
-        elif not self._is_disturbed:
+        elif not self._is_disturbed and is_usual:
             self._rested, self._since_plain = self._rested + 1, 0
             costs.add_plain(seconds)
             self._pay(0.0, 1.0)
+        elif not self._is_disturbed and costs.plain:
+            self._pay(min(seconds / costs.plain, SLOW) - 1, 1.0)
         if self._rested >= FORGET_TOKENS:
             self._rested = 0
             costs.forget()

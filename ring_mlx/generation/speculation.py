@@ -117,7 +117,8 @@ class Speculation(Iterator[dict[int, int]]):
     yields those of all rows first, then those of the rows in which more of them come true.
 
     Clear ``is_timed`` where other work ran since the last token. Of the last step, ``_read`` has the number of its tokens and
-    ``_waited`` the seconds that do not count: for the step before, and outside after others than its first token.
+    ``_waited`` the seconds that do not count: for the step before, and outside after others than its first token. Those for steps
+    before, ``_awaited``, count with the plain step that comes after steps of several tokens, and finds its token ready.
 
     Args:
         rows: Their first tokens are picked.
@@ -128,7 +129,7 @@ class Speculation(Iterator[dict[int, int]]):
     def __init__(self, model: Forward, cache: Any, rows: Iterable[Drafted], pace: Pace) -> None:
         self._model, self._cache, self._rows, self._pace = model, cache, list(rows), pace
         self._is_alone, self.is_timed = len(self._rows) == 1, True
-        self._read, self._waited, self._since_cleared, self._plain_steps = 0, 0.0, 0, 0
+        self._read, self._waited, self._awaited, self._since_cleared, self._plain_steps = 0, 0.0, 0.0, 0, 0
         self._steps = self._all()
 
     def __next__(self) -> dict[int, int]:
@@ -150,8 +151,11 @@ class Speculation(Iterator[dict[int, int]]):
             yield from self._one() if wanted < 1 else self._several(wanted)
             is_known = self._pace.has_run(self._read)
             is_whole = self._read > 1 or read_before == 1  # a step of one token is computed while the next one runs
-            if self.is_timed and is_known and is_whole:
-                self._pace.took(self._read, time.perf_counter() - began - self._waited)
+            if self.is_timed and (is_whole or read_before):
+                seconds = time.perf_counter() - began - self._waited + (0.0 if is_whole else self._awaited)
+                self._pace.took(self._read, seconds, is_usual=is_known and is_whole)
+            if self._read == 1:
+                self._awaited = 0.0
             self._since_cleared += max(row.given for row in self._rows)
             if self._since_cleared >= CLEAR_EVERY_TOKENS:
                 self._since_cleared = 0
@@ -190,6 +194,7 @@ class Speculation(Iterator[dict[int, int]]):
         picked = [row.picker.ask() for row in rows]
         tokens = self._ids(picked, self._together(picked))
         self._waited = time.perf_counter() - left
+        self._awaited += self._waited
         for row, token in zip(rows, tokens, strict=True):
             self._came(row, token, row.guess, 0)
         left = time.perf_counter()
