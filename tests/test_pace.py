@@ -10,7 +10,7 @@ import pytest
 
 from ring_mlx.generation.drafts import MODEL, MOST_TOKENS
 from ring_mlx.generation.estimates import DRAFTED, READ, StepCosts
-from ring_mlx.generation.pace import FORGET_TOKENS, LOSS_PART, LOSS_STEPS, PLAIN_EVERY, Pace
+from ring_mlx.generation.pace import FORGET_TOKENS, GAIN, LOSS_PART, LOSS_STEPS, PLAIN_EVERY, Pace
 
 LENGTH = 4  # of the n-gram that finds all drafts
 H200 = {1: 1.0, 2: 1.32, 3: 1.37, 4: 1.42, 5: 1.555, 6: 1.69, 7: 1.825, 8: 1.96}  # as measured over plain decoding
@@ -166,6 +166,26 @@ def test_steps_that_are_not_usual_cost_credit_and_teach_nothing():
         pace.count(2, 1)
         pace.took(2, 50.0, is_usual=False)
     assert pace.costs.plain == 1.0
+
+
+@pytest.mark.parametrize("costs", [H200, CPU, STEEP])
+def test_a_short_look_at_the_first_token_decides_as_a_whole_one(costs):
+    draws, decided = random.Random(1), set()
+    for _ in range(200):
+        pace, rows, right = Pace(), draws.randrange(1, 4), draws.random()
+        for _ in range(3):
+            pace.took(1, 1.0)
+        for T in range(2, 2 + draws.randrange(7)):
+            pace.took(T, costs[T])
+        pace._credit = LOSS_STEPS
+        for at in (0, 1, 2) * draws.randrange(12):
+            pace.compared(draws.choice((2, LENGTH)), draws.random() < right, at)
+        lengths = [draws.choice((0, 2, LENGTH)) for _ in range(rows)]
+        T, a_token = pace.best(*lengths, most_loss=LOSS_STEPS)
+        wanted = pace.wanted(*lengths)
+        assert wanted == (T - 1 if a_token * GAIN < 1 else 0)
+        decided.add(wanted > 0)
+    assert decided == {False, True}
 
 
 def test_a_lucky_past_does_not_pay_for_long():

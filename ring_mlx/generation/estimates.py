@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 from operator import mul
 
+from ring_mlx.generation.drafts import MOST_TOKENS
+
 MEMORIES = (8, 32, 128)  # tokens after which what was seen counts half
 KEPT = tuple(0.5 ** (1 / tokens) for tokens in MEMORIES)
 LEAST_WEIGHT = 1e-3  # of a memory, so that it can come back
@@ -72,6 +74,7 @@ class StepCosts:
         self._timed: dict[str, deque[float]] = {}
         self._plain: deque[float] = deque(maxlen=PLAIN_TIMED)
         self._found: dict[int, float] = {}
+        self._least_right: float | None = None
         self.plain = 0.0
 
     @property
@@ -86,6 +89,13 @@ class StepCosts:
         if tokens not in self._found:
             self._found[tokens] = max(1.0, self._of(str(tokens)) or self._guess(tokens))
         return self._found[tokens]
+
+    @property
+    def least_right(self) -> float:
+        """The least probability of a draft's first token with which a step may pay: if all later ones were right."""
+        if self._least_right is None:
+            self._least_right = min((self.step(T) - 1) / (T - 1) for T in range(2, MOST_TOKENS + 2))
+        return self._least_right
 
     @property
     def drafted(self) -> float:
@@ -114,7 +124,7 @@ class StepCosts:
     def add_step(self, tokens: int, seconds: float) -> None:
         """Take the seconds of a step of several tokens."""
         self._add(str(tokens), seconds)
-        self._found.clear()
+        self._changed()
 
     def add_drafted(self, tokens: int, seconds: float) -> None:
         """Take the seconds in which a model drafted so many tokens."""
@@ -130,7 +140,11 @@ class StepCosts:
             if (self._of(name) or 0.0) > _guessed(self._rows * int(name)) / _guessed(self._rows):
                 self._timed.pop(name, None)
                 self._known.pop(name, None)
+        self._changed()
+
+    def _changed(self) -> None:
         self._found.clear()
+        self._least_right = None
 
     def kept(self) -> dict[str, float]:
         """What a later process should know: names and costs."""

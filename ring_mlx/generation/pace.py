@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import mul
 
 from ring_mlx.generation.drafts import FORCED, MODEL, MOST_TOKENS
@@ -15,7 +15,7 @@ GAIN, GAIN_ON = 1.06, 1.02
 # Before anything is known, what finds a draft is right with this probability, which counts as so many tokens. A draft model is
 # compared only where it drafts; so it is trusted at first, and again while it rests.
 DOUBT, DOUBT_TOKENS = 0.25, 1.0
-TRUST, TRUST_TOKENS, REST_HALF_LIFE = 0.75, 4.0, 64
+TRUST, TRUST_TOKENS, REST_KEPT = 0.75, 4.0, 0.5 ** (1 / 64)
 CERTAIN = 0.99  # the most acceptance
 LATER_TOKENS = 4.0  # as so many tokens counts that a draft's later token is right as often as the one before
 # What drafts may lose, in plain steps: so many, and this part of the time. What they gain is credit up to a bound, and so is debt.
@@ -80,6 +80,10 @@ class Pace:
             return self.most
         if not self.costs.is_known:
             return 0
+        first = sum(next(self._acceptances(length)) for length in lengths if length)
+        if first < self.costs.least_right * len(lengths):  # mostly so where drafts are wrong, and known at little cost
+            self._is_on = False
+            return 0
         T, a_token = self.best(*lengths, most_loss=self._credit)
         self._is_on = T > 1 and a_token * (GAIN_ON if self._is_on else GAIN) < 1
         return T - 1 if self._is_on else 0
@@ -103,11 +107,12 @@ class Pace:
     def compared(self, length: int, hit: bool, at: int = 0) -> None:
         """Take whether a draft's token, found by an n-gram of this length, was right where those before it were."""
         seen = self._seen.setdefault(length, [])
-        seen.extend(Acceptance() for _ in range(at + 1 - len(seen)))
-        before = [a for _, a in zip(range(at), self._acceptances(length), strict=False)]
+        while len(seen) <= at:
+            seen.append(Acceptance())
+        before = list(islice(self._acceptances(length), at)) if at else []
         seen[at].add(hit, *((before[-1], LATER_TOKENS) if before else _prior(length)))
         for later in seen[at + 1 :] if not at else ():
-            later.forget(0.5 ** (1 / REST_HALF_LIFE))
+            later.forget(REST_KEPT)
 
     def count(self, tokens: int, *given: int) -> None:
         """Take a step of so many tokens a row, of which ``given`` were yielded of each row."""
@@ -143,7 +148,7 @@ class Pace:
             costs.forget()
         if self._rested:
             for seen in self._seen.get(MODEL, ()):
-                seen.forget(0.5 ** (1 / REST_HALF_LIFE))
+                seen.forget(REST_KEPT)
         self._given, self._unpaid, self._is_disturbed = 0, 0.0, False
 
     def has_run(self, tokens: int) -> bool:
