@@ -9,7 +9,7 @@ import statistics
 import pytest
 
 from ring_mlx.generation.drafts import MODEL, MOST_TOKENS
-from ring_mlx.generation.estimates import DRAFTED, READ, StepCosts
+from ring_mlx.generation.estimates import DRAFTED, READ
 from ring_mlx.generation.pace import FORGET_TOKENS, GAIN, LOSS_PART, LOSS_STEPS, PLAIN_EVERY, Pace
 
 LENGTH = 4  # of the n-gram that finds all drafts
@@ -213,27 +213,11 @@ def test_each_place_of_a_draft_has_its_own_chance():
     assert max(used) > 2
 
 
-def test_costs_of_earlier_help():
-    first = Pace()
-    run(told(constant(0.9), 800, 1), STEEP, first)
-    kept = first.costs.kept()
-    assert kept.keys() >= {"4"}
-    assert kept["4"] == pytest.approx(STEEP[4], rel=0.1)
-    texts = [told(constant(0.9), 300, seed) for seed in range(2, 8)]
-    cold = [run(right, STEEP, seed=1) for right in texts]
-    warm = [run(right, STEEP, Pace(costs=StepCosts(kept)), seed=1) for right in texts]
-    assert statistics.mean(warm) > statistics.mean(cold)
-
-
-@pytest.mark.parametrize("broken", [{"2": -1.0}, {"2": math.nan}, {"2": "1.3"}, {"2": True}, {"2": 1e9}, {"2": None}])
-def test_kept_costs_that_cannot_be_are_none(broken):
-    costs = StepCosts(broken)
-    assert costs.step(2) == StepCosts().step(2)
-    assert costs.kept() == {}
-
-
 def test_what_was_slow_once_is_tried_again():
-    pace = Pace(costs=StepCosts({str(T): 50.0 for T in range(2, 9)}))
+    pace = Pace()
+    pace.took(1, 1.0)
+    for T in range(2, 9):
+        pace.took(T, 50.0)
     for _ in range(FORGET_TOKENS):
         assert pace.wanted(LENGTH) == 0
         pace.compared(LENGTH, True)

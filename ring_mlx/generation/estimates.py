@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping
 from operator import mul
 
 from ring_mlx.generation.drafts import MOST_TOKENS
@@ -19,7 +18,6 @@ PLAIN_TIMED = 15  # plain steps whose median counts
 # at least this part of what the tokens of a shorter step cost. A low guess is tried and corrected; a high one would never be tried.
 SECOND, FURTHER, PART = 0.3, 0.1, 0.5
 DRAFTED, READ = 0.25, 0.015  # what a draft model's token costs, until it is timed: drafted; read in a text
-MOST_RATIO = 100.0
 SLOW = 2.0  # times the usual: a step that takes longer counts as this, since something else took it
 
 
@@ -64,13 +62,11 @@ class StepCosts:
     Times of single steps are noisy, and some are far off, so medians count.
 
     Args:
-        known: By name, as `kept` gave them to an earlier process: they hold until this one has times of its own.
         rows: Sequences that step together, each by so many tokens.
     """
 
-    def __init__(self, known: Mapping[str, float] | None = None, rows: int = 1) -> None:
+    def __init__(self, rows: int = 1) -> None:
         self._rows = rows
-        self._known = {name: ratio for name, ratio in (known or {}).items() if _is_ratio(ratio)}
         self._timed: dict[str, deque[float]] = {}
         self._plain: deque[float] = deque(maxlen=PLAIN_TIMED)
         self._found: dict[int, float] = {}
@@ -110,7 +106,7 @@ class StepCosts:
     @property
     def longest(self) -> int:
         """The most tokens of a step that was timed."""
-        return max((int(name) for name in (*self._timed, *self._known) if name.isdecimal()), default=1)
+        return max((int(name) for name in self._timed if name.isdecimal()), default=1)
 
     def add_plain(self, seconds: float) -> None:
         """Take the seconds of a plain step."""
@@ -136,25 +132,19 @@ class StepCosts:
 
     def forget(self) -> None:
         """Guess again where a guess is lower than what was timed: the machine may have been busy then."""
-        for name in [n for n in {*self._timed, *self._known} if n.isdecimal()]:
+        for name in [n for n in self._timed if n.isdecimal()]:
             if (self._of(name) or 0.0) > _guessed(self._rows * int(name)) / _guessed(self._rows):
-                self._timed.pop(name, None)
-                self._known.pop(name, None)
+                del self._timed[name]
         self._changed()
 
     def _changed(self) -> None:
         self._found.clear()
         self._least_right = None
 
-    def kept(self) -> dict[str, float]:
-        """What a later process should know: names and costs."""
-        found = {name: self._of(name) or 0.0 for name in (*self._known, *self._timed)}
-        return {name: round(ratio, 3) for name, ratio in found.items() if _is_ratio(ratio)}
-
     def _of(self, name: str) -> float | None:
         found = self._timed.get(name)
         if not found:
-            return self._known.get(name)
+            return None
         return statistics.median(found) if len(found) >= FEW else min(found)
 
     def _guess(self, tokens: int) -> float:
@@ -174,7 +164,3 @@ class StepCosts:
 def _guessed(tokens: int) -> float:
     """What a step of so many tokens of all rows costs over one of one token."""
     return 1 + SECOND + FURTHER * (tokens - 2) if tokens > 1 else 1.0
-
-
-def _is_ratio(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < MOST_RATIO

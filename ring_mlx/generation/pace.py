@@ -39,7 +39,7 @@ class Pace:
     Args:
         most: Drafted tokens at most.
         always: Draft ``most`` wherever something is found, whatever it costs.
-        costs: What steps cost, perhaps from an earlier process.
+        costs: What steps cost.
         rows: Sequences that step together; see `of`.
     """
 
@@ -70,8 +70,7 @@ class Pace:
         if rows == self.rows:
             return self
         if rows not in self._others:
-            costs = StepCosts(rows=rows)
-            self._others[rows] = Pace(self.most, self.always, costs, rows, _seen=self._seen)
+            self._others[rows] = Pace(self.most, self.always, StepCosts(rows), rows, _seen=self._seen)
         return self._others[rows]
 
     def wanted(self, *lengths: int) -> int:
