@@ -128,6 +128,7 @@ def test_more_tokens_at_least_than_at_most_are_refused():
         (COMPLETIONS, {"odd": [], "enable_thinking": False}, ("odd", "enable_thinking")),
         (RESPONSES, {"reasoning": {"effort": "high", "summary": "auto"}, "odd": 1}, ("odd", "reasoning.effort")),
         (RESPONSES, {"parallel_tool_calls": False, "stop": "x"}, ()),
+        (RESPONSES, {"text": {"verbosity": "medium", "odd": 1}}, ("text.odd",)),
         (MESSAGES, {"output_config": {"effort": "high", "odd": 1}}, ("output_config.odd", "output_config.effort")),
         (MESSAGES, {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}, "service_tier": "auto"}, ()),
     ],

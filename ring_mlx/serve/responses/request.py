@@ -141,6 +141,7 @@ def _truncates(fields: Fields) -> bool:
 def _repeated(fields: Fields, left_out: LeftOut) -> dict[str, Any]:
     """What the response repeats of the request."""
     text = Fields(fields.object("text"), "text.")
+    left_out.note(text.values, ("format", "verbosity"), "text.")
     form = text.object("format") or {"type": "text"}
     if text.text("verbosity") not in (None, "medium"):
         left_out.add("text.verbosity")
