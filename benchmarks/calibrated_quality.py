@@ -20,11 +20,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import convert as mlx_lm_convert
 from mlx_lm.models import bailing_moe_linear as stock
 from mlx_lm.quant import awq, dwq, gptq
-from mlx_lm.utils import load as mlx_lm_load
-from mlx_lm.utils import quantize_model, save
+from mlx_lm.utils import load_model, quantize_model, save
 
 from benchmarks.common import arguments, counts, report
 from benchmarks.sensitivity import Judge
+from ring_mlx.checkpoint.tokenizer import load_tokenizer
 from ring_mlx.convert import calibration, convert
 from ring_mlx.convert import report as packaged
 from ring_mlx.model.decay import decay_rate
@@ -42,7 +42,7 @@ def token_rows(folder: Path, text: list[dict[str, Any]]) -> mx.array:
 
 def saved(plain: Path, out: Path, make: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]) -> Path:
     """What a tool of mlx_lm makes of the model, as it would be saved. MLX's products of experts on a processor need float32."""
-    model, tokenizer, config = mlx_lm_load(str(plain), return_config=True)
+    model, config = load_model(plain)
     kept = {name for name, array in tree_flatten(model.parameters()) if array.dtype == mx.float32}
     if is_cpu := mx.default_device() == mx.cpu:
         model.set_dtype(mx.float32)
@@ -50,7 +50,7 @@ def saved(plain: Path, out: Path, make: Callable[[Any, dict[str, Any]], tuple[An
     if is_cpu:
         floats = [(n, a) for n, a in tree_flatten(model.parameters()) if a.dtype == mx.float32 and n not in kept]
         model.update(tree_unflatten([(n, a.astype(mx.bfloat16)) for n, a in floats]))
-    save(out, plain, model, tokenizer, config)
+    save(out, plain, model, load_tokenizer(plain), config)
     return out
 
 
@@ -69,7 +69,7 @@ def theirs(
         return model, awq.update_config(model, config)
 
     def by_dwq(model: Any, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        student, _ = mlx_lm_load(str(plain))
+        student, _ = load_model(plain)
         dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
         student.set_dtype(dtype)
         student, config = quantize_model(student, config, group, bits)

@@ -232,7 +232,7 @@ def test_no_kernel_of_a_step_reads_a_number_that_the_host_keeps(backend, monkeyp
 
 
 def test_an_array_that_is_passed_twice_is_bound_once():
-    kernel = launch.Kernel(fused_qmv.HERE / "fused_qmv.metal", ("x", "gate", "weight", "residual"), ("first",))
+    kernel = launch.Kernel(fused_qmv.KERNEL.file, ("x", "gate", "weight", "residual"), ("first",))
     seen = []
 
     def constructor(**built):

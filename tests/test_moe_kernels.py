@@ -235,7 +235,8 @@ def test_shapes_that_disagree_are_named():
 
 
 FAULTS = [
-    *((kernel, BARRIER, "") for kernel in (decode.GATE_UP, decode.DOWN)),
+    (decode.GATE_UP, f"{BARRIER}\n    float gate", "float gate"),
+    (decode.DOWN, BARRIER, ""),
     (decode.GATE_UP, "r * apart, last)", "r * apart, last + 1)"),
     (decode.GATE_UP, "i < STEPS; i++", "i < STEPS - 1; i++"),
     (decode.GATE_UP, "i < HELD; i++", "i < HELD - 1; i++"),
@@ -249,7 +250,7 @@ FAULTS = [
     (decode.GATE_UP, "row < N", "row <= N"),
     (decode.GATE_UP, "lane % LANES < BLOCKS", "lane % LANES <= BLOCKS"),
     (decode.GATE_UP, "lane % LANES, BLOCKS - 1", "lane % LANES, BLOCKS"),
-    (decode.GATE_UP, "/ 16; i += THREADS", "/ 16 - 1; i += THREADS"),
+    (decode.GATE_UP, "THREADS) {\n      packs", "THREADS) {\n      if (i > 0) packs"),
     (decode.GATE_UP, "slot == TOP_K", "slot == TOP_K - 1"),
     (decode.GATE_UP, "i < NW / 4", "i < NW / 4 - 1"),
     (decode.GATE_UP, "i < STEP;", "i < STEP - 1;"),

@@ -40,7 +40,7 @@ class MadeUp:
         return HybridCache([ArraysCache(1)])
 
 
-def prefill(prompt, model, cache, sizes, kv_quantization=None):
+def prefill(prompt, model, cache, sizes, kv_quantization=None, every_position=False):
     """As `ring_mlx.generation.decoding.prefill`, for the made-up model."""
     tokens, done = prompt.tolist(), 0
     for size in sizes:

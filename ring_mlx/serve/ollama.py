@@ -59,7 +59,10 @@ def _message(given: Any, place: str) -> Any:
     if given.get("images"):
         raise cannot(f"{place}.images is not empty; only text is read.", f"{place}.images")
     said = {name: value for name, value in given.items() if name not in ("images", "thinking", "tool_name")}
-    more = {"reasoning_content": given.get("thinking"), "name": given.get("tool_name") or given.get("name")}
+    more = {
+        "reasoning_content": Fields(given, f"{place}.").text("thinking"),
+        "name": given.get("tool_name") or given.get("name"),
+    }
     return said | {name: value for name, value in more.items() if value is not None}
 
 
