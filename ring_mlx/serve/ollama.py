@@ -18,14 +18,8 @@ from ring_mlx.serve.replies import chat_logprob
 
 FAMILY = "ring-linear"
 NANOSECONDS = 1_000_000_000
-OWN = (
-    "keep_alive",
-    "messages",
-    "options",
-    "stream",
-    "think",
-    "format",
-)  # not as in OpenAI's requests, or without effect
+# Not as in OpenAI's requests, or without effect.
+OWN = ("keep_alive", "messages", "options", "stream", "think", "format")
 
 
 def parse_ollama(body: Mapping[str, Any], defaults: Sampling) -> ApiRequest:
@@ -59,10 +53,8 @@ def _message(given: Any, place: str) -> Any:
     if given.get("images"):
         raise cannot(f"{place}.images is not empty; only text is read.", f"{place}.images")
     said = {name: value for name, value in given.items() if name not in ("images", "thinking", "tool_name")}
-    more = {
-        "reasoning_content": Fields(given, f"{place}.").text("thinking"),
-        "name": given.get("tool_name") or given.get("name"),
-    }
+    thought, name = Fields(given, f"{place}.").text("thinking"), given.get("tool_name") or given.get("name")
+    more = {"reasoning_content": thought, "name": name}
     return said | {name: value for name, value in more.items() if value is not None}
 
 
@@ -111,28 +103,16 @@ class OllamaReply(Answer):
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         new, self._told = self.logprobs[self._told :], len(self.logprobs)
         more = {"logprobs": [chat_logprob(t) for t in new]} if new else {}
-        return {
-            "model": self.model,
-            "created_at": now,
-            "message": {"role": "assistant", **message},
-            **more,
-            "done": False,
-        }
+        said = {"role": "assistant", **message}
+        return {"model": self.model, "created_at": now, "message": said, **more, "done": False}
 
     def _end(self, event: End) -> dict[str, Any]:
         s = self.statistics
-        read = s.time_to_first_token_s
-        generated = s.generated_tokens / s.generation_tps if s.generation_tps else 0.0
-        return {
-            "done": True,
-            "done_reason": "length" if self.reason(event) == "length" else "stop",
-            "total_duration": int((read + generated) * NANOSECONDS),
-            "load_duration": 0,
-            "prompt_eval_count": s.prompt_tokens,
-            "prompt_eval_duration": int(read * NANOSECONDS),
-            "eval_count": s.generated_tokens,
-            "eval_duration": int(generated * NANOSECONDS),
-        }
+        read, generated = s.time_to_first_token_s, s.generated_tokens / s.generation_tps if s.generation_tps else 0.0
+        done = {"done": True, "done_reason": "length" if self.reason(event) == "length" else "stop"}
+        counts = {"prompt_eval_count": s.prompt_tokens, "eval_count": s.generated_tokens, "load_duration": 0}
+        seconds = {"total_duration": read + generated, "prompt_eval_duration": read, "eval_duration": generated}
+        return done | counts | {name: int(value * NANOSECONDS) for name, value in seconds.items()}
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,15 +128,8 @@ def tag_of(name: str, one: Served, created: int) -> dict[str, Any]:
     """A model as ``/api/tags`` lists it; of one that is not loaded size and digest are not known."""
     loaded = None if one.engine is None else one.engine.loaded
     at = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
-    known = (0, "") if loaded is None else (loaded.weight_bytes, loaded.info.fingerprint)
-    return {
-        "name": name,
-        "model": name,
-        "modified_at": at,
-        "size": known[0],
-        "digest": known[1],
-        "details": _details(one),
-    }
+    size, digest = (0, "") if loaded is None else (loaded.weight_bytes, loaded.info.fingerprint)
+    return {"name": name, "model": name, "modified_at": at, "size": size, "digest": digest, "details": _details(one)}
 
 
 def shown(one: Served) -> dict[str, Any]:
