@@ -174,7 +174,7 @@ COUNTED = {
     "messages": {"type": "array", "minItems": 1, "items": {"oneOf": [turn("user", BLOCK), turn("assistant", SAID)]}},
     "system": parts("text"),
     "tools": {"type": "array", "items": OBJECT | {"required": ["name", "input_schema"], "properties": {"name": NAME, "input_schema": OBJECT, "description": TEXT}}},
-    "tool_choice": perhaps("auto"),
+    "tool_choice": kind("auto"),
     "thinking": {"oneOf": [kind("disabled"), perhaps("adaptive"), kind("enabled", budget_tokens=setting("thinking_budget"))]},
 }  # fmt: skip
 MESSAGES = OBJECT | {

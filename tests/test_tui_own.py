@@ -73,6 +73,7 @@ def test_a_chat_goes_on_as_it_was_when_the_defaults_change(home):
         assert d.engine.questions[-1].sampling == Sampling()
         await d.post(d.text("b"), d.end())
         d.chat.show_header()  # as a timer does
+        await d.settle()
         assert "no system prompt · the model's temp · no thinking budget" in header(d)
         await d.command("/defaults")
         assert header(d) == ""

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from textual.await_complete import AwaitComplete
 from textual.binding import ActiveBinding
-from textual.command import CommandPalette
+from textual.command import CommandList, CommandPalette
 from textual.layout import Layout
 from textual.screen import ModalScreen
 from textual.widgets import Footer
@@ -33,6 +33,11 @@ class EndsOnce(ModalScreen[Result]):
 
 class Palette(CommandPalette, EndsOnce[None]):
     """Textual's palette."""
+
+    def _action_command_list(self, action: str) -> None:
+        # A key may come before the list is laid out, or when it is gone; Textual would fail then.
+        if any(found.size.height for found in self.query(CommandList)):
+            super()._action_command_list(action)
 
 
 class Dialog(EndsOnce[Result]):
