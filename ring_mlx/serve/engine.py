@@ -222,7 +222,7 @@ class Engine(ModelThread):
             self.submit(request)
 
     def submit(self, request: Request) -> None:
-        """Queue a request, whoever waits. Raises ApiError 503 if the model was let go meanwhile."""
+        """Queue a request. Raises ApiError 503 if the model was let go meanwhile."""
         try:
             super().submit(request)
         except RingError:
